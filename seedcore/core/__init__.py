@@ -1,0 +1,1 @@
+"""The rules: values, lifecycle, leases, batches, selection. Standard library only."""

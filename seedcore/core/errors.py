@@ -1,0 +1,210 @@
+"""One tree of errors. Each crosses process boundaries, so each keeps its positional arguments."""
+
+from __future__ import annotations
+
+
+class RegistryError(Exception):
+    """Root of every error this package raises on purpose."""
+
+
+class InvalidInputError(RegistryError, ValueError):
+    """A value breaks a stated limit; nothing was changed."""
+
+    def __init__(self, field: str, why: str) -> None:
+        super().__init__(field, why)
+        self.field = field
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.why}"
+
+
+class ConfigurationError(RegistryError):
+    """A setting is wrong; the message is one line that names the variable."""
+
+    def __init__(self, variable: str, why: str) -> None:
+        super().__init__(variable, why)
+        self.variable = variable
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"{self.variable}: {self.why}"
+
+
+class UnknownInstanceError(RegistryError):
+    """No instance with this id is registered."""
+
+    def __init__(self, instance_id: str) -> None:
+        super().__init__(instance_id)
+        self.instance_id = instance_id
+
+    def __str__(self) -> str:
+        return f"instance {self.instance_id} is not registered; register it first"
+
+
+class InstanceDeadError(RegistryError):
+    """The instance is dead, which is final: come back as a new instance."""
+
+    def __init__(self, instance_id: str, cause: str | None = None) -> None:
+        super().__init__(instance_id, cause)
+        self.instance_id = instance_id
+        self.cause = cause
+
+    def __str__(self) -> str:
+        why = f" ({self.cause})" if self.cause else ""
+        return f"instance {self.instance_id} is dead{why}; dead is final, register a new instance"
+
+
+class ForbiddenTransitionError(RegistryError):
+    """The lifecycle has no such edge."""
+
+    def __init__(self, instance_id: str, current: str, wanted: str) -> None:
+        super().__init__(instance_id, current, wanted)
+        self.instance_id = instance_id
+        self.current = current
+        self.wanted = wanted
+
+    def __str__(self) -> str:
+        return f"instance {self.instance_id} is {self.current} and cannot become {self.wanted}"
+
+
+class InstanceConflictError(RegistryError):
+    """The instance id belongs to another logical id."""
+
+    def __init__(self, instance_id: str, logical_id: str) -> None:
+        super().__init__(instance_id, logical_id)
+        self.instance_id = instance_id
+        self.logical_id = logical_id
+
+    def __str__(self) -> str:
+        return f"instance {self.instance_id} already belongs to another agent than {self.logical_id!r}"
+
+
+class RetiredEpochError(RegistryError):
+    """The epoch was current once and cannot come back."""
+
+    def __init__(self, epoch: str) -> None:
+        super().__init__(epoch)
+        self.epoch = epoch
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch!r} is retired and cannot come back; use the current or a new one"
+
+
+class EpochLimitError(RegistryError):
+    """Too many epochs are staged; most likely an epoch is generated for each process."""
+
+    def __init__(self, epoch: str) -> None:
+        super().__init__(epoch)
+        self.epoch = epoch
+
+    def __str__(self) -> str:
+        return (
+            f"epoch {self.epoch!r} cannot be staged: too many staged epochs wait already; "
+            "give CLUSTER_EPOCH one value for the whole fleet"
+        )
+
+
+class BacklogFullError(RegistryError):
+    """The bounded queue of changes is full; nothing was taken, try again later."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return f"{self.limit} changes already wait for the database; try again later"
+
+
+class StoreUnavailableError(RegistryError):
+    """The database cannot be reached now. Nothing is known about what it would answer."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"the database is away: {self.why}"
+
+
+class StoreRejectedError(RegistryError):
+    """The database refused the statement itself: a bad value, a missing table, no permission."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"the database refused: {self.why}"
+
+
+class SchemaError(RegistryError):
+    """The database's schema and this code do not fit together."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+    def __str__(self) -> str:
+        return self.why
+
+
+class RegistryUnavailableError(RegistryError):
+    """The registry actor cannot be asked now."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"the registry is away: {self.why}"
+
+
+class DirectoryUnavailableError(RegistryError):
+    """Ray's own listing cannot be asked now."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"Ray's actor listing is away: {self.why}"
+
+
+class VersionMismatchError(RegistryError):
+    """The running registry actor speaks another protocol than this code."""
+
+    def __init__(self, running: int, ours: int) -> None:
+        super().__init__(running, ours)
+        self.running = running
+        self.ours = ours
+
+    def __str__(self) -> str:
+        return (
+            f"the running registry speaks protocol {self.running}, this code {self.ours}: "
+            "replace it with `seedcore registry stop` and start it again from this version"
+        )
+
+
+class NotResolvableError(RegistryError):
+    """No live instance of this agent can be handed out, and this is certain."""
+
+    def __init__(self, logical_id: str, why: str) -> None:
+        super().__init__(logical_id, why)
+        self.logical_id = logical_id
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"agent {self.logical_id!r} cannot be resolved: {self.why}"
+
+
+class CannotKnowError(RegistryError):
+    """Whether the agent lives cannot be told now: every source that could tell is away or silent."""
+
+    def __init__(self, logical_id: str, why: str) -> None:
+        super().__init__(logical_id, why)
+        self.logical_id = logical_id
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"cannot know now whether agent {self.logical_id!r} is alive: {self.why}"

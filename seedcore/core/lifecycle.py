@@ -1,0 +1,32 @@
+"""The transition table of an instance. `dead` has no edge out of it."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Status(str, Enum):
+    """What an instance says it is doing, or what the registry declared of it."""
+
+    STARTING = "starting"
+    ALIVE = "alive"
+    DRAINING = "draining"
+    DEAD = "dead"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+TRANSITIONS: dict[Status, frozenset[Status]] = {
+    Status.STARTING: frozenset({Status.ALIVE, Status.DRAINING, Status.DEAD}),
+    Status.ALIVE: frozenset({Status.DRAINING, Status.DEAD}),
+    Status.DRAINING: frozenset({Status.ALIVE, Status.DEAD}),
+    Status.DEAD: frozenset(),
+}
+
+LIVE_STATUSES = frozenset({Status.STARTING, Status.ALIVE, Status.DRAINING})
+
+
+def is_allowed(current: Status, wanted: Status) -> bool:
+    """Whether an instance may go from `current` to `wanted`. Staying where it is is no transition."""
+    return wanted in TRANSITIONS[current]

@@ -1,0 +1,422 @@
+"""The values that travel between agents, registry, store and callers, and the limits they keep."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+from typing import Generic, TypeVar, Union, overload
+
+from seedcore.core.errors import InvalidInputError
+from seedcore.core.lifecycle import Status
+
+Json = Union[None, bool, int, float, str, Sequence["Json"], Mapping[str, "Json"]]
+T = TypeVar("T")
+
+MAX_ID_CHARS = 255
+MAX_EPOCH_CHARS = 128
+MAX_TEXT_CHARS = 1024
+MAX_LABELS = 64
+MAX_LABEL_KEY_CHARS = 63
+MAX_LABEL_VALUE_CHARS = 255
+MAX_METADATA_BYTES = 16 * 1024
+MAX_PAGE = 1000
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+class Source(str, Enum):
+    """Where an answer came from."""
+
+    REGISTRY = "registry"
+    SNAPSHOT = "snapshot"
+    POSTGRES = "postgres"
+    RAY = "ray"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class Verdict(str, Enum):
+    """What we believe of an instance now, from its beats."""
+
+    FRESH = "fresh"
+    LATE = "late"
+    SUSPECT = "suspect"
+    UNKNOWN = "unknown"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What an agent tells of itself. `validated()` before it goes anywhere."""
+
+    instance_id: str
+    logical_id: str
+    actor_name: str | None = None
+    namespace: str | None = None
+    actor_id: str | None = None
+    serve_route: str | None = None
+    organ_id: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, Json] = field(default_factory=dict)
+    node_id: str | None = None
+    ip_address: str | None = None
+    pid: int | None = None
+    cluster_epoch: str | None = None
+
+    def validated(self) -> Registration:
+        """The same registration, or InvalidInputError naming the first bad field."""
+        check_instance_id(self.instance_id)
+        check_text("logical_id", self.logical_id, MAX_ID_CHARS)
+        for name, value in (
+            ("actor_name", self.actor_name),
+            ("namespace", self.namespace),
+            ("actor_id", self.actor_id),
+            ("organ_id", self.organ_id),
+            ("node_id", self.node_id),
+        ):
+            if value is not None:
+                check_text(name, value, MAX_ID_CHARS)
+        if self.serve_route is not None:
+            check_text("serve_route", self.serve_route, MAX_TEXT_CHARS)
+        if self.cluster_epoch is not None:
+            check_epoch(self.cluster_epoch)
+        if self.ip_address is not None:
+            _check_ip(self.ip_address)
+        if self.pid is not None and not (type(self.pid) is int and 0 < self.pid < 2**31):
+            raise InvalidInputError("pid", f"must be a positive 32-bit integer, not {self.pid!r}")
+        check_labels(self.labels)
+        _check_metadata(self.metadata)
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One incarnation of an agent as a source knows it. Times are the database's, in UTC."""
+
+    instance_id: str
+    logical_id: str
+    status: Status
+    cluster_epoch: str
+    started_at: datetime
+    status_changed_at: datetime
+    last_heartbeat: datetime
+    seq: int = 0
+    actor_name: str | None = None
+    namespace: str | None = None
+    actor_id: str | None = None
+    serve_route: str | None = None
+    organ_id: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, Json] = field(default_factory=dict)
+    node_id: str | None = None
+    ip_address: str | None = None
+    pid: int | None = None
+    stopped_at: datetime | None = None
+    cause: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StatusChange:
+    """One step of an instance's life. `seq` is the client's number for it; None is the registry's own."""
+
+    instance_id: str
+    status: Status
+    seq: int | None = None
+    cause: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RegisterChange:
+    """A registration on its way to the store, with the client's sequence number."""
+
+    registration: Registration
+    seq: int = 0
+
+    @property
+    def instance_id(self) -> str:
+        return self.registration.instance_id
+
+
+Change = Union[RegisterChange, StatusChange]
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """A renewal: the agent was heard `age_s` seconds before the statement runs."""
+
+    instance_id: str
+    age_s: float = 0.0
+
+
+class OutcomeKind(str, Enum):
+    """What the store did with one change of a batch."""
+
+    APPLIED = "applied"
+    UNCHANGED = "unchanged"
+    UNKNOWN = "unknown"
+    DEAD = "dead"
+    FORBIDDEN = "forbidden"
+    CONFLICT = "conflict"
+    RETIRED_EPOCH = "retired_epoch"
+    EPOCH_LIMIT = "epoch_limit"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The store's answer to one change: what it did, and what the row says now (None: no row)."""
+
+    kind: OutcomeKind
+    status: Status | None = None
+    cluster_epoch: str | None = None
+    cause: str | None = None
+
+
+class BeatOutcome(str, Enum):
+    """Why a beat renewed nothing."""
+
+    UNKNOWN = "unknown"
+    DEAD = "dead"
+
+
+@dataclass(frozen=True, slots=True)
+class LostBeat:
+    """A beat that renewed nothing."""
+
+    instance_id: str
+    outcome: BeatOutcome
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """A fleet generation: its name and its monotonic number."""
+
+    name: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The answer to `register` and `set_status`.
+
+    `durable` says that the change is committed. When it is False the registry holds it and `why` says what
+    keeps it from the database; the client keeps it and sends it again.
+    """
+
+    instance_id: str
+    status: Status
+    seq: int
+    durable: bool
+    epoch: str | None = None
+    why: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BeatAnswer:
+    """The answer to beats: which ids renewed nothing, and how often to beat from now on (seconds)."""
+
+    unknown: tuple[str, ...] = ()
+    dead: tuple[str, ...] = ()
+    beat_interval_s: float = 5.0
+    lease_s: float = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceFilter:
+    """Which instances a listing wants. None means any; labels must all be equal.
+
+    `epoch` None means the current one; `fresh_only` leaves out instances whose lease has run out.
+    """
+
+    statuses: frozenset[Status] | None = frozenset({Status.ALIVE})
+    organ_id: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    logical_id: str | None = None
+    epoch: str | None = None
+    fresh_only: bool = True
+
+    def validated(self) -> InstanceFilter:
+        """The same filter, or InvalidInputError naming the first bad field."""
+        if self.organ_id is not None:
+            check_text("organ_id", self.organ_id, MAX_ID_CHARS)
+        if self.logical_id is not None:
+            check_text("logical_id", self.logical_id, MAX_ID_CHARS)
+        if self.epoch is not None:
+            check_epoch(self.epoch)
+        check_labels(self.labels)
+        return self
+
+    def matches(self, instance: Instance, current_epoch: str) -> bool:
+        """Whether `instance` is wanted, its lease apart."""
+        return (
+            (self.statuses is None or instance.status in self.statuses)
+            and instance.cluster_epoch == (self.epoch or current_epoch)
+            and (self.organ_id is None or instance.organ_id == self.organ_id)
+            and (self.logical_id is None or instance.logical_id == self.logical_id)
+            and all(instance.labels.get(key) == value for key, value in self.labels.items())
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[T]):
+    """A value with where it came from, when it was true, and whether it is the whole truth."""
+
+    value: T
+    source: Source
+    as_of: datetime
+    version: int
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Listing(Sequence[Instance]):
+    """A page of instances in the order of (logical_id, instance_id), with what the answer is worth.
+
+    `next_cursor` continues the listing and is None on the last page. `complete` False means that the source
+    knows it may be missing some (it is recovering, or it is Ray's bare listing).
+    """
+
+    items: tuple[Instance, ...]
+    source: Source
+    as_of: datetime
+    version: int
+    complete: bool
+    next_cursor: str | None = None
+
+    @overload
+    def __getitem__(self, index: int) -> Instance: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Instance]: ...
+    def __getitem__(self, index: int | slice) -> Instance | Sequence[Instance]:
+        return self.items[index]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[Instance]:
+        return iter(self.items)
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """What a source knows of one logical id: its best instance, or why there is none."""
+
+    logical_id: str
+    instance: Instance | None
+    why: str | None = None
+
+
+def new_instance_id() -> str:
+    """A fresh incarnation: a random UUID in canonical form."""
+    return str(uuid.uuid4())
+
+
+def check_instance_id(value: str) -> str:
+    """The canonical form of a UUID, or InvalidInputError."""
+    try:
+        canonical = str(uuid.UUID(value))
+    except (ValueError, AttributeError, TypeError):
+        raise InvalidInputError("instance_id", f"must be a UUID, not {_shown(value)}") from None
+    if canonical != value:
+        raise InvalidInputError("instance_id", f"must be a UUID in lower case with dashes, not {_shown(value)}")
+    return value
+
+
+def check_text(name: str, value: str, max_chars: int) -> str:
+    """Refuse what is not a string, empty, too long, or has characters that a name cannot have."""
+    if not isinstance(value, str):
+        raise InvalidInputError(name, f"must be text, not {type(value).__name__}")
+    if not value or not value.strip():
+        raise InvalidInputError(name, "must not be empty")
+    if len(value) > max_chars:
+        raise InvalidInputError(name, f"must have at most {max_chars} characters, not {len(value)}")
+    if _CONTROL.search(value):
+        raise InvalidInputError(name, "must not contain NUL or control characters")
+    if _SURROGATE.search(value):
+        raise InvalidInputError(name, "must be valid Unicode text")
+    return value
+
+
+def check_epoch(value: str) -> str:
+    """A legal epoch name, or InvalidInputError."""
+    return check_text("cluster_epoch", value, MAX_EPOCH_CHARS)
+
+
+def check_status(value: Status | str) -> Status:
+    """A Status from its name, or InvalidInputError listing the legal ones."""
+    try:
+        return Status(value)
+    except ValueError:
+        legal = ", ".join(status.value for status in Status)
+        raise InvalidInputError("status", f"must be one of {legal}, not {_shown(value)}") from None
+
+
+def check_cause(value: str | None) -> str | None:
+    """A short free text, or InvalidInputError."""
+    return None if value is None else check_text("cause", value, MAX_TEXT_CHARS)
+
+
+def check_seq(value: int | None) -> int | None:
+    """A sequence number that fits a bigint, or InvalidInputError."""
+    if value is not None and not (type(value) is int and 0 <= value < 2**63):
+        raise InvalidInputError("seq", f"must be a whole number from 0 to 2^63-1, not {_shown(value)}")
+    return value
+
+
+def check_labels(labels: Mapping[str, str]) -> None:
+    """Refuse label sets that are too large or not plain text."""
+    if not isinstance(labels, Mapping):
+        raise InvalidInputError("labels", f"must be a mapping of text to text, not {type(labels).__name__}")
+    if len(labels) > MAX_LABELS:
+        raise InvalidInputError("labels", f"must have at most {MAX_LABELS} keys, not {len(labels)}")
+    for key, value in labels.items():
+        check_text("label key", key, MAX_LABEL_KEY_CHARS)
+        if value != "":
+            check_text(f"label {key!r}", value, MAX_LABEL_VALUE_CHARS)
+
+
+def _check_metadata(metadata: Mapping[str, Json]) -> None:
+    if not isinstance(metadata, Mapping):
+        raise InvalidInputError("metadata", f"must be a mapping, not {type(metadata).__name__}")
+    try:
+        text = json.dumps(metadata, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInputError("metadata", f"must be plain JSON: {error}") from None
+    if len(text) > MAX_METADATA_BYTES:
+        raise InvalidInputError("metadata", f"must be at most {MAX_METADATA_BYTES} bytes of JSON, not {len(text)}")
+    # jsonb has neither NUL nor lone surrogates
+    if any("\x00" in text or _SURROGATE.search(text) for text in _texts(metadata)):
+        raise InvalidInputError("metadata", "must not contain NUL or broken Unicode")
+
+
+def _texts(value: Json) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, child in value.items():
+            yield key
+            yield from _texts(child)
+    elif isinstance(value, Sequence):
+        for child in value:
+            yield from _texts(child)
+
+
+def _check_ip(value: str) -> None:
+    try:
+        ipaddress.ip_address(value)
+    except ValueError:
+        raise InvalidInputError("ip_address", f"must be an IP address, not {_shown(value)}") from None
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

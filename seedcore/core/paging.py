@@ -1,0 +1,40 @@
+"""Cursors: where a page ended, as opaque text that survives a URL."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+
+from seedcore.core.errors import InvalidInputError
+from seedcore.core.model import MAX_PAGE, Instance, check_instance_id
+
+_START = ("", "00000000-0000-0000-0000-000000000000")
+
+
+def encode_cursor(last: Instance) -> str:
+    """The cursor that continues behind `last`."""
+    text = json.dumps([last.logical_id, last.instance_id])
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str | None) -> tuple[str, str]:
+    """The (logical_id, instance_id) that a page starts behind; InvalidInputError for anything we did not issue."""
+    if cursor is None:
+        return _START
+    try:
+        padded = cursor + "=" * (-len(cursor) % 4)
+        logical_id, instance_id = json.loads(base64.urlsafe_b64decode(padded.encode("ascii")))
+        if not isinstance(logical_id, str) or "\x00" in logical_id:
+            raise ValueError(logical_id)
+        logical_id.encode()
+        return logical_id, check_instance_id(instance_id)
+    except (ValueError, TypeError, AttributeError, binascii.Error):
+        raise InvalidInputError("cursor", "is not one that this API issued; start again without it") from None
+
+
+def check_limit(limit: int) -> int:
+    """A legal page size, or InvalidInputError."""
+    if type(limit) is not int or not 1 <= limit <= MAX_PAGE:
+        raise InvalidInputError("limit", f"must be a whole number from 1 to {MAX_PAGE}, not {limit!r}")
+    return limit

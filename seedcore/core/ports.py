@@ -1,0 +1,111 @@
+"""What the registry needs of a store and of Ray's listing. Implementations live in other rooms."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+from seedcore.core.model import (
+    Answer,
+    Beat,
+    Epoch,
+    Instance,
+    InstanceFilter,
+    Listing,
+    LostBeat,
+    Outcome,
+    RegisterChange,
+    StatusChange,
+)
+
+
+class InstanceReader(Protocol):
+    """Reading side of a store: what discovery needs when the registry actor is away.
+
+    Every method raises StoreUnavailableError when the database cannot be reached in time, and
+    StoreRejectedError or SchemaError when it can but refuses.
+    """
+
+    async def list_instances(
+        self, wanted: InstanceFilter, limit: int, cursor: str | None = None
+    ) -> Listing:
+        """A page of at most `limit` instances in (logical_id, instance_id) order.
+
+        `fresh_only` is judged against the last beat anybody recorded, not against the clock, so that an
+        absent registry does not empty the list. Raises InvalidInputError for a cursor it did not issue.
+        """
+        ...
+
+    async def best_instances(self, logical_ids: Sequence[str]) -> Answer[dict[str, Instance]]:
+        """The best active instance of each logical id that has one (see core.selection)."""
+        ...
+
+    async def get_instance(self, instance_id: str) -> Instance | None:
+        """One instance, dead or alive."""
+        ...
+
+    async def history(self, logical_id: str, limit: int) -> list[Instance]:
+        """The newest `limit` instances of an agent, dead ones included, newest first."""
+        ...
+
+    async def current_epoch(self) -> Epoch:
+        """The epoch that discovery shows."""
+        ...
+
+    async def close(self) -> None:
+        """Release connections. Idempotent."""
+        ...
+
+
+class Store(InstanceReader, Protocol):
+    """Everything the registry actor needs. A batch is one statement and one transaction; its outcomes come
+    in the order of its changes; replaying it is harmless (sequence numbers, transition table).
+    """
+
+    async def open(self) -> None:
+        """Prepare: migrate the schema, fill the pool. Idempotent, safe beside other starters."""
+        ...
+
+    async def begin(self, ray_cluster: str, epoch: str | None, lease_s: float) -> Epoch:
+        """A registry starts in `ray_cluster`: keep the epoch of the same cluster, rotate it in a new one.
+
+        `epoch` insists on a name: it becomes current if it is not. Raises RetiredEpochError for one that
+        was current before another.
+        """
+        ...
+
+    async def set_current_epoch(self, epoch: str) -> Epoch:
+        """Flip discovery to `epoch` in one step, or raise RetiredEpochError."""
+        ...
+
+    def load_live(self) -> AsyncIterator[Instance]:
+        """Every instance that is not dead, in any order, read in bounded pages."""
+        ...
+
+    async def register_many(self, changes: Sequence[RegisterChange]) -> list[Outcome]:
+        """Insert or refresh instances."""
+        ...
+
+    async def set_status_many(self, changes: Sequence[StatusChange]) -> list[Outcome]:
+        """Apply status changes in order, each guarded by the transition table and its sequence number."""
+        ...
+
+    async def beat_many(self, beats: Sequence[Beat]) -> list[LostBeat]:
+        """Renew leases; the newest time wins. Returns only the beats that renewed nothing."""
+        ...
+
+    async def expire_stale(self, lease_s: float | None, limit: int) -> list[str]:
+        """Declare up to `limit` instances dead whose last beat is older than the lease; their ids."""
+        ...
+
+    async def expire_old_epochs(self, limit: int) -> list[str]:
+        """Declare up to `limit` instances of retired epochs dead; their ids."""
+        ...
+
+
+class ActorDirectory(Protocol):
+    """Ray's own listing of named actors: names without state, the last rung of the ladder."""
+
+    async def names(self) -> list[str]:
+        """All agent actors' names in our namespace, or DirectoryUnavailableError."""
+        ...

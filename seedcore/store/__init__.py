@@ -1,0 +1,1 @@
+"""The store: PostgreSQL, its in-memory twin, migrations, and the embedded server."""

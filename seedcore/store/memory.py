@@ -1,0 +1,291 @@
+"""The in-memory twin of the PostgreSQL store: same contract, no durability. For tests and for thinking."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, timezone
+
+from seedcore.core import lifecycle
+from seedcore.core.errors import EpochLimitError, RetiredEpochError
+from seedcore.core.lifecycle import Status
+from seedcore.core.model import (
+    Answer,
+    Beat,
+    BeatOutcome,
+    Epoch,
+    Instance,
+    InstanceFilter,
+    Listing,
+    LostBeat,
+    Outcome,
+    OutcomeKind,
+    RegisterChange,
+    Registration,
+    Source,
+    StatusChange,
+    check_epoch,
+)
+from seedcore.core.paging import check_limit, decode_cursor, encode_cursor
+from seedcore.core.selection import best, preference
+
+MAX_STAGED_EPOCHS = 64
+
+
+@dataclass(slots=True)
+class _EpochRow:
+    number: int
+    was_current: bool = False
+    retired: bool = False
+
+
+def _utc_now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+class MemoryStore:
+    """Implements core.ports.Store. `now` gives the time that a database would."""
+
+    def __init__(self, now: Callable[[], datetime] = _utc_now) -> None:
+        self._now = now
+        self._rows: dict[str, Instance] = {}
+        self._epochs = {"epoch-1": _EpochRow(1, was_current=True)}
+        self._current = "epoch-1"
+        self._ray_cluster: str | None = None
+        self._lease_s = 15.0
+        self._beats_seen_at = now()
+        self._version = 0
+
+    async def open(self) -> None:
+        """Nothing to prepare."""
+
+    async def close(self) -> None:
+        """Nothing to release."""
+
+    async def begin(self, ray_cluster: str, epoch: str | None, lease_s: float) -> Epoch:
+        wanted = epoch
+        if wanted is not None:
+            check_epoch(wanted)
+        elif self._ray_cluster not in {None, ray_cluster}:
+            serial = max(row.number for row in self._epochs.values()) + 1
+            while f"epoch-{serial}" in self._epochs:
+                serial += 1
+            wanted = f"epoch-{serial}"
+        if wanted is not None:
+            self._flip(wanted)
+        self._ray_cluster = ray_cluster
+        self._lease_s = lease_s
+        return await self.current_epoch()
+
+    async def set_current_epoch(self, epoch: str) -> Epoch:
+        self._flip(check_epoch(epoch))
+        return await self.current_epoch()
+
+    async def current_epoch(self) -> Epoch:
+        return Epoch(self._current, self._epochs[self._current].number)
+
+    def _flip(self, epoch: str) -> None:
+        if epoch == self._current:
+            return
+        problem = self._stage(epoch)
+        if problem is OutcomeKind.RETIRED_EPOCH:
+            raise RetiredEpochError(epoch)
+        if problem is OutcomeKind.EPOCH_LIMIT:
+            raise EpochLimitError(epoch)
+        self._epochs[self._current].retired = True
+        self._epochs[epoch].was_current = True
+        self._current = epoch
+
+    def _stage(self, epoch: str) -> OutcomeKind | None:
+        known = self._epochs.get(epoch)
+        if known is not None:
+            return OutcomeKind.RETIRED_EPOCH if known.retired else None
+        if sum(not row.was_current for row in self._epochs.values()) >= MAX_STAGED_EPOCHS:
+            return OutcomeKind.EPOCH_LIMIT
+        self._epochs[epoch] = _EpochRow(max(row.number for row in self._epochs.values()) + 1)
+        return None
+
+    async def register_many(self, changes: Sequence[RegisterChange]) -> list[Outcome]:
+        return [self._register(change) for change in changes]
+
+    def _register(self, change: RegisterChange) -> Outcome:
+        registration = change.registration
+        known = self._rows.get(registration.instance_id)
+        if known is None:
+            epoch = registration.cluster_epoch or self._current
+            problem = self._stage(epoch)
+            if problem is not None:
+                return Outcome(problem, None, epoch)
+            self._version += 1
+            self._rows[registration.instance_id] = instance_of(registration, change.seq, epoch, self._now())
+            return Outcome(OutcomeKind.APPLIED, Status.STARTING, epoch)
+        if known.logical_id != registration.logical_id:
+            kind = OutcomeKind.CONFLICT
+        elif known.status is Status.DEAD:
+            kind = OutcomeKind.DEAD
+        else:
+            kind = OutcomeKind.UNCHANGED
+            if change.seq >= known.seq:
+                fresh = instance_of(registration, change.seq, known.cluster_epoch, self._now())
+                self._rows[known.instance_id] = replace(
+                    fresh,
+                    status=known.status,
+                    started_at=known.started_at,
+                    status_changed_at=known.status_changed_at,
+                    cause=known.cause,
+                )
+        return Outcome(kind, known.status, known.cluster_epoch, known.cause)
+
+    async def set_status_many(self, changes: Sequence[StatusChange]) -> list[Outcome]:
+        return [self._set_status(change) for change in changes]
+
+    def _set_status(self, change: StatusChange) -> Outcome:
+        known = self._rows.get(change.instance_id)
+        if known is None:
+            return Outcome(OutcomeKind.UNKNOWN)
+        if change.seq is not None and change.seq <= known.seq:
+            kind = OutcomeKind.UNCHANGED
+        elif known.status is change.status:
+            kind = OutcomeKind.UNCHANGED
+            if change.seq is not None:
+                self._rows[known.instance_id] = replace(known, seq=change.seq)
+        elif known.status is Status.DEAD:
+            kind = OutcomeKind.DEAD
+        elif not lifecycle.is_allowed(known.status, change.status):
+            kind = OutcomeKind.FORBIDDEN
+        else:
+            self._change(known, change.status, change.seq, change.cause)
+            return Outcome(OutcomeKind.APPLIED, change.status, known.cluster_epoch, change.cause)
+        return Outcome(kind, known.status, known.cluster_epoch, known.cause)
+
+    def _change(self, known: Instance, status: Status, seq: int | None, cause: str | None) -> None:
+        now = self._now()
+        self._version += 1
+        self._rows[known.instance_id] = replace(
+            known,
+            status=status,
+            seq=known.seq if seq is None else seq,
+            cause=cause,
+            status_changed_at=now,
+            stopped_at=now if status is Status.DEAD else None,
+            last_heartbeat=known.last_heartbeat if seq is None else now,
+        )
+
+    async def beat_many(self, beats: Sequence[Beat]) -> list[LostBeat]:
+        now = self._now()
+        lost: list[LostBeat] = []
+        for beat in beats:
+            known = self._rows.get(beat.instance_id)
+            if known is not None:
+                self._beats_seen_at = now
+            if known is None:
+                lost.append(LostBeat(beat.instance_id, BeatOutcome.UNKNOWN))
+            elif known.status is Status.DEAD:
+                lost.append(LostBeat(beat.instance_id, BeatOutcome.DEAD))
+            else:
+                heard = max(known.last_heartbeat, now - timedelta(seconds=beat.age_s))
+                self._rows[beat.instance_id] = replace(known, last_heartbeat=heard)
+        return lost
+
+    async def expire_stale(self, lease_s: float | None, limit: int) -> list[str]:
+        check_limit(limit)
+        reference = self._lease_reference()
+        expired: list[str] = []
+        for row in self._live_by_id():
+            silence_s = (reference - row.last_heartbeat).total_seconds()
+            if silence_s > (self._lease_s if lease_s is None else lease_s) and len(expired) < limit:
+                self._change(row, Status.DEAD, None, f"lease expired: silent for {silence_s:.0f} s")
+                expired.append(row.instance_id)
+        return expired
+
+    async def expire_old_epochs(self, limit: int) -> list[str]:
+        check_limit(limit)
+        old = [row for row in self._live_by_id() if self._epochs[row.cluster_epoch].retired][:limit]
+        for row in old:
+            self._change(row, Status.DEAD, None, f"epoch {row.cluster_epoch} retired")
+        return [row.instance_id for row in old]
+
+    def _live_by_id(self) -> list[Instance]:
+        live = (row for row in self._rows.values() if row.status is not Status.DEAD)
+        return sorted(live, key=lambda row: row.instance_id)
+
+    def _lease_reference(self) -> datetime:
+        return min(self._now(), self._beats_seen_at)
+
+    def _is_fresh(self, row: Instance) -> bool:
+        return (self._lease_reference() - row.last_heartbeat).total_seconds() <= self._lease_s
+
+    async def load_live(self) -> AsyncIterator[Instance]:
+        for row in self._live_by_id():
+            yield row
+
+    async def list_instances(self, wanted: InstanceFilter, limit: int, cursor: str | None = None) -> Listing:
+        check_limit(limit)
+        after = decode_cursor(cursor)
+        wanted.validated()
+        matching = sorted(
+            (
+                row
+                for row in self._rows.values()
+                if wanted.matches(row, self._current)
+                and (row.status is Status.DEAD or not wanted.fresh_only or self._is_fresh(row))
+                and (row.logical_id, row.instance_id) > after
+            ),
+            key=lambda row: (row.logical_id, row.instance_id),
+        )
+        items = tuple(matching[:limit])
+        return Listing(
+            items=items,
+            source=Source.POSTGRES,
+            as_of=self._now(),
+            version=self._version,
+            complete=True,
+            next_cursor=encode_cursor(items[-1]) if len(matching) > limit else None,
+        )
+
+    async def best_instances(self, logical_ids: Sequence[str]) -> Answer[dict[str, Instance]]:
+        found: dict[str, Instance] = {}
+        for logical_id in logical_ids:
+            wanted = InstanceFilter(logical_id=logical_id)
+            chosen = best(
+                row for row in self._rows.values() if wanted.matches(row, self._current) and self._is_fresh(row)
+            )
+            if chosen is not None:
+                found[logical_id] = chosen
+        return Answer(found, Source.POSTGRES, self._now(), self._version, complete=True)
+
+    async def get_instance(self, instance_id: str) -> Instance | None:
+        return self._rows.get(instance_id)
+
+    async def history(self, logical_id: str, limit: int) -> list[Instance]:
+        check_limit(limit)
+        return newest_first(row for row in self._rows.values() if row.logical_id == logical_id)[:limit]
+
+
+def newest_first(instances: Iterable[Instance]) -> list[Instance]:
+    """In the order of a history: newest incarnation first, ties by id."""
+    return sorted(instances, key=lambda row: preference(row)[1:])
+
+
+def instance_of(registration: Registration, seq: int, epoch: str, now: datetime) -> Instance:
+    """The row that a first registration makes."""
+    return Instance(
+        instance_id=registration.instance_id,
+        logical_id=registration.logical_id,
+        status=Status.STARTING,
+        cluster_epoch=epoch,
+        started_at=now,
+        status_changed_at=now,
+        last_heartbeat=now,
+        seq=seq,
+        actor_name=registration.actor_name,
+        namespace=registration.namespace,
+        actor_id=registration.actor_id,
+        serve_route=registration.serve_route,
+        organ_id=registration.organ_id,
+        labels=dict(registration.labels),
+        metadata=dict(registration.metadata),
+        node_id=registration.node_id,
+        ip_address=registration.ip_address,
+        pid=registration.pid,
+    )

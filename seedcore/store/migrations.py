@@ -1,0 +1,110 @@
+"""Applies schema/NNNN_name.sql: in order, each in one transaction, recorded, safe beside other starters."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import psycopg
+from typing_extensions import LiteralString
+
+from seedcore.core.errors import SchemaError
+
+logger = logging.getLogger(__name__)
+
+_NAME = re.compile(r"^(?P<number>\d{4})_[a-z0-9_]+\.sql$")
+_LOCK = 0x5EED_C0DE  # one key for every starter of this project
+
+_CREATE = """
+create table if not exists schema_migration (
+    number      integer primary key,
+    name        text not null,
+    sha256      text not null,
+    applied_at  timestamptz not null default now()
+)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One numbered file."""
+
+    number: int
+    name: str
+    sql: str
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.sql.encode()).hexdigest()
+
+
+def schema_folder() -> Path:
+    """Where the files are: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    packaged = package / "schema"
+    return packaged if packaged.is_dir() else package.parent / "schema"
+
+
+def known_migrations(folder: Path | None = None) -> list[Migration]:
+    """Every migration this code ships, in order. Raises SchemaError for a gap or a stray name."""
+    folder = folder if folder is not None else schema_folder()
+    found: list[Migration] = []
+    for entry in sorted(folder.glob("*.sql")):
+        match = _NAME.match(entry.name)
+        if match is None:
+            raise SchemaError(f"schema file {entry.name} is not named NNNN_name.sql")
+        found.append(Migration(int(match["number"]), entry.name, entry.read_text(encoding="utf-8")))
+    if [m.number for m in found] != list(range(1, len(found) + 1)):
+        raise SchemaError("schema files must be numbered 0001, 0002, ... without a gap")
+    return found
+
+
+async def migrate(
+    connection: psycopg.AsyncConnection[Any], migrations: list[Migration] | None = None
+) -> list[str]:
+    """Bring the database up to date; the names of what was applied now.
+
+    Raises SchemaError where the database is newer than this code, or was made by a file that has changed.
+    """
+    migrations = migrations if migrations is not None else known_migrations()
+    applied: list[str] = []
+    while True:
+        async with connection.transaction():
+            await connection.execute("select pg_advisory_xact_lock(%s)", (_LOCK,))
+            step = await _next_step(connection, migrations)
+            if step is None:
+                return applied
+            logger.info("applying schema migration %s", step.name)
+            await connection.execute(cast(LiteralString, step.sql))
+            await connection.execute(
+                "insert into schema_migration (number, name, sha256) values (%s, %s, %s)",
+                (step.number, step.name, step.sha256),
+            )
+        applied.append(step.name)
+
+
+async def _next_step(
+    connection: psycopg.AsyncConnection[Any], migrations: list[Migration]
+) -> Migration | None:
+    cursor = await connection.execute("select to_regclass('schema_migration') is not null")
+    row = await cursor.fetchone()
+    if row is None or not row[0]:
+        await connection.execute(_CREATE)
+    cursor = await connection.execute("select number, name, sha256 from schema_migration order by number")
+    recorded = await cursor.fetchall()
+    if len(recorded) > len(migrations):
+        raise SchemaError(
+            f"the database has schema {recorded[-1][1]}, this code knows up to "
+            f"{migrations[-1].name if migrations else 'none'}: install the newer version of seedcore"
+        )
+    for (_, name, sha256), migration in zip(recorded, migrations, strict=False):
+        if sha256 != migration.sha256:
+            raise SchemaError(
+                f"the database was made by another {name} than this code's {migration.name}: "
+                "applied files never change, add a new one"
+            )
+    return migrations[len(recorded)] if len(recorded) < len(migrations) else None

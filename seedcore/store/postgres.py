@@ -1,0 +1,362 @@
+"""The store over PostgreSQL: one pool, named statements, rows become values here and nowhere else.
+
+Owns connections and the wrapping of database errors. Knows no rules: the guards are in schema/*.sql.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import psycopg
+from psycopg import conninfo
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
+from typing_extensions import LiteralString
+
+from seedcore.core.errors import (
+    ConfigurationError,
+    EpochLimitError,
+    RetiredEpochError,
+    SchemaError,
+    StoreRejectedError,
+    StoreUnavailableError,
+)
+from seedcore.core.lifecycle import Status
+from seedcore.core.model import (
+    Answer,
+    Beat,
+    BeatOutcome,
+    Epoch,
+    Instance,
+    InstanceFilter,
+    Listing,
+    LostBeat,
+    Outcome,
+    OutcomeKind,
+    RegisterChange,
+    Source,
+    StatusChange,
+    check_epoch,
+)
+from seedcore.core.paging import check_limit, decode_cursor, encode_cursor
+from seedcore.store.migrations import migrate
+from seedcore.store.queries import queries
+
+logger = logging.getLogger(__name__)
+
+_LOAD_PAGE = 5000
+_FIRST_KEY = decode_cursor(None)
+
+Row = tuple[Any, ...]
+Connection = psycopg.AsyncConnection[Row]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolLimits:
+    """Bounds of the pool and of every wait for the database, in connections and seconds."""
+
+    max_size: int = 4
+    connect_timeout_s: float = 5.0
+    statement_timeout_s: float = 10.0
+
+
+class PostgresStore:
+    """Implements core.ports.Store."""
+
+    def __init__(self, dsn: str, limits: PoolLimits | None = None, *, read_only: bool = False) -> None:
+        """`read_only` never migrates or writes: for readers beside the registry. No connection is tried yet.
+
+        Raises ConfigurationError where the DSN cannot be parsed.
+        """
+        self._limits = limits if limits is not None else PoolLimits()
+        self._dsn = checked_dsn(dsn)
+        self._read_only = read_only
+        self._pool: AsyncConnectionPool[Connection] | None = None
+        self._migrated = False
+        self._opening = asyncio.Lock()
+        self.statements = 0
+
+    async def open(self) -> None:
+        async with self._opening:
+            if self._pool is None:
+                self._pool = self._make_pool()
+                await self._pool.open(wait=False)
+            if not self._migrated and not self._read_only:
+                for name in await migrate_database(self._dsn, self._limits.connect_timeout_s):
+                    logger.info("schema migration applied", extra={"migration": name})
+                self._migrated = True
+
+    async def close(self) -> None:
+        async with self._opening:
+            pool, self._pool = self._pool, None
+            if pool is not None:
+                await pool.close(timeout=self._limits.connect_timeout_s)
+
+    def _make_pool(self) -> AsyncConnectionPool[Connection]:
+        return AsyncConnectionPool(
+            self._dsn,
+            connection_class=Connection,
+            kwargs={
+                "autocommit": True,
+                "application_name": "seedcore-reader" if self._read_only else "seedcore-registry",
+                "connect_timeout": max(2, round(self._limits.connect_timeout_s)),
+                "options": self._session_options(),
+            },
+            min_size=1,
+            max_size=self._limits.max_size,
+            timeout=self._limits.connect_timeout_s,
+            max_waiting=1000,
+            reconnect_timeout=self._limits.connect_timeout_s,
+            name="seedcore",
+            open=False,
+        )
+
+    def _session_options(self) -> str:
+        given = conninfo.conninfo_to_dict(self._dsn).get("options")
+        ours = f"-c statement_timeout={round(self._limits.statement_timeout_s * 1000)} -c timezone=UTC"
+        if self._read_only:
+            ours += " -c default_transaction_read_only=on"
+        return f"{ours} {given}" if given else ours
+
+    async def _run(self, name: str, parameters: dict[str, object]) -> list[Row]:
+        return (await self._run_all([(name, parameters)]))[0]
+
+    async def _run_all(self, statements: Sequence[tuple[str, dict[str, object]]]) -> list[list[Row]]:
+        """Run statements on one connection, each its own transaction. The only place that wraps errors."""
+        if self._pool is None:
+            raise StoreUnavailableError("the store is not open")
+        # beyond the server's own statement_timeout: a server that is deaf never answers with one
+        deadline_s = self._limits.statement_timeout_s + self._limits.connect_timeout_s
+        try:
+            return await asyncio.wait_for(self._execute(self._pool, statements), deadline_s)
+        except (asyncio.TimeoutError, PoolTimeout) as error:
+            raise StoreUnavailableError(f"no answer within {deadline_s:g} s") from error
+        except (PoolClosed, TooManyRequests) as error:
+            raise StoreUnavailableError(_first_line(error)) from error
+        except (psycopg.DataError, psycopg.IntegrityError) as error:
+            raise StoreRejectedError(_first_line(error)) from error
+        except psycopg.Error as error:
+            raise _translated(error, statements) from error
+
+    async def _execute(
+        self, pool: AsyncConnectionPool[Connection], statements: Sequence[tuple[str, dict[str, object]]]
+    ) -> list[list[Row]]:
+        results: list[list[Row]] = []
+        async with pool.connection() as connection:
+            for name, parameters in statements:
+                self.statements += 1
+                query: LiteralString = queries()[name]
+                cursor = await connection.execute(query, parameters, binary=False)
+                results.append(await cursor.fetchall())
+        return results
+
+    async def ping(self) -> None:
+        """Raise StoreUnavailableError unless the database answers and has our tables."""
+        await self._run("stamp", {})
+
+    async def begin(self, ray_cluster: str, epoch: str | None, lease_s: float) -> Epoch:
+        if epoch is not None:
+            check_epoch(epoch)
+        rows = await self._run("begin_registry", {"ray_cluster": ray_cluster, "epoch": epoch, "lease_s": lease_s})
+        return Epoch(name=rows[0][0], number=rows[0][1])
+
+    async def set_current_epoch(self, epoch: str) -> Epoch:
+        check_epoch(epoch)
+        rows = await self._run("set_current_epoch", {"epoch": epoch})
+        return Epoch(name=epoch, number=rows[0][0])
+
+    async def current_epoch(self) -> Epoch:
+        rows = await self._run("stamp", {})
+        return Epoch(name=rows[0][2], number=rows[0][3])
+
+    async def register_many(self, changes: Sequence[RegisterChange]) -> list[Outcome]:
+        rows = await self._run("register_many", {"rows": json.dumps([_row_of(change) for change in changes])})
+        return [_outcome(row) for row in rows]
+
+    async def set_status_many(self, changes: Sequence[StatusChange]) -> list[Outcome]:
+        rows = await self._run(
+            "set_status_many",
+            {
+                "ids": [change.instance_id for change in changes],
+                "statuses": [change.status.value for change in changes],
+                "seqs": [change.seq for change in changes],
+                "causes": [change.cause for change in changes],
+            },
+        )
+        return [_outcome(row) for row in rows]
+
+    async def beat_many(self, beats: Sequence[Beat]) -> list[LostBeat]:
+        rows = await self._run(
+            "beat_many",
+            {"ids": [beat.instance_id for beat in beats], "ages_s": [beat.age_s for beat in beats]},
+        )
+        return [LostBeat(row[0], BeatOutcome(row[1])) for row in rows]
+
+    async def expire_stale(self, lease_s: float | None, limit: int) -> list[str]:
+        rows = await self._run("expire_stale", {"lease_s": lease_s, "limit": check_limit(limit)})
+        return [row[0] for row in rows]
+
+    async def expire_old_epochs(self, limit: int) -> list[str]:
+        rows = await self._run("expire_old_epochs", {"limit": check_limit(limit)})
+        return [row[0] for row in rows]
+
+    async def load_live(self) -> AsyncIterator[Instance]:
+        after = _FIRST_KEY
+        while True:
+            rows = await self._run(
+                "load_live",
+                {"after_logical_id": after[0], "after_instance_id": after[1], "limit": _LOAD_PAGE},
+            )
+            for row in rows:
+                yield _instance(row)
+            if len(rows) < _LOAD_PAGE:
+                return
+            after = (rows[-1][1], rows[-1][0])
+
+    async def list_instances(
+        self, wanted: InstanceFilter, limit: int, cursor: str | None = None
+    ) -> Listing:
+        after_logical_id, after_instance_id = decode_cursor(cursor)
+        parameters: dict[str, object] = {
+            "statuses": None if wanted.statuses is None else [status.value for status in wanted.statuses],
+            "epoch": wanted.epoch,
+            "organ_id": wanted.organ_id,
+            "logical_id": wanted.logical_id,
+            "labels": json.dumps(dict(wanted.validated().labels)),
+            "fresh_only": wanted.fresh_only,
+            "after_logical_id": after_logical_id,
+            "after_instance_id": after_instance_id,
+            "limit": check_limit(limit) + 1,
+        }
+        stamps, rows = await self._run_all([("stamp", {}), ("list_instances", parameters)])
+        items = tuple(_instance(row) for row in rows[:limit])
+        as_of: datetime = stamps[0][0]
+        return Listing(
+            items=items,
+            source=Source.POSTGRES,
+            as_of=as_of,
+            version=stamps[0][1],
+            complete=True,
+            next_cursor=encode_cursor(items[-1]) if len(rows) > limit else None,
+        )
+
+    async def best_instances(self, logical_ids: Sequence[str]) -> Answer[dict[str, Instance]]:
+        stamps, rows = await self._run_all(
+            [("stamp", {}), ("best_instances", {"logical_ids": list(logical_ids)})]
+        )
+        found = {instance.logical_id: instance for instance in map(_instance, rows)}
+        return Answer(found, Source.POSTGRES, stamps[0][0], stamps[0][1], complete=True)
+
+    async def get_instance(self, instance_id: str) -> Instance | None:
+        rows = await self._run("get_instance", {"instance_id": instance_id})
+        return _instance(rows[0]) if rows else None
+
+    async def history(self, logical_id: str, limit: int) -> list[Instance]:
+        rows = await self._run("history", {"logical_id": logical_id, "limit": check_limit(limit)})
+        return [_instance(row) for row in rows]
+
+
+async def migrate_database(dsn: str, connect_timeout_s: float = 5.0) -> list[str]:
+    """Bring the database behind `dsn` up to date; the names of what was applied.
+
+    On a connection of its own: a migration may take longer than a statement of the hot path.
+    Raises ConfigurationError, StoreUnavailableError or SchemaError.
+    """
+    try:
+        connection = await psycopg.AsyncConnection.connect(
+            checked_dsn(dsn), autocommit=True, connect_timeout=max(2, round(connect_timeout_s))
+        )
+        async with connection:
+            return await migrate(connection)
+    except psycopg.OperationalError as error:
+        raise StoreUnavailableError(_first_line(error)) from error
+    except psycopg.Error as error:
+        raise SchemaError(f"the schema could not be brought up to date: {_first_line(error)}") from error
+
+
+def checked_dsn(dsn: str) -> str:
+    """The DSN itself, or ConfigurationError where libpq cannot parse it. The text is never repeated: it may
+    hold a password."""
+    try:
+        conninfo.conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError:
+        raise ConfigurationError(
+            "SEEDCORE_PG_DSN", "is not a PostgreSQL connection string (postgresql://user@host/database)"
+        ) from None
+    return dsn
+
+
+def _translated(
+    error: psycopg.Error, statements: Sequence[tuple[str, dict[str, object]]]
+) -> RetiredEpochError | EpochLimitError | StoreUnavailableError:
+    epoch = str(statements[-1][1].get("epoch"))
+    if error.sqlstate == "SC004":
+        return RetiredEpochError(epoch)
+    if error.sqlstate == "SC005":
+        return EpochLimitError(epoch)
+    return StoreUnavailableError(_first_line(error))
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _row_of(change: RegisterChange) -> dict[str, object]:
+    registration = change.registration
+    return {
+        "instance_id": registration.instance_id,
+        "logical_id": registration.logical_id,
+        "cluster_epoch": registration.cluster_epoch,
+        "seq": change.seq,
+        "actor_name": registration.actor_name,
+        "namespace": registration.namespace,
+        "actor_id": registration.actor_id,
+        "serve_route": registration.serve_route,
+        "organ_id": registration.organ_id,
+        "labels": dict(registration.labels),
+        "metadata": dict(registration.metadata),
+        "node_id": registration.node_id,
+        "ip_address": registration.ip_address,
+        "pid": registration.pid,
+    }
+
+
+def _outcome(row: Row) -> Outcome:
+    kind, status, cluster_epoch, cause = row
+    return Outcome(
+        kind=OutcomeKind(kind),
+        status=None if status is None else Status(status),
+        cluster_epoch=cluster_epoch,
+        cause=cause,
+    )
+
+
+def _instance(row: Row) -> Instance:
+    return Instance(
+        instance_id=row[0],
+        logical_id=row[1],
+        status=Status(row[2]),
+        cluster_epoch=row[3],
+        started_at=row[4],
+        status_changed_at=row[5],
+        last_heartbeat=row[6],
+        seq=row[7],
+        actor_name=row[8],
+        namespace=row[9],
+        actor_id=row[10],
+        serve_route=row[11],
+        organ_id=row[12],
+        labels=row[13],
+        metadata=row[14],
+        node_id=row[15],
+        ip_address=row[16],
+        pid=row[17],
+        stopped_at=row[18],
+        cause=row[19],
+    )

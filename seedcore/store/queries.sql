@@ -1,0 +1,78 @@
+-- Every statement the store sends, one name each. Parsed by seedcore/store/queries.py.
+
+-- begin_registry: a registry starts; answers the epoch it works in
+select epoch, number from begin_registry(%(ray_cluster)s, %(epoch)s, %(lease_s)s);
+
+-- set_current_epoch: flip discovery in one step
+select set_current_epoch(%(epoch)s);
+
+-- stamp: what a reader says about its answer
+select now(), (select last_value from registry_version), m.current_epoch, m.epoch_number
+  from cluster_metadata m where m.id = 1;
+
+-- register_many: one batch of registrations
+select outcome, status, cluster_epoch, cause from register_instances(%(rows)s::jsonb) order by ord;
+
+-- set_status_many: one batch of status changes
+select outcome, status, cluster_epoch, cause
+  from set_instance_statuses(%(ids)s::uuid[], %(statuses)s::instancestatus[], %(seqs)s::bigint[], %(causes)s::text[])
+ order by ord;
+
+-- beat_many: one batch of beats
+select instance_id::text, outcome from beat_many(%(ids)s::uuid[], %(ages_s)s::double precision[]);
+
+-- expire_stale: declare dead whose lease is over
+select instance_id::text from expire_stale_instances(%(lease_s)s, %(limit)s);
+
+-- expire_old_epochs: declare dead what belongs to a retired epoch
+select instance_id::text from expire_old_epoch_instances(%(limit)s);
+
+-- list_instances: a page in key order; a lease is judged against the last beat anybody recorded
+select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.started_at, r.status_changed_at,
+       r.last_heartbeat, r.seq, r.actor_name, r.namespace, r.actor_id, r.serve_route, r.organ_id, r.labels,
+       r.metadata, r.node_id, host(r.ip_address), r.pid, r.stopped_at, r.cause
+  from registry_instance r
+  join cluster_metadata m on m.id = 1
+ where (%(statuses)s::instancestatus[] is null or r.status = any(%(statuses)s::instancestatus[]))
+   and r.cluster_epoch = coalesce(%(epoch)s, m.current_epoch)
+   and (%(organ_id)s::text is null or r.organ_id = %(organ_id)s)
+   and (%(logical_id)s::text is null or r.logical_id = %(logical_id)s)
+   and r.labels @> %(labels)s::jsonb
+   and (not %(fresh_only)s or r.status = 'dead'
+        or r.last_heartbeat >= least(now(), m.beats_seen_at) - make_interval(secs => m.lease_s))
+   and (r.logical_id, r.instance_id) > (%(after_logical_id)s, %(after_instance_id)s::uuid)
+ order by r.logical_id, r.instance_id
+ limit %(limit)s;
+
+-- load_live: a page of everything that is not dead
+select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.started_at, r.status_changed_at,
+       r.last_heartbeat, r.seq, r.actor_name, r.namespace, r.actor_id, r.serve_route, r.organ_id, r.labels,
+       r.metadata, r.node_id, host(r.ip_address), r.pid, r.stopped_at, r.cause
+  from registry_instance r
+ where r.status <> 'dead'
+   and (r.logical_id, r.instance_id) > (%(after_logical_id)s, %(after_instance_id)s::uuid)
+ order by r.logical_id, r.instance_id
+ limit %(limit)s;
+
+-- best_instances: the best active instance of each of these agents
+select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.started_at, r.status_changed_at,
+       r.last_heartbeat, r.seq, r.actor_name, r.namespace, r.actor_id, r.serve_route, r.organ_id, r.labels,
+       r.metadata, r.node_id, host(r.ip_address), r.pid, r.stopped_at, r.cause
+  from active_instance r
+ where r.logical_id = any(%(logical_ids)s);
+
+-- get_instance: one instance, dead or alive
+select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.started_at, r.status_changed_at,
+       r.last_heartbeat, r.seq, r.actor_name, r.namespace, r.actor_id, r.serve_route, r.organ_id, r.labels,
+       r.metadata, r.node_id, host(r.ip_address), r.pid, r.stopped_at, r.cause
+  from registry_instance r
+ where r.instance_id = %(instance_id)s::uuid;
+
+-- history: the newest instances of an agent
+select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.started_at, r.status_changed_at,
+       r.last_heartbeat, r.seq, r.actor_name, r.namespace, r.actor_id, r.serve_route, r.organ_id, r.labels,
+       r.metadata, r.node_id, host(r.ip_address), r.pid, r.stopped_at, r.cause
+  from registry_instance r
+ where r.logical_id = %(logical_id)s
+ order by r.started_at desc, r.instance_id
+ limit %(limit)s;
