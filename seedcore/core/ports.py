@@ -26,9 +26,7 @@ class InstanceReader(Protocol):
     StoreRejectedError or SchemaError when it can but refuses.
     """
 
-    async def list_instances(
-        self, wanted: InstanceFilter, limit: int, cursor: str | None = None
-    ) -> Listing:
+    async def list_instances(self, wanted: InstanceFilter, limit: int, cursor: str | None = None) -> Listing:
         """A page of at most `limit` instances in (logical_id, instance_id) order.
 
         `fresh_only` is judged against the last beat anybody recorded, not against the clock, so that an

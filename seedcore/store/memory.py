@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 
-from seedcore.core import lifecycle
 from seedcore.core.errors import EpochLimitError, RetiredEpochError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import (
@@ -21,12 +20,12 @@ from seedcore.core.model import (
     Outcome,
     OutcomeKind,
     RegisterChange,
-    Registration,
     Source,
     StatusChange,
     check_epoch,
 )
 from seedcore.core.paging import check_limit, decode_cursor, encode_cursor
+from seedcore.core.rules import apply_registration, apply_status, first_registration
 from seedcore.core.selection import best, preference
 
 MAX_STAGED_EPOCHS = 64
@@ -111,30 +110,19 @@ class MemoryStore:
     def _register(self, change: RegisterChange) -> Outcome:
         registration = change.registration
         known = self._rows.get(registration.instance_id)
-        if known is None:
-            epoch = registration.cluster_epoch or self._current
-            problem = self._stage(epoch)
-            if problem is not None:
-                return Outcome(problem, None, epoch)
-            self._version += 1
-            self._rows[registration.instance_id] = instance_of(registration, change.seq, epoch, self._now())
-            return Outcome(OutcomeKind.APPLIED, Status.STARTING, epoch)
-        if known.logical_id != registration.logical_id:
-            kind = OutcomeKind.CONFLICT
-        elif known.status is Status.DEAD:
-            kind = OutcomeKind.DEAD
-        else:
-            kind = OutcomeKind.UNCHANGED
-            if change.seq >= known.seq:
-                fresh = instance_of(registration, change.seq, known.cluster_epoch, self._now())
-                self._rows[known.instance_id] = replace(
-                    fresh,
-                    status=known.status,
-                    started_at=known.started_at,
-                    status_changed_at=known.status_changed_at,
-                    cause=known.cause,
-                )
-        return Outcome(kind, known.status, known.cluster_epoch, known.cause)
+        now = self._now()
+        if known is not None:
+            outcome, row = apply_registration(known, change, now)
+            self._rows[row.instance_id] = row
+            return outcome
+        epoch = registration.cluster_epoch or self._current
+        problem = self._stage(epoch)
+        if problem is not None:
+            return Outcome(problem, None, epoch)
+        self._version += 1
+        row = first_registration(change, epoch, now)
+        self._rows[row.instance_id] = row
+        return Outcome(OutcomeKind.APPLIED, row.status, epoch)
 
     async def set_status_many(self, changes: Sequence[StatusChange]) -> list[Outcome]:
         return [self._set_status(change) for change in changes]
@@ -143,33 +131,14 @@ class MemoryStore:
         known = self._rows.get(change.instance_id)
         if known is None:
             return Outcome(OutcomeKind.UNKNOWN)
-        if change.seq is not None and change.seq <= known.seq:
-            kind = OutcomeKind.UNCHANGED
-        elif known.status is change.status:
-            kind = OutcomeKind.UNCHANGED
-            if change.seq is not None:
-                self._rows[known.instance_id] = replace(known, seq=change.seq)
-        elif known.status is Status.DEAD:
-            kind = OutcomeKind.DEAD
-        elif not lifecycle.is_allowed(known.status, change.status):
-            kind = OutcomeKind.FORBIDDEN
-        else:
-            self._change(known, change.status, change.seq, change.cause)
-            return Outcome(OutcomeKind.APPLIED, change.status, known.cluster_epoch, change.cause)
-        return Outcome(kind, known.status, known.cluster_epoch, known.cause)
+        outcome, row = apply_status(known, change, self._now())
+        self._rows[row.instance_id] = row
+        if outcome.kind is OutcomeKind.APPLIED:
+            self._version += 1
+        return outcome
 
-    def _change(self, known: Instance, status: Status, seq: int | None, cause: str | None) -> None:
-        now = self._now()
-        self._version += 1
-        self._rows[known.instance_id] = replace(
-            known,
-            status=status,
-            seq=known.seq if seq is None else seq,
-            cause=cause,
-            status_changed_at=now,
-            stopped_at=now if status is Status.DEAD else None,
-            last_heartbeat=known.last_heartbeat if seq is None else now,
-        )
+    def _declare_dead(self, row: Instance, cause: str) -> None:
+        self._set_status(StatusChange(row.instance_id, Status.DEAD, cause=cause))
 
     async def beat_many(self, beats: Sequence[Beat]) -> list[LostBeat]:
         now = self._now()
@@ -194,7 +163,7 @@ class MemoryStore:
         for row in self._live_by_id():
             silence_s = (reference - row.last_heartbeat).total_seconds()
             if silence_s > (self._lease_s if lease_s is None else lease_s) and len(expired) < limit:
-                self._change(row, Status.DEAD, None, f"lease expired: silent for {silence_s:.0f} s")
+                self._declare_dead(row, f"lease expired: silent for {silence_s:.0f} s")
                 expired.append(row.instance_id)
         return expired
 
@@ -202,7 +171,7 @@ class MemoryStore:
         check_limit(limit)
         old = [row for row in self._live_by_id() if self._epochs[row.cluster_epoch].retired][:limit]
         for row in old:
-            self._change(row, Status.DEAD, None, f"epoch {row.cluster_epoch} retired")
+            self._declare_dead(row, f"epoch {row.cluster_epoch} retired")
         return [row.instance_id for row in old]
 
     def _live_by_id(self) -> list[Instance]:
@@ -248,7 +217,9 @@ class MemoryStore:
         for logical_id in logical_ids:
             wanted = InstanceFilter(logical_id=logical_id)
             chosen = best(
-                row for row in self._rows.values() if wanted.matches(row, self._current) and self._is_fresh(row)
+                row
+                for row in self._rows.values()
+                if wanted.matches(row, self._current) and self._is_fresh(row)
             )
             if chosen is not None:
                 found[logical_id] = chosen
@@ -265,27 +236,3 @@ class MemoryStore:
 def newest_first(instances: Iterable[Instance]) -> list[Instance]:
     """In the order of a history: newest incarnation first, ties by id."""
     return sorted(instances, key=lambda row: preference(row)[1:])
-
-
-def instance_of(registration: Registration, seq: int, epoch: str, now: datetime) -> Instance:
-    """The row that a first registration makes."""
-    return Instance(
-        instance_id=registration.instance_id,
-        logical_id=registration.logical_id,
-        status=Status.STARTING,
-        cluster_epoch=epoch,
-        started_at=now,
-        status_changed_at=now,
-        last_heartbeat=now,
-        seq=seq,
-        actor_name=registration.actor_name,
-        namespace=registration.namespace,
-        actor_id=registration.actor_id,
-        serve_route=registration.serve_route,
-        organ_id=registration.organ_id,
-        labels=dict(registration.labels),
-        metadata=dict(registration.metadata),
-        node_id=registration.node_id,
-        ip_address=registration.ip_address,
-        pid=registration.pid,
-    )

@@ -162,7 +162,9 @@ class PostgresStore:
     async def begin(self, ray_cluster: str, epoch: str | None, lease_s: float) -> Epoch:
         if epoch is not None:
             check_epoch(epoch)
-        rows = await self._run("begin_registry", {"ray_cluster": ray_cluster, "epoch": epoch, "lease_s": lease_s})
+        rows = await self._run(
+            "begin_registry", {"ray_cluster": ray_cluster, "epoch": epoch, "lease_s": lease_s}
+        )
         return Epoch(name=rows[0][0], number=rows[0][1])
 
     async def set_current_epoch(self, epoch: str) -> Epoch:
@@ -218,9 +220,7 @@ class PostgresStore:
                 return
             after = (rows[-1][1], rows[-1][0])
 
-    async def list_instances(
-        self, wanted: InstanceFilter, limit: int, cursor: str | None = None
-    ) -> Listing:
+    async def list_instances(self, wanted: InstanceFilter, limit: int, cursor: str | None = None) -> Listing:
         after_logical_id, after_instance_id = decode_cursor(cursor)
         parameters: dict[str, object] = {
             "statuses": None if wanted.statuses is None else [status.value for status in wanted.statuses],
