@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
-from typing import Generic, TypeVar, Union, overload
+from typing import Generic, TypeAlias, TypeVar, overload
 
 from seedcore.core.errors import InvalidInputError
 from seedcore.core.lifecycle import Status
 
-Json = Union[None, bool, int, float, str, Sequence["Json"], Mapping[str, "Json"]]
+Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 T = TypeVar("T")
 
 MAX_ID_CHARS = 255
@@ -147,7 +147,7 @@ class RegisterChange:
         return self.registration.instance_id
 
 
-Change = Union[RegisterChange, StatusChange]
+Change: TypeAlias = RegisterChange | StatusChange
 
 
 @dataclass(frozen=True, slots=True)

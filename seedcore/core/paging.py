@@ -7,7 +7,7 @@ import binascii
 import json
 
 from seedcore.core.errors import InvalidInputError
-from seedcore.core.model import MAX_PAGE, Instance, check_instance_id
+from seedcore.core.model import MAX_ID_CHARS, MAX_PAGE, Instance, check_instance_id, check_text
 
 _START = ("", "00000000-0000-0000-0000-000000000000")
 
@@ -19,16 +19,13 @@ def encode_cursor(last: Instance) -> str:
 
 
 def decode_cursor(cursor: str | None) -> tuple[str, str]:
-    """The (logical_id, instance_id) that a page starts behind; InvalidInputError for anything we did not issue."""
+    """The (logical_id, instance_id) that a page starts behind, or InvalidInputError for what we did not issue."""
     if cursor is None:
         return _START
     try:
         padded = cursor + "=" * (-len(cursor) % 4)
         logical_id, instance_id = json.loads(base64.urlsafe_b64decode(padded.encode("ascii")))
-        if not isinstance(logical_id, str) or "\x00" in logical_id:
-            raise ValueError(logical_id)
-        logical_id.encode()
-        return logical_id, check_instance_id(instance_id)
+        return check_text("logical_id", logical_id, MAX_ID_CHARS), check_instance_id(instance_id)
     except (ValueError, TypeError, AttributeError, binascii.Error):
         raise InvalidInputError("cursor", "is not one that this API issued; start again without it") from None
 

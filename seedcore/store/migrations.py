@@ -7,10 +7,9 @@ import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import psycopg
-from typing_extensions import LiteralString
 
 from seedcore.core.errors import SchemaError
 
@@ -79,7 +78,7 @@ async def migrate(
             if step is None:
                 return applied
             logger.info("applying schema migration %s", step.name)
-            await connection.execute(cast(LiteralString, step.sql))
+            await connection.execute(step.sql)
             await connection.execute(
                 "insert into schema_migration (number, name, sha256) values (%s, %s, %s)",
                 (step.number, step.name, step.sha256),

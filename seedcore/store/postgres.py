@@ -16,7 +16,6 @@ from typing import Any
 import psycopg
 from psycopg import conninfo
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
-from typing_extensions import LiteralString
 
 from seedcore.core.errors import (
     ConfigurationError,
@@ -150,8 +149,7 @@ class PostgresStore:
         async with pool.connection() as connection:
             for name, parameters in statements:
                 self.statements += 1
-                query: LiteralString = queries()[name]
-                cursor = await connection.execute(query, parameters, binary=False)
+                cursor = await connection.execute(queries()[name], parameters)
                 results.append(await cursor.fetchall())
         return results
 

@@ -5,21 +5,17 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from importlib import resources
-from typing import cast
-
-from typing_extensions import LiteralString
 
 _HEAD = re.compile(r"^-- (?P<name>[a-z_]+): .+$", re.MULTILINE)
 
 
 @lru_cache(maxsize=1)
-def queries() -> dict[str, LiteralString]:
+def queries() -> dict[str, str]:
     """Statement text by name."""
     text = resources.files("seedcore.store").joinpath("queries.sql").read_text(encoding="utf-8")
     heads = list(_HEAD.finditer(text))
     ends = [head.start() for head in heads[1:]] + [len(text)]
-    # a file of ours, read-only at run time: as literal as a constant in this module
     return {
-        head["name"]: cast(LiteralString, text[head.end() : end].strip())
+        head["name"]: text[head.end() : end].strip()
         for head, end in zip(heads, ends, strict=True)
     }
