@@ -1,0 +1,79 @@
+"""What one change does to one instance: the rules that schema/*.sql states in SQL, as pure functions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+
+from seedcore.core import lifecycle
+from seedcore.core.lifecycle import Status
+from seedcore.core.model import Instance, Outcome, OutcomeKind, RegisterChange, StatusChange
+
+
+def first_registration(change: RegisterChange, epoch: str, now: datetime) -> Instance:
+    """The instance that a registration of an unknown id makes."""
+    registration = change.registration
+    return Instance(
+        instance_id=registration.instance_id,
+        logical_id=registration.logical_id,
+        status=Status.STARTING,
+        cluster_epoch=epoch,
+        started_at=now,
+        status_changed_at=now,
+        last_heartbeat=now,
+        seq=change.seq,
+        actor_name=registration.actor_name,
+        namespace=registration.namespace,
+        actor_id=registration.actor_id,
+        serve_route=registration.serve_route,
+        organ_id=registration.organ_id,
+        labels=dict(registration.labels),
+        metadata=dict(registration.metadata),
+        node_id=registration.node_id,
+        ip_address=registration.ip_address,
+        pid=registration.pid,
+    )
+
+
+def apply_registration(known: Instance, change: RegisterChange, now: datetime) -> tuple[Outcome, Instance]:
+    """Register an id that is known already: its details are refreshed, its life goes on."""
+    if known.logical_id != change.registration.logical_id:
+        return _answer(OutcomeKind.CONFLICT, known)
+    if known.status is Status.DEAD:
+        return _answer(OutcomeKind.DEAD, known)
+    if change.seq < known.seq:
+        return _answer(OutcomeKind.UNCHANGED, known)
+    fresh = replace(
+        first_registration(change, known.cluster_epoch, now),
+        status=known.status,
+        started_at=known.started_at,
+        status_changed_at=known.status_changed_at,
+        cause=known.cause,
+    )
+    return _answer(OutcomeKind.UNCHANGED, fresh)
+
+
+def apply_status(known: Instance, change: StatusChange, now: datetime) -> tuple[Outcome, Instance]:
+    """Change a status under the transition table. A sequence number at or below the known one is a replay."""
+    if change.seq is not None and change.seq <= known.seq:
+        return _answer(OutcomeKind.UNCHANGED, known)
+    if known.status is change.status:
+        return _answer(OutcomeKind.UNCHANGED, known if change.seq is None else replace(known, seq=change.seq))
+    if known.status is Status.DEAD:
+        return _answer(OutcomeKind.DEAD, known)
+    if not lifecycle.is_allowed(known.status, change.status):
+        return _answer(OutcomeKind.FORBIDDEN, known)
+    changed = replace(
+        known,
+        status=change.status,
+        seq=known.seq if change.seq is None else change.seq,
+        cause=change.cause,
+        status_changed_at=now,
+        stopped_at=now if change.status is Status.DEAD else None,
+        last_heartbeat=known.last_heartbeat if change.seq is None else now,
+    )
+    return _answer(OutcomeKind.APPLIED, changed)
+
+
+def _answer(kind: OutcomeKind, row: Instance) -> tuple[Outcome, Instance]:
+    return Outcome(kind, row.status, row.cluster_epoch, row.cause), row
