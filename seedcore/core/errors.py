@@ -208,3 +208,38 @@ class CannotKnowError(RegistryError):
 
     def __str__(self) -> str:
         return f"cannot know now whether agent {self.logical_id!r} is alive: {self.why}"
+
+
+class NotAcceptingWorkError(RegistryError):
+    """The agent drains or has stopped."""
+
+    def __init__(self, agent_id: str, status: str) -> None:
+        super().__init__(agent_id, status)
+        self.agent_id = agent_id
+        self.status = status
+
+    def __str__(self) -> str:
+        return f"agent {self.agent_id!r} is {self.status} and takes no new work"
+
+
+class AgentCallError(RegistryError):
+    """A call to an agent failed, or did not answer in time."""
+
+    def __init__(self, agent_id: str, why: str) -> None:
+        super().__init__(agent_id, why)
+        self.agent_id = agent_id
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"agent {self.agent_id!r}: {self.why}"
+
+
+class RegistryFullError(RegistryError):
+    """The registry holds as many live instances as it may; nothing was taken."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return f"the registry holds its limit of {self.limit} live instances; raise SEEDCORE_MAX_INSTANCES"

@@ -308,11 +308,16 @@ class Listing(Sequence[Instance]):
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """What a source knows of one logical id: its best instance, or why there is none."""
+    """What a source knows of one logical id: its best instance, or why there is none.
+
+    `is_known` tells an agent that is registered and not to be handed out (draining, silent, of another epoch)
+    from one that nobody registered.
+    """
 
     logical_id: str
     instance: Instance | None
     why: str | None = None
+    is_known: bool = False
 
 
 def new_instance_id() -> str:
@@ -327,9 +332,7 @@ def check_instance_id(value: str) -> str:
     except (ValueError, AttributeError, TypeError):
         raise InvalidInputError("instance_id", f"must be a UUID, not {_shown(value)}") from None
     if canonical != value:
-        raise InvalidInputError(
-            "instance_id", f"must be a UUID in lower case with dashes, not {_shown(value)}"
-        )
+        raise InvalidInputError("instance_id", f"must be a UUID in lower case with dashes, not {_shown(value)}")
     return value
 
 
@@ -394,9 +397,7 @@ def _check_metadata(metadata: Mapping[str, Json]) -> None:
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInputError("metadata", f"must be plain JSON: {error}") from None
     if len(text) > MAX_METADATA_BYTES:
-        raise InvalidInputError(
-            "metadata", f"must be at most {MAX_METADATA_BYTES} bytes of JSON, not {len(text)}"
-        )
+        raise InvalidInputError("metadata", f"must be at most {MAX_METADATA_BYTES} bytes of JSON, not {len(text)}")
     # jsonb has neither NUL nor lone surrogates
     if any("\x00" in text or _SURROGATE.search(text) for text in _texts(metadata)):
         raise InvalidInputError("metadata", "must not contain NUL or broken Unicode")

@@ -9,12 +9,23 @@ import json
 from seedcore.core.errors import InvalidInputError
 from seedcore.core.model import MAX_ID_CHARS, MAX_PAGE, Instance, check_instance_id, check_text
 
-_START = ("", "00000000-0000-0000-0000-000000000000")
+_FIRST_ID = "00000000-0000-0000-0000-000000000000"
+_LAST_ID = "ffffffff-ffff-ffff-ffff-ffffffffffff"
+_START = ("", _FIRST_ID)
 
 
 def encode_cursor(last: Instance) -> str:
     """The cursor that continues behind `last`."""
-    text = json.dumps([last.logical_id, last.instance_id])
+    return _encode(last.logical_id, last.instance_id)
+
+
+def encode_name_cursor(last_name: str) -> str:
+    """The cursor that continues behind a mere name, and behind every instance of it."""
+    return _encode(last_name, _LAST_ID)
+
+
+def _encode(logical_id: str, instance_id: str) -> str:
+    text = json.dumps([logical_id, instance_id])
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 

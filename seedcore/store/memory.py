@@ -217,9 +217,7 @@ class MemoryStore:
         for logical_id in logical_ids:
             wanted = InstanceFilter(logical_id=logical_id)
             chosen = best(
-                row
-                for row in self._rows.values()
-                if wanted.matches(row, self._current) and self._is_fresh(row)
+                row for row in self._rows.values() if wanted.matches(row, self._current) and self._is_fresh(row)
             )
             if chosen is not None:
                 found[logical_id] = chosen

@@ -62,9 +62,7 @@ def known_migrations(folder: Path | None = None) -> list[Migration]:
     return found
 
 
-async def migrate(
-    connection: psycopg.AsyncConnection[Any], migrations: list[Migration] | None = None
-) -> list[str]:
+async def migrate(connection: psycopg.AsyncConnection[Any], migrations: list[Migration] | None = None) -> list[str]:
     """Bring the database up to date; the names of what was applied now.
 
     Raises SchemaError where the database is newer than this code, or was made by a file that has changed.
@@ -86,9 +84,7 @@ async def migrate(
         applied.append(step.name)
 
 
-async def _next_step(
-    connection: psycopg.AsyncConnection[Any], migrations: list[Migration]
-) -> Migration | None:
+async def _next_step(connection: psycopg.AsyncConnection[Any], migrations: list[Migration]) -> Migration | None:
     cursor = await connection.execute("select to_regclass('schema_migration') is not null")
     row = await cursor.fetchone()
     if row is None or not row[0]:

@@ -160,9 +160,7 @@ class PostgresStore:
     async def begin(self, ray_cluster: str, epoch: str | None, lease_s: float) -> Epoch:
         if epoch is not None:
             check_epoch(epoch)
-        rows = await self._run(
-            "begin_registry", {"ray_cluster": ray_cluster, "epoch": epoch, "lease_s": lease_s}
-        )
+        rows = await self._run("begin_registry", {"ray_cluster": ray_cluster, "epoch": epoch, "lease_s": lease_s})
         return Epoch(name=rows[0][0], number=rows[0][1])
 
     async def set_current_epoch(self, epoch: str) -> Epoch:
@@ -244,9 +242,7 @@ class PostgresStore:
         )
 
     async def best_instances(self, logical_ids: Sequence[str]) -> Answer[dict[str, Instance]]:
-        stamps, rows = await self._run_all(
-            [("stamp", {}), ("best_instances", {"logical_ids": list(logical_ids)})]
-        )
+        stamps, rows = await self._run_all([("stamp", {}), ("best_instances", {"logical_ids": list(logical_ids)})])
         found = {instance.logical_id: instance for instance in map(_instance, rows)}
         return Answer(found, Source.POSTGRES, stamps[0][0], stamps[0][1], complete=True)
 

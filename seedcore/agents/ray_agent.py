@@ -1,0 +1,203 @@
+"""RayAgent: a plain class that lives in process or as a Ray actor, and reports its life to the registry."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+import ray
+
+from seedcore.core.errors import InvalidInputError, NotAcceptingWorkError
+from seedcore.core.lifecycle import Status
+from seedcore.core.model import Json
+from seedcore.registry.reporter import Reporter
+from seedcore.settings import Settings, get_settings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """An agent's sign of life. Times in seconds."""
+
+    agent_id: str
+    instance_id: str
+    status: Status
+    at: datetime
+    uptime_s: float
+    tasks_running: int
+
+
+@dataclass(frozen=True, slots=True)
+class SummaryStats:
+    """What an agent has done since it was made. Times in seconds."""
+
+    agent_id: str
+    organ_id: str | None
+    status: Status
+    uptime_s: float
+    tasks_running: int
+    tasks_done: int
+    tasks_failed: int
+    task_mean_s: float | None
+    is_reported: bool
+    report_problem: str | None
+
+
+class RayAgent:
+    """Subclass it and override `handle_task`.
+
+    In process: `await agent.start()`. As an actor: `ray.remote(MyAgent).options(name=agent_id,
+    namespace=..., num_cpus=0).remote(agent_id)` and then `start`, which `Tier0MemoryManager.create_agent`
+    does for you; an actor that Ray restarts starts again by itself. It works without registry or database,
+    and reports once they are there.
+    """
+
+    def __init__(
+        self,
+        agent_id: str,
+        organ_id: str | None = None,
+        *,
+        labels: Mapping[str, str] | None = None,
+        metadata: Mapping[str, Json] | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        """Raises InvalidInputError for a value beyond its limits, ConfigurationError for a wrong variable."""
+        self._agent_id = agent_id
+        self._organ_id = organ_id
+        self._reporter = Reporter(
+            agent_id,
+            organ_id=organ_id,
+            labels=labels,
+            metadata=metadata,
+            settings=settings if settings is not None else get_settings(),
+        )
+        self._status = Status.STARTING
+        self._born_s = time.monotonic()
+        self._running = 0
+        self._done = 0
+        self._failed = 0
+        self._busy_s = 0.0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._restart: asyncio.Task[None] | None = None
+        if _was_restarted():
+            # Ray re-runs __init__ alone: nobody will call start() a second time
+            self._restart = asyncio.get_running_loop().create_task(self.start())
+
+    @property
+    def agent_id(self) -> str:
+        """The logical id."""
+        return self._agent_id
+
+    @property
+    def status(self) -> Status:
+        """What the agent itself says it is doing."""
+        return self._status
+
+    async def start(self) -> None:
+        """Take work, register, beat. Idempotent; returns within a bounded time also with no registry at all.
+
+        Raises what does not heal by waiting, such as RetiredEpochError.
+        """
+        if self._status is Status.DEAD:
+            raise NotAcceptingWorkError(self._agent_id, "stopped; make a new one")
+        if self._status is Status.STARTING:
+            self._status = Status.ALIVE
+        await self._reporter.start()
+
+    async def drain(self, reason: str | None = None, timeout_s: float | None = None) -> bool:
+        """Refuse new work, say so, wait for the running tasks up to `timeout_s` seconds (None: as long as it takes).
+
+        True once nothing runs any more.
+        """
+        if self._status is Status.DEAD:
+            return True
+        if self._status is not Status.DRAINING:
+            self._status = Status.DRAINING
+            await self._reporter.drain(reason)
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        except asyncio.TimeoutError:
+            return False
+        return True
+
+    async def stop(self, reason: str = "stopped") -> None:
+        """Refuse work for good and say dead. Running tasks are not waited for: `drain()` does that. Idempotent."""
+        if self._status is Status.DEAD:
+            return
+        self._status = Status.DEAD
+        await self._reporter.stop(reason)
+
+    async def ping(self) -> str:
+        """Answers "pong"."""
+        return "pong"
+
+    async def get_id(self) -> str:
+        """The logical id."""
+        return self._agent_id
+
+    async def get_heartbeat(self) -> Heartbeat:
+        """A sign of life."""
+        return Heartbeat(
+            agent_id=self._agent_id,
+            instance_id=self._reporter.client.instance_id,
+            status=self._status,
+            at=datetime.now(timezone.utc),
+            uptime_s=time.monotonic() - self._born_s,
+            tasks_running=self._running,
+        )
+
+    async def get_summary_stats(self) -> SummaryStats:
+        """What it has done so far."""
+        finished = self._done + self._failed
+        return SummaryStats(
+            agent_id=self._agent_id,
+            organ_id=self._organ_id,
+            status=self._status,
+            uptime_s=time.monotonic() - self._born_s,
+            tasks_running=self._running,
+            tasks_done=self._done,
+            tasks_failed=self._failed,
+            task_mean_s=self._busy_s / finished if finished else None,
+            is_reported=self._reporter.is_enabled and self._reporter.problem is None,
+            report_problem=self._reporter.problem,
+        )
+
+    async def execute_task(self, task: Any) -> Any:
+        """Run `handle_task`, counted and timed. Raises NotAcceptingWorkError unless the agent is alive, and
+        whatever `handle_task` raises."""
+        if self._status is not Status.ALIVE:
+            raise NotAcceptingWorkError(self._agent_id, str(self._status))
+        self._running += 1
+        self._idle.clear()
+        began_s = time.monotonic()
+        try:
+            result = await self.handle_task(task)
+        except BaseException:
+            self._failed += 1
+            raise
+        else:
+            self._done += 1
+            return result
+        finally:
+            self._busy_s += time.monotonic() - began_s
+            self._running -= 1
+            if self._running == 0:
+                self._idle.set()
+
+    async def handle_task(self, task: Any) -> Any:
+        """Override this: do the work, return what the caller of `execute_task` shall get."""
+        raise InvalidInputError("task", f"{type(self).__name__} does no work: override handle_task")
+
+
+def _was_restarted() -> bool:
+    if not ray.is_initialized():
+        return False
+    context = ray.get_runtime_context()
+    return context.get_actor_id() is not None and context.was_current_actor_reconstructed

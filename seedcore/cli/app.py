@@ -1,0 +1,158 @@
+"""Commands, and the one place where an error becomes a line and an exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from dataclasses import replace
+from typing import Annotated
+
+import click
+import typer
+from rich.console import Console
+
+from seedcore import __version__
+from seedcore.cli import demo as demo_command
+from seedcore.cli.cluster import join_cluster, ladder_of
+from seedcore.cli.render import agent_json, listing_json, show_agent, show_listing
+from seedcore.core.errors import CannotKnowError, RegistryError
+from seedcore.core.lifecycle import Status
+from seedcore.core.model import InstanceFilter, Listing
+from seedcore.discovery.app import parse_labels
+from seedcore.discovery.ladder import DiscoveryLadder, NameListing
+from seedcore.registry.actor import stop_registry
+from seedcore.runtime import start_registry, store_recipe
+from seedcore.settings import load_settings
+
+EXIT_FAILED = 1
+EXIT_NOT_FOUND = 3
+EXIT_CANNOT_KNOW = 4
+_PAGE = 1000
+
+app = typer.Typer(
+    name="seedcore",
+    help="A runtime registry for fleets of Ray actors.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+registry_app = typer.Typer(help="The registry actor.", no_args_is_help=True)
+app.add_typer(registry_app, name="registry")
+
+out = Console()
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        out.print(__version__)
+        raise typer.Exit
+
+
+@app.command("ls")
+def list_command(
+    status: Annotated[list[Status] | None, typer.Option(help="Repeatable; default alive.")] = None,
+    everything: Annotated[bool, typer.Option("--all", "-a", help="Every live instance, whatever its status.")] = False,
+    organ: Annotated[str | None, typer.Option(help="Only this organ.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="key=value; repeatable, all must hold.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the agents of the current epoch."""
+    wanted = InstanceFilter(
+        statuses=frozenset(Status) - {Status.DEAD} if everything else frozenset(status or [Status.ALIVE]),
+        organ_id=organ,
+        labels=parse_labels(label or []),
+        fresh_only=not everything,
+    )
+    settings = load_settings()
+    join_cluster(settings)
+    listing = asyncio.run(_every_page(ladder_of(settings), wanted))
+    if as_json:
+        typer.echo(listing_json(listing))
+    else:
+        show_listing(out, listing)
+
+
+@app.command("get")
+def get_command(agent_id: Annotated[str, typer.Argument(help="Logical id.")], as_json: JsonOption = False) -> None:
+    """Show one agent: who lives under its logical id, and who did."""
+    settings = load_settings()
+    join_cluster(settings)
+    described = asyncio.run(ladder_of(settings).describe(agent_id))
+    if described.complete and not described.live and not described.history:
+        typer.echo(f"seedcore: nobody ever registered as {agent_id!r}", err=True)
+        raise typer.Exit(EXIT_NOT_FOUND)
+    if as_json:
+        typer.echo(agent_json(described))
+    else:
+        show_agent(out, described)
+
+
+@app.command("migrate")
+def migrate_command() -> None:
+    """Bring the database's schema up to date."""
+    applied = asyncio.run(store_recipe(load_settings()).migrate())
+    for name in applied:
+        typer.echo(f"applied {name}")
+    typer.echo("the schema is up to date")
+
+
+@app.command("demo")
+def demo(
+    agents: Annotated[int, typer.Option(min=4, max=50, help="How many agents.")] = 6,
+    down: Annotated[bool, typer.Option("--down", help="Stop the demo's agents instead.")] = False,
+) -> None:
+    """Bring up a small real fleet: registered, resolved, drained and lost."""
+    settings = load_settings()
+    asyncio.run(demo_command.take_down(settings, out) if down else demo_command.run(settings, out, agents))
+
+
+@registry_app.command("start")
+def registry_start() -> None:
+    """Start the registry actor of the running cluster, unless it runs."""
+    settings = load_settings()
+    join_cluster(settings)
+    hello = asyncio.run(start_registry(settings))
+    typer.echo(f"the registry runs: pid {hello.pid} on node {hello.node_id}, version {hello.code_version}")
+
+
+@registry_app.command("stop")
+def registry_stop() -> None:
+    """Let the registry actor commit what waits, then end it. A running discovery starts it again."""
+    settings = load_settings()
+    join_cluster(settings)
+    stopped = asyncio.run(stop_registry(settings.namespace))
+    typer.echo("the registry has stopped" if stopped else "no registry runs")
+
+
+async def _every_page(ladder: DiscoveryLadder, wanted: InstanceFilter) -> Listing | NameListing:
+    page = await ladder.list_instances(wanted, _PAGE, None)
+    while page.next_cursor is not None:
+        following = await ladder.list_instances(wanted, _PAGE, page.next_cursor)
+        if isinstance(page, Listing) and isinstance(following, Listing):
+            page = replace(following, items=page.items + following.items)
+        elif isinstance(page, NameListing) and isinstance(following, NameListing):
+            page = replace(following, names=page.names + following.names)
+        else:
+            raise CannotKnowError("*", "the source of the list changed on the way; ask again")
+    await ladder.close()
+    return page
+
+
+def main() -> None:
+    """Run the command. Every error of ours is one line on stderr; no traceback reaches the user."""
+    try:
+        app()
+    except CannotKnowError as error:
+        _fail(str(error), EXIT_CANNOT_KNOW)
+    except RegistryError as error:
+        _fail(str(error), EXIT_FAILED)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted", 130)
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(f"seedcore: {message}", err=True)
+    sys.exit(code)

@@ -1,0 +1,58 @@
+"""The command's way into a Ray cluster."""
+
+from __future__ import annotations
+
+import logging
+
+import ray
+from rich.console import Console
+
+from seedcore.core.errors import RegistryError
+from seedcore.discovery.ladder import DiscoveryLadder
+from seedcore.registry.connection import RegistryConnection
+from seedcore.registry.directory import RayDirectory
+from seedcore.registry.handles import HandleFinder
+from seedcore.runtime import store_recipe
+from seedcore.settings import Settings
+
+
+class NoClusterError(RegistryError):
+    """There is no Ray cluster to connect to."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+    def __str__(self) -> str:
+        return (
+            f"no Ray cluster to connect to ({self.why}): start one with `serve run serve_config.yaml` or "
+            "`ray start --head`, or name one in RAY_ADDRESS; RAY_AUTH_MODE must be the same as there"
+        )
+
+
+def join_cluster(settings: Settings) -> None:
+    """Connect to the running cluster. Raises NoClusterError."""
+    try:
+        ray.init(address="auto", namespace=settings.namespace, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        text = str(error).strip()
+        raise NoClusterError(text.splitlines()[0] if text else type(error).__name__) from error
+
+
+def join_or_start_cluster(settings: Settings, console: Console) -> None:
+    """Connect to the running cluster, or start one that ends with this process."""
+    try:
+        join_cluster(settings)
+    except NoClusterError:
+        console.print("No Ray cluster runs; starting one for as long as this command runs.")
+        ray.init(address="local", namespace=settings.namespace, log_to_driver=False, logging_level=logging.ERROR)
+
+
+def ladder_of(settings: Settings) -> DiscoveryLadder:
+    """The same ladder that discovery climbs."""
+    return DiscoveryLadder(
+        RegistryConnection(settings.namespace, settings.call_timeout_s),
+        store_recipe(settings).reader,
+        RayDirectory(settings.namespace, settings.call_timeout_s),
+        HandleFinder(settings.namespace, settings.probe_timeout_s),
+    )

@@ -1,0 +1,137 @@
+"""`seedcore demo`: a small real fleet that registers, is resolved, drains and is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import ray
+from rich.console import Console
+
+from seedcore.agents import RayAgent
+from seedcore.cli.cluster import join_cluster, join_or_start_cluster
+from seedcore.cli.render import show_listing
+from seedcore.core.errors import AgentCallError, NotResolvableError, RegistryUnavailableError
+from seedcore.core.lifecycle import Status
+from seedcore.registry.answers import Health
+from seedcore.registry.client import every_page
+from seedcore.registry.connection import RegistryConnection
+from seedcore.runtime import start_registry
+from seedcore.settings import Settings
+from seedcore.tier0 import Tier0MemoryManager
+from seedcore.tier0.answers import AgentSpec
+
+_PREFIX = "demo-"
+_ORGANS = ("vision", "memory")
+_READY_TIMEOUT_S = 90.0
+
+
+class DemoAgent(RayAgent):
+    """Counts the words of a text."""
+
+    async def handle_task(self, task: Any) -> Any:
+        """`task` is a text; returns its number of words."""
+        return len(str(task).split())
+
+
+async def run(settings: Settings, console: Console, agents: int) -> None:
+    """Show the life of a fleet. The agents that are left go on; `take_down` stops them."""
+    join_or_start_cluster(settings, console)
+    connection = RegistryConnection(settings.namespace, settings.call_timeout_s)
+    manager = Tier0MemoryManager(settings)
+
+    console.rule("1. The registry")
+    with console.status("starting the registry actor and its database"):
+        await start_registry(settings)
+        health = await _ready(connection)
+    console.print(f"up: {health.store_kind} PostgreSQL, epoch {health.epoch}, lease {health.lease_s:g} s")
+
+    console.rule(f"2. {agents} agents register")
+    specs = [
+        AgentSpec(
+            f"{_PREFIX}{_ORGANS[number % 2]}-{number // 2 + 1}",
+            organ_id=_ORGANS[number % 2],
+            agent_class=DemoAgent,
+            labels={"app": "demo"},
+            max_restarts=0,
+        )
+        for number in range(agents)
+    ]
+    with console.status(f"creating {agents} actors"):
+        created = await manager.create_agents_batch(specs)
+    for agent_id, why in created.failures.items():
+        raise AgentCallError(agent_id, why)
+    await _registered(connection, {spec.agent_id for spec in specs})
+    show_listing(console, await every_page(connection, labels={"app": "demo"}))
+
+    worker, drained, lost = f"{_PREFIX}vision-1", f"{_PREFIX}memory-1", f"{_PREFIX}vision-2"
+    console.rule(f"3. {worker} is resolved and works")
+    located = await manager.locate(worker)
+    words = await manager.execute_task_on_agent(worker, "who is alive and who may be drained")
+    console.print(f"resolved by {located.source}; it counted {words} words")
+
+    console.rule(f"4. {drained} drains")
+    await (await manager.resolve(drained)).drain.remote("shown in the demo")
+    await _show_unresolvable(manager, console, drained)
+
+    console.rule(f"5. {lost} is lost")
+    ray.kill(await manager.resolve(lost), no_restart=True)
+    await _show_unresolvable(manager, console, lost)
+    with console.status(f"the registry notices within its lease of {health.lease_s:g} s"):
+        await _gone(connection, lost, health.lease_s * 3)
+    history = (await connection.describe(lost)).history
+    console.print(f"declared dead; cause: {history[0].cause if history else 'not yet in the database'}")
+
+    console.rule("6. What is left")
+    show_listing(
+        console, await every_page(connection, statuses=(Status.ALIVE, Status.DRAINING), labels={"app": "demo"})
+    )
+    console.print(
+        "Look again with `seedcore ls --all` or `seedcore get " + lost + "`; end it with `seedcore demo --down`."
+    )
+
+
+async def take_down(settings: Settings, console: Console) -> None:
+    """Stop whatever agents of the demo still live."""
+    join_cluster(settings)
+    manager = Tier0MemoryManager(settings)
+    await manager.discover_and_refresh_agents()
+    ids = [agent.logical_id for agent in manager.list_agents() if agent.logical_id.startswith(_PREFIX)]
+    stopped = await manager.shutdown_agents(ids)
+    console.print(f"stopped {len(stopped.results)} agents")
+    for agent_id, why in stopped.failures.items():
+        console.print(f"{agent_id}: {why}")
+
+
+async def _show_unresolvable(manager: Tier0MemoryManager, console: Console, agent_id: str) -> None:
+    try:
+        await manager.resolve(agent_id)
+    except NotResolvableError as error:
+        console.print(f"resolve now says: {error}")
+    else:
+        raise AgentCallError(agent_id, "is still handed out")
+
+
+async def _ready(connection: RegistryConnection) -> Health:
+    deadline = asyncio.get_running_loop().time() + _READY_TIMEOUT_S
+    while not (health := await connection.health()).is_ready:
+        if asyncio.get_running_loop().time() > deadline:
+            raise RegistryUnavailableError(f"not ready after {_READY_TIMEOUT_S:g} s: {health.store_problem}")
+        await asyncio.sleep(0.1)
+    return health
+
+
+async def _registered(connection: RegistryConnection, agent_ids: set[str]) -> None:
+    deadline = asyncio.get_running_loop().time() + _READY_TIMEOUT_S
+    while missing := agent_ids - {row.logical_id for row in await every_page(connection, labels={"app": "demo"})}:
+        if asyncio.get_running_loop().time() > deadline:
+            raise RegistryUnavailableError(f"these agents did not register: {', '.join(sorted(missing)[:5])}")
+        await asyncio.sleep(0.1)
+
+
+async def _gone(connection: RegistryConnection, agent_id: str, timeout_s: float) -> None:
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    while (await connection.describe(agent_id)).live:
+        if asyncio.get_running_loop().time() > deadline:
+            raise RegistryUnavailableError(f"agent {agent_id!r} is not declared dead after {timeout_s:g} s")
+        await asyncio.sleep(0.2)

@@ -1,0 +1,276 @@
+"""The registry's memory of the living: who there is, when each was last heard, who is best for a logical id.
+
+Owns no clock, no database and no Ray: the caller gives monotonic seconds (`now_s`) and, for the times that
+travel, the wall clock (`at`). The dead are only remembered as ids, a bounded number of them.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from seedcore.core.errors import RegistryFullError
+from seedcore.core.lease import LeaseTerms
+from seedcore.core.lifecycle import Status
+from seedcore.core.model import (
+    Instance,
+    InstanceFilter,
+    Outcome,
+    OutcomeKind,
+    RegisterChange,
+    Resolution,
+    StatusChange,
+    Verdict,
+)
+from seedcore.core.rules import apply_registration, apply_status, first_registration
+from seedcore.core.selection import best
+
+MAX_REMEMBERED_DEAD = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """Which of the beaten ids renewed nothing."""
+
+    unknown: tuple[str, ...]
+    dead: tuple[str, ...]
+
+
+class Roster:
+    """All live instances. Every method is synchronous; one event loop owns it."""
+
+    def __init__(self, terms: LeaseTerms, capacity: int) -> None:
+        self.terms = terms
+        self.epoch = ""  # unknown until the store has said it; instances then count as current
+        self.version = 0
+        self._capacity = capacity
+        self._live: dict[str, Instance] = {}
+        self._heard: dict[str, float] = {}
+        self._by_logical: dict[str, set[str]] = {}
+        self._dead: OrderedDict[str, str | None] = OrderedDict()
+        self._order: list[tuple[str, str]] | None = []
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def __contains__(self, instance_id: object) -> bool:
+        return instance_id in self._live
+
+    def get(self, instance_id: str) -> Instance | None:
+        """The live instance with this id."""
+        return self._live.get(instance_id)
+
+    def instances_of(self, logical_id: str) -> list[Instance]:
+        """The live instances of one agent, in any epoch."""
+        return [self._live[instance_id] for instance_id in self._by_logical.get(logical_id, ())]
+
+    def is_dead(self, instance_id: str) -> bool:
+        """Whether the id is remembered as dead."""
+        return instance_id in self._dead
+
+    def cause_of_death(self, instance_id: str) -> str | None:
+        """Why a remembered dead instance died."""
+        return self._dead.get(instance_id)
+
+    # Changes
+
+    def register(self, change: RegisterChange, now_s: float, at: datetime) -> Outcome:
+        """Take a registration. Raises RegistryFullError, and then nothing has changed."""
+        known = self._live.get(change.instance_id)
+        if known is None:
+            if change.instance_id in self._dead:
+                return Outcome(OutcomeKind.DEAD, Status.DEAD, None, self._dead[change.instance_id])
+            if len(self._live) >= self._capacity:
+                raise RegistryFullError(self._capacity)
+            epoch = change.registration.cluster_epoch or self.epoch
+            self._put(first_registration(change, epoch, at), now_s)
+            return Outcome(OutcomeKind.APPLIED, Status.STARTING, epoch)
+        outcome, row = apply_registration(known, change, at)
+        if row is not known:
+            self._put(row, now_s)
+        return outcome
+
+    def set_status(self, change: StatusChange, now_s: float, at: datetime) -> Outcome:
+        """Take a status change under the lifecycle's rules."""
+        known = self._live.get(change.instance_id)
+        if known is None:
+            if change.instance_id in self._dead:
+                return Outcome(OutcomeKind.DEAD, Status.DEAD, None, self._dead[change.instance_id])
+            return Outcome(OutcomeKind.UNKNOWN)
+        outcome, row = apply_status(known, change, at)
+        if row is not known:
+            heard = now_s if change.seq is not None else self._heard[known.instance_id]
+            self._put(row, heard)
+        return outcome
+
+    def adopt(self, instance: Instance, now_s: float) -> None:
+        """Take over what the store knows. A living instance gets a whole lease: nobody listened to it so far.
+
+        What we hold already wins unless the store is ahead of it.
+        """
+        known = self._live.get(instance.instance_id)
+        if known is not None and instance.status is not Status.DEAD and known.seq > instance.seq:
+            self._put(replace(known, cluster_epoch=instance.cluster_epoch), self._heard[known.instance_id])
+            return
+        heard = now_s if known is None else self._heard[known.instance_id]
+        self._put(instance, heard)
+
+    def overwrite(self, instance: Instance, now_s: float) -> None:
+        """Take the store's word for an instance, whatever we held."""
+        heard = self._heard.get(instance.instance_id, now_s)
+        self.forget(instance.instance_id)
+        self._put(instance, heard)
+
+    def bury(self, instance_id: str, cause: str) -> None:
+        """Note that the store declared an instance dead."""
+        known = self._live.get(instance_id)
+        if known is not None:
+            self._put(replace(known, status=Status.DEAD, cause=cause), 0.0)
+
+    def forget(self, instance_id: str) -> None:
+        """Drop an instance that the store does not have; its next beat finds it unknown."""
+        known = self._live.pop(instance_id, None)
+        if known is not None:
+            self.version += 1
+            self._unlink(known)
+
+    def set_epoch(self, epoch: str) -> None:
+        """Make `epoch` the one that listings and resolution show, in one step."""
+        if epoch == self.epoch:
+            return
+        if self.epoch == "":
+            for instance in [row for row in self._live.values() if row.cluster_epoch == ""]:
+                self._live[instance.instance_id] = replace(instance, cluster_epoch=epoch)
+        self.epoch = epoch
+        self.version += 1
+
+    # Leases
+
+    def renew(self, instance_ids: Sequence[str], now_s: float) -> Renewal:
+        """Note that these were heard."""
+        live = self._live
+        lost = [instance_id for instance_id in instance_ids if instance_id not in live]
+        if not lost:
+            self._heard.update(dict.fromkeys(instance_ids, now_s))
+            return Renewal((), ())
+        for instance_id in instance_ids:
+            if instance_id in live:
+                self._heard[instance_id] = now_s
+        return Renewal(
+            unknown=tuple(instance_id for instance_id in lost if instance_id not in self._dead),
+            dead=tuple(instance_id for instance_id in lost if instance_id in self._dead),
+        )
+
+    def credit(self, absence_s: float, now_s: float) -> None:
+        """Count `absence_s` seconds of our own absence to nobody's silence."""
+        for instance_id, heard in self._heard.items():
+            self._heard[instance_id] = min(now_s, heard + absence_s)
+
+    def silence_s(self, instance_id: str, now_s: float) -> float:
+        """Seconds since a live instance was heard."""
+        return now_s - self._heard[instance_id]
+
+    def verdict(self, instance_id: str, now_s: float) -> Verdict:
+        """What its beats say of an instance; `unknown` of one that is not live here."""
+        if instance_id not in self._heard:
+            return Verdict.UNKNOWN
+        return self.terms.verdict(self.silence_s(instance_id, now_s))
+
+    def lapsed(self, now_s: float, limit: int) -> list[tuple[str, float]]:
+        """Up to `limit` instances whose lease is over, the most silent first, with their silence in seconds."""
+        over = [
+            (instance_id, now_s - heard)
+            for instance_id, heard in self._heard.items()
+            if self.terms.has_lapsed(now_s - heard)
+        ]
+        over.sort(key=lambda pair: -pair[1])
+        return over[:limit]
+
+    # Reading
+
+    def observed(self, instance: Instance, now_s: float, at: datetime) -> Instance:
+        """The instance with its last beat as we heard it."""
+        silence = timedelta(seconds=max(0.0, self.silence_s(instance.instance_id, now_s)))
+        return replace(instance, last_heartbeat=at - silence)
+
+    def resolve(self, logical_id: str, now_s: float) -> Resolution:
+        """The best instance to hand out, or why there is none: alive, of the current epoch, lease running."""
+        rows = [row for row in self.instances_of(logical_id) if row.cluster_epoch == self.epoch]
+        chosen = best(
+            row
+            for row in rows
+            if row.status is Status.ALIVE and not self.terms.has_lapsed(self.silence_s(row.instance_id, now_s))
+        )
+        if chosen is not None:
+            return Resolution(logical_id, chosen, is_known=True)
+        if not rows:
+            if logical_id in self._by_logical:
+                return Resolution(logical_id, None, "its instances are of another epoch", is_known=True)
+            return Resolution(logical_id, None, "no live instance is registered")
+        nearest = best(rows)
+        assert nearest is not None
+        if nearest.status is Status.ALIVE:
+            silence = self.silence_s(nearest.instance_id, now_s)
+            return Resolution(logical_id, None, f"silent for {silence:.0f} s, its lease is over", is_known=True)
+        return Resolution(logical_id, None, f"it is {nearest.status}", is_known=True)
+
+    def page(
+        self, wanted: InstanceFilter, after: tuple[str, str], limit: int, now_s: float
+    ) -> tuple[list[Instance], bool]:
+        """Up to `limit` wanted instances behind `after` in key order, and whether there are more."""
+        found: list[Instance] = []
+        for instance in self._behind(after):
+            if not wanted.matches(instance, self.epoch):
+                continue
+            if wanted.fresh_only and self.terms.has_lapsed(self.silence_s(instance.instance_id, now_s)):
+                continue
+            if len(found) == limit:
+                return found, True
+            found.append(instance)
+        return found, False
+
+    def count_by_status(self) -> dict[Status, int]:
+        """How many live instances there are in each status."""
+        counts: dict[Status, int] = {status: 0 for status in Status if status is not Status.DEAD}
+        for instance in self._live.values():
+            counts[instance.status] += 1
+        return counts
+
+    def all(self) -> Iterable[Instance]:
+        """Every live instance."""
+        return self._live.values()
+
+    def _behind(self, after: tuple[str, str]) -> Iterator[Instance]:
+        if self._order is None:
+            self._order = sorted((row.logical_id, row.instance_id) for row in self._live.values())
+        for index in range(bisect_right(self._order, after), len(self._order)):
+            yield self._live[self._order[index][1]]
+
+    def _put(self, instance: Instance, heard_s: float) -> None:
+        self.version += 1
+        if instance.status is Status.DEAD:
+            self._bury(instance)
+            return
+        if instance.instance_id not in self._live:
+            self._by_logical.setdefault(instance.logical_id, set()).add(instance.instance_id)
+            self._order = None
+        self._live[instance.instance_id] = instance
+        self._heard[instance.instance_id] = heard_s
+
+    def _bury(self, instance: Instance) -> None:
+        if self._live.pop(instance.instance_id, None) is not None:
+            self._unlink(instance)
+        self._dead[instance.instance_id] = instance.cause
+        while len(self._dead) > MAX_REMEMBERED_DEAD:
+            self._dead.popitem(last=False)
+
+    def _unlink(self, instance: Instance) -> None:
+        self._heard.pop(instance.instance_id, None)
+        siblings = self._by_logical[instance.logical_id]
+        siblings.discard(instance.instance_id)
+        if not siblings:
+            del self._by_logical[instance.logical_id]
+        self._order = None

@@ -1,0 +1,191 @@
+"""What the HTTP API says: the shapes of its answers."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from seedcore.core.model import MAX_PAGE, Answer, Instance, Listing, Resolution
+from seedcore.discovery.ladder import NameListing
+from seedcore.registry.answers import Description
+
+
+class Stamp(BaseModel):
+    """What an answer is worth."""
+
+    source: str = Field(description="registry, postgres or ray: who gave the answer")
+    as_of: datetime
+    version: int = Field(description="grows with every change its source has seen; compare within one source")
+    complete: bool = Field(description="false: the source knows that it may be missing something")
+
+
+class InstanceOut(BaseModel):
+    """One incarnation of an agent. Where only Ray's listing answers, just its names are known."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    logical_id: str
+    instance_id: str | None = None
+    status: str | None = None
+    cluster_epoch: str | None = None
+    organ_id: str | None = None
+    actor_name: str | None = None
+    namespace: str | None = None
+    actor_id: str | None = None
+    serve_route: str | None = None
+    labels: dict[str, str] = {}
+    metadata: dict[str, Any] = {}
+    node_id: str | None = None
+    ip_address: str | None = None
+    pid: int | None = None
+    started_at: datetime | None = None
+    status_changed_at: datetime | None = None
+    last_heartbeat: datetime | None = None
+    stopped_at: datetime | None = None
+    cause: str | None = None
+
+
+class InstanceAnswer(Stamp):
+    """One instance."""
+
+    instance: InstanceOut
+
+
+class InstancePage(Stamp):
+    """A page of instances."""
+
+    items: list[InstanceOut]
+    next_cursor: str | None = Field(description="pass as `cursor` for the next page; null on the last one")
+
+
+class ResolveRequest(BaseModel):
+    """Which agents to resolve."""
+
+    logical_ids: list[str] = Field(min_length=1, max_length=MAX_PAGE)
+
+
+class ResolutionOut(BaseModel):
+    """The best instance of an agent, or why there is none."""
+
+    logical_id: str
+    instance: InstanceOut | None
+    why: str | None
+
+
+class ResolveAnswer(Stamp):
+    """One resolution for each agent asked for, in that order."""
+
+    results: list[ResolutionOut]
+
+
+class LiveOut(BaseModel):
+    """A live instance with what its beats say of it."""
+
+    instance: InstanceOut
+    verdict: str
+    silence_s: float
+
+
+class AgentAnswer(Stamp):
+    """One agent: its live instances, and its newest ones dead or alive."""
+
+    logical_id: str
+    live: list[LiveOut]
+    history: list[InstanceOut]
+
+
+class EpochAnswer(Stamp):
+    """The current epoch."""
+
+    epoch: str
+    number: int
+
+
+class RungsOut(BaseModel):
+    """Who answers now: "ok", or what is wrong."""
+
+    registry: str
+    postgres: str
+    ray: str
+
+
+class ReadyAnswer(BaseModel):
+    """Whether anything can be answered, and by whom."""
+
+    ready: bool
+    rungs: RungsOut
+
+
+class HealthAnswer(BaseModel):
+    """This replica is up; the registry's own report, or why there is none."""
+
+    status: str
+    version: str
+    mode: str
+    registry: dict[str, Any] | None
+    registry_problem: str | None
+
+
+class Problem(BaseModel):
+    """An error (RFC 9457)."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+
+
+def stamp_of(answer: Answer[Any] | Listing | NameListing | Description) -> dict[str, Any]:
+    """The fields of a Stamp."""
+    return {
+        "source": answer.source.value,
+        "as_of": answer.as_of,
+        "version": answer.version,
+        "complete": answer.complete,
+    }
+
+
+def instance_out(instance: Instance) -> InstanceOut:
+    """One instance as the API shows it."""
+    return InstanceOut.model_validate(instance)
+
+
+def page_of(listing: Listing | NameListing) -> InstancePage:
+    """A page as the API shows it."""
+    if isinstance(listing, NameListing):
+        items = [InstanceOut(logical_id=name, actor_name=name) for name in listing.names]
+    else:
+        items = [instance_out(instance) for instance in listing.items]
+    return InstancePage(items=items, next_cursor=listing.next_cursor, **stamp_of(listing))
+
+
+def resolve_answer(answer: Answer[list[Resolution]]) -> ResolveAnswer:
+    """Resolutions as the API shows them."""
+    results = [
+        ResolutionOut(
+            logical_id=found.logical_id,
+            instance=instance_out(found.instance) if found.instance is not None else None,
+            why=found.why,
+        )
+        for found in answer.value
+    ]
+    return ResolveAnswer(results=results, **stamp_of(answer))
+
+
+def agent_answer(described: Description) -> AgentAnswer:
+    """An agent as the API shows it."""
+    return AgentAnswer(
+        logical_id=described.logical_id,
+        live=[
+            LiveOut(
+                instance=instance_out(observed.instance),
+                verdict=observed.verdict.value,
+                silence_s=round(observed.silence_s, 3),
+            )
+            for observed in described.live
+        ],
+        history=[instance_out(instance) for instance in described.history],
+        **stamp_of(described),
+    )

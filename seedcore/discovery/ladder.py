@@ -1,0 +1,289 @@
+"""Who is asked, in which order: the registry actor, PostgreSQL while that is away, Ray's listing while both are.
+
+A plain class; `app.py` puts it behind Serve. Every answer says which rung gave it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+from seedcore.core.errors import (
+    CannotKnowError,
+    DirectoryUnavailableError,
+    NotResolvableError,
+    RegistryUnavailableError,
+    StoreUnavailableError,
+    UnknownInstanceError,
+)
+from seedcore.core.lifecycle import Status
+from seedcore.core.model import (
+    MAX_PAGE,
+    Answer,
+    Epoch,
+    Instance,
+    InstanceFilter,
+    Listing,
+    Resolution,
+    Source,
+    check_instance_id,
+)
+from seedcore.core.paging import check_limit, decode_cursor, encode_name_cursor
+from seedcore.core.ports import ActorDirectory, InstanceReader
+from seedcore.registry.answers import Description, Health
+from seedcore.registry.connection import RegistryConnection
+from seedcore.registry.handles import HandleFinder
+from seedcore.registry.lookup import ActorHandle
+
+logger = logging.getLogger(__name__)
+
+HISTORY_LIMIT = 20
+
+ReaderFactory = Callable[[], Awaitable[InstanceReader]]
+
+
+@dataclass(frozen=True, slots=True)
+class NameListing:
+    """Ray's bare listing: names that are alive or about to be, and nothing else."""
+
+    names: tuple[str, ...]
+    as_of: datetime
+    next_cursor: str | None
+    source: Source = Source.RAY
+    version: int = 0
+    complete: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RungState:
+    """Whether a rung of the ladder answers now; None is no problem."""
+
+    registry: str | None
+    postgres: str | None
+    ray: str | None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether anything can be answered."""
+        return None in (self.registry, self.postgres, self.ray)
+
+
+class DiscoveryLadder:
+    """Read-only; use from one event loop. Waits are bounded by those of the rungs."""
+
+    def __init__(
+        self,
+        connection: RegistryConnection,
+        reader_factory: ReaderFactory,
+        directory: ActorDirectory,
+        finder: HandleFinder,
+    ) -> None:
+        self._connection = connection
+        self._reader_factory = reader_factory
+        self._directory = directory
+        self._finder = finder
+        self._reader: InstanceReader | None = None
+        self._opening = asyncio.Lock()
+
+    async def close(self) -> None:
+        """Release the reader's connections."""
+        if self._reader is not None:
+            await self._reader.close()
+
+    async def list_instances(self, wanted: InstanceFilter, limit: int, cursor: str | None) -> Listing | NameListing:
+        """A page of instances, or of mere names where only Ray's listing answers.
+
+        Raises InvalidInputError, or CannotKnowError where no rung can answer the question asked.
+        """
+        wanted.validated()
+        check_limit(limit)
+        decode_cursor(cursor)
+        incomplete: Listing | None = None
+        problems: list[str] = []
+        try:
+            listing = await self._connection.list_active(
+                None if wanted.statuses is None else tuple(wanted.statuses),
+                wanted.organ_id,
+                wanted.labels,
+                limit,
+                cursor,
+                epoch=wanted.epoch,
+                logical_id=wanted.logical_id,
+                fresh_only=wanted.fresh_only,
+            )
+            if listing.complete:
+                return listing
+            incomplete = listing
+            problems.append("the registry is still recovering")
+        except RegistryUnavailableError as error:
+            problems.append(str(error))
+        try:
+            return await (await self._open_reader()).list_instances(wanted, limit, cursor)
+        except StoreUnavailableError as error:
+            problems.append(str(error))
+        if incomplete is not None and incomplete.items:
+            return incomplete
+        if wanted.statuses != frozenset({Status.ALIVE}) or wanted.organ_id or wanted.labels or wanted.epoch:
+            problems.append("and Ray's listing knows neither status, organ, labels nor epoch")
+            raise CannotKnowError("*", "; ".join(problems))
+        try:
+            return await self._list_names(wanted.logical_id, limit, cursor)
+        except DirectoryUnavailableError as error:
+            raise CannotKnowError("*", "; ".join([*problems, str(error)])) from error
+
+    async def resolve(self, logical_ids: Sequence[str]) -> Answer[list[Resolution]]:
+        """The best instance of each agent, or why there is none. `complete` False: none may mean unknown.
+
+        Raises InvalidInputError. Where only Ray answers, a Resolution has no instance and `why` tells the name.
+        """
+        incomplete: Answer[list[Resolution]] | None = None
+        try:
+            answer = await self._connection.resolve(logical_ids)
+            if answer.complete:
+                return answer
+            incomplete = answer
+        except RegistryUnavailableError as error:
+            logger.info("resolving without the registry: %s", error)
+        try:
+            found = await (await self._open_reader()).best_instances(logical_ids)
+        except StoreUnavailableError as error:
+            if incomplete is not None:
+                return incomplete
+            raise CannotKnowError(", ".join(logical_ids[:3]), str(error)) from error
+        resolutions = [
+            Resolution(
+                logical_id,
+                found.value.get(logical_id),
+                None if logical_id in found.value else "the database has no active instance of it",
+                is_known=logical_id in found.value,
+            )
+            for logical_id in logical_ids
+        ]
+        return Answer(resolutions, found.source, found.as_of, found.version, found.complete)
+
+    async def handle_of(self, logical_id: str) -> ActorHandle:
+        """A live, proven handle. Raises NotResolvableError or CannotKnowError."""
+        try:
+            answer = await self.resolve([logical_id])
+        except CannotKnowError as error:
+            return await self._handle_by_name(logical_id, error.why)
+        found = answer.value[0]
+        if found.instance is not None:
+            return await self._finder.of_instance(found.instance)
+        if answer.complete:
+            raise NotResolvableError(logical_id, found.why or "unknown")
+        return await self._handle_by_name(logical_id, found.why or "unknown")
+
+    async def handles_of(self, logical_ids: Sequence[str]) -> dict[str, ActorHandle | str]:
+        """A proven handle for each agent, or the reason why there is none. At most MAX_PAGE at once."""
+        outcomes = await asyncio.gather(*(self._handle_or_reason(logical_id) for logical_id in logical_ids[:MAX_PAGE]))
+        return dict(zip(logical_ids, outcomes, strict=False))
+
+    async def describe(self, logical_id: str) -> Description:
+        """One agent with its history. Raises InvalidInputError or CannotKnowError."""
+        try:
+            described = await self._connection.describe(logical_id)
+            if described.complete or described.live:
+                return described
+            problem = "the registry cannot read the database"
+        except RegistryUnavailableError as error:
+            problem = str(error)
+        try:
+            history = await (await self._open_reader()).history(logical_id, HISTORY_LIMIT)
+        except StoreUnavailableError as error:
+            raise CannotKnowError(logical_id, f"{problem}; {error}") from error
+        return Description(logical_id, (), tuple(history), Source.POSTGRES, _utc_now(), 0, complete=True)
+
+    async def instance(self, instance_id: str) -> Answer[Instance]:
+        """One instance, dead or alive. Raises UnknownInstanceError, InvalidInputError or CannotKnowError."""
+        check_instance_id(instance_id)
+        try:
+            return await self._connection.get_instance(instance_id)
+        except (RegistryUnavailableError, StoreUnavailableError) as error:
+            problem = str(error)
+        try:
+            found = await (await self._open_reader()).get_instance(instance_id)
+        except StoreUnavailableError as error:
+            raise CannotKnowError(instance_id, f"{problem}; {error}") from error
+        if found is None:
+            raise UnknownInstanceError(instance_id)
+        return Answer(found, Source.POSTGRES, _utc_now(), 0, complete=True)
+
+    async def epoch(self) -> Answer[Epoch]:
+        """The current epoch. Raises CannotKnowError."""
+        try:
+            return await self._connection.current_epoch()
+        except (RegistryUnavailableError, StoreUnavailableError) as error:
+            problem = str(error)
+        try:
+            found = await (await self._open_reader()).current_epoch()
+        except StoreUnavailableError as error:
+            raise CannotKnowError("*", f"{problem}; {error}") from error
+        return Answer(found, Source.POSTGRES, _utc_now(), 0, complete=True)
+
+    async def registry_health(self) -> Health | str:
+        """The registry's own report, or why there is none."""
+        try:
+            return await self._connection.health()
+        except RegistryUnavailableError as error:
+            return str(error)
+
+    async def rungs(self) -> RungState:
+        """Which rungs answer now."""
+
+        async def postgres() -> str | None:
+            try:
+                await (await self._open_reader()).current_epoch()
+            except StoreUnavailableError as error:
+                return str(error)
+            return None
+
+        async def registry() -> str | None:
+            health = await self.registry_health()
+            if isinstance(health, str):
+                return health
+            return None if health.recovered else "the registry is still recovering"
+
+        async def ray_listing() -> str | None:
+            try:
+                await self._directory.names()
+            except DirectoryUnavailableError as error:
+                return str(error)
+            return None
+
+        return RungState(*await asyncio.gather(registry(), postgres(), ray_listing()))
+
+    async def _open_reader(self) -> InstanceReader:
+        async with self._opening:
+            if self._reader is None:
+                self._reader = await self._reader_factory()
+            return self._reader
+
+    async def _list_names(self, logical_id: str | None, limit: int, cursor: str | None) -> NameListing:
+        after = decode_cursor(cursor)[0]
+        names = [
+            name
+            for name in await self._directory.names()
+            if name > after and (logical_id is None or name == logical_id)
+        ]
+        page = tuple(names[:limit])
+        return NameListing(page, _utc_now(), encode_name_cursor(page[-1]) if len(names) > limit else None)
+
+    async def _handle_by_name(self, logical_id: str, why: str) -> ActorHandle:
+        try:
+            return await self._finder.of_name(logical_id)
+        except NotResolvableError as error:
+            raise CannotKnowError(logical_id, f"{why}; and {error.why}") from error
+
+    async def _handle_or_reason(self, logical_id: str) -> ActorHandle | str:
+        try:
+            return await self.handle_of(logical_id)
+        except (NotResolvableError, CannotKnowError) as error:
+            return str(error)
+
+
+def _utc_now() -> datetime:
+    return datetime.now(timezone.utc)

@@ -1,0 +1,7 @@
+"""The registry on Ray: the actor, and what agents and callers use to reach it."""
+
+from seedcore.registry.client import RegistryClient, list_active_instances
+from seedcore.registry.connection import RegistryConnection
+from seedcore.registry.reporter import Reporter, ThreadReporter
+
+__all__ = ["RegistryClient", "RegistryConnection", "Reporter", "ThreadReporter", "list_active_instances"]

@@ -1,0 +1,91 @@
+"""The registry on Ray: the detached, named actor, created race-free, with a version handshake."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import replace
+
+import ray
+from ray.exceptions import ActorDiedError, RayActorError
+
+from seedcore.core.errors import RegistryUnavailableError, VersionMismatchError
+from seedcore.registry.answers import PROTOCOL, Hello
+from seedcore.registry.config import RegistryConfig
+from seedcore.registry.connection import REGISTRY_NAME, RegistryConnection
+from seedcore.registry.lookup import find_actor
+from seedcore.registry.service import Registry
+from seedcore.registry.writer import StoreFactory
+
+logger = logging.getLogger(__name__)
+
+_HEAD = "node:__internal_head__"
+_ATTEMPTS = 5
+_MAX_CONCURRENCY = 1000
+
+
+class RegistryActor(Registry):
+    """A Registry that serves as soon as Ray has made it, also after a restart."""
+
+    def __init__(self, config: RegistryConfig, store_factory: StoreFactory) -> None:
+        node_id = ray.get_runtime_context().get_node_id()
+        super().__init__(replace(config, node_id=node_id), store_factory)
+        self.start()
+
+
+async def ensure_registry(
+    config: RegistryConfig, store_factory: StoreFactory, namespace: str, call_timeout_s: float = 30.0
+) -> Hello:
+    """The registry actor of `namespace`, started unless it runs; safe when many start it at once.
+
+    It is pinned to the head node, where an embedded database has its data. Raises VersionMismatchError where
+    an actor with another protocol holds the name, RegistryUnavailableError where none comes up in time.
+    """
+    # get_if_exists may return an actor that is just dying: only an answer counts
+    connection = RegistryConnection(namespace, call_timeout_s)
+    problem = ""
+    for attempt in range(_ATTEMPTS):
+        _create(config, store_factory, namespace)
+        try:
+            hello = await connection.hello()
+        except RegistryUnavailableError as error:
+            problem = error.why
+            logger.info("the registry actor is not up yet: %s", problem, extra={"attempt": attempt})
+            await asyncio.sleep(0.2 * 2**attempt)
+            continue
+        if hello.protocol != PROTOCOL:
+            raise VersionMismatchError(hello.protocol, PROTOCOL)
+        return hello
+    raise RegistryUnavailableError(f"the registry actor does not come up: {problem}")
+
+
+def _create(config: RegistryConfig, store_factory: StoreFactory, namespace: str) -> None:
+    actor_class = ray.remote(RegistryActor)
+    actor_class.options(
+        name=REGISTRY_NAME,
+        namespace=namespace,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        max_task_retries=0,
+        max_concurrency=_MAX_CONCURRENCY,
+        num_cpus=0,
+        resources={_HEAD: 0.001},
+    ).remote(config, store_factory)
+
+
+async def stop_registry(namespace: str, timeout_s: float = 10.0) -> bool:
+    """Let the registry commit what waits, then end its actor for good. False where none runs."""
+    handle = await find_actor(REGISTRY_NAME, namespace, timeout_s)
+    if handle is None:
+        return False
+    try:
+        await asyncio.wait_for(_stopped(handle), timeout_s)
+    except (asyncio.TimeoutError, ActorDiedError, RayActorError) as error:
+        logger.warning("the registry did not stop by itself: %s", error)
+    ray.kill(handle, no_restart=True)
+    return True
+
+
+async def _stopped(handle: object) -> None:
+    await handle.stop.remote()  # type: ignore[attr-defined]

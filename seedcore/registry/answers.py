@@ -1,0 +1,85 @@
+"""What the registry actor says of itself and of an agent. Crosses processes, so plain frozen values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from seedcore.core.model import Instance, Source, Verdict
+
+PROTOCOL = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """The handshake: which code answers under the registry's name."""
+
+    protocol: int
+    code_version: str
+    pid: int
+    node_id: str
+    started_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """A live instance with what its beats say of it. `silence_s` in seconds."""
+
+    instance: Instance
+    verdict: Verdict
+    silence_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """An agent: its live instances, and its newest instances dead ones included (empty when `complete` is False
+    because the database could not be read)."""
+
+    logical_id: str
+    live: tuple[Observed, ...]
+    history: tuple[Instance, ...]
+    source: Source
+    as_of: datetime
+    version: int
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FlushCounts:
+    """What the write loop has done since the actor started."""
+
+    flushes: int = 0
+    failures: int = 0
+    statements: int = 0
+    changes_committed: int = 0
+    beats_committed: int = 0
+    beats_offered: int = 0
+    beats_coalesced: int = 0
+    beats_dropped: int = 0
+    last_flush_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """The registry's own state. `store_problem` None means that the database answers."""
+
+    hello: Hello
+    as_of: datetime
+    recovered: bool
+    store_problem: str | None
+    store_kind: str
+    epoch: str | None
+    lease_s: float
+    beat_interval_s: float
+    instances: Mapping[str, int]
+    pending_changes: int
+    pending_beats: int
+    credited_s: float
+    flush: FlushCounts
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether answers are complete and changes become durable."""
+        return self.recovered and self.store_problem is None

@@ -1,0 +1,286 @@
+"""One agent's side of the registry: numbers its changes, keeps each until it is durable, comes back when lost.
+
+Owns no loop: `reporter.py` beats by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+
+from seedcore.core.errors import (
+    BacklogFullError,
+    InstanceDeadError,
+    RegistryError,
+    RegistryFullError,
+    RegistryUnavailableError,
+    UnknownInstanceError,
+)
+from seedcore.core.lifecycle import Status
+from seedcore.core.model import (
+    BeatAnswer,
+    Change,
+    Json,
+    Listing,
+    Receipt,
+    RegisterChange,
+    Registration,
+    StatusChange,
+    check_cause,
+    check_status,
+    new_instance_id,
+)
+from seedcore.registry.connection import RegistryConnection, shared_connection
+from seedcore.registry.identity import identify
+from seedcore.settings import Settings, get_settings
+
+logger = logging.getLogger(__name__)
+
+MAX_UNDELIVERED = 1000
+_MAX_RETURNS = 3
+_TRY_LATER = (RegistryUnavailableError, BacklogFullError, RegistryFullError)
+_HEALS = (UnknownInstanceError, InstanceDeadError, *_TRY_LATER)
+
+
+class RegistryClient:
+    """Registers one agent, changes its status, renews its lease.
+
+    A change is retained until the registry says that it is durable, and sent again, with its number, by the
+    next call. An unknown instance registers again by itself; one that was declared dead comes back as a new
+    instance (`instance_id` changes). Use from one event loop.
+    """
+
+    def __init__(
+        self,
+        logical_id: str,
+        actor_name: str | None = None,
+        cluster_epoch: str | None = None,
+        *,
+        organ_id: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        metadata: Mapping[str, Json] | None = None,
+        serve_route: str | None = None,
+        settings: Settings | None = None,
+        connection: RegistryConnection | None = None,
+    ) -> None:
+        """Raises InvalidInputError for a value beyond its limits. Tries no connection."""
+        self._settings = settings if settings is not None else get_settings()
+        self._connection = (
+            connection
+            if connection is not None
+            else shared_connection(self._settings.namespace, self._settings.call_timeout_s)
+        )
+        self._registration = Registration(
+            instance_id=new_instance_id(),
+            logical_id=logical_id,
+            actor_name=actor_name,
+            cluster_epoch=cluster_epoch if cluster_epoch is not None else self._settings.cluster_epoch,
+            organ_id=organ_id,
+            labels=dict(labels) if labels is not None else {},
+            metadata=dict(metadata) if metadata is not None else {},
+            serve_route=serve_route,
+            node_id=self._settings.node_id,
+            ip_address=self._settings.ip_address,
+        ).validated()
+        self._given_actor_name = actor_name
+        self._is_identified = False
+        self._seq = 0
+        self._status: Status | None = None
+        self._cause: str | None = None
+        self._undelivered: list[Change] = []
+        self._delivering = asyncio.Lock()
+
+    @property
+    def logical_id(self) -> str:
+        """The agent's stable name."""
+        return self._registration.logical_id
+
+    @property
+    def instance_id(self) -> str:
+        """This incarnation; another one after the registry declared it dead."""
+        return self._registration.instance_id
+
+    @property
+    def status(self) -> Status | None:
+        """The status last asked for; None before `register()`."""
+        return self._status
+
+    @property
+    def undelivered(self) -> int:
+        """Changes that are not known to be durable."""
+        return len(self._undelivered)
+
+    async def register(self) -> Receipt:
+        """Register this instance as `starting`. Repeating it is harmless.
+
+        Returns a receipt with durable=False where registry or database is away: the registration is kept
+        and sent again. Raises RetiredEpochError, EpochLimitError, InstanceConflictError or
+        VersionMismatchError: those do not heal by waiting.
+        """
+        async with self._delivering:
+            await self._identify()
+            if self._status is None:
+                self._status = Status.STARTING
+                self._undelivered.append(RegisterChange(self._registration, self._next_seq()))
+            return await self._deliver()
+
+    async def set_status(self, status: Status | str, cause: str | None = None) -> Receipt:
+        """Change the status. As `register()`; also raises InvalidInputError and ForbiddenTransitionError."""
+        wanted, cause = check_status(status), check_cause(cause)
+        async with self._delivering:
+            if self._status is None:
+                await self._identify()
+                self._undelivered.append(RegisterChange(self._registration, self._next_seq()))
+            if len(self._undelivered) >= MAX_UNDELIVERED:
+                raise BacklogFullError(MAX_UNDELIVERED)
+            before, self._status, self._cause = (self._status, self._cause), wanted, cause
+            self._undelivered.append(StatusChange(self.instance_id, wanted, self._next_seq(), cause))
+            try:
+                return await self._deliver()
+            except RegistryError:
+                self._status, self._cause = before
+                raise
+
+    async def beat(self) -> BeatAnswer:
+        """Renew the lease, and first deliver what is not durable yet.
+
+        Acts on the answer: an instance the registry does not know registers again, a dead one comes back as
+        a new one. Raises RegistryUnavailableError where the registry cannot be asked, and what `register()`
+        raises.
+        """
+        async with self._delivering:
+            if self._undelivered:
+                await self._deliver()
+            answer = await self._connection.beat(self.instance_id)
+            if answer.unknown or answer.dead:
+                if self._status is None:
+                    self._status = Status.STARTING
+                if self._status is not Status.DEAD:
+                    await self._identify()
+                    self._come_back(as_new=bool(answer.dead))
+                    await self._deliver()
+            return answer
+
+    async def _identify(self) -> None:
+        """Complete the registration with what Ray knows of this process; again until Ray is connected."""
+        if self._is_identified:
+            return
+        identity = await identify(self._given_actor_name, self._settings.namespace, self._settings.probe_timeout_s)
+        self._registration = replace(
+            self._registration,
+            actor_name=identity.actor_name,
+            actor_id=identity.actor_id,
+            namespace=identity.namespace,
+            node_id=self._settings.node_id or identity.node_id,
+            ip_address=self._settings.ip_address or identity.ip_address,
+            pid=identity.pid,
+        )
+        self._is_identified = identity.node_id is not None
+
+    async def _deliver(self) -> Receipt:
+        """Send every undelivered change in order. Changes leave only when known to be durable, or refused."""
+        for _ in range(_MAX_RETURNS):
+            try:
+                return await self._send_all()
+            except UnknownInstanceError:
+                logger.info("the registry does not know this instance; registering again", extra=self._fields())
+                self._come_back(as_new=False)
+            except InstanceDeadError as error:
+                if self._status is Status.DEAD:
+                    self._undelivered.clear()
+                    return self._receipt(durable=True, why=None)
+                logger.warning("%s; coming back as a new instance", error, extra=self._fields())
+                self._come_back(as_new=True)
+            except _TRY_LATER as error:
+                return self._receipt(durable=False, why=str(error))
+        return self._receipt(durable=False, why="the registry loses this instance again and again")
+
+    async def _send_all(self) -> Receipt:
+        receipt = self._receipt(durable=True, why=None)
+        for change in list(self._undelivered):
+            try:
+                receipt = await self._send(change)
+            except _HEALS:
+                raise
+            except RegistryError:
+                if isinstance(change, RegisterChange):
+                    self._undelivered.clear()
+                else:
+                    self._undelivered.remove(change)
+                raise
+            if receipt.durable:
+                # the registry commits an instance's changes in order: what came before is durable too
+                self._undelivered = self._undelivered[self._undelivered.index(change) + 1 :]
+        return receipt
+
+    async def _send(self, change: Change) -> Receipt:
+        if isinstance(change, RegisterChange):
+            return await self._connection.register(change.registration, change.seq)
+        return await self._connection.set_status(change.instance_id, change.status, change.seq, change.cause)
+
+    def _come_back(self, as_new: bool) -> None:
+        """Queue a registration and, behind it, what was not durable or else the status we are in."""
+        if as_new:
+            self._registration = replace(self._registration, instance_id=new_instance_id())
+            self._seq = 0
+        pending = [change for change in self._undelivered if isinstance(change, StatusChange)]
+        steps = [(change.status, change.cause) for change in pending]
+        if not steps and self._status not in {None, Status.STARTING}:
+            assert self._status is not None
+            steps = [(self._status, self._cause)]
+        self._undelivered = [RegisterChange(self._registration, self._next_seq())]
+        self._undelivered += [
+            StatusChange(self.instance_id, status, self._next_seq(), cause) for status, cause in steps
+        ]
+
+    def _next_seq(self) -> int:
+        self._seq += 1
+        return self._seq
+
+    def _receipt(self, durable: bool, why: str | None) -> Receipt:
+        status = self._status if self._status is not None else Status.STARTING
+        return Receipt(self.instance_id, status, self._seq, durable, self._registration.cluster_epoch, why)
+
+    def _fields(self) -> dict[str, str]:
+        return {"logical_id": self.logical_id, "instance_id": self.instance_id}
+
+
+async def list_active_instances(
+    organ_id: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    *,
+    settings: Settings | None = None,
+) -> Listing:
+    """Every alive instance of the current epoch, from the registry: all pages, nothing cut.
+
+    Raises RegistryUnavailableError where the registry cannot be asked: an empty list means that there is none.
+    """
+    settings = settings if settings is not None else get_settings()
+    connection = shared_connection(settings.namespace, settings.call_timeout_s)
+    return await every_page(connection, organ_id=organ_id, labels=labels)
+
+
+async def every_page(
+    connection: RegistryConnection,
+    statuses: tuple[Status, ...] | None = (Status.ALIVE,),
+    organ_id: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    *,
+    fresh_only: bool = True,
+    page_size: int = 1000,
+) -> Listing:
+    """All pages of `list_active` as one listing. It is as old, and as complete, as its first page."""
+    pages: list[Listing] = []
+    cursor: str | None = None
+    while not pages or cursor is not None:
+        page = await connection.list_active(statuses, organ_id, labels, page_size, cursor, fresh_only=fresh_only)
+        pages.append(page)
+        cursor = page.next_cursor
+    return replace(
+        pages[0],
+        items=tuple(instance for page in pages for instance in page.items),
+        complete=all(page.complete for page in pages),
+        next_cursor=None,
+    )

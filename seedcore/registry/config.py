@@ -1,0 +1,29 @@
+"""What a registry runs with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryConfig:
+    """What a registry runs with. Times in seconds; capacities in entries."""
+
+    ray_cluster: str
+    node_id: str = ""
+    store_kind: str = "postgres"
+    epoch: str | None = None
+    beat_interval_s: float = 5.0
+    lease_s: float = 15.0
+    flush_interval_s: float = 1.0
+    linger_s: float = 0.003
+    durable_wait_s: float = 2.0
+    sweep_limit: int = 1000
+    batch_limit: int = 5000
+    beat_batch_limit: int = 50_000
+    change_capacity: int = 100_000
+    max_instances: int = 250_000
+    retry_max_s: float = 5.0
+    epoch_check_s: float = 5.0
+    stop_deadline_s: float = 5.0
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,198 @@
+"""A caller's connection to the registry actor: finds it by name, bounds every call, names every failure."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
+
+from seedcore.core.errors import (
+    DirectoryUnavailableError,
+    InvalidInputError,
+    RegistryError,
+    RegistryUnavailableError,
+    VersionMismatchError,
+)
+from seedcore.core.lifecycle import Status
+from seedcore.core.model import Answer, BeatAnswer, Epoch, Instance, Listing, Receipt, Registration, Resolution
+from seedcore.registry.answers import PROTOCOL, Description, Health, Hello
+from seedcore.registry.directory import RESERVED_PREFIX
+from seedcore.registry.lookup import ActorHandle, connected_cluster, find_actor
+
+logger = logging.getLogger(__name__)
+
+REGISTRY_NAME = RESERVED_PREFIX + "registry"
+
+
+class RegistryConnection:
+    """The registry actor's methods, from anywhere in the cluster.
+
+    Every method raises RegistryUnavailableError where the actor cannot be asked within `call_timeout_s`
+    seconds (a write may have happened then: writes are idempotent, send them again), and otherwise what the
+    method itself raises. The handle is cached, weak, and looked up again when the actor has died.
+    """
+
+    def __init__(self, namespace: str, call_timeout_s: float = 5.0) -> None:
+        self._namespace = namespace
+        self._call_timeout_s = call_timeout_s
+        self._handle: ActorHandle | None = None
+        self._spoken_to: ActorHandle | None = None
+        self._cluster: str | None = None
+
+    async def hello(self) -> Hello:
+        """Who answers under the registry's name. Does not check the protocol."""
+        return cast(Hello, await self._ask(await self._found(), "hello"))
+
+    async def register(self, registration: Registration, seq: int = 1) -> Receipt:
+        """See Registry.register."""
+        return cast(Receipt, await self._call("register", registration, seq))
+
+    async def set_status(
+        self, instance_id: str, status: Status | str, seq: int | None = None, cause: str | None = None
+    ) -> Receipt:
+        """See Registry.set_status."""
+        return cast(Receipt, await self._call("set_status", instance_id, status, seq, cause))
+
+    async def beat(self, instance_id: str) -> BeatAnswer:
+        """See Registry.beat."""
+        return cast(BeatAnswer, await self._call("beat", instance_id))
+
+    async def beat_many(self, instance_ids: Sequence[str]) -> BeatAnswer:
+        """See Registry.beat_many."""
+        return cast(BeatAnswer, await self._call("beat_many", instance_ids))
+
+    async def resolve(self, logical_ids: Sequence[str]) -> Answer[list[Resolution]]:
+        """See Registry.resolve."""
+        return cast("Answer[list[Resolution]]", await self._call("resolve", logical_ids))
+
+    async def list_active(
+        self,
+        statuses: Sequence[Status | str] | None = (Status.ALIVE,),
+        organ_id: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+        *,
+        epoch: str | None = None,
+        logical_id: str | None = None,
+        fresh_only: bool = True,
+    ) -> Listing:
+        """See Registry.list_active."""
+        return cast(
+            Listing,
+            await self._call(
+                "list_active",
+                statuses,
+                organ_id,
+                labels,
+                limit,
+                cursor,
+                epoch=epoch,
+                logical_id=logical_id,
+                fresh_only=fresh_only,
+            ),
+        )
+
+    async def get_instance(self, instance_id: str) -> Answer[Instance]:
+        """See Registry.get_instance."""
+        return cast("Answer[Instance]", await self._call("get_instance", instance_id))
+
+    async def current_epoch(self) -> Answer[Epoch]:
+        """See Registry.current_epoch."""
+        return cast("Answer[Epoch]", await self._call("current_epoch"))
+
+    async def describe(self, logical_id: str) -> Description:
+        """See Registry.describe."""
+        return cast(Description, await self._call("describe", logical_id))
+
+    async def health(self) -> Health:
+        """See Registry.health."""
+        return cast(Health, await self._call("health"))
+
+    async def set_current_epoch(self, epoch: str) -> str:
+        """See Registry.set_current_epoch."""
+        return cast(str, await self._call("set_current_epoch", epoch))
+
+    async def _call(self, method: str, *args: object, **kwargs: object) -> Any:
+        handle = await self._found()
+        try:
+            await self._shake_hands(handle)
+            return await self._ask(handle, method, *args, **kwargs)
+        except _Replaced:
+            # the name may belong to a new actor by now
+            handle = await self._found()
+            try:
+                await self._shake_hands(handle)
+                return await self._ask(handle, method, *args, **kwargs)
+            except _Replaced as error:
+                raise RegistryUnavailableError(str(error)) from error
+
+    async def _found(self) -> ActorHandle:
+        cluster = connected_cluster()
+        if cluster != self._cluster:
+            # a handle is of one cluster only, and this process may have joined another
+            self._cluster, self._handle, self._spoken_to = cluster, None, None
+        if self._handle is None:
+            try:
+                self._handle = await find_actor(REGISTRY_NAME, self._namespace, self._call_timeout_s)
+            except DirectoryUnavailableError as error:
+                raise RegistryUnavailableError(error.why) from error
+        if self._handle is None:
+            raise RegistryUnavailableError(
+                f"no actor {REGISTRY_NAME!r} in namespace {self._namespace!r}; `serve run` or `seedcore demo` starts it"
+            )
+        return self._handle
+
+    async def _shake_hands(self, handle: ActorHandle) -> None:
+        if self._spoken_to is handle:
+            return
+        hello = cast(Hello, await self._ask(handle, "hello"))
+        if hello.protocol != PROTOCOL:
+            raise VersionMismatchError(hello.protocol, PROTOCOL)
+        self._spoken_to = handle
+
+    async def _ask(self, handle: ActorHandle, method: str, *args: object, **kwargs: object) -> Any:
+        try:
+            reference = getattr(handle, method).remote(*args, **kwargs)
+            return await asyncio.wait_for(_result_of(reference), self._call_timeout_s)
+        except asyncio.TimeoutError:
+            raise RegistryUnavailableError(f"no answer to {method} within {self._call_timeout_s:g} s") from None
+        except RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, RegistryError):
+                raise cause from None
+            if isinstance(cause, TypeError):
+                raise InvalidInputError(method, str(cause)) from None
+            raise RegistryUnavailableError(f"{method} failed inside the actor: {cause!r}") from error
+        except ActorDiedError as error:
+            self._handle = None
+            raise _Replaced(_first_line(error)) from error
+        except (RayActorError, RayError) as error:
+            raise RegistryUnavailableError(_first_line(error)) from error
+
+
+class _Replaced(RegistryUnavailableError):
+    """The actor behind our cached handle is gone for good."""
+
+
+async def _result_of(reference: Any) -> Any:
+    return await reference
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+_connections: dict[tuple[str, float], RegistryConnection] = {}
+
+
+def shared_connection(namespace: str, call_timeout_s: float = 5.0) -> RegistryConnection:
+    """The process's connection to the registry of `namespace`: agents of one process share its handle."""
+    key = (namespace, call_timeout_s)
+    if key not in _connections:
+        _connections[key] = RegistryConnection(namespace, call_timeout_s)
+    return _connections[key]

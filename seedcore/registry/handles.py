@@ -1,0 +1,99 @@
+"""From a name to a proven handle: of the registered actor, in a named namespace, with a sign of life.
+
+Handles found by name are weak: holding one never keeps an agent alive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError
+
+from seedcore.core.errors import CannotKnowError, DirectoryUnavailableError, NotResolvableError
+from seedcore.core.model import Instance
+from seedcore.registry.lookup import ActorHandle, actor_id_of, find_actor
+
+
+class Proof(str, Enum):
+    """A probe's answer: it lives, it does not, or it has not said yet."""
+
+    YES = "yes"
+    NO = "no"
+    NOT_YET = "not yet"
+
+
+@dataclass(frozen=True, slots=True)
+class HandleFinder:
+    """Finds and proves handles. `probe_timeout_s` bounds each look-up and each probe, in seconds."""
+
+    namespace: str
+    probe_timeout_s: float = 2.0
+
+    async def of_instance(self, instance: Instance) -> ActorHandle:
+        """The handle of a registered instance whose lease is running.
+
+        Raises NotResolvableError where it has no actor, or the actor is gone or another; CannotKnowError
+        where Ray does not answer.
+        """
+        logical_id = instance.logical_id
+        if instance.actor_name is None:
+            raise NotResolvableError(logical_id, "it runs in a process, not in an actor: it has no handle")
+        namespace = instance.namespace or self.namespace
+        handle = await self._find(logical_id, instance.actor_name, namespace)
+        if handle is None:
+            raise NotResolvableError(logical_id, f"Ray has no actor {instance.actor_name!r} in namespace {namespace!r}")
+        if instance.actor_id is not None and actor_id_of(handle) != instance.actor_id:
+            raise NotResolvableError(logical_id, f"the name {instance.actor_name!r} now belongs to another actor")
+        # busy is not dead: a running lease vouches for an actor that has not answered yet
+        if await probe(handle, self.probe_timeout_s) is Proof.NO:
+            raise NotResolvableError(logical_id, "its actor has died")
+        return handle
+
+    async def of_name(self, logical_id: str) -> ActorHandle:
+        """The handle of the actor named like the logical id, when nobody can vouch for it but itself.
+
+        Raises NotResolvableError where there is none, CannotKnowError where it does not answer.
+        """
+        handle = await self._find(logical_id, logical_id, self.namespace)
+        if handle is None:
+            raise NotResolvableError(logical_id, f"Ray has no actor of that name in namespace {self.namespace!r}")
+        proof = await probe(handle, self.probe_timeout_s)
+        if proof is Proof.NO:
+            raise NotResolvableError(logical_id, "its actor has died")
+        if proof is Proof.NOT_YET:
+            raise CannotKnowError(logical_id, f"its actor did not answer within {self.probe_timeout_s:g} s")
+        return handle
+
+    async def unproven(self, actor_name: str, instance: Instance | None = None) -> ActorHandle:
+        """The handle of a named actor without asking it anything. Raises as `of_name`."""
+        namespace = instance.namespace if instance is not None and instance.namespace else self.namespace
+        handle = await self._find(actor_name, actor_name, namespace)
+        if handle is None:
+            raise NotResolvableError(actor_name, f"Ray has no actor of that name in namespace {namespace!r}")
+        return handle
+
+    async def _find(self, logical_id: str, name: str, namespace: str) -> ActorHandle | None:
+        try:
+            return await find_actor(name, namespace, self.probe_timeout_s)
+        except DirectoryUnavailableError as error:
+            raise CannotKnowError(logical_id, str(error)) from error
+
+
+async def probe(handle: ActorHandle, timeout_s: float) -> Proof:
+    """Ask the actor for a sign of life. A result counts, an error that is ready does not."""
+    try:
+        await asyncio.wait_for(_ready(handle), timeout_s)
+    except (asyncio.TimeoutError, ActorUnavailableError):
+        return Proof.NOT_YET
+    except (ActorDiedError, RayActorError):
+        return Proof.NO
+    except RayError:
+        return Proof.NOT_YET
+    return Proof.YES
+
+
+async def _ready(handle: ActorHandle) -> Any:
+    return await handle.__ray_ready__.remote()

@@ -1,0 +1,82 @@
+"""Blocking Ray look-ups, kept off the event loop and bounded.
+
+`ray.get_actor` and `ray.util.list_named_actors` block for up to a minute while the GCS is down, so each runs
+in a daemon thread (which cannot hold up the interpreter's exit) under a time limit, few at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import ray
+
+from seedcore.core.errors import DirectoryUnavailableError
+
+T = TypeVar("T")
+
+ActorHandle = Any  # ray.actor.ActorHandle, or its Ray Client twin: both without useful types
+
+_MAX_STUCK = 16
+_slots = threading.BoundedSemaphore(_MAX_STUCK)
+
+
+async def in_thread(look_up: Callable[[], T], timeout_s: float) -> T:
+    """Run a blocking look-up; its result or its error.
+
+    Raises DirectoryUnavailableError after `timeout_s` seconds, or at once where too many already hang.
+    """
+    if not ray.is_initialized():
+        raise DirectoryUnavailableError("this process is not connected to Ray (ray.init)")
+    if not _slots.acquire(blocking=False):
+        raise DirectoryUnavailableError(f"{_MAX_STUCK} look-ups already hang; is the GCS down?")
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[T] = loop.create_future()
+
+    def finish(result: T | None, error: BaseException | None) -> None:
+        if answer.done():
+            return
+        if error is not None:
+            answer.set_exception(error)
+        else:
+            answer.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = look_up()
+        except Exception as raised:  # noqa: BLE001 - handed to the awaiting side whole
+            error = raised
+        finally:
+            _slots.release()
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(finish, result, error)
+
+    threading.Thread(target=run, name="seedcore-lookup", daemon=True).start()
+    try:
+        return await asyncio.wait_for(answer, timeout_s)
+    except asyncio.TimeoutError:
+        raise DirectoryUnavailableError(f"no answer from Ray within {timeout_s:g} s") from None
+
+
+async def find_actor(name: str, namespace: str, timeout_s: float) -> ActorHandle | None:
+    """A weak handle of the named actor, or None where there is certainly none.
+
+    Raises DirectoryUnavailableError where Ray cannot tell.
+    """
+    try:
+        return await in_thread(lambda: ray.get_actor(name, namespace=namespace), timeout_s)
+    except ValueError:
+        return None
+
+
+def connected_cluster() -> str | None:
+    """The address of the cluster that this process is connected to, or None."""
+    return str(ray.get_runtime_context().gcs_address) if ray.is_initialized() else None
+
+
+def actor_id_of(handle: ActorHandle) -> str:
+    """The Ray actor id of a handle, in hexadecimal."""
+    return str(handle._actor_id.hex())

@@ -1,0 +1,401 @@
+"""The registry itself: memory in front, one write loop behind. A plain class; `actor.py` puts it on Ray.
+
+Owns the roster and the sweep; `writer.py` owns the batches and the store. The rules are in core.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+
+from typing_extensions import assert_never
+
+from seedcore import __version__
+from seedcore.core.errors import (
+    BacklogFullError,
+    EpochLimitError,
+    ForbiddenTransitionError,
+    InstanceConflictError,
+    InstanceDeadError,
+    InvalidInputError,
+    RetiredEpochError,
+    StoreRejectedError,
+    StoreUnavailableError,
+    UnknownInstanceError,
+)
+from seedcore.core.lease import AbsenceMeter, LeaseTerms
+from seedcore.core.lifecycle import Status
+from seedcore.core.model import (
+    MAX_ID_CHARS,
+    MAX_PAGE,
+    Answer,
+    BeatAnswer,
+    Change,
+    Epoch,
+    Instance,
+    InstanceFilter,
+    Listing,
+    Outcome,
+    OutcomeKind,
+    Receipt,
+    RegisterChange,
+    Registration,
+    Resolution,
+    Source,
+    StatusChange,
+    check_cause,
+    check_epoch,
+    check_instance_id,
+    check_seq,
+    check_status,
+    check_text,
+)
+from seedcore.core.paging import check_limit, decode_cursor, encode_cursor
+from seedcore.core.roster import Roster
+from seedcore.registry.answers import PROTOCOL, Description, Health, Hello, Observed
+from seedcore.registry.config import RegistryConfig
+from seedcore.registry.writer import StoreFactory, Writer, key_of
+
+logger = logging.getLogger(__name__)
+
+MAX_BEATS_A_CALL = 10_000
+HISTORY_LIMIT = 20
+
+
+class Registry:
+    """See the module. `start()` and `stop()` are idempotent; every other method may be called at any time."""
+
+    def __init__(self, config: RegistryConfig, store_factory: StoreFactory) -> None:
+        self._config = config
+        self._roster = Roster(LeaseTerms(config.beat_interval_s, config.lease_s), config.max_instances)
+        self._writer = Writer(config, store_factory, self._roster)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stopping = False
+        self._sweep_period_s = min(1.0, config.lease_s / 5)
+        self._absence = AbsenceMeter(self._sweep_period_s, time.monotonic())
+        self._next_epoch_check_s = 0.0
+        self._hello = Hello(PROTOCOL, __version__, os.getpid(), config.node_id, _utc_now())
+
+    # Life
+
+    def start(self) -> None:
+        """Serve from memory at once; the database is joined in the background, however long that takes.
+
+        Call it in the event loop that will serve.
+        """
+        if not self._tasks:
+            self._tasks = [
+                asyncio.create_task(self._writer.run(), name="registry-write"),
+                asyncio.create_task(self._sweep_loop(), name="registry-sweep"),
+            ]
+
+    async def stop(self) -> None:
+        """Commit what waits, within a deadline, and let go of the database."""
+        if self._stopping:
+            return
+        self._stopping = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._writer.close()
+
+    async def hello(self) -> Hello:
+        """Who answers here."""
+        return self._hello
+
+    # Writing
+
+    async def register(self, registration: Registration, seq: int = 1) -> Receipt:
+        """Register an instance, or refresh one that is registered.
+
+        Raises InvalidInputError, InstanceDeadError, InstanceConflictError, RetiredEpochError, EpochLimitError,
+        BacklogFullError or RegistryFullError; then nothing has changed.
+        """
+        registration.validated()
+        check_seq(seq)
+        change = RegisterChange(registration, seq)
+        if not self._writer.is_waiting(key_of(change)):
+            self._writer.require_room()
+            known = self._roster.get(registration.instance_id)
+            outcome = self._roster.register(change, time.monotonic(), _utc_now())
+            _raise_refusal(change, outcome)
+            # at or below the known number it is a replay, and committed: what is not is still waiting
+            if known is not None and seq <= known.seq:
+                return self._receipt(known, seq, durable=True)
+            self._writer.enqueue(change)
+            self._supersede(registration)
+        return await self._receipt_when_settled(change)
+
+    async def set_status(
+        self, instance_id: str, status: Status | str, seq: int | None = None, cause: str | None = None
+    ) -> Receipt:
+        """Change an instance's status. `seq` is the agent's own number of the change; others leave it out.
+
+        Raises InvalidInputError, UnknownInstanceError, InstanceDeadError, ForbiddenTransitionError or
+        BacklogFullError; then nothing has changed.
+        """
+        check_instance_id(instance_id)
+        change = StatusChange(instance_id, check_status(status), check_seq(seq), check_cause(cause))
+        if not self._writer.is_waiting(key_of(change)):
+            self._writer.require_room()
+            known = self._roster.get(instance_id)
+            outcome = self._roster.set_status(change, time.monotonic(), _utc_now())
+            _raise_refusal(change, outcome)
+            if outcome.kind is OutcomeKind.UNCHANGED and known is not None and (seq is None or seq <= known.seq):
+                durable = not self._writer.is_unsettled(instance_id)
+                return self._receipt(known, known.seq if seq is None else seq, durable)
+            self._writer.enqueue(change)
+        return await self._receipt_when_settled(change)
+
+    async def beat(self, instance_id: str) -> BeatAnswer:
+        """Renew one lease."""
+        return await self.beat_many([instance_id])
+
+    async def beat_many(self, instance_ids: Sequence[str]) -> BeatAnswer:
+        """Renew many leases in one call, at most MAX_BEATS_A_CALL."""
+        if not isinstance(instance_ids, (list, tuple)) or len(instance_ids) > MAX_BEATS_A_CALL:
+            raise InvalidInputError("instance_ids", f"must be a list of at most {MAX_BEATS_A_CALL} ids")
+        if not all(isinstance(instance_id, str) for instance_id in instance_ids):
+            raise InvalidInputError("instance_ids", "must be UUIDs as text")
+        now_s = time.monotonic()
+        renewal = self._roster.renew(instance_ids, now_s)
+        if renewal.unknown or renewal.dead:
+            for instance_id in renewal.unknown:
+                check_instance_id(instance_id)
+            lost = {*renewal.unknown, *renewal.dead}
+            instance_ids = [instance_id for instance_id in instance_ids if instance_id not in lost]
+        self._writer.offer_beats(instance_ids, now_s)
+        return BeatAnswer(renewal.unknown, renewal.dead, self._config.beat_interval_s, self._config.lease_s)
+
+    async def set_current_epoch(self, epoch: str) -> str:
+        """Flip discovery to `epoch` in one step; instances of the epoch before are declared dead after it.
+
+        Raises RetiredEpochError, or StoreUnavailableError: a flip needs the database.
+        """
+        check_epoch(epoch)
+        flipped = await self._writer.store().set_current_epoch(epoch)
+        self._roster.set_epoch(flipped.name)
+        return flipped.name
+
+    # Reading
+
+    async def resolve(self, logical_ids: Sequence[str]) -> Answer[list[Resolution]]:
+        """The best instance of each agent, or why there is none; at most MAX_PAGE at once."""
+        if not isinstance(logical_ids, (list, tuple)) or not 1 <= len(logical_ids) <= MAX_PAGE:
+            raise InvalidInputError("logical_ids", f"must be a list of 1 to {MAX_PAGE} ids")
+        for logical_id in logical_ids:
+            check_text("logical_id", logical_id, MAX_ID_CHARS)
+        now_s, at = time.monotonic(), _utc_now()
+        found = []
+        for logical_id in logical_ids:
+            answer = self._roster.resolve(logical_id, now_s)
+            if answer.instance is not None:
+                answer = replace(answer, instance=self._roster.observed(answer.instance, now_s, at))
+            found.append(answer)
+        return Answer(found, Source.REGISTRY, at, self._roster.version, complete=self._writer.recovered)
+
+    async def list_active(
+        self,
+        statuses: Sequence[Status | str] | None = (Status.ALIVE,),
+        organ_id: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+        *,
+        epoch: str | None = None,
+        logical_id: str | None = None,
+        fresh_only: bool = True,
+    ) -> Listing:
+        """A page of live instances of the current epoch, in key order. `statuses` None means every live one."""
+        wanted = InstanceFilter(
+            statuses=None if statuses is None else frozenset(check_status(status) for status in statuses),
+            organ_id=organ_id,
+            labels=labels if labels is not None else {},
+            logical_id=logical_id,
+            epoch=epoch,
+            fresh_only=fresh_only,
+        ).validated()
+        after = decode_cursor(cursor)
+        now_s, at = time.monotonic(), _utc_now()
+        rows, has_more = self._roster.page(wanted, after, check_limit(limit), now_s)
+        return Listing(
+            items=tuple(self._roster.observed(row, now_s, at) for row in rows),
+            source=Source.REGISTRY,
+            as_of=at,
+            version=self._roster.version,
+            complete=self._writer.recovered,
+            next_cursor=encode_cursor(rows[-1]) if has_more else None,
+        )
+
+    async def get_instance(self, instance_id: str) -> Answer[Instance]:
+        """One instance, dead or alive.
+
+        Raises UnknownInstanceError, or StoreUnavailableError where only the database could tell.
+        """
+        check_instance_id(instance_id)
+        now_s, at = time.monotonic(), _utc_now()
+        known = self._roster.get(instance_id)
+        if known is not None:
+            found = self._roster.observed(known, now_s, at)
+            return Answer(found, Source.REGISTRY, at, self._roster.version, complete=True)
+        stored = await self._writer.store().get_instance(instance_id)
+        if stored is None:
+            raise UnknownInstanceError(instance_id)
+        return Answer(stored, Source.REGISTRY, at, self._roster.version, complete=True)
+
+    async def current_epoch(self) -> Answer[Epoch]:
+        """The epoch that listings show. Raises StoreUnavailableError until the database has said it."""
+        epoch = await self._writer.store().current_epoch()
+        return Answer(epoch, Source.REGISTRY, _utc_now(), self._roster.version, complete=True)
+
+    async def describe(self, logical_id: str) -> Description:
+        """One agent: its live instances from memory, its history from the database if that answers."""
+        check_text("logical_id", logical_id, MAX_ID_CHARS)
+        history: list[Instance] = []
+        complete = False
+        try:
+            history = await self._writer.store().history(logical_id, HISTORY_LIMIT)
+            complete = True
+        except StoreUnavailableError as error:
+            logger.info("history not readable: %s", error)
+        now_s, at = time.monotonic(), _utc_now()
+        live = tuple(
+            Observed(
+                self._roster.observed(row, now_s, at),
+                self._roster.verdict(row.instance_id, now_s),
+                self._roster.silence_s(row.instance_id, now_s),
+            )
+            for row in self._roster.instances_of(logical_id)
+        )
+        return Description(logical_id, live, tuple(history), Source.REGISTRY, at, self._roster.version, complete)
+
+    async def health(self) -> Health:
+        """The registry's own state."""
+        return Health(
+            hello=self._hello,
+            as_of=_utc_now(),
+            recovered=self._writer.recovered,
+            store_problem=self._writer.problem,
+            store_kind=self._config.store_kind,
+            epoch=self._roster.epoch or None,
+            lease_s=self._config.lease_s,
+            beat_interval_s=self._config.beat_interval_s,
+            instances={status.value: n for status, n in self._roster.count_by_status().items()},
+            pending_changes=self._writer.pending_changes,
+            pending_beats=self._writer.pending_beats,
+            credited_s=self._absence.total_credit_s,
+            flush=self._writer.counts,
+            notes=self._config.notes,
+        )
+
+    # Receipts
+
+    async def _receipt_when_settled(self, change: Change) -> Receipt:
+        settled = await self._writer.settled(key_of(change))
+        if isinstance(settled, StoreRejectedError):
+            raise settled
+        if settled is not None:
+            _raise_refusal(change, settled)
+        instance_id = change.instance_id
+        known = self._roster.get(instance_id)
+        status = settled.status if settled is not None and settled.status is not None else _wanted(change)
+        return Receipt(
+            instance_id=instance_id,
+            status=known.status if known is not None else status,
+            seq=change.seq or 0,
+            durable=settled is not None,
+            epoch=known.cluster_epoch if known is not None else None,
+            why=None if settled is not None else (self._writer.problem or "the database is slow"),
+        )
+
+    def _receipt(self, known: Instance, seq: int, durable: bool) -> Receipt:
+        why = None if durable else (self._writer.problem or "the database is slow")
+        return Receipt(known.instance_id, known.status, seq, durable, known.cluster_epoch or None, why)
+
+    # Leases and epochs
+
+    def _supersede(self, registration: Registration) -> None:
+        """An actor runs one process at a time: what it was before, under the same logical id, is dead."""
+        if registration.actor_id is None:
+            return
+        for other in self._roster.instances_of(registration.logical_id):
+            if other.instance_id != registration.instance_id and other.actor_id == registration.actor_id:
+                self._declare_dead(other.instance_id, "superseded: its actor restarted")
+
+    def _declare_dead(self, instance_id: str, cause: str) -> None:
+        """The registry's own verdict, committed like any other change. Raises BacklogFullError."""
+        self._writer.require_room()
+        change = StatusChange(instance_id, Status.DEAD, cause=cause)
+        if self._roster.set_status(change, time.monotonic(), _utc_now()).kind is OutcomeKind.APPLIED:
+            self._writer.enqueue(change)
+            logger.info("instance declared dead: %s", cause, extra={"instance_id": instance_id})
+
+    async def _sweep_loop(self) -> None:
+        while True:
+            await asyncio.sleep(self._sweep_period_s * random.uniform(0.9, 1.1))
+            try:
+                self._expire()
+                await self._follow_epoch()
+            except (BacklogFullError, StoreUnavailableError) as error:
+                logger.debug("sweep cut short: %s", error)
+            except Exception:
+                logger.exception("the sweep failed and goes on")
+
+    def _expire(self) -> None:
+        """Declare dead whose lease is over, a bounded number of them; never before we know whom we watch."""
+        now_s = time.monotonic()
+        absence_s = self._absence.tick(now_s)
+        if absence_s:
+            logger.warning("this process was stalled; every lease is credited", extra={"credit_s": absence_s})
+            self._roster.credit(absence_s, now_s)
+        if not self._writer.recovered:
+            return
+        for instance_id, silence_s in self._roster.lapsed(now_s, self._config.sweep_limit):
+            self._declare_dead(instance_id, f"lease expired: silent for {silence_s:.0f} s")
+
+    async def _follow_epoch(self) -> None:
+        """Notice a flip made by another hand, and end the instances of retired epochs."""
+        now_s = time.monotonic()
+        if now_s < self._next_epoch_check_s or self._writer.is_failing or not self._writer.recovered:
+            return
+        self._next_epoch_check_s = now_s + self._config.epoch_check_s
+        store = self._writer.store()
+        self._roster.set_epoch((await store.current_epoch()).name)
+        for instance_id in await store.expire_old_epochs(self._config.sweep_limit):
+            self._roster.bury(instance_id, "its epoch is retired")
+
+
+def _utc_now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+def _wanted(change: Change) -> Status:
+    return change.status if isinstance(change, StatusChange) else Status.STARTING
+
+
+def _raise_refusal(change: Change, outcome: Outcome) -> None:
+    """Turn an outcome that changed nothing into its error."""
+    instance_id = change.instance_id
+    kind = outcome.kind
+    if kind is OutcomeKind.APPLIED or kind is OutcomeKind.UNCHANGED:
+        return
+    if kind is OutcomeKind.UNKNOWN:
+        raise UnknownInstanceError(instance_id)
+    if kind is OutcomeKind.DEAD:
+        raise InstanceDeadError(instance_id, outcome.cause)
+    if kind is OutcomeKind.FORBIDDEN:
+        raise ForbiddenTransitionError(instance_id, str(outcome.status), str(_wanted(change)))
+    if kind is OutcomeKind.CONFLICT:
+        assert isinstance(change, RegisterChange)
+        raise InstanceConflictError(instance_id, change.registration.logical_id)
+    if kind is OutcomeKind.RETIRED_EPOCH:
+        raise RetiredEpochError(str(outcome.cluster_epoch))
+    if kind is OutcomeKind.EPOCH_LIMIT:
+        raise EpochLimitError(str(outcome.cluster_epoch))
+    assert_never(kind)

@@ -1,0 +1,322 @@
+"""The write loop: joins the database, commits what the registry took, and corrects its memory where the
+database knows better.
+
+Owns the store and both batches. Takes changes that the roster has accepted already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import TypeAlias, TypeVar
+
+from seedcore.core.batch import BeatBatch, ChangeBatch
+from seedcore.core.errors import RegistryError, StoreRejectedError, StoreUnavailableError
+from seedcore.core.model import (
+    Beat,
+    Change,
+    Outcome,
+    OutcomeKind,
+    RegisterChange,
+    StatusChange,
+)
+from seedcore.core.ports import Store
+from seedcore.core.roster import Roster
+from seedcore.registry.answers import FlushCounts
+from seedcore.registry.config import RegistryConfig
+
+logger = logging.getLogger(__name__)
+
+StoreFactory: TypeAlias = Callable[[], Awaitable[Store]]
+Key: TypeAlias = tuple[str, int]
+Settled: TypeAlias = Outcome | StoreRejectedError
+C = TypeVar("C", RegisterChange, StatusChange)
+
+
+class Writer:
+    """One flush in flight at a time. `run()` is the loop; it ends only by cancellation."""
+
+    def __init__(self, config: RegistryConfig, store_factory: StoreFactory, roster: Roster) -> None:
+        self._config = config
+        self._store_factory = store_factory
+        self._roster = roster
+        self._store: Store | None = None
+        self._beats = BeatBatch(config.max_instances)
+        self._changes = ChangeBatch(config.change_capacity)
+        self._waiting: dict[Key, asyncio.Future[Settled]] = {}
+        self._unsettled: Counter[str] = Counter()
+        self._wake = asyncio.Event()
+        self._next_beat_flush_s = 0.0
+        self._counts = FlushCounts()
+        self.recovered = False
+        self.problem: str | None = "not connected to the database yet"
+        self.is_failing = False
+
+    # Taking work
+
+    def require_room(self) -> None:
+        """Raise BacklogFullError unless another change fits."""
+        self._changes.require_room()
+
+    def enqueue(self, change: Change) -> Key:
+        """Take a change; the key it can be awaited under."""
+        key = key_of(change)
+        self._changes.offer(change)
+        self._waiting[key] = asyncio.get_running_loop().create_future()
+        self._unsettled[change.instance_id] += 1
+        self._wake.set()
+        return key
+
+    def is_waiting(self, key: Key) -> bool:
+        """Whether the change under `key` is taken and not committed."""
+        return key in self._waiting
+
+    def is_unsettled(self, instance_id: str) -> bool:
+        """Whether any change of this instance is not committed."""
+        return instance_id in self._unsettled
+
+    def offer_beats(self, instance_ids: Sequence[str], now_s: float) -> None:
+        """Take beats."""
+        self._beats.offer_all(instance_ids, now_s)
+
+    async def settled(self, key: Key) -> Settled | None:
+        """What became of a change, or None where that is not known within the bounded wait."""
+        future = self._waiting.get(key)
+        if future is None:
+            return None
+        # a database known to be away is not waited for: the caller hears so at once
+        wait_s = self._config.linger_s if self.is_failing else self._config.durable_wait_s
+        done, _ = await asyncio.wait([future], timeout=wait_s)
+        return future.result() if done else None
+
+    @property
+    def counts(self) -> FlushCounts:
+        """Totals since the start."""
+        beats = self._beats.counts
+        return replace(
+            self._counts,
+            beats_offered=beats.offered,
+            beats_coalesced=beats.coalesced,
+            beats_dropped=beats.dropped,
+        )
+
+    @property
+    def pending_changes(self) -> int:
+        """Changes that are not committed."""
+        return len(self._waiting)
+
+    @property
+    def pending_beats(self) -> int:
+        """Beats that are not committed."""
+        return len(self._beats)
+
+    def store(self) -> Store:
+        """The store, once it can be used; StoreUnavailableError until then."""
+        if self._store is None or not self.recovered:
+            raise StoreUnavailableError(self.problem or "still recovering")
+        return self._store
+
+    # The loop
+
+    async def run(self) -> None:
+        """Recover, then flush for ever; on failure back off and go on."""
+        attempt = 0
+        while True:
+            try:
+                if not self.recovered:
+                    await self._recover()
+                    self._note_back()
+                await self._wait_for_work()
+                await self._flush_due()
+            except RegistryError as error:
+                self._note_problem(error)
+            except Exception as error:
+                logger.exception("the write loop failed and goes on")
+                self._note_problem(error)
+            else:
+                self._note_back()
+                attempt = 0
+                continue
+            attempt += 1
+            delay_s = min(self._config.retry_max_s, 0.1 * 2 ** min(attempt, 10))
+            await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))
+
+    async def close(self) -> None:
+        """Commit what waits, within the stop deadline, and let go of the database. Call when `run` has ended."""
+        if self._store is None:
+            return
+        if self.recovered:
+            try:
+                await asyncio.wait_for(self._flush(beats_due=True), self._config.stop_deadline_s)
+            except (asyncio.TimeoutError, RegistryError) as error:
+                logger.warning(
+                    "stopped with changes that are not in the database: %s",
+                    error,
+                    extra={"pending_changes": self.pending_changes},
+                )
+        await self._store.close()
+
+    def _note_problem(self, error: BaseException) -> None:
+        if not self.is_failing:
+            logger.warning("the registry goes on from memory: %s", error)
+        self.is_failing = True
+        self.problem = str(error) or type(error).__name__
+
+    def _note_back(self) -> None:
+        if self.is_failing:
+            logger.info("the database answers again", extra={"pending_changes": self.pending_changes})
+        self.is_failing = False
+        self.problem = None
+
+    async def _recover(self) -> None:
+        """Join the database: take our epoch, then everything alive. What agents told us meanwhile stays."""
+        if self._store is None:
+            self._store = await self._store_factory()
+        store = self._store
+        await store.open()
+        epoch = await store.begin(self._config.ray_cluster, self._config.epoch, self._config.lease_s)
+        while await store.expire_old_epochs(self._config.sweep_limit):
+            pass
+        loaded = [instance async for instance in store.load_live()]
+        self._roster.set_epoch(epoch.name)
+        now_s = time.monotonic()
+        for instance in loaded:
+            self._roster.adopt(instance, now_s)
+        self.recovered = True
+        logger.info(
+            "registry recovered from the database",
+            extra={"instances": len(loaded), "epoch": epoch.name, "epoch_number": epoch.number},
+        )
+
+    async def _wait_for_work(self) -> None:
+        """Until a change waits or the next beat flush is due; changes linger a little to share a commit."""
+        if not self._changes:
+            self._wake.clear()
+            wait_s = max(0.0, self._next_beat_flush_s - time.monotonic())
+            try:
+                await asyncio.wait_for(self._wake.wait(), wait_s)
+            except asyncio.TimeoutError:
+                return
+        await asyncio.sleep(self._config.linger_s)
+
+    async def _flush_due(self) -> None:
+        now_s = time.monotonic()
+        beats_due = now_s >= self._next_beat_flush_s
+        if beats_due:
+            self._next_beat_flush_s = now_s + self._config.flush_interval_s
+        await self._flush(beats_due)
+
+    async def _flush(self, beats_due: bool) -> None:
+        """Commit every waiting change, then the beats if due. A failed batch goes back to its place."""
+        started_s = time.monotonic()
+        statements = 0
+        while changes := self._changes.take(self._config.batch_limit):
+            statements += await self._commit_changes(changes)
+        while beats_due and (heard := self._beats.take(self._config.beat_batch_limit)):
+            await self._commit_beats(heard)
+            statements += 1
+        if statements:
+            self._counts = replace(
+                self._counts,
+                flushes=self._counts.flushes + 1,
+                statements=self._counts.statements + statements,
+                last_flush_s=time.monotonic() - started_s,
+            )
+
+    # Changes
+
+    async def _commit_changes(self, changes: list[Change]) -> int:
+        registrations = [change for change in changes if isinstance(change, RegisterChange)]
+        statuses = [change for change in changes if isinstance(change, StatusChange)]
+        statements = 0
+        assert self._store is not None
+        try:
+            if registrations:
+                statements += await self._commit_batch(registrations, self._store.register_many)
+                registrations = []
+            if statuses:
+                statements += await self._commit_batch(statuses, self._store.set_status_many)
+                statuses = []
+        finally:
+            # what was not committed returns to the front in its order, whatever went wrong; replaying a part
+            # that was is harmless
+            self._changes.put_back([*registrations, *statuses])
+        return statements
+
+    async def _commit_batch(self, batch: list[C], write: Callable[[Sequence[C]], Awaitable[list[Outcome]]]) -> int:
+        """Commit a batch; where the database refuses its values, find the one at fault by halving."""
+        try:
+            outcomes = await write(batch)
+        except StoreRejectedError as error:
+            if len(batch) == 1:
+                logger.warning("the database refused a change for good: %s", error)
+                await self._correct(batch[0].instance_id)
+                self._settle(batch[0], error)
+                return 1
+            middle = len(batch) // 2
+            first = await self._commit_batch(batch[:middle], write)
+            return 1 + first + await self._commit_batch(batch[middle:], write)
+        for change, outcome in zip(batch, outcomes, strict=True):
+            if self._contradicts(change, outcome):
+                await self._correct(change.instance_id)
+        # only now: an outage while correcting puts the whole batch back with its waiters
+        for change, outcome in zip(batch, outcomes, strict=True):
+            self._settle(change, outcome)
+        self._counts = replace(self._counts, changes_committed=self._counts.changes_committed + len(batch))
+        return 1
+
+    def _contradicts(self, change: Change, outcome: Outcome) -> bool:
+        """Whether the database's answer shows that our memory of the instance is wrong."""
+        known = self._roster.get(change.instance_id)
+        if outcome.kind is OutcomeKind.APPLIED:
+            return known is not None and known.cluster_epoch != outcome.cluster_epoch
+        if outcome.kind is OutcomeKind.UNCHANGED:
+            return known is not None and known.status is not outcome.status and self._unsettled[known.instance_id] == 1
+        return known is not None
+
+    async def _correct(self, instance_id: str) -> None:
+        """Take the database's word for an instance."""
+        assert self._store is not None
+        row = await self._store.get_instance(instance_id)
+        if row is None:
+            self._roster.forget(instance_id)
+        else:
+            self._roster.overwrite(row, time.monotonic())
+
+    def _settle(self, change: Change, outcome: Settled) -> None:
+        future = self._waiting.pop(key_of(change), None)
+        if future is None:
+            return
+        if not future.done():
+            future.set_result(outcome)
+        self._unsettled[change.instance_id] -= 1
+        if self._unsettled[change.instance_id] <= 0:
+            del self._unsettled[change.instance_id]
+
+    # Beats
+
+    async def _commit_beats(self, heard: dict[str, float]) -> None:
+        assert self._store is not None
+        now_s = time.monotonic()
+        try:
+            lost = await self._store.beat_many(
+                [Beat(instance_id, now_s - heard_s) for instance_id, heard_s in heard.items()]
+            )
+        except BaseException:
+            self._beats.put_back(heard)
+            raise
+        for beat in lost:
+            # registered in memory, not yet in the database: its turn comes
+            if not self.is_unsettled(beat.instance_id) and beat.instance_id in self._roster:
+                await self._correct(beat.instance_id)
+        self._counts = replace(self._counts, beats_committed=self._counts.beats_committed + len(heard) - len(lost))
+
+
+def key_of(change: Change) -> Key:
+    """What a change waits under: its agent's number for it, or, for one that has none, the object itself."""
+    return (change.instance_id, -id(change) if change.seq is None else change.seq)

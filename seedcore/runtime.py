@@ -1,0 +1,95 @@
+"""The composition root: settings, store and registry meet here and nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from pydantic import SecretStr
+
+from seedcore.core.errors import StoreUnavailableError
+from seedcore.core.ports import Store
+from seedcore.registry.actor import ensure_registry
+from seedcore.registry.answers import Hello
+from seedcore.registry.config import RegistryConfig
+from seedcore.settings import Settings
+from seedcore.store.embedded import EmbeddedPostgres, EmbeddedPostgresError, dsn_if_running
+from seedcore.store.postgres import PoolLimits, PostgresStore, checked_dsn, migrate_database
+
+_EMBEDDED_NOTE = (
+    "embedded PostgreSQL: data and registry live on the head node and are for one node; "
+    "set SEEDCORE_PG_DSN before you add nodes"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreRecipe:
+    """How a process gets its store. Travels to the actor; the DSN does not show in its repr."""
+
+    dsn: SecretStr | None
+    data_dir: Path
+    pool_size: int
+
+    async def __call__(self) -> Store:
+        """A store to write with. Starts the embedded server, which may take a while."""
+        return PostgresStore(await self._writable_dsn(), PoolLimits(max_size=self.pool_size))
+
+    async def reader(self) -> PostgresStore:
+        """A store to read with, beside the registry. Never starts a server.
+
+        Raises StoreUnavailableError where the embedded server does not run on this node.
+        """
+        if self.dsn is not None:
+            dsn = self.dsn.get_secret_value()
+        else:
+            found = await asyncio.to_thread(dsn_if_running, self.data_dir)
+            if found is None:
+                raise StoreUnavailableError(
+                    f"no embedded PostgreSQL runs on this node with data in {self.data_dir}; "
+                    "set SEEDCORE_PG_DSN to use one from several nodes"
+                )
+            dsn = found
+        store = PostgresStore(dsn, PoolLimits(max_size=2), read_only=True)
+        await store.open()
+        return store
+
+    async def migrate(self) -> list[str]:
+        """Bring the schema up to date; the names of what was applied."""
+        return await migrate_database(await self._writable_dsn())
+
+    async def _writable_dsn(self) -> str:
+        if self.dsn is not None:
+            return self.dsn.get_secret_value()
+        try:
+            return await asyncio.to_thread(EmbeddedPostgres(self.data_dir).hold)
+        except EmbeddedPostgresError as error:
+            raise StoreUnavailableError(str(error)) from error
+
+
+def store_recipe(settings: Settings) -> StoreRecipe:
+    """The recipe that the settings ask for. Raises ConfigurationError for a DSN that cannot be parsed."""
+    if settings.pg_dsn is not None:
+        checked_dsn(settings.pg_dsn.get_secret_value())
+    return StoreRecipe(settings.pg_dsn, settings.data_dir, settings.pg_pool_size)
+
+
+async def start_registry(settings: Settings) -> Hello:
+    """The registry actor of this cluster, started unless it runs. Ray must be initialised.
+
+    Raises ConfigurationError, VersionMismatchError or RegistryUnavailableError.
+    """
+    recipe = store_recipe(settings)
+    config = RegistryConfig(
+        ray_cluster=ray.get_runtime_context().get_session_name(),
+        store_kind="embedded" if recipe.dsn is None else "postgres",
+        epoch=settings.cluster_epoch,
+        beat_interval_s=settings.beat_interval_s,
+        lease_s=settings.effective_lease_s,
+        flush_interval_s=settings.flush_interval_s,
+        durable_wait_s=settings.durable_wait_s,
+        max_instances=settings.max_instances,
+        notes=(_EMBEDDED_NOTE,) if recipe.dsn is None else (),
+    )
+    return await ensure_registry(config, recipe, settings.namespace)

@@ -1,0 +1,164 @@
+"""The only reader of the environment. Everything is typed and checked together, once, at the start."""
+
+from __future__ import annotations
+
+import os
+from enum import Enum
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated
+
+import platformdirs
+from pydantic import AfterValidator, AliasChoices, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from typing_extensions import Self
+
+from seedcore.core.errors import ConfigurationError, InvalidInputError
+from seedcore.core.model import MAX_EPOCH_CHARS, MAX_ID_CHARS, check_text
+
+BEATS_A_LEASE = 3
+
+
+class Mode(str, Enum):
+    """Where callers look: Ray's listing alone, the registry then the listing, or the registry first."""
+
+    RAY = "ray"
+    HYBRID = "hybrid"
+    REGISTRY = "registry"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+def _name(value: str) -> str:
+    try:
+        return check_text("", value, MAX_ID_CHARS)
+    except InvalidInputError as error:
+        raise ValueError(error.why) from None
+
+
+def _epoch(value: str) -> str:
+    try:
+        return check_text("", value, MAX_EPOCH_CHARS)
+    except InvalidInputError as error:
+        raise ValueError(error.why) from None
+
+
+def default_data_dir() -> Path:
+    """The user's data folder; for root, who has none worth the name on a server, the system's."""
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        return Path("/var/lib/seedcore")
+    return platformdirs.user_data_path("seedcore", appauthor=False)
+
+
+Name = Annotated[str, AfterValidator(_name)]
+Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
+
+
+class Settings(BaseSettings):
+    """Every setting with its variable, default and bounds. Times in seconds.
+
+    Use `load_settings()`: it turns a wrong value into one line that names the variable.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, populate_by_name=True)
+
+    registry_enabled: bool = Field(
+        True, validation_alias=AliasChoices("ENABLE_RUNTIME_REGISTRY"), description="agents report to the registry"
+    )
+    beat_interval_s: Seconds = Field(
+        5.0, validation_alias=AliasChoices("REGISTRY_BEAT_SEC"), description="beat interval"
+    )
+    cluster_epoch: Annotated[str, AfterValidator(_epoch)] | None = Field(
+        None, validation_alias=AliasChoices("CLUSTER_EPOCH"), description="epoch an agent or registry insists on"
+    )
+    node_id: Name | None = Field(
+        None, validation_alias=AliasChoices("RAY_NODE_ID"), description="node recorded with an instance"
+    )
+    ip_address: Name | None = Field(
+        None, validation_alias=AliasChoices("POD_IP"), description="address recorded with an instance"
+    )
+    pg_dsn: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("SEEDCORE_PG_DSN", "PG_DSN"),
+        description="PostgreSQL; none means the embedded server",
+    )
+    namespace: Name = Field(
+        "seedcore",
+        validation_alias=AliasChoices("SEEDCORE_NS", "RAY_NAMESPACE"),
+        description="Ray namespace of agents and registry",
+    )
+    mode: Mode = Field(
+        Mode.HYBRID, validation_alias=AliasChoices("SEEDCORE_MODE"), description="where callers look for agents"
+    )
+    lease_s: Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)] | None = Field(
+        None,
+        validation_alias=AliasChoices("SEEDCORE_LEASE_SEC"),
+        description="silence that ends a lease; at least 3 beats; default 15 or 3 beats, whichever is longer",
+    )
+    data_dir: Path = Field(
+        default_factory=default_data_dir,
+        validation_alias=AliasChoices("SEEDCORE_DATA_DIR"),
+        description="data of the embedded PostgreSQL",
+    )
+    flush_interval_s: Seconds = Field(
+        1.0, validation_alias=AliasChoices("SEEDCORE_FLUSH_SEC"), description="how often beats are committed"
+    )
+    durable_wait_s: Seconds = Field(
+        2.0,
+        validation_alias=AliasChoices("SEEDCORE_DURABLE_WAIT_SEC"),
+        description="how long a status change waits for its commit before it answers durable=False",
+    )
+    call_timeout_s: Seconds = Field(
+        5.0, validation_alias=AliasChoices("SEEDCORE_CALL_TIMEOUT_SEC"), description="bound of a call to the registry"
+    )
+    probe_timeout_s: Seconds = Field(
+        2.0, validation_alias=AliasChoices("SEEDCORE_PROBE_TIMEOUT_SEC"), description="bound of a call to an agent"
+    )
+    max_instances: Annotated[int, Field(ge=1, le=5_000_000)] = Field(
+        250_000, validation_alias=AliasChoices("SEEDCORE_MAX_INSTANCES"), description="live instances a registry holds"
+    )
+    pg_pool_size: Annotated[int, Field(ge=1, le=100)] = Field(
+        4, validation_alias=AliasChoices("SEEDCORE_PG_POOL_SIZE"), description="connections of the registry"
+    )
+
+    @model_validator(mode="after")
+    def _lease_outlives_beats(self) -> Self:
+        if self.lease_s is not None and self.lease_s < BEATS_A_LEASE * self.beat_interval_s:
+            raise ConfigurationError(
+                "SEEDCORE_LEASE_SEC",
+                f"must be at least {BEATS_A_LEASE} x REGISTRY_BEAT_SEC = "
+                f"{BEATS_A_LEASE * self.beat_interval_s:g} seconds, not {self.lease_s:g}",
+            )
+        return self
+
+    @property
+    def effective_lease_s(self) -> float:
+        """The lease in force."""
+        return self.lease_s if self.lease_s is not None else max(15.0, BEATS_A_LEASE * self.beat_interval_s)
+
+
+def load_settings() -> Settings:
+    """Settings from the environment, or ConfigurationError: one line that names the variable."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = str(first["loc"][0]) if first["loc"] else "settings"
+        raise ConfigurationError(_variable(field), first["msg"][:1].lower() + first["msg"][1:]) from None
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """The process's settings, read once."""
+    return load_settings()
+
+
+def _variable(location: str) -> str:
+    """The variable that set a field: pydantic names the alias it read, or the field."""
+    for name, field in Settings.model_fields.items():
+        choices = field.validation_alias.choices if isinstance(field.validation_alias, AliasChoices) else []
+        if location == name or location in choices:
+            used = [str(choice) for choice in choices if str(choice) in os.environ]
+            return used[0] if used else str(choices[0])
+    return location

@@ -1,0 +1,536 @@
+"""Tier0MemoryManager: creates agents, finds them, talks to them.
+
+Owns a bounded snapshot of who there is. The ladder of a resolution: the registry; while it is away the
+snapshot; then Ray's own listing. Probes prove whatever the registry does not vouch for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
+
+from seedcore.agents.ray_agent import Heartbeat, RayAgent, SummaryStats
+from seedcore.core.errors import (
+    AgentCallError,
+    CannotKnowError,
+    DirectoryUnavailableError,
+    InvalidInputError,
+    NotResolvableError,
+    RegistryError,
+    RegistryUnavailableError,
+)
+from seedcore.core.lifecycle import Status
+from seedcore.core.model import (
+    MAX_ID_CHARS,
+    Instance,
+    Json,
+    Listing,
+    Source,
+    check_labels,
+    check_text,
+)
+from seedcore.registry.client import every_page
+from seedcore.registry.connection import RegistryConnection, shared_connection
+from seedcore.registry.directory import RESERVED_PREFIX, RayDirectory
+from seedcore.registry.handles import HandleFinder, Proof, probe
+from seedcore.registry.lookup import ActorHandle
+from seedcore.settings import Mode, Settings, get_settings
+from seedcore.tier0.answers import (
+    AgentSpec,
+    Fleet,
+    Gathered,
+    KnownAgent,
+    Located,
+    Pruned,
+    SystemSummary,
+)
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_AT_ONCE = 64
+_CREATE_TIMEOUT_S = 60.0
+_CREATE_ATTEMPTS = 3
+_NO_VERSION = 0
+
+
+class Tier0MemoryManager:
+    """Use from one event loop. `Mode.RAY` never speaks to the registry."""
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        mode: Mode | None = None,
+        connection: RegistryConnection | None = None,
+    ) -> None:
+        """Tries no connection."""
+        self._settings = settings if settings is not None else get_settings()
+        wanted = mode if mode is not None else self._settings.mode
+        self._mode = wanted if self._settings.registry_enabled else Mode.RAY
+        namespace = self._settings.namespace
+        self._connection = (
+            connection if connection is not None else shared_connection(namespace, self._settings.call_timeout_s)
+        )
+        self._directory = RayDirectory(namespace, self._settings.call_timeout_s)
+        self._finder = HandleFinder(namespace, self._settings.probe_timeout_s)
+        self._known: dict[str, KnownAgent] = {}
+        self._version = _NO_VERSION
+        self._discovered_at: datetime | None = None
+
+    @property
+    def mode(self) -> Mode:
+        """Where it looks."""
+        return self._mode
+
+    # Making agents
+
+    async def create_agent(
+        self,
+        agent_id: str,
+        organ_id: str | None = None,
+        *,
+        agent_class: type[Any] | None = None,
+        labels: Mapping[str, str] | None = None,
+        metadata: Mapping[str, Json] | None = None,
+        arguments: Mapping[str, Any] | None = None,
+        num_cpus: float = 0,
+        resources: Mapping[str, float] | None = None,
+        max_restarts: int = -1,
+        is_detached: bool = True,
+    ) -> ActorHandle:
+        """The agent's actor, made and started unless it lives already. Its name is its logical id.
+
+        A detached agent (the default) outlives this process. Raises InvalidInputError, AgentCallError where the
+        actor does not come up, or what its start raises.
+        """
+        return await self._create(
+            AgentSpec(
+                agent_id,
+                organ_id,
+                agent_class,
+                labels if labels is not None else {},
+                metadata if metadata is not None else {},
+                arguments if arguments is not None else {},
+                num_cpus,
+                resources if resources is not None else {},
+                max_restarts,
+                is_detached,
+            )
+        )
+
+    async def create_agents_batch(self, specs: Sequence[AgentSpec]) -> Gathered[ActorHandle]:
+        """Create many at once; one that fails does not stop the others."""
+        ids = [spec.agent_id for spec in specs]
+        if len(set(ids)) != len(ids):
+            twice = [agent_id for agent_id, count in Counter(ids).items() if count > 1]
+            raise InvalidInputError("specs", f"name each agent once, not {twice[:5]} again")
+        by_id = {spec.agent_id: spec for spec in specs}
+        return await self._gather(ids, lambda agent_id: self._create(by_id[agent_id]), Source.RAY)
+
+    async def attach_existing_actor(self, agent_id: str, actor_name: str | None = None) -> ActorHandle:
+        """Know a running actor under a logical id, whatever its own name. Raises NotResolvableError or
+        CannotKnowError unless it answers."""
+        self._check_agent_id(agent_id)
+        name = agent_id if actor_name is None else check_text("actor_name", actor_name, MAX_ID_CHARS)
+        handle = await self._finder.of_name(name)
+        self._remember(KnownAgent(agent_id, name, Source.RAY, None))
+        return handle
+
+    async def _create(self, spec: AgentSpec) -> ActorHandle:
+        self._check_agent_id(spec.agent_id)
+        check_labels(spec.labels)
+        problem = ""
+        for _ in range(_CREATE_ATTEMPTS):
+            handle = self._make_actor(spec)
+            try:
+                await asyncio.wait_for(_answer_of(handle.start), _CREATE_TIMEOUT_S)
+            except RayTaskError as error:
+                if isinstance(error.cause, RegistryError):
+                    raise error.cause from None
+                raise AgentCallError(spec.agent_id, f"start failed: {error.cause!r}") from error
+            except asyncio.TimeoutError:
+                raise AgentCallError(spec.agent_id, f"did not start within {_CREATE_TIMEOUT_S:g} s") from None
+            except RayActorError as error:
+                # the name may have belonged to an actor that was just dying
+                problem = _first_line(error)
+                await asyncio.sleep(0.2)
+                continue
+            self._remember(KnownAgent(spec.agent_id, spec.agent_id, Source.RAY, None))
+            return handle
+        raise AgentCallError(spec.agent_id, f"its actor does not come up: {problem}")
+
+    def _make_actor(self, spec: AgentSpec) -> ActorHandle:
+        agent_class = spec.agent_class if spec.agent_class is not None else RayAgent
+        actor_class: Any = ray.remote(agent_class)
+        return actor_class.options(
+            name=spec.agent_id,
+            namespace=self._settings.namespace,
+            get_if_exists=True,
+            lifetime="detached" if spec.is_detached else None,
+            max_restarts=spec.max_restarts,
+            max_task_retries=0,
+            num_cpus=spec.num_cpus,
+            resources=dict(spec.resources),
+        ).remote(
+            spec.agent_id,
+            organ_id=spec.organ_id,
+            labels=dict(spec.labels),
+            metadata=dict(spec.metadata),
+            **spec.arguments,
+        )
+
+    # Finding agents
+
+    async def resolve(self, logical_id: str) -> ActorHandle:
+        """A live, proven handle of the agent.
+
+        Raises NotResolvableError where there is certainly none to hand out, and says why; CannotKnowError
+        where nobody who could tell can be asked now.
+        """
+        return (await self.locate(logical_id)).handle
+
+    async def locate(self, logical_id: str) -> Located:
+        """As `resolve`, with the source of the answer."""
+        check_text("logical_id", logical_id, MAX_ID_CHARS)
+        if self._mode is Mode.RAY:
+            return await self._locate_without_registry(logical_id, "the mode is ray")
+        try:
+            return await self._locate_by_registry(logical_id)
+        except RegistryUnavailableError as error:
+            return await self._locate_without_registry(logical_id, str(error))
+
+    async def get_agent(self, agent_id: str) -> ActorHandle | None:
+        """As `resolve`, but None where there is certainly none."""
+        try:
+            return await self.resolve(agent_id)
+        except NotResolvableError:
+            return None
+
+    def list_agents(self) -> tuple[KnownAgent, ...]:
+        """Who is known from creations and discoveries so far, by logical id. Asks nobody."""
+        return tuple(self._known[logical_id] for logical_id in sorted(self._known))
+
+    async def discover_from_registry(self) -> Listing:
+        """Every alive instance of the current epoch from the registry.
+
+        While the registry is away, or in mode ray, the snapshot of the last discovery with complete=False.
+        """
+        try:
+            listing = await self._read_registry()
+        except RegistryUnavailableError as error:
+            logger.info("discovery from the snapshot: %s", error)
+            instances = tuple(agent.instance for agent in self.list_agents() if agent.instance is not None)
+            as_of = self._discovered_at if self._discovered_at is not None else _utc_now()
+            return Listing(instances, Source.SNAPSHOT, as_of, self._version, complete=False)
+        alive = tuple(row for row in listing.items if row.status is Status.ALIVE)
+        return replace(listing, items=alive)
+
+    async def discover_and_refresh_agents(self) -> Fleet:
+        """Bring the snapshot up to date: the registry first, then Ray's listing for whom it does not know.
+
+        In mode registry the listing is read only while the registry is away. `complete` is False, and
+        `problems` says why, where a source that the mode wants could not be read.
+        """
+        problems: list[str] = []
+        listing: Listing | None = None
+        if self._mode is not Mode.RAY:
+            try:
+                listing = await self._read_registry()
+            except RegistryUnavailableError as error:
+                problems.append(str(error))
+        registry_answers = listing is not None and listing.complete
+        if not (registry_answers and self._mode is Mode.REGISTRY):
+            try:
+                await self._read_directory(listing)
+            except DirectoryUnavailableError as error:
+                problems.append(str(error))
+        if listing is not None and not listing.complete:
+            problems.append("the registry is still recovering")
+        agents = tuple(
+            agent for agent in self.list_agents() if agent.instance is None or agent.instance.status is Status.ALIVE
+        )
+        return Fleet(
+            agents=agents,
+            source=Source.REGISTRY if registry_answers else Source.RAY,
+            as_of=_utc_now(),
+            version=self._version,
+            complete=not problems,
+            problems=tuple(problems),
+        )
+
+    async def _locate_by_registry(self, logical_id: str) -> Located:
+        failure: NotResolvableError | None = None
+        for _ in range(2):
+            answer = await self._connection.resolve([logical_id])
+            found = answer.value[0]
+            if found.instance is None:
+                break
+            try:
+                handle = await self._finder.of_instance(found.instance)
+            except NotResolvableError as error:
+                # it died since it was last heard: ask once more for a newer incarnation
+                failure = error
+                continue
+            self._remember(_known(found.instance, Source.REGISTRY))
+            return Located(logical_id, handle, Source.REGISTRY, answer.as_of, found.instance)
+        if failure is not None:
+            raise failure
+        if not answer.complete:
+            raise RegistryUnavailableError("it is still recovering and does not know this agent yet")
+        if found.is_known or self._mode is Mode.REGISTRY:
+            raise NotResolvableError(logical_id, found.why or "unknown")
+        return await self._locate_without_registry(logical_id, None)
+
+    async def _locate_without_registry(self, logical_id: str, why: str | None) -> Located:
+        """By the snapshot or by Ray's listing: only the actor's own answer proves it."""
+        known = self._known.get(logical_id)
+        try:
+            if known is not None and known.actor_name != logical_id:
+                handle = await self._of_known(known)
+            else:
+                handle = await self._finder.of_name(logical_id)
+        except NotResolvableError as error:
+            self._known.pop(logical_id, None)
+            if why is None or self._mode is Mode.RAY:
+                raise
+            # an agent whose actor has another name than its logical id is not in the listing under it
+            raise CannotKnowError(logical_id, f"{why}; and {error.why}") from error
+        source = Source.RAY if known is None or known.instance is None else Source.SNAPSHOT
+        if known is None:
+            self._remember(KnownAgent(logical_id, logical_id, Source.RAY, None))
+        return Located(logical_id, handle, source, _utc_now(), known.instance if known is not None else None)
+
+    async def _of_known(self, known: KnownAgent) -> ActorHandle:
+        if known.instance is None:
+            return await self._finder.of_name(known.actor_name)
+        handle = await self._finder.of_instance(known.instance)
+        if await probe(handle, self._settings.probe_timeout_s) is not Proof.YES:
+            raise CannotKnowError(known.logical_id, "its actor does not answer and no registry vouches for it")
+        return handle
+
+    async def _read_registry(self) -> Listing:
+        if self._mode is Mode.RAY:
+            raise RegistryUnavailableError("the mode is ray")
+        listing = await every_page(self._connection, statuses=None)
+        seen = {row.logical_id for row in listing.items}
+        if listing.complete:
+            gone = [
+                agent.logical_id
+                for agent in self._known.values()
+                if agent.source is not Source.RAY and agent.logical_id not in seen
+            ]
+            for logical_id in gone:
+                del self._known[logical_id]
+        # alive last: it wins over another instance of the same agent that drains
+        for row in sorted(listing.items, key=lambda row: row.status is Status.ALIVE):
+            self._remember(_known(row, Source.REGISTRY))
+        self._version = listing.version
+        self._discovered_at = listing.as_of
+        return listing
+
+    async def _read_directory(self, listing: Listing | None) -> None:
+        """Add whom only Ray knows, drop whom not even Ray knows any more."""
+        names = set(await self._directory.names())
+        spoken_for = {row.actor_name for row in listing.items} if listing is not None else set()
+        spoken_for |= {agent.actor_name for agent in self._known.values()}
+        for agent in list(self._known.values()):
+            if agent.source is Source.RAY and agent.actor_name not in names:
+                del self._known[agent.logical_id]
+        for name in names - spoken_for:
+            self._remember(KnownAgent(name, name, Source.RAY, None))
+
+    # Talking to agents
+
+    async def execute_task_on_agent(
+        self, agent_id: str, task: Any, timeout_s: float | None = None, *, retries: bool = True
+    ) -> Any:
+        """Run a task on the agent and return its result; `timeout_s` seconds bound it, None waits as long as it runs.
+
+        Where the actor dies under the task, the agent is resolved once more and the task runs again on the
+        actor found (at least once: pass retries=False for tasks that must not run twice). Raises what
+        `resolve` raises, the agent's own RegistryError, or AgentCallError.
+        """
+        handle = await self.resolve(agent_id)
+        try:
+            return await _bounded_call(agent_id, lambda: handle.execute_task.remote(task), timeout_s)
+        except ActorDiedError as error:
+            if not retries:
+                raise AgentCallError(agent_id, f"died under the task: {_first_line(error)}") from error
+        handle = await self.resolve(agent_id)
+        try:
+            return await _bounded_call(agent_id, lambda: handle.execute_task.remote(task), timeout_s)
+        except ActorDiedError as error:
+            raise AgentCallError(agent_id, f"died under the task, twice: {_first_line(error)}") from error
+
+    async def collect_heartbeats(self, timeout_s: float | None = None) -> Gathered[Heartbeat]:
+        """A heartbeat of every known agent, all at once, each within `timeout_s` seconds (default: the probe's)."""
+        return await self._ask_all("get_heartbeat", timeout_s)
+
+    async def collect_agent_stats(self, timeout_s: float | None = None) -> Gathered[SummaryStats]:
+        """The statistics of every known agent, as `collect_heartbeats`."""
+        return await self._ask_all("get_summary_stats", timeout_s)
+
+    async def prune(self) -> Pruned:
+        """Probe every known agent and drop the dead from the snapshot. A probe without an answer drops nobody."""
+        dropped: list[str] = []
+        silent: list[str] = []
+
+        async def check(agent_id: str) -> None:
+            try:
+                handle = await self._finder.of_name(self._known[agent_id].actor_name)
+            except NotResolvableError:
+                dropped.append(agent_id)
+            except CannotKnowError:
+                silent.append(agent_id)
+            else:
+                del handle
+
+        ids = [agent.logical_id for agent in self.list_agents()]
+        await self._gather(ids, check, Source.RAY)
+        for agent_id in dropped:
+            self._known.pop(agent_id, None)
+        return Pruned(tuple(sorted(dropped)), tuple(sorted(silent)), len(self._known))
+
+    async def get_system_summary(self) -> SystemSummary:
+        """The manager's view of fleet and registry."""
+        health, problem = None, "the mode is ray" if self._mode is Mode.RAY else None
+        if self._mode is not Mode.RAY:
+            try:
+                health = await self._connection.health()
+            except RegistryUnavailableError as error:
+                problem = str(error)
+        return SystemSummary(
+            mode=self._mode,
+            namespace=self._settings.namespace,
+            as_of=_utc_now(),
+            known_agents=len(self._known),
+            agents_by_source=dict(Counter(agent.source.value for agent in self._known.values())),
+            registry=health,
+            registry_problem=problem,
+            last_discovery_at=self._discovered_at,
+        )
+
+    async def shutdown_agents(self, agent_ids: Sequence[str] | None = None, timeout_s: float = 10.0) -> Gathered[bool]:
+        """Stop agents (default: all known) for good: each is asked to stop, then its actor is ended and seen dead."""
+        ids = [agent.logical_id for agent in self.list_agents()] if agent_ids is None else list(agent_ids)
+        return await self._gather(ids, lambda agent_id: self._shut_down(agent_id, timeout_s), Source.RAY)
+
+    async def _shut_down(self, agent_id: str, timeout_s: float) -> bool:
+        known = self._known.get(agent_id)
+        name = known.actor_name if known is not None else agent_id
+        try:
+            handle = await self._finder.of_name(name)
+        except NotResolvableError:
+            self._known.pop(agent_id, None)
+            return False
+        except CannotKnowError:
+            # it hangs: its actor can be ended all the same
+            handle = await self._finder.unproven(name)
+        try:
+            await asyncio.wait_for(_answer_of(handle.stop), timeout_s)
+        except (asyncio.TimeoutError, RayError) as error:
+            logger.warning("agent did not stop by itself: %s", _first_line(error), extra={"logical_id": agent_id})
+        except AttributeError:
+            logger.info("the actor has no stop(); ending it", extra={"logical_id": agent_id})
+        ray.kill(handle, no_restart=True)
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while await probe(handle, self._settings.probe_timeout_s) is not Proof.NO:
+            if asyncio.get_running_loop().time() > deadline:
+                raise AgentCallError(agent_id, f"was ended but is not gone after {timeout_s:g} s")
+            await asyncio.sleep(0.02)
+        self._known.pop(agent_id, None)
+        return True
+
+    async def _ask_all(self, method: str, timeout_s: float | None) -> Gathered[Any]:
+        bound_s = timeout_s if timeout_s is not None else self._settings.probe_timeout_s
+
+        async def ask(agent_id: str) -> Any:
+            known = self._known[agent_id]
+            handle = await self._finder.unproven(known.actor_name, known.instance)
+            try:
+                return await _bounded_call(agent_id, lambda: getattr(handle, method).remote(), bound_s)
+            except ActorDiedError as error:
+                raise AgentCallError(agent_id, f"is dead: {_first_line(error)}") from error
+
+        return await self._gather([agent.logical_id for agent in self.list_agents()], ask, Source.RAY)
+
+    async def _gather(self, ids: Sequence[str], work: Callable[[str], Awaitable[T]], source: Source) -> Gathered[T]:
+        """Do the work for each id, a bounded number at once; failures are named, not raised."""
+        slots = asyncio.Semaphore(_AT_ONCE)
+        results: dict[str, T] = {}
+        failures: dict[str, str] = {}
+
+        async def one(agent_id: str) -> None:
+            async with slots:
+                try:
+                    results[agent_id] = await work(agent_id)
+                except (RegistryError, RayError) as error:
+                    failures[agent_id] = _first_line(error)
+
+        await asyncio.gather(*(one(agent_id) for agent_id in ids))
+        return Gathered(results, failures, source, _utc_now())
+
+    def _remember(self, agent: KnownAgent) -> None:
+        if agent.logical_id not in self._known and len(self._known) >= self._settings.max_instances:
+            self._known.pop(next(iter(self._known)))
+        self._known[agent.logical_id] = agent
+
+    @staticmethod
+    def _check_agent_id(agent_id: str) -> None:
+        check_text("agent_id", agent_id, MAX_ID_CHARS)
+        if agent_id.startswith(RESERVED_PREFIX):
+            raise InvalidInputError("agent_id", f"must not begin with {RESERVED_PREFIX!r}: those names are ours")
+
+
+@lru_cache(maxsize=1)
+def get_tier0_manager() -> Tier0MemoryManager:
+    """The process's manager, with the settings of the environment."""
+    return Tier0MemoryManager()
+
+
+def _known(instance: Instance, source: Source) -> KnownAgent:
+    return KnownAgent(instance.logical_id, instance.actor_name or instance.logical_id, source, instance)
+
+
+async def _answer_of(method: Any) -> Any:
+    return await method.remote()
+
+
+async def _bounded_call(agent_id: str, call: Callable[[], Any], timeout_s: float | None) -> Any:
+    async def answer() -> Any:
+        return await call()
+
+    try:
+        return await asyncio.wait_for(answer(), timeout_s)
+    except asyncio.TimeoutError:
+        raise AgentCallError(agent_id, f"no answer within {timeout_s:g} s") from None
+    except RayTaskError as error:
+        if isinstance(error.cause, RegistryError):
+            raise error.cause from None
+        raise AgentCallError(agent_id, f"raised {error.cause!r}") from error
+    except ActorDiedError:
+        raise
+    except RayError as error:
+        raise AgentCallError(agent_id, _first_line(error)) from error
+    except AttributeError as error:
+        raise AgentCallError(agent_id, f"its actor has no such method: {error}") from None
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _utc_now() -> datetime:
+    return datetime.now(timezone.utc)
