@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-import ray
-
 from seedcore.core.errors import InvalidInputError, NotAcceptingWorkError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Json
+from seedcore.registry.identity import was_restarted
 from seedcore.registry.reporter import Reporter
 from seedcore.settings import Settings, get_settings
 
@@ -86,7 +85,7 @@ class RayAgent:
         self._idle = asyncio.Event()
         self._idle.set()
         self._restart: asyncio.Task[None] | None = None
-        if _was_restarted():
+        if was_restarted():
             # Ray re-runs __init__ alone: nobody will call start() a second time
             self._restart = asyncio.get_running_loop().create_task(self.start())
 
@@ -194,10 +193,3 @@ class RayAgent:
     async def handle_task(self, task: Any) -> Any:
         """Override this: do the work, return what the caller of `execute_task` shall get."""
         raise InvalidInputError("task", f"{type(self).__name__} does no work: override handle_task")
-
-
-def _was_restarted() -> bool:
-    if not ray.is_initialized():
-        return False
-    context = ray.get_runtime_context()
-    return context.get_actor_id() is not None and context.was_current_actor_reconstructed

@@ -7,7 +7,7 @@ import logging
 import ray
 from rich.console import Console
 
-from seedcore.core.errors import RegistryError
+from seedcore.core.errors import RegistryError, first_line
 from seedcore.discovery.ladder import DiscoveryLadder
 from seedcore.registry.connection import RegistryConnection
 from seedcore.registry.directory import RayDirectory
@@ -35,8 +35,7 @@ def join_cluster(settings: Settings) -> None:
     try:
         ray.init(address="auto", namespace=settings.namespace, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        text = str(error).strip()
-        raise NoClusterError(text.splitlines()[0] if text else type(error).__name__) from error
+        raise NoClusterError(first_line(error)) from error
 
 
 def join_or_start_cluster(settings: Settings, console: Console) -> None:

@@ -15,6 +15,7 @@ from seedcore.core.errors import (
     RegistryError,
     RegistryUnavailableError,
     VersionMismatchError,
+    first_line,
 )
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Answer, BeatAnswer, Epoch, Instance, Listing, Receipt, Registration, Resolution
@@ -169,9 +170,9 @@ class RegistryConnection:
             raise RegistryUnavailableError(f"{method} failed inside the actor: {cause!r}") from error
         except ActorDiedError as error:
             self._handle = None
-            raise _Replaced(_first_line(error)) from error
+            raise _Replaced(first_line(error)) from error
         except (RayActorError, RayError) as error:
-            raise RegistryUnavailableError(_first_line(error)) from error
+            raise RegistryUnavailableError(first_line(error)) from error
 
 
 class _Replaced(RegistryUnavailableError):
@@ -180,11 +181,6 @@ class _Replaced(RegistryUnavailableError):
 
 async def _result_of(reference: Any) -> Any:
     return await reference
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 _connections: dict[tuple[str, float], RegistryConnection] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 
 import ray
@@ -33,8 +34,8 @@ async def identify(actor_name: str | None, namespace: str, timeout_s: float) -> 
     if not ray.is_initialized():
         return Identity(actor_name, None, namespace if actor_name else None, None, None, os.getpid())
     context = ray.get_runtime_context()
-    own_id = context.get_actor_id()
-    name = actor_name if actor_name is not None else (context.get_actor_name() or None)
+    own_id, own_name = own_actor()
+    name = actor_name if actor_name is not None else own_name
     actor_id = own_id
     if name is not None:
         for candidate in dict.fromkeys((namespace, context.namespace)):
@@ -50,6 +51,26 @@ async def identify(actor_name: str | None, namespace: str, timeout_s: float) -> 
         ip_address=ray.util.get_node_ip_address(),
         pid=os.getpid(),
     )
+
+
+def own_actor() -> tuple[str | None, str | None]:
+    """Id and name of the actor that this code runs in; None outside one, None for the name of an unnamed one."""
+    if not ray.is_initialized():
+        return None, None
+    context = ray.get_runtime_context()
+    if context.worker.mode != ray.WORKER_MODE:
+        return None, None
+    return context.get_actor_id(), context.get_actor_name() or None
+
+
+def was_restarted() -> bool:
+    """Whether this code runs in an actor whose process Ray has replaced."""
+    if own_actor()[0] is None:
+        return False
+    with warnings.catch_warnings():
+        # Ray's own implementation reads an attribute that it deprecates
+        warnings.simplefilter("ignore")
+        return bool(ray.get_runtime_context().was_current_actor_reconstructed)
 
 
 async def _actor_id(name: str, namespace: str, timeout_s: float) -> str | None:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import TypeAlias, TypeVar
 
 from seedcore.core.batch import BeatBatch, ChangeBatch
-from seedcore.core.errors import RegistryError, StoreRejectedError, StoreUnavailableError
+from seedcore.core.errors import RegistryError, StoreRejectedError, StoreUnavailableError, first_line
 from seedcore.core.model import (
     Beat,
     Change,
@@ -164,8 +164,9 @@ class Writer:
     def _note_problem(self, error: BaseException) -> None:
         if not self.is_failing:
             logger.warning("the registry goes on from memory: %s", error)
+        self._counts = replace(self._counts, failures=self._counts.failures + 1)
         self.is_failing = True
-        self.problem = str(error) or type(error).__name__
+        self.problem = first_line(error)
 
     def _note_back(self) -> None:
         if self.is_failing:

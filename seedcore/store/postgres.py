@@ -24,6 +24,7 @@ from seedcore.core.errors import (
     SchemaError,
     StoreRejectedError,
     StoreUnavailableError,
+    first_line,
 )
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import (
@@ -136,9 +137,9 @@ class PostgresStore:
         except (asyncio.TimeoutError, PoolTimeout) as error:
             raise StoreUnavailableError(f"no answer within {deadline_s:g} s") from error
         except (PoolClosed, TooManyRequests) as error:
-            raise StoreUnavailableError(_first_line(error)) from error
+            raise StoreUnavailableError(first_line(error)) from error
         except (psycopg.DataError, psycopg.IntegrityError) as error:
-            raise StoreRejectedError(_first_line(error)) from error
+            raise StoreRejectedError(first_line(error)) from error
         except psycopg.Error as error:
             raise _translated(error, statements) from error
 
@@ -268,9 +269,9 @@ async def migrate_database(dsn: str, connect_timeout_s: float = 5.0) -> list[str
         async with connection:
             return await migrate(connection)
     except psycopg.OperationalError as error:
-        raise StoreUnavailableError(_first_line(error)) from error
+        raise StoreUnavailableError(first_line(error)) from error
     except psycopg.Error as error:
-        raise SchemaError(f"the schema could not be brought up to date: {_first_line(error)}") from error
+        raise SchemaError(f"the schema could not be brought up to date: {first_line(error)}") from error
 
 
 def checked_dsn(dsn: str) -> str:
@@ -293,12 +294,7 @@ def _translated(
         return RetiredEpochError(epoch)
     if error.sqlstate == "SC005":
         return EpochLimitError(epoch)
-    return StoreUnavailableError(_first_line(error))
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    return StoreUnavailableError(first_line(error))
 
 
 def _row_of(change: RegisterChange) -> dict[str, object]:

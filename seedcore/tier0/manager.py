@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorDiedError, RayError
 
-from seedcore.agents.ray_agent import Heartbeat, RayAgent, SummaryStats
+from seedcore.agents.ray_agent import Heartbeat, SummaryStats
 from seedcore.core.errors import (
     AgentCallError,
     CannotKnowError,
@@ -27,40 +28,22 @@ from seedcore.core.errors import (
     NotResolvableError,
     RegistryError,
     RegistryUnavailableError,
+    first_line,
 )
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import (
-    MAX_ID_CHARS,
-    Instance,
-    Json,
-    Listing,
-    Source,
-    check_labels,
-    check_text,
-)
+from seedcore.core.model import MAX_ID_CHARS, Instance, Json, Listing, Source, check_text
 from seedcore.registry.client import every_page
 from seedcore.registry.connection import RegistryConnection, shared_connection
-from seedcore.registry.directory import RESERVED_PREFIX, RayDirectory
+from seedcore.registry.directory import RayDirectory
 from seedcore.registry.handles import HandleFinder, Proof, probe
 from seedcore.registry.lookup import ActorHandle
 from seedcore.settings import Mode, Settings, get_settings
-from seedcore.tier0.answers import (
-    AgentSpec,
-    Fleet,
-    Gathered,
-    KnownAgent,
-    Located,
-    Pruned,
-    SystemSummary,
-)
+from seedcore.tier0.answers import AgentSpec, Fleet, Gathered, KnownAgent, Located, Pruned, SystemSummary
+from seedcore.tier0.calls import bounded_call, gather
+from seedcore.tier0.creation import check_agent_id, create_actor
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-_AT_ONCE = 64
-_CREATE_TIMEOUT_S = 60.0
-_CREATE_ATTEMPTS = 3
 _NO_VERSION = 0
 
 
@@ -136,59 +119,21 @@ class Tier0MemoryManager:
             twice = [agent_id for agent_id, count in Counter(ids).items() if count > 1]
             raise InvalidInputError("specs", f"name each agent once, not {twice[:5]} again")
         by_id = {spec.agent_id: spec for spec in specs}
-        return await self._gather(ids, lambda agent_id: self._create(by_id[agent_id]), Source.RAY)
+        return await gather(ids, lambda agent_id: self._create(by_id[agent_id]), Source.RAY)
 
     async def attach_existing_actor(self, agent_id: str, actor_name: str | None = None) -> ActorHandle:
         """Know a running actor under a logical id, whatever its own name. Raises NotResolvableError or
         CannotKnowError unless it answers."""
-        self._check_agent_id(agent_id)
+        check_agent_id(agent_id)
         name = agent_id if actor_name is None else check_text("actor_name", actor_name, MAX_ID_CHARS)
         handle = await self._finder.of_name(name)
         self._remember(KnownAgent(agent_id, name, Source.RAY, None))
         return handle
 
     async def _create(self, spec: AgentSpec) -> ActorHandle:
-        self._check_agent_id(spec.agent_id)
-        check_labels(spec.labels)
-        problem = ""
-        for _ in range(_CREATE_ATTEMPTS):
-            handle = self._make_actor(spec)
-            try:
-                await asyncio.wait_for(_answer_of(handle.start), _CREATE_TIMEOUT_S)
-            except RayTaskError as error:
-                if isinstance(error.cause, RegistryError):
-                    raise error.cause from None
-                raise AgentCallError(spec.agent_id, f"start failed: {error.cause!r}") from error
-            except asyncio.TimeoutError:
-                raise AgentCallError(spec.agent_id, f"did not start within {_CREATE_TIMEOUT_S:g} s") from None
-            except RayActorError as error:
-                # the name may have belonged to an actor that was just dying
-                problem = _first_line(error)
-                await asyncio.sleep(0.2)
-                continue
-            self._remember(KnownAgent(spec.agent_id, spec.agent_id, Source.RAY, None))
-            return handle
-        raise AgentCallError(spec.agent_id, f"its actor does not come up: {problem}")
-
-    def _make_actor(self, spec: AgentSpec) -> ActorHandle:
-        agent_class = spec.agent_class if spec.agent_class is not None else RayAgent
-        actor_class: Any = ray.remote(agent_class)
-        return actor_class.options(
-            name=spec.agent_id,
-            namespace=self._settings.namespace,
-            get_if_exists=True,
-            lifetime="detached" if spec.is_detached else None,
-            max_restarts=spec.max_restarts,
-            max_task_retries=0,
-            num_cpus=spec.num_cpus,
-            resources=dict(spec.resources),
-        ).remote(
-            spec.agent_id,
-            organ_id=spec.organ_id,
-            labels=dict(spec.labels),
-            metadata=dict(spec.metadata),
-            **spec.arguments,
-        )
+        handle = await create_actor(spec, self._settings.namespace)
+        self._remember(KnownAgent(spec.agent_id, spec.agent_id, Source.RAY, None))
+        return handle
 
     # Finding agents
 
@@ -359,19 +304,16 @@ class Tier0MemoryManager:
 
         Where the actor dies under the task, the agent is resolved once more and the task runs again on the
         actor found (at least once: pass retries=False for tasks that must not run twice). Raises what
-        `resolve` raises, the agent's own RegistryError, or AgentCallError.
+        `resolve` raises, AgentCallError at the time limit, ActorDiedError, or what the task raised.
         """
         handle = await self.resolve(agent_id)
         try:
-            return await _bounded_call(agent_id, lambda: handle.execute_task.remote(task), timeout_s)
-        except ActorDiedError as error:
+            return await bounded_call(agent_id, lambda: handle.execute_task.remote(task), timeout_s)
+        except ActorDiedError:
             if not retries:
-                raise AgentCallError(agent_id, f"died under the task: {_first_line(error)}") from error
+                raise
         handle = await self.resolve(agent_id)
-        try:
-            return await _bounded_call(agent_id, lambda: handle.execute_task.remote(task), timeout_s)
-        except ActorDiedError as error:
-            raise AgentCallError(agent_id, f"died under the task, twice: {_first_line(error)}") from error
+        return await bounded_call(agent_id, lambda: handle.execute_task.remote(task), timeout_s)
 
     async def collect_heartbeats(self, timeout_s: float | None = None) -> Gathered[Heartbeat]:
         """A heartbeat of every known agent, all at once, each within `timeout_s` seconds (default: the probe's)."""
@@ -388,16 +330,14 @@ class Tier0MemoryManager:
 
         async def check(agent_id: str) -> None:
             try:
-                handle = await self._finder.of_name(self._known[agent_id].actor_name)
+                await self._finder.of_name(self._known[agent_id].actor_name)
             except NotResolvableError:
                 dropped.append(agent_id)
             except CannotKnowError:
                 silent.append(agent_id)
-            else:
-                del handle
 
         ids = [agent.logical_id for agent in self.list_agents()]
-        await self._gather(ids, check, Source.RAY)
+        await gather(ids, check, Source.RAY)
         for agent_id in dropped:
             self._known.pop(agent_id, None)
         return Pruned(tuple(sorted(dropped)), tuple(sorted(silent)), len(self._known))
@@ -424,7 +364,7 @@ class Tier0MemoryManager:
     async def shutdown_agents(self, agent_ids: Sequence[str] | None = None, timeout_s: float = 10.0) -> Gathered[bool]:
         """Stop agents (default: all known) for good: each is asked to stop, then its actor is ended and seen dead."""
         ids = [agent.logical_id for agent in self.list_agents()] if agent_ids is None else list(agent_ids)
-        return await self._gather(ids, lambda agent_id: self._shut_down(agent_id, timeout_s), Source.RAY)
+        return await gather(ids, lambda agent_id: self._shut_down(agent_id, timeout_s), Source.RAY)
 
     async def _shut_down(self, agent_id: str, timeout_s: float) -> bool:
         known = self._known.get(agent_id)
@@ -438,15 +378,13 @@ class Tier0MemoryManager:
             # it hangs: its actor can be ended all the same
             handle = await self._finder.unproven(name)
         try:
-            await asyncio.wait_for(_answer_of(handle.stop), timeout_s)
-        except (asyncio.TimeoutError, RayError) as error:
-            logger.warning("agent did not stop by itself: %s", _first_line(error), extra={"logical_id": agent_id})
-        except AttributeError:
-            logger.info("the actor has no stop(); ending it", extra={"logical_id": agent_id})
+            await bounded_call(agent_id, lambda: handle.stop.remote(), timeout_s)
+        except (RegistryError, RayError) as error:
+            logger.warning("agent did not stop by itself: %s", first_line(error), extra={"logical_id": agent_id})
         ray.kill(handle, no_restart=True)
-        deadline = asyncio.get_running_loop().time() + timeout_s
+        deadline_s = time.monotonic() + timeout_s
         while await probe(handle, self._settings.probe_timeout_s) is not Proof.NO:
-            if asyncio.get_running_loop().time() > deadline:
+            if time.monotonic() > deadline_s:
                 raise AgentCallError(agent_id, f"was ended but is not gone after {timeout_s:g} s")
             await asyncio.sleep(0.02)
         self._known.pop(agent_id, None)
@@ -458,39 +396,14 @@ class Tier0MemoryManager:
         async def ask(agent_id: str) -> Any:
             known = self._known[agent_id]
             handle = await self._finder.unproven(known.actor_name, known.instance)
-            try:
-                return await _bounded_call(agent_id, lambda: getattr(handle, method).remote(), bound_s)
-            except ActorDiedError as error:
-                raise AgentCallError(agent_id, f"is dead: {_first_line(error)}") from error
+            return await bounded_call(agent_id, lambda: getattr(handle, method).remote(), bound_s)
 
-        return await self._gather([agent.logical_id for agent in self.list_agents()], ask, Source.RAY)
-
-    async def _gather(self, ids: Sequence[str], work: Callable[[str], Awaitable[T]], source: Source) -> Gathered[T]:
-        """Do the work for each id, a bounded number at once; failures are named, not raised."""
-        slots = asyncio.Semaphore(_AT_ONCE)
-        results: dict[str, T] = {}
-        failures: dict[str, str] = {}
-
-        async def one(agent_id: str) -> None:
-            async with slots:
-                try:
-                    results[agent_id] = await work(agent_id)
-                except (RegistryError, RayError) as error:
-                    failures[agent_id] = _first_line(error)
-
-        await asyncio.gather(*(one(agent_id) for agent_id in ids))
-        return Gathered(results, failures, source, _utc_now())
+        return await gather([agent.logical_id for agent in self.list_agents()], ask, Source.RAY)
 
     def _remember(self, agent: KnownAgent) -> None:
         if agent.logical_id not in self._known and len(self._known) >= self._settings.max_instances:
             self._known.pop(next(iter(self._known)))
         self._known[agent.logical_id] = agent
-
-    @staticmethod
-    def _check_agent_id(agent_id: str) -> None:
-        check_text("agent_id", agent_id, MAX_ID_CHARS)
-        if agent_id.startswith(RESERVED_PREFIX):
-            raise InvalidInputError("agent_id", f"must not begin with {RESERVED_PREFIX!r}: those names are ours")
 
 
 @lru_cache(maxsize=1)
@@ -501,35 +414,6 @@ def get_tier0_manager() -> Tier0MemoryManager:
 
 def _known(instance: Instance, source: Source) -> KnownAgent:
     return KnownAgent(instance.logical_id, instance.actor_name or instance.logical_id, source, instance)
-
-
-async def _answer_of(method: Any) -> Any:
-    return await method.remote()
-
-
-async def _bounded_call(agent_id: str, call: Callable[[], Any], timeout_s: float | None) -> Any:
-    async def answer() -> Any:
-        return await call()
-
-    try:
-        return await asyncio.wait_for(answer(), timeout_s)
-    except asyncio.TimeoutError:
-        raise AgentCallError(agent_id, f"no answer within {timeout_s:g} s") from None
-    except RayTaskError as error:
-        if isinstance(error.cause, RegistryError):
-            raise error.cause from None
-        raise AgentCallError(agent_id, f"raised {error.cause!r}") from error
-    except ActorDiedError:
-        raise
-    except RayError as error:
-        raise AgentCallError(agent_id, _first_line(error)) from error
-    except AttributeError as error:
-        raise AgentCallError(agent_id, f"its actor has no such method: {error}") from None
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _utc_now() -> datetime:

@@ -1,0 +1,59 @@
+"""Calls to agents: bounded, many at once, failures named."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime, timezone
+from typing import Any, TypeVar
+
+from ray.exceptions import RayError, RayTaskError
+
+from seedcore.core.errors import AgentCallError, RegistryError, first_line
+from seedcore.core.model import Source
+from seedcore.tier0.answers import Gathered
+
+T = TypeVar("T")
+
+_AT_ONCE = 64
+
+
+async def bounded_call(agent_id: str, call: Callable[[], Any], timeout_s: float | None) -> Any:
+    """The result of one call to an agent within `timeout_s` seconds (None: however long it takes).
+
+    Raises AgentCallError at the limit, the agent's own RegistryError, or what Ray raises: RayTaskError, which
+    is also the agent's own exception, or a RayActorError.
+    """
+
+    async def answer() -> Any:
+        return await call()
+
+    try:
+        return await asyncio.wait_for(answer(), timeout_s)
+    except asyncio.TimeoutError:
+        raise AgentCallError(agent_id, f"no answer within {timeout_s:g} s") from None
+    except RayTaskError as error:
+        if isinstance(error.cause, RegistryError):
+            raise error.cause from None
+        raise
+    except AttributeError as error:
+        raise AgentCallError(agent_id, f"its actor has no such method: {error}") from None
+
+
+async def gather(ids: Sequence[str], work: Callable[[str], Awaitable[T]], source: Source) -> Gathered[T]:
+    """Do the work for each id, a bounded number at once; failures are named, not raised."""
+    slots = asyncio.Semaphore(_AT_ONCE)
+    results: dict[str, T] = {}
+    failures: dict[str, str] = {}
+
+    async def one(agent_id: str) -> None:
+        async with slots:
+            try:
+                results[agent_id] = await work(agent_id)
+            except RayTaskError as error:
+                failures[agent_id] = f"raised {error.cause!r}"
+            except (RegistryError, RayError) as error:
+                failures[agent_id] = first_line(error)
+
+    await asyncio.gather(*(one(agent_id) for agent_id in ids))
+    return Gathered(results, failures, source, datetime.now(timezone.utc))
