@@ -79,6 +79,8 @@ class BeatBatch:
     def put_back(self, taken: dict[str, float]) -> None:
         """Return what could not be written, in front, but never over a newer beat."""
         merged = {**taken, **self._heard}
+        for instance_id in taken.keys() & self._heard.keys():
+            merged[instance_id] = max(taken[instance_id], self._heard[instance_id])
         self.counts.coalesced += len(taken) + len(self._heard) - len(merged)
         for instance_id in list(islice(merged, max(0, len(merged) - self._capacity))):
             del merged[instance_id]

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
-from typing import Generic, TypeAlias, TypeVar, overload
+from typing import Generic, NamedTuple, TypeAlias, TypeVar, overload
 
 from seedcore.core.errors import InvalidInputError
 from seedcore.core.lifecycle import Status
@@ -25,6 +25,7 @@ MAX_LABELS = 64
 MAX_LABEL_KEY_CHARS = 63
 MAX_LABEL_VALUE_CHARS = 255
 MAX_METADATA_BYTES = 16 * 1024
+MAX_METADATA_DEPTH = 32
 MAX_PAGE = 1000
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -150,9 +151,8 @@ class RegisterChange:
 Change: TypeAlias = RegisterChange | StatusChange
 
 
-@dataclass(frozen=True, slots=True)
-class Beat:
-    """A renewal: the agent was heard `age_s` seconds before the statement runs."""
+class Beat(NamedTuple):
+    """A renewal: the agent was heard `age_s` seconds before the statement runs. A tuple: they come by the 10,000."""
 
     instance_id: str
     age_s: float = 0.0
@@ -392,33 +392,39 @@ def check_labels(labels: Mapping[str, str]) -> None:
 def _check_metadata(metadata: Mapping[str, Json]) -> None:
     if not isinstance(metadata, Mapping):
         raise InvalidInputError("metadata", f"must be a mapping, not {type(metadata).__name__}")
+    _check_json(metadata, MAX_METADATA_DEPTH)
     try:
         text = json.dumps(metadata, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
+    except (TypeError, ValueError) as error:
         raise InvalidInputError("metadata", f"must be plain JSON: {error}") from None
     if len(text) > MAX_METADATA_BYTES:
         raise InvalidInputError("metadata", f"must be at most {MAX_METADATA_BYTES} bytes of JSON, not {len(text)}")
-    # jsonb has neither NUL nor lone surrogates
-    if any("\x00" in text or _SURROGATE.search(text) for text in _texts(metadata)):
-        raise InvalidInputError("metadata", "must not contain NUL or broken Unicode")
 
 
-def _texts(value: Json) -> Iterator[str]:
+def _check_json(value: object, depth_left: int) -> None:
+    """Refuse what json.dumps would take and jsonb, or a reader of it, would not give back."""
     if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, child in value.items():
-            yield key
-            yield from _texts(child)
-    elif isinstance(value, Sequence):
-        for child in value:
-            yield from _texts(child)
+        if "\x00" in value or _SURROGATE.search(value):
+            raise InvalidInputError("metadata", "must not contain NUL or broken Unicode")
+    elif isinstance(value, (Mapping, list, tuple)):
+        if depth_left == 0:
+            raise InvalidInputError("metadata", f"must not be nested deeper than {MAX_METADATA_DEPTH} levels")
+        if isinstance(value, Mapping):
+            for key in value:
+                if not isinstance(key, str):
+                    raise InvalidInputError("metadata", f"must have text for keys, not {_shown(key)}")
+                _check_json(key, depth_left)
+        for child in value.values() if isinstance(value, Mapping) else value:
+            _check_json(child, depth_left - 1)
 
 
 def _check_ip(value: str) -> None:
     try:
+        # numbers and bytes are addresses to Python, and an address with a zone ("%eth0") is none to PostgreSQL
+        if not isinstance(value, str) or "%" in value:
+            raise TypeError
         ipaddress.ip_address(value)
-    except ValueError:
+    except (TypeError, ValueError):
         raise InvalidInputError("ip_address", f"must be an IP address, not {_shown(value)}") from None
 
 

@@ -218,8 +218,11 @@ class Writer:
         statements = 0
         while changes := self._changes.take(self._config.batch_limit):
             statements += await self._commit_changes(changes)
-        while beats_due and (heard := self._beats.take(self._config.beat_batch_limit)):
+        # only the beats that are here now: those that come meanwhile must not keep changes waiting
+        waiting = len(self._beats) if beats_due else 0
+        while waiting > 0 and (heard := self._beats.take(self._config.beat_batch_limit)):
             await self._commit_beats(heard)
+            waiting -= len(heard)
             statements += 1
         if statements:
             self._counts = replace(

@@ -19,7 +19,7 @@ select outcome, status, cluster_epoch, cause
  order by ord;
 
 -- beat_many: one batch of beats
-select instance_id::text, outcome from beat_many(%(ids)s::uuid[], %(ages_s)s::double precision[]);
+select instance_id::text, outcome from beat_many(%(ids)s::uuid[], %(ages_s)b::double precision[]);
 
 -- expire_stale: declare dead whose lease is over
 select instance_id::text from expire_stale_instances(%(lease_s)s, %(limit)s);

@@ -42,8 +42,8 @@ from seedcore.store.postgres import PostgresStore
 
 NAMESPACE = "bench"
 IDS_A_CALL = 1000
-FEEDERS = 2
-IN_FLIGHT = 4
+FEEDERS = 1
+IN_FLIGHT = 1
 
 
 @dataclass(frozen=True)
