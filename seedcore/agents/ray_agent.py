@@ -13,6 +13,7 @@ from typing import Any
 from seedcore.core.errors import InvalidInputError, NotAcceptingWorkError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Json
+from seedcore.core.waiting import within
 from seedcore.registry.identity import was_restarted
 from seedcore.registry.reporter import Reporter
 from seedcore.settings import Settings, get_settings
@@ -121,7 +122,7 @@ class RayAgent:
             self._status = Status.DRAINING
             await self._reporter.drain(reason)
         try:
-            await asyncio.wait_for(self._idle.wait(), timeout_s)
+            await within(self._idle.wait(), timeout_s)
         except asyncio.TimeoutError:
             return False
         return True

@@ -27,6 +27,7 @@ MAX_LABEL_VALUE_CHARS = 255
 MAX_METADATA_BYTES = 16 * 1024
 MAX_METADATA_DEPTH = 32
 MAX_PAGE = 1000
+MAX_LEASE_S = 86_400
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -375,6 +376,13 @@ def check_seq(value: int | None) -> int | None:
     if value is not None and not (type(value) is int and 0 <= value < 2**63):
         raise InvalidInputError("seq", f"must be a whole number from 0 to 2^63-1, not {_shown(value)}")
     return value
+
+
+def check_lease(lease_s: float) -> float:
+    """A lease from just above nothing to a day, in seconds, or InvalidInputError."""
+    if not 0 < lease_s <= MAX_LEASE_S:
+        raise InvalidInputError("lease_s", f"must be above 0 and at most {MAX_LEASE_S} seconds, not {lease_s!r}")
+    return lease_s
 
 
 def check_labels(labels: Mapping[str, str]) -> None:

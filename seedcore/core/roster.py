@@ -112,6 +112,9 @@ class Roster:
         What we hold already wins unless the store is ahead of it.
         """
         known = self._live.get(instance.instance_id)
+        if known is not None and known.logical_id != instance.logical_id:
+            self.overwrite(instance, now_s)
+            return
         if known is not None and instance.status is not Status.DEAD and known.seq > instance.seq:
             self._put(replace(known, cluster_epoch=instance.cluster_epoch), self._heard[known.instance_id])
             return

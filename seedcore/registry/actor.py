@@ -10,6 +10,7 @@ import ray
 from ray.exceptions import ActorDiedError, RayActorError
 
 from seedcore.core.errors import RegistryUnavailableError, VersionMismatchError
+from seedcore.core.waiting import within
 from seedcore.registry.answers import PROTOCOL, Hello
 from seedcore.registry.config import RegistryConfig
 from seedcore.registry.connection import REGISTRY_NAME, RegistryConnection
@@ -80,7 +81,7 @@ async def stop_registry(namespace: str, timeout_s: float = 10.0) -> bool:
     if handle is None:
         return False
     try:
-        await asyncio.wait_for(_stopped(handle), timeout_s)
+        await within(_stopped(handle), timeout_s)
     except (asyncio.TimeoutError, ActorDiedError, RayActorError) as error:
         logger.warning("the registry did not stop by itself: %s", error)
     ray.kill(handle, no_restart=True)

@@ -19,6 +19,7 @@ from seedcore.core.errors import (
 )
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Answer, BeatAnswer, Epoch, Instance, Listing, Receipt, Registration, Resolution
+from seedcore.core.waiting import within
 from seedcore.registry.answers import PROTOCOL, Description, Health, Hello
 from seedcore.registry.directory import RESERVED_PREFIX
 from seedcore.registry.lookup import ActorHandle, connected_cluster, find_actor
@@ -158,7 +159,7 @@ class RegistryConnection:
     async def _ask(self, handle: ActorHandle, method: str, *args: object, **kwargs: object) -> Any:
         try:
             reference = getattr(handle, method).remote(*args, **kwargs)
-            return await asyncio.wait_for(_result_of(reference), self._call_timeout_s)
+            return await within(_result_of(reference), self._call_timeout_s)
         except asyncio.TimeoutError:
             raise RegistryUnavailableError(f"no answer to {method} within {self._call_timeout_s:g} s") from None
         except RayTaskError as error:

@@ -14,6 +14,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError,
 
 from seedcore.core.errors import CannotKnowError, DirectoryUnavailableError, NotResolvableError
 from seedcore.core.model import Instance
+from seedcore.core.waiting import within
 from seedcore.registry.lookup import ActorHandle, actor_id_of, find_actor
 
 
@@ -85,7 +86,7 @@ class HandleFinder:
 async def probe(handle: ActorHandle, timeout_s: float) -> Proof:
     """Ask the actor for a sign of life. A result counts, an error that is ready does not."""
     try:
-        await asyncio.wait_for(_ready(handle), timeout_s)
+        await within(_ready(handle), timeout_s)
     except (asyncio.TimeoutError, ActorUnavailableError):
         return Proof.NOT_YET
     except (ActorDiedError, RayActorError):

@@ -14,25 +14,31 @@ from typing import Any, TypeVar
 import ray
 
 from seedcore.core.errors import DirectoryUnavailableError
+from seedcore.core.waiting import within
 
 T = TypeVar("T")
 
 ActorHandle = Any  # ray.actor.ActorHandle, or its Ray Client twin: both without useful types
 
-_MAX_STUCK = 16
-_slots = threading.BoundedSemaphore(_MAX_STUCK)
+_AT_ONCE = 16
+_SLOT_POLL_S = 0.005
+_slots = threading.BoundedSemaphore(_AT_ONCE)
 
 
 async def in_thread(look_up: Callable[[], T], timeout_s: float) -> T:
     """Run a blocking look-up; its result or its error.
 
-    Raises DirectoryUnavailableError after `timeout_s` seconds, or at once where too many already hang.
+    Raises DirectoryUnavailableError after `timeout_s` seconds, the wait for a free thread included.
     """
     if not ray.is_initialized():
         raise DirectoryUnavailableError("this process is not connected to Ray (ray.init)")
-    if not _slots.acquire(blocking=False):
-        raise DirectoryUnavailableError(f"{_MAX_STUCK} look-ups already hang; is the GCS down?")
     loop = asyncio.get_running_loop()
+    ends_s = loop.time() + timeout_s
+    # one bound for every event loop of the process, so no asyncio primitive fits
+    while not _slots.acquire(blocking=False):
+        if loop.time() > ends_s:
+            raise DirectoryUnavailableError(f"{_AT_ONCE} look-ups hang; is the GCS down?")
+        await asyncio.sleep(_SLOT_POLL_S)
     answer: asyncio.Future[T] = loop.create_future()
 
     def finish(result: T | None, error: BaseException | None) -> None:
@@ -56,7 +62,7 @@ async def in_thread(look_up: Callable[[], T], timeout_s: float) -> T:
 
     threading.Thread(target=run, name="seedcore-lookup", daemon=True).start()
     try:
-        return await asyncio.wait_for(answer, timeout_s)
+        return await within(answer, max(0.001, ends_s - loop.time()))
     except asyncio.TimeoutError:
         raise DirectoryUnavailableError(f"no answer from Ray within {timeout_s:g} s") from None
 

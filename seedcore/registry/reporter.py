@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from seedcore.core.errors import RegistryError, RegistryUnavailableError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Json, Receipt
+from seedcore.core.waiting import end
 from seedcore.registry.client import RegistryClient
 from seedcore.settings import Settings, get_settings
 
@@ -127,9 +128,7 @@ class Reporter:
 
     async def _end_beating(self) -> None:
         task, self._beating = self._beating, None
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await end(task)
 
     async def _beat_loop(self, ready: asyncio.Event) -> None:
         await ready.wait()

@@ -58,6 +58,7 @@ from seedcore.core.model import (
 )
 from seedcore.core.paging import check_limit, decode_cursor, encode_cursor
 from seedcore.core.roster import Roster
+from seedcore.core.waiting import end
 from seedcore.registry.answers import PROTOCOL, Description, Health, Hello, Observed
 from seedcore.registry.config import RegistryConfig
 from seedcore.registry.writer import StoreFactory, Writer, key_of
@@ -100,9 +101,7 @@ class Registry:
         if self._stopping:
             return
         self._stopping = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(*self._tasks)
         await self._writer.close()
 
     async def hello(self) -> Hello:

@@ -27,6 +27,7 @@ from seedcore.core.model import (
 )
 from seedcore.core.ports import Store
 from seedcore.core.roster import Roster
+from seedcore.core.waiting import within
 from seedcore.registry.answers import FlushCounts
 from seedcore.registry.config import RegistryConfig
 
@@ -152,7 +153,7 @@ class Writer:
             return
         if self.recovered:
             try:
-                await asyncio.wait_for(self._flush(beats_due=True), self._config.stop_deadline_s)
+                await within(self._flush(beats_due=True), self._config.stop_deadline_s)
             except (asyncio.TimeoutError, RegistryError) as error:
                 logger.warning(
                     "stopped with changes that are not in the database: %s",
@@ -200,7 +201,7 @@ class Writer:
             self._wake.clear()
             wait_s = max(0.0, self._next_beat_flush_s - time.monotonic())
             try:
-                await asyncio.wait_for(self._wake.wait(), wait_s)
+                await within(self._wake.wait(), wait_s)
             except asyncio.TimeoutError:
                 return
         await asyncio.sleep(self._config.linger_s)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 
-from seedcore.core.errors import EpochLimitError, RetiredEpochError
+from seedcore.core.errors import RetiredEpochError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import (
     Answer,
@@ -23,6 +23,8 @@ from seedcore.core.model import (
     Source,
     StatusChange,
     check_epoch,
+    check_instance_id,
+    check_lease,
 )
 from seedcore.core.paging import check_limit, decode_cursor, encode_cursor
 from seedcore.core.rules import apply_registration, apply_status, first_registration
@@ -62,6 +64,7 @@ class MemoryStore:
         """Nothing to release."""
 
     async def begin(self, ray_cluster: str, epoch: str | None, lease_s: float) -> Epoch:
+        check_lease(lease_s)
         wanted = epoch
         if wanted is not None:
             check_epoch(wanted)
@@ -86,26 +89,26 @@ class MemoryStore:
     def _flip(self, epoch: str) -> None:
         if epoch == self._current:
             return
-        problem = self._stage(epoch)
-        if problem is OutcomeKind.RETIRED_EPOCH:
+        if self._stage(epoch, will_wait=False) is not None:
             raise RetiredEpochError(epoch)
-        if problem is OutcomeKind.EPOCH_LIMIT:
-            raise EpochLimitError(epoch)
         self._epochs[self._current].retired = True
         self._epochs[epoch].was_current = True
         self._current = epoch
 
-    def _stage(self, epoch: str) -> OutcomeKind | None:
+    def _stage(self, epoch: str, *, will_wait: bool = True) -> OutcomeKind | None:
         known = self._epochs.get(epoch)
         if known is not None:
             return OutcomeKind.RETIRED_EPOCH if known.retired else None
-        if sum(not row.was_current for row in self._epochs.values()) >= MAX_STAGED_EPOCHS:
+        if will_wait and sum(not row.was_current for row in self._epochs.values()) >= MAX_STAGED_EPOCHS:
             return OutcomeKind.EPOCH_LIMIT
         self._epochs[epoch] = _EpochRow(max(row.number for row in self._epochs.values()) + 1)
         return None
 
     async def register_many(self, changes: Sequence[RegisterChange]) -> list[Outcome]:
-        return [self._register(change) for change in changes]
+        # in the order of their ids, as the database writes them, so that new epochs get the same numbers
+        by_id = sorted(range(len(changes)), key=lambda index: changes[index].instance_id)
+        outcomes = {index: self._register(changes[index]) for index in by_id}
+        return [outcomes[index] for index in range(len(changes))]
 
     def _register(self, change: RegisterChange) -> Outcome:
         registration = change.registration
@@ -142,19 +145,19 @@ class MemoryStore:
 
     async def beat_many(self, beats: Sequence[Beat]) -> list[LostBeat]:
         now = self._now()
-        lost: list[LostBeat] = []
+        lost: dict[LostBeat, None] = {}
         for beat in beats:
             known = self._rows.get(beat.instance_id)
             if known is not None:
                 self._beats_seen_at = now
             if known is None:
-                lost.append(LostBeat(beat.instance_id, BeatOutcome.UNKNOWN))
+                lost[LostBeat(beat.instance_id, BeatOutcome.UNKNOWN)] = None
             elif known.status is Status.DEAD:
-                lost.append(LostBeat(beat.instance_id, BeatOutcome.DEAD))
+                lost[LostBeat(beat.instance_id, BeatOutcome.DEAD)] = None
             else:
                 heard = max(known.last_heartbeat, now - timedelta(seconds=beat.age_s))
                 self._rows[beat.instance_id] = replace(known, last_heartbeat=heard)
-        return lost
+        return list(lost)
 
     async def expire_stale(self, lease_s: float | None, limit: int) -> list[str]:
         check_limit(limit)
@@ -224,7 +227,7 @@ class MemoryStore:
         return Answer(found, Source.POSTGRES, self._now(), self._version, complete=True)
 
     async def get_instance(self, instance_id: str) -> Instance | None:
-        return self._rows.get(instance_id)
+        return self._rows.get(check_instance_id(instance_id))
 
     async def history(self, logical_id: str, limit: int) -> list[Instance]:
         check_limit(limit)

@@ -19,7 +19,6 @@ from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRe
 
 from seedcore.core.errors import (
     ConfigurationError,
-    EpochLimitError,
     RetiredEpochError,
     SchemaError,
     StoreRejectedError,
@@ -42,8 +41,11 @@ from seedcore.core.model import (
     Source,
     StatusChange,
     check_epoch,
+    check_instance_id,
+    check_lease,
 )
 from seedcore.core.paging import check_limit, decode_cursor, encode_cursor
+from seedcore.core.waiting import within
 from seedcore.store.migrations import migrate
 from seedcore.store.queries import queries
 
@@ -133,7 +135,7 @@ class PostgresStore:
         # beyond the server's own statement_timeout: a server that is deaf never answers with one
         deadline_s = self._limits.statement_timeout_s + self._limits.connect_timeout_s
         try:
-            return await asyncio.wait_for(self._execute(self._pool, statements), deadline_s)
+            return await within(self._execute(self._pool, statements), deadline_s)
         except (asyncio.TimeoutError, PoolTimeout) as error:
             raise StoreUnavailableError(f"no answer within {deadline_s:g} s") from error
         except (PoolClosed, TooManyRequests) as error:
@@ -159,6 +161,7 @@ class PostgresStore:
         await self._run("stamp", {})
 
     async def begin(self, ray_cluster: str, epoch: str | None, lease_s: float) -> Epoch:
+        check_lease(lease_s)
         if epoch is not None:
             check_epoch(epoch)
         rows = await self._run("begin_registry", {"ray_cluster": ray_cluster, "epoch": epoch, "lease_s": lease_s})
@@ -247,7 +250,7 @@ class PostgresStore:
         return Answer(found, Source.POSTGRES, stamps[0][0], stamps[0][1], complete=True)
 
     async def get_instance(self, instance_id: str) -> Instance | None:
-        rows = await self._run("get_instance", {"instance_id": instance_id})
+        rows = await self._run("get_instance", {"instance_id": check_instance_id(instance_id)})
         return _instance(rows[0]) if rows else None
 
     async def history(self, logical_id: str, limit: int) -> list[Instance]:
@@ -287,12 +290,9 @@ def checked_dsn(dsn: str) -> str:
 
 def _translated(
     error: psycopg.Error, statements: Sequence[tuple[str, dict[str, object]]]
-) -> RetiredEpochError | EpochLimitError | StoreUnavailableError:
-    epoch = str(statements[-1][1].get("epoch"))
+) -> RetiredEpochError | StoreUnavailableError:
     if error.sqlstate == "SC004":
-        return RetiredEpochError(epoch)
-    if error.sqlstate == "SC005":
-        return EpochLimitError(epoch)
+        return RetiredEpochError(str(statements[-1][1]["epoch"]))
     return StoreUnavailableError(first_line(error))
 
 

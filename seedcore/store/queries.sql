@@ -7,7 +7,7 @@ select epoch, number from begin_registry(%(ray_cluster)s, %(epoch)s, %(lease_s)s
 select set_current_epoch(%(epoch)s);
 
 -- stamp: what a reader says about its answer
-select now(), (select last_value from registry_version), m.current_epoch, m.epoch_number
+select now(), (select case when is_called then last_value else 0 end from registry_version), m.current_epoch, m.epoch_number
   from cluster_metadata m where m.id = 1;
 
 -- register_many: one batch of registrations

@@ -11,6 +11,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from seedcore.core.errors import AgentCallError, RegistryError, first_line
 from seedcore.core.model import Source
+from seedcore.core.waiting import within
 from seedcore.tier0.answers import Gathered
 
 T = TypeVar("T")
@@ -29,7 +30,7 @@ async def bounded_call(agent_id: str, call: Callable[[], Any], timeout_s: float 
         return await call()
 
     try:
-        return await asyncio.wait_for(answer(), timeout_s)
+        return await within(answer(), timeout_s)
     except asyncio.TimeoutError:
         raise AgentCallError(agent_id, f"no answer within {timeout_s:g} s") from None
     except RayTaskError as error:

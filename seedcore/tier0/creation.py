@@ -11,6 +11,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from seedcore.agents.ray_agent import RayAgent
 from seedcore.core.errors import AgentCallError, InvalidInputError, RegistryError, first_line
 from seedcore.core.model import MAX_ID_CHARS, check_labels, check_text
+from seedcore.core.waiting import within
 from seedcore.registry.directory import RESERVED_PREFIX
 from seedcore.registry.lookup import ActorHandle
 from seedcore.tier0.answers import AgentSpec
@@ -35,7 +36,7 @@ async def create_actor(spec: AgentSpec, namespace: str) -> ActorHandle:
     for attempt in range(_ATTEMPTS):
         handle = _make_actor(spec, namespace)
         try:
-            await asyncio.wait_for(_start(handle), _TIMEOUT_S)
+            await within(_start(handle), _TIMEOUT_S)
         except RayTaskError as error:
             if isinstance(error.cause, RegistryError):
                 raise error.cause from None

@@ -1,0 +1,97 @@
+"""Agents and actors that the cluster tests bring up."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+from seedcore.agents import RayAgent
+from seedcore.registry import RegistryClient, Reporter, ThreadReporter
+from seedcore.registry.answers import Hello
+from seedcore.settings import Settings
+
+
+class Worker(RayAgent):
+    """Answers with what it was given, its process id, a long sleep, or an error."""
+
+    async def handle_task(self, task: Any) -> Any:
+        if task == "pid":
+            return os.getpid()
+        if task == "sleep":
+            await asyncio.sleep(3600)
+        if task == "fail":
+            raise KeyError("no such thing")
+        if task == "die":
+            os._exit(1)
+        return task
+
+
+class SlowToAnswer(Worker):
+    """Its heartbeat takes for ever."""
+
+    async def get_heartbeat(self) -> Any:
+        await asyncio.sleep(3600)
+
+
+class Blocking:
+    """An existing class with blocking methods that owns a reporter in two lines."""
+
+    def __init__(self, agent_id: str, settings: Settings) -> None:
+        self.reporter = ThreadReporter(agent_id, organ_id="blocking", settings=settings)
+        self.reporter.start()
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def finish(self) -> None:
+        self.reporter.drain("enough")
+        self.reporter.stop("done")
+
+
+class Async:
+    """An existing async class that owns a reporter in two lines."""
+
+    def __init__(self, agent_id: str, settings: Settings) -> None:
+        self.reporter = Reporter(agent_id, settings=settings)
+
+    async def begin(self) -> str:
+        await self.reporter.start()
+        return self.reporter.client.instance_id
+
+    async def pid(self) -> int:
+        return os.getpid()
+
+
+class Stranger:
+    """An actor that knows nothing of us."""
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+class OldRegistry:
+    """A registry of another protocol."""
+
+    async def hello(self) -> Hello:
+        from datetime import datetime, timezone
+
+        return Hello(999, "9.9.9", os.getpid(), "", datetime.now(timezone.utc))
+
+
+class Host:
+    """A process that hosts many logical agents."""
+
+    def __init__(self, prefix: str, agents: int, settings: Settings) -> None:
+        self._clients = [RegistryClient(f"{prefix}-{n}", settings=settings) for n in range(agents)]
+        self._reporters = [Reporter(client.logical_id, settings=settings, client=client) for client in self._clients]
+
+    async def begin(self) -> int:
+        await asyncio.gather(*(reporter.start() for reporter in self._reporters))
+        return len(self._reporters)
+
+    async def problems(self) -> list[str]:
+        return [reporter.problem for reporter in self._reporters if reporter.problem is not None]
+
+    async def end(self) -> None:
+        await asyncio.gather(*(reporter.stop() for reporter in self._reporters))

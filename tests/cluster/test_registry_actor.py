@@ -1,0 +1,359 @@
+"""The registry on real Ray over real PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from typing import Any
+
+import psycopg
+import pytest
+import ray
+
+from seedcore.core.errors import (
+    ForbiddenTransitionError,
+    InstanceConflictError,
+    InstanceDeadError,
+    InvalidInputError,
+    RegistryError,
+    RetiredEpochError,
+    UnknownInstanceError,
+    VersionMismatchError,
+)
+from seedcore.core.lifecycle import Status
+from seedcore.core.model import Registration, Source, new_instance_id
+from seedcore.registry.actor import stop_registry
+from seedcore.registry.client import RegistryClient, every_page, list_active_instances
+from seedcore.registry.connection import REGISTRY_NAME, RegistryConnection
+from seedcore.runtime import start_registry
+from seedcore.settings import Settings
+from tests.cluster.agents import Host, OldRegistry
+from tests.waiting import eventually
+
+
+def rows(settings: Settings, query: str, *parameters: object) -> list[tuple[Any, ...]]:
+    assert settings.pg_dsn is not None
+    with psycopg.connect(settings.pg_dsn.get_secret_value(), autocommit=True) as connection:
+        return connection.execute(query, parameters).fetchall()
+
+
+def registration(logical_id: str = "agent", **details: Any) -> Registration:
+    return Registration(new_instance_id(), logical_id, **details)
+
+
+async def kill_registry(connection: RegistryConnection) -> int:
+    """SIGKILL the actor's process and wait for the one that replaces it; its pid."""
+    before = (await connection.hello()).pid
+    os.kill(before, signal.SIGKILL)
+
+    async def replaced() -> int:
+        pid = (await connection.hello()).pid
+        return pid if pid != before and (await connection.health()).is_ready else 0
+
+    return await eventually(replaced)
+
+
+async def test_a_registered_instance_is_committed_when_the_call_returns(
+    registry: RegistryConnection, settings: Settings
+) -> None:
+    mine = registration(
+        "eye", organ_id="vision", labels={"tier": "hot"}, metadata={"model": [1, 2]}, actor_name="eye-actor"
+    )
+    receipt = await registry.register(mine)
+    assert receipt.durable
+    assert rows(settings, "select logical_id, status::text, organ_id, labels, metadata from registry_instance") == [
+        ("eye", "starting", "vision", {"tier": "hot"}, {"model": [1, 2]})
+    ]
+    receipt = await registry.set_status(mine.instance_id, "alive", 2)
+    assert receipt.durable
+    assert rows(settings, "select status::text, seq from registry_instance") == [("alive", 2)]
+
+
+async def test_listing_filters_and_pages_without_gap_or_repeat(registry: RegistryConnection) -> None:
+    for number in range(25):
+        mine = registration(
+            f"agent-{number:02}", organ_id="left" if number % 2 else "right", labels={"n": str(number % 5)}
+        )
+        await registry.register(mine)
+        if number < 20:
+            await registry.set_status(mine.instance_id, Status.ALIVE, 2)
+    everything = await every_page(registry, page_size=3)
+    assert [row.logical_id for row in everything] == [f"agent-{n:02}" for n in range(20)]
+    assert everything.source is Source.REGISTRY
+    assert everything.complete
+    starting = await registry.list_active([Status.STARTING])
+    assert len(starting) == 5
+    left = await registry.list_active(organ_id="left", labels={"n": "1"})
+    assert [row.logical_id for row in left] == ["agent-01", "agent-11"]
+    page = await registry.list_active(limit=7)
+    assert len(page) == 7
+    assert page.next_cursor is not None
+
+
+async def test_resolve_answers_many_and_says_why_not(registry: RegistryConnection) -> None:
+    alive, draining = registration("alive"), registration("draining")
+    for mine in (alive, draining):
+        await registry.register(mine)
+        await registry.set_status(mine.instance_id, "alive", 2)
+    await registry.set_status(draining.instance_id, "draining", 3, "maintenance")
+    answer = await registry.resolve(["alive", "draining", "nobody"])
+    found = {resolution.logical_id: resolution for resolution in answer.value}
+    instance = found["alive"].instance
+    assert instance is not None
+    assert instance.instance_id == alive.instance_id
+    assert (found["draining"].instance, found["draining"].why) == (None, "it is draining")
+    assert not found["nobody"].is_known
+    described = await registry.describe("draining")
+    assert described.complete
+    assert [row.cause for row in described.history] == ["maintenance"]
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [
+        ("register", (Registration("not-a-uuid", "a"),)),
+        ("register", (Registration(new_instance_id(), ""),)),
+        ("register", (Registration(new_instance_id(), "x" * 256),)),
+        ("register", (Registration(new_instance_id(), "a\x00b"),)),
+        ("register", (Registration(new_instance_id(), "a", labels={f"k{n}": "v" for n in range(10_000)}),)),
+        ("register", (Registration(new_instance_id(), "a", metadata={"deep": ["\x00"]}),)),
+        ("register", (Registration(new_instance_id(), "a", ip_address="not an address"),)),
+        ("set_status", ("not-a-uuid", "alive")),
+        ("set_status", (new_instance_id(), "asleep")),
+        ("set_status", (new_instance_id(), "alive", -1)),
+        ("beat_many", ("abc",)),
+        ("beat_many", ([1, 2],)),
+        ("beat_many", (["junk"],)),
+        ("beat_many", ([new_instance_id()] * 10_001,)),
+        ("resolve", ([],)),
+        ("resolve", (["a"] * 1001,)),
+        ("list_active", (["asleep"],)),
+        ("list_active", (None, None, None, 0)),
+        ("list_active", (None, None, None, 5, "junk")),
+    ],
+)
+async def test_bad_input_is_a_clear_error_and_changes_nothing(
+    registry: RegistryConnection, settings: Settings, method: str, arguments: tuple[object, ...]
+) -> None:
+    with pytest.raises(InvalidInputError):
+        await getattr(registry, method)(*arguments)
+    assert rows(settings, "select count(*) from registry_instance") == [(0,)]
+    assert sum((await registry.health()).instances.values()) == 0
+
+
+async def test_refusals_keep_their_class_across_ray_and_change_nothing(
+    registry: RegistryConnection, settings: Settings
+) -> None:
+    mine = registration("one")
+    await registry.register(mine)
+    await registry.set_status(mine.instance_id, "alive", 2)
+    with pytest.raises(ForbiddenTransitionError, match="cannot become starting"):
+        await registry.set_status(mine.instance_id, "starting", 3)
+    with pytest.raises(InstanceConflictError):
+        await registry.register(Registration(mine.instance_id, "another"))
+    with pytest.raises(UnknownInstanceError):
+        await registry.set_status(new_instance_id(), "alive", 2)
+    await registry.set_status(mine.instance_id, "dead", 4)
+    with pytest.raises(InstanceDeadError):
+        await registry.set_status(mine.instance_id, "alive", 5)
+    with pytest.raises(InstanceDeadError):
+        await registry.register(mine)
+    assert rows(settings, "select status::text, seq from registry_instance") == [("dead", 4)]
+
+
+async def test_a_beat_answers_which_instances_are_unknown_or_dead(registry: RegistryConnection) -> None:
+    living, dead, unknown = registration("living"), registration("dead"), new_instance_id()
+    await registry.register(living)
+    await registry.register(dead)
+    await registry.set_status(dead.instance_id, "dead", 2)
+    answer = await registry.beat_many([living.instance_id, dead.instance_id, unknown])
+    assert (answer.unknown, answer.dead) == ((unknown,), (dead.instance_id,))
+    assert answer.beat_interval_s == 0.5
+
+
+async def test_many_starters_make_one_registry(ray_cluster: None, settings: Settings) -> None:
+    @ray.remote(num_cpus=0)
+    def start() -> int:
+        return asyncio.run(start_registry(settings)).pid
+
+    try:
+        pids = ray.get([start.remote() for _ in range(4)])
+        assert len(set(pids)) == 1
+    finally:
+        await stop_registry(settings.namespace)
+
+
+async def test_another_protocol_is_refused_with_a_remedy(ray_cluster: None, settings: Settings) -> None:
+    actor: Any = ray.remote(OldRegistry)
+    handle = actor.options(name=REGISTRY_NAME, namespace=settings.namespace, num_cpus=0).remote()
+    connection = RegistryConnection(settings.namespace)
+    with pytest.raises(VersionMismatchError, match="seedcore registry stop"):
+        await connection.health()
+    with pytest.raises(VersionMismatchError):
+        await start_registry(settings)
+    ray.kill(handle)
+
+
+async def test_a_killed_registry_comes_back_with_everything_acknowledged(
+    registry: RegistryConnection, settings: Settings
+) -> None:
+    clients = [RegistryClient(f"agent-{n}", settings=settings) for n in range(20)]
+    await asyncio.gather(*(client.set_status("alive") for client in clients))
+    receipts = await asyncio.gather(*(client.set_status("draining", "before the kill") for client in clients))
+    assert all(receipt.durable for receipt in receipts)
+    epoch = (await registry.health()).epoch
+    await kill_registry(registry)
+    listing = await every_page(registry, statuses=(Status.DRAINING,))
+    assert {row.instance_id for row in listing} == {client.instance_id for client in clients}
+    assert (await registry.health()).epoch == epoch
+    answers = await asyncio.gather(*(client.beat() for client in clients))
+    assert not any(answer.unknown or answer.dead for answer in answers)
+    receipts = await asyncio.gather(*(client.set_status("alive", "after it") for client in clients))
+    assert all(receipt.durable for receipt in receipts)
+    assert rows(settings, "select distinct status::text, cause, seq from registry_instance") == [
+        ("alive", "after it", 4)
+    ]
+
+
+async def test_no_status_is_lost_while_the_registry_is_killed_again_and_again(
+    registry: RegistryConnection, settings: Settings
+) -> None:
+    clients = [RegistryClient(f"agent-{n}", settings=settings) for n in range(5)]
+    stop = asyncio.Event()
+    last: dict[str, str] = {}
+
+    async def toggle(client: RegistryClient) -> None:
+        await client.set_status("alive")
+        while not stop.is_set():
+            for status in ("draining", "alive"):
+                receipt = await client.set_status(status)
+                while not receipt.durable:
+                    await asyncio.sleep(0.05)
+                    receipt = await client.register()
+                last[client.instance_id] = status
+
+    toggling = [asyncio.create_task(toggle(client)) for client in clients]
+    for _ in range(3):
+        await kill_registry(registry)
+        await asyncio.sleep(0.3)
+    stop.set()
+    await asyncio.gather(*toggling)
+    assert all(client.undelivered == 0 for client in clients)
+    stored = dict(rows(settings, "select instance_id::text, status::text from registry_instance"))
+    assert stored == last
+
+
+async def test_a_silent_instance_expires_with_its_cause(registry: RegistryConnection, settings: Settings) -> None:
+    mine = registration("quiet")
+    await registry.register(mine)
+    await registry.set_status(mine.instance_id, "alive", 2)
+
+    def stored() -> list[tuple[Any, ...]]:
+        return rows(settings, "select cause from registry_instance where status = 'dead'")
+
+    [(cause,)] = await eventually(stored)
+    assert "lease expired" in cause
+    assert (await registry.beat_many([mine.instance_id])).dead == (mine.instance_id,)
+
+
+async def test_an_expired_client_comes_back_as_a_new_instance(registry: RegistryConnection, settings: Settings) -> None:
+    client = RegistryClient("phoenix", settings=settings)
+    await client.set_status("alive")
+    first = client.instance_id
+    await registry.set_status(first, "dead", cause="by hand")
+    await client.beat()
+    assert client.instance_id != first
+    answer = await registry.resolve(["phoenix"])
+    assert answer.value[0].instance is not None
+    assert answer.value[0].instance.instance_id == client.instance_id
+
+
+async def test_a_row_deleted_by_hand_is_registered_again(registry: RegistryConnection, settings: Settings) -> None:
+    client = RegistryClient("deleted", settings=settings)
+    await client.set_status("alive")
+    rows(settings, "delete from registry_instance returning 1")
+
+    async def is_back() -> bool:
+        await client.beat()
+        return rows(settings, "select status::text from registry_instance") == [("alive",)]
+
+    await eventually(is_back)
+
+
+async def test_an_instance_declared_dead_by_hand_is_told_so(registry: RegistryConnection, settings: Settings) -> None:
+    client = RegistryClient("condemned", settings=settings)
+    await client.set_status("alive")
+    first = client.instance_id
+    rows(settings, "select set_instance_status(%s, 'dead', null, 'by the operator')", first)
+
+    async def is_new() -> bool:
+        await client.beat()
+        return client.instance_id != first
+
+    await eventually(is_new)
+
+
+async def test_a_new_ray_cluster_rotates_the_epoch_and_ends_the_old_fleet(
+    registry: RegistryConnection, settings: Settings
+) -> None:
+    client = RegistryClient("old", settings=settings)
+    await client.set_status("alive")
+    await stop_registry(settings.namespace)
+    # what a new cluster is to the database: another session name
+    rows(settings, "update cluster_metadata set ray_cluster = 'another cluster' returning 1")
+    await start_registry(settings)
+
+    async def is_ready() -> bool:
+        return (await registry.health()).is_ready
+
+    await eventually(is_ready)
+    assert (await registry.health()).epoch == "epoch-2"
+    assert rows(settings, "select status::text, cause from registry_instance") == [("dead", "epoch epoch-1 retired")]
+    with pytest.raises(RetiredEpochError):
+        await RegistryClient("late", cluster_epoch="epoch-1", settings=settings).register()
+
+
+async def test_a_staged_fleet_becomes_visible_in_one_step(registry: RegistryConnection, settings: Settings) -> None:
+    green = [RegistryClient(f"agent-{n}", cluster_epoch="green", settings=settings) for n in range(3)]
+    blue = [RegistryClient(f"agent-{n}", settings=settings) for n in range(3)]
+    await asyncio.gather(*(client.set_status("alive") for client in [*green, *blue]))
+    before = await list_active_instances(settings=settings)
+    assert {row.instance_id for row in before} == {client.instance_id for client in blue}
+    await registry.set_current_epoch("green")
+    after = await list_active_instances(settings=settings)
+    assert {row.instance_id for row in after} == {client.instance_id for client in green}
+    with pytest.raises(RetiredEpochError):
+        await registry.set_current_epoch("epoch-1")
+
+
+async def test_statements_per_flush_do_not_grow_with_the_fleet(
+    registry: RegistryConnection, settings: Settings
+) -> None:
+    host_class: Any = ray.remote(Host)
+
+    async def per_flush(agents: int) -> float:
+        host = host_class.options(num_cpus=0).remote(f"host-{agents}", agents, settings)
+        await host.begin.remote()
+        before = (await registry.health()).flush
+
+        async def enough() -> bool:
+            return (await registry.health()).flush.flushes >= before.flushes + 10
+
+        await eventually(enough)
+        after = (await registry.health()).flush
+        assert await host.problems.remote() == []
+        await host.end.remote()
+        ray.kill(host)
+        return (after.statements - before.statements) / (after.flushes - before.flushes)
+
+    few, many = await per_flush(10), await per_flush(500)
+    assert few == many == 1.0
+    health = await registry.health()
+    assert health.flush.beats_dropped == 0
+    assert health.flush.failures == 0
+
+
+async def test_an_error_of_ours_is_never_a_bare_ray_error(registry: RegistryConnection) -> None:
+    with pytest.raises(RegistryError):
+        await registry._call("list_active", fresh_only=[], limit=object())
