@@ -14,6 +14,7 @@ from seedcore.core.waiting import within
 from seedcore.registry.answers import PROTOCOL, Hello
 from seedcore.registry.config import RegistryConfig
 from seedcore.registry.connection import REGISTRY_NAME, RegistryConnection
+from seedcore.registry.handles import end_actor
 from seedcore.registry.lookup import find_actor
 from seedcore.registry.service import Registry
 from seedcore.registry.writer import StoreFactory
@@ -76,7 +77,7 @@ def _create(config: RegistryConfig, store_factory: StoreFactory, namespace: str)
 
 
 async def stop_registry(namespace: str, timeout_s: float = 10.0) -> bool:
-    """Let the registry commit what waits, then end its actor for good. False where none runs."""
+    """Let the registry commit what waits, then end its actor for good, and see it gone. False where none runs."""
     handle = await find_actor(REGISTRY_NAME, namespace, timeout_s)
     if handle is None:
         return False
@@ -84,7 +85,8 @@ async def stop_registry(namespace: str, timeout_s: float = 10.0) -> bool:
         await within(_stopped(handle), timeout_s)
     except (asyncio.TimeoutError, ActorDiedError, RayActorError) as error:
         logger.warning("the registry did not stop by itself: %s", error)
-    ray.kill(handle, no_restart=True)
+    if not await end_actor(handle, timeout_s):
+        raise RegistryUnavailableError(f"the registry actor was ended but is not gone after {timeout_s:g} s")
     return True
 
 

@@ -6,16 +6,20 @@ Handles found by name are weak: holding one never keeps an agent alive.
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError
 
 from seedcore.core.errors import CannotKnowError, DirectoryUnavailableError, NotResolvableError
 from seedcore.core.model import Instance
 from seedcore.core.waiting import within
 from seedcore.registry.lookup import ActorHandle, actor_id_of, find_actor
+
+_KILL_POLL_S = 0.02
 
 
 class Proof(str, Enum):
@@ -98,3 +102,14 @@ async def probe(handle: ActorHandle, timeout_s: float) -> Proof:
 
 async def _ready(handle: ActorHandle) -> Any:
     return await handle.__ray_ready__.remote()
+
+
+async def end_actor(handle: ActorHandle, timeout_s: float) -> bool:
+    """Kill an actor for good and see it dead; False where it still lives after `timeout_s` seconds."""
+    ray.kill(handle, no_restart=True)
+    ends_s = time.monotonic() + timeout_s
+    while await probe(handle, timeout_s) is not Proof.NO:
+        if time.monotonic() > ends_s:
+            return False
+        await asyncio.sleep(_KILL_POLL_S)
+    return True

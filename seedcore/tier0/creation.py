@@ -34,7 +34,10 @@ async def create_actor(spec: AgentSpec, namespace: str) -> ActorHandle:
     check_labels(spec.labels)
     problem = ""
     for attempt in range(_ATTEMPTS):
-        handle = _make_actor(spec, namespace)
+        try:
+            handle = _make_actor(spec, namespace)
+        except (TypeError, ValueError) as error:
+            raise AgentCallError(spec.agent_id, f"its actor cannot be made: {first_line(error)}") from error
         try:
             await within(_start(handle), _TIMEOUT_S)
         except RayTaskError as error:

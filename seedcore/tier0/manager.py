@@ -6,9 +6,7 @@ snapshot; then Ray's own listing. Probes prove whatever the registry does not vo
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +14,6 @@ from datetime import datetime, timezone
 from functools import lru_cache
 from typing import Any
 
-import ray
 from ray.exceptions import ActorDiedError, RayError
 
 from seedcore.agents.ray_agent import Heartbeat, SummaryStats
@@ -35,7 +32,7 @@ from seedcore.core.model import MAX_ID_CHARS, Instance, Json, Listing, Source, c
 from seedcore.registry.client import every_page
 from seedcore.registry.connection import RegistryConnection, shared_connection
 from seedcore.registry.directory import RayDirectory
-from seedcore.registry.handles import HandleFinder, Proof, probe
+from seedcore.registry.handles import HandleFinder, Proof, end_actor, probe
 from seedcore.registry.lookup import ActorHandle
 from seedcore.settings import Mode, Settings, get_settings
 from seedcore.tier0.answers import AgentSpec, Fleet, Gathered, KnownAgent, Located, Pruned, SystemSummary
@@ -381,12 +378,8 @@ class Tier0MemoryManager:
             await bounded_call(agent_id, lambda: handle.stop.remote(), timeout_s)
         except (RegistryError, RayError) as error:
             logger.warning("agent did not stop by itself: %s", first_line(error), extra={"logical_id": agent_id})
-        ray.kill(handle, no_restart=True)
-        deadline_s = time.monotonic() + timeout_s
-        while await probe(handle, self._settings.probe_timeout_s) is not Proof.NO:
-            if time.monotonic() > deadline_s:
-                raise AgentCallError(agent_id, f"was ended but is not gone after {timeout_s:g} s")
-            await asyncio.sleep(0.02)
+        if not await end_actor(handle, timeout_s):
+            raise AgentCallError(agent_id, f"was ended but is not gone after {timeout_s:g} s")
         self._known.pop(agent_id, None)
         return True
 

@@ -1,0 +1,197 @@
+"""Agents on real Ray: they register, beat, drain, stop, die and come back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from typing import Any
+
+import pytest
+import ray
+
+from seedcore.agents import RayAgent
+from seedcore.core.errors import InvalidInputError, NotAcceptingWorkError
+from seedcore.core.lifecycle import Status
+from seedcore.registry import RegistryConnection, Reporter
+from seedcore.runtime import start_registry
+from seedcore.settings import Settings
+from seedcore.tier0 import Tier0MemoryManager
+from tests.cluster.agents import Async, Blocking, Worker
+from tests.waiting import eventually
+
+
+async def best(registry: RegistryConnection, logical_id: str) -> Any:
+    return (await registry.resolve([logical_id])).value[0].instance
+
+
+async def test_an_agent_in_process_registers_beats_drains_and_stops(
+    registry: RegistryConnection, settings: Settings
+) -> None:
+    agent = Worker("in-process", "desk", settings=settings, labels={"a": "b"})
+    await agent.start()
+    first = await best(registry, "in-process")
+    assert (first.status, first.organ_id, first.labels) == (Status.ALIVE, "desk", {"a": "b"})
+    assert first.pid == os.getpid()
+
+    async def has_beaten() -> bool:
+        return (await registry.health()).flush.beats_committed > 0
+
+    await eventually(has_beaten)
+    assert await agent.drain("enough", timeout_s=1)
+    assert await best(registry, "in-process") is None
+    await agent.stop("the end")
+    described = await registry.describe("in-process")
+    assert (described.live, described.history[0].cause) == ((), "the end")
+
+
+async def test_drain_waits_for_running_tasks_and_refuses_new_ones(
+    registry: RegistryConnection, settings: Settings
+) -> None:
+    agent = Worker("busy", settings=settings)
+    await agent.start()
+    running = asyncio.create_task(agent.execute_task("sleep"))
+    await eventually(lambda: agent._running == 1)
+    assert not await agent.drain(timeout_s=0.05)
+    with pytest.raises(NotAcceptingWorkError, match="draining"):
+        await agent.execute_task("more")
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert await agent.drain(timeout_s=1)
+    await agent.stop()
+    with pytest.raises(NotAcceptingWorkError):
+        await agent.start()
+
+
+async def test_the_base_class_says_what_to_override(settings: Settings) -> None:
+    agent = RayAgent("bare", settings=settings.model_copy(update={"registry_enabled": False}))
+    await agent.start()
+    with pytest.raises(InvalidInputError, match="override handle_task"):
+        await agent.execute_task("anything")
+    stats = await agent.get_summary_stats()
+    assert (stats.tasks_failed, stats.tasks_running, stats.is_reported) == (1, 0, False)
+    await agent.stop()
+
+
+async def test_a_disabled_registry_means_not_one_connection(
+    registry: RegistryConnection, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = await registry.health()
+
+    def refuse(*_arguments: object) -> None:
+        raise AssertionError("a connection was tried")
+
+    disabled = settings.model_copy(update={"registry_enabled": False})
+    agent = Worker("disabled", settings=disabled)
+    monkeypatch.setattr(RegistryConnection, "_found", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    await agent.start()
+    assert await agent.execute_task("echo") == "echo"
+    await agent.drain(timeout_s=1)
+    await agent.stop()
+    monkeypatch.undo()
+    after = await registry.health()
+    assert (after.instances, after.flush.beats_offered) == (before.instances, before.flush.beats_offered)
+
+
+async def test_an_agent_started_without_a_registry_reports_once_there_is_one(
+    ray_cluster: None, settings: Settings
+) -> None:
+    agent = Worker("early", settings=settings)
+    await agent.start()
+    assert await agent.execute_task("works") == "works"
+    assert "the registry is away" in str((await agent.get_summary_stats()).report_problem)
+    await start_registry(settings)
+    registry = RegistryConnection(settings.namespace)
+
+    async def is_registered() -> bool:
+        return (await best(registry, "early")) is not None
+
+    await eventually(is_registered)
+    await agent.stop()
+    from seedcore.registry.actor import stop_registry
+
+    await stop_registry(settings.namespace)
+
+
+async def test_a_blocking_class_owns_a_reporter_in_two_lines(registry: RegistryConnection, settings: Settings) -> None:
+    actor: Any = ray.remote(Blocking)
+    handle = actor.options(name="old-one", namespace=settings.namespace, num_cpus=0).remote("old-one", settings)
+    pid = await handle.pid.remote()
+    instance = await best(registry, "old-one")
+    assert (instance.pid, instance.organ_id, instance.actor_name) == (pid, "blocking", "old-one")
+    await handle.finish.remote()
+    assert (await registry.describe("old-one")).history[0].cause == "done"
+    ray.kill(handle)
+
+
+async def test_an_async_class_owns_a_reporter_in_two_lines(
+    registry: RegistryConnection, settings: Settings, manager: Tier0MemoryManager
+) -> None:
+    actor: Any = ray.remote(Async)
+    handle = actor.options(name="own-name", namespace=settings.namespace, num_cpus=0).remote("logical", settings)
+    instance_id = await handle.begin.remote()
+    instance = await best(registry, "logical")
+    assert (instance.instance_id, instance.actor_name) == (instance_id, "own-name")
+    resolved = await manager.resolve("logical")
+    assert await resolved.pid.remote() == await handle.pid.remote()
+    ray.kill(handle)
+
+
+async def test_a_restarted_actor_is_a_new_instance_and_the_old_one_is_dead(
+    registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings
+) -> None:
+    handle = await manager.create_agent("cat", agent_class=Worker, arguments={"settings": settings})
+    first = await best(registry, "cat")
+    os.kill(first.pid, signal.SIGKILL)
+
+    async def replaced() -> Any:
+        now = await best(registry, "cat")
+        return now if now is not None and now.instance_id != first.instance_id else None
+
+    second = await eventually(replaced)
+    assert second.actor_id == first.actor_id
+    history = {row.instance_id: row for row in (await registry.describe("cat")).history}
+    assert history[first.instance_id].cause == "superseded: its actor restarted"
+    assert await handle.get_id.remote() == "cat"
+
+
+async def test_a_stopped_process_turns_late_and_is_back_without_a_new_registration(
+    registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings
+) -> None:
+    await manager.create_agent("sleeper", agent_class=Worker, arguments={"settings": settings})
+    first = await best(registry, "sleeper")
+
+    async def verdict() -> str:
+        return (await registry.describe("sleeper")).live[0].verdict.value
+
+    async def is_late() -> bool:
+        return await verdict() == "late"
+
+    async def is_fresh() -> bool:
+        return await verdict() == "fresh"
+
+    os.kill(first.pid, signal.SIGSTOP)
+    try:
+        await eventually(is_late)
+    finally:
+        os.kill(first.pid, signal.SIGCONT)
+    await eventually(is_fresh)
+    assert (await best(registry, "sleeper")).instance_id == first.instance_id
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        {"logical_id": ""},
+        {"logical_id": "x" * 256},
+        {"logical_id": "a\x00"},
+        {"logical_id": "a", "labels": {f"k{n}": "" for n in range(10_000)}},
+        {"logical_id": "a", "metadata": {"n": float("nan")}},
+        {"logical_id": "a", "organ_id": ""},
+    ],
+)
+def test_a_reporter_refuses_bad_input_before_anything_is_sent(settings: Settings, details: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInputError):
+        Reporter(settings=settings, **details)
