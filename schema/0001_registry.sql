@@ -54,7 +54,7 @@ create table registry_instance (
     status_changed_at  timestamptz not null default now(),
     last_heartbeat     timestamptz not null default now(),
     stopped_at         timestamptz,
-    cause              text,
+    cause              text check (length(cause) <= 1024),
     version            bigint not null default nextval('registry_version'),
     check ((status = 'dead') = (stopped_at is not null))
 ) with (
@@ -110,8 +110,9 @@ create trigger registry_instance_guard
 
 -- Epochs ------------------------------------------------------------------------------------------------
 
--- Records an epoch that nobody named before. Answers null where it is usable, else why it is not.
-create function stage_epoch(p_epoch text) returns text
+-- Records an epoch that nobody named before. Answers null where it is usable, else why it is not. Only what
+-- waits is bounded: an epoch that becomes current at once is not.
+create function stage_epoch(p_epoch text, p_will_wait boolean default true) returns text
 language plpgsql as $$
 declare
     known cluster_epoch;
@@ -119,15 +120,17 @@ begin
     select * into known from cluster_epoch where epoch = p_epoch;
     if not found then
         perform 1 from cluster_metadata where id = 1 for update;
-        if (select count(*) from cluster_epoch where current_at is null) >= 64 then
-            return 'epoch_limit';
-        end if;
-        insert into cluster_epoch (epoch, number)
-        values (p_epoch, (select max(number) + 1 from cluster_epoch))
-        on conflict (epoch) do nothing;
-        return null;
+        -- whoever held the lock may have staged it
+        select * into known from cluster_epoch where epoch = p_epoch;
     end if;
-    return case when known.retired_at is not null then 'retired_epoch' end;
+    if found then
+        return case when known.retired_at is not null then 'retired_epoch' end;
+    end if;
+    if p_will_wait and (select count(*) from cluster_epoch where current_at is null) >= 64 then
+        return 'epoch_limit';
+    end if;
+    insert into cluster_epoch (epoch, number) values (p_epoch, (select max(number) + 1 from cluster_epoch));
+    return null;
 end
 $$;
 
@@ -136,7 +139,6 @@ create function set_current_epoch(p_epoch text) returns bigint
 language plpgsql as $$
 declare
     meta    cluster_metadata;
-    problem text;
     result  bigint;
 begin
     if p_epoch is null or length(p_epoch) not between 1 and 128 then
@@ -146,11 +148,8 @@ begin
     if meta.current_epoch = p_epoch then
         return meta.epoch_number;
     end if;
-    problem := stage_epoch(p_epoch);
-    if problem = 'retired_epoch' then
+    if stage_epoch(p_epoch, p_will_wait => false) is not null then
         raise exception 'epoch % is retired and cannot come back', p_epoch using errcode = 'SC004';
-    elsif problem = 'epoch_limit' then
-        raise exception 'epoch % cannot be staged: 64 are staged already', p_epoch using errcode = 'SC005';
     end if;
     update cluster_epoch set retired_at = now() where epoch = meta.current_epoch;
     update cluster_epoch set current_at = now() where epoch = p_epoch returning number into result;
@@ -200,6 +199,14 @@ declare
     existing registry_instance;
     current_name text;
 begin
+    -- staging an epoch takes this lock; taken behind a row's it could deadlock with a beat or another batch
+    if exists (
+        select from jsonb_array_elements(p_rows) as e (element)
+         where e.element ->> 'cluster_epoch' is not null
+           and not exists (select from cluster_epoch c where c.epoch = e.element ->> 'cluster_epoch')
+    ) then
+        perform 1 from cluster_metadata m where m.id = 1 for update;
+    end if;
     select m.current_epoch into strict current_name from cluster_metadata m where m.id = 1;
     for r in
         select e.ord as position, d.*
@@ -382,8 +389,9 @@ create function beat_many(p_ids uuid[], p_ages_s double precision[] default null
 returns table (instance_id uuid, outcome text)
 language sql as $$
     with heard as (
-        select b.id, coalesce(b.age_s, 0) as age_s
+        select b.id, min(coalesce(b.age_s, 0)) as age_s
           from unnest(p_ids, coalesce(p_ages_s, array[]::double precision[])) as b (id, age_s)
+         group by b.id
     ), locked as (
         select r.instance_id as id, r.status, h.age_s
           from registry_instance r join heard h on r.instance_id = h.id

@@ -15,7 +15,7 @@ from seedcore.registry.actor import ensure_registry
 from seedcore.registry.answers import Hello
 from seedcore.registry.config import RegistryConfig
 from seedcore.settings import Settings
-from seedcore.store.embedded import EmbeddedPostgres, EmbeddedPostgresError, dsn_if_running
+from seedcore.store.embedded import EmbeddedPostgres, dsn_if_running
 from seedcore.store.postgres import PoolLimits, PostgresStore, checked_dsn, migrate_database
 
 _EMBEDDED_NOTE = (
@@ -62,10 +62,7 @@ class StoreRecipe:
     async def _writable_dsn(self) -> str:
         if self.dsn is not None:
             return self.dsn.get_secret_value()
-        try:
-            return await asyncio.to_thread(EmbeddedPostgres(self.data_dir).hold)
-        except EmbeddedPostgresError as error:
-            raise StoreUnavailableError(str(error)) from error
+        return await asyncio.to_thread(EmbeddedPostgres(self.data_dir).hold)
 
 
 def store_recipe(settings: Settings) -> StoreRecipe:

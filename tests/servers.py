@@ -6,14 +6,13 @@ Owns their processes and folders. Knows nothing of the schema but how to make a 
 from __future__ import annotations
 
 import asyncio
-import getpass
 import importlib.util
 import os
-import re
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -36,6 +35,7 @@ autovacuum = off
 max_connections = 60
 shared_buffers = 32MB
 log_min_messages = fatal
+deadlock_timeout = 50ms
 """
 _SYSTEM_FOLDERS = ("/usr/lib/postgresql/15/bin", "/usr/pgsql-15/bin", "/opt/homebrew/opt/postgresql@15/bin")
 _serial = count(1)
@@ -107,12 +107,14 @@ class PostgresServer:
         return conninfo.make_conninfo(host=str(self.folder), dbname=database, user=user, password=password)
 
     def make_template(self) -> None:
-        """Make the database that `create_database` copies, and the role that needs a password."""
+        """Make the database that `create_database` copies, and a role that needs a password and may do nothing."""
         self.create_database(TEMPLATE, "template1")
-        asyncio.run(migrate_database(self.dsn(TEMPLATE)))
+        # in a thread: an async fixture may be what asks for the server first
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(asyncio.run, migrate_database(self.dsn(TEMPLATE))).result()
         with psycopg.connect(self.dsn(), autocommit=True) as admin:
             admin.execute(
-                sql.SQL("create role {} login superuser password {}").format(
+                sql.SQL("create role {} login password {}").format(
                     sql.Identifier(GUARDED_ROLE), sql.Literal(GUARDED_PASSWORD)
                 )
             )

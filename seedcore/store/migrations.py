@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"^(?P<number>\d{4})_[a-z0-9_]+\.sql$")
 _LOCK = 0x5EED_C0DE  # one key for every starter of this project
+_LOCK_TIMEOUT_S = 30.0  # a starter that hangs must not hang the others for ever
 
 _CREATE = """
 create table if not exists schema_migration (
@@ -71,6 +72,7 @@ async def migrate(connection: psycopg.AsyncConnection[Any], migrations: list[Mig
     applied: list[str] = []
     while True:
         async with connection.transaction():
+            await connection.execute("select set_config('lock_timeout', %s, true)", (f"{_LOCK_TIMEOUT_S * 1000:.0f}",))
             await connection.execute("select pg_advisory_xact_lock(%s)", (_LOCK,))
             step = await _next_step(connection, migrations)
             if step is None:

@@ -136,9 +136,9 @@ class PostgresStore:
         deadline_s = self._limits.statement_timeout_s + self._limits.connect_timeout_s
         try:
             return await within(self._execute(self._pool, statements), deadline_s)
-        except (asyncio.TimeoutError, PoolTimeout) as error:
+        except asyncio.TimeoutError as error:
             raise StoreUnavailableError(f"no answer within {deadline_s:g} s") from error
-        except (PoolClosed, TooManyRequests) as error:
+        except (PoolTimeout, PoolClosed, TooManyRequests) as error:
             raise StoreUnavailableError(first_line(error)) from error
         except (psycopg.DataError, psycopg.IntegrityError) as error:
             raise StoreRejectedError(first_line(error)) from error

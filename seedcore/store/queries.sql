@@ -28,18 +28,19 @@ select instance_id::text from expire_stale_instances(%(lease_s)s, %(limit)s);
 select instance_id::text from expire_old_epoch_instances(%(limit)s);
 
 -- list_instances: a page in key order; a lease is judged against the last beat anybody recorded
+-- (no join: the planner misjudges its size and then sorts the whole table for each page)
 select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.started_at, r.status_changed_at,
        r.last_heartbeat, r.seq, r.actor_name, r.namespace, r.actor_id, r.serve_route, r.organ_id, r.labels,
        r.metadata, r.node_id, host(r.ip_address), r.pid, r.stopped_at, r.cause
   from registry_instance r
-  join cluster_metadata m on m.id = 1
  where (%(statuses)s::instancestatus[] is null or r.status = any(%(statuses)s::instancestatus[]))
-   and r.cluster_epoch = coalesce(%(epoch)s, m.current_epoch)
+   and r.cluster_epoch = coalesce(%(epoch)s, (select m.current_epoch from cluster_metadata m where m.id = 1))
    and (%(organ_id)s::text is null or r.organ_id = %(organ_id)s)
    and (%(logical_id)s::text is null or r.logical_id = %(logical_id)s)
    and r.labels @> %(labels)s::jsonb
    and (not %(fresh_only)s or r.status = 'dead'
-        or r.last_heartbeat >= least(now(), m.beats_seen_at) - make_interval(secs => m.lease_s))
+        or r.last_heartbeat >= (select least(now(), m.beats_seen_at) - make_interval(secs => m.lease_s)
+                                  from cluster_metadata m where m.id = 1))
    and (r.logical_id, r.instance_id) > (%(after_logical_id)s, %(after_instance_id)s::uuid)
  order by r.logical_id, r.instance_id
  limit %(limit)s;

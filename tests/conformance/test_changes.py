@@ -1,0 +1,269 @@
+"""What registrations and status changes do, in every store."""
+
+from __future__ import annotations
+
+import pytest
+
+from seedcore.core.lifecycle import LIVE_STATUSES, Status, is_allowed
+from seedcore.core.model import Outcome, OutcomeKind, RegisterChange, Registration
+from tests.builders import iid, joins, turns
+from tests.conformance.worlds import EVERYONE, World, enter, row_of
+
+FULL = Registration(
+    instance_id=iid(1),
+    logical_id="agent é \U0001f600",
+    actor_name="actor",
+    namespace="seedcore",
+    actor_id="a1",
+    serve_route="/route",
+    organ_id="vision",
+    labels={"zone": "a", "empty": ""},
+    metadata={"list": [1, 2.5, None, True], "text": 'quote " backslash \\ {brace}', "deep": {"é": []}},
+    node_id="n1",
+    ip_address="2001:db8::1",
+    pid=4242,
+)
+
+
+# Registering
+
+
+async def test_registered_instance_is_starting_in_the_current_epoch_with_all_its_details(world: World) -> None:
+    outcomes = await world.store.register_many([RegisterChange(FULL, seq=2**63 - 1)])
+    assert outcomes == [Outcome(OutcomeKind.APPLIED, Status.STARTING, "epoch-1")]
+    row = await row_of(world, 1)
+    assert (row.status, row.cluster_epoch, row.seq) == (Status.STARTING, "epoch-1", 2**63 - 1)
+    for field in ("logical_id", "actor_name", "namespace", "actor_id", "serve_route", "organ_id", "labels"):
+        assert getattr(row, field) == getattr(FULL, field)
+    for field in ("metadata", "node_id", "ip_address", "pid"):
+        assert getattr(row, field) == getattr(FULL, field)
+    assert row.started_at == row.status_changed_at == row.last_heartbeat
+    assert row.started_at.utcoffset() is not None
+    assert (row.stopped_at, row.cause) == (None, None)
+
+
+async def test_registration_with_the_two_ids_alone_leaves_the_rest_empty(world: World) -> None:
+    row = await enter(world, 1, status="starting")
+    assert (row.labels, row.metadata, row.seq) == ({}, {}, 0)
+    assert (row.actor_name, row.serve_route, row.ip_address, row.pid, row.node_id) == (None,) * 5
+
+
+async def test_registering_again_changes_no_status_and_refreshes_the_details(world: World) -> None:
+    before = await enter(world, 1, organ_id="old", labels={"zone": "a"}, pid=1)
+    await world.pass_time()
+    await world.age(iid(1), 10.0)
+    outcomes = await world.store.register_many([joins(1, seq=4, organ_id="new", node_id="n2")])
+    assert outcomes == [Outcome(OutcomeKind.UNCHANGED, Status.ALIVE, "epoch-1")]
+    row = await row_of(world, 1)
+    assert (row.status, row.seq, row.organ_id, row.node_id) == (Status.ALIVE, 4, "new", "n2")
+    assert (row.labels, row.pid) == ({}, None)
+    assert (row.started_at, row.status_changed_at) == (before.started_at, before.status_changed_at)
+    assert row.last_heartbeat > before.last_heartbeat
+
+
+async def test_replayed_registration_leaves_newer_details(world: World) -> None:
+    await world.store.register_many([joins(1, seq=5, organ_id="newer")])
+    outcomes = await world.store.register_many([joins(1, seq=4, organ_id="older")])
+    assert outcomes == [Outcome(OutcomeKind.UNCHANGED, Status.STARTING, "epoch-1")]
+    row = await row_of(world, 1)
+    assert (row.organ_id, row.seq) == ("newer", 5)
+
+
+async def test_registration_does_not_revive_the_dead(world: World) -> None:
+    await enter(world, 1)
+    await world.store.set_status_many([turns(1, Status.DEAD, cause="stopped")])
+    before = await row_of(world, 1)
+    outcomes = await world.store.register_many([joins(1, seq=9, organ_id="new")])
+    assert outcomes == [Outcome(OutcomeKind.DEAD, Status.DEAD, "epoch-1", "stopped")]
+    assert await row_of(world, 1) == before
+
+
+async def test_instance_id_belongs_to_one_agent_for_ever(world: World) -> None:
+    before = await enter(world, 1, "mine")
+    assert await world.store.register_many([joins(1, "yours", seq=9)]) == [
+        Outcome(OutcomeKind.CONFLICT, Status.ALIVE, "epoch-1")
+    ]
+    assert await row_of(world, 1) == before
+    await world.store.set_status_many([turns(1, Status.DEAD, cause="gone")])
+    assert await world.store.register_many([joins(1, "yours", seq=9)]) == [
+        Outcome(OutcomeKind.CONFLICT, Status.DEAD, "epoch-1", "gone")
+    ]
+
+
+async def test_outcomes_come_in_the_order_of_the_changes(world: World) -> None:
+    await enter(world, 5, "taken")
+    await enter(world, 2)
+    outcomes = await world.store.register_many(
+        [joins(9), joins(5, "thief"), joins(1), joins(2), joins(1, seq=1, organ_id="late"), joins(1, "thief")]
+    )
+    kinds = [outcome.kind for outcome in outcomes]
+    assert kinds == [
+        OutcomeKind.APPLIED,
+        OutcomeKind.CONFLICT,
+        OutcomeKind.APPLIED,
+        OutcomeKind.UNCHANGED,
+        OutcomeKind.UNCHANGED,
+        OutcomeKind.CONFLICT,
+    ]
+    assert (await row_of(world, 1)).organ_id == "late"
+
+
+async def test_empty_batches_do_nothing(world: World) -> None:
+    assert await world.store.register_many([]) == []
+    assert await world.store.set_status_many([]) == []
+    assert await world.store.beat_many([]) == []
+    assert (await world.store.best_instances([])).value == {}
+
+
+async def test_registration_keeps_its_epoch_when_it_comes_again_under_another(world: World) -> None:
+    await enter(world, 1)
+    (outcome,) = await world.store.register_many([joins(1, seq=1, cluster_epoch="never-staged")])
+    assert (outcome.kind, outcome.cluster_epoch) == (OutcomeKind.UNCHANGED, "epoch-1")
+    assert (await row_of(world, 1)).cluster_epoch == "epoch-1"
+    # naming it there did not stage it either
+    assert (await world.store.set_current_epoch("epoch-next")).number == 2
+
+
+# Status changes
+
+
+@pytest.mark.parametrize("current", Status)
+@pytest.mark.parametrize("wanted", Status)
+async def test_store_keeps_the_transition_table(world: World, current: Status, wanted: Status) -> None:
+    before = await enter(world, 1, status=current.value)
+    (outcome,) = await world.store.set_status_many([turns(1, wanted, cause="because")])
+    row = await row_of(world, 1)
+    if is_allowed(current, wanted):
+        assert outcome == Outcome(OutcomeKind.APPLIED, wanted, "epoch-1", "because")
+        assert (row.status, row.cause) == (wanted, "because")
+        assert row.status_changed_at >= before.status_changed_at
+        assert row.stopped_at == (row.status_changed_at if wanted is Status.DEAD else None)
+    else:
+        unchanged = OutcomeKind.UNCHANGED if current is wanted else OutcomeKind.FORBIDDEN
+        kind = OutcomeKind.DEAD if current is Status.DEAD and wanted is not Status.DEAD else unchanged
+        assert outcome == Outcome(kind, current, "epoch-1", None)
+        assert row == before
+
+
+async def test_changes_of_one_batch_are_applied_in_their_order(world: World) -> None:
+    await enter(world, 1, status="starting")
+    await enter(world, 2, status="starting")
+    outcomes = await world.store.set_status_many(
+        [
+            turns(2, Status.ALIVE, 1),
+            turns(1, Status.ALIVE, 1),
+            turns(2, Status.STARTING, 2),
+            turns(1, Status.DRAINING, 2, "rolling"),
+            turns(1, Status.ALIVE, 3),
+            turns(2, Status.DEAD, 3, "done"),
+            turns(1, Status.ALIVE, 4),
+            turns(2, Status.ALIVE, 4),
+        ]
+    )
+    assert [(outcome.kind.value, str(outcome.status)) for outcome in outcomes] == [
+        ("applied", "alive"),
+        ("applied", "alive"),
+        ("forbidden", "alive"),
+        ("applied", "draining"),
+        ("applied", "alive"),
+        ("applied", "dead"),
+        ("unchanged", "alive"),
+        ("dead", "dead"),
+    ]
+    assert outcomes[-1].cause == "done"
+    assert [(await row_of(world, number)).seq for number in (1, 2)] == [4, 3]
+
+
+async def test_replayed_batch_is_harmless(world: World) -> None:
+    registrations = [joins(1, seq=1), joins(2, seq=1)]
+    statuses = [turns(1, Status.ALIVE, 2), turns(1, Status.DRAINING, 3), turns(2, Status.DEAD, 2, "done")]
+    await world.store.register_many(registrations)
+    await world.store.set_status_many(statuses)
+    before = [await row_of(world, 1), await row_of(world, 2)]
+    await world.pass_time()
+    assert [outcome.kind for outcome in await world.store.register_many(registrations)] == [
+        OutcomeKind.UNCHANGED,
+        OutcomeKind.DEAD,
+    ]
+    outcomes = await world.store.set_status_many(statuses)
+    assert [outcome.kind for outcome in outcomes] == [OutcomeKind.UNCHANGED] * 3
+    assert [outcome.status for outcome in outcomes] == [Status.DRAINING, Status.DRAINING, Status.DEAD]
+    assert [await row_of(world, 1), await row_of(world, 2)] == before
+
+
+async def test_number_used_up_by_a_change_to_the_same_status_stays_used(world: World) -> None:
+    await enter(world, 1)
+    assert [
+        outcome.kind
+        for outcome in await world.store.set_status_many([turns(1, Status.ALIVE, 5), turns(1, Status.DRAINING, 5)])
+    ] == [OutcomeKind.UNCHANGED, OutcomeKind.UNCHANGED]
+    row = await row_of(world, 1)
+    assert (row.status, row.seq) == (Status.ALIVE, 5)
+
+
+async def test_refused_change_uses_up_no_number(world: World) -> None:
+    await enter(world, 1)
+    await world.store.set_status_many([turns(1, Status.STARTING, 7)])
+    (outcome,) = await world.store.set_status_many([turns(1, Status.DRAINING, 7)])
+    assert outcome.kind is OutcomeKind.APPLIED
+
+
+async def test_registrys_own_change_uses_none_of_the_agents_numbers(world: World) -> None:
+    await world.store.register_many([joins(1, seq=1)])
+    await world.store.set_status_many([turns(1, Status.ALIVE, 2)])
+    await world.store.set_status_many([turns(1, Status.DRAINING, None, "operator")])
+    assert (await row_of(world, 1)).seq == 2
+    (outcome,) = await world.store.set_status_many([turns(1, Status.ALIVE, 3)])
+    assert outcome == Outcome(OutcomeKind.APPLIED, Status.ALIVE, "epoch-1", None)
+
+
+async def test_agents_own_change_renews_its_lease_and_the_registrys_does_not(world: World) -> None:
+    await enter(world, 1)
+    await world.age(iid(1), 10.0)
+    aged = await row_of(world, 1)
+    await world.store.set_status_many([turns(1, Status.DRAINING, None)])
+    assert (await row_of(world, 1)).last_heartbeat == aged.last_heartbeat
+    await world.store.set_status_many([turns(1, Status.ALIVE, 1)])
+    assert (await row_of(world, 1)).last_heartbeat > aged.last_heartbeat
+
+
+async def test_status_of_an_unknown_instance_is_unknown(world: World) -> None:
+    await enter(world, 1)
+    outcomes = await world.store.set_status_many([turns(7, Status.ALIVE, 1), turns(1, Status.DRAINING)])
+    assert outcomes[0] == Outcome(OutcomeKind.UNKNOWN)
+    assert outcomes[1].kind is OutcomeKind.APPLIED
+
+
+async def test_nothing_revives_the_dead(world: World) -> None:
+    await enter(world, 1)
+    await world.store.set_status_many([turns(1, Status.DEAD, 5, "stopped")])
+    before = await row_of(world, 1)
+    for status in LIVE_STATUSES:
+        for seq in (None, 5, 6, 2**62):
+            (outcome,) = await world.store.set_status_many([turns(1, status, seq)])
+            assert outcome.kind in {OutcomeKind.DEAD, OutcomeKind.UNCHANGED}
+            assert outcome.status is Status.DEAD
+    assert await row_of(world, 1) == before
+
+
+async def test_second_cause_does_not_replace_the_first(world: World) -> None:
+    await enter(world, 1)
+    await world.store.set_status_many([turns(1, Status.DEAD, None, "first")])
+    (outcome,) = await world.store.set_status_many([turns(1, Status.DEAD, None, "second")])
+    assert outcome == Outcome(OutcomeKind.UNCHANGED, Status.DEAD, "epoch-1", "first")
+    assert (await row_of(world, 1)).cause == "first"
+
+
+async def test_every_change_of_a_status_raises_the_version(world: World) -> None:
+    async def version() -> int:
+        return (await world.store.list_instances(EVERYONE, 1)).version
+
+    versions = [await version()]
+    await world.store.register_many([joins(1)])
+    versions.append(await version())
+    for status in (Status.ALIVE, Status.DRAINING, Status.DEAD):
+        await world.store.set_status_many([turns(1, status)])
+        versions.append(await version())
+    assert versions == sorted(set(versions))
+    await world.store.set_status_many([turns(1, Status.DEAD), turns(2, Status.ALIVE)])
+    assert await version() == versions[-1]

@@ -1,0 +1,124 @@
+"""A store under test with its time in our hands: the same for the memory store and for PostgreSQL."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Protocol
+
+import psycopg
+
+from seedcore.core.lifecycle import Status
+from seedcore.core.model import Instance, InstanceFilter
+from seedcore.core.ports import Store
+from seedcore.store.memory import MemoryStore
+from seedcore.store.postgres import PoolLimits, PostgresStore
+from tests.builders import FakeClock, iid, joins, turns
+
+EVERYONE = InstanceFilter(statuses=None, fresh_only=False)
+
+
+class World(Protocol):
+    """A store, and ways to make time pass for it."""
+
+    @property
+    def store(self) -> Store: ...
+
+    async def pass_time(self) -> None:
+        """Make what comes next be later than what was."""
+        ...
+
+    async def age(self, instance_id: str, seconds: float) -> None:
+        """Make an instance's last beat lie that much further back."""
+        ...
+
+    async def silence(self, seconds: float) -> None:
+        """Make the last beat that anybody recorded lie that much further back: the registry was away."""
+        ...
+
+    async def reset(self) -> None:
+        """Forget everything, as a fresh database."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of the store."""
+        ...
+
+
+class MemoryWorld:
+    """The memory store on a fake clock."""
+
+    def __init__(self) -> None:
+        self._clock = FakeClock()
+        self.store = MemoryStore(self._clock)
+
+    async def pass_time(self) -> None:
+        self._clock.advance(0.001)
+
+    async def age(self, instance_id: str, seconds: float) -> None:
+        row = self.store._rows[instance_id]
+        heard = row.last_heartbeat - timedelta(seconds=seconds)
+        self.store._rows[instance_id] = replace(row, last_heartbeat=heard)
+
+    async def silence(self, seconds: float) -> None:
+        self.store._beats_seen_at -= timedelta(seconds=seconds)
+
+    async def reset(self) -> None:
+        self.store = MemoryStore(self._clock)
+
+    async def close(self) -> None:
+        await self.store.close()
+
+
+class PostgresWorld:
+    """The PostgreSQL store on a database that nobody else uses."""
+
+    def __init__(self, dsn: str) -> None:
+        self.store = PostgresStore(dsn, PoolLimits(max_size=2))
+        self._admin = psycopg.connect(dsn, autocommit=True)
+
+    async def pass_time(self) -> None:
+        """The server's own clock does."""
+
+    async def age(self, instance_id: str, seconds: float) -> None:
+        self._admin.execute(
+            "update registry_instance set last_heartbeat = last_heartbeat - make_interval(secs => %s)"
+            " where instance_id = %s",
+            (seconds, instance_id),
+        )
+
+    async def silence(self, seconds: float) -> None:
+        self._admin.execute(
+            "update cluster_metadata set beats_seen_at = beats_seen_at - make_interval(secs => %s)", (seconds,)
+        )
+
+    async def reset(self) -> None:
+        self._admin.execute("delete from registry_instance")
+        self._admin.execute(
+            "update cluster_metadata set current_epoch = 'epoch-1', epoch_number = 1, ray_cluster = null,"
+            " lease_s = 15, beats_seen_at = now()"
+        )
+        self._admin.execute("delete from cluster_epoch where epoch <> 'epoch-1'")
+        self._admin.execute("update cluster_epoch set current_at = now(), retired_at = null")
+
+    async def close(self) -> None:
+        await self.store.close()
+        self._admin.close()
+
+
+async def enter(
+    world: World, number: int, logical_id: str = "agent", status: str = "alive", **details: object
+) -> Instance:
+    """The number-th instance joins and comes to `status`."""
+    await world.pass_time()
+    await world.store.register_many([joins(number, logical_id, **details)])
+    if status != "starting":
+        await world.store.set_status_many([turns(number, Status(status))])
+    return await row_of(world, number)
+
+
+async def row_of(world: World, number: int) -> Instance:
+    """The number-th instance as the store knows it."""
+    row = await world.store.get_instance(iid(number))
+    assert row is not None
+    return row

@@ -1,0 +1,45 @@
+"""What every test starts from: a clean environment, and servers for those that ask."""
+
+from __future__ import annotations
+
+import os
+
+# before anything can import ray: it reads these at import
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+_LEAKS = {"RAY_ADDRESS", "RAY_NAMESPACE", "RAY_NODE_ID", "REGISTRY_BEAT_SEC", "PG_DSN", "CLUSTER_EPOCH", "POD_IP"}
+_LEAKS |= {"ENABLE_RUNTIME_REGISTRY"}
+for _name in list(os.environ):
+    if _name in _LEAKS or _name.startswith("SEEDCORE_"):
+        del os.environ[_name]
+
+from collections.abc import Iterator  # noqa: E402
+
+import pytest  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+from tests.servers import PostgresServer, embedded_binaries, running_server, system_binaries  # noqa: E402
+
+# a shared machine pauses when it likes, and a fixture that a test resets itself may live as long as the test
+settings.register_profile(
+    "seedcore", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+settings.load_profile("seedcore")
+
+
+@pytest.fixture(scope="session")
+def postgres15() -> Iterator[PostgresServer]:
+    """A PostgreSQL 15 of the system, sorting text by language, as many installations do."""
+    binaries = system_binaries()
+    if binaries is None:
+        pytest.skip("PostgreSQL 15 is not installed here (apt-get install postgresql-15)")
+    with running_server(binaries, "--locale-provider=icu", "--icu-locale=en-US") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres18() -> Iterator[PostgresServer]:
+    """The PostgreSQL 18 of the wheel, as it runs embedded."""
+    with running_server(embedded_binaries()) as server:
+        yield server

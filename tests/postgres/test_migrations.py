@@ -1,0 +1,137 @@
+"""The schema comes up once, whole, whoever starts beside us."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from seedcore.core.errors import SchemaError, StoreUnavailableError
+from seedcore.store import migrations
+from seedcore.store.migrations import Migration, known_migrations, migrate, schema_folder
+from seedcore.store.postgres import migrate_database
+from tests.servers import GUARDED_PASSWORD, GUARDED_ROLE, PostgresServer
+
+SHIPPED = known_migrations()
+FIRST = Migration(1, "0001_first.sql", "create table first (id int)")
+SECOND = Migration(2, "0002_second.sql", "create table second (id int); insert into second values (1)")
+
+
+async def apply(dsn: str, wanted: list[Migration]) -> list[str]:
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+        return await migrate(connection, wanted)
+
+
+def tables(dsn: str) -> set[str]:
+    with psycopg.connect(dsn) as connection:
+        return {name for (name,) in connection.execute("select tablename from pg_tables where schemaname = 'public'")}
+
+
+def recorded(dsn: str) -> list[tuple[int, str]]:
+    with psycopg.connect(dsn) as connection:
+        return list(connection.execute("select number, name from schema_migration order by number"))
+
+
+async def test_fresh_database_gets_every_file_once_in_order(empty_dsn: str) -> None:
+    assert await migrate_database(empty_dsn) == [migration.name for migration in SHIPPED]
+    assert {"registry_instance", "cluster_metadata", "cluster_epoch", "schema_migration"} <= tables(empty_dsn)
+    assert recorded(empty_dsn) == [(migration.number, migration.name) for migration in SHIPPED]
+    assert await migrate_database(empty_dsn) == []
+
+
+async def test_concurrent_starters_apply_each_file_once_between_them(empty_dsn: str) -> None:
+    results = await asyncio.gather(*(migrate_database(empty_dsn) for _ in range(6)))
+    assert sorted(name for names in results for name in names) == [migration.name for migration in SHIPPED]
+
+
+async def test_later_file_is_applied_to_a_database_that_has_the_earlier(empty_dsn: str) -> None:
+    assert await apply(empty_dsn, [FIRST]) == [FIRST.name]
+    assert await apply(empty_dsn, [FIRST, SECOND]) == [SECOND.name]
+    assert tables(empty_dsn) == {"schema_migration", "first", "second"}
+
+
+async def test_file_that_changed_after_it_was_applied_is_refused(empty_dsn: str) -> None:
+    await apply(empty_dsn, [FIRST])
+    changed = Migration(1, "0001_first.sql", FIRST.sql + " -- better")
+    with pytest.raises(SchemaError, match="applied files never change"):
+        await apply(empty_dsn, [changed, SECOND])
+    assert tables(empty_dsn) == {"schema_migration", "first"}
+
+
+@pytest.mark.parametrize("ours", [[], [FIRST]])
+async def test_database_newer_than_the_code_is_refused(empty_dsn: str, ours: list[Migration]) -> None:
+    await apply(empty_dsn, [FIRST, SECOND])
+    with pytest.raises(SchemaError, match="install the newer version") as caught:
+        await apply(empty_dsn, ours)
+    assert SECOND.name in str(caught.value)
+
+
+@pytest.mark.parametrize("fault", ["create table half (id int); select 1/0", "not even sql", "create table half ("])
+async def test_failing_file_leaves_nothing_and_can_be_mended(empty_dsn: str, fault: str) -> None:
+    with pytest.raises(psycopg.Error):
+        await apply(empty_dsn, [FIRST, Migration(2, "0002_second.sql", fault)])
+    assert tables(empty_dsn) == {"schema_migration", "first"}
+    assert recorded(empty_dsn) == [(1, FIRST.name)]
+    assert await apply(empty_dsn, [FIRST, SECOND]) == [SECOND.name]
+
+
+async def test_schema_that_cannot_be_brought_up_to_date_is_told_as_such(empty_dsn: str) -> None:
+    with psycopg.connect(empty_dsn) as connection:
+        connection.execute("create table registry_instance (id int)")
+    with pytest.raises(SchemaError, match=r"could not be brought up to date: .*registry_instance"):
+        await migrate_database(empty_dsn)
+    assert tables(empty_dsn) == {"registry_instance"}
+
+
+async def test_role_that_may_not_create_tables_is_told_so(server: PostgresServer, empty_dsn: str) -> None:
+    database = psycopg.conninfo.conninfo_to_dict(empty_dsn)["dbname"]
+    with pytest.raises(SchemaError, match="permission denied"):
+        await migrate_database(server.dsn(str(database), GUARDED_ROLE, GUARDED_PASSWORD))
+
+
+async def test_starter_does_not_wait_for_ever_for_another(empty_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(migrations, "_LOCK_TIMEOUT_S", 0.1)
+    with psycopg.connect(empty_dsn) as stuck:
+        stuck.execute("select pg_advisory_xact_lock(%s)", (migrations._LOCK,))
+        with pytest.raises(StoreUnavailableError, match="lock timeout"):
+            await migrate_database(empty_dsn)
+    assert await migrate_database(empty_dsn) == [migration.name for migration in SHIPPED]
+
+
+# Files
+
+
+@pytest.mark.parametrize("name", ["1_short.sql", "0001-dash.sql", "0001_Upper.sql", "0001_.txt.sql", "first.sql"])
+def test_stray_name_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("select 1")
+    with pytest.raises(SchemaError, match="NNNN_name"):
+        known_migrations(tmp_path)
+
+
+@pytest.mark.parametrize("names", [["0002_a.sql"], ["0001_a.sql", "0003_c.sql"], ["0001_a.sql", "0001_b.sql"]])
+def test_gap_or_double_in_the_numbers_is_refused(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        (tmp_path / name).write_text("select 1")
+    with pytest.raises(SchemaError, match="without a gap"):
+        known_migrations(tmp_path)
+
+
+def test_files_are_known_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for name in ("0002_b.sql", "0001_a.sql", "notes.txt"):
+        (tmp_path / name).write_text(f"-- {name} \u00e9", encoding="utf-8")
+    found = known_migrations(tmp_path)
+    assert [(migration.number, migration.name) for migration in found] == [(1, "0001_a.sql"), (2, "0002_b.sql")]
+    assert found[0].sql == "-- 0001_a.sql \u00e9"
+    assert found[0].sha256 != found[1].sha256
+
+
+def test_installed_package_brings_its_files_and_a_checkout_has_them_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (schema_folder() / "0001_registry.sql").is_file()
+    monkeypatch.setattr(migrations, "__file__", str(tmp_path / "seedcore" / "store" / "migrations.py"))
+    assert schema_folder() == tmp_path / "schema"
+    (tmp_path / "seedcore" / "schema").mkdir(parents=True)
+    assert schema_folder() == tmp_path / "seedcore" / "schema"

@@ -1,0 +1,323 @@
+"""The database away, deaf, or not ours: always one of our errors, soon, and never a password in it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from seedcore.core.errors import (
+    ConfigurationError,
+    InvalidInputError,
+    RegistryError,
+    StoreRejectedError,
+    StoreUnavailableError,
+)
+from seedcore.core.lifecycle import Status
+from seedcore.core.model import Beat, InstanceFilter, RegisterChange, Registration
+from seedcore.store.postgres import PoolLimits, PostgresStore, checked_dsn, migrate_database
+from tests.builders import iid, joins, turns
+from tests.servers import GUARDED_ROLE, PostgresServer
+from tests.waiting import eventually
+
+SECRET = "hunter2-very-secret"
+SOON = PoolLimits(max_size=2, connect_timeout_s=0.5, statement_timeout_s=0.5)
+BOUND_S = 8.0  # of a wait that is over in far less
+
+CALLS: dict[str, Callable[[PostgresStore], Awaitable[object]]] = {
+    "ping": lambda store: store.ping(),
+    "begin": lambda store: store.begin("cluster", None, 15.0),
+    "set_current_epoch": lambda store: store.set_current_epoch("green"),
+    "current_epoch": lambda store: store.current_epoch(),
+    "register_many": lambda store: store.register_many([joins(1)]),
+    "set_status_many": lambda store: store.set_status_many([turns(1, Status.ALIVE)]),
+    "beat_many": lambda store: store.beat_many([Beat(iid(1))]),
+    "expire_stale": lambda store: store.expire_stale(None, 10),
+    "expire_old_epochs": lambda store: store.expire_old_epochs(10),
+    "load_live": lambda store: anext(store.load_live()),
+    "list_instances": lambda store: store.list_instances(InstanceFilter(), 10),
+    "best_instances": lambda store: store.best_instances(["agent"]),
+    "get_instance": lambda store: store.get_instance(iid(1)),
+    "history": lambda store: store.history("agent", 10),
+}
+
+
+def everything_said(error: BaseException) -> str:
+    """All that a log or a user could see of an error."""
+    return "".join(traceback.format_exception(error)) + repr(error) + str(error)
+
+
+@pytest.fixture
+async def reader(dsn: str) -> AsyncIterator[PostgresStore]:
+    """An open store that never writes, with short bounds."""
+    store = PostgresStore(dsn, SOON, read_only=True)
+    await store.open()
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port that nobody listens on."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]
+
+
+# Never reached
+
+
+async def test_store_that_is_not_open_says_so(dsn: str) -> None:
+    store = PostgresStore(dsn)
+    with pytest.raises(StoreUnavailableError, match="not open"):
+        await store.ping()
+    await store.close()
+
+
+async def test_nobody_listening_is_told_soon_and_without_the_password(
+    closed_port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    store = PostgresStore(f"postgresql://someone:{SECRET}@127.0.0.1:{closed_port}/db", SOON)
+    started_s = time.monotonic()
+    with pytest.raises(StoreUnavailableError, match="refused") as caught:
+        await store.open()
+    # the pool tries on its own; its log must not tell either
+    with pytest.raises(StoreUnavailableError) as later:
+        await store.ping()
+    assert time.monotonic() - started_s < BOUND_S
+    await store.close()
+    assert SECRET not in everything_said(caught.value) + everything_said(later.value) + caplog.text
+    assert "\n" not in str(caught.value)
+
+
+async def test_missing_socket_folder_is_an_absent_database(tmp_path: Path) -> None:
+    with pytest.raises(StoreUnavailableError):
+        await migrate_database(f"host={tmp_path} dbname=postgres user=postgres")
+
+
+async def test_unknown_database_is_told_by_name(server: PostgresServer) -> None:
+    store = PostgresStore(server.dsn("no_such_database"), SOON)
+    with pytest.raises(StoreUnavailableError, match='"no_such_database" does not exist'):
+        await store.open()
+    await store.close()
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+async def test_wrong_password_is_told_soon_and_not_repeated(
+    server: PostgresServer, database: str, read_only: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    store = PostgresStore(server.dsn(database, GUARDED_ROLE, SECRET), SOON, read_only=read_only)
+    started_s = time.monotonic()
+    with pytest.raises(StoreUnavailableError) as caught:
+        await store.open()
+        await store.ping()
+    assert time.monotonic() - started_s < BOUND_S
+    await store.close()
+    assert read_only or "password authentication failed" in str(caught.value)
+    assert SECRET not in everything_said(caught.value) + caplog.text
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        f"postgresql://someone:{SECRET}@[::1/db",
+        f"host=db password={SECRET} with spaces",
+        f"host=db pasword={SECRET}",
+        f"mysql://someone:{SECRET}@db/x",
+        f"{SECRET}",
+    ],
+)
+def test_unreadable_dsn_names_the_variable_and_not_the_password(dsn: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^SEEDCORE_PG_DSN: is not a PostgreSQL connection string") as caught:
+        PostgresStore(dsn)
+    assert SECRET not in everything_said(caught.value)
+    with pytest.raises(ConfigurationError):
+        checked_dsn(dsn)
+
+
+async def test_database_without_our_tables_is_told(empty_dsn: str) -> None:
+    store = PostgresStore(empty_dsn, SOON, read_only=True)
+    await store.open()
+    with pytest.raises(StoreUnavailableError, match="does not exist"):
+        await store.ping()
+    await store.close()
+
+
+# Gone and back
+
+
+async def test_every_call_tells_that_the_server_stopped_and_works_again_after_its_return(
+    server: PostgresServer, dsn: str
+) -> None:
+    store = PostgresStore(dsn, PoolLimits(max_size=2, connect_timeout_s=0.15))
+    await store.open()
+    await store.register_many([joins(1)])
+    server.stop()
+    try:
+        for name, call in CALLS.items():
+            started_s = time.monotonic()
+            with pytest.raises(StoreUnavailableError):
+                await call(store)
+            assert time.monotonic() - started_s < BOUND_S, name
+    finally:
+        server.start()
+
+    async def answers() -> bool:
+        await store.ping()
+        return True
+
+    await eventually(answers)
+    for call in CALLS.values():
+        await call(store)
+    await store.close()
+
+
+async def test_store_opened_while_the_server_is_away_works_when_it_comes(server: PostgresServer, dsn: str) -> None:
+    store = PostgresStore(dsn, SOON)
+    server.stop()
+    try:
+        for _ in range(2):
+            with pytest.raises(StoreUnavailableError):
+                await store.open()
+    finally:
+        server.start()
+    await store.open()
+    await eventually(lambda: store.register_many([joins(1)]))
+    await store.close()
+
+
+# Slow
+
+
+async def test_statement_that_takes_too_long_is_given_up(dsn: str, db: psycopg.Connection) -> None:
+    store = PostgresStore(dsn, SOON)
+    await store.open()
+    await store.register_many([joins(1)])
+    with db.transaction():
+        db.execute("select from registry_instance for update")
+        started_s = time.monotonic()
+        with pytest.raises(StoreUnavailableError, match="statement timeout"):
+            await store.set_status_many([turns(1, Status.ALIVE)])
+        assert time.monotonic() - started_s < BOUND_S
+    await store.set_status_many([turns(1, Status.ALIVE)])
+    await store.close()
+
+
+async def test_waiting_for_a_connection_is_bounded(dsn: str, db: psycopg.Connection) -> None:
+    store = PostgresStore(dsn, PoolLimits(max_size=1, connect_timeout_s=0.2, statement_timeout_s=1.0))
+    await store.open()
+    await store.register_many([joins(1)])
+    with db.transaction():
+        db.execute("select from registry_instance for update")
+        waits = await asyncio.gather(
+            store.set_status_many([turns(1, Status.ALIVE)]),
+            store.set_status_many([turns(1, Status.ALIVE)]),
+            store.ping(),
+            return_exceptions=True,
+        )
+    assert all(isinstance(error, StoreUnavailableError) for error in waits)
+    assert any("connection" in str(error) for error in waits)
+    await store.ping()
+    await store.close()
+
+
+async def test_answer_that_never_comes_is_given_up(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = PostgresStore(dsn, PoolLimits(connect_timeout_s=0.1, statement_timeout_s=0.1))
+    await store.open()
+
+    async def deaf(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(store, "_execute", deaf)
+    with pytest.raises(StoreUnavailableError, match=r"no answer within 0\.2 s"):
+        await store.ping()
+    await store.close()
+
+
+# Refused
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        Registration(iid(2), ""),
+        Registration(iid(2), "x" * 256),
+        Registration(iid(2), "agent", ip_address="nowhere"),
+        Registration(iid(2), "agent", pid=0),
+        Registration(iid(2), "agent", pid=2**40),
+        Registration("junk", "agent"),
+        Registration(iid(2), "a\x00b"),
+    ],
+)
+async def test_value_that_the_database_refuses_is_told_and_the_batch_leaves_nothing(
+    store: PostgresStore, bad: Registration
+) -> None:
+    with pytest.raises(StoreRejectedError):
+        await store.register_many([joins(1), RegisterChange(bad)])
+    assert await store.get_instance(iid(1)) is None
+    await store.register_many([joins(1)])
+
+
+async def test_refused_status_batch_leaves_nothing(store: PostgresStore) -> None:
+    await store.register_many([joins(1), joins(2)])
+    with pytest.raises(StoreRejectedError):
+        await store.set_status_many([turns(1, Status.ALIVE), turns(2, Status.ALIVE, cause="x" * 2000)])
+    row = await store.get_instance(iid(1))
+    assert row is not None
+    assert row.status is Status.STARTING
+    with pytest.raises(StoreRejectedError):
+        await store.beat_many([Beat(iid(1)), Beat("junk")])
+
+
+async def test_reader_reads_and_cannot_write(store: PostgresStore, reader: PostgresStore) -> None:
+    await store.register_many([joins(1)])
+    assert await reader.get_instance(iid(1)) is not None
+    assert (await reader.current_epoch()).name == "epoch-1"
+    for name in ("register_many", "set_current_epoch", "begin"):
+        with pytest.raises(RegistryError, match="read-only"):
+            await CALLS[name](reader)
+    with pytest.raises(InvalidInputError):
+        await reader.list_instances(InstanceFilter(), 10, "junk")
+
+
+async def test_options_in_the_dsn_are_kept_beside_ours(server: PostgresServer, database: str) -> None:
+    dsn = psycopg.conninfo.make_conninfo(server.dsn(database), options="-c application_name=mine -c work_mem=5MB")
+    store = PostgresStore(dsn)
+    await store.open()
+    pool = store._pool
+    assert pool is not None
+    async with pool.connection() as connection:
+        settings = {}
+        for name in ("work_mem", "timezone", "statement_timeout", "default_transaction_read_only"):
+            cursor = await connection.execute(f"show {name}")  # type: ignore[arg-type]
+            row = await cursor.fetchone()
+            assert row is not None
+            settings[name] = row[0]
+    await store.close()
+    assert settings == {
+        "work_mem": "5MB",
+        "timezone": "UTC",
+        "statement_timeout": "10s",
+        "default_transaction_read_only": "off",
+    }
+
+
+async def test_pages_of_the_living_are_read_to_the_end(store: PostgresStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seedcore.store.postgres._LOAD_PAGE", 3)
+    await store.register_many([joins(number, f"agent-{number % 2}") for number in range(10)])
+    assert sorted([row.instance_id async for row in store.load_live()]) == [iid(number) for number in range(10)]
+
+
+async def test_statements_are_counted(store: PostgresStore) -> None:
+    before = store.statements
+    await store.beat_many([Beat(iid(number)) for number in range(500)])
+    assert store.statements == before + 1

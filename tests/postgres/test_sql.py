@@ -1,0 +1,314 @@
+"""SQL by hand: what an operator at psql or another program is told, and what the database lets nobody do."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+import pytest
+
+from seedcore.core.lifecycle import Status, is_allowed
+from seedcore.core.model import (
+    MAX_EPOCH_CHARS,
+    MAX_ID_CHARS,
+    MAX_LEASE_S,
+    MAX_TEXT_CHARS,
+    InstanceFilter,
+)
+from seedcore.core.selection import best
+from seedcore.store.memory import MAX_STAGED_EPOCHS
+from seedcore.store.postgres import PostgresStore
+from tests.builders import iid, joins, turns
+
+UNKNOWN_INSTANCE = "SC001"
+FORBIDDEN_TRANSITION = "SC002"
+ANOTHER_AGENT = "SC003"
+RETIRED_EPOCH = "SC004"
+TOO_MANY_STAGED = "SC005"
+NULL_GIVEN = "22004"
+BAD_PARAMETER = "22023"
+BAD_TEXT = "22P02"
+NOT_NULL = "23502"
+FOREIGN_KEY = "23503"
+CHECK = "23514"
+
+
+@contextmanager
+def refused(sqlstate: str) -> Iterator[None]:
+    with pytest.raises(psycopg.Error) as caught:
+        yield
+    assert caught.value.sqlstate == sqlstate, caught.value
+
+
+def call(db: psycopg.Connection, statement: str, *parameters: object) -> object:
+    """The one value that a statement answers."""
+    row = db.execute(statement, parameters).fetchone()  # type: ignore[arg-type]
+    assert row is not None
+    return row[0]
+
+
+def register(db: psycopg.Connection, number: int = 1, logical_id: str = "agent", status: str = "starting") -> str:
+    assert call(db, "select register_instance(%s, %s)", iid(number), logical_id) == "epoch-1"
+    if status != "starting":
+        assert call(db, "select set_instance_status(%s, %s)", iid(number), status) == "applied"
+    return iid(number)
+
+
+# Registering
+
+
+def test_registering_answers_the_epoch_and_again_the_same(db: psycopg.Connection) -> None:
+    statement = "select register_instance(%s, 'agent', p_organ_id => 'vision', p_ip_address => '10.0.0.1', p_pid => 7)"
+    assert call(db, statement, iid(1)) == "epoch-1"
+    assert call(db, statement, iid(1)) == "epoch-1"
+    assert call(db, "select register_instance(%s, 'agent', 'green')", iid(2)) == "green"
+    rows = db.execute("select status::text, cluster_epoch, organ_id, host(ip_address), pid from registry_instance")
+    assert set(rows) == {("starting", "epoch-1", "vision", "10.0.0.1", 7), ("starting", "green", None, None, None)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sqlstate"),
+    [
+        ("null, 'agent'", NULL_GIVEN),
+        ("%(id)s, null", NULL_GIVEN),
+        ("'not-a-uuid', 'agent'", BAD_TEXT),
+        ("%(id)s, ''", CHECK),
+        ("%(id)s, repeat('x', 256)", CHECK),
+        ("%(id)s, 'agent', repeat('x', 129)", CHECK),
+        ("%(id)s, 'agent', ''", CHECK),
+        ("%(id)s, 'agent', p_actor_name => ''", CHECK),
+        ("%(id)s, 'agent', p_node_id => repeat('x', 256)", CHECK),
+        ("%(id)s, 'agent', p_serve_route => repeat('x', 1025)", CHECK),
+        ("%(id)s, 'agent', p_ip_address => 'nowhere'", BAD_TEXT),
+        ("%(id)s, 'agent', p_pid => 0", CHECK),
+        ("%(id)s, 'agent', p_labels => '[]'", CHECK),
+        ("%(id)s, 'agent', p_metadata => '7'", CHECK),
+        ("%(id)s, 'agent', p_labels => 'not json'", BAD_TEXT),
+    ],
+)
+def test_bad_registration_is_an_error_and_leaves_nothing(db: psycopg.Connection, arguments: str, sqlstate: str) -> None:
+    with refused(sqlstate):
+        db.execute(f"select register_instance({arguments})", {"id": iid(1)})  # type: ignore[arg-type]
+    assert call(db, "select count(*) from registry_instance") == 0
+    assert call(db, "select count(*) from cluster_epoch") == 1
+
+
+def test_refused_registration_says_why_in_its_sqlstate(db: psycopg.Connection) -> None:
+    register(db, 1, "mine")
+    with refused(ANOTHER_AGENT):
+        db.execute("select register_instance(%s, 'yours')", (iid(1),))
+    register(db, 2, status="dead")
+    with refused(FORBIDDEN_TRANSITION):
+        db.execute("select register_instance(%s, 'agent')", (iid(2),))
+    db.execute("select set_current_epoch('green')")
+    with refused(RETIRED_EPOCH):
+        db.execute("select register_instance(%s, 'agent', 'epoch-1')", (iid(3),))
+    for number in range(MAX_STAGED_EPOCHS):
+        db.execute("select register_instance(%s, 'agent', %s)", (iid(100 + number), f"own-{number}"))
+    with refused(TOO_MANY_STAGED):
+        db.execute("select register_instance(%s, 'agent', 'one-more')", (iid(4),))
+
+
+def test_limits_are_those_of_the_package(db: psycopg.Connection) -> None:
+    # an emoji is one character to both
+    longest, route = "\U0001f600" * MAX_ID_CHARS, "\U0001f600" * MAX_TEXT_CHARS
+    epoch = "\U0001f600" * MAX_EPOCH_CHARS
+    statement = "select register_instance(%s, %s, %s, %s, %s, p_namespace => %s, p_organ_id => %s)"
+    assert call(db, statement, iid(1), longest, epoch, longest, route, longest, longest) == epoch
+    assert call(db, "select set_instance_status(%s, 'alive', p_cause => %s)", iid(1), route) == "applied"
+    with refused(CHECK):
+        db.execute("select set_instance_status(%s, 'dead', p_cause => %s)", (iid(1), route + "x"))
+    assert call(db, "select number from begin_registry('cluster', null, %s)", MAX_LEASE_S) == 1
+    for lease_s in (0, -1, MAX_LEASE_S + 1):
+        with refused(CHECK):
+            db.execute("select begin_registry('cluster', null, %s)", (lease_s,))
+
+
+# Status changes
+
+
+def test_status_change_answers_what_it_did(db: psycopg.Connection) -> None:
+    instance_id = register(db)
+    assert call(db, "select set_instance_status(%s, 'alive')", instance_id) == "applied"
+    assert call(db, "select set_instance_status(%s, 'alive')", instance_id) == "unchanged"
+    assert call(db, "select set_instance_status(%s, 'draining', 3, 'rolling')", instance_id) == "applied"
+    assert call(db, "select set_instance_status(%s, 'alive', 3)", instance_id) == "unchanged"
+    assert call(db, "select status::text from registry_instance") == "draining"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sqlstate"),
+    [
+        ("null, 'alive'", NULL_GIVEN),
+        ("%(id)s, null", NULL_GIVEN),
+        ("'not-a-uuid', 'alive'", BAD_TEXT),
+        ("%(id)s, 'zombie'", BAD_TEXT),
+        ("%(unknown)s, 'alive'", UNKNOWN_INSTANCE),
+        ("%(id)s, 'starting'", FORBIDDEN_TRANSITION),
+        ("%(dead)s, 'alive'", FORBIDDEN_TRANSITION),
+    ],
+)
+def test_bad_status_change_is_an_error_and_changes_nothing(
+    db: psycopg.Connection, arguments: str, sqlstate: str
+) -> None:
+    ids = {"id": register(db, 1, status="alive"), "dead": register(db, 2, status="dead"), "unknown": iid(9)}
+    with refused(sqlstate):
+        db.execute(f"select set_instance_status({arguments})", ids)  # type: ignore[arg-type]
+    assert [status for (status,) in db.execute("select status::text from registry_instance order by instance_id")] == [
+        "alive",
+        "dead",
+    ]
+
+
+@pytest.mark.parametrize("current", Status)
+@pytest.mark.parametrize("wanted", Status)
+def test_transition_table_is_the_packages(db: psycopg.Connection, current: Status, wanted: Status) -> None:
+    assert call(db, "select status_may_become(%s, %s)", current.value, wanted.value) == is_allowed(current, wanted)
+
+
+# Beats, epochs, expiry
+
+
+def test_beat_answers_what_became_of_it(db: psycopg.Connection) -> None:
+    assert call(db, "select beat(%s)", register(db, 1)) == "renewed"
+    assert call(db, "select beat(%s)", register(db, 2, status="dead")) == "dead"
+    assert call(db, "select beat(%s)", iid(9)) == "unknown"
+    assert call(db, "select beat(null)") == "unknown"
+    with refused(BAD_TEXT):
+        db.execute("select beat('not-a-uuid')")
+
+
+def test_batch_of_beats_needs_no_ages(db: psycopg.Connection) -> None:
+    ids = [register(db, 1), register(db, 2), iid(9)]
+    db.execute("update registry_instance set last_heartbeat = now() - interval '1 hour'")
+    lost = db.execute("select instance_id::text, outcome from beat_many(%s::uuid[])", (ids,)).fetchall()
+    assert lost == [(iid(9), "unknown")]
+    statement = "select count(*) from registry_instance where last_heartbeat > now() - interval '1 minute'"
+    assert call(db, statement) == 2
+
+
+def test_flip_answers_the_number_and_refuses_what_is_no_epoch(db: psycopg.Connection) -> None:
+    assert call(db, "select set_current_epoch('green')") == 2
+    assert call(db, "select set_current_epoch('green')") == 2
+    with refused(RETIRED_EPOCH):
+        db.execute("select set_current_epoch('epoch-1')")
+    for bad in (None, "", "x" * (MAX_EPOCH_CHARS + 1)):
+        with refused(BAD_PARAMETER):
+            db.execute("select set_current_epoch(%s)", (bad,))
+    assert call(db, "select current_epoch from cluster_metadata") == "green"
+
+
+def test_sweeps_answer_whom_they_ended_and_take_no_more_than_they_may(db: psycopg.Connection) -> None:
+    for number in (1, 2, 3):
+        register(db, number, f"agent-{number}")
+    register(db, 4, "witness")
+    db.execute(
+        "update registry_instance set last_heartbeat = now() - interval '1 minute' where logical_id <> 'witness'"
+    )
+    db.execute("update cluster_metadata set beats_seen_at = now()")
+    statement = "select instance_id::text, logical_id from expire_stale_instances({})"
+    for none in ("null, 0", "null, -1", "null, null", "3600"):
+        assert db.execute(statement.format(none)).fetchall() == []  # type: ignore[arg-type]
+    assert db.execute(statement.format("p_limit => 1")).fetchall() == [(iid(1), "agent-1")]  # type: ignore[arg-type]
+    assert len(db.execute(statement.format("")).fetchall()) == 2  # type: ignore[arg-type]
+    db.execute("select set_current_epoch('green')")
+    assert db.execute("select * from expire_old_epoch_instances(0)").fetchall() == []
+    assert db.execute("select logical_id from expire_old_epoch_instances()").fetchall() == [("witness",)]
+
+
+# What nobody may do
+
+
+@pytest.mark.parametrize(
+    ("change", "sqlstate"),
+    [
+        ("status = 'alive'", FORBIDDEN_TRANSITION),
+        ("status = 'starting'", FORBIDDEN_TRANSITION),
+        ("status = 'draining', stopped_at = null", FORBIDDEN_TRANSITION),
+        ("status = null", NOT_NULL),
+        ("stopped_at = null", CHECK),
+        ("logical_id = 'another'", ANOTHER_AGENT),
+        ("instance_id = '00000000-0000-0000-0000-000000000000'", ANOTHER_AGENT),
+        ("cluster_epoch = 'nobody-staged-it'", FOREIGN_KEY),
+    ],
+)
+def test_direct_update_cannot_revive_or_rename_the_dead(db: psycopg.Connection, change: str, sqlstate: str) -> None:
+    register(db, status="dead")
+    with refused(sqlstate):
+        db.execute(f"update registry_instance set {change}")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "sqlstate"),
+    [
+        ("status = 'starting'", FORBIDDEN_TRANSITION),
+        ("status = null", NOT_NULL),
+        ("stopped_at = now()", CHECK),
+        ("logical_id = 'another'", ANOTHER_AGENT),
+        ("logical_id = null", NOT_NULL),
+    ],
+)
+def test_direct_update_of_the_living_is_guarded_too(db: psycopg.Connection, change: str, sqlstate: str) -> None:
+    register(db, status="alive")
+    with refused(sqlstate):
+        db.execute(f"update registry_instance set {change}")  # type: ignore[arg-type]
+
+
+def test_direct_update_that_is_allowed_keeps_the_books(db: psycopg.Connection) -> None:
+    register(db, status="alive")
+    before = db.execute("select status_changed_at, version from registry_instance").fetchone()
+    assert before is not None
+    db.execute("update registry_instance set status = 'dead', cause = 'by hand'")
+    row = db.execute("select status_changed_at, version, stopped_at from registry_instance").fetchone()
+    assert row is not None
+    assert row[0] == row[2] > before[0]
+    assert row[1] > before[1]
+
+
+def test_row_cannot_be_made_dead_without_an_end_or_in_an_unknown_epoch(db: psycopg.Connection) -> None:
+    statement = (
+        "insert into registry_instance (instance_id, logical_id, cluster_epoch, status) values (%s, 'a', %s, %s)"
+    )
+    with refused(CHECK):
+        db.execute(statement, (iid(1), "epoch-1", "dead"))
+    with refused(FOREIGN_KEY):
+        db.execute(statement, (iid(1), "unheard-of", "alive"))
+
+
+def test_metadata_has_one_row_for_ever(db: psycopg.Connection) -> None:
+    with refused(CHECK):
+        db.execute("insert into cluster_metadata (id, current_epoch, epoch_number) values (2, 'x', 9)")
+
+
+# Views
+
+
+async def test_view_of_the_best_agrees_with_the_rules(db: psycopg.Connection, store: PostgresStore) -> None:
+    chance = random.Random(11)
+    numbers = list(range(300))
+    chance.shuffle(numbers)
+    for start in range(0, 300, 10):  # ten of a batch start at one moment
+        batch = numbers[start : start + 10]
+        await store.register_many([joins(number, f"agent-{chance.randrange(30)}") for number in batch])
+    statuses = [Status.ALIVE, Status.ALIVE, Status.DRAINING, Status.DEAD]
+    await store.set_status_many([turns(number, chance.choice(statuses)) for number in numbers[:280]])
+    db.execute("update cluster_metadata set beats_seen_at = now()")
+    db.execute("update registry_instance set last_heartbeat = now() - interval '1 minute' where random() < 0.2")
+    active = list(await store.list_instances(InstanceFilter(), 1000))
+    names = {row.logical_id for row in active}
+    expected = {name: best(row for row in active if row.logical_id == name) for name in names}
+    viewed = dict(db.execute("select logical_id, instance_id::text from active_instance").fetchall())
+    assert len(names) > 20
+    assert viewed == {name: row.instance_id for name, row in expected.items() if row is not None}
+    assert (await store.best_instances(sorted(names))).value == expected
+    ids = {instance_id for (instance_id,) in db.execute("select instance_id::text from active_instances")}
+    assert ids == {row.instance_id for row in active}
+
+
+def test_views_show_every_column_of_the_table(db: psycopg.Connection) -> None:
+    statement = "select column_name from information_schema.columns where table_name = %s"
+    columns = set(db.execute(statement, ("registry_instance",)))
+    assert set(db.execute(statement, ("active_instance",))) == columns
+    assert set(db.execute(statement, ("active_instances",))) == columns

@@ -1,0 +1,281 @@
+"""The buffers before the store: what they may drop and what they never do."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from seedcore.core.batch import BeatBatch, ChangeBatch
+from seedcore.core.errors import BacklogFullError
+from seedcore.core.lifecycle import Status
+from seedcore.core.model import Change, RegisterChange
+from tests.builders import iid, joins, turns
+
+CAPACITY = 4
+IDS = st.sampled_from([iid(number) for number in range(8)])
+MOMENTS = st.integers(0, 50).map(float)
+
+
+class BeatBatchMachine(RuleBasedStateMachine):
+    """Any interleaving of beats, flushes that succeed and flushes that fail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batch = BeatBatch(CAPACITY)
+        self.heard: set[tuple[str, float]] = set()
+        self.in_flight: dict[str, float] | None = None
+        self.written = 0
+        self.offered = 0
+
+    @rule(instance_id=IDS, heard_at=MOMENTS)
+    def offer(self, instance_id: str, heard_at: float) -> None:
+        self.offered += 1
+        self.heard.add((instance_id, heard_at))
+        dropped = self.batch.counts.dropped
+        was_taken = self.batch.offer(instance_id, heard_at)
+        assert was_taken == (self.batch.counts.dropped == dropped)
+
+    @rule(instance_ids=st.lists(IDS, max_size=6), heard_at=MOMENTS)
+    def offer_all(self, instance_ids: list[str], heard_at: float) -> None:
+        self.offered += len(instance_ids)
+        self.heard.update((instance_id, heard_at) for instance_id in instance_ids)
+        self.batch.offer_all(instance_ids, heard_at)
+
+    @precondition(lambda self: self.in_flight is None)
+    @rule(limit=st.integers(1, CAPACITY + 1))
+    def take(self, limit: int) -> None:
+        self.in_flight = self.batch.take(limit)
+        assert len(self.in_flight) <= limit
+        assert self.in_flight.items() <= self.heard
+
+    @precondition(lambda self: self.in_flight is not None)
+    @rule()
+    def flush_succeeds(self) -> None:
+        assert self.in_flight is not None
+        self.written += len(self.in_flight)
+        self.in_flight = None
+
+    @precondition(lambda self: self.in_flight is not None)
+    @rule()
+    def flush_fails(self) -> None:
+        assert self.in_flight is not None
+        self.batch.put_back(self.in_flight)
+        self.in_flight = None
+
+    @rule(instance_id=IDS)
+    def discard(self, instance_id: str) -> None:
+        self.batch.discard(instance_id)
+
+    @invariant()
+    def never_over_capacity(self) -> None:
+        assert len(self.batch) <= CAPACITY
+
+    @invariant()
+    def every_beat_is_accounted_for(self) -> None:
+        counts = self.batch.counts
+        in_flight = len(self.in_flight or {})
+        assert counts.offered == self.offered
+        assert self.offered == self.written + counts.coalesced + counts.dropped + len(self.batch) + in_flight
+
+
+TestBeatBatch = BeatBatchMachine.TestCase
+
+
+@given(st.lists(st.tuples(IDS, MOMENTS)), st.integers(1, 8))
+def test_newest_beat_wins_in_any_order(beats: list[tuple[str, float]], capacity: int) -> None:
+    batch = BeatBatch(capacity)
+    newest: dict[str, float] = {}
+    for instance_id, heard_at in beats:
+        if batch.offer(instance_id, heard_at):
+            newest[instance_id] = max(heard_at, newest.get(instance_id, heard_at))
+    assert batch.take(100) == newest
+    assert len(batch) == 0
+
+
+@given(st.dictionaries(IDS, MOMENTS, max_size=4), st.dictionaries(IDS, MOMENTS, max_size=4))
+def test_put_back_never_covers_a_newer_beat(first: dict[str, float], later: dict[str, float]) -> None:
+    batch = BeatBatch(capacity=8)
+    for instance_id, heard_at in first.items():
+        batch.offer(instance_id, heard_at)
+    taken = batch.take(100)
+    for instance_id, heard_at in later.items():
+        batch.offer(instance_id, heard_at)
+    batch.put_back(taken)
+    kept = batch.take(100)
+    for instance_id, heard_at in kept.items():
+        assert heard_at == max(
+            moment for moment in (first.get(instance_id), later.get(instance_id)) if moment is not None
+        )
+    assert set(kept) == set(first) | set(later)
+
+
+def test_beats_that_wait_longest_go_first_and_failed_ones_go_again_before_others() -> None:
+    batch = BeatBatch(capacity=8)
+    for number in range(5):
+        batch.offer(iid(number), float(number))
+    taken = batch.take(2)
+    assert list(taken) == [iid(0), iid(1)]
+    batch.put_back(taken)
+    assert list(batch.take(8)) == [iid(number) for number in range(5)]
+
+
+def test_beat_beyond_capacity_is_dropped_and_counted_but_known_ones_still_renew() -> None:
+    batch = BeatBatch(capacity=2)
+    assert batch.offer(iid(1), 1.0)
+    assert batch.offer(iid(2), 1.0)
+    assert not batch.offer(iid(3), 1.0)
+    assert batch.offer(iid(1), 2.0)
+    batch.offer_all([iid(1), iid(2), iid(3), iid(4)], 3.0)
+    assert batch.counts.dropped == 3
+    assert batch.take(10) == {iid(1): 3.0, iid(2): 3.0}
+
+
+def test_put_back_over_capacity_drops_the_oldest_and_counts_them() -> None:
+    batch = BeatBatch(capacity=2)
+    batch.offer_all([iid(1), iid(2)], 1.0)
+    taken = batch.take(2)
+    batch.offer_all([iid(3)], 2.0)
+    batch.put_back(taken)
+    assert len(batch) == 2
+    assert batch.counts.dropped == 1
+    assert iid(3) in batch.take(2)
+
+
+def test_beat_of_an_instance_that_is_no_more_is_forgotten() -> None:
+    batch = BeatBatch(capacity=2)
+    batch.offer(iid(1), 1.0)
+    batch.discard(iid(1))
+    batch.discard(iid(2))
+    assert batch.take(2) == {}
+    assert batch.counts.dropped == 1
+
+
+INSTANCES = st.integers(0, 3)
+
+
+@st.composite
+def changes(draw: st.DrawFn) -> Change:
+    number = draw(INSTANCES)
+    if draw(st.booleans()):
+        return joins(number, seq=draw(st.integers(0, 1000)))
+    return turns(number, draw(st.sampled_from(Status)), seq=draw(st.integers(0, 1000)))
+
+
+class ChangeBatchMachine(RuleBasedStateMachine):
+    """Any interleaving of changes, commits of all or a part, and failures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batch = ChangeBatch(capacity=6)
+        self.accepted: list[Change] = []
+        self.committed: list[Change] = []
+        self.in_flight: list[Change] | None = None
+
+    @rule(change=changes())
+    def offer(self, change: Change) -> None:
+        before = len(self.batch)
+        try:
+            self.batch.offer(change)
+        except BacklogFullError as error:
+            assert error.limit == 6
+            assert len(self.batch) == before >= 6
+        else:
+            self.accepted.append(change)
+
+    @precondition(lambda self: self.in_flight is None)
+    @rule(limit=st.integers(1, 8))
+    def take(self, limit: int) -> None:
+        waiting = len(self.batch)
+        taken = self.batch.take(limit)
+        assert len(taken) <= limit
+        assert taken or not waiting
+        changed: set[str] = set()
+        for change in taken:
+            if isinstance(change, RegisterChange):
+                assert change.instance_id not in changed, "registered behind a status change it would overtake"
+            else:
+                changed.add(change.instance_id)
+        self.in_flight = taken
+
+    @precondition(lambda self: self.in_flight is not None)
+    @rule(registrations_succeed=st.booleans(), statuses_succeed=st.booleans())
+    def commit(self, registrations_succeed: bool, statuses_succeed: bool) -> None:
+        """As the writer does: registrations first, statuses after, what failed goes back."""
+        assert self.in_flight is not None
+        registrations = [change for change in self.in_flight if isinstance(change, RegisterChange)]
+        statuses = [change for change in self.in_flight if not isinstance(change, RegisterChange)]
+        left = [*registrations, *statuses]
+        if registrations_succeed:
+            self.committed += registrations
+            left = statuses
+            if statuses_succeed:
+                self.committed += statuses
+                left = []
+        self.batch.put_back(left)
+        self.in_flight = None
+
+    @invariant()
+    def nothing_is_lost_or_reordered_for_any_instance(self) -> None:
+        rest = [*(self.in_flight or [])]
+        waiting = self.batch.take(1000)
+        while step := self.batch.take(1000):
+            waiting += step
+        self.batch.put_back(waiting)
+        everything = [*self.committed, *rest, *waiting]
+        assert len(everything) == len(self.accepted)
+        for number in range(4):
+            assert [c for c in everything if c.instance_id == iid(number)] == [
+                c for c in self.accepted if c.instance_id == iid(number)
+            ]
+
+
+TestChangeBatch = ChangeBatchMachine.TestCase
+
+
+def test_full_backlog_refuses_and_takes_nothing() -> None:
+    batch = ChangeBatch(capacity=2)
+    batch.offer(turns(1, Status.ALIVE))
+    batch.require_room()
+    with pytest.raises(BacklogFullError):
+        batch.require_room(2)
+    batch.offer(turns(1, Status.DRAINING))
+    with pytest.raises(BacklogFullError):
+        batch.offer(turns(1, Status.DEAD))
+    assert batch.take(10) == [turns(1, Status.ALIVE), turns(1, Status.DRAINING)]
+
+
+def test_put_back_is_never_refused() -> None:
+    batch = ChangeBatch(capacity=2)
+    first = [turns(1, Status.ALIVE, 1), turns(1, Status.DRAINING, 2)]
+    for change in first:
+        batch.offer(change)
+    taken = batch.take(2)
+    batch.offer(turns(1, Status.ALIVE, 3))
+    batch.offer(turns(1, Status.DEAD, 4))
+    batch.put_back(taken)
+    assert len(batch) == 4
+    assert batch.take(10) == [*first, turns(1, Status.ALIVE, 3), turns(1, Status.DEAD, 4)]
+
+
+def test_run_ends_before_a_registration_that_would_overtake_a_status_change() -> None:
+    batch = ChangeBatch(capacity=10)
+    life = [joins(1), turns(1, Status.ALIVE), joins(2), joins(1, seq=5), turns(1, Status.DRAINING)]
+    for change in life:
+        batch.offer(change)
+    assert batch.take(10) == life[:3]
+    assert batch.take(10) == life[3:]
+    assert batch.take(10) == []
+
+
+def test_offers_far_beyond_capacity_stay_within_it() -> None:
+    batch = BeatBatch(capacity=100)
+    chance = random.Random(7)
+    for _ in range(1000):
+        batch.offer_all([iid(chance.randrange(300)) for _ in range(20)], chance.random())
+        assert len(batch) <= 100
+    counts = batch.counts
+    assert counts.offered == 20_000 == counts.coalesced + counts.dropped + len(batch)

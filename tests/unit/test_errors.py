@@ -1,0 +1,94 @@
+"""Errors cross process boundaries whole."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+
+import pytest
+
+from seedcore.core import errors
+from seedcore.core.errors import (
+    ForbiddenTransitionError,
+    InstanceDeadError,
+    InvalidInputError,
+    RegistryError,
+    first_line,
+)
+
+CLASSES = [
+    kind
+    for _, kind in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(kind, RegistryError) and kind.__module__ == errors.__name__
+]
+
+
+def sample(kind: type[RegistryError]) -> RegistryError:
+    if kind is RegistryError:
+        return RegistryError("anything")
+    parameters = list(inspect.signature(kind).parameters.values())
+    assert all(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in parameters)
+    return kind(*(7 if parameter.annotation == "int" else f"the {parameter.name}" for parameter in parameters))
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_error_survives_pickling_whole(kind: type[RegistryError], protocol: int) -> None:
+    error = sample(kind)
+    arrived = pickle.loads(pickle.dumps(error, protocol))
+    assert type(arrived) is kind
+    assert isinstance(arrived, RegistryError)
+    assert str(arrived) == str(error)
+    assert repr(arrived) == repr(error)
+    assert arrived.args == error.args
+    assert vars(arrived) == vars(error)
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_error_survives_copying(kind: type[RegistryError]) -> None:
+    error = sample(kind)
+    assert str(copy.deepcopy(error)) == str(error)
+
+
+class MixedForbidden(ForbiddenTransitionError, RuntimeError):
+    """As Ray mixes an error of ours with one of its own."""
+
+
+def test_subclass_of_an_error_survives_pickling_and_is_still_caught_as_its_parents() -> None:
+    arrived = pickle.loads(pickle.dumps(MixedForbidden("some-id", "dead", "alive")))
+    assert isinstance(arrived, MixedForbidden)
+    assert isinstance(arrived, ForbiddenTransitionError)
+    assert (arrived.instance_id, arrived.current, arrived.wanted) == ("some-id", "dead", "alive")
+    assert str(arrived) == "instance some-id is dead and cannot become alive"
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_error_says_what_it_knows_in_one_line(kind: type[RegistryError]) -> None:
+    error = sample(kind)
+    assert str(error)
+    assert "\n" not in str(error)
+    for value in error.args:
+        assert str(value) in str(error)
+
+
+def test_invalid_input_is_a_value_error() -> None:
+    assert isinstance(InvalidInputError("field", "why"), ValueError)
+
+
+def test_death_without_a_known_cause_is_told_without_one() -> None:
+    assert str(InstanceDeadError("some-id")) == "instance some-id is dead; dead is final, register a new instance"
+    assert "(lease expired)" in str(InstanceDeadError("some-id", "lease expired"))
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("one\ntwo"), "one"),
+        (ValueError("\n one "), "one"),
+        (ValueError(), "ValueError"),
+        (KeyError(), "KeyError"),
+    ],
+)
+def test_first_line_is_short_and_never_empty(error: Exception, line: str) -> None:
+    assert first_line(error) == line

@@ -1,0 +1,379 @@
+"""The registry's memory of the living."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from seedcore.core import roster as roster_module
+from seedcore.core.errors import RegistryFullError
+from seedcore.core.lease import LeaseTerms
+from seedcore.core.lifecycle import Status
+from seedcore.core.model import Change, Instance, InstanceFilter, OutcomeKind, RegisterChange, Verdict
+from seedcore.core.roster import Roster
+from seedcore.core.selection import best
+from seedcore.store.memory import MemoryStore
+from tests.builders import START, FakeClock, iid, instance, joins, turns
+
+TERMS = LeaseTerms(beat_interval_s=5.0, lease_s=15.0)
+EVERYONE = InstanceFilter(statuses=None, fresh_only=False)
+FIRST = ("", iid(0))
+
+
+@pytest.fixture
+def roster() -> Roster:
+    roster = Roster(TERMS, capacity=100)
+    roster.set_epoch("epoch-1")
+    return roster
+
+
+def enter(roster: Roster, number: int, logical_id: str = "agent", now_s: float = 0.0, status: str = "alive") -> None:
+    """The number-th instance joins and comes to `status`."""
+    roster.register(joins(number, logical_id, seq=1), now_s, START)
+    if status != "starting":
+        roster.set_status(turns(number, Status(status), seq=2), now_s, START)
+
+
+def listed(roster: Roster, wanted: InstanceFilter = EVERYONE, now_s: float = 0.0, limit: int = 1000) -> list[str]:
+    rows, _ = roster.page(wanted, FIRST, limit, now_s)
+    return [row.instance_id for row in rows]
+
+
+# Changes
+
+
+def test_registered_instance_is_there_and_starting(roster: Roster) -> None:
+    outcome = roster.register(joins(1, organ_id="vision", seq=3), 0.0, START)
+    assert (outcome.kind, outcome.status, outcome.cluster_epoch) == (OutcomeKind.APPLIED, Status.STARTING, "epoch-1")
+    assert len(roster) == 1
+    assert iid(1) in roster
+    row = roster.get(iid(1))
+    assert row is not None
+    assert (row.organ_id, row.seq, row.started_at) == ("vision", 3, START)
+    assert list(roster.all()) == roster.instances_of("agent") == [row]
+    assert roster.get(iid(2)) is None
+    assert roster.instances_of("nobody") == []
+
+
+def test_full_roster_refuses_newcomers_and_still_serves_those_it_has() -> None:
+    roster = Roster(TERMS, capacity=1)
+    roster.register(joins(1), 0.0, START)
+    version = roster.version
+    with pytest.raises(RegistryFullError, match="limit of 1"):
+        roster.register(joins(2), 0.0, START)
+    assert roster.version == version
+    assert roster.register(joins(1, seq=1), 0.0, START).kind is OutcomeKind.UNCHANGED
+    roster.set_status(turns(1, Status.DEAD), 0.0, START)
+    assert roster.register(joins(2), 0.0, START).kind is OutcomeKind.APPLIED
+
+
+def test_dead_instance_is_gone_remembered_and_never_comes_back(roster: Roster) -> None:
+    enter(roster, 1)
+    roster.set_status(turns(1, Status.DEAD, 3, cause="stopped"), 0.0, START)
+    assert iid(1) not in roster
+    assert roster.instances_of("agent") == []
+    assert roster.is_dead(iid(1))
+    assert roster.cause_of_death(iid(1)) == "stopped"
+    for outcome in (
+        roster.register(joins(1, seq=9), 0.0, START),
+        roster.set_status(turns(1, Status.ALIVE, 9), 0.0, START),
+    ):
+        assert (outcome.kind, outcome.status, outcome.cause) == (OutcomeKind.DEAD, Status.DEAD, "stopped")
+    assert roster.renew([iid(1)], 1.0).dead == (iid(1),)
+
+
+def test_dead_are_remembered_up_to_a_bound(roster: Roster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roster_module, "MAX_REMEMBERED_DEAD", 2)
+    for number in (1, 2, 3):
+        enter(roster, number)
+        roster.set_status(turns(number, Status.DEAD), 0.0, START)
+    assert [roster.is_dead(iid(number)) for number in (1, 2, 3)] == [False, True, True]
+    assert roster.cause_of_death(iid(1)) is None
+
+
+def test_status_of_an_unknown_instance_is_unknown(roster: Roster) -> None:
+    assert roster.set_status(turns(1, Status.ALIVE), 0.0, START).kind is OutcomeKind.UNKNOWN
+
+
+def test_every_visible_change_raises_the_version(roster: Roster) -> None:
+    versions = [roster.version]
+    roster.register(joins(1), 0.0, START)
+    versions.append(roster.version)
+    roster.set_status(turns(1, Status.ALIVE, 1), 0.0, START)
+    versions.append(roster.version)
+    roster.set_epoch("epoch-2")
+    versions.append(roster.version)
+    roster.forget(iid(1))
+    versions.append(roster.version)
+    assert versions == sorted(set(versions))
+    roster.forget(iid(1))
+    roster.set_epoch("epoch-2")
+    roster.set_status(turns(1, Status.ALIVE, 2), 0.0, START)
+    assert roster.version == versions[-1]
+
+
+def test_agents_own_change_renews_its_lease_and_the_registrys_does_not(roster: Roster) -> None:
+    enter(roster, 1, now_s=0.0)
+    roster.set_status(turns(1, Status.DRAINING, seq=None), 10.0, START)
+    assert roster.silence_s(iid(1), 10.0) == 10.0
+    roster.set_status(turns(1, Status.ALIVE, seq=3), 12.0, START)
+    assert roster.silence_s(iid(1), 12.0) == 0.0
+    roster.register(joins(1, seq=4), 20.0, START)
+    assert roster.silence_s(iid(1), 20.0) == 0.0
+
+
+@st.composite
+def changes(draw: st.DrawFn) -> Change:
+    number, seq = draw(st.integers(1, 4)), draw(st.integers(0, 8))
+    if draw(st.integers(0, 2)) == 0:
+        return joins(number, draw(st.sampled_from(["a", "b"])), seq, organ_id=draw(st.sampled_from(["x", "y"])))
+    return turns(
+        number, draw(st.sampled_from(Status)), draw(st.none() | st.just(seq)), draw(st.none() | st.just("why"))
+    )
+
+
+@given(st.lists(changes(), max_size=30))
+async def test_memory_answers_as_the_store_does(history: list[Change]) -> None:
+    roster = Roster(TERMS, capacity=100)
+    roster.set_epoch("epoch-1")
+    store = MemoryStore(FakeClock())
+    for change in history:
+        if isinstance(change, RegisterChange):
+            ours = roster.register(change, 0.0, START)
+            (theirs,) = await store.register_many([change])
+        else:
+            ours = roster.set_status(change, 0.0, START)
+            (theirs,) = await store.set_status_many([change])
+        if roster.is_dead(change.instance_id) and ours.kind is not OutcomeKind.APPLIED:
+            # of the dead only id and cause are remembered
+            assert theirs.status is Status.DEAD
+        else:
+            assert ours == theirs
+    stored = {row.instance_id: row async for row in store.load_live()}
+    assert {row.instance_id: row for row in roster.all()} == stored
+
+
+# Taking over from the store
+
+
+def test_adopted_instance_gets_a_whole_lease(roster: Roster) -> None:
+    roster.adopt(instance(1, age_s=1000.0), now_s=50.0)
+    assert roster.verdict(iid(1), 50.0) is Verdict.FRESH
+    assert roster.lapsed(65.0, 10) == []
+    assert roster.lapsed(65.1, 10) != []
+
+
+def test_what_the_agent_told_us_later_survives_adoption(roster: Roster) -> None:
+    enter(roster, 1)
+    roster.set_status(turns(1, Status.DRAINING, 3), 0.0, START)
+    roster.adopt(instance(1, seq=2, cluster_epoch="epoch-1b"), 1.0)
+    row = roster.get(iid(1))
+    assert row is not None
+    assert (row.status, row.seq, row.cluster_epoch) == (Status.DRAINING, 3, "epoch-1b")
+
+
+def test_store_that_is_ahead_wins(roster: Roster) -> None:
+    enter(roster, 1, now_s=5.0)
+    ahead = instance(1, seq=7, status=Status.DRAINING)
+    roster.adopt(ahead, 9.0)
+    assert roster.get(iid(1)) == ahead
+    assert roster.silence_s(iid(1), 9.0) == 4.0
+
+
+def test_death_in_the_store_wins_over_everything(roster: Roster) -> None:
+    enter(roster, 1)
+    roster.adopt(instance(1, seq=0, status=Status.DEAD, cause="expired"), 1.0)
+    assert roster.cause_of_death(iid(1)) == "expired"
+    roster.adopt(instance(2, status=Status.DEAD), 1.0)
+    assert roster.is_dead(iid(2))
+    assert len(roster) == 0
+
+
+@pytest.mark.parametrize("seq", [0, 99])
+def test_id_that_the_store_knows_of_another_agent_is_that_agents(roster: Roster, seq: int) -> None:
+    enter(roster, 1, "ours")
+    roster.adopt(instance(1, "theirs", seq=seq), 1.0)
+    assert roster.instances_of("ours") == []
+    assert [row.instance_id for row in roster.instances_of("theirs")] == [iid(1)]
+    assert listed(roster) == [iid(1)]
+    roster.bury(iid(1), "gone")
+    assert listed(roster) == []
+
+
+def test_overwriting_takes_the_stores_word(roster: Roster) -> None:
+    enter(roster, 1, "ours", now_s=5.0)
+    roster.set_status(turns(1, Status.DRAINING, 9), 5.0, START)
+    told = instance(1, "theirs", seq=1)
+    roster.overwrite(told, 7.0)
+    assert roster.get(iid(1)) == told
+    assert roster.silence_s(iid(1), 7.0) == 2.0
+    assert roster.instances_of("ours") == []
+    roster.overwrite(replace(told, status=Status.DEAD, cause="said so"), 8.0)
+    assert roster.cause_of_death(iid(1)) == "said so"
+
+
+def test_burying_is_of_the_living_only(roster: Roster) -> None:
+    enter(roster, 1)
+    roster.bury(iid(1), "its epoch is retired")
+    roster.bury(iid(2), "never seen")
+    assert roster.cause_of_death(iid(1)) == "its epoch is retired"
+    assert not roster.is_dead(iid(2))
+
+
+def test_forgotten_instance_is_unknown_not_dead(roster: Roster) -> None:
+    enter(roster, 1)
+    roster.forget(iid(1))
+    assert roster.renew([iid(1)], 1.0).unknown == (iid(1),)
+    assert roster.verdict(iid(1), 1.0) is Verdict.UNKNOWN
+
+
+# Epochs
+
+
+def test_instances_taken_before_the_epoch_is_known_belong_to_it() -> None:
+    roster = Roster(TERMS, capacity=10)
+    enter(roster, 1)
+    assert roster.resolve("agent", 0.0).instance is not None
+    roster.register(joins(2, cluster_epoch="staged"), 0.0, START)
+    roster.set_epoch("epoch-5")
+    assert {row.instance_id: row.cluster_epoch for row in roster.all()} == {iid(1): "epoch-5", iid(2): "staged"}
+
+
+def test_flip_shows_the_staged_and_hides_the_rest_in_one_step(roster: Roster) -> None:
+    enter(roster, 1, "blue")
+    roster.register(joins(2, "green", cluster_epoch="green"), 0.0, START)
+    roster.set_status(turns(2, Status.ALIVE, 1), 0.0, START)
+    assert listed(roster) == [iid(1)]
+    hidden = roster.resolve("green", 0.0)
+    assert (hidden.instance, hidden.is_known) == (None, True)
+    assert hidden.why is not None
+    assert "another epoch" in hidden.why
+    roster.set_epoch("green")
+    assert listed(roster) == [iid(2)]
+    assert roster.resolve("green", 0.0).instance is not None
+    assert roster.resolve("blue", 0.0).instance is None
+    assert listed(roster, replace(EVERYONE, epoch="epoch-1")) == [iid(1)]
+
+
+# Leases
+
+
+def test_beat_renews_those_it_names_and_tells_of_those_it_cannot(roster: Roster) -> None:
+    for number in (1, 2, 3):
+        enter(roster, number, now_s=0.0)
+    roster.set_status(turns(3, Status.DEAD), 0.0, START)
+    assert roster.renew([iid(1), iid(2)], 3.0) == roster_module.Renewal((), ())
+    renewal = roster.renew([iid(1), iid(3), iid(9)], 5.0)
+    assert renewal == roster_module.Renewal(unknown=(iid(9),), dead=(iid(3),))
+    assert [roster.silence_s(iid(number), 5.0) for number in (1, 2)] == [0.0, 2.0]
+
+
+def test_lapsed_are_the_most_silent_first_and_bounded(roster: Roster) -> None:
+    for number, heard_s in ((1, 30.0), (2, 10.0), (3, 20.0), (4, 40.0)):
+        enter(roster, number, now_s=heard_s)
+    assert roster.lapsed(50.0, 10) == [(iid(2), 40.0), (iid(3), 30.0), (iid(1), 20.0)]
+    assert roster.lapsed(50.0, 2) == [(iid(2), 40.0), (iid(3), 30.0)]
+    assert roster.lapsed(25.0, 10) == []
+
+
+@given(
+    st.dictionaries(st.integers(1, 20), st.floats(0.0, 100.0), min_size=1),
+    st.floats(0.0, 100.0),
+    st.floats(100.0, 200.0),
+)
+def test_our_absence_is_nobodys_silence(heard: dict[int, float], absence_s: float, now_s: float) -> None:
+    roster = Roster(TERMS, capacity=100)
+    for number, heard_s in heard.items():
+        enter(roster, number, now_s=heard_s)
+    roster.credit(absence_s, now_s)
+    for number, heard_s in heard.items():
+        silence_s = roster.silence_s(iid(number), now_s)
+        assert silence_s >= 0.0
+        assert silence_s == pytest.approx(max(0.0, now_s - heard_s - absence_s))
+        assert roster.verdict(iid(number), now_s) is TERMS.verdict(silence_s)
+
+
+def test_observed_instance_shows_when_we_heard_it(roster: Roster) -> None:
+    enter(roster, 1, now_s=10.0)
+    row = roster.get(iid(1))
+    assert row is not None
+    assert roster.observed(row, 13.0, START).last_heartbeat == START - timedelta(seconds=3)
+    assert roster.observed(row, 9.0, START).last_heartbeat == START
+
+
+# Reading
+
+
+def test_resolve_hands_out_the_best_alive_instance(roster: Roster) -> None:
+    for number in (3, 1, 2):
+        enter(roster, number, now_s=0.0)
+    roster.set_status(turns(1, Status.DRAINING, 3), 0.0, START)
+    resolution = roster.resolve("agent", 0.0)
+    assert resolution.is_known
+    assert resolution.instance == best(row for row in roster.all() if row.status is Status.ALIVE)
+
+
+@pytest.mark.parametrize(
+    ("status", "now_s", "why"),
+    [
+        ("starting", 0.0, "it is starting"),
+        ("draining", 0.0, "it is draining"),
+        ("alive", 40.0, "silent for 40 s, its lease is over"),
+    ],
+)
+def test_resolve_says_why_a_known_agent_is_not_handed_out(roster: Roster, status: str, now_s: float, why: str) -> None:
+    enter(roster, 1, status=status)
+    resolution = roster.resolve("agent", now_s)
+    assert (resolution.instance, resolution.why, resolution.is_known) == (None, why, True)
+
+
+def test_resolve_tells_an_agent_that_nobody_registered(roster: Roster) -> None:
+    resolution = roster.resolve("nobody", 0.0)
+    assert (resolution.instance, resolution.is_known) == (None, False)
+    assert resolution.why == "no live instance is registered"
+
+
+def test_silent_instance_does_not_hide_one_that_is_heard(roster: Roster) -> None:
+    enter(roster, 1, now_s=0.0)
+    enter(roster, 2, now_s=30.0)
+    chosen = roster.resolve("agent", 30.0).instance
+    assert chosen is not None
+    assert chosen.instance_id == iid(2)
+
+
+@given(st.lists(st.text("aäß\U0001f600\uffff", min_size=1, max_size=3), max_size=25), st.integers(1, 7))
+def test_pages_have_no_gap_and_no_repeat(names: list[str], limit: int) -> None:
+    roster = Roster(TERMS, capacity=100)
+    for number, name in enumerate(names):
+        roster.register(joins(number, name), 0.0, START)
+    after, seen, has_more = FIRST, list[Instance](), True
+    while has_more:
+        rows, has_more = roster.page(EVERYONE, after, limit, 0.0)
+        assert len(rows) == limit or not has_more
+        seen += rows
+        if rows:
+            after = (rows[-1].logical_id, rows[-1].instance_id)
+    keys = [(row.logical_id, row.instance_id) for row in seen]
+    assert keys == sorted((name, iid(number)) for number, name in enumerate(names))
+
+
+def test_page_shows_what_is_wanted_and_only_that(roster: Roster) -> None:
+    enter(roster, 1, "a", now_s=0.0)
+    enter(roster, 2, "b", now_s=30.0)
+    enter(roster, 3, "c", now_s=30.0, status="starting")
+    assert listed(roster, now_s=30.0) == [iid(1), iid(2), iid(3)]
+    assert listed(roster, InstanceFilter(), now_s=30.0) == [iid(2)]
+    assert listed(roster, InstanceFilter(statuses=None), now_s=30.0) == [iid(2), iid(3)]
+    roster.register(joins(4, "aa"), 0.0, START)
+    roster.forget(iid(2))
+    assert listed(roster) == [iid(1), iid(4), iid(3)]
+
+
+def test_counts_are_by_status_of_the_living(roster: Roster) -> None:
+    for number, status in enumerate(["starting", "alive", "alive", "draining", "dead"]):
+        enter(roster, number, status=status)
+    assert roster.count_by_status() == {Status.STARTING: 1, Status.ALIVE: 2, Status.DRAINING: 1}

@@ -1,0 +1,74 @@
+"""Which instance is the best one."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from seedcore.core.lifecycle import Status
+from seedcore.core.model import Instance
+from seedcore.core.selection import best, preference
+from tests.builders import START, iid, instance
+
+SPAN = {
+    "min_value": datetime(2000, 1, 1),  # noqa: DTZ001 - hypothesis adds the zone
+    "max_value": datetime(2100, 1, 1),  # noqa: DTZ001
+}
+MOMENTS = st.one_of(st.just(START), st.datetimes(**SPAN, timezones=st.just(timezone.utc)))
+
+
+@st.composite
+def instances(draw: st.DrawFn) -> list[Instance]:
+    numbers = draw(st.lists(st.integers(1, 50), unique=True, min_size=1, max_size=12))
+    return [instance(number, status=draw(st.sampled_from(Status)), started_at=draw(MOMENTS)) for number in numbers]
+
+
+@given(instances(), st.randoms())
+def test_choice_does_not_depend_on_the_order_given(rows: list[Instance], chance: st.DataObject) -> None:
+    chosen = best(rows)
+    shuffled = list(rows)
+    chance.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert best(shuffled) == chosen
+    assert best(reversed(rows)) == chosen
+
+
+@given(instances())
+def test_preference_is_a_total_order(rows: list[Instance]) -> None:
+    keys = [preference(row) for row in rows]
+    assert len(set(keys)) == len(rows)
+    ordered = sorted(rows, key=preference)
+    for better, worse in zip(ordered, ordered[1:], strict=False):
+        assert preference(better) < preference(worse)
+        assert best([worse, better]) == better
+
+
+@given(instances())
+def test_chosen_is_preferred_to_every_other(rows: list[Instance]) -> None:
+    chosen = best(rows)
+    assert chosen is not None
+    assert all(preference(chosen) <= preference(row) for row in rows)
+
+
+def test_status_counts_before_youth_and_youth_before_the_id() -> None:
+    old_alive = instance(3, age_s=1000.0)
+    young_draining = instance(1, status=Status.DRAINING)
+    younger_starting = instance(2, age_s=-1000.0, status=Status.STARTING)
+    dead = instance(4, age_s=-2000.0, status=Status.DEAD)
+    assert sorted([dead, younger_starting, young_draining, old_alive], key=preference) == [
+        old_alive,
+        young_draining,
+        younger_starting,
+        dead,
+    ]
+    assert best([instance(5, age_s=0.000001), instance(9)]) == instance(9)
+    assert best([instance(7), instance(6)]) == instance(6)
+
+
+def test_of_none_there_is_no_best() -> None:
+    assert best([]) is None
+
+
+def test_ids_of_builders_sort_as_their_numbers() -> None:
+    assert sorted(iid(number) for number in (10, 2, 1)) == [iid(1), iid(2), iid(10)]
