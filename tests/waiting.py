@@ -6,17 +6,21 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 
 
-async def eventually(question: Callable[[], Awaitable[T] | T], within_s: float = 20.0, every_s: float = 0.05) -> T:
+@overload
+async def eventually(question: Callable[[], Awaitable[T]], within_s: float = ..., every_s: float = ...) -> T: ...
+@overload
+async def eventually(question: Callable[[], T], within_s: float = ..., every_s: float = ...) -> T: ...
+async def eventually(question: Callable[[], Any], within_s: float = 20.0, every_s: float = 0.05) -> Any:
     """The first true answer to `question`, asked again until it is; fails with its last answer or error."""
     deadline_s = time.monotonic() + within_s
     while True:
         problem: Exception | None = None
-        answer: T | None = None
+        answer: Any = None
         try:
             asked = question()
             answer = (await asked) if inspect.isawaitable(asked) else asked

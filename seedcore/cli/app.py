@@ -18,8 +18,8 @@ from seedcore.cli.render import agent_json, listing_json, show_agent, show_listi
 from seedcore.core.errors import CannotKnowError, RegistryError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import InstanceFilter, Listing
-from seedcore.discovery.app import parse_labels
 from seedcore.discovery.ladder import DiscoveryLadder, NameListing
+from seedcore.discovery.routes import parse_labels
 from seedcore.registry.actor import stop_registry
 from seedcore.runtime import start_registry, store_recipe
 from seedcore.settings import load_settings
@@ -39,7 +39,8 @@ app = typer.Typer(
 registry_app = typer.Typer(help="The registry actor.", no_args_is_help=True)
 app.add_typer(registry_app, name="registry")
 
-out = Console()
+# a pipe has no width to respect: rows stay whole
+out = Console() if sys.stdout.isatty() else Console(width=200)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -123,7 +123,7 @@ class BacklogFullError(RegistryError):
 
 
 class StoreUnavailableError(RegistryError):
-    """The database cannot be reached now. Nothing is known about what it would answer."""
+    """The database cannot be used now: not reached, too slow, without our tables. It may be used later."""
 
     def __init__(self, why: str) -> None:
         super().__init__(why)
@@ -134,7 +134,7 @@ class StoreUnavailableError(RegistryError):
 
 
 class StoreRejectedError(RegistryError):
-    """The database refused the statement itself: a bad value, a missing table, no permission."""
+    """The database refused a value: it is of the wrong type, or breaks a constraint. Sending it again is no use."""
 
     def __init__(self, why: str) -> None:
         super().__init__(why)

@@ -427,13 +427,17 @@ def _check_json(value: object, depth_left: int) -> None:
 
 
 def _check_ip(value: str) -> None:
+    # to Python numbers and bytes are addresses too, and PostgreSQL knows none with a zone ("%eth0")
+    if not isinstance(value, str) or "%" in value or not _is_ip(value):
+        raise InvalidInputError("ip_address", f"must be an IP address, not {_shown(value)}")
+
+
+def _is_ip(text: str) -> bool:
     try:
-        # numbers and bytes are addresses to Python, and an address with a zone ("%eth0") is none to PostgreSQL
-        if not isinstance(value, str) or "%" in value:
-            raise TypeError
-        ipaddress.ip_address(value)
-    except (TypeError, ValueError):
-        raise InvalidInputError("ip_address", f"must be an IP address, not {_shown(value)}") from None
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _shown(value: object) -> str:

@@ -36,9 +36,7 @@ def decode_cursor(cursor: str | None) -> tuple[str, str]:
     try:
         padded = cursor + "=" * (-len(cursor) % 4)
         key = json.loads(base64.urlsafe_b64decode(padded.encode("ascii")))
-        if type(key) is not list:
-            raise TypeError
-        logical_id, instance_id = key
+        logical_id, instance_id = key if isinstance(key, list) else []
         return check_text("logical_id", logical_id, MAX_ID_CHARS), check_instance_id(instance_id)
     except (ValueError, TypeError, AttributeError, RecursionError, binascii.Error):
         raise InvalidInputError("cursor", "is not one that this API issued; start again without it") from None

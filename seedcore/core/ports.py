@@ -22,8 +22,8 @@ from seedcore.core.model import (
 class InstanceReader(Protocol):
     """Reading side of a store: what discovery needs when the registry actor is away.
 
-    Every method raises StoreUnavailableError when the database cannot be reached in time, and
-    StoreRejectedError or SchemaError when it can but refuses.
+    Every method raises StoreUnavailableError when the database does not answer in time or cannot be used, and
+    StoreRejectedError when it refuses a value.
     """
 
     async def list_instances(self, wanted: InstanceFilter, limit: int, cursor: str | None = None) -> Listing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -172,6 +173,19 @@ def resolve_answer(answer: Answer[list[Resolution]]) -> ResolveAnswer:
         for found in answer.value
     ]
     return ResolveAnswer(results=results, **stamp_of(answer))
+
+
+def resolve_by_name(logical_ids: Sequence[str], listing: NameListing) -> ResolveAnswer:
+    """What Ray's listing alone can say of agents."""
+    results = [
+        ResolutionOut(
+            logical_id=logical_id,
+            instance=InstanceOut(logical_id=logical_id, actor_name=logical_id) if logical_id in listing.names else None,
+            why=None if logical_id in listing.names else "Ray's listing has no actor of that name",
+        )
+        for logical_id in logical_ids
+    ]
+    return ResolveAnswer(results=results, **stamp_of(listing))
 
 
 def agent_answer(described: Description) -> AgentAnswer:

@@ -137,7 +137,7 @@ class DiscoveryLadder:
     async def resolve(self, logical_ids: Sequence[str]) -> Answer[list[Resolution]]:
         """The best instance of each agent, or why there is none. `complete` False: none may mean unknown.
 
-        Raises InvalidInputError. Where only Ray answers, a Resolution has no instance and `why` tells the name.
+        Raises InvalidInputError, or CannotKnowError where neither registry nor database answers.
         """
         incomplete: Answer[list[Resolution]] | None = None
         try:
@@ -163,6 +163,14 @@ class DiscoveryLadder:
             for logical_id in logical_ids
         ]
         return Answer(resolutions, found.source, found.as_of, found.version, found.complete)
+
+    async def names_among(self, logical_ids: Sequence[str]) -> NameListing:
+        """Those of the agents that Ray's listing has an actor for. Raises CannotKnowError."""
+        try:
+            names = set(await self._directory.names())
+        except DirectoryUnavailableError as error:
+            raise CannotKnowError(", ".join(logical_ids[:3]), str(error)) from error
+        return NameListing(tuple(name for name in logical_ids if name in names), _utc_now(), None)
 
     async def handle_of(self, logical_id: str) -> ActorHandle:
         """A live, proven handle. Raises NotResolvableError or CannotKnowError."""

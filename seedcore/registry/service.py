@@ -80,7 +80,6 @@ class Registry:
         self._stopping = False
         self._sweep_period_s = min(1.0, config.lease_s / 5)
         self._absence = AbsenceMeter(self._sweep_period_s, time.monotonic())
-        self._next_epoch_check_s = 0.0
         self._hello = Hello(PROTOCOL, __version__, os.getpid(), config.node_id, _utc_now())
 
     # Life
@@ -340,8 +339,7 @@ class Registry:
             await asyncio.sleep(self._sweep_period_s * random.uniform(0.9, 1.1))
             try:
                 self._expire()
-                await self._follow_epoch()
-            except (BacklogFullError, StoreUnavailableError) as error:
+            except BacklogFullError as error:
                 logger.debug("sweep cut short: %s", error)
             except Exception:
                 logger.exception("the sweep failed and goes on")
@@ -357,17 +355,6 @@ class Registry:
             return
         for instance_id, silence_s in self._roster.lapsed(now_s, self._config.sweep_limit):
             self._declare_dead(instance_id, f"lease expired: silent for {silence_s:.0f} s")
-
-    async def _follow_epoch(self) -> None:
-        """Notice a flip made by another hand, and end the instances of retired epochs."""
-        now_s = time.monotonic()
-        if now_s < self._next_epoch_check_s or self._writer.is_failing or not self._writer.recovered:
-            return
-        self._next_epoch_check_s = now_s + self._config.epoch_check_s
-        store = self._writer.store()
-        self._roster.set_epoch((await store.current_epoch()).name)
-        for instance_id in await store.expire_old_epochs(self._config.sweep_limit):
-            self._roster.bury(instance_id, "its epoch is retired")
 
 
 def _utc_now() -> datetime:

@@ -53,6 +53,7 @@ class Writer:
         self._unsettled: Counter[str] = Counter()
         self._wake = asyncio.Event()
         self._next_beat_flush_s = 0.0
+        self._next_epoch_check_s = 0.0
         self._counts = FlushCounts()
         self.recovered = False
         self.problem: str | None = "not connected to the database yet"
@@ -117,8 +118,8 @@ class Writer:
         return len(self._beats)
 
     def store(self) -> Store:
-        """The store, once it can be used; StoreUnavailableError until then."""
-        if self._store is None or not self.recovered:
+        """The store while it can be used; StoreUnavailableError at once while it is known to be away."""
+        if self._store is None or not self.recovered or self.is_failing:
             raise StoreUnavailableError(self.problem or "still recovering")
         return self._store
 
@@ -133,6 +134,7 @@ class Writer:
                     await self._recover()
                     self._note_back()
                 await self._wait_for_work()
+                await self._check_epoch_due()
                 await self._flush_due()
             except RegistryError as error:
                 self._note_problem(error)
@@ -205,6 +207,20 @@ class Writer:
             except asyncio.TimeoutError:
                 return
         await asyncio.sleep(self._config.linger_s)
+
+    async def _check_epoch_due(self) -> None:
+        """Notice a flip made by another hand, and end the instances of retired epochs.
+
+        Also the probe that tells an idle registry, or one whose last flush failed, how the database is.
+        """
+        now_s = time.monotonic()
+        if now_s < self._next_epoch_check_s and not self.is_failing:
+            return
+        self._next_epoch_check_s = now_s + self._config.epoch_check_s
+        assert self._store is not None
+        self._roster.set_epoch((await self._store.current_epoch()).name)
+        for instance_id in await self._store.expire_old_epochs(self._config.sweep_limit):
+            self._roster.bury(instance_id, "its epoch is retired")
 
     async def _flush_due(self) -> None:
         now_s = time.monotonic()

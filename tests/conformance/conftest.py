@@ -25,11 +25,7 @@ def dsn18(postgres18: PostgresServer) -> str:
 @pytest.fixture(params=["memory", "dsn15", "dsn18"], ids=["memory", "postgres15", "postgres18"])
 async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
     """A fresh store of each kind."""
-    world: World
-    if request.param == "memory":
-        world = MemoryWorld()
-    else:
-        world = PostgresWorld(request.getfixturevalue(request.param))
+    world: World = MemoryWorld() if request.param == "memory" else PostgresWorld(request.getfixturevalue(request.param))
     await world.reset()
     await world.store.open()
     yield world

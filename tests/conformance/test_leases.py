@@ -174,17 +174,6 @@ async def test_lease_is_judged_against_the_last_recorded_beat(world: World) -> N
     assert await world.store.expire_stale(None, 10) == [iid(2)]
 
 
-async def test_first_beats_after_an_absence_end_the_credit(world: World) -> None:
-    for number in (1, 2):
-        await enter(world, number)
-        await world.age(iid(number), 100.0)
-    await world.silence(100.0)
-    assert await fresh_ids(world) == [iid(1), iid(2)]
-    await world.store.beat_many([Beat(iid(2))])
-    assert await fresh_ids(world) == [iid(2)]
-    assert await world.store.expire_stale(None, 10) == [iid(1)]
-
-
 async def test_beats_of_strangers_are_no_sign_that_beats_are_recorded(world: World) -> None:
     await enter(world, 1)
     await world.age(iid(1), 100.0)

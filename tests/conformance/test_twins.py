@@ -88,8 +88,9 @@ async def perform(world: World, step: Step) -> object:
         answer = timeless(await getattr(world.store, step.name)(*step.arguments))
     except RegistryError as error:
         return type(error), str(error)
-    # of these the order is not promised
-    return set(answer) if step.name in {"beat_many", "expire_stale", "expire_old_epochs"} else answer  # type: ignore[arg-type]
+    if isinstance(answer, list) and step.name in {"beat_many", "expire_stale", "expire_old_epochs"}:
+        return set(answer)  # the order of these is not promised
+    return answer
 
 
 async def everything(world: World) -> list[object]:

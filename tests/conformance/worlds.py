@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 import psycopg
 
@@ -14,6 +14,7 @@ from seedcore.core.ports import Store
 from seedcore.store.memory import MemoryStore
 from seedcore.store.postgres import PoolLimits, PostgresStore
 from tests.builders import FakeClock, iid, joins, turns
+from tests.servers import forget_everything
 
 EVERYONE = InstanceFilter(statuses=None, fresh_only=False)
 
@@ -93,13 +94,7 @@ class PostgresWorld:
         )
 
     async def reset(self) -> None:
-        self._admin.execute("delete from registry_instance")
-        self._admin.execute(
-            "update cluster_metadata set current_epoch = 'epoch-1', epoch_number = 1, ray_cluster = null,"
-            " lease_s = 15, beats_seen_at = now()"
-        )
-        self._admin.execute("delete from cluster_epoch where epoch <> 'epoch-1'")
-        self._admin.execute("update cluster_epoch set current_at = now(), retired_at = null")
+        forget_everything(self._admin)
 
     async def close(self) -> None:
         await self.store.close()
@@ -107,7 +102,7 @@ class PostgresWorld:
 
 
 async def enter(
-    world: World, number: int, logical_id: str = "agent", status: str = "alive", **details: object
+    world: World, number: int, logical_id: str = "agent", status: str = "alive", **details: Any
 ) -> Instance:
     """The number-th instance joins and comes to `status`."""
     await world.pass_time()

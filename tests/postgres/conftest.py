@@ -1,4 +1,4 @@
-"""A database for each test, copied from the template, on both servers."""
+"""Databases for the tests, on both servers: fresh ones, copied from the template, and a shared one made empty."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from seedcore.store.postgres import PostgresStore
-from tests.servers import PostgresServer
+from tests.servers import PostgresServer, forget_everything
 
 
 @pytest.fixture(scope="session", params=["postgres15", "postgres18"])
@@ -27,29 +27,42 @@ def database(server: PostgresServer) -> Iterator[str]:
 
 
 @pytest.fixture
-def empty_dsn(server: PostgresServer) -> Iterator[str]:
-    """A fresh database with nothing in it."""
-    name = server.create_database(template="template1")
-    yield server.dsn(name)
-    server.drop_database(name)
-
-
-@pytest.fixture
-def dsn(server: PostgresServer, database: str) -> str:
+def fresh_dsn(server: PostgresServer, database: str) -> str:
     """Reaches the fresh database."""
     return server.dsn(database)
 
 
 @pytest.fixture
-def db(dsn: str) -> Iterator[psycopg.Connection]:
-    """A connection by hand, as psql's: each statement is its own transaction."""
-    with psycopg.connect(dsn, autocommit=True) as connection:
+def bare_dsn(server: PostgresServer) -> Iterator[str]:
+    """Reaches a fresh database with nothing in it, not even our schema."""
+    name = server.create_database(template="template1")
+    yield server.dsn(name)
+    server.drop_database(name)
+
+
+@pytest.fixture(scope="session")
+def shared_database(server: PostgresServer) -> str:
+    """A database for the tests that only need its tables to be empty."""
+    return server.create_database()
+
+
+@pytest.fixture
+def db(server: PostgresServer, shared_database: str) -> Iterator[psycopg.Connection]:
+    """A connection by hand, as psql's, with empty tables: each statement is its own transaction."""
+    with psycopg.connect(server.dsn(shared_database), autocommit=True) as connection:
+        forget_everything(connection)
         yield connection
 
 
 @pytest.fixture
+def dsn(server: PostgresServer, shared_database: str, db: psycopg.Connection) -> str:
+    """Reaches the database that `db` is connected to."""
+    return server.dsn(shared_database)
+
+
+@pytest.fixture
 async def store(dsn: str) -> AsyncIterator[PostgresStore]:
-    """An open store on the fresh database."""
+    """An open store on the database that `db` is connected to."""
     store = PostgresStore(dsn)
     await store.open()
     yield store

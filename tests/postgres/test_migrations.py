@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 
 import psycopg
@@ -11,7 +12,7 @@ import pytest
 from seedcore.core.errors import SchemaError, StoreUnavailableError
 from seedcore.store import migrations
 from seedcore.store.migrations import Migration, known_migrations, migrate, schema_folder
-from seedcore.store.postgres import migrate_database
+from seedcore.store.postgres import PostgresStore, migrate_database
 from tests.servers import GUARDED_PASSWORD, GUARDED_ROLE, PostgresServer
 
 SHIPPED = known_migrations()
@@ -34,70 +35,94 @@ def recorded(dsn: str) -> list[tuple[int, str]]:
         return list(connection.execute("select number, name from schema_migration order by number"))
 
 
-async def test_fresh_database_gets_every_file_once_in_order(empty_dsn: str) -> None:
-    assert await migrate_database(empty_dsn) == [migration.name for migration in SHIPPED]
-    assert {"registry_instance", "cluster_metadata", "cluster_epoch", "schema_migration"} <= tables(empty_dsn)
-    assert recorded(empty_dsn) == [(migration.number, migration.name) for migration in SHIPPED]
-    assert await migrate_database(empty_dsn) == []
+async def test_fresh_database_gets_every_file_once_in_order(bare_dsn: str) -> None:
+    assert await migrate_database(bare_dsn) == [migration.name for migration in SHIPPED]
+    assert {"registry_instance", "cluster_metadata", "cluster_epoch", "schema_migration"} <= tables(bare_dsn)
+    assert recorded(bare_dsn) == [(migration.number, migration.name) for migration in SHIPPED]
+    assert await migrate_database(bare_dsn) == []
 
 
-async def test_concurrent_starters_apply_each_file_once_between_them(empty_dsn: str) -> None:
-    results = await asyncio.gather(*(migrate_database(empty_dsn) for _ in range(6)))
+async def test_opening_a_store_brings_the_schema_up_and_says_so(
+    bare_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    store = PostgresStore(bare_dsn)
+    await store.open()
+    await store.ping()
+    applied = [getattr(record, "migration", None) for record in caplog.records]
+    assert [name for name in applied if name is not None] == [migration.name for migration in SHIPPED]
+    caplog.clear()
+    await store.open()
+    await store.close()
+    await store.open()
+    assert "schema migration applied" not in caplog.text
+    await store.close()
+
+
+async def test_reader_does_not_touch_the_schema(bare_dsn: str) -> None:
+    store = PostgresStore(bare_dsn, read_only=True)
+    await store.open()
+    await store.close()
+    assert tables(bare_dsn) == set()
+
+
+async def test_concurrent_starters_apply_each_file_once_between_them(bare_dsn: str) -> None:
+    results = await asyncio.gather(*(migrate_database(bare_dsn) for _ in range(6)))
     assert sorted(name for names in results for name in names) == [migration.name for migration in SHIPPED]
 
 
-async def test_later_file_is_applied_to_a_database_that_has_the_earlier(empty_dsn: str) -> None:
-    assert await apply(empty_dsn, [FIRST]) == [FIRST.name]
-    assert await apply(empty_dsn, [FIRST, SECOND]) == [SECOND.name]
-    assert tables(empty_dsn) == {"schema_migration", "first", "second"}
+async def test_later_file_is_applied_to_a_database_that_has_the_earlier(bare_dsn: str) -> None:
+    assert await apply(bare_dsn, [FIRST]) == [FIRST.name]
+    assert await apply(bare_dsn, [FIRST, SECOND]) == [SECOND.name]
+    assert tables(bare_dsn) == {"schema_migration", "first", "second"}
 
 
-async def test_file_that_changed_after_it_was_applied_is_refused(empty_dsn: str) -> None:
-    await apply(empty_dsn, [FIRST])
+async def test_file_that_changed_after_it_was_applied_is_refused(bare_dsn: str) -> None:
+    await apply(bare_dsn, [FIRST])
     changed = Migration(1, "0001_first.sql", FIRST.sql + " -- better")
     with pytest.raises(SchemaError, match="applied files never change"):
-        await apply(empty_dsn, [changed, SECOND])
-    assert tables(empty_dsn) == {"schema_migration", "first"}
+        await apply(bare_dsn, [changed, SECOND])
+    assert tables(bare_dsn) == {"schema_migration", "first"}
 
 
 @pytest.mark.parametrize("ours", [[], [FIRST]])
-async def test_database_newer_than_the_code_is_refused(empty_dsn: str, ours: list[Migration]) -> None:
-    await apply(empty_dsn, [FIRST, SECOND])
+async def test_database_newer_than_the_code_is_refused(bare_dsn: str, ours: list[Migration]) -> None:
+    await apply(bare_dsn, [FIRST, SECOND])
     with pytest.raises(SchemaError, match="install the newer version") as caught:
-        await apply(empty_dsn, ours)
+        await apply(bare_dsn, ours)
     assert SECOND.name in str(caught.value)
 
 
 @pytest.mark.parametrize("fault", ["create table half (id int); select 1/0", "not even sql", "create table half ("])
-async def test_failing_file_leaves_nothing_and_can_be_mended(empty_dsn: str, fault: str) -> None:
+async def test_failing_file_leaves_nothing_and_can_be_mended(bare_dsn: str, fault: str) -> None:
     with pytest.raises(psycopg.Error):
-        await apply(empty_dsn, [FIRST, Migration(2, "0002_second.sql", fault)])
-    assert tables(empty_dsn) == {"schema_migration", "first"}
-    assert recorded(empty_dsn) == [(1, FIRST.name)]
-    assert await apply(empty_dsn, [FIRST, SECOND]) == [SECOND.name]
+        await apply(bare_dsn, [FIRST, Migration(2, "0002_second.sql", fault)])
+    assert tables(bare_dsn) == {"schema_migration", "first"}
+    assert recorded(bare_dsn) == [(1, FIRST.name)]
+    assert await apply(bare_dsn, [FIRST, SECOND]) == [SECOND.name]
 
 
-async def test_schema_that_cannot_be_brought_up_to_date_is_told_as_such(empty_dsn: str) -> None:
-    with psycopg.connect(empty_dsn) as connection:
+async def test_schema_that_cannot_be_brought_up_to_date_is_told_as_such(bare_dsn: str) -> None:
+    with psycopg.connect(bare_dsn) as connection:
         connection.execute("create table registry_instance (id int)")
     with pytest.raises(SchemaError, match=r"could not be brought up to date: .*registry_instance"):
-        await migrate_database(empty_dsn)
-    assert tables(empty_dsn) == {"registry_instance"}
+        await migrate_database(bare_dsn)
+    assert tables(bare_dsn) == {"registry_instance"}
 
 
-async def test_role_that_may_not_create_tables_is_told_so(server: PostgresServer, empty_dsn: str) -> None:
-    database = psycopg.conninfo.conninfo_to_dict(empty_dsn)["dbname"]
+async def test_role_that_may_not_create_tables_is_told_so(server: PostgresServer, bare_dsn: str) -> None:
+    database = psycopg.conninfo.conninfo_to_dict(bare_dsn)["dbname"]
     with pytest.raises(SchemaError, match="permission denied"):
         await migrate_database(server.dsn(str(database), GUARDED_ROLE, GUARDED_PASSWORD))
 
 
-async def test_starter_does_not_wait_for_ever_for_another(empty_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_starter_does_not_wait_for_ever_for_another(bare_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(migrations, "_LOCK_TIMEOUT_S", 0.1)
-    with psycopg.connect(empty_dsn) as stuck:
+    with psycopg.connect(bare_dsn) as stuck:
         stuck.execute("select pg_advisory_xact_lock(%s)", (migrations._LOCK,))
         with pytest.raises(StoreUnavailableError, match="lock timeout"):
-            await migrate_database(empty_dsn)
-    assert await migrate_database(empty_dsn) == [migration.name for migration in SHIPPED]
+            await migrate_database(bare_dsn)
+    assert await migrate_database(bare_dsn) == [migration.name for migration in SHIPPED]
 
 
 # Files

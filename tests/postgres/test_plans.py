@@ -18,7 +18,7 @@ PAGE = {
     "statuses": None, "epoch": None, "organ_id": None, "logical_id": None, "labels": "{}", "fresh_only": False,
     "after_logical_id": "agent-05000", "after_instance_id": "00000000-0000-0000-0000-000000000000", "limit": 101,
 }  # fmt: skip
-HOT_READS = {
+HOT_READS: dict[str, tuple[str, dict[str, Any]]] = {
     "one best": ("best_instances", {"logical_ids": ["agent-07007"]}),
     "many best": ("best_instances", {"logical_ids": [f"agent-{number:05d}" for number in range(7, 10_000, 100)]}),
     "default page": ("list_instances", {**PAGE, **ALIVE}),
@@ -74,7 +74,7 @@ def scans_of(db: psycopg.Connection) -> tuple[int, int]:
 def test_hot_read_scans_no_whole_table(fleet: psycopg.Connection, read: str) -> None:
     name, parameters = HOT_READS[read]
     explain = f"explain (format json) {queries()[name]}"
-    row = fleet.execute(explain, parameters).fetchone()  # type: ignore[arg-type]
+    row = fleet.execute(explain, parameters).fetchone()
     assert row is not None
     whole = [
         node
@@ -89,9 +89,9 @@ def test_hot_read_scans_no_whole_table(fleet: psycopg.Connection, read: str) -> 
 def test_hot_read_scans_no_whole_table_when_it_is_prepared(fleet: psycopg.Connection, read: str, mode: str) -> None:
     """The pool prepares what it runs often, and the planner may then plan without the values."""
     name, parameters = HOT_READS[read]
-    fleet.execute(f"set plan_cache_mode = {mode}")  # type: ignore[arg-type]
+    fleet.execute(f"set plan_cache_mode = {mode}")
     before = scans_of(fleet)
-    cursor = fleet.execute(queries()[name], parameters, prepare=True)  # type: ignore[arg-type]
+    cursor = fleet.execute(queries()[name], parameters, prepare=True)
     assert cursor.fetchall()
     assert scans_of(fleet) == before
 
@@ -110,7 +110,7 @@ def test_at_least_95_of_100_beats_are_hot(server: PostgresServer) -> None:
         for _ in range(rounds):
             for start in range(0, count, 1000):
                 batch = "{" + ",".join(ids[start : start + 1000]) + "}"
-                db.execute(queries()["beat_many"], {"ids": batch, "ages_s": [0.0] * 1000})  # type: ignore[arg-type]
+                db.execute(queries()["beat_many"], {"ids": batch, "ages_s": [0.0] * 1000})
         db.execute("select pg_stat_force_next_flush()")
         row = db.execute(
             "select n_tup_upd, n_tup_hot_upd from pg_stat_user_tables where relname = 'registry_instance'"

@@ -44,7 +44,7 @@ def refused(sqlstate: str) -> Iterator[None]:
 
 def call(db: psycopg.Connection, statement: str, *parameters: object) -> object:
     """The one value that a statement answers."""
-    row = db.execute(statement, parameters).fetchone()  # type: ignore[arg-type]
+    row = db.execute(statement, parameters).fetchone()
     assert row is not None
     return row[0]
 
@@ -90,7 +90,7 @@ def test_registering_answers_the_epoch_and_again_the_same(db: psycopg.Connection
 )
 def test_bad_registration_is_an_error_and_leaves_nothing(db: psycopg.Connection, arguments: str, sqlstate: str) -> None:
     with refused(sqlstate):
-        db.execute(f"select register_instance({arguments})", {"id": iid(1)})  # type: ignore[arg-type]
+        db.execute(f"select register_instance({arguments})", {"id": iid(1)})
     assert call(db, "select count(*) from registry_instance") == 0
     assert call(db, "select count(*) from cluster_epoch") == 1
 
@@ -155,7 +155,7 @@ def test_bad_status_change_is_an_error_and_changes_nothing(
 ) -> None:
     ids = {"id": register(db, 1, status="alive"), "dead": register(db, 2, status="dead"), "unknown": iid(9)}
     with refused(sqlstate):
-        db.execute(f"select set_instance_status({arguments})", ids)  # type: ignore[arg-type]
+        db.execute(f"select set_instance_status({arguments})", ids)
     assert [status for (status,) in db.execute("select status::text from registry_instance order by instance_id")] == [
         "alive",
         "dead",
@@ -210,9 +210,9 @@ def test_sweeps_answer_whom_they_ended_and_take_no_more_than_they_may(db: psycop
     db.execute("update cluster_metadata set beats_seen_at = now()")
     statement = "select instance_id::text, logical_id from expire_stale_instances({})"
     for none in ("null, 0", "null, -1", "null, null", "3600"):
-        assert db.execute(statement.format(none)).fetchall() == []  # type: ignore[arg-type]
-    assert db.execute(statement.format("p_limit => 1")).fetchall() == [(iid(1), "agent-1")]  # type: ignore[arg-type]
-    assert len(db.execute(statement.format("")).fetchall()) == 2  # type: ignore[arg-type]
+        assert db.execute(statement.format(none)).fetchall() == []
+    assert db.execute(statement.format("p_limit => 1")).fetchall() == [(iid(1), "agent-1")]
+    assert len(db.execute(statement.format("")).fetchall()) == 2
     db.execute("select set_current_epoch('green')")
     assert db.execute("select * from expire_old_epoch_instances(0)").fetchall() == []
     assert db.execute("select logical_id from expire_old_epoch_instances()").fetchall() == [("witness",)]
@@ -237,7 +237,7 @@ def test_sweeps_answer_whom_they_ended_and_take_no_more_than_they_may(db: psycop
 def test_direct_update_cannot_revive_or_rename_the_dead(db: psycopg.Connection, change: str, sqlstate: str) -> None:
     register(db, status="dead")
     with refused(sqlstate):
-        db.execute(f"update registry_instance set {change}")  # type: ignore[arg-type]
+        db.execute(f"update registry_instance set {change}")
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_direct_update_cannot_revive_or_rename_the_dead(db: psycopg.Connection, 
 def test_direct_update_of_the_living_is_guarded_too(db: psycopg.Connection, change: str, sqlstate: str) -> None:
     register(db, status="alive")
     with refused(sqlstate):
-        db.execute(f"update registry_instance set {change}")  # type: ignore[arg-type]
+        db.execute(f"update registry_instance set {change}")
 
 
 def test_direct_update_that_is_allowed_keeps_the_books(db: psycopg.Connection) -> None:
@@ -299,7 +299,7 @@ async def test_view_of_the_best_agrees_with_the_rules(db: psycopg.Connection, st
     active = list(await store.list_instances(InstanceFilter(), 1000))
     names = {row.logical_id for row in active}
     expected = {name: best(row for row in active if row.logical_id == name) for name in names}
-    viewed = dict(db.execute("select logical_id, instance_id::text from active_instance").fetchall())
+    viewed: dict[str, str] = dict(db.execute("select logical_id, instance_id::text from active_instance").fetchall())
     assert len(names) > 20
     assert viewed == {name: row.instance_id for name, row in expected.items() if row is not None}
     assert (await store.best_instances(sorted(names))).value == expected

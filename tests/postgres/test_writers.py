@@ -14,8 +14,8 @@ COUNT = 120
 ROUNDS = 25
 
 
-async def test_overlapping_batches_in_opposite_order_never_deadlock(dsn: str) -> None:
-    writers = [PostgresStore(dsn, PoolLimits(max_size=4)) for _ in range(2)]
+async def test_overlapping_batches_in_opposite_order_never_deadlock(fresh_dsn: str) -> None:
+    writers = [PostgresStore(fresh_dsn, PoolLimits(max_size=4)) for _ in range(2)]
     for writer in writers:
         await writer.open()
     numbers = list(range(COUNT))
@@ -41,9 +41,9 @@ async def test_overlapping_batches_in_opposite_order_never_deadlock(dsn: str) ->
         await writer.close()
 
 
-async def test_staging_epochs_in_batches_never_deadlocks_with_other_writers(dsn: str) -> None:
+async def test_staging_epochs_in_batches_never_deadlocks_with_other_writers(fresh_dsn: str) -> None:
     """Staging takes a lock that all writers share; beats and flips take it too."""
-    writers = [PostgresStore(dsn, PoolLimits(max_size=4)) for _ in range(2)]
+    writers = [PostgresStore(fresh_dsn, PoolLimits(max_size=4)) for _ in range(2)]
     for writer in writers:
         await writer.open()
     known = [number * 1000 for number in range(1, COUNT)]
@@ -67,8 +67,8 @@ async def test_staging_epochs_in_batches_never_deadlocks_with_other_writers(dsn:
         await writer.close()
 
 
-async def test_two_registrations_of_one_instance_at_once_make_one_row(dsn: str) -> None:
-    writers = [PostgresStore(dsn, PoolLimits(max_size=4)) for _ in range(2)]
+async def test_two_registrations_of_one_instance_at_once_make_one_row(fresh_dsn: str) -> None:
+    writers = [PostgresStore(fresh_dsn, PoolLimits(max_size=4)) for _ in range(2)]
     for writer in writers:
         await writer.open()
     for number in range(40):
@@ -79,8 +79,8 @@ async def test_two_registrations_of_one_instance_at_once_make_one_row(dsn: str) 
         await writer.close()
 
 
-async def test_one_epoch_staged_by_many_at_once_is_staged_once(dsn: str) -> None:
-    writers = [PostgresStore(dsn, PoolLimits(max_size=4)) for _ in range(2)]
+async def test_one_epoch_staged_by_many_at_once_is_staged_once(fresh_dsn: str) -> None:
+    writers = [PostgresStore(fresh_dsn, PoolLimits(max_size=4)) for _ in range(2)]
     for writer in writers:
         await writer.open()
     for turn in range(20):
@@ -92,8 +92,8 @@ async def test_one_epoch_staged_by_many_at_once_is_staged_once(dsn: str) -> None
         await writer.close()
 
 
-async def test_concurrent_flips_agree_on_one_epoch_and_lose_no_number(dsn: str) -> None:
-    store = PostgresStore(dsn, PoolLimits(max_size=8))
+async def test_concurrent_flips_agree_on_one_epoch_and_lose_no_number(fresh_dsn: str) -> None:
+    store = PostgresStore(fresh_dsn, PoolLimits(max_size=8))
     await store.open()
     epochs = await asyncio.gather(*(store.set_current_epoch(f"epoch-x{n}") for n in range(8)))
     assert sorted(epoch.number for epoch in epochs) == list(range(2, 10))

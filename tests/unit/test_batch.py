@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -83,6 +83,7 @@ class BeatBatchMachine(RuleBasedStateMachine):
 
 
 TestBeatBatch = BeatBatchMachine.TestCase
+TestBeatBatch.settings = settings(max_examples=50, stateful_step_count=40)
 
 
 @given(st.lists(st.tuples(IDS, MOMENTS)), st.integers(1, 8))
@@ -180,8 +181,7 @@ class ChangeBatchMachine(RuleBasedStateMachine):
         before = len(self.batch)
         try:
             self.batch.offer(change)
-        except BacklogFullError as error:
-            assert error.limit == 6
+        except BacklogFullError:
             assert len(self.batch) == before >= 6
         else:
             self.accepted.append(change)
@@ -208,10 +208,10 @@ class ChangeBatchMachine(RuleBasedStateMachine):
         assert self.in_flight is not None
         registrations = [change for change in self.in_flight if isinstance(change, RegisterChange)]
         statuses = [change for change in self.in_flight if not isinstance(change, RegisterChange)]
-        left = [*registrations, *statuses]
+        left: list[Change] = [*registrations, *statuses]
         if registrations_succeed:
             self.committed += registrations
-            left = statuses
+            left = [*statuses]
             if statuses_succeed:
                 self.committed += statuses
                 left = []
@@ -234,6 +234,7 @@ class ChangeBatchMachine(RuleBasedStateMachine):
 
 
 TestChangeBatch = ChangeBatchMachine.TestCase
+TestChangeBatch.settings = settings(max_examples=50, stateful_step_count=40)
 
 
 def test_full_backlog_refuses_and_takes_nothing() -> None:
@@ -263,7 +264,7 @@ def test_put_back_is_never_refused() -> None:
 
 def test_run_ends_before_a_registration_that_would_overtake_a_status_change() -> None:
     batch = ChangeBatch(capacity=10)
-    life = [joins(1), turns(1, Status.ALIVE), joins(2), joins(1, seq=5), turns(1, Status.DRAINING)]
+    life: list[Change] = [joins(1), turns(1, Status.ALIVE), joins(2), joins(1, seq=5), turns(1, Status.DRAINING)]
     for change in life:
         batch.offer(change)
     assert batch.take(10) == life[:3]

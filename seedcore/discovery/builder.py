@@ -1,0 +1,39 @@
+"""Builds the Serve application from `args` and the environment.
+
+No `from __future__ import annotations` here: Serve reads the type of `args` from the signature as it stands.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+
+from seedcore.discovery.app import Discovery
+from seedcore.discovery.routes import api
+from seedcore.runtime import store_recipe
+from seedcore.settings import load_settings
+
+
+class DiscoveryArgs(BaseModel):
+    """`args` of the application in serve_config.yaml."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    num_replicas: Annotated[int, Field(ge=1, le=100)] = 1
+    max_ongoing_requests: Annotated[int, Field(ge=1, le=10_000)] = 100
+    keep_registry: bool = True
+
+
+def build(args: DiscoveryArgs) -> serve.Application:
+    """The application, for `import_path: seedcore.discovery:build`. Raises ConfigurationError."""
+    settings = load_settings()
+    store_recipe(settings)
+    deployment: Any = serve.deployment(
+        name="Discovery",
+        num_replicas=args.num_replicas,
+        max_ongoing_requests=args.max_ongoing_requests,
+        ray_actor_options={"num_cpus": 0},
+        health_check_period_s=5,
+    )(serve.ingress(api)(Discovery))
+    application: serve.Application = deployment.bind(settings, args.keep_registry)
+    return application
