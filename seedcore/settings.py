@@ -88,6 +88,9 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("SEEDCORE_NS", "RAY_NAMESPACE"),
         description="Ray namespace of agents and registry",
     )
+    ray_address: str | None = Field(
+        None, validation_alias=AliasChoices("RAY_ADDRESS"), description="Ray cluster that the command connects to"
+    )
     mode: Mode = Field(
         Mode.HYBRID, validation_alias=AliasChoices("SEEDCORE_MODE"), description="where callers look for agents"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 
 import ray
 from rich.console import Console
@@ -14,6 +15,9 @@ from seedcore.registry.directory import RayDirectory
 from seedcore.registry.handles import HandleFinder
 from seedcore.runtime import store_recipe
 from seedcore.settings import Settings
+
+
+_LISTENER_TIMEOUT_S = 5.0
 
 
 class NoClusterError(RegistryError):
@@ -32,10 +36,23 @@ class NoClusterError(RegistryError):
 
 def join_cluster(settings: Settings) -> None:
     """Connect to the running cluster. Raises NoClusterError."""
+    if settings.ray_address is not None:
+        _require_listener(settings.ray_address)
     try:
         ray.init(address="auto", namespace=settings.namespace, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise NoClusterError(first_line(error)) from error
+
+
+def _require_listener(address: str) -> None:
+    """Ray itself would look for minutes for a head that is not there."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), _LISTENER_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise NoClusterError(f"RAY_ADDRESS is {address}, where nothing answers: {first_line(error)}") from error
 
 
 def join_or_start_cluster(settings: Settings, console: Console) -> None:

@@ -1,0 +1,188 @@
+"""The newcomer's way, as the README tells it: serve run, demo, ls, Ctrl-C, and again on the same data."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import yaml
+
+from tests.faults.conftest import free_port
+from tests.waiting import eventually
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAMS = Path(sys.executable).parent
+
+
+class Newcomer:
+    """A shell of his own: a data folder, a port, commands."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.data_dir = folder / "data"
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+        assert config["http_options"] == {"host": "127.0.0.1", "port": 8000}
+        config["http_options"]["port"] = port
+        self.config = folder / "serve_config.yaml"
+        self.config.write_text(yaml.safe_dump(config))
+        self.environment = {
+            **os.environ,
+            "SEEDCORE_DATA_DIR": str(self.data_dir),
+            "REGISTRY_BEAT_SEC": "1",
+            "SEEDCORE_LEASE_SEC": "3",
+            "RAY_TMPDIR": str(folder / "ray"),
+            "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}",
+        }
+        self.serving: subprocess.Popen[bytes] | None = None
+
+    def run(self, *command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command,
+            env={**self.environment, **environment},
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=150,
+            check=check,
+        )
+
+    def serve(self) -> None:
+        with (self.folder / "serve.log").open("ab") as log:
+            self.serving = subprocess.Popen(
+                ["serve", "run", str(self.config)], env=self.environment, cwd=self.folder, stdout=log, stderr=log
+            )
+
+    def get(self, path: str) -> dict[str, Any]:
+        return dict(httpx.get(self.url + path, timeout=20).raise_for_status().json())
+
+    async def ready(self) -> None:
+        def is_ready() -> bool:
+            rungs = self.get("/readyz")["rungs"]
+            assert set(rungs.values()) == {"ok"}, rungs
+            return True
+
+        await eventually(is_ready, within_s=90, every_s=0.3)
+
+    def interrupt(self) -> None:
+        assert self.serving is not None
+        self.serving.send_signal(signal.SIGINT)
+        self.serving.wait(60)
+
+    def processes(self) -> list[str]:
+        """Everything that still works in this newcomer's folder."""
+        found = []
+        for process in psutil.process_iter(["cmdline"]):
+            line = " ".join(process.info["cmdline"] or [])
+            if str(self.folder) in line:
+                found.append(line[:120])
+        return found
+
+
+@pytest.fixture(scope="module")
+def newcomer() -> Iterator[Newcomer]:
+    folder = Path(tempfile.mkdtemp(prefix="new-", dir="/tmp"))
+    folder.chmod(0o755)
+    newcomer = Newcomer(folder)
+    yield newcomer
+    if newcomer.serving is not None and newcomer.serving.poll() is None:
+        newcomer.interrupt()
+    ended(lambda: not newcomer.processes())
+    shutil.rmtree(folder)
+
+
+def ended(question: Callable[[], bool], within_s: float = 60) -> None:
+    deadline_s = time.monotonic() + within_s
+    while not question():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.2)
+
+
+@pytest.mark.timeout(300)
+async def test_serve_demo_list_interrupt_and_serve_again(newcomer: Newcomer) -> None:
+    newcomer.serve()
+    await newcomer.ready()
+    assert newcomer.get("/v1/instances")["items"] == []
+    assert newcomer.get("/healthz")["registry"]["store_kind"] == "embedded"
+
+    shown = newcomer.run("seedcore", "demo", "--agents", "4").stdout
+    for step in (
+        "register",
+        "resolved by registry; it counted 8 words",
+        "it is draining",
+        "declared dead; cause: lease",
+    ):
+        assert step in shown
+    page = newcomer.get("/v1/instances")
+    assert [item["logical_id"] for item in page["items"]] == ["demo-memory-2", "demo-vision-1"]
+    listed = json.loads(newcomer.run("seedcore", "ls", "--json", "--label", "app=demo").stdout)
+    assert [item["logical_id"] for item in listed["items"]] == ["demo-memory-2", "demo-vision-1"]
+    assert "draining" in newcomer.run("seedcore", "ls", "--all").stdout
+    assert "lease expired" in newcomer.run("seedcore", "get", "demo-vision-2").stdout
+    nobody = newcomer.run("seedcore", "get", "nobody", check=False)
+    assert (nobody.returncode, nobody.stderr) == (3, "seedcore: nobody ever registered as 'nobody'\n")
+
+    # a registry that is stopped for good is started again by discovery
+    pid = newcomer.get("/healthz")["registry"]["hello"]["pid"]
+    assert "has stopped" in newcomer.run("seedcore", "registry", "stop").stdout
+
+    def is_another() -> bool:
+        registry = newcomer.get("/healthz")["registry"]
+        return bool(registry and registry["recovered"] and registry["hello"]["pid"] != pid)
+
+    await eventually(is_another, within_s=40)
+    assert [item["logical_id"] for item in newcomer.get("/v1/instances")["items"]] == ["demo-memory-2", "demo-vision-1"]
+
+    newcomer.interrupt()
+    ended(lambda: not newcomer.processes())
+
+    newcomer.serve()
+    await newcomer.ready()
+    assert newcomer.get("/v1/instances")["items"] == []
+    assert newcomer.get("/v1/epoch")["epoch"] == "epoch-2"
+    [old] = newcomer.get("/v1/agents/demo-memory-2")["history"]
+    assert (old["status"], old["cause"]) == ("dead", "epoch epoch-1 retired")
+    newcomer.interrupt()
+    ended(lambda: not newcomer.processes())
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({"REGISTRY_BEAT_SEC": "soon"}, "REGISTRY_BEAT_SEC"),
+        ({"REGISTRY_BEAT_SEC": "-1"}, "REGISTRY_BEAT_SEC"),
+        ({"SEEDCORE_LEASE_SEC": "2"}, "SEEDCORE_LEASE_SEC: must be at least 3 x REGISTRY_BEAT_SEC"),
+        ({"ENABLE_RUNTIME_REGISTRY": "perhaps"}, "ENABLE_RUNTIME_REGISTRY"),
+        ({"SEEDCORE_MODE": "consul"}, "SEEDCORE_MODE"),
+        ({"RAY_NAMESPACE": "x" * 300}, "RAY_NAMESPACE"),
+        ({"SEEDCORE_PG_DSN": "not a dsn"}, "SEEDCORE_PG_DSN"),
+        ({"SEEDCORE_PG_DSN": "postgresql://me:hunter2@127.0.0.1:1/x"}, "the database is away"),
+        ({"SEEDCORE_DATA_DIR": "/proc/nowhere"}, "SEEDCORE_DATA_DIR"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_that_names_it(newcomer: Newcomer, environment: dict[str, str], says: str) -> None:
+    answer = newcomer.run("seedcore", "migrate", check=False, **environment)
+    assert answer.returncode == 1
+    assert answer.stderr.count("\n") == 1
+    assert says in answer.stderr
+    assert "hunter2" not in answer.stderr
+
+
+def test_without_a_cluster_the_command_says_how_to_start_one(newcomer: Newcomer) -> None:
+    answer = newcomer.run("seedcore", "ls", check=False, RAY_ADDRESS="127.0.0.1:1")
+    assert answer.returncode == 1
+    assert "serve run serve_config.yaml" in answer.stderr
+    assert "Traceback" not in answer.stderr
