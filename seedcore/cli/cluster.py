@@ -16,7 +16,6 @@ from seedcore.registry.handles import HandleFinder
 from seedcore.runtime import store_recipe
 from seedcore.settings import Settings
 
-
 _LISTENER_TIMEOUT_S = 5.0
 
 

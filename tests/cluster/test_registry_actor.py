@@ -173,12 +173,12 @@ async def test_a_beat_answers_which_instances_are_unknown_or_dead(registry: Regi
 
 
 async def test_many_starters_make_one_registry(ray_cluster: None, settings: Settings) -> None:
-    @ray.remote(num_cpus=0)
     def start() -> int:
         return asyncio.run(start_registry(settings)).pid
 
+    starter: Any = ray.remote(start)
     try:
-        pids = ray.get([start.remote() for _ in range(4)])
+        pids = ray.get([starter.options(num_cpus=0).remote() for _ in range(4)])
         assert len(set(pids)) == 1
     finally:
         await stop_registry(settings.namespace)
