@@ -435,14 +435,14 @@ select r.instance_id, r.logical_id, r.cluster_epoch, r.status, r.seq, r.actor_na
    and r.status = 'alive'
    and r.last_heartbeat >= least(now(), m.beats_seen_at) - make_interval(secs => m.lease_s);
 
--- The best of them for each logical id: the newest incarnation, ties by id.
+-- The best of them for each logical id: one with an actor to call, then the newest incarnation, ties by id.
 create view active_instance as
 select distinct on (a.logical_id)
        a.instance_id, a.logical_id, a.cluster_epoch, a.status, a.seq, a.actor_name, a.namespace, a.actor_id,
        a.serve_route, a.organ_id, a.labels, a.metadata, a.node_id, a.ip_address, a.pid, a.started_at,
        a.status_changed_at, a.last_heartbeat, a.stopped_at, a.cause, a.version
   from active_instances a
- order by a.logical_id, a.started_at desc, a.instance_id;
+ order by a.logical_id, a.actor_name is null, a.started_at desc, a.instance_id;
 
 -- Expiry ------------------------------------------------------------------------------------------------
 

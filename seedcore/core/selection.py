@@ -10,9 +10,15 @@ from seedcore.core.model import Instance
 _RANK = {Status.ALIVE: 0, Status.DRAINING: 1, Status.STARTING: 2, Status.DEAD: 3}
 
 
-def preference(instance: Instance) -> tuple[int, float, str]:
-    """Sort key, best first: by status, then the newest incarnation, then the id, so that ties never flap."""
-    return (_RANK[instance.status], -instance.started_at.timestamp(), instance.instance_id)
+def preference(instance: Instance) -> tuple[int, bool, float, str]:
+    """Sort key, best first: by status, then whoever has an actor to call, then the newest incarnation, then
+    the id, so that ties never flap."""
+    return (
+        _RANK[instance.status],
+        instance.actor_name is None,
+        -instance.started_at.timestamp(),
+        instance.instance_id,
+    )
 
 
 def best(instances: Iterable[Instance]) -> Instance | None:

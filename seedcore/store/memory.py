@@ -28,7 +28,7 @@ from seedcore.core.model import (
 )
 from seedcore.core.paging import check_limit, decode_cursor, encode_cursor
 from seedcore.core.rules import apply_registration, apply_status, first_registration
-from seedcore.core.selection import best, preference
+from seedcore.core.selection import best
 
 MAX_STAGED_EPOCHS = 64
 
@@ -236,4 +236,4 @@ class MemoryStore:
 
 def newest_first(instances: Iterable[Instance]) -> list[Instance]:
     """In the order of a history: newest incarnation first, ties by id."""
-    return sorted(instances, key=lambda row: preference(row)[1:])
+    return sorted(instances, key=lambda row: (-row.started_at.timestamp(), row.instance_id))

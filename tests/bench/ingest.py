@@ -6,7 +6,7 @@ In one run, on one database and the same rows:
   floor    one transaction per beat, over a psycopg pool of 10
   ceiling  the bare batched UPDATE ... FROM unnest, one connection, no actor, no guards
 
-    python -m tests.bench.ingest [--agents 20000] [--seconds 8] [--dsn DSN] [--json FILE]
+    python tests/bench/ingest.py [--agents 20000] [--seconds 8] [--dsn DSN] [--json FILE]
 
 Without a DSN an embedded PostgreSQL runs in a temporary folder. Figures depend on the machine; the ratios
 are what the project promises.
@@ -39,7 +39,6 @@ from seedcore.registry.config import RegistryConfig
 from seedcore.registry.connection import RegistryConnection
 from seedcore.store.embedded import EmbeddedPostgres
 from seedcore.store.postgres import PostgresStore
-from tests.waiting import eventually
 
 NAMESPACE = "bench"
 IDS_A_CALL = 1000
@@ -162,11 +161,10 @@ async def ours(dsn: str, ids: list[str], seconds: float) -> dict[str, float]:
     )
     await ensure_registry(config, OpenStore(dsn), NAMESPACE)
     connection = RegistryConnection(NAMESPACE, 30.0)
-
-    async def is_ready() -> bool:
-        return (await connection.health()).is_ready
-
-    await eventually(is_ready)
+    for _ in range(600):
+        if (await connection.health()).is_ready:
+            break
+        await asyncio.sleep(0.05)
     feeder_class: Any = ray.remote(Feeder)
     feeders = [feeder_class.options(num_cpus=0).remote(ids[n::FEEDERS]) for n in range(FEEDERS)]
     await asyncio.gather(*(feeder.run.remote(0.5) for feeder in feeders))  # warm

@@ -23,7 +23,7 @@ from seedcore.core.errors import (
     StoreUnavailableError,
 )
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Beat, InstanceFilter, RegisterChange, Registration
+from seedcore.core.model import Beat, Instance, InstanceFilter, RegisterChange, Registration
 from seedcore.store.postgres import PoolLimits, PostgresStore, checked_dsn, migrate_database
 from tests.builders import iid, joins, turns
 from tests.servers import GUARDED_ROLE, PostgresServer
@@ -32,6 +32,12 @@ from tests.waiting import eventually
 SECRET = "hunter2-very-secret"
 SOON = PoolLimits(max_size=2, connect_timeout_s=0.5, statement_timeout_s=0.5)
 BOUND_S = 8.0  # of a wait that is over in far less
+
+
+async def loaded(store: PostgresStore) -> list[Instance]:
+    """Everyone who lives."""
+    return [row async for row in store.load_live()]
+
 
 CALLS: dict[str, Callable[[PostgresStore], Awaitable[object]]] = {
     "ping": lambda store: store.ping(),
@@ -43,7 +49,7 @@ CALLS: dict[str, Callable[[PostgresStore], Awaitable[object]]] = {
     "beat_many": lambda store: store.beat_many([Beat(iid(1))]),
     "expire_stale": lambda store: store.expire_stale(None, 10),
     "expire_old_epochs": lambda store: store.expire_old_epochs(10),
-    "load_live": lambda store: anext(store.load_live()),
+    "load_live": lambda store: loaded(store),
     "list_instances": lambda store: store.list_instances(InstanceFilter(), 10),
     "best_instances": lambda store: store.best_instances(["agent"]),
     "get_instance": lambda store: store.get_instance(iid(1)),
@@ -181,6 +187,8 @@ async def test_every_call_tells_that_the_server_stopped_and_works_again_after_it
         server.start()
 
     await eventually(lambda: answers(store))
+    # what was committed before the crash is there
+    assert [row.instance_id for row in await loaded(store)] == [iid(1)]
     for call in CALLS.values():
         await call(store)
     await store.close()

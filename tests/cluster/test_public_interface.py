@@ -1,0 +1,113 @@
+"""The code blocks of the README's and design's public interface run as they are written."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+import seedcore.registry
+import seedcore.settings
+import seedcore.tier0
+from seedcore.registry import RegistryConnection
+from seedcore.settings import Settings
+from tests.cluster.agents import Worker
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+
+PUBLIC_INTERFACE = """
+from seedcore.agents import RayAgent
+from seedcore.tier0 import get_tier0_manager
+
+agent = RayAgent(agent_id="my_agent", organ_id="vision_organ")   # plain class: subclass it, use it in process, or as an actor
+await agent.start()                                              # registers, alive, beats; works with no database at all
+manager = get_tier0_manager()
+await manager.discover_from_registry()                           # registry first
+await manager.discover_and_refresh_agents()                      # registry, then Ray's listing
+handle = await manager.resolve("my_agent")                       # a live, proven ActorHandle
+
+from seedcore.registry import RegistryClient, list_active_instances
+instances = await list_active_instances()
+client = RegistryClient(logical_id="my_agent", actor_name="my_agent_actor", cluster_epoch="epoch_123")
+await client.register(); await client.set_status("alive"); await client.beat()
+"""  # noqa: E501 - as the interface is published
+
+
+@pytest.fixture
+def environment(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test's settings, as a user sets them: in the environment."""
+    assert settings.pg_dsn is not None
+    monkeypatch.setenv("SEEDCORE_NS", settings.namespace)
+    monkeypatch.setenv("SEEDCORE_PG_DSN", settings.pg_dsn.get_secret_value())
+    monkeypatch.setenv("REGISTRY_BEAT_SEC", "0.5")
+    seedcore.settings.get_settings.cache_clear()
+    seedcore.tier0.get_tier0_manager.cache_clear()
+
+
+async def run_block(code: str) -> dict[str, Any]:
+    names: dict[str, Any] = {}
+    wrapped = f"async def block():\n{textwrap.indent(code, '    ')}\n    return locals()\n"
+    exec(compile(wrapped, "<published>", "exec"), names)
+    return dict(await names["block"]())
+
+
+async def test_the_published_interface_runs_as_written(
+    registry: RegistryConnection, settings: Settings, environment: None
+) -> None:
+    # the block's own agent runs in this process and has no handle: the one to call is its twin, an actor
+    actor: Any = ray.remote(Worker)
+    handle = actor.options(name="my_agent", namespace=settings.namespace, num_cpus=0).remote(
+        "my_agent", organ_id="vision_organ", settings=settings
+    )
+    await handle.start.remote()
+    names = await run_block(PUBLIC_INTERFACE)
+    assert await names["handle"].get_id.remote() == "my_agent"
+    assert names["handle"]._actor_id == handle._actor_id
+    assert {row.logical_id for row in names["instances"]} == {"my_agent"}
+    assert names["client"].undelivered == 0
+    assert len((await registry.describe("my_agent")).live) == 3
+    await names["agent"].stop()
+    ray.kill(handle)
+
+
+async def test_the_readmes_own_agent_runs_as_written(
+    registry: RegistryConnection, settings: Settings, environment: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block = next(b for b in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if "RayAgent" in b)
+    module = type(sys)("readme_block")
+    monkeypatch.setitem(sys.modules, "readme_block", module)
+    exec(compile(block, "README.md", "exec"), module.__dict__)
+    ray.cloudpickle.register_pickle_by_value(module)
+    monkeypatch.setattr(module.Counter, "__module__", "readme_block")
+    await module.main()
+    manager = seedcore.tier0.get_tier0_manager()
+    assert await manager.execute_task_on_agent("counter-1", "three words here") == 3
+    await manager.shutdown_agents(["counter-1"])
+
+
+async def test_the_readmes_existing_class_runs_as_written(
+    registry: RegistryConnection, settings: Settings, environment: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block = next(b for b in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if "ThreadReporter" in b)
+    names: dict[str, Any] = {}
+    exec(compile(block, "README.md", "exec"), names)
+    handle = (
+        names["Existing"]
+        .options(
+            name="existing-1",
+            namespace=settings.namespace,
+            runtime_env={"env_vars": {"SEEDCORE_NS": settings.namespace}},
+        )
+        .remote()
+    )
+    await handle.__ray_ready__.remote()
+    answer = await registry.resolve(["existing-1"])
+    assert answer.value[0].instance is not None
+    await asyncio.sleep(0)
+    ray.kill(handle)
