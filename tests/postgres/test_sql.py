@@ -291,7 +291,12 @@ async def test_view_of_the_best_agrees_with_the_rules(db: psycopg.Connection, st
     chance.shuffle(numbers)
     for start in range(0, 300, 10):  # ten of a batch start at one moment
         batch = numbers[start : start + 10]
-        await store.register_many([joins(number, f"agent-{chance.randrange(30)}") for number in batch])
+        await store.register_many(
+            [
+                joins(number, f"agent-{chance.randrange(30)}", actor_name=chance.choice([None, "actor"]))
+                for number in batch
+            ]
+        )
     statuses = [Status.ALIVE, Status.ALIVE, Status.DRAINING, Status.DEAD]
     await store.set_status_many([turns(number, chance.choice(statuses)) for number in numbers[:280]])
     db.execute("update cluster_metadata set beats_seen_at = now()")

@@ -21,7 +21,15 @@ MOMENTS = (st.just(0) | st.integers(-(10**15), 10**15)).map(lambda us: START + t
 @st.composite
 def instances(draw: st.DrawFn) -> list[Instance]:
     numbers = draw(st.lists(st.integers(1, 50), unique=True, min_size=1, max_size=12))
-    return [instance(number, status=draw(st.sampled_from(Status)), started_at=draw(MOMENTS)) for number in numbers]
+    return [
+        instance(
+            number,
+            status=draw(st.sampled_from(Status)),
+            started_at=draw(MOMENTS),
+            actor_name=draw(st.sampled_from([None, "an actor"])),
+        )
+        for number in numbers
+    ]
 
 
 @given(instances(), st.randoms())
@@ -48,6 +56,12 @@ def test_chosen_is_preferred_to_every_other(rows: list[Instance]) -> None:
     chosen = best(rows)
     assert chosen is not None
     assert all(preference(chosen) <= preference(row) for row in rows)
+
+
+def test_an_actor_to_call_counts_before_youth() -> None:
+    old_actor, young_process = instance(1, age_s=1000.0, actor_name="callable"), instance(2)
+    assert best([young_process, old_actor]) == old_actor
+    assert best([young_process]) == young_process
 
 
 def test_status_counts_before_youth_and_youth_before_the_id() -> None:
