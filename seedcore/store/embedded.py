@@ -111,12 +111,15 @@ class EmbeddedPostgres:
         self._register()
         ends_s = time.monotonic() + timeout_s
         while time.monotonic() < ends_s:
-            dsn = self._layout.dsn()
-            if dsn is not None and self._layout.is_guarded() and _answers(dsn):
-                self._dsn = dsn
-                return dsn
-            if not self._layout.is_guarded():
+            # first the guardian, then what it says: what an earlier one left behind is gone before one starts
+            if self._layout.is_guarded():
+                dsn = self._layout.dsn()
+                if dsn is not None and _answers(dsn):
+                    self._dsn = dsn
+                    return dsn
+            else:
                 self._raise_failure()
+                self._layout.server.unlink(missing_ok=True)
                 self._spawn_guard()
             time.sleep(_POLL_S)
         self.release()

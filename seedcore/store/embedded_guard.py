@@ -107,6 +107,7 @@ class Guardian:
         self._user = server_user()
         self._server: subprocess.Popen[bytes] | None = None
         self._told_to_stop = False
+        self._said_before = 0
 
     def run(self) -> None:
         """Run the server until no holder has lived for `linger_s` seconds, or SIGTERM."""
@@ -199,6 +200,8 @@ class Guardian:
 
     def _start(self, binaries: Path, socket_dir: Path) -> None:
         options = [f"--{name}={value}" for name, value in _SETTINGS.items()]
+        began_at = time.time()
+        self._said_before = self._layout.guard_log.stat().st_size
         self._server = subprocess.Popen(
             [str(binaries / "postgres"), "-D", str(self._layout.cluster), "-k", str(socket_dir), *options],
             stdin=subprocess.DEVNULL,
@@ -211,7 +214,7 @@ class Guardian:
         ends_s = time.monotonic() + _READY_TIMEOUT_S
         while time.monotonic() < ends_s:
             if self._server.poll() is not None:
-                raise EmbeddedPostgresError(f"postgres ended at once: {_tail(self._log_bytes())}")
+                raise EmbeddedPostgresError(f"postgres ended at once: {self._last_words(began_at)}")
             try:
                 psycopg.connect(_admin_dsn(socket_dir), connect_timeout=2).close()
             except psycopg.OperationalError:
@@ -287,10 +290,14 @@ class Guardian:
             extra_groups=[] if self._user.name is not None else None,
         )
 
-    def _log_bytes(self) -> bytes:
-        logs = sorted((self._layout.cluster / "log").glob("*.log"), key=lambda path: path.stat().st_mtime)
-        source = logs[-1] if logs else self._layout.guard_log
-        return source.read_bytes()[-4000:]
+    def _last_words(self, since: float) -> str:
+        """What the server said since it was started, the errors first: before its log begins, and in it."""
+        said = self._layout.guard_log.read_bytes()[self._said_before :]
+        for log in (self._layout.cluster / "log").glob("*.log"):
+            if log.stat().st_mtime >= since:
+                said += log.read_bytes()[-4000:]
+        lines = [line for line in said.splitlines() if any(word in line for word in (b"FATAL", b"PANIC", b"could not"))]
+        return _tail(b"\n".join(lines) or said)
 
 
 def _die_with_parent() -> None:

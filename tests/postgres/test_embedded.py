@@ -170,7 +170,9 @@ def test_a_killed_guardian_takes_its_server_along_and_the_next_holder_starts_ane
 ) -> None:
     note(server.hold(), "before")
     orphan = postmaster_pid(folder)
-    os.kill(guard_pid(folder), signal.SIGKILL)
+    guard = guard_pid(folder)
+    os.kill(guard, signal.SIGKILL)
+    until(lambda: not psutil.pid_exists(guard))
     assert notes(server.hold()) == ["before"]
     assert postmaster_pid(folder) != orphan
     server.release()
