@@ -30,9 +30,20 @@ class RegistryActor(Registry):
     """A Registry that serves as soon as Ray has made it, also after a restart."""
 
     def __init__(self, config: RegistryConfig, store_factory: StoreFactory) -> None:
+        _log_to_stderr()
         node_id = ray.get_runtime_context().get_node_id()
         super().__init__(replace(config, node_id=node_id), store_factory)
         self.start()
+
+
+def _log_to_stderr() -> None:
+    """What an operator reads: a worker's stderr, which Ray keeps in its logs and shows to the driver."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    ours = logging.getLogger("seedcore")
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
 
 
 async def ensure_registry(

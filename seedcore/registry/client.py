@@ -17,6 +17,7 @@ from seedcore.core.errors import (
     RegistryFullError,
     RegistryUnavailableError,
     UnknownInstanceError,
+    VersionMismatchError,
 )
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import (
@@ -40,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 MAX_UNDELIVERED = 1000
 _MAX_RETURNS = 3
-_TRY_LATER = (RegistryUnavailableError, BacklogFullError, RegistryFullError)
+_TRY_LATER = (RegistryUnavailableError, VersionMismatchError, BacklogFullError, RegistryFullError)
 _HEALS = (UnknownInstanceError, InstanceDeadError, *_TRY_LATER)
 
 
@@ -116,8 +117,8 @@ class RegistryClient:
         """Register this instance as `starting`. Repeating it is harmless.
 
         Returns a receipt with durable=False where registry or database is away: the registration is kept
-        and sent again. Raises RetiredEpochError, EpochLimitError, InstanceConflictError or
-        VersionMismatchError: those do not heal by waiting.
+        and sent again. Raises RetiredEpochError, EpochLimitError or InstanceConflictError: those do not heal by
+        waiting.
         """
         async with self._delivering:
             await self._identify()

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
 
-from seedcore.core.errors import RegistryError, RegistryUnavailableError
+from seedcore.core.errors import RegistryError, RegistryUnavailableError, VersionMismatchError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Json, Receipt
 from seedcore.core.waiting import end
@@ -87,7 +87,7 @@ class Reporter:
         """Register, say alive, begin to beat. Idempotent.
 
         Returns within a bounded time whether or not a registry is there; what could not be said is said later.
-        Raises what does not heal by waiting: RetiredEpochError, VersionMismatchError, ...
+        Raises what does not heal by waiting: RetiredEpochError, EpochLimitError.
         """
         if not self.is_enabled or self._beating is not None:
             return
@@ -140,7 +140,7 @@ class Reporter:
                 answer = await self._client.beat()
                 self._interval_s = answer.beat_interval_s
                 self._note(None)
-            except RegistryUnavailableError as error:
+            except (RegistryUnavailableError, VersionMismatchError) as error:
                 self._note(str(error))
             except RegistryError as error:
                 # does not heal by waiting; someone may mend it all the same
