@@ -51,7 +51,7 @@ class StoreRecipe:
                     "set SEEDCORE_PG_DSN to use one from several nodes"
                 )
             dsn = found
-        store = PostgresStore(dsn, PoolLimits(max_size=2), read_only=True)
+        store = PostgresStore(dsn, PoolLimits(max_size=2, connect_timeout_s=2.0), read_only=True)
         await store.open()
         return store
 

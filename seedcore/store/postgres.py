@@ -52,6 +52,7 @@ from seedcore.store.queries import queries
 logger = logging.getLogger(__name__)
 
 _LOAD_PAGE = 5000
+_IMPATIENCE_S = 0.25
 _FIRST_KEY = decode_cursor(None)
 
 Row = tuple[Any, ...]
@@ -80,6 +81,7 @@ class PostgresStore:
         self._read_only = read_only
         self._pool: AsyncConnectionPool[Connection] | None = None
         self._migrated = False
+        self._is_away = False
         self._opening = asyncio.Lock()
         self.statements = 0
 
@@ -135,21 +137,27 @@ class PostgresStore:
         # beyond the server's own statement_timeout: a server that is deaf never answers with one
         deadline_s = self._limits.statement_timeout_s + self._limits.connect_timeout_s
         try:
-            return await within(self._execute(self._pool, statements), deadline_s)
+            results = await within(self._execute(self._pool, statements), deadline_s)
         except asyncio.TimeoutError as error:
+            self._is_away = True
             raise StoreUnavailableError(f"no answer within {deadline_s:g} s") from error
         except (PoolTimeout, PoolClosed, TooManyRequests) as error:
+            self._is_away = True
             raise StoreUnavailableError(first_line(error)) from error
         except (psycopg.DataError, psycopg.IntegrityError) as error:
             raise StoreRejectedError(first_line(error)) from error
         except psycopg.Error as error:
             raise _translated(error, statements) from error
+        self._is_away = False
+        return results
 
     async def _execute(
         self, pool: AsyncConnectionPool[Connection], statements: Sequence[tuple[str, dict[str, object]]]
     ) -> list[list[Row]]:
         results: list[list[Row]] = []
-        async with pool.connection() as connection:
+        # the pool reconnects by itself: once it could not, nobody has to wait for it again
+        patience_s = _IMPATIENCE_S if self._is_away else self._limits.connect_timeout_s
+        async with pool.connection(timeout=patience_s) as connection:
             for name, parameters in statements:
                 self.statements += 1
                 cursor = await connection.execute(queries()[name], parameters)

@@ -109,35 +109,33 @@ async def test_resolve_answers_many_and_says_why_not(registry: RegistryConnectio
     assert [row.cause for row in described.history] == ["maintenance"]
 
 
-@pytest.mark.parametrize(
-    ("method", "arguments"),
-    [
-        ("register", (Registration("not-a-uuid", "a"),)),
-        ("register", (Registration(new_instance_id(), ""),)),
-        ("register", (Registration(new_instance_id(), "x" * 256),)),
-        ("register", (Registration(new_instance_id(), "a\x00b"),)),
-        ("register", (Registration(new_instance_id(), "a", labels={f"k{n}": "v" for n in range(10_000)}),)),
-        ("register", (Registration(new_instance_id(), "a", metadata={"deep": ["\x00"]}),)),
-        ("register", (Registration(new_instance_id(), "a", ip_address="not an address"),)),
-        ("set_status", ("not-a-uuid", "alive")),
-        ("set_status", (new_instance_id(), "asleep")),
-        ("set_status", (new_instance_id(), "alive", -1)),
-        ("beat_many", ("abc",)),
-        ("beat_many", ([1, 2],)),
-        ("beat_many", (["junk"],)),
-        ("beat_many", ([new_instance_id()] * 10_001,)),
-        ("resolve", ([],)),
-        ("resolve", (["a"] * 1001,)),
-        ("list_active", (["asleep"],)),
-        ("list_active", (None, None, None, 0)),
-        ("list_active", (None, None, None, 5, "junk")),
-    ],
-)
-async def test_bad_input_is_a_clear_error_and_changes_nothing(
-    registry: RegistryConnection, settings: Settings, method: str, arguments: tuple[object, ...]
-) -> None:
-    with pytest.raises(InvalidInputError):
-        await getattr(registry, method)(*arguments)
+BAD_CALLS: list[tuple[str, tuple[Any, ...]]] = [
+    ("register", (Registration("not-a-uuid", "a"),)),
+    ("register", (Registration(new_instance_id(), ""),)),
+    ("register", (Registration(new_instance_id(), "x" * 256),)),
+    ("register", (Registration(new_instance_id(), "a\x00b"),)),
+    ("register", (Registration(new_instance_id(), "a", labels={f"k{n}": "v" for n in range(10_000)}),)),
+    ("register", (Registration(new_instance_id(), "a", metadata={"deep": ["\x00"]}),)),
+    ("register", (Registration(new_instance_id(), "a", ip_address="not an address"),)),
+    ("set_status", ("not-a-uuid", "alive")),
+    ("set_status", (new_instance_id(), "asleep")),
+    ("set_status", (new_instance_id(), "alive", -1)),
+    ("beat_many", ("abc",)),
+    ("beat_many", ([1, 2],)),
+    ("beat_many", (["junk"],)),
+    ("beat_many", ([new_instance_id()] * 10_001,)),
+    ("resolve", ([],)),
+    ("resolve", (["a"] * 1001,)),
+    ("list_active", (["asleep"],)),
+    ("list_active", (None, None, None, 0)),
+    ("list_active", (None, None, None, 5, "junk")),
+]
+
+
+async def test_bad_input_is_a_clear_error_and_changes_nothing(registry: RegistryConnection, settings: Settings) -> None:
+    for method, arguments in BAD_CALLS:
+        with pytest.raises(InvalidInputError):
+            await getattr(registry, method)(*arguments)
     assert rows(settings, "select count(*) from registry_instance") == [(0,)]
     assert sum((await registry.health()).instances.values()) == 0
 

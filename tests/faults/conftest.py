@@ -90,7 +90,7 @@ def deployed(server: PostgresServer) -> Iterator[tuple[Settings, str]]:
         namespace="faults",
         pg_dsn=SecretStr(server.dsn(server.create_database())),
         beat_interval_s=0.5,
-        lease_s=6.0,
+        lease_s=4.0,
         flush_interval_s=0.2,
         durable_wait_s=1.0,
     )
