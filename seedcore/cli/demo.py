@@ -40,6 +40,10 @@ async def run(settings: Settings, console: Console, agents: int) -> None:
     connection = RegistryConnection(settings.namespace, settings.call_timeout_s)
     manager = Tier0MemoryManager(settings)
 
+    earlier = await _stop_agents(manager)
+    if earlier:
+        console.print(f"Stopped {earlier} agents of an earlier demo.")
+
     console.rule("1. The registry")
     with console.status("starting the registry actor and its database"):
         await start_registry(settings)
@@ -94,13 +98,17 @@ async def run(settings: Settings, console: Console, agents: int) -> None:
 async def take_down(settings: Settings, console: Console) -> None:
     """Stop whatever agents of the demo still live."""
     join_cluster(settings)
-    manager = Tier0MemoryManager(settings)
+    console.print(f"stopped {await _stop_agents(Tier0MemoryManager(settings))} agents")
+
+
+async def _stop_agents(manager: Tier0MemoryManager) -> int:
+    """Stop the agents of any demo; how many there were."""
     await manager.discover_and_refresh_agents()
     ids = [agent.logical_id for agent in manager.list_agents() if agent.logical_id.startswith(_PREFIX)]
     stopped = await manager.shutdown_agents(ids)
-    console.print(f"stopped {len(stopped.results)} agents")
     for agent_id, why in stopped.failures.items():
-        console.print(f"{agent_id}: {why}")
+        raise AgentCallError(agent_id, why)
+    return len(stopped.results)
 
 
 async def _show_unresolvable(manager: Tier0MemoryManager, console: Console, agent_id: str) -> None:

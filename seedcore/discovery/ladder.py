@@ -14,6 +14,7 @@ from datetime import datetime, timezone
 from seedcore.core.errors import (
     CannotKnowError,
     DirectoryUnavailableError,
+    InvalidInputError,
     NotResolvableError,
     RegistryUnavailableError,
     StoreUnavailableError,
@@ -118,7 +119,7 @@ class DiscoveryLadder:
                 return listing
             incomplete = listing
             problems.append("the registry is still recovering")
-        except RegistryUnavailableError as error:
+        except (RegistryUnavailableError, StoreUnavailableError) as error:
             problems.append(str(error))
         try:
             return await (await self._open_reader()).list_instances(wanted, limit, cursor)
@@ -186,9 +187,14 @@ class DiscoveryLadder:
         return await self._handle_by_name(logical_id, found.why or "unknown")
 
     async def handles_of(self, logical_ids: Sequence[str]) -> dict[str, ActorHandle | str]:
-        """A proven handle for each agent, or the reason why there is none. At most MAX_PAGE at once."""
-        outcomes = await asyncio.gather(*(self._handle_or_reason(logical_id) for logical_id in logical_ids[:MAX_PAGE]))
-        return dict(zip(logical_ids, outcomes, strict=False))
+        """A proven handle for each agent, or the reason why there is none.
+
+        Raises InvalidInputError for more than MAX_PAGE at once.
+        """
+        if len(logical_ids) > MAX_PAGE:
+            raise InvalidInputError("logical_ids", f"must be at most {MAX_PAGE} ids, not {len(logical_ids)}")
+        outcomes = await asyncio.gather(*(self._handle_or_reason(logical_id) for logical_id in logical_ids))
+        return dict(zip(logical_ids, outcomes, strict=True))
 
     async def describe(self, logical_id: str) -> Description:
         """One agent with its history. Raises InvalidInputError or CannotKnowError."""

@@ -210,7 +210,10 @@ class Registry:
         logical_id: str | None = None,
         fresh_only: bool = True,
     ) -> Listing:
-        """A page of live instances of the current epoch, in key order. `statuses` None means every live one."""
+        """A page of instances of the current epoch, in key order. `statuses` None means every live one.
+
+        The dead are in the database alone: asking for them raises StoreUnavailableError while it is away.
+        """
         wanted = InstanceFilter(
             statuses=None if statuses is None else frozenset(check_status(status) for status in statuses),
             organ_id=organ_id,
@@ -219,6 +222,8 @@ class Registry:
             epoch=epoch,
             fresh_only=fresh_only,
         ).validated()
+        if wanted.statuses is not None and Status.DEAD in wanted.statuses:
+            return await self._writer.store().list_instances(wanted, limit, cursor)
         after = decode_cursor(cursor)
         now_s, at = time.monotonic(), _utc_now()
         rows, has_more = self._roster.page(wanted, after, check_limit(limit), now_s)

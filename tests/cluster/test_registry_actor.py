@@ -84,6 +84,10 @@ async def test_listing_filters_and_pages_without_gap_or_repeat(registry: Registr
     assert everything.complete
     starting = await registry.list_active([Status.STARTING])
     assert len(starting) == 5
+    gone = everything[0].instance_id
+    await registry.set_status(gone, Status.DEAD, 3)
+    dead = await registry.list_active([Status.DEAD])
+    assert ([row.instance_id for row in dead], dead.source) == ([gone], Source.POSTGRES)
     left = await registry.list_active(organ_id="left", labels={"n": "1"})
     assert [row.logical_id for row in left] == ["agent-01", "agent-11"]
     page = await registry.list_active(limit=7)
