@@ -28,12 +28,19 @@ settings.register_profile(
 settings.load_profile("seedcore")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--require-postgres15", action="store_true", help="fail, not skip, where it is not installed")
+
+
 @pytest.fixture(scope="session")
-def postgres15() -> Iterator[PostgresServer]:
+def postgres15(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
     """A PostgreSQL 15 of the system, sorting text by language, as many installations do."""
     binaries = system_binaries()
     if binaries is None:
-        pytest.skip("PostgreSQL 15 is not installed here (apt-get install postgresql-15)")
+        missing = "PostgreSQL 15 is not installed here (apt-get install postgresql-15)"
+        if request.config.getoption("--require-postgres15"):
+            pytest.fail(missing)
+        pytest.skip(missing)
     with running_server(binaries, "--locale-provider=icu", "--icu-locale=en-US") as server:
         yield server
 

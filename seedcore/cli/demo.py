@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import ray
@@ -24,6 +25,7 @@ from seedcore.tier0.answers import AgentSpec
 _PREFIX = "demo-"
 _ORGANS = ("vision", "memory")
 _READY_TIMEOUT_S = 90.0
+_POLL_S = 0.1
 
 
 class DemoAgent(RayAgent):
@@ -121,25 +123,34 @@ async def _show_unresolvable(manager: Tier0MemoryManager, console: Console, agen
 
 
 async def _ready(connection: RegistryConnection) -> Health:
-    deadline = asyncio.get_running_loop().time() + _READY_TIMEOUT_S
-    while not (health := await connection.health()).is_ready:
-        if asyncio.get_running_loop().time() > deadline:
-            raise RegistryUnavailableError(f"not ready after {_READY_TIMEOUT_S:g} s: {health.store_problem}")
-        await asyncio.sleep(0.1)
-    return health
+    async def problem() -> str | None:
+        health = await connection.health()
+        return None if health.is_ready else f"the registry is not ready: {health.store_problem}"
+
+    await _until_none(problem, _READY_TIMEOUT_S)
+    return await connection.health()
 
 
 async def _registered(connection: RegistryConnection, agent_ids: set[str]) -> None:
-    deadline = asyncio.get_running_loop().time() + _READY_TIMEOUT_S
-    while missing := agent_ids - {row.logical_id for row in await every_page(connection, labels={"app": "demo"})}:
-        if asyncio.get_running_loop().time() > deadline:
-            raise RegistryUnavailableError(f"these agents did not register: {', '.join(sorted(missing)[:5])}")
-        await asyncio.sleep(0.1)
+    async def problem() -> str | None:
+        missing = agent_ids - {row.logical_id for row in await every_page(connection, labels={"app": "demo"})}
+        return f"these agents did not register: {', '.join(sorted(missing)[:5])}" if missing else None
+
+    await _until_none(problem, _READY_TIMEOUT_S)
 
 
 async def _gone(connection: RegistryConnection, agent_id: str, timeout_s: float) -> None:
-    deadline = asyncio.get_running_loop().time() + timeout_s
-    while (await connection.describe(agent_id)).live:
-        if asyncio.get_running_loop().time() > deadline:
-            raise RegistryUnavailableError(f"agent {agent_id!r} is not declared dead after {timeout_s:g} s")
-        await asyncio.sleep(0.2)
+    async def problem() -> str | None:
+        return f"agent {agent_id!r} is not declared dead" if (await connection.describe(agent_id)).live else None
+
+    await _until_none(problem, timeout_s)
+
+
+async def _until_none(problem: Callable[[], Awaitable[str | None]], timeout_s: float) -> None:
+    """Ask until there is no problem any more. Raises RegistryUnavailableError with the last one."""
+    loop = asyncio.get_running_loop()
+    ends_s = loop.time() + timeout_s
+    while (why := await problem()) is not None:
+        if loop.time() > ends_s:
+            raise RegistryUnavailableError(f"{why} after {timeout_s:g} s")
+        await asyncio.sleep(_POLL_S)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -66,14 +66,6 @@ class Roster:
     def instances_of(self, logical_id: str) -> list[Instance]:
         """The live instances of one agent, in any epoch."""
         return [self._live[instance_id] for instance_id in self._by_logical.get(logical_id, ())]
-
-    def is_dead(self, instance_id: str) -> bool:
-        """Whether the id is remembered as dead."""
-        return instance_id in self._dead
-
-    def cause_of_death(self, instance_id: str) -> str | None:
-        """Why a remembered dead instance died."""
-        return self._dead.get(instance_id)
 
     # Changes
 
@@ -241,10 +233,6 @@ class Roster:
         for instance in self._live.values():
             counts[instance.status] += 1
         return counts
-
-    def all(self) -> Iterable[Instance]:
-        """Every live instance."""
-        return self._live.values()
 
     def _behind(self, after: tuple[str, str]) -> Iterator[Instance]:
         if self._order is None:

@@ -119,18 +119,16 @@ class RegistryConnection:
         return cast(str, await self._call("set_current_epoch", epoch))
 
     async def _call(self, method: str, *args: object, **kwargs: object) -> Any:
-        handle = await self._found()
         try:
-            await self._shake_hands(handle)
-            return await self._ask(handle, method, *args, **kwargs)
+            return await self._call_once(method, *args, **kwargs)
         except _Replaced:
             # the name may belong to a new actor by now
-            handle = await self._found()
-            try:
-                await self._shake_hands(handle)
-                return await self._ask(handle, method, *args, **kwargs)
-            except _Replaced as error:
-                raise RegistryUnavailableError(str(error)) from error
+            return await self._call_once(method, *args, **kwargs)
+
+    async def _call_once(self, method: str, *args: object, **kwargs: object) -> Any:
+        handle = await self._found()
+        await self._shake_hands(handle)
+        return await self._ask(handle, method, *args, **kwargs)
 
     async def _found(self) -> ActorHandle:
         cluster = connected_cluster()

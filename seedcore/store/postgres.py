@@ -175,10 +175,6 @@ class PostgresStore:
                 results.append(await cursor.fetchall())
         return results
 
-    async def ping(self) -> None:
-        """Raise StoreUnavailableError unless the database answers and has our tables."""
-        await self._run("stamp", {})
-
     async def begin(self, ray_cluster: str, epoch: str | None, lease_s: float) -> Epoch:
         check_lease(lease_s)
         if epoch is not None:

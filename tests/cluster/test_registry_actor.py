@@ -224,8 +224,10 @@ async def test_no_status_is_lost_while_the_registry_is_killed_again_and_again(
     clients = [RegistryClient(f"agent-{n}", settings=settings) for n in range(5)]
     stop = asyncio.Event()
     last: dict[str, str] = {}
+    turns = 0
 
     async def toggle(client: RegistryClient) -> None:
+        nonlocal turns
         await client.set_status("alive")
         while not stop.is_set():
             for status in ("draining", "alive"):
@@ -234,11 +236,17 @@ async def test_no_status_is_lost_while_the_registry_is_killed_again_and_again(
                     await asyncio.sleep(0.05)
                     receipt = await client.register()
                 last[client.instance_id] = status
+                turns += 1
 
     toggling = [asyncio.create_task(toggle(client)) for client in clients]
     for _ in range(3):
         await kill_registry(registry)
-        await asyncio.sleep(0.3)
+        enough = turns + 20
+
+        def has_turned() -> bool:
+            return turns >= enough  # noqa: B023 - asked before the next kill sets another
+
+        await eventually(has_turned)
     stop.set()
     await asyncio.gather(*toggling)
     assert all(client.undelivered == 0 for client in clients)

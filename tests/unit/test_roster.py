@@ -13,7 +13,16 @@ from seedcore.core import roster as roster_module
 from seedcore.core.errors import RegistryFullError
 from seedcore.core.lease import LeaseTerms
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Change, Instance, InstanceFilter, OutcomeKind, RegisterChange, Verdict
+from seedcore.core.model import (
+    Change,
+    Instance,
+    InstanceFilter,
+    Outcome,
+    OutcomeKind,
+    RegisterChange,
+    StatusChange,
+    Verdict,
+)
 from seedcore.core.roster import Roster
 from seedcore.core.selection import best
 from seedcore.store.memory import MemoryStore
@@ -22,6 +31,26 @@ from tests.builders import START, FakeClock, iid, instance, joins, turns
 TERMS = LeaseTerms(beat_interval_s=5.0, lease_s=15.0)
 EVERYONE = InstanceFilter(statuses=None, fresh_only=False)
 FIRST = ("", iid(0))
+
+
+def everyone(roster: Roster) -> list[Instance]:
+    """Every live instance."""
+    return list(roster._live.values())
+
+
+def death(roster: Roster, instance_id: str) -> Outcome:
+    """What the roster answers to a status that no living instance refuses as dead."""
+    return roster.set_status(StatusChange(instance_id, Status.DRAINING, 0), 0.0, START)
+
+
+def is_dead(roster: Roster, instance_id: str) -> bool:
+    """Whether the roster remembers the instance as dead."""
+    return death(roster, instance_id).kind is OutcomeKind.DEAD
+
+
+def cause_of_death(roster: Roster, instance_id: str) -> str | None:
+    """Why, by the roster's answer."""
+    return death(roster, instance_id).cause
 
 
 @pytest.fixture
@@ -54,7 +83,7 @@ def test_registered_instance_is_there_and_starting(roster: Roster) -> None:
     row = roster.get(iid(1))
     assert row is not None
     assert (row.organ_id, row.seq, row.started_at) == ("vision", 3, START)
-    assert list(roster.all()) == roster.instances_of("agent") == [row]
+    assert list(everyone(roster)) == roster.instances_of("agent") == [row]
     assert roster.get(iid(2)) is None
     assert roster.instances_of("nobody") == []
 
@@ -76,8 +105,8 @@ def test_dead_instance_is_gone_remembered_and_never_comes_back(roster: Roster) -
     roster.set_status(turns(1, Status.DEAD, 3, cause="stopped"), 0.0, START)
     assert iid(1) not in roster
     assert roster.instances_of("agent") == []
-    assert roster.is_dead(iid(1))
-    assert roster.cause_of_death(iid(1)) == "stopped"
+    assert is_dead(roster, iid(1))
+    assert cause_of_death(roster, iid(1)) == "stopped"
     for outcome in (
         roster.register(joins(1, seq=9), 0.0, START),
         roster.set_status(turns(1, Status.ALIVE, 9), 0.0, START),
@@ -91,8 +120,8 @@ def test_dead_are_remembered_up_to_a_bound(roster: Roster, monkeypatch: pytest.M
     for number in (1, 2, 3):
         enter(roster, number)
         roster.set_status(turns(number, Status.DEAD), 0.0, START)
-    assert [roster.is_dead(iid(number)) for number in (1, 2, 3)] == [False, True, True]
-    assert roster.cause_of_death(iid(1)) is None
+    assert [is_dead(roster, iid(number)) for number in (1, 2, 3)] == [False, True, True]
+    assert cause_of_death(roster, iid(1)) is None
 
 
 def test_status_of_an_unknown_instance_is_unknown(roster: Roster) -> None:
@@ -148,13 +177,13 @@ async def test_memory_answers_as_the_store_does(history: list[Change]) -> None:
         else:
             ours = roster.set_status(change, 0.0, START)
             (theirs,) = await store.set_status_many([change])
-        if roster.is_dead(change.instance_id) and ours.kind is not OutcomeKind.APPLIED:
+        if is_dead(roster, change.instance_id) and ours.kind is not OutcomeKind.APPLIED:
             # of the dead only id and cause are remembered
             assert theirs.status is Status.DEAD
         else:
             assert ours == theirs
     stored = {row.instance_id: row async for row in store.load_live()}
-    assert {row.instance_id: row for row in roster.all()} == stored
+    assert {row.instance_id: row for row in everyone(roster)} == stored
 
 
 # Taking over from the store
@@ -187,9 +216,9 @@ def test_store_that_is_ahead_wins(roster: Roster) -> None:
 def test_death_in_the_store_wins_over_everything(roster: Roster) -> None:
     enter(roster, 1)
     roster.adopt(instance(1, seq=0, status=Status.DEAD, cause="expired"), 1.0)
-    assert roster.cause_of_death(iid(1)) == "expired"
+    assert cause_of_death(roster, iid(1)) == "expired"
     roster.adopt(instance(2, status=Status.DEAD), 1.0)
-    assert roster.is_dead(iid(2))
+    assert is_dead(roster, iid(2))
     assert len(roster) == 0
 
 
@@ -213,15 +242,15 @@ def test_overwriting_takes_the_stores_word(roster: Roster) -> None:
     assert roster.silence_s(iid(1), 7.0) == 2.0
     assert roster.instances_of("ours") == []
     roster.overwrite(replace(told, status=Status.DEAD, cause="said so"), 8.0)
-    assert roster.cause_of_death(iid(1)) == "said so"
+    assert cause_of_death(roster, iid(1)) == "said so"
 
 
 def test_burying_is_of_the_living_only(roster: Roster) -> None:
     enter(roster, 1)
     roster.bury(iid(1), "its epoch is retired")
     roster.bury(iid(2), "never seen")
-    assert roster.cause_of_death(iid(1)) == "its epoch is retired"
-    assert not roster.is_dead(iid(2))
+    assert cause_of_death(roster, iid(1)) == "its epoch is retired"
+    assert not is_dead(roster, iid(2))
 
 
 def test_forgotten_instance_is_unknown_not_dead(roster: Roster) -> None:
@@ -240,7 +269,7 @@ def test_instances_taken_before_the_epoch_is_known_belong_to_it() -> None:
     assert roster.resolve("agent", 0.0).instance is not None
     roster.register(joins(2, cluster_epoch="staged"), 0.0, START)
     roster.set_epoch("epoch-5")
-    assert {row.instance_id: row.cluster_epoch for row in roster.all()} == {iid(1): "epoch-5", iid(2): "staged"}
+    assert {row.instance_id: row.cluster_epoch for row in everyone(roster)} == {iid(1): "epoch-5", iid(2): "staged"}
 
 
 def test_flip_shows_the_staged_and_hides_the_rest_in_one_step(roster: Roster) -> None:
@@ -314,7 +343,7 @@ def test_resolve_hands_out_the_best_alive_instance(roster: Roster) -> None:
     roster.set_status(turns(1, Status.DRAINING, 3), 0.0, START)
     resolution = roster.resolve("agent", 0.0)
     assert resolution.is_known
-    assert resolution.instance == best(row for row in roster.all() if row.status is Status.ALIVE)
+    assert resolution.instance == best(row for row in everyone(roster) if row.status is Status.ALIVE)
 
 
 @pytest.mark.parametrize(
