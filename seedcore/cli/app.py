@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import click
 import typer
@@ -14,15 +15,18 @@ from rich.console import Console
 from seedcore import __version__
 from seedcore.cli import demo as demo_command
 from seedcore.cli.cluster import join_cluster, ladder_of
-from seedcore.cli.render import agent_json, listing_json, show_agent, show_listing
+from seedcore.cli.render import agent_json, epochs_json, listing_json, show_agent, show_epochs, show_listing
 from seedcore.core.errors import CannotKnowError, RegistryError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import InstanceFilter, Listing
 from seedcore.discovery.ladder import DiscoveryLadder, NameListing
 from seedcore.discovery.routes import parse_labels
 from seedcore.registry.actor import stop_registry
+from seedcore.registry.connection import RegistryConnection
 from seedcore.runtime import start_registry, store_recipe
 from seedcore.settings import load_settings
+
+T = TypeVar("T")
 
 EXIT_FAILED = 1
 EXIT_NOT_FOUND = 3
@@ -38,6 +42,8 @@ app = typer.Typer(
 )
 registry_app = typer.Typer(help="The registry actor.", no_args_is_help=True)
 app.add_typer(registry_app, name="registry")
+epoch_app = typer.Typer(help="Fleet generations: blue and green.", no_args_is_help=True)
+app.add_typer(epoch_app, name="epoch")
 
 # a pipe has no width to respect: rows stay whole
 out = Console() if sys.stdout.isatty() else Console(width=200)
@@ -110,6 +116,30 @@ def demo(
     asyncio.run(demo_command.take_down(settings, out) if down else demo_command.run(settings, out, agents))
 
 
+@epoch_app.command("show")
+def epoch_show(as_json: JsonOption = False) -> None:
+    """The newest epochs: which is shown, which are staged, who lives in each."""
+    records = _ask_registry(lambda connection: connection.list_epochs())
+    if as_json:
+        typer.echo(epochs_json(records))
+    else:
+        show_epochs(out, records)
+
+
+@epoch_app.command("stage")
+def epoch_stage(name: Annotated[str, typer.Argument(help="The epoch's name.")]) -> None:
+    """Name an epoch that agents can register in (CLUSTER_EPOCH) before it is shown."""
+    is_new = _ask_registry(lambda connection: connection.stage_epoch(name))
+    typer.echo(f"epoch {name} is staged" if is_new else f"epoch {name} was there already")
+
+
+@epoch_app.command("flip")
+def epoch_flip(name: Annotated[str, typer.Argument(help="The epoch's name.")]) -> None:
+    """Show this epoch from now on, in one step. The fleet of the epoch before is ended, and cannot come back."""
+    _ask_registry(lambda connection: connection.set_current_epoch(name))
+    typer.echo(f"epoch {name} is shown")
+
+
 @registry_app.command("start")
 def registry_start() -> None:
     """Start the registry actor of the running cluster, unless it runs."""
@@ -126,6 +156,17 @@ def registry_stop() -> None:
     join_cluster(settings)
     stopped = asyncio.run(stop_registry(settings.namespace))
     typer.echo("the registry has stopped" if stopped else "no registry runs")
+
+
+def _ask_registry(question: Callable[[RegistryConnection], Awaitable[T]]) -> T:
+    settings = load_settings()
+    join_cluster(settings)
+    connection = RegistryConnection(settings.namespace, settings.call_timeout_s)
+
+    async def answer() -> T:
+        return await question(connection)
+
+    return asyncio.run(answer())
 
 
 async def _every_page(ladder: DiscoveryLadder, wanted: InstanceFilter) -> Listing | NameListing:

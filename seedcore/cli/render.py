@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime, timezone
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from seedcore.core.model import Instance, Listing
+from seedcore.core.model import EpochRecord, Instance, Listing
 from seedcore.discovery.api import agent_answer, page_of
 from seedcore.discovery.ladder import NameListing
 from seedcore.registry.answers import Description
@@ -66,6 +68,27 @@ def show_agent(console: Console, described: Description) -> None:
         console.print(past)
     worth = "" if described.complete else ", history unknown now"
     console.print(f"source: {described.source}{worth}", style="dim")
+
+
+def show_epochs(console: Console, records: Sequence[EpochRecord]) -> None:
+    """A table of epochs, newest first."""
+    table = Table("EPOCH", "NUMBER", "STATE", "LIVE", "STAGED", "SHOWN", "RETIRED", box=None, pad_edge=False)
+    for record in records:
+        table.add_row(
+            Text(record.name),
+            str(record.number),
+            record.state,
+            str(record.live),
+            _time(record.staged_at),
+            _time(record.current_at),
+            _time(record.retired_at),
+        )
+    console.print(table)
+
+
+def epochs_json(records: Sequence[EpochRecord]) -> str:
+    """The epochs as a JSON list, times in ISO 8601."""
+    return json.dumps([{**asdict(record), "state": record.state} for record in records], indent=2, default=str)
 
 
 def listing_json(listing: Listing | NameListing) -> str:

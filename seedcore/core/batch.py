@@ -131,6 +131,10 @@ class ChangeBatch:
             taken.append(self._changes.popleft())
         return taken
 
+    def clear(self) -> None:
+        """Let go of every change: whoever gave it keeps it."""
+        self._changes.clear()
+
     def put_back(self, taken: Sequence[Change]) -> None:
         """Return what could not be committed to the front, in its order. Never refused: it had its place."""
         self._changes.extendleft(reversed(taken))

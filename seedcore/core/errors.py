@@ -249,3 +249,21 @@ class RegistryFullError(RegistryError):
 
     def __str__(self) -> str:
         return f"the registry holds its limit of {self.limit} live instances; raise SEEDCORE_MAX_INSTANCES"
+
+
+class FencedError(RegistryError):
+    """A newer registry has started on the same database: this one may not write any more, and nothing was written.
+
+    `term` is this registry's (0: it never had one), `in_force` the newer one's.
+    """
+
+    def __init__(self, term: int, in_force: int) -> None:
+        super().__init__(term, in_force)
+        self.term = term
+        self.in_force = in_force
+
+    def __str__(self) -> str:
+        return (
+            f"this registry (term {self.term}) is superseded by that of term {self.in_force} on the same database and "
+            "only reads: end it, or point it at a database of its own"
+        )

@@ -206,6 +206,26 @@ class Epoch:
 
 
 @dataclass(frozen=True, slots=True)
+class EpochRecord:
+    """An epoch's story: named at `staged_at`, shown from `current_at` (None: not yet) to `retired_at` (None: still,
+    or not yet), with the number of its instances that are not dead."""
+
+    name: str
+    number: int
+    staged_at: datetime
+    current_at: datetime | None
+    retired_at: datetime | None
+    live: int
+
+    @property
+    def state(self) -> str:
+        """`staged`, `current` or `retired`."""
+        if self.retired_at is not None:
+            return "retired"
+        return "staged" if self.current_at is None else "current"
+
+
+@dataclass(frozen=True, slots=True)
 class Receipt:
     """The answer to `register` and `set_status`.
 
@@ -223,12 +243,16 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class BeatAnswer:
-    """The answer to beats: which ids renewed nothing, and how often to beat from now on (seconds)."""
+    """The answer to beats: which ids renewed nothing, and how often to beat from now on (seconds).
+
+    `is_fenced` says that a newer registry writes: this one remembers the beat and cannot record it.
+    """
 
     unknown: tuple[str, ...] = ()
     dead: tuple[str, ...] = ()
     beat_interval_s: float = 5.0
     lease_s: float = 15.0
+    is_fenced: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from seedcore.core.model import (
     Answer,
     Beat,
     Epoch,
+    EpochRecord,
     Instance,
     InstanceFilter,
     Listing,
@@ -50,6 +51,10 @@ class InstanceReader(Protocol):
         """The epoch that discovery shows."""
         ...
 
+    async def list_epochs(self, limit: int) -> list[EpochRecord]:
+        """The newest `limit` epochs, newest first."""
+        ...
+
     async def close(self) -> None:
         """Release connections. Idempotent."""
         ...
@@ -57,7 +62,8 @@ class InstanceReader(Protocol):
 
 class Store(InstanceReader, Protocol):
     """Everything the registry actor needs. A batch is one statement and one transaction; its outcomes come
-    in the order of its changes; replaying it is harmless (sequence numbers, transition table).
+    in the order of its changes; replaying it is harmless (sequence numbers, transition table). Once `begin` was
+    called, every write raises FencedError, and changes nothing, after another store began on the same database.
     """
 
     async def open(self) -> None:
@@ -69,9 +75,25 @@ class Store(InstanceReader, Protocol):
     async def begin(self, ray_cluster: str, epoch: str | None, lease_s: float) -> Epoch:
         """A registry starts in `ray_cluster`: keep the epoch of the same cluster, rotate it in a new one.
 
-        `epoch` insists on a name: it becomes current if it is not. Raises RetiredEpochError for one that
-        was current before another.
+        Takes the next term, which every later write of this store carries, and starts every lease again. `epoch`
+        insists on a name: it becomes current if it is not. Raises RetiredEpochError for one that was current
+        before another, FencedError for a cluster that another has replaced.
         """
+        ...
+
+    @property
+    def term(self) -> int | None:
+        """The writer's term, None before `begin`."""
+        ...
+
+    async def renew_every_lease(self) -> None:
+        """Count nobody's silence from before now: it was our absence."""
+        ...
+
+    async def stage_epoch(self, epoch: str) -> bool:
+        """Name an epoch that shall become current later; whether it is new.
+
+        Raises RetiredEpochError or EpochLimitError."""
         ...
 
     async def set_current_epoch(self, epoch: str) -> Epoch:

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from seedcore.core.model import Instance, Source, Verdict
 
-PROTOCOL = 1
+PROTOCOL = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +62,19 @@ class FlushCounts:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """The registry's own state. `store_problem` None means that the database answers."""
+    """The registry's own state. `store_problem` None means that the database answers.
+
+    `term` is its writer's number, None before it has joined the database; `fenced_by` is the term of a newer registry
+    that took the database over, after which this one only reads.
+    """
 
     hello: Hello
     as_of: datetime
     recovered: bool
     store_problem: str | None
     store_kind: str
+    term: int | None
+    fenced_by: int | None
     epoch: str | None
     lease_s: float
     beat_interval_s: float
@@ -82,4 +88,4 @@ class Health:
     @property
     def is_ready(self) -> bool:
         """Whether answers are complete and changes become durable."""
-        return self.recovered and self.store_problem is None
+        return self.recovered and self.store_problem is None and self.fenced_by is None

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from seedcore.core.errors import (
     BacklogFullError,
+    FencedError,
     InstanceDeadError,
     RegistryError,
     RegistryFullError,
@@ -41,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 MAX_UNDELIVERED = 1000
 _MAX_RETURNS = 3
-_TRY_LATER = (RegistryUnavailableError, VersionMismatchError, BacklogFullError, RegistryFullError)
+_TRY_LATER = (RegistryUnavailableError, VersionMismatchError, BacklogFullError, RegistryFullError, FencedError)
 _HEALS = (UnknownInstanceError, InstanceDeadError, *_TRY_LATER)
 
 

@@ -18,7 +18,17 @@ from seedcore.core.errors import (
     first_line,
 )
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Answer, BeatAnswer, Epoch, Instance, Listing, Receipt, Registration, Resolution
+from seedcore.core.model import (
+    Answer,
+    BeatAnswer,
+    Epoch,
+    EpochRecord,
+    Instance,
+    Listing,
+    Receipt,
+    Registration,
+    Resolution,
+)
 from seedcore.core.waiting import within
 from seedcore.registry.answers import PROTOCOL, Description, Health, Hello
 from seedcore.registry.directory import RESERVED_PREFIX
@@ -117,6 +127,14 @@ class RegistryConnection:
     async def set_current_epoch(self, epoch: str) -> str:
         """See Registry.set_current_epoch."""
         return cast(str, await self._call("set_current_epoch", epoch))
+
+    async def stage_epoch(self, epoch: str) -> bool:
+        """See Registry.stage_epoch."""
+        return cast(bool, await self._call("stage_epoch", epoch))
+
+    async def list_epochs(self, limit: int = 20) -> list[EpochRecord]:
+        """See Registry.list_epochs."""
+        return cast("list[EpochRecord]", await self._call("list_epochs", limit))
 
     async def _call(self, method: str, *args: object, **kwargs: object) -> Any:
         try:

@@ -139,7 +139,7 @@ class Reporter:
             try:
                 answer = await self._client.beat()
                 self._interval_s = answer.beat_interval_s
-                self._note(None)
+                self._note("a newer registry has taken the database over" if answer.is_fenced else None)
             except (RegistryUnavailableError, VersionMismatchError) as error:
                 self._note(str(error))
             except RegistryError as error:

@@ -20,6 +20,7 @@ from seedcore import __version__
 from seedcore.core.errors import (
     BacklogFullError,
     EpochLimitError,
+    FencedError,
     ForbiddenTransitionError,
     InstanceConflictError,
     InstanceDeadError,
@@ -38,6 +39,7 @@ from seedcore.core.model import (
     BeatAnswer,
     Change,
     Epoch,
+    EpochRecord,
     Instance,
     InstanceFilter,
     Listing,
@@ -113,7 +115,7 @@ class Registry:
         """Register an instance, or refresh one that is registered.
 
         Raises InvalidInputError, InstanceDeadError, InstanceConflictError, RetiredEpochError, EpochLimitError,
-        BacklogFullError or RegistryFullError; then nothing has changed.
+        BacklogFullError, RegistryFullError or FencedError; then nothing has changed.
         """
         registration.validated()
         check_seq(seq)
@@ -135,8 +137,8 @@ class Registry:
     ) -> Receipt:
         """Change an instance's status. `seq` is the agent's own number of the change; others leave it out.
 
-        Raises InvalidInputError, UnknownInstanceError, InstanceDeadError, ForbiddenTransitionError or
-        BacklogFullError; then nothing has changed.
+        Raises InvalidInputError, UnknownInstanceError, InstanceDeadError, ForbiddenTransitionError, BacklogFullError
+        or FencedError; then nothing has changed.
         """
         check_instance_id(instance_id)
         change = StatusChange(instance_id, check_status(status), check_seq(seq), check_cause(cause))
@@ -169,19 +171,36 @@ class Registry:
             lost = {*renewal.unknown, *renewal.dead}
             instance_ids = [instance_id for instance_id in instance_ids if instance_id not in lost]
         self._writer.offer_beats(instance_ids, now_s)
-        return BeatAnswer(renewal.unknown, renewal.dead, self._config.beat_interval_s, self._config.lease_s)
+        return BeatAnswer(
+            renewal.unknown,
+            renewal.dead,
+            self._config.beat_interval_s,
+            self._config.lease_s,
+            is_fenced=self._writer.fenced_by is not None,
+        )
 
     async def set_current_epoch(self, epoch: str) -> str:
         """Flip discovery to `epoch` in one step; instances of the epoch before are declared dead after it.
 
-        Raises RetiredEpochError, or StoreUnavailableError: a flip needs the database.
+        Raises RetiredEpochError, EpochLimitError, FencedError, or StoreUnavailableError: a flip needs the database.
         """
         check_epoch(epoch)
+        self._writer.require_room()
         flipped = await self._writer.store().set_current_epoch(epoch)
         self._roster.set_epoch(flipped.name)
         return flipped.name
 
+    async def stage_epoch(self, epoch: str) -> bool:
+        """Name an epoch that agents can register in before it is shown; whether it is new. Raises as a flip."""
+        check_epoch(epoch)
+        self._writer.require_room()
+        return await self._writer.store().stage_epoch(epoch)
+
     # Reading
+
+    async def list_epochs(self, limit: int = 20) -> list[EpochRecord]:
+        """The newest epochs, newest first. Raises StoreUnavailableError."""
+        return await self._writer.store().list_epochs(limit)
 
     async def resolve(self, logical_ids: Sequence[str]) -> Answer[list[Resolution]]:
         """The best instance of each agent, or why there is none; at most MAX_PAGE at once."""
@@ -286,6 +305,8 @@ class Registry:
             recovered=self._writer.recovered,
             store_problem=self._writer.problem,
             store_kind=self._config.store_kind,
+            term=self._writer.term,
+            fenced_by=None if self._writer.fenced_by is None else self._writer.fenced_by.in_force,
             epoch=self._roster.epoch or None,
             lease_s=self._config.lease_s,
             beat_interval_s=self._config.beat_interval_s,
@@ -301,7 +322,7 @@ class Registry:
 
     async def _receipt_when_settled(self, change: Change) -> Receipt:
         settled = await self._writer.settled(key_of(change))
-        if isinstance(settled, StoreRejectedError):
+        if isinstance(settled, (StoreRejectedError, FencedError)):
             raise settled
         if settled is not None:
             _raise_refusal(change, settled)
@@ -356,7 +377,8 @@ class Registry:
         if absence_s:
             logger.warning("this process was stalled; every lease is credited", extra={"credit_s": absence_s})
             self._roster.credit(absence_s, now_s)
-        if not self._writer.recovered:
+            self._writer.owe_grace()
+        if not self._writer.recovered or self._writer.fenced_by is not None:
             return
         for instance_id, silence_s in self._roster.lapsed(now_s, self._config.sweep_limit):
             self._declare_dead(instance_id, f"lease expired: silent for {silence_s:.0f} s")

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import TypeAlias, TypeVar
 
 from seedcore.core.batch import BeatBatch, ChangeBatch
-from seedcore.core.errors import RegistryError, StoreRejectedError, StoreUnavailableError, first_line
+from seedcore.core.errors import FencedError, RegistryError, StoreRejectedError, StoreUnavailableError, first_line
 from seedcore.core.model import (
     Beat,
     Change,
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 StoreFactory: TypeAlias = Callable[[], Awaitable[Store]]
 Key: TypeAlias = tuple[str, int]
-Settled: TypeAlias = Outcome | StoreRejectedError
+Settled: TypeAlias = Outcome | StoreRejectedError | FencedError
 C = TypeVar("C", RegisterChange, StatusChange)
 
 
@@ -56,13 +56,17 @@ class Writer:
         self._next_epoch_check_s = 0.0
         self._counts = FlushCounts()
         self.recovered = False
+        self._owes_grace = False
         self.problem: str | None = "not connected to the database yet"
         self.is_failing = False
+        self.fenced_by: FencedError | None = None
 
     # Taking work
 
     def require_room(self) -> None:
-        """Raise BacklogFullError unless another change fits."""
+        """Raise BacklogFullError unless another change fits, FencedError where none is taken any more."""
+        if self.fenced_by is not None:
+            raise self.fenced_by
         self._changes.require_room()
 
     def enqueue(self, change: Change) -> Key:
@@ -83,8 +87,13 @@ class Writer:
         return instance_id in self._unsettled
 
     def offer_beats(self, instance_ids: Sequence[str], now_s: float) -> None:
-        """Take beats."""
-        self._beats.offer_all(instance_ids, now_s)
+        """Take beats; a fenced writer has no use for them."""
+        if self.fenced_by is None:
+            self._beats.offer_all(instance_ids, now_s)
+
+    def owe_grace(self) -> None:
+        """Note an absence of ours: the leases in the database start again before the next flush."""
+        self._owes_grace = True
 
     async def settled(self, key: Key) -> Settled | None:
         """What became of a change, or None where that is not known within the bounded wait."""
@@ -108,6 +117,11 @@ class Writer:
         )
 
     @property
+    def term(self) -> int | None:
+        """Our number among the writers of this database; None before we joined it."""
+        return self._store.term if self._store is not None else None
+
+    @property
     def pending_changes(self) -> int:
         """Changes that are not committed."""
         return len(self._waiting)
@@ -118,7 +132,7 @@ class Writer:
         return len(self._beats)
 
     def store(self) -> Store:
-        """The store while it can be used; StoreUnavailableError at once while it is known to be away."""
+        """The store while it can be read; StoreUnavailableError at once while it is known to be away."""
         if self._store is None or not self.recovered or self.is_failing:
             raise StoreUnavailableError(self.problem or "still recovering")
         return self._store
@@ -126,7 +140,7 @@ class Writer:
     # The loop
 
     async def run(self) -> None:
-        """Recover, then flush for ever; on failure back off and go on."""
+        """Recover, then flush; on failure back off and go on, for ever unless a newer registry takes over."""
         attempt = 0
         while True:
             try:
@@ -137,7 +151,11 @@ class Writer:
                     await self._store.open()
                 await self._wait_for_work()
                 await self._check_epoch_due()
+                await self._give_grace()
                 await self._flush_due()
+            except FencedError as error:
+                self._give_way(error)
+                return
             except RegistryError as error:
                 self._note_problem(error)
             except Exception as error:
@@ -155,7 +173,7 @@ class Writer:
         """Commit what waits, within the stop deadline, and let go of the database. Call when `run` has ended."""
         if self._store is None:
             return
-        if self.recovered:
+        if self.recovered and self.fenced_by is None:
             try:
                 await within(self._flush(beats_due=True), self._config.stop_deadline_s)
             except (asyncio.TimeoutError, RegistryError) as error:
@@ -165,6 +183,26 @@ class Writer:
                     extra={"pending_changes": self.pending_changes},
                 )
         await self._store.close()
+
+    def _give_way(self, error: FencedError) -> None:
+        """A newer registry writes. What waits was never acknowledged as durable: its agents keep it."""
+        logger.error("%s", error, extra={"pending_changes": self.pending_changes})
+        self.fenced_by = error
+        self.problem = None
+        self.is_failing = False
+        self._changes.clear()
+        self._beats.take(len(self._beats))
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_result(error)
+        self._waiting.clear()
+        self._unsettled.clear()
+
+    async def _give_grace(self) -> None:
+        if self._owes_grace:
+            assert self._store is not None
+            await self._store.renew_every_lease()
+            self._owes_grace = False
 
     def _note_problem(self, error: BaseException) -> None:
         if not self.is_failing:
@@ -311,7 +349,7 @@ class Writer:
         else:
             self._roster.overwrite(row, time.monotonic())
 
-    def _settle(self, change: Change, outcome: Settled) -> None:
+    def _settle(self, change: Change, outcome: Outcome | StoreRejectedError) -> None:
         future = self._waiting.pop(key_of(change), None)
         if future is None:
             return

@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 
-from seedcore.core.errors import RetiredEpochError
+from seedcore.core.errors import EpochLimitError, FencedError, RetiredEpochError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import (
     Answer,
     Beat,
     BeatOutcome,
     Epoch,
+    EpochRecord,
     Instance,
     InstanceFilter,
     Listing,
@@ -36,8 +37,25 @@ MAX_STAGED_EPOCHS = 64
 @dataclass(slots=True)
 class _EpochRow:
     number: int
-    was_current: bool = False
-    retired: bool = False
+    staged_at: datetime
+    current_at: datetime | None = None
+    retired_at: datetime | None = None
+
+
+class Tables:
+    """What a database would hold: several stores may work on the same."""
+
+    def __init__(self, now: datetime) -> None:
+        self.rows: dict[str, Instance] = {}
+        self.epochs = {"epoch-1": _EpochRow(1, now, current_at=now)}
+        self.current_epoch = "epoch-1"
+        self.ray_cluster: str | None = None
+        self.superseded: set[str] = set()
+        self.term = 0
+        self.lease_s = 15.0
+        self.leases_from = now
+        self.beats_seen_at = now
+        self.version = 0
 
 
 def _utc_now() -> datetime:
@@ -45,17 +63,12 @@ def _utc_now() -> datetime:
 
 
 class MemoryStore:
-    """Implements core.ports.Store. `now` gives the time that a database would."""
+    """Implements core.ports.Store. `now` gives the time that a database would, `tables` is the database."""
 
-    def __init__(self, now: Callable[[], datetime] = _utc_now) -> None:
+    def __init__(self, now: Callable[[], datetime] = _utc_now, tables: Tables | None = None) -> None:
         self._now = now
-        self._rows: dict[str, Instance] = {}
-        self._epochs = {"epoch-1": _EpochRow(1, was_current=True)}
-        self._current = "epoch-1"
-        self._ray_cluster: str | None = None
-        self._lease_s = 15.0
-        self._beats_seen_at = now()
-        self._version = 0
+        self._tables = tables if tables is not None else Tables(now())
+        self._term: int | None = None
 
     async def open(self) -> None:
         """Nothing to prepare."""
@@ -68,43 +81,94 @@ class MemoryStore:
         wanted = epoch
         if wanted is not None:
             check_epoch(wanted)
-        elif self._ray_cluster not in {None, ray_cluster}:
-            serial = max(row.number for row in self._epochs.values()) + 1
-            while f"epoch-{serial}" in self._epochs:
+        if ray_cluster in self._tables.superseded:
+            raise FencedError(self._term or 0, self._tables.term)
+        is_new = self._tables.ray_cluster not in {None, ray_cluster}
+        if is_new and wanted is None:
+            serial = max(row.number for row in self._tables.epochs.values()) + 1
+            while f"epoch-{serial}" in self._tables.epochs:
                 serial += 1
             wanted = f"epoch-{serial}"
         if wanted is not None:
             self._flip(wanted)
-        self._ray_cluster = ray_cluster
-        self._lease_s = lease_s
+        if is_new and self._tables.ray_cluster is not None:
+            self._tables.superseded.add(self._tables.ray_cluster)
+        self._tables.ray_cluster = ray_cluster
+        self._tables.lease_s = lease_s
+        self._tables.leases_from = self._now()
+        self._tables.term += 1
+        self._term = self._tables.term
         return await self.current_epoch()
+
+    @property
+    def term(self) -> int | None:
+        return self._term
+
+    def _fence(self) -> None:
+        if self._term is not None and self._term != self._tables.term:
+            raise FencedError(self._term, self._tables.term)
+
+    async def renew_every_lease(self) -> None:
+        self._fence()
+        self._tables.leases_from = self._now()
 
     async def set_current_epoch(self, epoch: str) -> Epoch:
-        self._flip(check_epoch(epoch))
+        check_epoch(epoch)
+        self._fence()
+        self._flip(epoch)
         return await self.current_epoch()
 
+    async def stage_epoch(self, epoch: str) -> bool:
+        check_epoch(epoch)
+        self._fence()
+        is_new = epoch not in self._tables.epochs
+        problem = self._stage(epoch)
+        if problem is OutcomeKind.RETIRED_EPOCH:
+            raise RetiredEpochError(epoch)
+        if problem is not None:
+            raise EpochLimitError(epoch)
+        return is_new
+
+    async def list_epochs(self, limit: int) -> list[EpochRecord]:
+        check_limit(limit)
+        newest = sorted(self._tables.epochs.items(), key=lambda item: -item[1].number)[:limit]
+        return [
+            EpochRecord(
+                name,
+                row.number,
+                row.staged_at,
+                row.current_at,
+                row.retired_at,
+                sum(instance.cluster_epoch == name for instance in self._live_by_id()),
+            )
+            for name, row in newest
+        ]
+
     async def current_epoch(self) -> Epoch:
-        return Epoch(self._current, self._epochs[self._current].number)
+        return Epoch(self._tables.current_epoch, self._tables.epochs[self._tables.current_epoch].number)
 
     def _flip(self, epoch: str) -> None:
-        if epoch == self._current:
+        if epoch == self._tables.current_epoch:
             return
         if self._stage(epoch, will_wait=False) is not None:
             raise RetiredEpochError(epoch)
-        self._epochs[self._current].retired = True
-        self._epochs[epoch].was_current = True
-        self._current = epoch
+        self._tables.epochs[self._tables.current_epoch].retired_at = self._now()
+        self._tables.epochs[epoch].current_at = self._now()
+        self._tables.current_epoch = epoch
 
     def _stage(self, epoch: str, *, will_wait: bool = True) -> OutcomeKind | None:
-        known = self._epochs.get(epoch)
+        known = self._tables.epochs.get(epoch)
         if known is not None:
-            return OutcomeKind.RETIRED_EPOCH if known.retired else None
-        if will_wait and sum(not row.was_current for row in self._epochs.values()) >= MAX_STAGED_EPOCHS:
+            return OutcomeKind.RETIRED_EPOCH if known.retired_at is not None else None
+        if will_wait and sum(row.current_at is None for row in self._tables.epochs.values()) >= MAX_STAGED_EPOCHS:
             return OutcomeKind.EPOCH_LIMIT
-        self._epochs[epoch] = _EpochRow(max(row.number for row in self._epochs.values()) + 1)
+        self._tables.epochs[epoch] = _EpochRow(
+            max(row.number for row in self._tables.epochs.values()) + 1, staged_at=self._now()
+        )
         return None
 
     async def register_many(self, changes: Sequence[RegisterChange]) -> list[Outcome]:
+        self._fence()
         # in the order of their ids, as the database writes them, so that new epochs get the same numbers
         by_id = sorted(range(len(changes)), key=lambda index: changes[index].instance_id)
         outcomes = {index: self._register(changes[index]) for index in by_id}
@@ -112,80 +176,88 @@ class MemoryStore:
 
     def _register(self, change: RegisterChange) -> Outcome:
         registration = change.registration
-        known = self._rows.get(registration.instance_id)
+        known = self._tables.rows.get(registration.instance_id)
         now = self._now()
         if known is not None:
             outcome, row = apply_registration(known, change, now)
-            self._rows[row.instance_id] = row
+            self._tables.rows[row.instance_id] = row
             return outcome
-        epoch = registration.cluster_epoch or self._current
+        epoch = registration.cluster_epoch or self._tables.current_epoch
         problem = self._stage(epoch)
         if problem is not None:
             return Outcome(problem, None, epoch)
-        self._version += 1
+        self._tables.version += 1
         row = first_registration(change, epoch, now)
-        self._rows[row.instance_id] = row
+        self._tables.rows[row.instance_id] = row
         return Outcome(OutcomeKind.APPLIED, row.status, epoch)
 
     async def set_status_many(self, changes: Sequence[StatusChange]) -> list[Outcome]:
+        self._fence()
         return [self._set_status(change) for change in changes]
 
     def _set_status(self, change: StatusChange) -> Outcome:
-        known = self._rows.get(change.instance_id)
+        known = self._tables.rows.get(change.instance_id)
         if known is None:
             return Outcome(OutcomeKind.UNKNOWN)
         outcome, row = apply_status(known, change, self._now())
-        self._rows[row.instance_id] = row
+        self._tables.rows[row.instance_id] = row
         if outcome.kind is OutcomeKind.APPLIED:
-            self._version += 1
+            self._tables.version += 1
         return outcome
 
     def _declare_dead(self, row: Instance, cause: str) -> None:
         self._set_status(StatusChange(row.instance_id, Status.DEAD, cause=cause))
 
     async def beat_many(self, beats: Sequence[Beat]) -> list[LostBeat]:
+        self._fence()
         now = self._now()
         lost: dict[LostBeat, None] = {}
         for beat in beats:
-            known = self._rows.get(beat.instance_id)
+            known = self._tables.rows.get(beat.instance_id)
             if known is not None:
-                self._beats_seen_at = now
+                self._tables.beats_seen_at = now
             if known is None:
                 lost[LostBeat(beat.instance_id, BeatOutcome.UNKNOWN)] = None
             elif known.status is Status.DEAD:
                 lost[LostBeat(beat.instance_id, BeatOutcome.DEAD)] = None
             else:
                 heard = max(known.last_heartbeat, now - timedelta(seconds=beat.age_s))
-                self._rows[beat.instance_id] = replace(known, last_heartbeat=heard)
+                self._tables.rows[beat.instance_id] = replace(known, last_heartbeat=heard)
         return list(lost)
 
     async def expire_stale(self, lease_s: float | None, limit: int) -> list[str]:
         check_limit(limit)
+        self._fence()
         reference = self._lease_reference()
         expired: list[str] = []
         for row in self._live_by_id():
             silence_s = (reference - row.last_heartbeat).total_seconds()
-            if silence_s > (self._lease_s if lease_s is None else lease_s) and len(expired) < limit:
+            counted_s = min(silence_s, (reference - self._tables.leases_from).total_seconds())
+            if counted_s > (self._tables.lease_s if lease_s is None else lease_s) and len(expired) < limit:
                 self._declare_dead(row, f"lease expired: silent for {silence_s:.0f} s")
                 expired.append(row.instance_id)
         return expired
 
     async def expire_old_epochs(self, limit: int) -> list[str]:
         check_limit(limit)
-        old = [row for row in self._live_by_id() if self._epochs[row.cluster_epoch].retired][:limit]
+        self._fence()
+        old = [row for row in self._live_by_id() if self._tables.epochs[row.cluster_epoch].retired_at is not None][
+            :limit
+        ]
         for row in old:
             self._declare_dead(row, f"epoch {row.cluster_epoch} retired")
         return [row.instance_id for row in old]
 
     def _live_by_id(self) -> list[Instance]:
-        live = (row for row in self._rows.values() if row.status is not Status.DEAD)
+        live = (row for row in self._tables.rows.values() if row.status is not Status.DEAD)
         return sorted(live, key=lambda row: row.instance_id)
 
     def _lease_reference(self) -> datetime:
-        return min(self._now(), self._beats_seen_at)
+        return min(self._now(), self._tables.beats_seen_at)
 
     def _is_fresh(self, row: Instance) -> bool:
-        return (self._lease_reference() - row.last_heartbeat).total_seconds() <= self._lease_s
+        counted_from = max(row.last_heartbeat, self._tables.leases_from)
+        return (self._lease_reference() - counted_from).total_seconds() <= self._tables.lease_s
 
     async def load_live(self) -> AsyncIterator[Instance]:
         for row in self._live_by_id():
@@ -198,8 +270,8 @@ class MemoryStore:
         matching = sorted(
             (
                 row
-                for row in self._rows.values()
-                if wanted.matches(row, self._current)
+                for row in self._tables.rows.values()
+                if wanted.matches(row, self._tables.current_epoch)
                 and (row.status is Status.DEAD or not wanted.fresh_only or self._is_fresh(row))
                 and (row.logical_id, row.instance_id) > after
             ),
@@ -210,7 +282,7 @@ class MemoryStore:
             items=items,
             source=Source.POSTGRES,
             as_of=self._now(),
-            version=self._version,
+            version=self._tables.version,
             complete=True,
             next_cursor=encode_cursor(items[-1]) if len(matching) > limit else None,
         )
@@ -220,18 +292,20 @@ class MemoryStore:
         for logical_id in logical_ids:
             wanted = InstanceFilter(logical_id=logical_id)
             chosen = best(
-                row for row in self._rows.values() if wanted.matches(row, self._current) and self._is_fresh(row)
+                row
+                for row in self._tables.rows.values()
+                if wanted.matches(row, self._tables.current_epoch) and self._is_fresh(row)
             )
             if chosen is not None:
                 found[logical_id] = chosen
-        return Answer(found, Source.POSTGRES, self._now(), self._version, complete=True)
+        return Answer(found, Source.POSTGRES, self._now(), self._tables.version, complete=True)
 
     async def get_instance(self, instance_id: str) -> Instance | None:
-        return self._rows.get(check_instance_id(instance_id))
+        return self._tables.rows.get(check_instance_id(instance_id))
 
     async def history(self, logical_id: str, limit: int) -> list[Instance]:
         check_limit(limit)
-        return newest_first(row for row in self._rows.values() if row.logical_id == logical_id)[:limit]
+        return newest_first(row for row in self._tables.rows.values() if row.logical_id == logical_id)[:limit]
 
 
 def newest_first(instances: Iterable[Instance]) -> list[Instance]:

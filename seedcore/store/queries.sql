@@ -1,31 +1,45 @@
 -- Every statement the store sends, one name each. Parsed by seedcore/store/queries.py.
 
--- begin_registry: a registry starts; answers the epoch it works in
-select epoch, number from begin_registry(%(ray_cluster)s, %(epoch)s, %(lease_s)s);
+-- begin_registry: a registry starts; answers the epoch it works in and its term
+select epoch, number, term from begin_registry(%(ray_cluster)s, %(epoch)s, %(lease_s)s);
 
 -- set_current_epoch: flip discovery in one step
-select set_current_epoch(%(epoch)s);
+select set_current_epoch(fenced(%(term)s::bigint, %(epoch)s::text));
+
+-- prepare_epoch: stage an epoch by name
+select prepare_epoch(fenced(%(term)s::bigint, %(epoch)s::text));
+
+-- list_epochs: the newest epochs with who lives in each
+select e.epoch, e.number, e.staged_at, e.current_at, e.retired_at,
+       (select count(*) from registry_instance r where r.cluster_epoch = e.epoch and r.status <> 'dead')
+  from cluster_epoch e
+ order by e.number desc
+ limit %(limit)s;
+
+-- renew_every_lease: our absence was nobody's silence
+select renew_every_lease(%(term)s);
 
 -- stamp: what a reader says about its answer
 select now(), (select case when is_called then last_value else 0 end from registry_version), m.current_epoch, m.epoch_number
   from cluster_metadata m where m.id = 1;
 
 -- register_many: one batch of registrations
-select outcome, status, cluster_epoch, cause from register_instances(%(rows)s::jsonb) order by ord;
+select outcome, status, cluster_epoch, cause from register_instances(fenced(%(term)s::bigint, %(rows)s::jsonb)) order by ord;
 
 -- set_status_many: one batch of status changes
 select outcome, status, cluster_epoch, cause
-  from set_instance_statuses(%(ids)s::uuid[], %(statuses)s::instancestatus[], %(seqs)s::bigint[], %(causes)s::text[])
+  from set_instance_statuses(
+      fenced(%(term)s::bigint, %(ids)s::uuid[]), %(statuses)s::instancestatus[], %(seqs)s::bigint[], %(causes)s::text[])
  order by ord;
 
 -- beat_many: one batch of beats
-select instance_id::text, outcome from beat_many(%(ids)s::uuid[], %(ages_s)b::double precision[]);
+select instance_id::text, outcome from beat_many(fenced(%(term)s::bigint, %(ids)s::uuid[]), %(ages_s)b::double precision[]);
 
 -- expire_stale: declare dead whose lease is over
-select instance_id::text from expire_stale_instances(%(lease_s)s, %(limit)s);
+select instance_id::text from expire_stale_instances(%(lease_s)s, fenced(%(term)s::bigint, %(limit)s::integer));
 
 -- expire_old_epochs: declare dead what belongs to a retired epoch
-select instance_id::text from expire_old_epoch_instances(%(limit)s);
+select instance_id::text from expire_old_epoch_instances(fenced(%(term)s::bigint, %(limit)s::integer));
 
 -- list_instances: a page in key order; a lease is judged against the last beat anybody recorded
 -- (no join: the planner misjudges its size and then sorts the whole table for each page)
@@ -40,7 +54,9 @@ select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.sta
    and r.labels @> %(labels)s::jsonb
    and (not %(fresh_only)s or r.status = 'dead'
         or r.last_heartbeat >= (select least(now(), m.beats_seen_at) - make_interval(secs => m.lease_s)
-                                  from cluster_metadata m where m.id = 1))
+                                  from cluster_metadata m where m.id = 1)
+        or (select m.leases_from >= least(now(), m.beats_seen_at) - make_interval(secs => m.lease_s)
+              from cluster_metadata m where m.id = 1))
    and (r.logical_id, r.instance_id) > (%(after_logical_id)s, %(after_instance_id)s::uuid)
  order by r.logical_id, r.instance_id
  limit %(limit)s;

@@ -12,6 +12,7 @@ import pytest
 import ray
 
 from seedcore.core.errors import (
+    FencedError,
     ForbiddenTransitionError,
     InstanceConflictError,
     InstanceDeadError,
@@ -335,6 +336,62 @@ async def test_a_staged_fleet_becomes_visible_in_one_step(registry: RegistryConn
     assert {row.instance_id for row in after} == {client.instance_id for client in green}
     with pytest.raises(RetiredEpochError):
         await registry.set_current_epoch("epoch-1")
+
+
+async def test_a_superseded_registry_only_reads_and_says_so(registry: RegistryConnection, settings: Settings) -> None:
+    client = RegistryClient("old-timer", settings=settings)
+    await client.set_status("alive")
+    # what another registry on the same database does first
+    rows(settings, "select term from begin_registry('a newer cluster', null, 3)")
+    before = rows(settings, "select instance_id, status::text, last_heartbeat, seq from registry_instance")
+    receipt = await client.set_status("draining")
+    assert not receipt.durable
+    assert receipt.why is not None
+    assert "superseded by that of term" in receipt.why
+    health = await registry.health()
+    assert (health.is_ready, health.term, health.fenced_by) == (False, 1, 2)
+    assert (await registry.beat(client.instance_id)).is_fenced
+    with pytest.raises(FencedError):
+        await registry.register(registration("newcomer"))
+    with pytest.raises(FencedError):
+        await registry.set_current_epoch("green")
+    # its memory still answers, and it expires nobody
+    answer = await registry.list_active(None)
+    assert [row.logical_id for row in answer] == ["old-timer"]
+    assert rows(settings, "select instance_id, status::text, last_heartbeat, seq from registry_instance") == before
+    # nor does it take the database back when its process is replaced
+    before_pid = (await registry.hello()).pid
+    os.kill(before_pid, signal.SIGKILL)
+
+    async def is_fenced_again() -> bool:
+        health = await registry.health()
+        return health.hello.pid != before_pid and health.fenced_by == 2
+
+    await eventually(is_fenced_again)
+    assert rows(settings, "select term, current_epoch from cluster_metadata") == [(2, "epoch-2")]
+
+
+async def test_an_idle_registry_learns_that_it_is_superseded(registry: RegistryConnection, settings: Settings) -> None:
+    rows(settings, "select term from begin_registry('a newer cluster', null, 3)")
+
+    async def is_fenced() -> bool:
+        return (await registry.health()).fenced_by == 2
+
+    await eventually(is_fenced)
+
+
+async def test_an_epoch_is_staged_by_name_and_listed(registry: RegistryConnection) -> None:
+    assert await registry.stage_epoch("green")
+    assert not await registry.stage_epoch("green")
+    assert [(row.name, row.state) for row in await registry.list_epochs()] == [
+        ("green", "staged"),
+        ("epoch-1", "current"),
+    ]
+    await registry.set_current_epoch("green")
+    assert [(row.name, row.state) for row in await registry.list_epochs()] == [
+        ("green", "current"),
+        ("epoch-1", "retired"),
+    ]
 
 
 async def test_statements_per_flush_do_not_grow_with_the_fleet(

@@ -30,11 +30,15 @@ class World(Protocol):
         ...
 
     async def age(self, instance_id: str, seconds: float) -> None:
-        """Make an instance's last beat lie that much further back."""
+        """Make an instance's last beat lie that much further back; the registry has listened all the while."""
         ...
 
     async def silence(self, seconds: float) -> None:
         """Make the last beat that anybody recorded lie that much further back: the registry was away."""
+        ...
+
+    def rival(self) -> Store:
+        """Another store on the same database. The caller opens and closes it."""
         ...
 
     async def reset(self) -> None:
@@ -57,12 +61,16 @@ class MemoryWorld:
         self._clock.advance(0.001)
 
     async def age(self, instance_id: str, seconds: float) -> None:
-        row = self.store._rows[instance_id]
+        row = self.store._tables.rows[instance_id]
         heard = row.last_heartbeat - timedelta(seconds=seconds)
-        self.store._rows[instance_id] = replace(row, last_heartbeat=heard)
+        self.store._tables.rows[instance_id] = replace(row, last_heartbeat=heard)
+        self.store._tables.leases_from -= timedelta(seconds=seconds)
 
     async def silence(self, seconds: float) -> None:
-        self.store._beats_seen_at -= timedelta(seconds=seconds)
+        self.store._tables.beats_seen_at -= timedelta(seconds=seconds)
+
+    def rival(self) -> Store:
+        return MemoryStore(self._clock, self.store._tables)
 
     async def reset(self) -> None:
         self.store = MemoryStore(self._clock)
@@ -75,6 +83,7 @@ class PostgresWorld:
     """The PostgreSQL store on a database that nobody else uses."""
 
     def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
         self.store = PostgresStore(dsn, PoolLimits(max_size=2))
         self._admin = psycopg.connect(dsn, autocommit=True)
 
@@ -87,14 +96,21 @@ class PostgresWorld:
             " where instance_id = %s",
             (seconds, instance_id),
         )
+        self._admin.execute(
+            "update cluster_metadata set leases_from = leases_from - make_interval(secs => %s)", (seconds,)
+        )
 
     async def silence(self, seconds: float) -> None:
         self._admin.execute(
             "update cluster_metadata set beats_seen_at = beats_seen_at - make_interval(secs => %s)", (seconds,)
         )
 
+    def rival(self) -> Store:
+        return PostgresStore(self._dsn, PoolLimits(max_size=2))
+
     async def reset(self) -> None:
         forget_everything(self._admin)
+        self.store._term = None
 
     async def close(self) -> None:
         await self.store.close()

@@ -110,7 +110,7 @@ def test_at_least_95_of_100_beats_are_hot(server: PostgresServer) -> None:
         for _ in range(rounds):
             for start in range(0, count, 1000):
                 batch = "{" + ",".join(ids[start : start + 1000]) + "}"
-                db.execute(queries()["beat_many"], {"ids": batch, "ages_s": [0.0] * 1000})
+                db.execute(queries()["beat_many"], {"ids": batch, "ages_s": [0.0] * 1000, "term": None})
         db.execute("select pg_stat_force_next_flush()")
         row = db.execute(
             "select n_tup_upd, n_tup_hot_upd from pg_stat_user_tables where relname = 'registry_instance'"

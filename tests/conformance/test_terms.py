@@ -1,0 +1,137 @@
+"""Fencing: of all the registries on one database only the last to start writes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from seedcore.core.errors import EpochLimitError, FencedError, RetiredEpochError
+from seedcore.core.lifecycle import Status
+from seedcore.core.model import Beat, Epoch, InstanceFilter
+from seedcore.core.ports import Store
+from tests.builders import iid, joins, turns
+from tests.conformance.worlds import EVERYONE, World, enter, row_of
+
+LEASE_S = 15.0
+
+WRITES: dict[str, Callable[[Store], Awaitable[object]]] = {
+    "register_many": lambda store: store.register_many([joins(2)]),
+    "register_many_staging": lambda store: store.register_many([joins(2, cluster_epoch="green")]),
+    "set_status_many": lambda store: store.set_status_many([turns(1, Status.DRAINING)]),
+    "beat_many": lambda store: store.beat_many([Beat(iid(1))]),
+    "expire_stale": lambda store: store.expire_stale(1.0, 10),
+    "expire_old_epochs": lambda store: store.expire_old_epochs(10),
+    "set_current_epoch": lambda store: store.set_current_epoch("green"),
+    "stage_epoch": lambda store: store.stage_epoch("green"),
+    "renew_every_lease": lambda store: store.renew_every_lease(),
+}
+
+
+@pytest.fixture
+async def rival(world: World) -> AsyncIterator[Store]:
+    """A second store on the database of the first."""
+    store = world.rival()
+    await store.open()
+    yield store
+    await store.close()
+
+
+async def test_each_start_takes_the_next_term(world: World, rival: Store) -> None:
+    assert world.store.term is None
+    await world.store.begin("cluster-a", None, LEASE_S)
+    first = world.store.term
+    assert first is not None
+    await rival.begin("cluster-a", None, LEASE_S)
+    assert rival.term == first + 1
+    await world.store.begin("cluster-a", None, LEASE_S)
+    assert world.store.term == first + 2
+
+
+@pytest.mark.parametrize("write", WRITES)
+async def test_a_superseded_writer_is_refused_and_changes_nothing(world: World, rival: Store, write: str) -> None:
+    await world.store.begin("cluster-a", None, LEASE_S)
+    await enter(world, 1)
+    await world.age(iid(1), 60)
+    await rival.begin("cluster-b", "epoch-1", LEASE_S)
+    before = (await row_of(world, 1), [await world.store.list_epochs(10)], await world.store.current_epoch())
+    with pytest.raises(FencedError) as caught:
+        await WRITES[write](world.store)
+    assert (caught.value.term, caught.value.in_force) == (world.store.term, rival.term)
+    assert (await row_of(world, 1), [await world.store.list_epochs(10)], await world.store.current_epoch()) == before
+    assert await world.store.get_instance(iid(2)) is None
+    await WRITES[write](rival)
+
+
+async def test_a_superseded_store_still_reads(world: World, rival: Store) -> None:
+    await world.store.begin("cluster-a", None, LEASE_S)
+    await enter(world, 1)
+    await rival.begin("cluster-a", None, LEASE_S)
+    assert [row.instance_id for row in await world.store.list_instances(EVERYONE, 10)] == [iid(1)]
+    assert [row.instance_id async for row in world.store.load_live()] == [iid(1)]
+
+
+async def test_a_replaced_cluster_cannot_take_the_registry_back(world: World, rival: Store) -> None:
+    await world.store.begin("cluster-a", None, LEASE_S)
+    await rival.begin("cluster-b", None, LEASE_S)
+    for epoch in (None, "green"):
+        with pytest.raises(FencedError):
+            await world.store.begin("cluster-a", epoch, LEASE_S)
+    assert await rival.current_epoch() == Epoch("epoch-2", 2)
+    # the newer one was not disturbed
+    await rival.register_many([joins(1)])
+
+
+async def test_a_start_gives_every_lease_its_whole_length_again(world: World) -> None:
+    await enter(world, 1)
+    await enter(world, 2, "other")
+    await world.age(iid(1), LEASE_S + 5)
+    assert [row.instance_id for row in await world.store.list_instances(InstanceFilter(), 10)] == [iid(2)]
+    await world.store.begin("cluster-a", None, LEASE_S)
+    await world.store.beat_many([Beat(iid(2))])
+    # one beat was recorded, and the other instance has not had the time to send its own
+    assert len(await world.store.list_instances(InstanceFilter(), 10)) == 2
+    assert len((await world.store.best_instances(["agent", "other"])).value) == 2
+    assert await world.store.expire_stale(None, 10) == []
+
+
+async def test_an_absence_is_counted_to_nobody(world: World) -> None:
+    await enter(world, 1)
+    await world.age(iid(1), LEASE_S + 5)
+    await world.store.renew_every_lease()
+    assert await world.store.expire_stale(None, 10) == []
+    assert len(await world.store.list_instances(InstanceFilter(), 10)) == 1
+    await world.age(iid(1), LEASE_S + 5)
+    assert await world.store.expire_stale(None, 10) == [iid(1)]
+
+
+async def test_an_epoch_can_be_staged_by_name_before_anybody_registers_in_it(world: World) -> None:
+    assert await world.store.stage_epoch("green")
+    assert not await world.store.stage_epoch("green")
+    await enter(world, 1, cluster_epoch="green")
+    newest, current = await world.store.list_epochs(10)
+    assert (newest.name, newest.number, newest.current_at, newest.retired_at, newest.live) == (
+        "green",
+        2,
+        None,
+        None,
+        1,
+    )
+    assert (current.name, current.retired_at, current.live) == ("epoch-1", None, 0)
+    assert current.current_at is not None
+    await world.store.set_current_epoch("green")
+    assert [(row.name, row.retired_at is None) for row in await world.store.list_epochs(10)] == [
+        ("green", True),
+        ("epoch-1", False),
+    ]
+    assert [row.name for row in await world.store.list_epochs(1)] == ["green"]
+    with pytest.raises(RetiredEpochError):
+        await world.store.stage_epoch("epoch-1")
+
+
+async def test_staged_epochs_are_bounded(world: World) -> None:
+    for number in range(64):
+        await world.store.stage_epoch(f"stage-{number}")
+    with pytest.raises(EpochLimitError):
+        await world.store.stage_epoch("one-more")
+    assert not await world.store.stage_epoch("stage-0")
