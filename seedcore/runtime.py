@@ -90,6 +90,7 @@ async def start_registry(settings: Settings) -> Hello:
         lease_s=settings.effective_lease_s,
         flush_interval_s=settings.flush_interval_s,
         durable_wait_s=settings.durable_wait_s,
+        reconnect_grace_s=settings.call_timeout_s,
         max_instances=settings.max_instances,
         notes=(_EMBEDDED_NOTE,) if recipe.dsn is None else (),
     )

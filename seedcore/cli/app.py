@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from seedcore import __version__
+from seedcore.cli import bench
 from seedcore.cli import demo as demo_command
 from seedcore.cli.cluster import join_cluster, ladder_of
 from seedcore.cli.render import agent_json, epochs_json, listing_json, show_agent, show_epochs, show_listing
@@ -44,6 +45,8 @@ registry_app = typer.Typer(help="The registry actor.", no_args_is_help=True)
 app.add_typer(registry_app, name="registry")
 epoch_app = typer.Typer(help="Fleet generations: blue and green.", no_args_is_help=True)
 app.add_typer(epoch_app, name="epoch")
+bench_app = typer.Typer(help="Measure on this machine.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
 
 # a pipe has no width to respect: rows stay whole
 out = Console() if sys.stdout.isatty() else Console(width=200)
@@ -114,6 +117,12 @@ def demo(
     """Bring up a small real fleet: registered, resolved, drained and lost."""
     settings = load_settings()
     asyncio.run(demo_command.take_down(settings, out) if down else demo_command.run(settings, out, agents))
+
+
+@bench_app.command("death")
+def bench_death(kills: Annotated[int, typer.Option(min=1, max=1000, help="How many agents to kill.")] = 50) -> None:
+    """How soon a killed agent is resolvable no more, from another process. Makes and kills agents of its own."""
+    asyncio.run(bench.deaths(load_settings(), out, kills))
 
 
 @epoch_app.command("show")

@@ -83,7 +83,7 @@ async def run(settings: Settings, console: Console, agents: int) -> None:
     console.rule(f"5. {lost} is lost")
     ray.kill(await manager.resolve(lost), no_restart=True)
     await _show_unresolvable(manager, console, lost)
-    with console.status(f"the registry notices within its lease of {health.lease_s:g} s"):
+    with console.status("the registry hears of it from the node's relay"):
         await _gone(connection, lost, health.lease_s * 3)
     history = (await connection.describe(lost)).history
     console.print(f"declared dead; cause: {history[0].cause if history else 'not yet in the database'}")

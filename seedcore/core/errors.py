@@ -251,6 +251,10 @@ class RegistryFullError(RegistryError):
         return f"the registry holds its limit of {self.limit} live instances; raise SEEDCORE_MAX_INSTANCES"
 
 
+class ActorGoneError(NotResolvableError):
+    """The agent's actor has died, or its name belongs to nobody or to another."""
+
+
 class FencedError(RegistryError):
     """A newer registry has started on the same database: this one may not write any more, and nothing was written.
 

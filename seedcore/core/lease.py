@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from seedcore.core.model import Verdict
+from seedcore.core.verdict import Beats
 
-LATE_AFTER_BEATS = 2.0
+# one beat missed, then two, each with some room for jitter and delay
+LATE_AFTER_BEATS = 1.5
+SUSPECT_AFTER_BEATS = 2.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +21,15 @@ class LeaseTerms:
     beat_interval_s: float
     lease_s: float
 
-    def verdict(self, silence_s: float) -> Verdict:
-        """`fresh` up to two missed beats, `late` up to the end of the lease, then `suspect`."""
-        if silence_s <= min(LATE_AFTER_BEATS * self.beat_interval_s, self.lease_s):
-            return Verdict.FRESH
-        if silence_s <= self.lease_s:
-            return Verdict.LATE
-        return Verdict.SUSPECT
+    def beats(self, silence_s: float) -> Beats:
+        """`late` once a beat is missed, `suspect` once two are, `lapsed` when the lease is over."""
+        if self.has_lapsed(silence_s):
+            return Beats.LAPSED
+        if silence_s > SUSPECT_AFTER_BEATS * self.beat_interval_s:
+            return Beats.SUSPECT
+        if silence_s > LATE_AFTER_BEATS * self.beat_interval_s:
+            return Beats.LATE
+        return Beats.FRESH
 
     def has_lapsed(self, silence_s: float) -> bool:
         """Whether the lease is over. A negative silence (heard after `now` was read) never is."""
@@ -53,3 +57,35 @@ class AbsenceMeter:
             return 0.0
         self.total_credit_s += surplus
         return surplus
+
+
+class MassLateness:
+    """Freezes expiry while so many leases are over at once that the fault is more likely ours, or the network's.
+
+    Begins when at least `floor` instances, and at least `share` of all, are over; ends by itself when fewer than
+    half of that are, or after `max_s` seconds, and then begins anew only after it would have ended.
+    """
+
+    def __init__(self, floor: int, share: float, max_s: float) -> None:
+        self._floor = floor
+        self._share = share
+        self._max_s = max_s
+        self._began_s: float | None = None
+        self._is_spent = False
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether expiry by silence alone is suspended."""
+        return self._began_s is not None and not self._is_spent
+
+    def note(self, lapsed: int, living: int, now: float) -> bool:
+        """Note a sweep: how many leases are over, of how many. Whether expiry is frozen."""
+        begins_at = max(float(self._floor), self._share * living)
+        if self._began_s is None:
+            if lapsed >= begins_at:
+                self._began_s = now
+        elif lapsed < begins_at / 2:
+            self._began_s, self._is_spent = None, False
+        elif now - self._began_s > self._max_s:
+            self._is_spent = True
+        return self.is_frozen

@@ -59,7 +59,10 @@ class Verdict(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """What an agent tells of itself. `validated()` before it goes anywhere."""
+    """What an agent tells of itself. `validated()` before it goes anywhere.
+
+    `process_key` tells its process from a later one with the same `pid` (see registry.processes).
+    """
 
     instance_id: str
     logical_id: str
@@ -73,6 +76,7 @@ class Registration:
     node_id: str | None = None
     ip_address: str | None = None
     pid: int | None = None
+    process_key: str | None = None
     cluster_epoch: str | None = None
 
     def validated(self) -> Registration:
@@ -85,6 +89,7 @@ class Registration:
             ("actor_id", self.actor_id),
             ("organ_id", self.organ_id),
             ("node_id", self.node_id),
+            ("process_key", self.process_key),
         ):
             if value is not None:
                 check_text(name, value, MAX_ID_CHARS)
@@ -123,6 +128,7 @@ class Instance:
     node_id: str | None = None
     ip_address: str | None = None
     pid: int | None = None
+    process_key: str | None = None
     stopped_at: datetime | None = None
     cause: str | None = None
 
@@ -336,13 +342,15 @@ class Resolution:
     """What a source knows of one logical id: its best instance, or why there is none.
 
     `is_known` tells an agent that is registered and not to be handed out (draining, silent, of another epoch)
-    from one that nobody registered.
+    from one that nobody registered. `verdict` is of the instance, or of the one nearest to being handed out;
+    `unknown` where the source does not listen to beats.
     """
 
     logical_id: str
     instance: Instance | None
     why: str | None = None
     is_known: bool = False
+    verdict: Verdict = Verdict.UNKNOWN
 
 
 def new_instance_id() -> str:

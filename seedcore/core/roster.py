@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -27,6 +27,7 @@ from seedcore.core.model import (
 )
 from seedcore.core.rules import apply_registration, apply_status, first_registration
 from seedcore.core.selection import best
+from seedcore.core.verdict import Evidence, Witness, judge
 
 MAX_REMEMBERED_DEAD = 10_000
 
@@ -40,7 +41,11 @@ class Renewal:
 
 
 class Roster:
-    """All live instances. Every method is synchronous; one event loop owns it."""
+    """All live instances. Every method is synchronous; one event loop owns it.
+
+    `on_appear` is called with each instance that comes to live, again when where it lives changes; `on_vanish` with
+    the id of each that lives no more.
+    """
 
     def __init__(self, terms: LeaseTerms, capacity: int) -> None:
         self.terms = terms
@@ -52,6 +57,9 @@ class Roster:
         self._by_logical: dict[str, set[str]] = {}
         self._dead: OrderedDict[str, str | None] = OrderedDict()
         self._order: list[tuple[str, str]] | None = []
+        self._doubted: set[str] = set()
+        self.on_appear: Callable[[Instance], None] = _ignore
+        self.on_vanish: Callable[[str], None] = _ignore
 
     def __len__(self) -> int:
         return len(self._live)
@@ -150,10 +158,12 @@ class Roster:
         lost = [instance_id for instance_id in instance_ids if instance_id not in live]
         if not lost:
             self._heard.update(dict.fromkeys(instance_ids, now_s))
+            self._doubted.difference_update(instance_ids)
             return Renewal((), ())
         for instance_id in instance_ids:
             if instance_id in live:
                 self._heard[instance_id] = now_s
+        self._doubted.difference_update(instance_ids)
         return Renewal(
             unknown=tuple(instance_id for instance_id in lost if instance_id not in self._dead),
             dead=tuple(instance_id for instance_id in lost if instance_id in self._dead),
@@ -162,17 +172,31 @@ class Roster:
     def credit(self, absence_s: float, now_s: float) -> None:
         """Count `absence_s` seconds of our own absence to nobody's silence."""
         for instance_id, heard in self._heard.items():
-            self._heard[instance_id] = min(now_s, heard + absence_s)
+            self._heard[instance_id] = max(heard, min(now_s, heard + absence_s))
 
     def silence_s(self, instance_id: str, now_s: float) -> float:
         """Seconds since a live instance was heard."""
         return now_s - self._heard[instance_id]
 
+    def doubt(self, instance_id: str) -> None:
+        """Note that a caller found its actor dead: suspect until it is heard again."""
+        if instance_id in self._live:
+            self._doubted.add(instance_id)
+
     def verdict(self, instance_id: str, now_s: float) -> Verdict:
-        """What its beats say of an instance; `unknown` of one that is not live here."""
+        """What we believe of an instance; `unknown` of one that is not live here, `suspect` when its lease is over."""
         if instance_id not in self._heard:
             return Verdict.UNKNOWN
-        return self.terms.verdict(self.silence_s(instance_id, now_s))
+        judgement = judge(
+            Evidence(
+                beats=self.terms.beats(self.silence_s(instance_id, now_s)),
+                caller=Witness.GONE if instance_id in self._doubted else Witness.UNKNOWN,
+                is_frozen=True,
+            )
+        )
+        # only a lease that is over could be a death here, and whether it is one the sweep decides
+        assert isinstance(judgement, Verdict)
+        return judgement
 
     def lapsed(self, now_s: float, limit: int) -> list[tuple[str, float]]:
         """Up to `limit` instances whose lease is over, the most silent first, with their silence in seconds."""
@@ -191,16 +215,16 @@ class Roster:
         silence = timedelta(seconds=max(0.0, self.silence_s(instance.instance_id, now_s)))
         return replace(instance, last_heartbeat=at - silence)
 
-    def resolve(self, logical_id: str, now_s: float) -> Resolution:
-        """The best instance to hand out, or why there is none: alive, of the current epoch, lease running."""
+    def resolve(self, logical_id: str, now_s: float, *, allow_late: bool = False) -> Resolution:
+        """The best instance to hand out, or why there is none: alive, of the current epoch, fresh (or, where that is
+        allowed and nobody is, late)."""
         rows = [row for row in self.instances_of(logical_id) if row.cluster_epoch == self.epoch]
-        chosen = best(
-            row
-            for row in rows
-            if row.status is Status.ALIVE and not self.terms.has_lapsed(self.silence_s(row.instance_id, now_s))
-        )
-        if chosen is not None:
-            return Resolution(logical_id, chosen, is_known=True)
+        for verdict in (Verdict.FRESH, Verdict.LATE) if allow_late else (Verdict.FRESH,):
+            chosen = best(
+                row for row in rows if row.status is Status.ALIVE and self.verdict(row.instance_id, now_s) is verdict
+            )
+            if chosen is not None:
+                return Resolution(logical_id, chosen, is_known=True, verdict=verdict)
         if not rows:
             if logical_id in self._by_logical:
                 return Resolution(logical_id, None, "its instances are of another epoch", is_known=True)
@@ -209,7 +233,14 @@ class Roster:
         assert nearest is not None
         if nearest.status is Status.ALIVE:
             silence = self.silence_s(nearest.instance_id, now_s)
-            return Resolution(logical_id, None, f"silent for {silence:.0f} s, its lease is over", is_known=True)
+            verdict = self.verdict(nearest.instance_id, now_s)
+            if nearest.instance_id in self._doubted:
+                why = "a caller found its actor dead, and it has not been heard since"
+            elif self.terms.has_lapsed(silence):
+                why = f"silent for {silence:.0f} s, its lease is over"
+            else:
+                why = f"it is {verdict}: silent for {silence:.1f} s"
+            return Resolution(logical_id, None, why, is_known=True, verdict=verdict)
         return Resolution(logical_id, None, f"it is {nearest.status}", is_known=True)
 
     def page(
@@ -248,6 +279,8 @@ class Roster:
         if instance.instance_id not in self._live:
             self._by_logical.setdefault(instance.logical_id, set()).add(instance.instance_id)
             self._order = None
+        if _whereabouts(instance) != _whereabouts(self._live.get(instance.instance_id)):
+            self.on_appear(instance)
         self._live[instance.instance_id] = instance
         self._heard[instance.instance_id] = heard_s
 
@@ -260,8 +293,27 @@ class Roster:
 
     def _unlink(self, instance: Instance) -> None:
         self._heard.pop(instance.instance_id, None)
+        self._doubted.discard(instance.instance_id)
+        self.on_vanish(instance.instance_id)
         siblings = self._by_logical[instance.logical_id]
         siblings.discard(instance.instance_id)
         if not siblings:
             del self._by_logical[instance.logical_id]
         self._order = None
+
+
+def _ignore(_: object) -> None:
+    """Nobody listens."""
+
+
+def _whereabouts(instance: Instance | None) -> tuple[object, ...] | None:
+    if instance is None:
+        return None
+    return (
+        instance.node_id,
+        instance.pid,
+        instance.process_key,
+        instance.actor_name,
+        instance.namespace,
+        instance.actor_id,
+    )

@@ -32,6 +32,7 @@ def first_registration(change: RegisterChange, epoch: str, now: datetime) -> Ins
         node_id=registration.node_id,
         ip_address=registration.ip_address,
         pid=registration.pid,
+        process_key=registration.process_key,
     )
 
 

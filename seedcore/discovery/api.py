@@ -65,6 +65,7 @@ class ResolveRequest(BaseModel):
     """Which agents to resolve."""
 
     logical_ids: list[str] = Field(min_length=1, max_length=MAX_PAGE)
+    allow_late: bool = Field(False, description="also an agent that has missed a beat, where nobody is fresh")
 
 
 class ResolutionOut(BaseModel):

@@ -30,6 +30,7 @@ from seedcore.core.model import (
     Listing,
     Resolution,
     Source,
+    Verdict,
     check_instance_id,
 )
 from seedcore.core.paging import check_limit, decode_cursor, encode_name_cursor
@@ -135,14 +136,15 @@ class DiscoveryLadder:
         except DirectoryUnavailableError as error:
             raise CannotKnowError("*", "; ".join([*problems, str(error)])) from error
 
-    async def resolve(self, logical_ids: Sequence[str]) -> Answer[list[Resolution]]:
+    async def resolve(self, logical_ids: Sequence[str], *, allow_late: bool = False) -> Answer[list[Resolution]]:
         """The best instance of each agent, or why there is none. `complete` False: none may mean unknown.
+        `allow_late` takes one that has missed a beat where nobody is fresh.
 
         Raises InvalidInputError, or CannotKnowError where neither registry nor database answers.
         """
         incomplete: Answer[list[Resolution]] | None = None
         try:
-            answer = await self._connection.resolve(logical_ids)
+            answer = await self._connection.resolve(logical_ids, allow_late=allow_late)
             if answer.complete:
                 return answer
             incomplete = answer
@@ -176,12 +178,12 @@ class DiscoveryLadder:
     async def handle_of(self, logical_id: str) -> ActorHandle:
         """A live, proven handle. Raises NotResolvableError or CannotKnowError."""
         try:
-            answer = await self.resolve([logical_id])
+            answer = await self.resolve([logical_id], allow_late=True)
         except CannotKnowError as error:
             return await self._handle_by_name(logical_id, error.why)
         found = answer.value[0]
         if found.instance is not None:
-            return await self._finder.of_instance(found.instance)
+            return await self._finder.of_instance(found.instance, is_vouched=found.verdict is not Verdict.LATE)
         if answer.complete:
             raise NotResolvableError(logical_id, found.why or "unknown")
         return await self._handle_by_name(logical_id, found.why or "unknown")

@@ -149,7 +149,7 @@ async def get_agent(replica: Replica, logical_id: str) -> AgentAnswer:
 async def resolve_over_http(replica: Replica, request: ResolveRequest) -> ResolveAnswer:
     """The best instance of each agent, or why there is none."""
     try:
-        return resolve_answer(await replica.ladder.resolve(request.logical_ids))
+        return resolve_answer(await replica.ladder.resolve(request.logical_ids, allow_late=request.allow_late))
     except CannotKnowError:
         names = await replica.ladder.names_among(request.logical_ids)
         return resolve_by_name(request.logical_ids, names)

@@ -65,7 +65,9 @@ class Health:
     """The registry's own state. `store_problem` None means that the database answers.
 
     `term` is its writer's number, None before it has joined the database; `fenced_by` is the term of a newer registry
-    that took the database over, after which this one only reads.
+    that took the database over, after which this one only reads. `is_frozen`: so many leases are over at once that
+    none expires unless Ray confirms the death. `deaths_reported` counts what the relays and Ray's node table told;
+    `watch_problem` says why they cannot.
     """
 
     hello: Hello
@@ -82,6 +84,9 @@ class Health:
     pending_changes: int
     pending_beats: int
     credited_s: float
+    is_frozen: bool
+    deaths_reported: int
+    watch_problem: str | None
     flush: FlushCounts
     notes: tuple[str, ...] = field(default=())
 

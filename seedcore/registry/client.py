@@ -178,6 +178,7 @@ class RegistryClient:
             node_id=self._settings.node_id or identity.node_id,
             ip_address=self._settings.ip_address or identity.ip_address,
             pid=identity.pid,
+            process_key=identity.process_key,
         )
         self._is_identified = identity.node_id is not None
 

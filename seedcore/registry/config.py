@@ -18,6 +18,7 @@ class RegistryConfig:
     flush_interval_s: float = 1.0
     linger_s: float = 0.003
     durable_wait_s: float = 2.0
+    reconnect_grace_s: float = 5.0
     sweep_limit: int = 1000
     batch_limit: int = 5000
     beat_batch_limit: int = 50_000
@@ -25,5 +26,8 @@ class RegistryConfig:
     max_instances: int = 250_000
     retry_max_s: float = 5.0
     epoch_check_s: float = 5.0
+    freeze_floor: int = 10
+    freeze_share: float = 0.25
+    freeze_max_s: float = 300.0
     stop_deadline_s: float = 5.0
     notes: tuple[str, ...] = ()

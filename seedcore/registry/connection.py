@@ -28,6 +28,7 @@ from seedcore.core.model import (
     Receipt,
     Registration,
     Resolution,
+    Verdict,
 )
 from seedcore.core.waiting import within
 from seedcore.registry.answers import PROTOCOL, Description, Health, Hello
@@ -76,9 +77,14 @@ class RegistryConnection:
         """See Registry.beat_many."""
         return cast(BeatAnswer, await self._call("beat_many", instance_ids))
 
-    async def resolve(self, logical_ids: Sequence[str]) -> Answer[list[Resolution]]:
+    async def resolve(self, logical_ids: Sequence[str], *, allow_late: bool = False) -> Answer[list[Resolution]]:
         """See Registry.resolve."""
-        return cast("Answer[list[Resolution]]", await self._call("resolve", logical_ids))
+        answer = await self._call("resolve", logical_ids, allow_late=allow_late)
+        return cast("Answer[list[Resolution]]", answer)
+
+    async def report_dead_call(self, instance_id: str) -> Verdict:
+        """See Registry.report_dead_call."""
+        return cast(Verdict, await self._call("report_dead_call", instance_id))
 
     async def list_active(
         self,

@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError
 
-from seedcore.core.errors import CannotKnowError, DirectoryUnavailableError, NotResolvableError
+from seedcore.core.errors import ActorGoneError, CannotKnowError, DirectoryUnavailableError, NotResolvableError
 from seedcore.core.model import Instance
 from seedcore.core.waiting import within
 from seedcore.registry.lookup import ActorHandle, actor_id_of, find_actor
@@ -37,10 +37,11 @@ class HandleFinder:
     namespace: str
     probe_timeout_s: float = 2.0
 
-    async def of_instance(self, instance: Instance) -> ActorHandle:
-        """The handle of a registered instance whose lease is running.
+    async def of_instance(self, instance: Instance, *, is_vouched: bool = True) -> ActorHandle:
+        """The handle of a registered instance. `is_vouched`: its beats say that it lives, so it need not answer now.
 
-        Raises NotResolvableError where it has no actor, or the actor is gone or another; CannotKnowError
+        Raises NotResolvableError where it has no actor, or one that is not vouched for does not answer,
+        ActorGoneError where the actor is gone or another, CannotKnowError
         where Ray does not answer.
         """
         logical_id = instance.logical_id
@@ -49,12 +50,17 @@ class HandleFinder:
         namespace = instance.namespace or self.namespace
         handle = await self._find(logical_id, instance.actor_name, namespace)
         if handle is None:
-            raise NotResolvableError(logical_id, f"Ray has no actor {instance.actor_name!r} in namespace {namespace!r}")
+            raise ActorGoneError(logical_id, f"Ray has no actor {instance.actor_name!r} in namespace {namespace!r}")
         if instance.actor_id is not None and actor_id_of(handle) != instance.actor_id:
-            raise NotResolvableError(logical_id, f"the name {instance.actor_name!r} now belongs to another actor")
-        # busy is not dead: a running lease vouches for an actor that has not answered yet
-        if await probe(handle, self.probe_timeout_s) is Proof.NO:
-            raise NotResolvableError(logical_id, "its actor has died")
+            raise ActorGoneError(logical_id, f"the name {instance.actor_name!r} now belongs to another actor")
+        proof = await probe(handle, self.probe_timeout_s)
+        if proof is Proof.NO:
+            raise ActorGoneError(logical_id, "its actor has died")
+        # busy is not dead, where its beats vouch for it
+        if proof is Proof.NOT_YET and not is_vouched:
+            raise NotResolvableError(
+                logical_id, f"it missed a beat and did not answer within {self.probe_timeout_s:g} s"
+            )
         return handle
 
     async def of_name(self, logical_id: str) -> ActorHandle:

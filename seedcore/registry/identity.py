@@ -11,6 +11,7 @@ import ray.util
 
 from seedcore.core.errors import DirectoryUnavailableError
 from seedcore.registry.lookup import actor_id_of, find_actor
+from seedcore.registry.processes import own_process_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,7 @@ class Identity:
     node_id: str | None
     ip_address: str | None
     pid: int
+    process_key: str | None
 
 
 async def identify(actor_name: str | None, namespace: str, timeout_s: float) -> Identity:
@@ -32,7 +34,7 @@ async def identify(actor_name: str | None, namespace: str, timeout_s: float) -> 
     detached actor's own runtime context names its creator's namespace.
     """
     if not ray.is_initialized():
-        return Identity(actor_name, None, namespace if actor_name else None, None, None, os.getpid())
+        return Identity(actor_name, None, namespace if actor_name else None, None, None, os.getpid(), own_process_key())
     context = ray.get_runtime_context()
     own_id, own_name = own_actor()
     name = actor_name if actor_name is not None else own_name
@@ -50,6 +52,7 @@ async def identify(actor_name: str | None, namespace: str, timeout_s: float) -> 
         node_id=context.get_node_id(),
         ip_address=ray.util.get_node_ip_address(),
         pid=os.getpid(),
+        process_key=own_process_key(),
     )
 
 

@@ -30,7 +30,7 @@ from seedcore.core.errors import (
     StoreUnavailableError,
     UnknownInstanceError,
 )
-from seedcore.core.lease import AbsenceMeter, LeaseTerms
+from seedcore.core.lease import AbsenceMeter, LeaseTerms, MassLateness
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import (
     MAX_ID_CHARS,
@@ -51,6 +51,7 @@ from seedcore.core.model import (
     Resolution,
     Source,
     StatusChange,
+    Verdict,
     check_cause,
     check_epoch,
     check_instance_id,
@@ -60,26 +61,36 @@ from seedcore.core.model import (
 )
 from seedcore.core.paging import check_limit, decode_cursor, encode_cursor
 from seedcore.core.roster import Roster
+from seedcore.core.verdict import Beats, Death, Evidence, Witness, judge
 from seedcore.core.waiting import end
 from seedcore.registry.answers import PROTOCOL, Description, Health, Hello, Observed
 from seedcore.registry.config import RegistryConfig
+from seedcore.registry.deathwatch import DeathWatch
 from seedcore.registry.writer import StoreFactory, Writer, key_of
 
 logger = logging.getLogger(__name__)
 
 MAX_BEATS_A_CALL = 10_000
 HISTORY_LIMIT = 20
+_ASK_RAY_S = 2.0
+_CONFIRMED_A_SWEEP = 64
 
 
 class Registry:
     """See the module. `start()` and `stop()` are idempotent; every other method may be called at any time."""
 
     def __init__(self, config: RegistryConfig, store_factory: StoreFactory) -> None:
+        """Tries no connection, and needs no event loop yet."""
         self._config = config
         self._roster = Roster(LeaseTerms(config.beat_interval_s, config.lease_s), config.max_instances)
         self._writer = Writer(config, store_factory, self._roster)
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
+        self._watch = DeathWatch(self._take_report)
+        self._roster.on_appear = self._watch.add
+        self._roster.on_vanish = self._watch.drop
+        self._lateness = MassLateness(config.freeze_floor, config.freeze_share, config.freeze_max_s)
+        self._deaths_reported = 0
         self._sweep_period_s = min(1.0, config.lease_s / 5)
         self._absence = AbsenceMeter(self._sweep_period_s, time.monotonic())
         self._hello = Hello(PROTOCOL, __version__, os.getpid(), config.node_id, _utc_now())
@@ -92,6 +103,7 @@ class Registry:
         Call it in the event loop that will serve.
         """
         if not self._tasks:
+            self._watch.start()
             self._tasks = [
                 asyncio.create_task(self._writer.run(), name="registry-write"),
                 asyncio.create_task(self._sweep_loop(), name="registry-sweep"),
@@ -103,6 +115,7 @@ class Registry:
             return
         self._stopping = True
         await end(*self._tasks)
+        await self._watch.stop()
         await self._writer.close()
 
     async def hello(self) -> Hello:
@@ -202,8 +215,9 @@ class Registry:
         """The newest epochs, newest first. Raises StoreUnavailableError."""
         return await self._writer.store().list_epochs(limit)
 
-    async def resolve(self, logical_ids: Sequence[str]) -> Answer[list[Resolution]]:
-        """The best instance of each agent, or why there is none; at most MAX_PAGE at once."""
+    async def resolve(self, logical_ids: Sequence[str], *, allow_late: bool = False) -> Answer[list[Resolution]]:
+        """The best instance of each agent, or why there is none; at most MAX_PAGE at once. Fresh ones only, unless
+        `allow_late` takes one that has missed a beat where nobody is fresh."""
         if not isinstance(logical_ids, (list, tuple)) or not 1 <= len(logical_ids) <= MAX_PAGE:
             raise InvalidInputError("logical_ids", f"must be a list of 1 to {MAX_PAGE} ids")
         for logical_id in logical_ids:
@@ -211,7 +225,7 @@ class Registry:
         now_s, at = time.monotonic(), _utc_now()
         found = []
         for logical_id in logical_ids:
-            answer = self._roster.resolve(logical_id, now_s)
+            answer = self._roster.resolve(logical_id, now_s, allow_late=allow_late)
             if answer.instance is not None:
                 answer = replace(answer, instance=self._roster.observed(answer.instance, now_s, at))
             found.append(answer)
@@ -314,6 +328,9 @@ class Registry:
             pending_changes=self._writer.pending_changes,
             pending_beats=self._writer.pending_beats,
             credited_s=self._absence.total_credit_s,
+            is_frozen=self._lateness.is_frozen,
+            deaths_reported=self._deaths_reported,
+            watch_problem=self._watch.problem,
             flush=self._writer.counts,
             notes=self._config.notes,
         )
@@ -364,14 +381,38 @@ class Registry:
         while True:
             await asyncio.sleep(self._sweep_period_s * random.uniform(0.9, 1.1))
             try:
-                self._expire()
+                await self._expire()
             except BacklogFullError as error:
                 logger.debug("sweep cut short: %s", error)
             except Exception:
                 logger.exception("the sweep failed and goes on")
 
-    def _expire(self) -> None:
-        """Declare dead whose lease is over, a bounded number of them; never before we know whom we watch."""
+    def _take_report(self, instance_id: str, process: Witness, node: Witness, cause: str) -> None:
+        """Act on what the death watch saw of an instance."""
+        if isinstance(judge(Evidence(process=process, node=node)), Death) and self._writer.fenced_by is None:
+            self._deaths_reported += 1
+            self._declare_dead(instance_id, cause)
+
+    async def report_dead_call(self, instance_id: str) -> Verdict:
+        """A caller's call found the instance's actor dead: ask Ray, and believe nobody else. The verdict after it.
+
+        Raises InvalidInputError or FencedError."""
+        check_instance_id(instance_id)
+        self._writer.require_room()
+        known = self._roster.get(instance_id)
+        if known is None:
+            return Verdict.UNKNOWN
+        self._roster.doubt(instance_id)
+        witness = await self._watch.ask_ray(known, _ASK_RAY_S)
+        if isinstance(judge(Evidence(actor=witness)), Death):
+            self._declare_dead(instance_id, "Ray says that its actor died")
+        return self._roster.verdict(instance_id, time.monotonic())
+
+    async def _expire(self) -> None:
+        """Declare dead whose lease is over, a bounded number of them; never before we know whom we watch.
+
+        Where too many are over at once, only those whose death Ray confirms.
+        """
         now_s = time.monotonic()
         absence_s = self._absence.tick(now_s)
         if absence_s:
@@ -380,8 +421,30 @@ class Registry:
             self._writer.owe_grace()
         if not self._writer.recovered or self._writer.fenced_by is not None:
             return
-        for instance_id, silence_s in self._roster.lapsed(now_s, self._config.sweep_limit):
+        lapsed = self._roster.lapsed(now_s, len(self._roster))
+        was_frozen = self._lateness.is_frozen
+        is_frozen = self._lateness.note(len(lapsed), len(self._roster), now_s)
+        if is_frozen != was_frozen:
+            logger.warning(
+                "expiry is frozen: too many leases are over at once" if is_frozen else "expiry goes on",
+                extra={"lapsed": len(lapsed), "instances": len(self._roster)},
+            )
+        if is_frozen:
+            await self._confirm([instance_id for instance_id, _ in lapsed])
+            return
+        for instance_id, silence_s in lapsed[: self._config.sweep_limit]:
             self._declare_dead(instance_id, f"lease expired: silent for {silence_s:.0f} s")
+
+    async def _confirm(self, lapsed: Sequence[str]) -> None:
+        """Ask Ray about some of the silent, others in each sweep, and release those that it knows to be dead."""
+        asked = [
+            row for row in map(self._roster.get, random.sample(lapsed, min(_CONFIRMED_A_SWEEP, len(lapsed)))) if row
+        ]
+        answers = await asyncio.gather(*(self._watch.ask_ray(row, _ASK_RAY_S) for row in asked))
+        for row, witness in zip(asked, answers, strict=True):
+            evidence = Evidence(actor=witness, beats=Beats.LAPSED, is_frozen=True)
+            if isinstance(judge(evidence), Death):
+                self._declare_dead(row.instance_id, "silent, and Ray says that its actor died")
 
 
 def _utc_now() -> datetime:

@@ -228,9 +228,10 @@ class Writer:
             pass
         loaded = [instance async for instance in store.load_live()]
         self._roster.set_epoch(epoch.name)
-        now_s = time.monotonic()
+        # an agent whose call was under way when the last registry ended may be that long in noticing
+        heard_s = time.monotonic() + self._config.reconnect_grace_s
         for instance in loaded:
-            self._roster.adopt(instance, now_s)
+            self._roster.adopt(instance, heard_s)
         self.recovered = True
         logger.info(
             "registry recovered from the database",

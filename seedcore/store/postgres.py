@@ -353,6 +353,7 @@ def _row_of(change: RegisterChange) -> dict[str, object]:
         "node_id": registration.node_id,
         "ip_address": registration.ip_address,
         "pid": registration.pid,
+        "process_key": registration.process_key,
     }
 
 
@@ -388,4 +389,5 @@ def _instance(row: Row) -> Instance:
         pid=row[17],
         stopped_at=row[18],
         cause=row[19],
+        process_key=row[20],
     )

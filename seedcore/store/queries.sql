@@ -45,7 +45,8 @@ select instance_id::text from expire_old_epoch_instances(fenced(%(term)s::bigint
 -- (no join: the planner misjudges its size and then sorts the whole table for each page)
 select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.started_at, r.status_changed_at,
        r.last_heartbeat, r.seq, r.actor_name, r.namespace, r.actor_id, r.serve_route, r.organ_id, r.labels,
-       r.metadata, r.node_id, host(r.ip_address), r.pid, r.stopped_at, r.cause
+       r.metadata, r.node_id, host(r.ip_address), r.pid, r.stopped_at, r.cause,
+       r.process_key
   from registry_instance r
  where (%(statuses)s::instancestatus[] is null or r.status = any(%(statuses)s::instancestatus[]))
    and r.cluster_epoch = coalesce(%(epoch)s, (select m.current_epoch from cluster_metadata m where m.id = 1))
@@ -64,7 +65,8 @@ select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.sta
 -- load_live: a page of everything that is not dead
 select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.started_at, r.status_changed_at,
        r.last_heartbeat, r.seq, r.actor_name, r.namespace, r.actor_id, r.serve_route, r.organ_id, r.labels,
-       r.metadata, r.node_id, host(r.ip_address), r.pid, r.stopped_at, r.cause
+       r.metadata, r.node_id, host(r.ip_address), r.pid, r.stopped_at, r.cause,
+       r.process_key
   from registry_instance r
  where r.status <> 'dead'
    and (r.logical_id, r.instance_id) > (%(after_logical_id)s, %(after_instance_id)s::uuid)
@@ -74,21 +76,24 @@ select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.sta
 -- best_instances: the best active instance of each of these agents
 select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.started_at, r.status_changed_at,
        r.last_heartbeat, r.seq, r.actor_name, r.namespace, r.actor_id, r.serve_route, r.organ_id, r.labels,
-       r.metadata, r.node_id, host(r.ip_address), r.pid, r.stopped_at, r.cause
+       r.metadata, r.node_id, host(r.ip_address), r.pid, r.stopped_at, r.cause,
+       r.process_key
   from active_instance r
  where r.logical_id = any(%(logical_ids)s);
 
 -- get_instance: one instance, dead or alive
 select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.started_at, r.status_changed_at,
        r.last_heartbeat, r.seq, r.actor_name, r.namespace, r.actor_id, r.serve_route, r.organ_id, r.labels,
-       r.metadata, r.node_id, host(r.ip_address), r.pid, r.stopped_at, r.cause
+       r.metadata, r.node_id, host(r.ip_address), r.pid, r.stopped_at, r.cause,
+       r.process_key
   from registry_instance r
  where r.instance_id = %(instance_id)s::uuid;
 
 -- history: the newest instances of an agent
 select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.started_at, r.status_changed_at,
        r.last_heartbeat, r.seq, r.actor_name, r.namespace, r.actor_id, r.serve_route, r.organ_id, r.labels,
-       r.metadata, r.node_id, host(r.ip_address), r.pid, r.stopped_at, r.cause
+       r.metadata, r.node_id, host(r.ip_address), r.pid, r.stopped_at, r.cause,
+       r.process_key
   from registry_instance r
  where r.logical_id = %(logical_id)s
  order by r.started_at desc, r.instance_id

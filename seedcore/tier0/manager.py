@@ -18,9 +18,11 @@ from ray.exceptions import ActorDiedError, RayError
 
 from seedcore.agents.ray_agent import Heartbeat, SummaryStats
 from seedcore.core.errors import (
+    ActorGoneError,
     AgentCallError,
     CannotKnowError,
     DirectoryUnavailableError,
+    FencedError,
     InvalidInputError,
     NotResolvableError,
     RegistryError,
@@ -28,7 +30,7 @@ from seedcore.core.errors import (
     first_line,
 )
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import MAX_ID_CHARS, Instance, Json, Listing, Source, check_text
+from seedcore.core.model import MAX_ID_CHARS, Instance, Json, Listing, Source, Verdict, check_text
 from seedcore.registry.client import every_page
 from seedcore.registry.connection import RegistryConnection, shared_connection
 from seedcore.registry.directory import RayDirectory
@@ -134,21 +136,21 @@ class Tier0MemoryManager:
 
     # Finding agents
 
-    async def resolve(self, logical_id: str) -> ActorHandle:
-        """A live, proven handle of the agent.
+    async def resolve(self, logical_id: str, *, allow_late: bool = False) -> ActorHandle:
+        """A live, proven handle of the agent. One that has missed a beat must answer first, unless `allow_late`.
 
         Raises NotResolvableError where there is certainly none to hand out, and says why; CannotKnowError
         where nobody who could tell can be asked now.
         """
-        return (await self.locate(logical_id)).handle
+        return (await self.locate(logical_id, allow_late=allow_late)).handle
 
-    async def locate(self, logical_id: str) -> Located:
+    async def locate(self, logical_id: str, *, allow_late: bool = False) -> Located:
         """As `resolve`, with the source of the answer."""
         check_text("logical_id", logical_id, MAX_ID_CHARS)
         if self._mode is Mode.RAY:
             return await self._locate_without_registry(logical_id, "the mode is ray")
         try:
-            return await self._locate_by_registry(logical_id)
+            return await self._locate_by_registry(logical_id, allow_late)
         except RegistryUnavailableError as error:
             return await self._locate_without_registry(logical_id, str(error))
 
@@ -211,18 +213,21 @@ class Tier0MemoryManager:
             problems=tuple(problems),
         )
 
-    async def _locate_by_registry(self, logical_id: str) -> Located:
+    async def _locate_by_registry(self, logical_id: str, allow_late: bool) -> Located:
         failure: NotResolvableError | None = None
         for _ in range(2):
-            answer = await self._connection.resolve([logical_id])
+            answer = await self._connection.resolve([logical_id], allow_late=True)
             found = answer.value[0]
             if found.instance is None:
                 break
             try:
-                handle = await self._finder.of_instance(found.instance)
+                is_vouched = allow_late or found.verdict is Verdict.FRESH
+                handle = await self._finder.of_instance(found.instance, is_vouched=is_vouched)
             except NotResolvableError as error:
-                # it died since it was last heard: ask once more for a newer incarnation
+                # it died since it was last heard: say so, and ask once more for a newer incarnation
                 failure = error
+                if isinstance(error, ActorGoneError):
+                    await self._report_dead_call(found.instance)
                 continue
             self._remember(_known(found.instance, Source.REGISTRY))
             return Located(logical_id, handle, Source.REGISTRY, answer.as_of, found.instance)
@@ -233,6 +238,12 @@ class Tier0MemoryManager:
         if found.is_known or self._mode is Mode.REGISTRY:
             raise NotResolvableError(logical_id, found.why or "unknown")
         return await self._locate_without_registry(logical_id, None)
+
+    async def _report_dead_call(self, instance: Instance) -> None:
+        try:
+            await self._connection.report_dead_call(instance.instance_id)
+        except (RegistryUnavailableError, FencedError) as error:
+            logger.info("could not report a dead actor: %s", error, extra={"logical_id": instance.logical_id})
 
     async def _locate_without_registry(self, logical_id: str, why: str | None) -> Located:
         """By the snapshot or by Ray's listing: only the actor's own answer proves it."""

@@ -143,7 +143,7 @@ async def test_serve_demo_list_interrupt_and_serve_again(newcomer: Newcomer) -> 
     listed = json.loads(newcomer.run("seedcore", "ls", "--json", "--label", "app=demo").stdout)
     assert [item["logical_id"] for item in listed["items"]] == ["demo-memory-2", "demo-vision-1"]
     assert "draining" in newcomer.run("seedcore", "ls", "--all").stdout
-    assert "lease expired" in newcomer.run("seedcore", "get", "demo-vision-2").stdout
+    assert "its process exited" in newcomer.run("seedcore", "get", "demo-vision-2").stdout
     nobody = newcomer.run("seedcore", "get", "nobody", check=False)
     assert (nobody.returncode, nobody.stderr) == (3, "seedcore: nobody ever registered as 'nobody'\n")
 

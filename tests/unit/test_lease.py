@@ -8,46 +8,50 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seedcore.core.lease import AbsenceMeter, LeaseTerms
-from seedcore.core.model import Verdict
+from seedcore.core.lease import AbsenceMeter, LeaseTerms, MassLateness
+from seedcore.core.verdict import Beats
 
 TERMS = LeaseTerms(beat_interval_s=5.0, lease_s=15.0)
 SILENCES = st.floats(min_value=-100.0, max_value=1000.0)
 
 
 @pytest.mark.parametrize(
-    ("silence_s", "verdict"),
+    ("silence_s", "beats"),
     [
-        (-3.0, Verdict.FRESH),
-        (0.0, Verdict.FRESH),
-        (10.0, Verdict.FRESH),
-        (math.nextafter(10.0, 11.0), Verdict.LATE),
-        (15.0, Verdict.LATE),
-        (math.nextafter(15.0, 16.0), Verdict.SUSPECT),
-        (1e9, Verdict.SUSPECT),
+        (-3.0, Beats.FRESH),
+        (0.0, Beats.FRESH),
+        (7.5, Beats.FRESH),
+        (math.nextafter(7.5, 11.0), Beats.LATE),
+        (11.25, Beats.LATE),
+        (math.nextafter(11.25, 16.0), Beats.SUSPECT),
+        (15.0, Beats.SUSPECT),
+        (math.nextafter(15.0, 16.0), Beats.LAPSED),
+        (1e9, Beats.LAPSED),
     ],
 )
-def test_verdict_changes_after_two_beats_and_after_the_lease(silence_s: float, verdict: Verdict) -> None:
-    assert TERMS.verdict(silence_s) is verdict
+def test_silence_is_late_after_one_beat_suspect_after_two_and_lapsed_after_the_lease(
+    silence_s: float, beats: Beats
+) -> None:
+    assert TERMS.beats(silence_s) is beats
 
 
 @given(SILENCES)
-def test_suspect_is_exactly_a_lapsed_lease(silence_s: float) -> None:
-    assert (TERMS.verdict(silence_s) is Verdict.SUSPECT) == TERMS.has_lapsed(silence_s)
+def test_lapsed_is_exactly_a_lease_that_is_over(silence_s: float) -> None:
+    assert (TERMS.beats(silence_s) is Beats.LAPSED) == TERMS.has_lapsed(silence_s)
 
 
 @given(SILENCES, SILENCES, st.floats(0.01, 100.0), st.floats(0.01, 100.0))
 def test_longer_silence_never_looks_better(first: float, second: float, beat_s: float, lease_s: float) -> None:
     terms = LeaseTerms(beat_s, lease_s)
-    order = [Verdict.FRESH, Verdict.LATE, Verdict.SUSPECT]
+    order = [Beats.FRESH, Beats.LATE, Beats.SUSPECT, Beats.LAPSED]
     shorter, longer = sorted((first, second))
-    assert order.index(terms.verdict(shorter)) <= order.index(terms.verdict(longer))
+    assert order.index(terms.beats(shorter)) <= order.index(terms.beats(longer))
 
 
 def test_lease_shorter_than_two_beats_is_never_fresh_beyond_its_end() -> None:
     terms = LeaseTerms(beat_interval_s=5.0, lease_s=6.0)
-    assert terms.verdict(6.0) is Verdict.FRESH
-    assert terms.verdict(6.1) is Verdict.SUSPECT
+    assert terms.beats(6.0) is Beats.FRESH
+    assert terms.beats(6.1) is Beats.LAPSED
 
 
 def test_punctual_ticks_are_credited_nothing() -> None:
@@ -73,3 +77,28 @@ def test_credit_never_exceeds_the_time_that_passed(gaps_s: list[float], period_s
         credit_s = meter.tick(now)
         assert 0.0 <= credit_s <= gap_s
     assert meter.total_credit_s <= now
+
+
+def test_a_few_late_freeze_nothing() -> None:
+    lateness = MassLateness(floor=10, share=0.25, max_s=100.0)
+    assert not lateness.note(lapsed=9, living=9, now=0.0)
+    assert not lateness.note(lapsed=24, living=100, now=1.0)
+
+
+def test_mass_lateness_freezes_until_half_of_it_is_gone() -> None:
+    lateness = MassLateness(floor=10, share=0.25, max_s=100.0)
+    assert lateness.note(lapsed=25, living=100, now=0.0)
+    assert lateness.note(lapsed=13, living=100, now=10.0)
+    assert not lateness.note(lapsed=12, living=100, now=20.0)
+    assert lateness.note(lapsed=25, living=100, now=30.0)
+
+
+def test_a_freeze_ends_by_itself_and_does_not_begin_again_at_once() -> None:
+    lateness = MassLateness(floor=10, share=0.25, max_s=100.0)
+    assert lateness.note(lapsed=50, living=100, now=0.0)
+    assert lateness.note(lapsed=50, living=100, now=100.0)
+    assert not lateness.note(lapsed=50, living=100, now=100.1)
+    assert not lateness.note(lapsed=50, living=100, now=101.0)
+    # the same lateness is over only once it would have ended
+    assert not lateness.note(lapsed=5, living=50, now=102.0)
+    assert lateness.note(lapsed=50, living=100, now=103.0)

@@ -25,6 +25,7 @@ from seedcore.core.model import (
 )
 from seedcore.core.roster import Roster
 from seedcore.core.selection import best
+from seedcore.core.verdict import Beats
 from seedcore.store.memory import MemoryStore
 from tests.builders import START, FakeClock, iid, instance, joins, turns
 
@@ -323,7 +324,9 @@ def test_our_absence_is_nobodys_silence(heard: dict[int, float], absence_s: floa
         silence_s = roster.silence_s(iid(number), now_s)
         assert silence_s >= 0.0
         assert silence_s == pytest.approx(max(0.0, now_s - heard_s - absence_s))
-        assert roster.verdict(iid(number), now_s) is TERMS.verdict(silence_s)
+        beats = TERMS.beats(silence_s)
+        expected = Verdict.SUSPECT if beats is Beats.LAPSED else Verdict(beats.value)
+        assert roster.verdict(iid(number), now_s) is expected
 
 
 def test_observed_instance_shows_when_we_heard_it(roster: Roster) -> None:
@@ -351,6 +354,8 @@ def test_resolve_hands_out_the_best_alive_instance(roster: Roster) -> None:
     [
         ("starting", 0.0, "it is starting"),
         ("draining", 0.0, "it is draining"),
+        ("alive", 8.0, "it is late: silent for 8.0 s"),
+        ("alive", 12.0, "it is suspect: silent for 12.0 s"),
         ("alive", 40.0, "silent for 40 s, its lease is over"),
     ],
 )
@@ -406,3 +411,40 @@ def test_counts_are_by_status_of_the_living(roster: Roster) -> None:
     for number, status in enumerate(["starting", "alive", "alive", "draining", "dead"]):
         enter(roster, number, status=status)
     assert roster.count_by_status() == {Status.STARTING: 1, Status.ALIVE: 2, Status.DRAINING: 1}
+
+
+def test_late_instance_is_handed_out_only_where_that_is_allowed(roster: Roster) -> None:
+    enter(roster, 1, now_s=0.0)
+    assert roster.resolve("agent", 8.0).instance is None
+    late = roster.resolve("agent", 8.0, allow_late=True)
+    assert late.instance is not None
+    assert late.verdict is Verdict.LATE
+    assert roster.resolve("agent", 12.0, allow_late=True).instance is None
+    enter(roster, 2, now_s=8.0)
+    fresh = roster.resolve("agent", 8.0, allow_late=True)
+    assert fresh.instance is not None
+    assert (fresh.instance.instance_id, fresh.verdict) == (iid(2), Verdict.FRESH)
+
+
+def test_doubted_instance_is_suspect_until_it_is_heard(roster: Roster) -> None:
+    enter(roster, 1, now_s=0.0)
+    roster.doubt(iid(1))
+    roster.doubt(iid(2))
+    resolution = roster.resolve("agent", 0.0, allow_late=True)
+    assert resolution.instance is None
+    assert resolution.why == "a caller found its actor dead, and it has not been heard since"
+    roster.renew([iid(1)], 1.0)
+    assert roster.resolve("agent", 1.0).instance is not None
+
+
+def test_listeners_hear_who_comes_moves_and_goes(roster: Roster) -> None:
+    heard: list[str] = []
+    roster.on_appear = lambda row: heard.append(f"+{row.instance_id[-1]} {row.pid}")
+    roster.on_vanish = lambda instance_id: heard.append(f"-{instance_id[-1]}")
+    enter(roster, 1)
+    roster.register(joins(1, seq=9, pid=7), 0.0, START)
+    roster.renew([iid(1)], 1.0)
+    roster.adopt(instance(2, "other"), 1.0)
+    roster.forget(iid(2))
+    roster.set_status(turns(1, Status.DEAD, 10), 2.0, START)
+    assert heard == ["+1 None", "+1 7", "+2 None", "-2", "-1"]

@@ -1,0 +1,442 @@
+"""Deaths are pushed: processes really killed, stopped and restarted, and who notices."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from seedcore.core.errors import NotResolvableError
+from seedcore.core.lifecycle import Status
+from seedcore.core.model import Registration, Verdict, new_instance_id
+from seedcore.registry.actor import stop_registry
+from seedcore.registry.connection import RegistryConnection
+from seedcore.registry.lookup import actor_id_of
+from seedcore.registry.processes import (
+    ActorStateWatch,
+    PidfdWatch,
+    Watch,
+    Watched,
+    own_process_key,
+    process_key_of,
+)
+from seedcore.runtime import start_registry
+from seedcore.settings import Settings
+from seedcore.tier0 import Tier0MemoryManager
+from tests.cluster.agents import Worker
+from tests.waiting import eventually
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[Cluster]:
+    """Two nodes, so that one can be lost; its loss is noticed within a few seconds."""
+    quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_timeout_ms": 500}
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={
+            "num_cpus": 4,
+            "include_dashboard": False,
+            "_system_config": {**quick, "health_check_failure_threshold": 4},
+        },
+    )
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+# One contract for every watch
+
+
+def sleeping_process() -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+
+
+class Sleeper:
+    """A process to watch: a child of ours, or an actor."""
+
+    def __init__(self, watched: Watched, kill: Callable[[], None]) -> None:
+        self.watched = watched
+        self.kill = kill
+
+
+class Patient:
+    """An actor that does nothing."""
+
+    async def whereabouts(self) -> tuple[int, str | None]:
+        return os.getpid(), own_process_key()
+
+
+@pytest.fixture(params=["pidfd", "actor state"])
+async def watch_and_sleeper(
+    request: pytest.FixtureRequest, ray_cluster: Cluster
+) -> AsyncIterator[tuple[Watch, Callable[[], Sleeper], list[tuple[str, str]]]]:
+    """A watch, a way to make something for it to watch, and what it has reported."""
+    reported: list[tuple[str, str]] = []
+    watch: Watch
+    made: list[Any] = []
+
+    def note(instance_id: str, cause: str) -> None:
+        reported.append((instance_id, cause))
+
+    def make_process() -> Sleeper:
+        child = sleeping_process()
+        made.append(child)
+        key = process_key_of(child.pid)
+        return Sleeper(Watched(new_instance_id(), child.pid, key, None, None, None), child.kill)
+
+    def make_actor() -> Sleeper:
+        actor_class: Any = ray.remote(Patient)
+        name = f"patient-{new_instance_id()}"
+        handle = actor_class.options(name=name, namespace="watched", num_cpus=0).remote()
+        ray.get(handle.whereabouts.remote())
+        made.append(handle)
+        watched = Watched(new_instance_id(), None, None, name, "watched", actor_id_of(handle))
+        return Sleeper(watched, lambda: ray.kill(handle))
+
+    if request.param == "pidfd":
+        watch = PidfdWatch(note)
+        yield watch, make_process, reported
+        for child in made:
+            child.kill()
+            child.wait()
+    else:
+        watch = ActorStateWatch(note)
+        yield watch, make_actor, reported
+    await watch.close()
+
+
+Contract = tuple[Watch, Callable[[], Sleeper], list[tuple[str, str]]]
+
+
+async def test_an_exit_is_reported_once_and_the_living_never(watch_and_sleeper: Contract) -> None:
+    watch, make, reported = watch_and_sleeper
+    doomed, living = make(), make()
+    assert await watch.add(doomed.watched)
+    assert await watch.add(living.watched)
+    # told again, as after a registration that repeats
+    assert await watch.add(doomed.watched)
+    doomed.kill()
+    await eventually(lambda: reported)
+    assert [instance_id for instance_id, _ in reported] == [doomed.watched.instance_id]
+    other = make()
+    assert await watch.add(other.watched)
+    other.kill()
+    await eventually(lambda: len(reported) > 1)
+    assert {instance_id for instance_id, _ in reported} == {doomed.watched.instance_id, other.watched.instance_id}
+
+
+async def test_one_that_had_ended_before_is_reported(watch_and_sleeper: Contract) -> None:
+    watch, make, reported = watch_and_sleeper
+    late = make()
+    late.kill()
+
+    async def is_told() -> bool:
+        assert await watch.add(late.watched)
+        return bool(reported)
+
+    await eventually(is_told)
+    assert {instance_id for instance_id, _ in reported} == {late.watched.instance_id}
+
+
+async def test_one_that_is_discarded_is_not_reported(watch_and_sleeper: Contract) -> None:
+    watch, make, reported = watch_and_sleeper
+    dropped, witness = make(), make()
+    for sleeper in (dropped, witness):
+        assert await watch.add(sleeper.watched)
+    watch.discard(dropped.watched.instance_id)
+    watch.discard(new_instance_id())
+    dropped.kill()
+    witness.kill()
+    await eventually(lambda: reported)
+    assert [instance_id for instance_id, _ in reported] == [witness.watched.instance_id]
+
+
+async def test_what_cannot_be_watched_is_said(watch_and_sleeper: Contract) -> None:
+    watch, _, reported = watch_and_sleeper
+    assert not await watch.add(Watched(new_instance_id(), os.getpid(), None, None, None, None))
+    foreign = f"1-{(own_process_key() or '').partition('-')[2]}"
+    assert not await watch.add(Watched(new_instance_id(), os.getpid(), foreign, None, None, None))
+    assert reported == []
+
+
+async def test_a_process_id_that_was_used_again_is_another_process() -> None:
+    reported: list[str] = []
+    watch = PidfdWatch(lambda instance_id, _: reported.append(instance_id))
+    namespace = (own_process_key() or "").partition("-")[0]
+    mine = Watched(new_instance_id(), os.getpid(), f"{namespace}-1", None, None, None)
+    assert await watch.add(mine)
+    assert reported == [mine.instance_id]
+    await watch.close()
+
+
+async def test_all_who_live_in_a_process_die_with_it() -> None:
+    reported: list[str] = []
+    watch = PidfdWatch(lambda instance_id, _: reported.append(instance_id))
+    child = sleeping_process()
+    key = process_key_of(child.pid)
+    tenants = sorted(new_instance_id() for _ in range(5))
+    for tenant in tenants:
+        assert await watch.add(Watched(tenant, child.pid, key, None, None, None))
+    child.kill()
+    await eventually(lambda: len(reported) == 5)
+    assert reported == tenants
+    child.wait()
+    await watch.close()
+
+
+# The whole way
+
+
+def rows(settings: Settings, query: str, *parameters: object) -> list[tuple[Any, ...]]:
+    assert settings.pg_dsn is not None
+    with psycopg.connect(settings.pg_dsn.get_secret_value(), autocommit=True) as connection:
+        return connection.execute(query, parameters).fetchall()
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """A lease so long that no death below is an expiry."""
+    return settings.model_copy(update={"lease_s": 120.0})
+
+
+async def create(manager: Tier0MemoryManager, settings: Settings, name: str, **options: Any) -> int:
+    """An agent; its pid."""
+    await manager.create_agent(name, agent_class=Worker, arguments={"settings": settings}, **options)
+    pid: int = await manager.execute_task_on_agent(name, "pid")
+    return pid
+
+
+async def watched_by_a_relay(registry: RegistryConnection, settings: Settings, manager: Tier0MemoryManager) -> None:
+    """Until the relay works: a first agent's death has been told."""
+    pid = await create(manager, settings, "canary", max_restarts=0)
+    os.kill(pid, signal.SIGKILL)
+
+    async def is_told() -> bool:
+        return (await registry.health()).deaths_reported > 0
+
+    await eventually(is_told, within_s=60)
+
+
+async def test_a_killed_agent_is_dead_at_once_and_for_the_right_reason(
+    registry: RegistryConnection, settings: Settings, manager: Tier0MemoryManager
+) -> None:
+    await watched_by_a_relay(registry, settings, manager)
+    pid = await create(manager, settings, "victim", max_restarts=0)
+    bystander = await create(manager, settings, "bystander", max_restarts=0)
+    assert bystander != pid
+    os.kill(pid, signal.SIGKILL)
+
+    async def is_gone() -> bool:
+        found = (await registry.resolve(["victim"])).value[0]
+        return found.instance is None
+
+    await eventually(is_gone, every_s=0.005)
+
+    def stored() -> list[tuple[Any, ...]]:
+        return rows(settings, "select cause from registry_instance where logical_id = 'victim' and status = 'dead'")
+
+    assert await eventually(stored) == [(f"its process exited (pid {pid})",)]
+    with pytest.raises(NotResolvableError):
+        await manager.resolve("victim")
+    assert await (await manager.resolve("bystander")).ping.remote() == "pong"
+
+
+async def test_a_restarted_agent_is_a_new_incarnation_of_the_same_name(
+    registry: RegistryConnection, settings: Settings, manager: Tier0MemoryManager
+) -> None:
+    pid = await create(manager, settings, "phoenix")
+    os.kill(pid, signal.SIGKILL)
+
+    async def is_back() -> bool:
+        return bool(await manager.execute_task_on_agent("phoenix", "pid") != pid)
+
+    await eventually(is_back, within_s=60)
+
+    def stored() -> bool:
+        history = rows(settings, "select status::text, pid, cause from registry_instance where logical_id = 'phoenix'")
+        dead = [row for row in history if row[0] == "dead"]
+        return (
+            [row[0] for row in history if row[0] != "dead"] == ["alive"]
+            and [row[1] for row in dead] == [pid]
+            and dead[0][2] in {f"its process exited (pid {pid})", "superseded: its actor restarted"}
+        )
+
+    await eventually(stored)
+
+
+def relays() -> list[int]:
+    """The pids of the relays on this machine that are children of the cluster's raylets."""
+    found = []
+    for line in subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    ):
+        if "ray::Relay" in line:
+            found.append(int(line.split()[0]))
+    return found
+
+
+async def test_a_killed_relay_is_nobodys_death_and_another_takes_its_place(
+    registry: RegistryConnection, settings: Settings, manager: Tier0MemoryManager
+) -> None:
+    await watched_by_a_relay(registry, settings, manager)
+    pid = await create(manager, settings, "survivor", max_restarts=0)
+    killed = await eventually(relays)
+    for relay in killed:
+        os.kill(relay, signal.SIGKILL)
+    # an agent that dies while nobody watches is found by the next relay
+    orphan = await create(manager, settings, "orphan", max_restarts=0)
+    os.kill(orphan, signal.SIGKILL)
+
+    async def orphan_is_dead() -> bool:
+        return rows(
+            settings, "select cause from registry_instance where logical_id = 'orphan' and status = 'dead'"
+        ) == [(f"its process exited (pid {orphan})",)]
+
+    await eventually(orphan_is_dead, within_s=60)
+    assert not set(relays()) & set(killed)
+    assert await manager.execute_task_on_agent("survivor", "pid") == pid
+
+
+async def test_who_died_while_the_registry_was_away_is_found_when_it_is_back(
+    registry: RegistryConnection, settings: Settings, manager: Tier0MemoryManager
+) -> None:
+    victim = await create(manager, settings, "fallen", max_restarts=0)
+    living = await create(manager, settings, "standing", max_restarts=0)
+    os.kill((await registry.hello()).pid, signal.SIGKILL)
+    os.kill(victim, signal.SIGKILL)
+
+    async def is_told() -> bool:
+        return rows(
+            settings, "select cause from registry_instance where logical_id = 'fallen' and status = 'dead'"
+        ) == [(f"its process exited (pid {victim})",)]
+
+    await eventually(is_told, within_s=60)
+    assert await manager.execute_task_on_agent("standing", "pid") == living
+
+
+async def test_a_hung_agent_is_late_then_suspect_and_comes_back_as_itself(
+    registry: RegistryConnection, settings: Settings, manager: Tier0MemoryManager
+) -> None:
+    pid = await create(manager, settings, "sleeper", max_restarts=0)
+    before = (await registry.describe("sleeper")).live[0].instance.instance_id
+    quick = Tier0MemoryManager(settings.model_copy(update={"probe_timeout_s": 0.2}))
+    seen: list[Verdict] = []
+    os.kill(pid, signal.SIGSTOP)
+    try:
+
+        async def is_suspect() -> bool:
+            verdict = (await registry.describe("sleeper")).live[0].verdict
+            if verdict not in seen[-1:]:
+                seen.append(verdict)
+            return verdict is Verdict.SUSPECT
+
+        await eventually(is_suspect, every_s=0.01)
+        assert seen[-2:] == [Verdict.LATE, Verdict.SUSPECT]
+        with pytest.raises(NotResolvableError, match="suspect"):
+            await quick.resolve("sleeper")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+    async def is_back() -> bool:
+        return bool(await (await quick.resolve("sleeper")).ping.remote() == "pong")
+
+    await eventually(is_back)
+    described = await registry.describe("sleeper")
+    assert [observed.instance.instance_id for observed in described.live] == [before]
+    assert [row.instance_id for row in described.history] == [before]
+
+
+async def test_a_lost_node_takes_its_agents_with_it_and_nobody_else(
+    ray_cluster: Cluster, registry: RegistryConnection, settings: Settings, manager: Tier0MemoryManager
+) -> None:
+    node = ray_cluster.add_node(num_cpus=2)
+    ray_cluster.wait_for_nodes()
+    worker_class: Any = ray.remote(Worker)
+    on_the_node = worker_class.options(
+        name="remote",
+        namespace=settings.namespace,
+        num_cpus=0,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False),
+    ).remote("remote", settings=settings)
+    await on_the_node.start.remote()
+    on_the_head = {"node:__internal_head__": 0.001}
+    await create(manager, settings, "local", max_restarts=0, resources=on_the_head)
+    os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+
+    def stored() -> list[tuple[Any, ...]]:
+        return rows(settings, "select cause from registry_instance where logical_id = 'remote' and status = 'dead'")
+
+    [(cause,)] = await eventually(stored, within_s=60)
+    # whichever witness is first: the raylet's workers end with it, the relay among them
+    assert cause == "its node died" or cause.startswith("its process exited")
+    assert await (await manager.resolve("local")).ping.remote() == "pong"
+    ray_cluster.remove_node(node)
+
+
+async def test_a_callers_error_is_a_hint_and_ray_has_the_word(registry: RegistryConnection, settings: Settings) -> None:
+    actor_class: Any = ray.remote(Patient)
+    handle = actor_class.options(name="called", namespace=settings.namespace, num_cpus=0).remote()
+    await handle.whereabouts.remote()
+    # no node and no process are known of it: only Ray can tell
+    living = Registration(new_instance_id(), "called", "called", settings.namespace, actor_id_of(handle))
+    await registry.register(living)
+    await registry.set_status(living.instance_id, Status.ALIVE, 2)
+    assert await registry.report_dead_call(living.instance_id) is Verdict.SUSPECT
+    assert (await registry.resolve(["called"])).value[0].instance is None
+    await registry.beat(living.instance_id)
+    assert (await registry.resolve(["called"])).value[0].instance is not None
+    ray.kill(handle)
+
+    async def is_dead() -> bool:
+        return await registry.report_dead_call(living.instance_id) is Verdict.UNKNOWN
+
+    await eventually(is_dead)
+
+    def is_stored() -> bool:
+        return rows(settings, "select status::text, cause from registry_instance") == [
+            ("dead", "Ray says that its actor died")
+        ]
+
+    await eventually(is_stored)
+    assert await registry.report_dead_call(new_instance_id()) is Verdict.UNKNOWN
+
+
+async def test_mass_silence_freezes_expiry_and_releases_only_the_confirmed(
+    ray_cluster: Cluster, settings: Settings
+) -> None:
+    settings = settings.model_copy(update={"beat_interval_s": 0.5, "lease_s": 1.5})
+    await start_registry(settings)
+    registry = RegistryConnection(settings.namespace, settings.call_timeout_s)
+    silent = [Registration(new_instance_id(), f"silent-{n}") for n in range(12)]
+    # Ray has no such actors: for these it is a second witness
+    fallen = [Registration(new_instance_id(), f"fallen-{n}", f"fallen-{n}", settings.namespace, "00") for n in range(3)]
+    try:
+        await asyncio.gather(*(registry.register(row) for row in [*silent, *fallen]))
+
+        def dead() -> list[tuple[Any, ...]]:
+            return rows(settings, "select logical_id, cause from registry_instance where status = 'dead' order by 1")
+
+        confirmed = [(f"fallen-{n}", "silent, and Ray says that its actor died") for n in range(3)]
+        await eventually(lambda: dead() == confirmed)
+        assert (await registry.health()).is_frozen
+        # they are heard again: nobody else has died, and the freeze is over by itself
+        await registry.beat_many([row.instance_id for row in silent])
+
+        async def is_over() -> bool:
+            return not (await registry.health()).is_frozen
+
+        await eventually(is_over, every_s=0.01)
+        assert dead() == confirmed
+    finally:
+        await stop_registry(settings.namespace)
