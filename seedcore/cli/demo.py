@@ -82,11 +82,11 @@ async def run(settings: Settings, console: Console, agents: int) -> None:
 
     console.rule(f"5. {lost} is lost")
     ray.kill(await manager.resolve(lost), no_restart=True)
-    await _show_unresolvable(manager, console, lost)
     with console.status("the registry hears of it from the node's relay"):
-        await _gone(connection, lost, health.lease_s * 3)
+        await _declared_dead(connection, lost, health.lease_s * 3)
     history = (await connection.describe(lost)).history
-    console.print(f"declared dead; cause: {history[0].cause if history else 'not yet in the database'}")
+    console.print(f"declared dead; cause: {history[0].cause}")
+    await _show_unresolvable(manager, console, lost)
 
     console.rule("6. What is left")
     show_listing(
@@ -139,9 +139,12 @@ async def _registered(connection: RegistryConnection, agent_ids: set[str]) -> No
     await _until_none(problem, _READY_TIMEOUT_S)
 
 
-async def _gone(connection: RegistryConnection, agent_id: str, timeout_s: float) -> None:
+async def _declared_dead(connection: RegistryConnection, agent_id: str, timeout_s: float) -> None:
     async def problem() -> str | None:
-        return f"agent {agent_id!r} is not declared dead" if (await connection.describe(agent_id)).live else None
+        found = await connection.describe(agent_id)
+        if found.live or not found.history:
+            return f"agent {agent_id!r} is not declared dead"
+        return None if found.history[0].status is Status.DEAD else f"the death of {agent_id!r} is not in the database"
 
     await _until_none(problem, timeout_s)
 

@@ -18,7 +18,7 @@ from seedcore.core.errors import (
     InvalidInputError,
     NotResolvableError,
 )
-from seedcore.core.model import Source
+from seedcore.core.model import Registration, Source, new_instance_id
 from seedcore.registry import RegistryConnection
 from seedcore.registry.actor import stop_registry
 from seedcore.registry.directory import RayDirectory
@@ -97,17 +97,16 @@ async def test_resolution_is_by_the_registry_and_proven(
 async def test_a_reused_name_is_not_taken_for_the_agent(
     registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings
 ) -> None:
-    handle = await manager.create_agent("name", agent_class=Worker, arguments={"settings": settings})
-    ray.kill(handle)
     actor: Any = ray.remote(Stranger)
-
-    def take_over() -> Any:
-        return actor.options(name="name", namespace=settings.namespace, num_cpus=0).remote()
-
-    impostor = await eventually(take_over)
+    impostor = actor.options(name="name", namespace=settings.namespace, num_cpus=0).remote()
     assert await impostor.pid.remote()
+    # of no node, so that only a caller can find its actor dead
+    agent = Registration(new_instance_id(), "name", "name", settings.namespace, actor_id="0" * 32)
+    await registry.register(agent)
+    await registry.set_status(agent.instance_id, "alive", seq=2)
     with pytest.raises(NotResolvableError, match="belongs to another actor"):
         await manager.resolve("name")
+    assert (await registry.describe("name")).live == ()
     ray.kill(impostor)
 
 

@@ -135,7 +135,7 @@ async def test_serve_demo_list_interrupt_and_serve_again(newcomer: Newcomer) -> 
         "register",
         "resolved by registry; it counted 8 words",
         "it is draining",
-        "declared dead; cause: lease",
+        "declared dead; cause: its process exited",
     ):
         assert step in shown
     page = newcomer.get("/v1/instances")
