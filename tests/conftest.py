@@ -32,6 +32,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-postgres15", action="store_true", help="fail, not skip, where it is not installed")
 
 
+# their own processes under their own names: these may run beside a test that has a Ray cluster in its process
+_OWN_CLUSTERS = {"test_quickstart.py", "test_embedded_registry.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two workers share the tests: one Ray cluster at a time, so that they do not starve each other's beats."""
+    for item in items:
+        needs_ray = item.path.parent.name in {"cluster", "faults"} and item.path.name not in _OWN_CLUSTERS
+        item.add_marker(pytest.mark.xdist_group("ray" if needs_ray else item.path.name))
+
+
 @pytest.fixture(scope="session")
 def postgres15(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
     """A PostgreSQL 15 of the system, sorting text by language, as many installations do."""

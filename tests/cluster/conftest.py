@@ -36,7 +36,7 @@ def settings(postgres18: PostgresServer) -> Iterator[Settings]:
     yield Settings(
         namespace=f"test-{next(_serial)}",
         pg_dsn=SecretStr(postgres18.dsn(database)),
-        beat_interval_s=0.5,
+        beat_interval_s=1.0,
         lease_s=3.0,
         flush_interval_s=0.2,
     )

@@ -172,7 +172,7 @@ async def test_a_beat_answers_which_instances_are_unknown_or_dead(registry: Regi
     await registry.set_status(dead.instance_id, "dead", 2)
     answer = await registry.beat_many([living.instance_id, dead.instance_id, unknown])
     assert (answer.unknown, answer.dead) == ((unknown,), (dead.instance_id,))
-    assert answer.beat_interval_s == 0.5
+    assert answer.beat_interval_s == 1.0
 
 
 async def test_many_starters_make_one_registry(ray_cluster: None, settings: Settings) -> None:
