@@ -33,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 # their own processes under their own names: these may run beside a test that has a Ray cluster in its process
-_OWN_CLUSTERS = {"test_quickstart.py", "test_embedded_registry.py"}
+_OWN_CLUSTERS = {"test_quickstart.py", "test_embedded_registry.py", "test_simulation.py"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -142,9 +142,10 @@ class PostgresServer:
 def forget_everything(connection: psycopg.Connection) -> None:
     """Make a database that held instances and epochs as the template is: much quicker than a new copy of it."""
     connection.execute("delete from registry_instance")
+    connection.execute("delete from registry_transition")
     connection.execute(
         "update cluster_metadata set current_epoch = 'epoch-1', epoch_number = 1, ray_cluster = null, lease_s = 15,"
-        " beats_seen_at = now(), leases_from = now() - interval '1 day', term = 0"
+        " beats_seen_at = now(), leases_from = now() - interval '1 day', term = 0, term_seen_at = now()"
     )
     connection.execute("delete from superseded_cluster")
     connection.execute("delete from cluster_epoch where epoch <> 'epoch-1'")

@@ -60,10 +60,11 @@ class AbsenceMeter:
 
 
 class MassLateness:
-    """Freezes expiry while so many leases are over at once that the fault is more likely ours, or the network's.
+    """Freezes expiry while so many miss their beats at once that the fault is more likely ours, or the network's.
 
-    Begins when at least `floor` instances, and at least `share` of all, are over; ends by itself when fewer than
-    half of that are, or after `max_s` seconds, and then begins anew only after it would have ended.
+    Begins when at least `floor` instances, and at least `share` of all, are silent: have missed two beats, which comes
+    before the first lease of them is over. Ends by itself when fewer than half of that are, or after `max_s` seconds,
+    and then begins anew only after it would have ended.
     """
 
     def __init__(self, floor: int, share: float, max_s: float) -> None:
@@ -78,13 +79,18 @@ class MassLateness:
         """Whether expiry by silence alone is suspended."""
         return self._began_s is not None and not self._is_spent
 
-    def note(self, lapsed: int, living: int, now: float) -> bool:
-        """Note a sweep: how many leases are over, of how many. Whether expiry is frozen."""
+    @property
+    def is_spent(self) -> bool:
+        """Whether the freeze ended by its time limit, with as many silent as before."""
+        return self._is_spent
+
+    def note(self, silent: int, living: int, now: float) -> bool:
+        """Note a sweep: how many have missed two beats, of how many. Whether expiry is frozen."""
         begins_at = max(float(self._floor), self._share * living)
         if self._began_s is None:
-            if lapsed >= begins_at:
+            if silent >= begins_at:
                 self._began_s = now
-        elif lapsed < begins_at / 2:
+        elif silent < begins_at / 2:
             self._began_s, self._is_spent = None, False
         elif now - self._began_s > self._max_s:
             self._is_spent = True

@@ -165,6 +165,30 @@ class Beat(NamedTuple):
     age_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """A committed step of an instance's life. `from_status` None: it was registered. `seq` is the agent's own number
+    of the change, None where another hand made it."""
+
+    instance_id: str
+    logical_id: str
+    from_status: Status | None
+    to_status: Status
+    seq: int | None
+    cause: str | None
+    at: datetime
+
+
+class LiveState(NamedTuple):
+    """What must be the same of a live instance wherever it is known. A tuple: they come by the 100,000."""
+
+    logical_id: str
+    instance_id: str
+    status: Status
+    seq: int
+    cluster_epoch: str
+
+
 class OutcomeKind(str, Enum):
     """What the store did with one change of a batch."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
 from seedcore.core.model import (
@@ -13,11 +13,14 @@ from seedcore.core.model import (
     Instance,
     InstanceFilter,
     Listing,
+    LiveState,
     LostBeat,
     Outcome,
     RegisterChange,
     StatusChange,
+    Transition,
 )
+from seedcore.core.verdict import Witness
 
 
 class InstanceReader(Protocol):
@@ -47,6 +50,10 @@ class InstanceReader(Protocol):
         """The newest `limit` instances of an agent, dead ones included, newest first."""
         ...
 
+    async def transitions(self, logical_id: str, limit: int) -> list[Transition]:
+        """The newest `limit` transitions of an agent's instances, in the reverse of the order they were committed."""
+        ...
+
     async def current_epoch(self) -> Epoch:
         """The epoch that discovery shows."""
         ...
@@ -72,13 +79,18 @@ class Store(InstanceReader, Protocol):
         Idempotent, and worth repeating during an outage. Safe beside other starters."""
         ...
 
-    async def begin(self, ray_cluster: str, epoch: str | None, lease_s: float) -> Epoch:
+    async def begin(self, ray_cluster: str, epoch: str | None, lease_s: float, idle_s: float | None = None) -> Epoch:
         """A registry starts in `ray_cluster`: keep the epoch of the same cluster, rotate it in a new one.
 
         Takes the next term, which every later write of this store carries, and starts every lease again. `epoch`
         insists on a name: it becomes current if it is not. Raises RetiredEpochError for one that was current
-        before another, FencedError for a cluster that another has replaced.
+        before another, FencedError for a cluster that another has replaced, and, with `idle_s`, where the registry
+        of the term in force was seen at work in the last `idle_s` seconds.
         """
+        ...
+
+    async def renew_term(self) -> None:
+        """Be seen at work."""
         ...
 
     @property
@@ -104,6 +116,10 @@ class Store(InstanceReader, Protocol):
         """Every instance that is not dead, in any order, read in bounded pages."""
         ...
 
+    async def live_states(self, after: tuple[str, str], limit: int) -> list[LiveState]:
+        """The next `limit` instances that are not dead behind the key `after`, in (logical_id, instance_id) order."""
+        ...
+
     async def register_many(self, changes: Sequence[RegisterChange]) -> list[Outcome]:
         """Insert or refresh instances."""
         ...
@@ -122,6 +138,36 @@ class Store(InstanceReader, Protocol):
 
     async def expire_old_epochs(self, limit: int) -> list[str]:
         """Declare up to `limit` instances of retired epochs dead; their ids."""
+        ...
+
+
+OnDeath = Callable[[str, Witness, Witness, str], None]
+
+
+class DeathWitness(Protocol):
+    """Who sees deaths besides the beats: processes, nodes, actors. It tells, by `on_death(instance_id, process, node,
+    cause)` in the event loop that started it, at least once; it declares nobody dead."""
+
+    problem: str | None
+
+    def start(self) -> None:
+        """Begin to watch."""
+        ...
+
+    async def stop(self) -> None:
+        """Watch nobody any more."""
+        ...
+
+    def add(self, instance: Instance) -> None:
+        """Watch an instance from now on; again when its details change."""
+        ...
+
+    def drop(self, instance_id: str) -> None:
+        """Watch it no more."""
+        ...
+
+    async def ask_ray(self, instance: Instance, timeout_s: float) -> Witness:
+        """What Ray's actor table says of an instance's actor now."""
         ...
 
 

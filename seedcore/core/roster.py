@@ -27,9 +27,10 @@ from seedcore.core.model import (
 )
 from seedcore.core.rules import apply_registration, apply_status, first_registration
 from seedcore.core.selection import best
-from seedcore.core.verdict import Evidence, Witness, judge
+from seedcore.core.verdict import Beats, Evidence, Witness, judge
 
 MAX_REMEMBERED_DEAD = 10_000
+_SILENT = {Beats.SUSPECT, Beats.LAPSED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class Roster:
         self._capacity = capacity
         self._live: dict[str, Instance] = {}
         self._heard: dict[str, float] = {}
-        self._by_logical: dict[str, set[str]] = {}
+        self._by_logical: dict[str, dict[str, None]] = {}
         self._dead: OrderedDict[str, str | None] = OrderedDict()
         self._order: list[tuple[str, str]] | None = []
         self._doubted: set[str] = set()
@@ -70,6 +71,14 @@ class Roster:
     def get(self, instance_id: str) -> Instance | None:
         """The live instance with this id."""
         return self._live.get(instance_id)
+
+    def ids(self) -> list[str]:
+        """Every live instance."""
+        return list(self._live)
+
+    def is_dead(self, instance_id: str) -> bool:
+        """Whether it is remembered as dead."""
+        return instance_id in self._dead
 
     def instances_of(self, logical_id: str) -> list[Instance]:
         """The live instances of one agent, in any epoch."""
@@ -208,6 +217,10 @@ class Roster:
         over.sort(key=lambda pair: -pair[1])
         return over[:limit]
 
+    def count_silent(self, now_s: float) -> int:
+        """How many have missed two beats or more."""
+        return sum(self.terms.beats(now_s - heard) in _SILENT for heard in self._heard.values())
+
     # Reading
 
     def observed(self, instance: Instance, now_s: float, at: datetime) -> Instance:
@@ -277,7 +290,7 @@ class Roster:
             self._bury(instance)
             return
         if instance.instance_id not in self._live:
-            self._by_logical.setdefault(instance.logical_id, set()).add(instance.instance_id)
+            self._by_logical.setdefault(instance.logical_id, {})[instance.instance_id] = None
             self._order = None
         if _whereabouts(instance) != _whereabouts(self._live.get(instance.instance_id)):
             self.on_appear(instance)
@@ -296,7 +309,7 @@ class Roster:
         self._doubted.discard(instance.instance_id)
         self.on_vanish(instance.instance_id)
         siblings = self._by_logical[instance.logical_id]
-        siblings.discard(instance.instance_id)
+        siblings.pop(instance.instance_id, None)
         if not siblings:
             del self._by_logical[instance.logical_id]
         self._order = None

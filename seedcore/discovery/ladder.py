@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime
 
 from seedcore.core.errors import (
     CannotKnowError,
@@ -36,6 +36,7 @@ from seedcore.core.model import (
 from seedcore.core.paging import check_limit, decode_cursor, encode_name_cursor
 from seedcore.core.ports import ActorDirectory, InstanceReader
 from seedcore.registry.answers import Description, Health
+from seedcore.registry.clock import utc_now
 from seedcore.registry.connection import RegistryConnection
 from seedcore.registry.handles import HandleFinder
 from seedcore.registry.lookup import ActorHandle
@@ -173,7 +174,7 @@ class DiscoveryLadder:
             names = set(await self._directory.names())
         except DirectoryUnavailableError as error:
             raise CannotKnowError(", ".join(logical_ids[:3]), str(error)) from error
-        return NameListing(tuple(name for name in logical_ids if name in names), _utc_now(), None)
+        return NameListing(tuple(name for name in logical_ids if name in names), utc_now(), None)
 
     async def handle_of(self, logical_id: str) -> ActorHandle:
         """A live, proven handle. Raises NotResolvableError or CannotKnowError."""
@@ -211,7 +212,7 @@ class DiscoveryLadder:
             history = await (await self._open_reader()).history(logical_id, HISTORY_LIMIT)
         except StoreUnavailableError as error:
             raise CannotKnowError(logical_id, f"{problem}; {error}") from error
-        return Description(logical_id, (), tuple(history), Source.POSTGRES, _utc_now(), 0, complete=True)
+        return Description(logical_id, (), tuple(history), Source.POSTGRES, utc_now(), 0, complete=True)
 
     async def instance(self, instance_id: str) -> Answer[Instance]:
         """One instance, dead or alive. Raises UnknownInstanceError, InvalidInputError or CannotKnowError."""
@@ -226,7 +227,7 @@ class DiscoveryLadder:
             raise CannotKnowError(instance_id, f"{problem}; {error}") from error
         if found is None:
             raise UnknownInstanceError(instance_id)
-        return Answer(found, Source.POSTGRES, _utc_now(), 0, complete=True)
+        return Answer(found, Source.POSTGRES, utc_now(), 0, complete=True)
 
     async def epoch(self) -> Answer[Epoch]:
         """The current epoch. Raises CannotKnowError."""
@@ -238,7 +239,7 @@ class DiscoveryLadder:
             found = await (await self._open_reader()).current_epoch()
         except StoreUnavailableError as error:
             raise CannotKnowError("*", f"{problem}; {error}") from error
-        return Answer(found, Source.POSTGRES, _utc_now(), 0, complete=True)
+        return Answer(found, Source.POSTGRES, utc_now(), 0, complete=True)
 
     async def registry_health(self) -> Health | str:
         """The registry's own report, or why there is none."""
@@ -286,7 +287,7 @@ class DiscoveryLadder:
             if name > after and (logical_id is None or name == logical_id)
         ]
         page = tuple(names[:limit])
-        return NameListing(page, _utc_now(), encode_name_cursor(page[-1]) if len(names) > limit else None)
+        return NameListing(page, utc_now(), encode_name_cursor(page[-1]) if len(names) > limit else None)
 
     async def _handle_by_name(self, logical_id: str, why: str) -> ActorHandle:
         try:
@@ -299,7 +300,3 @@ class DiscoveryLadder:
             return await self.handle_of(logical_id)
         except (NotResolvableError, CannotKnowError) as error:
             return str(error)
-
-
-def _utc_now() -> datetime:
-    return datetime.now(timezone.utc)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 
 from seedcore.core.errors import (
@@ -35,7 +35,7 @@ from seedcore.core.model import (
     new_instance_id,
 )
 from seedcore.registry.connection import RegistryConnection, shared_connection
-from seedcore.registry.identity import identify
+from seedcore.registry.identity import Identity, identify
 from seedcore.settings import Settings, get_settings
 
 logger = logging.getLogger(__name__)
@@ -66,6 +66,7 @@ class RegistryClient:
         serve_route: str | None = None,
         settings: Settings | None = None,
         connection: RegistryConnection | None = None,
+        identifier: Callable[[str | None, str, float], Awaitable[Identity]] = identify,
     ) -> None:
         """Raises InvalidInputError for a value beyond its limits. Tries no connection."""
         self._settings = settings if settings is not None else get_settings()
@@ -87,6 +88,7 @@ class RegistryClient:
             ip_address=self._settings.ip_address,
         ).validated()
         self._given_actor_name = actor_name
+        self._identifier = identifier
         self._is_identified = False
         self._seq = 0
         self._status: Status | None = None
@@ -169,7 +171,9 @@ class RegistryClient:
         """Complete the registration with what Ray knows of this process; again until Ray is connected."""
         if self._is_identified:
             return
-        identity = await identify(self._given_actor_name, self._settings.namespace, self._settings.probe_timeout_s)
+        identity = await self._identifier(
+            self._given_actor_name, self._settings.namespace, self._settings.probe_timeout_s
+        )
         self._registration = replace(
             self._registration,
             actor_name=identity.actor_name,

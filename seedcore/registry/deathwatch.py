@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray.exceptions import RayError
@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from seedcore.core.errors import DirectoryUnavailableError, first_line
 from seedcore.core.model import Instance
+from seedcore.core.ports import OnDeath
 from seedcore.core.verdict import Witness
 from seedcore.core.waiting import end, within
 from seedcore.registry.lookup import ActorHandle, actor_id_of, find_actor, in_thread
@@ -25,8 +26,6 @@ from seedcore.registry.processes import Watched
 from seedcore.registry.relay import MAX_WATCHED_A_CALL, Exit, Relay
 
 logger = logging.getLogger(__name__)
-
-OnDeath = Callable[[str, Witness, Witness, str], None]
 
 _POLL_WAIT_S = 10.0
 _CALL_TIMEOUT_S = 10.0
@@ -59,11 +58,56 @@ class _Node:
             self.changed.set()
 
 
-class DeathWatch:
-    """Use from one event loop. `on_death(instance_id, process, node, cause)` is called in it."""
+class Cluster(Protocol):
+    """What the watch needs of Ray. Each raises DirectoryUnavailableError where Ray cannot tell in time."""
 
-    def __init__(self, on_death: OnDeath) -> None:
+    async def nodes(self) -> Mapping[str, bool]:
+        """Every node that ever was, and whether it is alive."""
+        ...
+
+    def make_relay(self, node_id: str) -> ActorHandle:
+        """A relay on a node, ours alone."""
+        ...
+
+    def end_relay(self, relay: ActorHandle) -> None:
+        """End it, whatever it does."""
+        ...
+
+    async def find_actor(self, name: str, namespace: str, timeout_s: float) -> ActorHandle | None:
+        """A weak handle of a named actor, or None where there is certainly none."""
+        ...
+
+
+class RayCluster:
+    """Implements Cluster."""
+
+    async def nodes(self) -> Mapping[str, bool]:
+        table: list[dict[str, Any]] = await in_thread(ray.nodes, _CALL_TIMEOUT_S)
+        return {entry["NodeID"]: bool(entry["Alive"]) for entry in table}
+
+    def make_relay(self, node_id: str) -> ActorHandle:
+        # unnamed: making it waits for nobody; owned: it ends with the registry
+        relay_class: Any = ray.remote(Relay)
+        return relay_class.options(
+            num_cpus=0,
+            max_restarts=0,
+            max_task_retries=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
+        ).remote()
+
+    def end_relay(self, relay: ActorHandle) -> None:
+        ray.kill(relay, no_restart=True)
+
+    async def find_actor(self, name: str, namespace: str, timeout_s: float) -> ActorHandle | None:
+        return await find_actor(name, namespace, timeout_s)
+
+
+class DeathWatch:
+    """Implements core.ports.DeathWitness. Use from one event loop."""
+
+    def __init__(self, on_death: OnDeath, cluster: Cluster | None = None) -> None:
         self._on_death = on_death
+        self._cluster: Cluster = cluster if cluster is not None else RayCluster()
         self._nodes: dict[str, _Node] = {}
         self._home: dict[str, str] = {}
         self._table: asyncio.Task[None] | None = None
@@ -99,16 +143,16 @@ class DeathWatch:
 
     def drop(self, instance_id: str) -> None:
         """Watch it no more."""
-        node_id = self._home.pop(instance_id, None)
-        if node_id is not None:
-            self._nodes[node_id].drop(instance_id)
+        node = self._nodes.get(self._home.pop(instance_id, ""))
+        if node is not None:
+            node.drop(instance_id)
 
     async def ask_ray(self, instance: Instance, timeout_s: float) -> Witness:
         """What Ray's actor table says of an instance's actor now."""
         if instance.actor_name is None or instance.namespace is None:
             return Witness.UNKNOWN
         try:
-            handle = await find_actor(instance.actor_name, instance.namespace, timeout_s)
+            handle = await self._cluster.find_actor(instance.actor_name, instance.namespace, timeout_s)
         except DirectoryUnavailableError:
             return Witness.UNKNOWN
         if handle is None or instance.actor_id not in {None, actor_id_of(handle)}:
@@ -120,7 +164,7 @@ class DeathWatch:
     async def _read_table_for_ever(self) -> None:
         while True:
             try:
-                self._follow(await in_thread(ray.nodes, _CALL_TIMEOUT_S))
+                self._follow(await self._cluster.nodes())
                 self.problem = None
             except DirectoryUnavailableError as error:
                 self.problem = str(error)
@@ -129,8 +173,7 @@ class DeathWatch:
                 self.problem = first_line(error)
             await asyncio.sleep(_NODE_TABLE_S * random.uniform(0.9, 1.1))
 
-    def _follow(self, table: Iterable[dict[str, Any]]) -> None:
-        alive = {entry["NodeID"]: bool(entry["Alive"]) for entry in table}
+    def _follow(self, alive: Mapping[str, bool]) -> None:
         for node_id, node in list(self._nodes.items()):
             # an id that is not in the table (RAY_NODE_ID names it otherwise) says nothing
             if alive.get(node_id) is False:
@@ -151,7 +194,7 @@ class DeathWatch:
         """Keep a relay on a node; its loss is nobody's death."""
         delay_s = 0.1
         while True:
-            relay = _make_relay(node_id)
+            relay = self._cluster.make_relay(node_id)
             try:
                 await within(_ready(relay), _START_TIMEOUT_S)
                 delay_s = 0.1
@@ -162,7 +205,7 @@ class DeathWatch:
             except Exception:
                 logger.exception("relay failed, making another", extra={"node_id": node_id})
             finally:
-                ray.kill(relay, no_restart=True)
+                self._cluster.end_relay(relay)
             await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))
             delay_s = min(_RETRY_MAX_S, delay_s * 2)
 
@@ -197,17 +240,6 @@ class DeathWatch:
             for watched in added:
                 del node.to_watch[watched.instance_id]
             await within(_told(relay, dropped, added), _CALL_TIMEOUT_S * (1 + len(added) / 100))
-
-
-def _make_relay(node_id: str) -> ActorHandle:
-    # unnamed: making it waits for nobody; owned: it ends with the registry
-    relay_class: Any = ray.remote(Relay)
-    return relay_class.options(
-        num_cpus=0,
-        max_restarts=0,
-        max_task_retries=0,
-        scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
-    ).remote()
 
 
 async def _ready(relay: ActorHandle) -> None:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from seedcore.core.waiting import within
-from seedcore.registry.processes import ActorStateWatch, PidfdWatch, Watch, Watched
+from seedcore.registry.processes import ActorStateWatch, OnExit, PidfdWatch, Watch, Watched
 
 MAX_WATCHED_A_CALL = 1000
 
@@ -28,11 +28,11 @@ class Exit:
 class Relay:
     """A plain class; `deathwatch.py` puts it on Ray. Its lists are bounded by the instances it watches."""
 
-    def __init__(self) -> None:
+    def __init__(self, watches: Sequence[Callable[[OnExit], Watch]] = (PidfdWatch, ActorStateWatch)) -> None:
         self._exits: deque[Exit] = deque()
         self._count = 0
         self._news = asyncio.Event()
-        self._watches: tuple[Watch, ...] = (PidfdWatch(self._note), ActorStateWatch(self._note))
+        self._watches = tuple(watch(self._note) for watch in watches)
 
     async def watch(self, instances: Sequence[Watched]) -> list[str]:
         """Watch these, at most MAX_WATCHED_A_CALL; the ids of those that nothing here can watch."""

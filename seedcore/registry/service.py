@@ -9,10 +9,8 @@ import asyncio
 import logging
 import os
 import random
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime, timezone
 
 from typing_extensions import assert_never
 
@@ -60,10 +58,12 @@ from seedcore.core.model import (
     check_text,
 )
 from seedcore.core.paging import check_limit, decode_cursor, encode_cursor
+from seedcore.core.ports import DeathWitness, OnDeath
 from seedcore.core.roster import Roster
 from seedcore.core.verdict import Beats, Death, Evidence, Witness, judge
 from seedcore.core.waiting import end
 from seedcore.registry.answers import PROTOCOL, Description, Health, Hello, Observed
+from seedcore.registry.clock import Clock
 from seedcore.registry.config import RegistryConfig
 from seedcore.registry.deathwatch import DeathWatch
 from seedcore.registry.writer import StoreFactory, Writer, key_of
@@ -79,21 +79,29 @@ _CONFIRMED_A_SWEEP = 64
 class Registry:
     """See the module. `start()` and `stop()` are idempotent; every other method may be called at any time."""
 
-    def __init__(self, config: RegistryConfig, store_factory: StoreFactory) -> None:
+    def __init__(
+        self,
+        config: RegistryConfig,
+        store_factory: StoreFactory,
+        *,
+        clock: Clock | None = None,
+        watch_factory: Callable[[OnDeath], DeathWitness] = DeathWatch,
+    ) -> None:
         """Tries no connection, and needs no event loop yet."""
         self._config = config
+        self._clock = clock if clock is not None else Clock()
         self._roster = Roster(LeaseTerms(config.beat_interval_s, config.lease_s), config.max_instances)
-        self._writer = Writer(config, store_factory, self._roster)
+        self._writer = Writer(config, store_factory, self._roster, self._clock)
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
-        self._watch = DeathWatch(self._take_report)
+        self._watch = watch_factory(self._take_report)
         self._roster.on_appear = self._watch.add
         self._roster.on_vanish = self._watch.drop
         self._lateness = MassLateness(config.freeze_floor, config.freeze_share, config.freeze_max_s)
         self._deaths_reported = 0
         self._sweep_period_s = min(1.0, config.lease_s / 5)
-        self._absence = AbsenceMeter(self._sweep_period_s, time.monotonic())
-        self._hello = Hello(PROTOCOL, __version__, os.getpid(), config.node_id, _utc_now())
+        self._absence = AbsenceMeter(self._sweep_period_s, self._clock.monotonic())
+        self._hello = Hello(PROTOCOL, __version__, os.getpid(), config.node_id, self._clock.utc())
 
     # Life
 
@@ -136,13 +144,12 @@ class Registry:
         if not self._writer.is_waiting(key_of(change)):
             self._writer.require_room()
             known = self._roster.get(registration.instance_id)
-            outcome = self._roster.register(change, time.monotonic(), _utc_now())
+            outcome = self._roster.register(change, self._clock.monotonic(), self._clock.utc())
             _raise_refusal(change, outcome)
-            # at or below the known number it is a replay, and committed: what is not is still waiting
+            # at or below the known number it is a replay; a newer change of the instance may still wait
             if known is not None and seq <= known.seq:
-                return self._receipt(known, seq, durable=True)
+                return self._receipt(known, seq, durable=not self._writer.is_unsettled(known.instance_id))
             self._writer.enqueue(change)
-            self._supersede(registration)
         return await self._receipt_when_settled(change)
 
     async def set_status(
@@ -158,7 +165,7 @@ class Registry:
         if not self._writer.is_waiting(key_of(change)):
             self._writer.require_room()
             known = self._roster.get(instance_id)
-            outcome = self._roster.set_status(change, time.monotonic(), _utc_now())
+            outcome = self._roster.set_status(change, self._clock.monotonic(), self._clock.utc())
             _raise_refusal(change, outcome)
             if outcome.kind is OutcomeKind.UNCHANGED and known is not None and (seq is None or seq <= known.seq):
                 durable = not self._writer.is_unsettled(instance_id)
@@ -176,7 +183,7 @@ class Registry:
             raise InvalidInputError("instance_ids", f"must be a list of at most {MAX_BEATS_A_CALL} ids")
         if not all(isinstance(instance_id, str) for instance_id in instance_ids):
             raise InvalidInputError("instance_ids", "must be UUIDs as text")
-        now_s = time.monotonic()
+        now_s = self._clock.monotonic()
         renewal = self._roster.renew(instance_ids, now_s)
         if renewal.unknown or renewal.dead:
             for instance_id in renewal.unknown:
@@ -222,7 +229,7 @@ class Registry:
             raise InvalidInputError("logical_ids", f"must be a list of 1 to {MAX_PAGE} ids")
         for logical_id in logical_ids:
             check_text("logical_id", logical_id, MAX_ID_CHARS)
-        now_s, at = time.monotonic(), _utc_now()
+        now_s, at = self._clock.monotonic(), self._clock.utc()
         found = []
         for logical_id in logical_ids:
             answer = self._roster.resolve(logical_id, now_s, allow_late=allow_late)
@@ -258,7 +265,7 @@ class Registry:
         if wanted.statuses is not None and Status.DEAD in wanted.statuses:
             return await self._writer.store().list_instances(wanted, limit, cursor)
         after = decode_cursor(cursor)
-        now_s, at = time.monotonic(), _utc_now()
+        now_s, at = self._clock.monotonic(), self._clock.utc()
         rows, has_more = self._roster.page(wanted, after, check_limit(limit), now_s)
         return Listing(
             items=tuple(self._roster.observed(row, now_s, at) for row in rows),
@@ -275,7 +282,7 @@ class Registry:
         Raises UnknownInstanceError, or StoreUnavailableError where only the database could tell.
         """
         check_instance_id(instance_id)
-        now_s, at = time.monotonic(), _utc_now()
+        now_s, at = self._clock.monotonic(), self._clock.utc()
         known = self._roster.get(instance_id)
         if known is not None:
             found = self._roster.observed(known, now_s, at)
@@ -288,7 +295,7 @@ class Registry:
     async def current_epoch(self) -> Answer[Epoch]:
         """The epoch that listings show. Raises StoreUnavailableError until the database has said it."""
         epoch = await self._writer.store().current_epoch()
-        return Answer(epoch, Source.REGISTRY, _utc_now(), self._roster.version, complete=True)
+        return Answer(epoch, Source.REGISTRY, self._clock.utc(), self._roster.version, complete=True)
 
     async def describe(self, logical_id: str) -> Description:
         """One agent: its live instances from memory, its history from the database if that answers."""
@@ -300,7 +307,7 @@ class Registry:
             complete = True
         except StoreUnavailableError as error:
             logger.info("history not readable: %s", error)
-        now_s, at = time.monotonic(), _utc_now()
+        now_s, at = self._clock.monotonic(), self._clock.utc()
         live = tuple(
             Observed(
                 self._roster.observed(row, now_s, at),
@@ -315,7 +322,7 @@ class Registry:
         """The registry's own state."""
         return Health(
             hello=self._hello,
-            as_of=_utc_now(),
+            as_of=self._clock.utc(),
             recovered=self._writer.recovered,
             store_problem=self._writer.problem,
             store_kind=self._config.store_kind,
@@ -331,6 +338,8 @@ class Registry:
             is_frozen=self._lateness.is_frozen,
             deaths_reported=self._deaths_reported,
             watch_problem=self._watch.problem,
+            healed=self._writer.healed,
+            compared_at=self._writer.compared_at,
             flush=self._writer.counts,
             notes=self._config.notes,
         )
@@ -361,19 +370,11 @@ class Registry:
 
     # Leases and epochs
 
-    def _supersede(self, registration: Registration) -> None:
-        """An actor runs one process at a time: what it was before, under the same logical id, is dead."""
-        if registration.actor_id is None:
-            return
-        for other in self._roster.instances_of(registration.logical_id):
-            if other.instance_id != registration.instance_id and other.actor_id == registration.actor_id:
-                self._declare_dead(other.instance_id, "superseded: its actor restarted")
-
     def _declare_dead(self, instance_id: str, cause: str) -> None:
         """The registry's own verdict, committed like any other change. Raises BacklogFullError."""
         self._writer.require_room()
         change = StatusChange(instance_id, Status.DEAD, cause=cause)
-        if self._roster.set_status(change, time.monotonic(), _utc_now()).kind is OutcomeKind.APPLIED:
+        if self._roster.set_status(change, self._clock.monotonic(), self._clock.utc()).kind is OutcomeKind.APPLIED:
             self._writer.enqueue(change)
             logger.info("instance declared dead: %s", cause, extra={"instance_id": instance_id})
 
@@ -406,14 +407,14 @@ class Registry:
         witness = await self._watch.ask_ray(known, _ASK_RAY_S)
         if isinstance(judge(Evidence(actor=witness)), Death):
             self._declare_dead(instance_id, "Ray says that its actor died")
-        return self._roster.verdict(instance_id, time.monotonic())
+        return self._verdict(known)
 
     async def _expire(self) -> None:
         """Declare dead whose lease is over, a bounded number of them; never before we know whom we watch.
 
-        Where too many are over at once, only those whose death Ray confirms.
+        Where too many miss their beats at once, only those whose death Ray confirms.
         """
-        now_s = time.monotonic()
+        now_s = self._clock.monotonic()
         absence_s = self._absence.tick(now_s)
         if absence_s:
             logger.warning("this process was stalled; every lease is credited", extra={"credit_s": absence_s})
@@ -423,32 +424,45 @@ class Registry:
             return
         lapsed = self._roster.lapsed(now_s, len(self._roster))
         was_frozen = self._lateness.is_frozen
-        is_frozen = self._lateness.note(len(lapsed), len(self._roster), now_s)
+        silent = self._roster.count_silent(now_s)
+        is_frozen = self._lateness.note(silent, len(self._roster), now_s)
         if is_frozen != was_frozen:
             logger.warning(
-                "expiry is frozen: too many leases are over at once" if is_frozen else "expiry goes on",
-                extra={"lapsed": len(lapsed), "instances": len(self._roster)},
+                "expiry is frozen: too many miss their beats at once" if is_frozen else "expiry goes on",
+                extra={"silent": silent, "instances": len(self._roster)},
             )
+        if was_frozen and not is_frozen and not self._lateness.is_spent:
+            # what kept so many silent is over; those not heard yet get a lease to return in
+            self._roster.credit(self._config.lease_s, now_s)
+            return
         if is_frozen:
             await self._confirm([instance_id for instance_id, _ in lapsed])
             return
         for instance_id, silence_s in lapsed[: self._config.sweep_limit]:
             self._declare_dead(instance_id, f"lease expired: silent for {silence_s:.0f} s")
 
+    async def _ask_about(self, silent: Instance) -> Witness:
+        # an actor runs one process at a time
+        if silent.actor_id is not None and any(
+            other.actor_id == silent.actor_id and self._verdict(other) is Verdict.FRESH
+            for other in self._roster.instances_of(silent.logical_id)
+        ):
+            return Witness.GONE
+        return await self._watch.ask_ray(silent, _ASK_RAY_S)
+
+    def _verdict(self, instance: Instance) -> Verdict:
+        return self._roster.verdict(instance.instance_id, self._clock.monotonic())
+
     async def _confirm(self, lapsed: Sequence[str]) -> None:
         """Ask Ray about some of the silent, others in each sweep, and release those that it knows to be dead."""
         asked = [
             row for row in map(self._roster.get, random.sample(lapsed, min(_CONFIRMED_A_SWEEP, len(lapsed)))) if row
         ]
-        answers = await asyncio.gather(*(self._watch.ask_ray(row, _ASK_RAY_S) for row in asked))
+        answers = await asyncio.gather(*(self._ask_about(row) for row in asked))
         for row, witness in zip(asked, answers, strict=True):
             evidence = Evidence(actor=witness, beats=Beats.LAPSED, is_frozen=True)
             if isinstance(judge(evidence), Death):
                 self._declare_dead(row.instance_id, "silent, and Ray says that its actor died")
-
-
-def _utc_now() -> datetime:
-    return datetime.now(timezone.utc)
 
 
 def _wanted(change: Change) -> Status:

@@ -9,26 +9,31 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from datetime import datetime
+from itertools import islice
 from typing import TypeAlias, TypeVar
 
 from seedcore.core.batch import BeatBatch, ChangeBatch
 from seedcore.core.errors import FencedError, RegistryError, StoreRejectedError, StoreUnavailableError, first_line
+from seedcore.core.lifecycle import Status
 from seedcore.core.model import (
     Beat,
     Change,
+    LiveState,
     Outcome,
     OutcomeKind,
     RegisterChange,
     StatusChange,
 )
+from seedcore.core.paging import decode_cursor
 from seedcore.core.ports import Store
 from seedcore.core.roster import Roster
 from seedcore.core.waiting import within
 from seedcore.registry.answers import FlushCounts
+from seedcore.registry.clock import Clock
 from seedcore.registry.config import RegistryConfig
 
 logger = logging.getLogger(__name__)
@@ -38,12 +43,15 @@ Key: TypeAlias = tuple[str, int]
 Settled: TypeAlias = Outcome | StoreRejectedError | FencedError
 C = TypeVar("C", RegisterChange, StatusChange)
 
+_COMPARE_PAGE = 1000
+
 
 class Writer:
     """One flush in flight at a time. `run()` is the loop; it ends only by cancellation."""
 
-    def __init__(self, config: RegistryConfig, store_factory: StoreFactory, roster: Roster) -> None:
+    def __init__(self, config: RegistryConfig, store_factory: StoreFactory, roster: Roster, clock: Clock) -> None:
         self._config = config
+        self._clock = clock
         self._store_factory = store_factory
         self._roster = roster
         self._store: Store | None = None
@@ -54,6 +62,9 @@ class Writer:
         self._wake = asyncio.Event()
         self._next_beat_flush_s = 0.0
         self._next_epoch_check_s = 0.0
+        self._next_compare_s = 0.0
+        self.healed = 0
+        self.compared_at: datetime | None = None
         self._counts = FlushCounts()
         self.recovered = False
         self._owes_grace = False
@@ -140,11 +151,13 @@ class Writer:
     # The loop
 
     async def run(self) -> None:
-        """Recover, then flush; on failure back off and go on, for ever unless a newer registry takes over."""
+        """Recover, then flush; on failure back off and go on, for ever. While fenced, only wait for the term."""
         attempt = 0
         while True:
             try:
-                if not self.recovered:
+                if self.fenced_by is not None:
+                    await self._take_the_term_back()
+                elif not self.recovered:
                     await self._recover()
                     self._note_back()
                 elif self.is_failing and self._store is not None:
@@ -153,9 +166,11 @@ class Writer:
                 await self._check_epoch_due()
                 await self._give_grace()
                 await self._flush_due()
+                await self._compare_due()
             except FencedError as error:
-                self._give_way(error)
-                return
+                if self.fenced_by is None:
+                    self._give_way(error)
+                continue
             except RegistryError as error:
                 self._note_problem(error)
             except Exception as error:
@@ -198,6 +213,17 @@ class Writer:
         self._waiting.clear()
         self._unsettled.clear()
 
+    async def _take_the_term_back(self) -> None:
+        """Fenced: take the next term once the registry that took ours over is seen at work no more.
+
+        One of our own cluster, that Ray had replaced, may have started late. Another cluster's leaves us superseded for
+        good. Raises FencedError while we are.
+        """
+        await asyncio.sleep(self._config.epoch_check_s * random.uniform(0.9, 1.1))
+        await self._recover(idle_s=self._config.term_idle_s)
+        logger.warning("the newer registry is gone; this one writes again", extra={"term": self.term})
+        self.fenced_by = None
+
     async def _give_grace(self) -> None:
         if self._owes_grace:
             assert self._store is not None
@@ -214,24 +240,30 @@ class Writer:
     def _note_back(self) -> None:
         if self.is_failing:
             logger.info("the database answers again", extra={"pending_changes": self.pending_changes})
+            self._next_compare_s = 0.0
         self.is_failing = False
         self.problem = None
 
-    async def _recover(self) -> None:
+    async def _recover(self, idle_s: float | None = None) -> None:
         """Join the database: take our epoch, then everything alive. What agents told us meanwhile stays."""
         if self._store is None:
             self._store = await self._store_factory()
         store = self._store
         await store.open()
-        epoch = await store.begin(self._config.ray_cluster, self._config.epoch, self._config.lease_s)
+        epoch = await store.begin(self._config.ray_cluster, self._config.epoch, self._config.lease_s, idle_s)
         while await store.expire_old_epochs(self._config.sweep_limit):
             pass
         loaded = [instance async for instance in store.load_live()]
         self._roster.set_epoch(epoch.name)
         # an agent whose call was under way when the last registry ended may be that long in noticing
-        heard_s = time.monotonic() + self._config.reconnect_grace_s
+        heard_s = self._clock.monotonic() + self._config.reconnect_grace_s
+        if self.fenced_by is not None:
+            # what we held and another may have changed, or never was committed, is worth nothing any more
+            for instance_id in self._roster.ids():
+                self._roster.forget(instance_id)
         for instance in loaded:
             self._roster.adopt(instance, heard_s)
+        self._next_compare_s = 0.0
         self.recovered = True
         logger.info(
             "registry recovered from the database",
@@ -242,7 +274,7 @@ class Writer:
         """Until a change waits or the next beat flush is due; changes linger a little to share a commit."""
         if not self._changes:
             self._wake.clear()
-            wait_s = max(0.0, self._next_beat_flush_s - time.monotonic())
+            wait_s = max(0.0, self._next_beat_flush_s - self._clock.monotonic())
             try:
                 await within(self._wake.wait(), wait_s)
             except asyncio.TimeoutError:
@@ -254,17 +286,18 @@ class Writer:
 
         Also the probe that tells an idle registry, or one whose last flush failed, how the database is.
         """
-        now_s = time.monotonic()
+        now_s = self._clock.monotonic()
         if now_s < self._next_epoch_check_s and not self.is_failing:
             return
         self._next_epoch_check_s = now_s + self._config.epoch_check_s
         assert self._store is not None
+        await self._store.renew_term()
         self._roster.set_epoch((await self._store.current_epoch()).name)
         for instance_id in await self._store.expire_old_epochs(self._config.sweep_limit):
             self._roster.bury(instance_id, "its epoch is retired")
 
     async def _flush_due(self) -> None:
-        now_s = time.monotonic()
+        now_s = self._clock.monotonic()
         beats_due = now_s >= self._next_beat_flush_s
         if beats_due:
             self._next_beat_flush_s = now_s + self._config.flush_interval_s
@@ -272,7 +305,7 @@ class Writer:
 
     async def _flush(self, beats_due: bool) -> None:
         """Commit every waiting change, then the beats if due. A failed batch goes back to its place."""
-        started_s = time.monotonic()
+        started_s = self._clock.monotonic()
         statements = 0
         while changes := self._changes.take(self._config.batch_limit):
             statements += await self._commit_changes(changes)
@@ -287,7 +320,7 @@ class Writer:
                 self._counts,
                 flushes=self._counts.flushes + 1,
                 statements=self._counts.statements + statements,
-                last_flush_s=time.monotonic() - started_s,
+                last_flush_s=self._clock.monotonic() - started_s,
             )
 
     # Changes
@@ -348,7 +381,7 @@ class Writer:
         if row is None:
             self._roster.forget(instance_id)
         else:
-            self._roster.overwrite(row, time.monotonic())
+            self._roster.overwrite(row, self._clock.monotonic())
 
     def _settle(self, change: Change, outcome: Outcome | StoreRejectedError) -> None:
         future = self._waiting.pop(key_of(change), None)
@@ -360,11 +393,60 @@ class Writer:
         if self._unsettled[change.instance_id] <= 0:
             del self._unsettled[change.instance_id]
 
+    # Anti-entropy
+
+    async def _compare_due(self) -> None:
+        now_s = self._clock.monotonic()
+        if now_s < self._next_compare_s:
+            return
+        self._next_compare_s = now_s + self._config.compare_s
+        before = self.healed
+        await self._compare()
+        self.compared_at = self._clock.utc()
+        if self.healed > before:
+            logger.warning("memory and database differed and were healed", extra={"instances": self.healed - before})
+
+    async def _compare(self) -> None:
+        """Look for instances that memory and database know differently, and heal them. Those with a change under
+        way are left alone: it settles them."""
+        assert self._store is not None
+        held = {instance_id for instance_id in self._roster.ids() if instance_id not in self._unsettled}
+        after = decode_cursor(None)
+        while True:
+            page = await self._store.live_states(after, _COMPARE_PAGE)
+            for state in page:
+                held.discard(state.instance_id)
+                await self._heal(state)
+            if len(page) < _COMPARE_PAGE:
+                break
+            after = page[-1][:2]
+            await self._flush_due()
+        for instance_id in islice(held, self._config.sweep_limit):
+            if instance_id in self._roster and instance_id not in self._unsettled:
+                await self._correct(instance_id)
+                self.healed += 1
+
+    async def _heal(self, state: LiveState) -> None:
+        instance_id = state.instance_id
+        if instance_id in self._unsettled:
+            return
+        known = self._roster.get(instance_id)
+        if known is not None and (known.status, known.seq, known.cluster_epoch) == state[2:]:
+            return
+        self.healed += 1
+        if known is None and self._roster.is_dead(instance_id):
+            # dead is final, also where a database restored from a backup has forgotten it
+            self.enqueue(StatusChange(instance_id, Status.DEAD, cause="was dead already; the database had lost it"))
+        elif known is not None and known.seq > state.seq:
+            self.enqueue(StatusChange(instance_id, known.status, known.seq, known.cause))
+        else:
+            await self._correct(instance_id)
+
     # Beats
 
     async def _commit_beats(self, heard: dict[str, float]) -> None:
         assert self._store is not None
-        now_s = time.monotonic()
+        now_s = self._clock.monotonic()
         try:
             lost = await self._store.beat_many(
                 [Beat(instance_id, now_s - heard_s) for instance_id, heard_s in heard.items()]

@@ -17,12 +17,14 @@ from seedcore.core.model import (
     Instance,
     InstanceFilter,
     Listing,
+    LiveState,
     LostBeat,
     Outcome,
     OutcomeKind,
     RegisterChange,
     Source,
     StatusChange,
+    Transition,
     check_epoch,
     check_instance_id,
     check_lease,
@@ -47,11 +49,13 @@ class Tables:
 
     def __init__(self, now: datetime) -> None:
         self.rows: dict[str, Instance] = {}
+        self.transitions: list[Transition] = []
         self.epochs = {"epoch-1": _EpochRow(1, now, current_at=now)}
         self.current_epoch = "epoch-1"
         self.ray_cluster: str | None = None
         self.superseded: set[str] = set()
         self.term = 0
+        self.term_seen_at = now
         self.lease_s = 15.0
         self.leases_from = now
         self.beats_seen_at = now
@@ -76,12 +80,14 @@ class MemoryStore:
     async def close(self) -> None:
         """Nothing to release."""
 
-    async def begin(self, ray_cluster: str, epoch: str | None, lease_s: float) -> Epoch:
+    async def begin(self, ray_cluster: str, epoch: str | None, lease_s: float, idle_s: float | None = None) -> Epoch:
         check_lease(lease_s)
         wanted = epoch
         if wanted is not None:
             check_epoch(wanted)
         if ray_cluster in self._tables.superseded:
+            raise FencedError(self._term or 0, self._tables.term)
+        if idle_s is not None and (self._now() - self._tables.term_seen_at).total_seconds() < idle_s:
             raise FencedError(self._term or 0, self._tables.term)
         is_new = self._tables.ray_cluster not in {None, ray_cluster}
         if is_new and wanted is None:
@@ -96,6 +102,7 @@ class MemoryStore:
         self._tables.ray_cluster = ray_cluster
         self._tables.lease_s = lease_s
         self._tables.leases_from = self._now()
+        self._tables.term_seen_at = self._now()
         self._tables.term += 1
         self._term = self._tables.term
         return await self.current_epoch()
@@ -107,6 +114,10 @@ class MemoryStore:
     def _fence(self) -> None:
         if self._term is not None and self._term != self._tables.term:
             raise FencedError(self._term, self._tables.term)
+
+    async def renew_term(self) -> None:
+        self._fence()
+        self._tables.term_seen_at = self._now()
 
     async def renew_every_lease(self) -> None:
         self._fence()
@@ -189,6 +200,7 @@ class MemoryStore:
         self._tables.version += 1
         row = first_registration(change, epoch, now)
         self._tables.rows[row.instance_id] = row
+        self._remember(None, row, change.seq)
         return Outcome(OutcomeKind.APPLIED, row.status, epoch)
 
     async def set_status_many(self, changes: Sequence[StatusChange]) -> list[Outcome]:
@@ -203,7 +215,13 @@ class MemoryStore:
         self._tables.rows[row.instance_id] = row
         if outcome.kind is OutcomeKind.APPLIED:
             self._tables.version += 1
+            self._remember(known.status, row, change.seq)
         return outcome
+
+    def _remember(self, before: Status | None, row: Instance, seq: int | None) -> None:
+        self._tables.transitions.append(
+            Transition(row.instance_id, row.logical_id, before, row.status, seq, row.cause, self._now())
+        )
 
     def _declare_dead(self, row: Instance, cause: str) -> None:
         self._set_status(StatusChange(row.instance_id, Status.DEAD, cause=cause))
@@ -263,6 +281,14 @@ class MemoryStore:
         for row in self._live_by_id():
             yield row
 
+    async def live_states(self, after: tuple[str, str], limit: int) -> list[LiveState]:
+        check_limit(limit)
+        states = (
+            LiveState(row.logical_id, row.instance_id, row.status, row.seq, row.cluster_epoch)
+            for row in self._live_by_id()
+        )
+        return sorted(state for state in states if state[:2] > after)[:limit]
+
     async def list_instances(self, wanted: InstanceFilter, limit: int, cursor: str | None = None) -> Listing:
         check_limit(limit)
         after = decode_cursor(cursor)
@@ -306,6 +332,10 @@ class MemoryStore:
     async def history(self, logical_id: str, limit: int) -> list[Instance]:
         check_limit(limit)
         return newest_first(row for row in self._tables.rows.values() if row.logical_id == logical_id)[:limit]
+
+    async def transitions(self, logical_id: str, limit: int) -> list[Transition]:
+        check_limit(limit)
+        return [step for step in reversed(self._tables.transitions) if step.logical_id == logical_id][:limit]
 
 
 def newest_first(instances: Iterable[Instance]) -> list[Instance]:

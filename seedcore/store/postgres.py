@@ -37,12 +37,14 @@ from seedcore.core.model import (
     Instance,
     InstanceFilter,
     Listing,
+    LiveState,
     LostBeat,
     Outcome,
     OutcomeKind,
     RegisterChange,
     Source,
     StatusChange,
+    Transition,
     check_epoch,
     check_instance_id,
     check_lease,
@@ -190,17 +192,22 @@ class PostgresStore:
             return FencedError(self._term or 0, int(error.diag.message_detail or 0))
         return StoreUnavailableError(first_line(error))
 
-    async def begin(self, ray_cluster: str, epoch: str | None, lease_s: float) -> Epoch:
+    async def begin(self, ray_cluster: str, epoch: str | None, lease_s: float, idle_s: float | None = None) -> Epoch:
         check_lease(lease_s)
         if epoch is not None:
             check_epoch(epoch)
-        rows = await self._run("begin_registry", {"ray_cluster": ray_cluster, "epoch": epoch, "lease_s": lease_s})
+        rows = await self._run(
+            "begin_registry", {"ray_cluster": ray_cluster, "epoch": epoch, "lease_s": lease_s, "idle_s": idle_s}
+        )
         self._term = rows[0][2]
         return Epoch(name=rows[0][0], number=rows[0][1])
 
     @property
     def term(self) -> int | None:
         return self._term
+
+    async def renew_term(self) -> None:
+        await self._run("renew_term", {"term": self._term})
 
     async def renew_every_lease(self) -> None:
         await self._run("renew_every_lease", {"term": self._term})
@@ -267,6 +274,13 @@ class PostgresStore:
                 return
             after = (rows[-1][1], rows[-1][0])
 
+    async def live_states(self, after: tuple[str, str], limit: int) -> list[LiveState]:
+        rows = await self._run(
+            "live_states",
+            {"after_logical_id": after[0], "after_instance_id": after[1], "limit": check_limit(limit)},
+        )
+        return [LiveState(row[0], row[1], Status(row[2]), row[3], row[4]) for row in rows]
+
     async def list_instances(self, wanted: InstanceFilter, limit: int, cursor: str | None = None) -> Listing:
         after_logical_id, after_instance_id = decode_cursor(cursor)
         parameters: dict[str, object] = {
@@ -304,6 +318,13 @@ class PostgresStore:
     async def history(self, logical_id: str, limit: int) -> list[Instance]:
         rows = await self._run("history", {"logical_id": logical_id, "limit": check_limit(limit)})
         return [_instance(row) for row in rows]
+
+    async def transitions(self, logical_id: str, limit: int) -> list[Transition]:
+        rows = await self._run("transitions", {"logical_id": logical_id, "limit": check_limit(limit)})
+        return [
+            Transition(row[0], row[1], None if row[2] is None else Status(row[2]), Status(row[3]), *row[4:])
+            for row in rows
+        ]
 
 
 async def migrate_database(dsn: str, connect_timeout_s: float = 5.0) -> list[str]:

@@ -1,7 +1,10 @@
 -- Every statement the store sends, one name each. Parsed by seedcore/store/queries.py.
 
 -- begin_registry: a registry starts; answers the epoch it works in and its term
-select epoch, number, term from begin_registry(%(ray_cluster)s, %(epoch)s, %(lease_s)s);
+select epoch, number, term from begin_registry(%(ray_cluster)s, %(epoch)s, %(lease_s)s, %(idle_s)s);
+
+-- renew_term: the registry of this term is at work
+select renew_term(%(term)s);
 
 -- set_current_epoch: flip discovery in one step
 select set_current_epoch(fenced(%(term)s::bigint, %(epoch)s::text));
@@ -73,6 +76,14 @@ select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.sta
  order by r.logical_id, r.instance_id
  limit %(limit)s;
 
+-- live_states: a page of what must be the same in memory
+select r.logical_id, r.instance_id::text, r.status::text, r.seq, r.cluster_epoch
+  from registry_instance r
+ where r.status <> 'dead'
+   and (r.logical_id, r.instance_id) > (%(after_logical_id)s, %(after_instance_id)s::uuid)
+ order by r.logical_id, r.instance_id
+ limit %(limit)s;
+
 -- best_instances: the best active instance of each of these agents
 select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.started_at, r.status_changed_at,
        r.last_heartbeat, r.seq, r.actor_name, r.namespace, r.actor_id, r.serve_route, r.organ_id, r.labels,
@@ -97,4 +108,11 @@ select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.sta
   from registry_instance r
  where r.logical_id = %(logical_id)s
  order by r.started_at desc, r.instance_id
+ limit %(limit)s;
+
+-- transitions: the newest steps of an agent's instances
+select t.instance_id::text, t.logical_id, t.from_status::text, t.to_status::text, t.seq, t.cause, t.at
+  from registry_transition t
+ where t.logical_id = %(logical_id)s
+ order by t.id desc
  limit %(limit)s;

@@ -10,7 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
@@ -32,6 +32,7 @@ from seedcore.core.errors import (
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import MAX_ID_CHARS, Instance, Json, Listing, Source, Verdict, check_text
 from seedcore.registry.client import every_page
+from seedcore.registry.clock import utc_now
 from seedcore.registry.connection import RegistryConnection, shared_connection
 from seedcore.registry.directory import RayDirectory
 from seedcore.registry.handles import HandleFinder, Proof, end_actor, probe
@@ -175,7 +176,7 @@ class Tier0MemoryManager:
         except RegistryUnavailableError as error:
             logger.info("discovery from the snapshot: %s", error)
             instances = tuple(agent.instance for agent in self.list_agents() if agent.instance is not None)
-            as_of = self._discovered_at if self._discovered_at is not None else _utc_now()
+            as_of = self._discovered_at if self._discovered_at is not None else utc_now()
             return Listing(instances, Source.SNAPSHOT, as_of, self._version, complete=False)
         alive = tuple(row for row in listing.items if row.status is Status.ALIVE)
         return replace(listing, items=alive)
@@ -207,7 +208,7 @@ class Tier0MemoryManager:
         return Fleet(
             agents=agents,
             source=Source.REGISTRY if registry_answers else Source.RAY,
-            as_of=_utc_now(),
+            as_of=utc_now(),
             version=self._version,
             complete=not problems,
             problems=tuple(problems),
@@ -262,7 +263,7 @@ class Tier0MemoryManager:
         source = Source.RAY if known is None or known.instance is None else Source.SNAPSHOT
         if known is None:
             self._remember(KnownAgent(logical_id, logical_id, Source.RAY, None))
-        return Located(logical_id, handle, source, _utc_now(), known.instance if known is not None else None)
+        return Located(logical_id, handle, source, utc_now(), known.instance if known is not None else None)
 
     async def _of_known(self, known: KnownAgent) -> ActorHandle:
         if known.instance is None:
@@ -361,7 +362,7 @@ class Tier0MemoryManager:
         return SystemSummary(
             mode=self._mode,
             namespace=self._settings.namespace,
-            as_of=_utc_now(),
+            as_of=utc_now(),
             known_agents=len(self._known),
             agents_by_source=dict(Counter(agent.source.value for agent in self._known.values())),
             registry=health,
@@ -418,7 +419,3 @@ def get_tier0_manager() -> Tier0MemoryManager:
 
 def _known(instance: Instance, source: Source) -> KnownAgent:
     return KnownAgent(instance.logical_id, instance.actor_name or instance.logical_id, source, instance)
-
-
-def _utc_now() -> datetime:
-    return datetime.now(timezone.utc)

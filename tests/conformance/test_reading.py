@@ -8,7 +8,7 @@ import pytest
 
 from seedcore.core.errors import InvalidInputError
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Instance, InstanceFilter, Source
+from seedcore.core.model import Beat, Instance, InstanceFilter, Source
 from seedcore.core.selection import best
 from tests.builders import iid, joins, turns
 from tests.conformance.worlds import EVERYONE, World, enter, row_of
@@ -199,6 +199,32 @@ async def test_history_is_newest_first_with_the_dead_in_it_and_bounded(world: Wo
     assert [row.instance_id for row in await world.store.history("agent", 100)] == order
     assert [row.instance_id for row in await world.store.history("agent", 4)] == order[:4]
     assert await world.store.history("nobody", 10) == []
+
+
+async def test_every_step_is_remembered_once_with_its_number_and_cause(world: World) -> None:
+    await world.store.register_many([joins(1, seq=1)])
+    steps = [
+        turns(1, Status.ALIVE, 2),
+        turns(1, Status.ALIVE, 2),
+        turns(1, Status.ALIVE, 3),
+        turns(1, Status.DRAINING, 4, "new version"),
+        turns(1, Status.STARTING, 5),
+        turns(1, Status.DEAD, None, "its process exited"),
+        turns(1, Status.ALIVE, 6),
+    ]
+    await world.store.set_status_many(steps)
+    await world.store.register_many([joins(1, seq=7), joins(2, "another")])
+    await world.store.beat_many([Beat(iid(1)), Beat(iid(2))])
+    remembered = await world.store.transitions("agent", 10)
+    assert [(step.from_status, step.to_status, step.seq, step.cause) for step in reversed(remembered)] == [
+        (None, "starting", 1, None),
+        ("starting", "alive", 2, None),
+        ("alive", "draining", 4, "new version"),
+        ("draining", "dead", None, "its process exited"),
+    ]
+    assert {(step.instance_id, step.logical_id) for step in remembered} == {(iid(1), "agent")}
+    assert await world.store.transitions("agent", 2) == remembered[:2]
+    assert await world.store.transitions("nobody", 10) == []
 
 
 async def test_unknown_instance_is_none_and_an_illegal_id_is_refused(world: World) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from seedcore.core.errors import RegistryError
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Answer, Beat, Instance, InstanceFilter, Listing, Outcome
+from seedcore.core.model import Answer, Beat, Instance, InstanceFilter, Listing, Outcome, Transition
 from tests.builders import START, iid, joins, turns
 from tests.conformance.worlds import MemoryWorld, PostgresWorld, World
 
@@ -68,7 +68,9 @@ def timeless(value: object) -> object:
         value = replace(
             value, started_at=START, status_changed_at=START, last_heartbeat=START, stopped_at=stopped_at
         )  # fmt: skip
-    if isinstance(value, (Instance, Outcome)):
+    if isinstance(value, Transition):
+        value = replace(value, at=START)
+    if isinstance(value, (Instance, Outcome, Transition)):
         return replace(value, cause=None if value.cause is None else re.sub(r"\d+ s$", "some s", value.cause))
     if isinstance(value, Listing):
         return [timeless(row) for row in value], value.next_cursor, value.complete, value.source
@@ -98,6 +100,10 @@ async def everything(world: World) -> list[object]:
     told: list[object] = [await world.store.current_epoch()]
     told.append({row.instance_id: timeless(row) async for row in world.store.load_live()})
     told += [timeless(await world.store.history(name, 100)) for name in NAMES]
+    for name in NAMES:
+        # the order between instances that one statement changes is not promised
+        steps = sorted(await world.store.transitions(name, 100), key=lambda step: step.instance_id)
+        told.append(timeless(steps))
     told.append(timeless(await world.store.best_instances(NAMES)))
     for epoch in (None, *EPOCH_NAMES):
         for fresh_only in (True, False):

@@ -53,6 +53,7 @@ CALLS: dict[str, Callable[[PostgresStore], Awaitable[object]]] = {
     "best_instances": lambda store: store.best_instances(["agent"]),
     "get_instance": lambda store: store.get_instance(iid(1)),
     "history": lambda store: store.history("agent", 10),
+    "transitions": lambda store: store.transitions("agent", 10),
 }
 
 

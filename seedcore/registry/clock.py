@@ -1,0 +1,21 @@
+"""The clocks that the registry reads."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+
+def utc_now() -> datetime:
+    """The wall clock, with its time zone."""
+    return datetime.now(timezone.utc)
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """`monotonic` (seconds) measures silence and waits; `utc` gives the times that travel, and may jump."""
+
+    monotonic: Callable[[], float] = time.monotonic
+    utc: Callable[[], datetime] = utc_now

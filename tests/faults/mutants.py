@@ -1,0 +1,92 @@
+"""The code broken on purpose, one law at a time: the simulation has to notice each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+from unittest import mock
+
+from seedcore.core.batch import ChangeBatch
+from seedcore.core.lease import MassLateness
+from seedcore.core.lifecycle import Status
+from seedcore.core.model import Change, Instance, Outcome, Receipt, StatusChange
+from seedcore.core.roster import Roster
+from seedcore.core.rules import apply_status
+from seedcore.registry.client import RegistryClient
+from seedcore.registry.service import Registry
+from seedcore.registry.writer import Writer
+from seedcore.store.memory import MemoryStore
+
+
+def _nothing(*_: object) -> None:
+    """What the code would do."""
+
+
+async def _acknowledge(registry: Registry, change: Change) -> Receipt:
+    return Receipt(change.instance_id, Status.ALIVE, change.seq or 0, durable=True, epoch=None, why=None)
+
+
+_adopt = Roster.adopt
+
+
+def _adopt_as_silent(roster: Roster, instance: Instance, now_s: float) -> None:
+    _adopt(roster, instance, now_s - 1000)
+
+
+def _revive(known: Instance, change: StatusChange, now: datetime) -> tuple[Outcome, Instance]:
+    if known.status is Status.DEAD:
+        known = replace(known, status=Status.STARTING, stopped_at=None)
+    return apply_status(known, change, now)
+
+
+def _ignore_numbers(known: Instance, change: StatusChange, now: datetime) -> tuple[Outcome, Instance]:
+    return apply_status(replace(known, seq=-1), change, now)
+
+
+def _forget_seconds(_: object, lapsed: int, living: int, now: float) -> bool:
+    return False
+
+
+_send_all = RegistryClient._send_all
+
+
+async def _send_and_forget(client: RegistryClient) -> Receipt:
+    receipt = await _send_all(client)
+    client._undelivered.clear()
+    return receipt
+
+
+def _put_back_reversed(batch: ChangeBatch, taken: list[Any]) -> None:
+    batch._changes.extendleft(taken)
+
+
+async def _stay_fenced(_: Writer) -> None:
+    await asyncio.sleep(1e6)
+
+
+async def _compare_nothing(_: Writer) -> None:
+    """What the code would do."""
+
+
+Patch = Callable[[], AbstractContextManager[object]]
+
+MUTANTS: dict[str, Patch] = {
+    "the term is not checked": lambda: mock.patch.object(MemoryStore, "_fence", _nothing),
+    "acknowledged before the commit": lambda: mock.patch.object(Registry, "_receipt_when_settled", _acknowledge),
+    "a replay is acknowledged at once": lambda: mock.patch.object(Writer, "is_unsettled", return_value=False),
+    "no credit for our own stalls": lambda: mock.patch.object(Roster, "credit", _nothing),
+    "no new lease after a restart": lambda: mock.patch.object(Roster, "adopt", _adopt_as_silent),
+    "the dead may live again": lambda: mock.patch("seedcore.store.memory.apply_status", _revive),
+    "sequence numbers are ignored": lambda: mock.patch("seedcore.store.memory.apply_status", _ignore_numbers),
+    "expiry never freezes": lambda: mock.patch.object(MassLateness, "note", _forget_seconds),
+    "no grace at the end of a freeze": lambda: mock.patch.object(MassLateness, "is_spent", True),
+    "the client keeps nothing": lambda: mock.patch.object(RegistryClient, "_send_all", _send_and_forget),
+    "a failed batch returns reversed": lambda: mock.patch.object(ChangeBatch, "put_back", _put_back_reversed),
+    "a fenced registry keeps its memory": lambda: mock.patch.object(Roster, "forget", _nothing),
+    "fenced for ever": lambda: mock.patch.object(Writer, "_take_the_term_back", _stay_fenced),
+    "memory and database are not compared": lambda: mock.patch.object(Writer, "_compare", _compare_nothing),
+}

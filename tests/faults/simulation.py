@@ -1,0 +1,985 @@
+"""A fleet, its relays, its registries and their database in one process, under faults drawn from a seed.
+
+Everything of ours is the real code: clients, reporters, relays, death watch, registry, write loop. Simulated are time,
+the network, the processes and the database (the memory store, which the conformance suite holds to PostgreSQL).
+
+    python -m tests.faults.simulation --seed 17            # one history, with what happened in it
+    python -m tests.faults.simulation --count 10000        # many
+
+The laws, checked all the time and at the end of every history:
+
+1. A change acknowledged as durable is committed at that moment, and stays so.
+2. The changes of one agent's process are committed in their order, each once.
+3. Nothing follows `dead` in the life of an instance.
+4. One registry writes in each term, and terms only grow.
+5. Nobody whose process lives and could be heard is declared dead.
+6. At the end of all faults every process that ended is dead in the database, with a cause.
+7. Then everybody who lives is live once, as what it says it is, in memory and in the database alike, and nobody keeps
+   an undelivered change.
+8. A registry hands nobody out whose death it has committed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import multiprocessing
+import os
+import random
+import sys
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+from unittest import mock
+
+from ray.exceptions import ActorDiedError
+
+from seedcore.core.errors import (
+    DirectoryUnavailableError,
+    FencedError,
+    RegistryError,
+    RegistryUnavailableError,
+    StoreUnavailableError,
+)
+from seedcore.core.lifecycle import Status
+from seedcore.core.model import Instance, OutcomeKind, Receipt, Registration, StatusChange
+from seedcore.core.waiting import within
+from seedcore.registry.client import RegistryClient
+from seedcore.registry.clock import Clock
+from seedcore.registry.config import RegistryConfig
+from seedcore.registry.deathwatch import DeathWatch
+from seedcore.registry.identity import Identity
+from seedcore.registry.processes import OnExit, Watched
+from seedcore.registry.relay import Relay
+from seedcore.registry.reporter import Reporter
+from seedcore.registry.service import Registry
+from seedcore.settings import Settings
+from seedcore.store.memory import MemoryStore, Tables
+from tests.builders import START
+from tests.faults.mutants import MUTANTS
+from tests.faults.virtual import VirtualLoop
+
+AGENTS = 5
+BEAT_S = 1.0
+LEASE_S = 8.0
+CALL_TIMEOUT_S = 2.0
+FAULTS_S = 50.0
+CALM_S = 40.0
+NODES = ("north", "south")
+
+
+class Violation(AssertionError):
+    """A law is broken."""
+
+
+@dataclass
+class Process:
+    """An agent's process. `troubles`: when it could not be heard for reasons of its own, as (from, to)."""
+
+    name: str
+    logical_id: str
+    node_id: str
+    actor_id: str
+    number: int
+    reporter: Reporter | None = None
+    instance_ids: list[str] = field(default_factory=list)
+    ended_s: float | None = None
+    troubles: list[tuple[float, float]] = field(default_factory=list)
+    wanted: Status = Status.ALIVE
+    drained_by_hand: str | None = None
+
+    @property
+    def key(self) -> str:
+        return f"process-{self.number}"
+
+
+class World:
+    """Everything there is, and what is true of it."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.loop = VirtualLoop()
+        self.log: list[str] = []
+        self.tables = Tables(START)
+        self.clock_offset_s = 0.0
+        self.database_back_s = 0.0
+        self.gcs_back_s = 0.0
+        self.everybody_cut_s = 0.0
+        self.cut_s: dict[str, float] = {}
+        self.nodes: dict[str, bool] = dict.fromkeys(NODES, True)
+        self.processes: list[Process] = []
+        self.offices: list[Office] = []
+        self.relays: list[SimRelay] = []
+        self.lost_share = self.random.choice([0.0, 0.01, 0.03])
+        self.twice_share = self.random.choice([0.0, 0.02])
+        self.slow_share = self.random.choice([0.0, 0.01])
+        self.database_lost_share = self.random.choice([0.0, 0.02, 0.05])
+        self.has_relays = self.random.random() < 0.8
+        self.is_calm = False
+        self.violation: Violation | None = None
+        self.seen_dead: set[str] = set()
+        self.counts: Counter[str] = Counter()
+
+    # Time and truth
+
+    @property
+    def now_s(self) -> float:
+        return self.loop.now_s
+
+    def utc(self) -> datetime:
+        return START + timedelta(seconds=self.now_s + self.clock_offset_s)
+
+    def note(self, text: str) -> None:
+        self.log.append(f"{self.now_s:8.3f}  {text}")
+
+    def happens(self, share: float) -> bool:
+        return not self.is_calm and self.random.random() < share
+
+    def owner(self, instance_id: str) -> Process | None:
+        for process in self.processes:
+            if instance_id in process.instance_ids:
+                return process
+        return None
+
+    def office(self) -> Office | None:
+        """The registry that has the name: the last one started, never an older one again."""
+        return self.offices[-1] if self.offices and self.offices[-1].is_up else None
+
+    def route(self, caller: str) -> Office | None:
+        for office in self.offices:
+            if office.is_up and office.keeps.get(caller, 0.0) > self.now_s:
+                return office
+        return self.office()
+
+    def is_cut(self, caller: str) -> bool:
+        return max(self.everybody_cut_s, self.cut_s.get(caller, 0.0)) > self.now_s
+
+    # Laws
+
+    def check(self, is_so: bool, law: int, what: str) -> None:
+        if not is_so:
+            # kept, since the code under test survives what is raised in it
+            self.violation = self.violation or Violation(f"law {law}: {what}")
+            raise self.violation
+
+    def check_receipt(self, receipt: Receipt, status: Status | None) -> None:
+        """Law 1: what is acknowledged as durable is in the tables now."""
+        if not receipt.durable:
+            return
+        row = self.tables.rows.get(receipt.instance_id)
+        self.check(row is not None, 1, f"{receipt} was acknowledged and is not there")
+        assert row is not None
+        if row.status is Status.DEAD:
+            return
+        self.check(row.seq >= receipt.seq, 1, f"{receipt} was acknowledged, committed is {row.seq}")
+        if status is not None:
+            was = [step.to_status for step in self.tables.transitions if step.instance_id == receipt.instance_id]
+            self.check(status in was, 1, f"{receipt} was acknowledged as {status} and never was so")
+        self.counts["acknowledged"] += 1
+
+    def check_writer(self, office: Office, term: int | None) -> None:
+        """Law 4, at each write that the database took."""
+        if term is None:
+            return
+        self.check(office.store_terms.setdefault(term, office.name) == office.name, 4, f"two writers of term {term}")
+        last = office.world_terms[-1] if office.world_terms else 0
+        self.check(term >= last, 4, f"{office.name} wrote with term {term} after {last}")
+        office.world_terms.append(term)
+        self.check_deaths()
+
+    def check_deaths(self) -> None:
+        """Law 5, for every death that the database has newly."""
+        for row in list(self.tables.rows.values()):
+            if row.status is not Status.DEAD or row.instance_id in self.seen_dead:
+                continue
+            self.seen_dead.add(row.instance_id)
+            process = self.owner(row.instance_id)
+            assert process is not None
+            cause = row.cause or ""
+            self.counts[f"dead: {cause.split(':')[0].split('(')[0].strip()}"] += 1
+            if process.ended_s is not None or cause == "stopped" or cause.startswith("epoch"):
+                continue
+            # it could not be heard for most of a lease, and the fault was its own
+            silent = any(
+                end - start > LEASE_S / 3 and end > self.now_s - 2 * LEASE_S for start, end in process.troubles
+            )
+            self.check(silent, 5, f"{process.name} lives, and {row.instance_id} is dead: {cause}")
+
+    def check_history(self) -> None:
+        """Laws 2 and 3."""
+        last_seq: dict[str, int] = {}
+        dead: set[str] = set()
+        for step in self.tables.transitions:
+            self.check(step.instance_id not in dead, 3, f"{step} after it was dead")
+            if step.to_status is Status.DEAD:
+                dead.add(step.instance_id)
+            if step.seq is not None:
+                self.check(step.seq > last_seq.get(step.instance_id, -1), 2, f"{step} out of order")
+                last_seq[step.instance_id] = step.seq
+
+    def unsettled(self) -> str | None:
+        """Why the world is not yet as laws 6 and 7 want it; None when it is."""
+        office = self.office()
+        if office is None:
+            return "no registry"
+        registry = office.registry
+        roster = registry._roster
+        if registry._writer.problem is not None or not registry._writer.recovered or registry._writer.pending_changes:
+            return "the registry has not settled"
+        wanted: dict[str, Status] = {}
+        for process in self.processes:
+            if process.ended_s is not None:
+                for instance_id in process.instance_ids:
+                    row = self.tables.rows.get(instance_id)
+                    if row is not None and row.status is not Status.DEAD:
+                        return f"{process.name} ended, {instance_id} is {row.status}"
+                    if row is not None and not row.cause:
+                        return f"{instance_id} is dead without a cause"
+                continue
+            if process.reporter is None:
+                return f"{process.name} has not begun"
+            client = process.reporter.client
+            if client.undelivered:
+                return f"{process.name} keeps {client.undelivered} changes"
+            by_hand = process.drained_by_hand == client.instance_id
+            wanted[client.instance_id] = Status.DRAINING if by_hand else process.wanted
+        live = {row.instance_id: row for row in self.tables.rows.values() if row.status is not Status.DEAD}
+        if {key: row.status for key, row in live.items()} != wanted:
+            return f"live are {[(row.logical_id, row.status.value) for row in live.values()]}, not {wanted}"
+        remembered = {key: (row.status, row.seq, row.cluster_epoch) for key, row in roster._live.items()}
+        if remembered != {key: (row.status, row.seq, row.cluster_epoch) for key, row in live.items()}:
+            return f"memory and database differ: {remembered}"
+        return None
+
+
+# Network
+
+
+class SimConnection:
+    """The registry's methods over a network that loses, delays, repeats and reorders."""
+
+    def __init__(self, world: World, caller: str) -> None:
+        self._world = world
+        self._caller = caller
+
+    def __getattr__(self, method: str) -> Callable[..., Coroutine[Any, Any, Any]]:
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            return await self._call(method, *args, **kwargs)
+
+        return call
+
+    async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        world = self._world
+        if method == "register":
+            process = next((one for one in world.processes if one.name == self._caller), None)
+            registration: Registration = args[0]
+            if process is not None and registration.instance_id not in process.instance_ids:
+                process.instance_ids.append(registration.instance_id)
+        office = world.route(self._caller)
+        await asyncio.sleep(world.random.uniform(0.001, 0.02))
+        if office is None or not office.is_up or world.is_cut(self._caller) or world.happens(world.lost_share):
+            raise RegistryUnavailableError("simulated: not reached")
+        reply: asyncio.Future[Any] = world.loop.create_future()
+        office.replies.add(reply)
+        reply.add_done_callback(lambda done: None if done.cancelled() else done.exception())
+        for delay_s in self._deliveries():
+            world.loop.run_in("network", self._deliver(office, delay_s, reply, method, args, kwargs))
+        try:
+            return await within(reply, CALL_TIMEOUT_S)
+        except asyncio.TimeoutError:
+            raise RegistryUnavailableError("simulated: no answer in time") from None
+        finally:
+            office.replies.discard(reply)
+
+    def _deliveries(self) -> list[float]:
+        world = self._world
+        delays_s = [world.random.uniform(0.001, 0.02)]
+        if world.happens(world.slow_share):
+            delays_s = [world.random.uniform(0.1, 3.0)]
+        if world.happens(world.twice_share):
+            delays_s.append(world.random.uniform(0.001, 4.0))
+        return delays_s
+
+    async def _deliver(
+        self, office: Office, delay_s: float, reply: asyncio.Future[Any], method: str, args: Any, kwargs: Any
+    ) -> None:
+        world = self._world
+        await asyncio.sleep(delay_s)
+        if not office.is_up:
+            return
+        work = world.loop.run_in(office.name, office.serve(method, args, kwargs))
+        error, result = None, None
+        try:
+            result = await work
+        except RegistryError as raised:
+            error = raised
+        await asyncio.sleep(world.random.uniform(0.001, 0.02))
+        if reply.done():
+            return
+        if world.is_cut(self._caller) or world.happens(world.lost_share):
+            error = RegistryUnavailableError("simulated: the answer was lost")
+        if error is not None:
+            reply.set_exception(error)
+        else:
+            reply.set_result(result)
+
+
+# Database
+
+
+class SimStore:
+    """The memory store behind a network, in an order that a database with several connections may take."""
+
+    def __init__(self, world: World, office: Office) -> None:
+        self._world = world
+        self._office = office
+        self._inner = MemoryStore(world.utc, world.tables)
+
+    @property
+    def term(self) -> int | None:
+        return self._inner.term
+
+    async def open(self) -> None:
+        await self._travel()
+
+    async def close(self) -> None:
+        """Nothing to release."""
+
+    async def load_live(self) -> AsyncIterator[Instance]:
+        await self._travel()
+        async for row in self._inner.load_live():
+            yield row
+
+    def __getattr__(self, method: str) -> Callable[..., Coroutine[Any, Any, Any]]:
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            return await self._call(method, *args, **kwargs)
+
+        return call
+
+    async def _travel(self) -> None:
+        world = self._world
+        await asyncio.sleep(world.random.uniform(0.001, 0.03))
+        if world.database_back_s > world.now_s:
+            await asyncio.sleep(world.random.uniform(0.0, 0.3))
+            raise StoreUnavailableError("simulated: the database is away")
+
+    async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        world = self._world
+        await self._travel()
+        if world.happens(world.database_lost_share):
+            fate = world.random.choice(["before", "after", "later"])
+            if fate == "after":
+                await self._apply(method, *args, **kwargs)
+            if fate == "later" and method not in {"begin", "set_current_epoch"}:
+                # the server goes on with what its client has given up
+                delay_s = world.random.uniform(0.05, 4.0)
+                world.loop.run_in("database", self._apply_later(delay_s, method, *args, **kwargs))
+            raise StoreUnavailableError(f"simulated: connection lost ({fate})")
+        result = await self._apply(method, *args, **kwargs)
+        await self._travel()
+        return result
+
+    async def _apply_later(self, delay_s: float, method: str, *args: Any, **kwargs: Any) -> None:
+        await asyncio.sleep(delay_s)
+        with contextlib.suppress(FencedError):
+            await self._apply(method, *args, **kwargs)
+
+    async def _apply(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        # the memory store never yields, so this is one transaction
+        result = await getattr(self._inner, method)(*args, **kwargs)
+        if method == "set_status_many":
+            for change, outcome in zip(args[0], result, strict=True):
+                if change.status is Status.DEAD and outcome.kind is OutcomeKind.APPLIED:
+                    self._office.buried.add(change.instance_id)
+        if method in {"begin", "register_many", "set_status_many", "beat_many", "expire_old_epochs"}:
+            self._world.check_writer(self._office, self._inner.term)
+        return result
+
+
+# Processes
+
+
+class SimHandle:
+    """A relay as an actor handle: each method has a `remote`, whose answer may be lost."""
+
+    def __init__(self, relay: SimRelay) -> None:
+        self.relay = relay
+
+    def __getattr__(self, method: str) -> Any:
+        relay, world = self.relay, self.relay.world
+
+        class Method:
+            @staticmethod
+            def remote(*args: Any) -> asyncio.Future[Any]:
+                return asyncio.ensure_future(relay.call(method, *args))
+
+        if method.startswith("__") and method != "__ray_ready__":
+            raise AttributeError(method)
+        assert world is not None
+        return Method
+
+
+class SimWatch:
+    """Sees the processes of one node end."""
+
+    def __init__(self, world: World, node_id: str, on_exit: OnExit) -> None:
+        self._world = world
+        self._node_id = node_id
+        self._on_exit = on_exit
+        self._watched: dict[str, str] = {}
+
+    async def add(self, watched: Watched) -> bool:
+        assert watched.process_key is not None
+        self._watched[watched.instance_id] = watched.process_key
+        process = next(one for one in self._world.processes if one.key == watched.process_key)
+        if process.ended_s is not None:
+            self.ended(process.key)
+        return True
+
+    def discard(self, instance_id: str) -> None:
+        self._watched.pop(instance_id, None)
+
+    def ended(self, key: str) -> None:
+        for instance_id in [one for one, its in self._watched.items() if its == key]:
+            del self._watched[instance_id]
+            self._on_exit(instance_id, "its process exited (simulated)")
+
+    async def close(self) -> None:
+        self._watched.clear()
+
+
+class SimRelay:
+    """A relay's process: the real relay over simulated processes."""
+
+    def __init__(self, world: World, node_id: str, number: int) -> None:
+        self.world = world
+        self.node_id = node_id
+        self.name = f"relay-{node_id}-{number}"
+        self.is_up = world.nodes.get(node_id, False) and world.has_relays
+        self.watch: SimWatch | None = None
+        self._relay: Relay | None = None
+
+    def _make(self, on_exit: OnExit) -> SimWatch:
+        self.watch = SimWatch(self.world, self.node_id, on_exit)
+        return self.watch
+
+    async def call(self, method: str, *args: Any) -> Any:
+        world = self.world
+        await asyncio.sleep(world.random.uniform(0.001, 0.01))
+        if not self.is_up:
+            await asyncio.sleep(world.random.uniform(0.0, 0.2))
+            raise ActorDiedError("simulated: the relay is dead")
+        if method == "__ray_ready__":
+            await asyncio.sleep(world.random.uniform(0.1, 0.6))
+            return None
+        if self._relay is None:
+            self._relay = Relay((self._make,))
+        result = await world.loop.run_in(self.name, getattr(self._relay, method)(*args))
+        if not self.is_up or world.happens(world.lost_share):
+            raise ActorDiedError("simulated: the answer was lost with its relay")
+        return result
+
+    def kill(self) -> None:
+        self.is_up = False
+        self.world.loop.kill(self.name)
+
+
+class SimCluster:
+    """What Ray knows, where it answers."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    async def nodes(self) -> Mapping[str, bool]:
+        await self._asked()
+        return dict(self._world.nodes)
+
+    def make_relay(self, node_id: str) -> SimHandle:
+        relay = SimRelay(self._world, node_id, len(self._world.relays))
+        self._world.relays.append(relay)
+        return SimHandle(relay)
+
+    def end_relay(self, relay: SimHandle) -> None:
+        relay.relay.kill()
+
+    async def find_actor(self, name: str, namespace: str, timeout_s: float) -> Any:
+        await self._asked()
+        for process in reversed(self._world.processes):
+            if process.logical_id == name and process.ended_s is None:
+                return mock.Mock(_actor_id=bytes.fromhex(process.actor_id))
+        return None
+
+    async def _asked(self) -> None:
+        await asyncio.sleep(self._world.random.uniform(0.001, 0.02))
+        if self._world.gcs_back_s > self._world.now_s:
+            await asyncio.sleep(0.5)
+            raise DirectoryUnavailableError("simulated: the GCS is down")
+
+
+class Office:
+    """One process of the registry."""
+
+    store_terms: dict[int, str]
+    world_terms: list[int]
+
+    def __init__(self, world: World, ray_cluster: str) -> None:
+        self.world = world
+        self.name = f"registry-{len(world.offices) + 1}"
+        self.ray_cluster = ray_cluster
+        self.is_up = True
+        self.replies: set[asyncio.Future[Any]] = set()
+        self.keeps: dict[str, float] = {}
+        self.buried: set[str] = set()
+        first = world.offices[0] if world.offices else None
+        self.store_terms = first.store_terms if first is not None else {}
+        self.world_terms = first.world_terms if first is not None else []
+        config = RegistryConfig(
+            ray_cluster=ray_cluster,
+            beat_interval_s=BEAT_S,
+            lease_s=LEASE_S,
+            flush_interval_s=0.5,
+            durable_wait_s=1.0,
+            reconnect_grace_s=CALL_TIMEOUT_S,
+            retry_max_s=1.0,
+            epoch_check_s=2.0,
+            term_idle_s=6.0,
+            compare_s=7.0,
+            freeze_floor=3,
+            freeze_share=0.5,
+        )
+        self.registry = Registry(
+            config,
+            self._store,
+            clock=Clock(lambda: world.now_s, world.utc),
+            watch_factory=lambda on_death: DeathWatch(on_death, SimCluster(world)),
+        )
+        world.offices.append(self)
+        world.loop.run_in(self.name, self._start())
+        world.note(f"{self.name} starts in {ray_cluster}")
+
+    async def _store(self) -> Any:
+        return SimStore(self.world, self)
+
+    async def _start(self) -> None:
+        self.registry.start()
+
+    async def serve(self, method: str, args: Any, kwargs: Any) -> Any:
+        world = self.world
+        result = await getattr(self.registry, method)(*args, **kwargs)
+        if isinstance(result, Receipt):
+            world.check_receipt(result, Status(args[1]) if method == "set_status" else None)
+        if method == "resolve":
+            for found in result.value:
+                handed_out = None if found.instance is None else found.instance.instance_id
+                world.check(handed_out not in self.buried, 8, f"{handed_out} is handed out")
+        return result
+
+    def kill(self) -> None:
+        self.is_up = False
+        self.world.loop.kill(self.name)
+        self.world.note(f"{self.name} is killed")
+        for reply in list(self.replies):
+            if not reply.done():
+                reply.set_exception(RegistryUnavailableError("simulated: the registry died"))
+
+
+# What happens
+
+
+class History:
+    """One run of one seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.world = World(seed)
+        self._ray_cluster = "cluster-1"
+        self._settings = {
+            node: Settings.model_construct(
+                **{**_SETTINGS.model_dump(), "node_id": node, "beat_interval_s": BEAT_S, "lease_s": LEASE_S}
+            )
+            for node in NODES
+        }
+
+    def run(self) -> None:
+        """Raises Violation, with what had happened."""
+        loop = self.world.loop
+        asyncio.set_event_loop(loop)
+        random.seed(self.seed)
+        try:
+            with mock.patch("seedcore.registry.client.new_instance_id", self._new_instance_id):
+                try:
+                    loop.run_until_complete(self._live())
+                except Violation as error:
+                    raise Violation(f"seed {self.seed}: {error}") from error
+        finally:
+            loop.close()
+            asyncio.set_event_loop(None)
+
+    def _new_instance_id(self) -> str:
+        return str(uuid.UUID(int=self.world.random.getrandbits(128), version=4))
+
+    async def _live(self) -> None:
+        world = self.world
+        Office(world, self._ray_cluster)
+        for number in range(AGENTS):
+            self._spawn(f"agent-{number}", NODES[number % 2], f"{number:032x}")
+        world.loop.run_in("caller", self._resolve_for_ever())
+        watched: list[asyncio.Task[None]] = [
+            world.loop.run_in("world", self._act_for_ever()),
+            world.loop.run_in("world", self._break_for_ever()),
+        ]
+        await self._until(lambda: world.now_s >= FAULTS_S, watched)
+        for task in watched:
+            task.cancel()
+        await asyncio.gather(*watched, return_exceptions=True)
+        self._heal()
+        # who hangs still hangs
+        hanging_s = max((to for one in world.processes for _, to in one.troubles), default=0.0)
+        await asyncio.sleep(max(0.0, hanging_s - world.now_s) + BEAT_S)
+        ends_s = world.now_s + CALM_S
+        while (why := world.unsettled()) is not None:
+            if world.now_s > ends_s:
+                law = 6 if "ended" in why or "cause" in why else 7
+                raise Violation(f"law {law}: after {CALM_S:g} s of calm: {why}")
+            await asyncio.sleep(0.5)
+            self._raise_violation()
+        # and stays so
+        await asyncio.sleep(LEASE_S + 2)
+        why = world.unsettled()
+        world.check(why is None, 7, f"it did not last: {why}")
+        world.check_deaths()
+        world.check_history()
+        self._raise_violation()
+
+    def _raise_violation(self) -> None:
+        if self.world.violation is not None:
+            raise self.world.violation
+
+    async def _until(self, is_over: Callable[[], bool], watched: Sequence[asyncio.Task[None]]) -> None:
+        while not is_over():
+            await asyncio.sleep(0.25)
+            self._raise_violation()
+            self.world.check_history()
+            for task in watched:
+                if task.done():
+                    task.result()
+
+    def _heal(self) -> None:
+        world = self.world
+        world.is_calm = True
+        world.database_back_s = world.gcs_back_s = world.everybody_cut_s = 0.0
+        world.cut_s.clear()
+        world.note("all faults end")
+        office = world.office()
+        for old in world.offices:
+            if old.is_up and old is not office:
+                old.kill()
+        if office is None:
+            Office(world, self._ray_cluster)
+        for number in range(AGENTS):
+            logical_id = f"agent-{number}"
+            if not any(one.logical_id == logical_id and one.ended_s is None for one in world.processes):
+                self._spawn(logical_id, "north" if world.nodes["north"] else "south", f"{number:032x}")
+
+    # Agents
+
+    def _spawn(self, logical_id: str, node_id: str, actor_id: str) -> None:
+        world = self.world
+        number = len(world.processes)
+        process = Process(f"{logical_id}/{number}", logical_id, node_id, actor_id, number)
+        world.processes.append(process)
+
+        async def identity(*_: object) -> Identity:
+            return Identity(logical_id, actor_id, "sim", node_id, "10.0.0.1", number + 1, process.key)
+
+        async def begin() -> None:
+            settings = self._settings[node_id]
+            client = RegistryClient(
+                logical_id,
+                logical_id,
+                settings=settings,
+                connection=SimConnection(world, process.name),  # type: ignore[arg-type]
+                identifier=identity,
+            )
+            process.reporter = Reporter(logical_id, settings=settings, client=client)
+            with contextlib.suppress(RegistryError):
+                await process.reporter.start()
+
+        world.loop.run_in(process.name, begin())
+        world.note(f"{process.name} starts on {node_id}")
+
+    def _kill(self, process: Process) -> None:
+        world = self.world
+        process.ended_s = world.now_s
+        world.loop.kill(process.name)
+        world.note(f"{process.name} is killed")
+        for relay in world.relays:
+            if relay.is_up and relay.node_id == process.node_id and relay.watch is not None:
+                relay.watch.ended(process.key)
+
+    def _living(self) -> list[Process]:
+        return [one for one in self.world.processes if one.ended_s is None]
+
+    async def _act_for_ever(self) -> None:
+        """Agents drain, return, stop, die and come back."""
+        world = self.world
+        while True:
+            await asyncio.sleep(world.random.uniform(0.2, 2.5))
+            living = self._living()
+            if not living:
+                continue
+            process = world.random.choice(living)
+            chance = world.random.random()
+            if process.reporter is None or process.reporter._beating is None:
+                continue
+            if chance < 0.75:
+                wanted = Status.DRAINING if process.wanted is Status.ALIVE else Status.ALIVE
+                process.wanted, process.drained_by_hand = wanted, None
+                world.note(f"{process.name} says {wanted}")
+                world.loop.run_in(process.name, self._say(process.reporter, wanted))
+            elif chance < 0.9:
+                self._kill(process)
+                world.loop.run_in("world", self._return(process))
+
+    async def _say(self, reporter: Reporter, wanted: Status) -> None:
+        with contextlib.suppress(RegistryError):
+            await reporter._say(wanted, f"says {wanted}")
+
+    async def _return(self, process: Process) -> None:
+        world = self.world
+        await asyncio.sleep(world.random.uniform(0.2, 3.0))
+        if world.is_calm or any(
+            one.logical_id == process.logical_id and one.ended_s is None for one in world.processes
+        ):
+            return
+        node_id = process.node_id if world.nodes[process.node_id] else next(n for n, up in world.nodes.items() if up)
+        self._spawn(process.logical_id, node_id, process.actor_id)
+
+    async def _resolve_for_ever(self) -> None:
+        world = self.world
+        connection = SimConnection(world, "caller")
+        while True:
+            await asyncio.sleep(world.random.uniform(0.1, 0.6))
+            with contextlib.suppress(RegistryError):
+                await connection.resolve([f"agent-{world.random.randrange(AGENTS)}"])
+
+    # Faults
+
+    async def _break_for_ever(self) -> None:
+        world = self.world
+        faults = [
+            self._registry_dies,
+            self._registry_hangs,
+            self._rival_starts,
+            self._cluster_is_replaced,
+            self._database_goes,
+            self._gcs_goes,
+            self._clock_jumps,
+            self._machine_pauses,
+            self._relay_dies,
+            self._node_dies,
+            self._everybody_is_cut,
+            self._one_is_cut,
+            self._one_hangs,
+            self._one_dies,
+            self._another_hand_drains,
+        ]
+        weights = [3, 2, 2, 0.4, 3, 2, 1, 2, 2, 0.7, 2, 2, 2, 3, 1]
+        while True:
+            await asyncio.sleep(world.random.uniform(0.5, 8.0))
+            await world.random.choices(faults, weights)[0]()
+
+    async def _registry_dies(self) -> None:
+        office = self.world.office()
+        if office is not None:
+            office.kill()
+            self.world.loop.run_in("world", self._new_registry(self.world.random.uniform(0.1, 12.0)))
+
+    async def _new_registry(self, after_s: float) -> None:
+        await asyncio.sleep(after_s)
+        if self.world.office() is None:
+            Office(self.world, self._ray_cluster)
+            self.world.counts["offices"] += 1
+
+    async def _registry_hangs(self) -> None:
+        office, seconds = self.world.office(), self.world.random.uniform(0.5, 12.0)
+        if office is not None:
+            self.world.note(f"{office.name} hangs for {seconds:.1f} s")
+            self.world.loop.freeze(office.name, seconds)
+
+    async def _rival_starts(self) -> None:
+        """Ray believes the registry dead and starts another; some agents still talk to the old one."""
+        world = self.world
+        old = world.office()
+        if old is None:
+            return
+        for process in self._living():
+            if world.random.random() < 0.5:
+                old.keeps[process.name] = world.now_s + world.random.uniform(0.2, 2.0)
+        Office(world, self._ray_cluster)
+        world.counts["offices"] += 1
+        world.loop.run_in("world", self._old_ends(old, world.random.uniform(0.5, 10.0)))
+
+    async def _old_ends(self, old: Office, after_s: float) -> None:
+        await asyncio.sleep(after_s)
+        if old.is_up:
+            old.kill()
+
+    async def _cluster_is_replaced(self) -> None:
+        world = self.world
+        old = world.office()
+        self._ray_cluster = f"cluster-{len(world.offices) + 1}"
+        Office(world, self._ray_cluster)
+        world.counts["offices"] += 1
+        if old is not None:
+            world.loop.run_in("world", self._old_ends(old, world.random.uniform(0.5, 10.0)))
+
+    async def _database_goes(self) -> None:
+        seconds = self.world.random.uniform(0.5, 20.0)
+        self.world.note(f"the database is away for {seconds:.1f} s")
+        self.world.database_back_s = self.world.now_s + seconds
+
+    async def _gcs_goes(self) -> None:
+        seconds = self.world.random.uniform(0.5, 15.0)
+        self.world.note(f"the GCS is away for {seconds:.1f} s")
+        self.world.gcs_back_s = self.world.now_s + seconds
+
+    async def _clock_jumps(self) -> None:
+        seconds = self.world.random.uniform(-60.0, 60.0)
+        self.world.note(f"the clocks jump by {seconds:.1f} s")
+        self.world.clock_offset_s += seconds
+
+    async def _machine_pauses(self) -> None:
+        seconds = self.world.random.uniform(0.5, 15.0)
+        self.world.note(f"everything pauses for {seconds:.1f} s")
+        self.world.loop.now_s += seconds
+
+    async def _relay_dies(self) -> None:
+        relays = [relay for relay in self.world.relays if relay.is_up]
+        if relays:
+            relay = self.world.random.choice(relays)
+            self.world.note(f"{relay.name} is killed")
+            relay.kill()
+
+    async def _node_dies(self) -> None:
+        world = self.world
+        if not all(world.nodes.values()):
+            return
+        node_id = world.random.choice(list(world.nodes))
+        world.nodes[node_id] = False
+        world.note(f"node {node_id} dies")
+        for relay in world.relays:
+            if relay.node_id == node_id:
+                relay.kill()
+        for process in self._living():
+            if process.node_id == node_id:
+                self._kill(process)
+                world.loop.run_in("world", self._return(process))
+
+    async def _everybody_is_cut(self) -> None:
+        seconds = self.world.random.uniform(0.5, 15.0)
+        self.world.note(f"nobody reaches the registry for {seconds:.1f} s")
+        self.world.everybody_cut_s = self.world.now_s + seconds
+
+    def _trouble(self, process: Process, seconds: float) -> None:
+        process.troubles.append((self.world.now_s, self.world.now_s + seconds))
+
+    async def _one_is_cut(self) -> None:
+        living, seconds = self._living(), self.world.random.uniform(0.5, 14.0)
+        if living:
+            process = self.world.random.choice(living)
+            self.world.note(f"{process.name} is cut off for {seconds:.1f} s")
+            self.world.cut_s[process.name] = self.world.now_s + seconds
+            self._trouble(process, seconds)
+
+    async def _one_hangs(self) -> None:
+        living, seconds = self._living(), self.world.random.uniform(0.5, 14.0)
+        if living:
+            process = self.world.random.choice(living)
+            self.world.note(f"{process.name} hangs for {seconds:.1f} s")
+            self.world.loop.freeze(process.name, seconds)
+            self._trouble(process, seconds)
+
+    async def _one_dies(self) -> None:
+        living = self._living()
+        if living:
+            process = self.world.random.choice(living)
+            self._kill(process)
+            self.world.loop.run_in("world", self._return(process))
+
+    async def _another_hand_drains(self) -> None:
+        """Somebody changes a status in SQL, past the registry."""
+        world = self.world
+        for process in self._living():
+            client = None if process.reporter is None else process.reporter.client
+            row = None if client is None else world.tables.rows.get(client.instance_id)
+            if client is None or row is None or client.undelivered or client.status is not row.status:
+                continue
+            if process.wanted is Status.ALIVE and row.status is Status.ALIVE:
+                change = StatusChange(row.instance_id, Status.DRAINING, None, "by hand")
+                await MemoryStore(world.utc, world.tables).set_status_many([change])
+                process.drained_by_hand = row.instance_id
+                world.note(f"{process.name} is drained by hand")
+                return
+
+
+_SETTINGS = Settings.model_construct()
+
+
+def run_seed(seed: int) -> tuple[int, str | None, Counter[str], list[str]]:
+    """One history: its violation, or None, with what happened."""
+    logging.disable(logging.CRITICAL)
+    history = History(seed)
+    try:
+        history.run()
+    except Violation as error:
+        return seed, str(error), history.world.counts, history.world.log
+    return seed, None, history.world.counts, history.world.log
+
+
+def main() -> int:
+    """Run one history, or many on every core, and tell the seeds that broke a law."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.simulation", description=__doc__)
+    parser.add_argument("--seed", type=int, help="one history, with everything that happens in it")
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--mutant", choices=sorted(MUTANTS), help="break the code so, and stop at the first violation")
+    options = parser.parse_args()
+    if os.environ.get("PYTHONHASHSEED") != "0":
+        # the order of sets is a part of the history
+        os.environ["PYTHONHASHSEED"] = "0"
+        os.execv(sys.executable, [sys.executable, "-m", "tests.faults.simulation", *sys.argv[1:]])
+    if options.mutant is not None:
+        MUTANTS[options.mutant]().__enter__()
+    if options.seed is not None:
+        _, violation, counts, log = run_seed(options.seed)
+        print("\n".join(log), dict(counts), violation or "no violation", sep="\n")
+        return 1 if violation else 0
+    totals: Counter[str] = Counter()
+    broken: list[str] = []
+    # a process for each history: nothing of one may reach the next
+    with multiprocessing.get_context("fork").Pool(options.jobs, maxtasksperchild=1) as pool:
+        seeds = range(options.first, options.first + options.count)
+        for done, (_, violation, counts, _) in enumerate(pool.imap(run_seed, seeds), 1):
+            totals.update(counts)
+            if violation is not None:
+                broken.append(violation)
+                print(violation, flush=True)
+                if options.mutant is not None:
+                    return 1
+            if done % 500 == 0:
+                print(f"{done} histories, {len(broken)} with a violation", file=sys.stderr, flush=True)
+    print(f"{options.count} histories, {len(broken)} with a violation")
+    for name, count in totals.most_common():
+        print(f"{count:10d}  {name}")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
