@@ -91,6 +91,7 @@ class RegistryClient:
         self._identifier = identifier
         self._is_identified = False
         self._seq = 0
+        self._status_seq = 0
         self._status: Status | None = None
         self._cause: str | None = None
         self._undelivered: list[Change] = []
@@ -139,12 +140,13 @@ class RegistryClient:
                 self._undelivered.append(RegisterChange(self._registration, self._next_seq()))
             if len(self._undelivered) >= MAX_UNDELIVERED:
                 raise BacklogFullError(MAX_UNDELIVERED)
-            before, self._status, self._cause = (self._status, self._cause), wanted, cause
-            self._undelivered.append(StatusChange(self.instance_id, wanted, self._next_seq(), cause))
+            before = self._status, self._cause, self._status_seq
+            self._status, self._cause, self._status_seq = wanted, cause, self._next_seq()
+            self._undelivered.append(StatusChange(self.instance_id, wanted, self._status_seq, cause))
             try:
                 return await self._deliver()
             except RegistryError:
-                self._status, self._cause = before
+                self._status, self._cause, self._status_seq = before
                 raise
 
     async def beat(self) -> BeatAnswer:
@@ -228,19 +230,22 @@ class RegistryClient:
         return await self._connection.set_status(change.instance_id, change.status, change.seq, change.cause)
 
     def _come_back(self, as_new: bool) -> None:
-        """Queue a registration and, behind it, what was not durable or else the status we are in."""
-        if as_new:
-            self._registration = replace(self._registration, instance_id=new_instance_id())
-            self._seq = 0
-        pending = [change for change in self._undelivered if isinstance(change, StatusChange)]
-        steps = [(change.status, change.cause) for change in pending]
+        """Queue a registration and, behind it, what was not durable or else the status we are in.
+
+        As the same instance everything keeps its number: said again, it must not undo what another hand has changed
+        since.
+        """
+        steps = [change for change in self._undelivered if isinstance(change, StatusChange)]
         if not steps and self._status not in {None, Status.STARTING}:
             assert self._status is not None
-            steps = [(self._status, self._cause)]
-        self._undelivered = [RegisterChange(self._registration, self._next_seq())]
-        self._undelivered += [
-            StatusChange(self.instance_id, status, self._next_seq(), cause) for status, cause in steps
-        ]
+            steps = [StatusChange(self.instance_id, self._status, self._status_seq, self._cause)]
+        if as_new:
+            self._registration = replace(self._registration, instance_id=new_instance_id())
+            self._seq = 1
+            steps = [StatusChange(self.instance_id, change.status, self._next_seq(), change.cause) for change in steps]
+            self._status_seq = self._seq
+        first_seq = steps[0].seq if steps else None
+        self._undelivered = [RegisterChange(self._registration, 1 if first_seq is None else first_seq - 1), *steps]
 
     def _next_seq(self) -> int:
         self._seq += 1

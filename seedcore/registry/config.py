@@ -28,7 +28,7 @@ class RegistryConfig:
     epoch_check_s: float = 5.0
     term_idle_s: float = 20.0
     compare_s: float = 60.0
-    freeze_floor: int = 10
+    freeze_floor: int = 2
     freeze_share: float = 0.25
     freeze_max_s: float = 300.0
     stop_deadline_s: float = 5.0

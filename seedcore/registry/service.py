@@ -99,6 +99,7 @@ class Registry:
         self._roster.on_vanish = self._watch.drop
         self._lateness = MassLateness(config.freeze_floor, config.freeze_share, config.freeze_max_s)
         self._deaths_reported = 0
+        self._amnesty_s = 0.0
         self._sweep_period_s = min(1.0, config.lease_s / 5)
         self._absence = AbsenceMeter(self._sweep_period_s, self._clock.monotonic())
         self._hello = Hello(PROTOCOL, __version__, os.getpid(), config.node_id, self._clock.utc())
@@ -419,6 +420,7 @@ class Registry:
         if absence_s:
             logger.warning("this process was stalled; every lease is credited", extra={"credit_s": absence_s})
             self._roster.credit(absence_s, now_s)
+            self._amnesty_s = now_s
             self._writer.owe_grace()
         if not self._writer.recovered or self._writer.fenced_by is not None:
             return
@@ -434,6 +436,7 @@ class Registry:
         if was_frozen and not is_frozen and not self._lateness.is_spent:
             # what kept so many silent is over; those not heard yet get a lease to return in
             self._roster.credit(self._config.lease_s, now_s)
+            self._amnesty_s = now_s
             return
         if is_frozen:
             await self._confirm([instance_id for instance_id, _ in lapsed])
@@ -442,9 +445,11 @@ class Registry:
             self._declare_dead(instance_id, f"lease expired: silent for {silence_s:.0f} s")
 
     async def _ask_about(self, silent: Instance) -> Witness:
-        # an actor runs one process at a time
+        # an actor runs one process at a time; who is fresh has beaten, unless we made everybody fresh of late
+        amnesty_s = max(self._amnesty_s, self._writer.recovered_s + self._config.reconnect_grace_s)
+        is_earned = self._clock.monotonic() - amnesty_s > self._config.lease_s
         if silent.actor_id is not None and any(
-            other.actor_id == silent.actor_id and self._verdict(other) is Verdict.FRESH
+            is_earned and other.actor_id == silent.actor_id and self._verdict(other) is Verdict.FRESH
             for other in self._roster.instances_of(silent.logical_id)
         ):
             return Witness.GONE

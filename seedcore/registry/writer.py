@@ -67,6 +67,7 @@ class Writer:
         self.compared_at: datetime | None = None
         self._counts = FlushCounts()
         self.recovered = False
+        self.recovered_s = 0.0
         self._owes_grace = False
         self.problem: str | None = "not connected to the database yet"
         self.is_failing = False
@@ -265,6 +266,7 @@ class Writer:
             self._roster.adopt(instance, heard_s)
         self._next_compare_s = 0.0
         self.recovered = True
+        self.recovered_s = self._clock.monotonic()
         logger.info(
             "registry recovered from the database",
             extra={"instances": len(loaded), "epoch": epoch.name, "epoch_number": epoch.number},

@@ -74,10 +74,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             # it waits for a step that died with its component
             task._log_destroy_pending = False  # type: ignore[attr-defined]
             with contextlib.suppress(RuntimeError):
-                task.get_coro().close()  # type: ignore[union-attr]
+                task.get_coro().close()
         super().close()
 
-    def call_soon(
+    def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.Handle:
         component = COMPONENT.get() if context is None else context.get(COMPONENT, "world")

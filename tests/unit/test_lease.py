@@ -81,24 +81,24 @@ def test_credit_never_exceeds_the_time_that_passed(gaps_s: list[float], period_s
 
 def test_a_few_late_freeze_nothing() -> None:
     lateness = MassLateness(floor=10, share=0.25, max_s=100.0)
-    assert not lateness.note(lapsed=9, living=9, now=0.0)
-    assert not lateness.note(lapsed=24, living=100, now=1.0)
+    assert not lateness.note(silent=9, living=9, now=0.0)
+    assert not lateness.note(silent=24, living=100, now=1.0)
 
 
 def test_mass_lateness_freezes_until_half_of_it_is_gone() -> None:
     lateness = MassLateness(floor=10, share=0.25, max_s=100.0)
-    assert lateness.note(lapsed=25, living=100, now=0.0)
-    assert lateness.note(lapsed=13, living=100, now=10.0)
-    assert not lateness.note(lapsed=12, living=100, now=20.0)
-    assert lateness.note(lapsed=25, living=100, now=30.0)
+    assert lateness.note(silent=25, living=100, now=0.0)
+    assert lateness.note(silent=13, living=100, now=10.0)
+    assert not lateness.note(silent=12, living=100, now=20.0)
+    assert lateness.note(silent=25, living=100, now=30.0)
 
 
 def test_a_freeze_ends_by_itself_and_does_not_begin_again_at_once() -> None:
     lateness = MassLateness(floor=10, share=0.25, max_s=100.0)
-    assert lateness.note(lapsed=50, living=100, now=0.0)
-    assert lateness.note(lapsed=50, living=100, now=100.0)
-    assert not lateness.note(lapsed=50, living=100, now=100.1)
-    assert not lateness.note(lapsed=50, living=100, now=101.0)
+    assert lateness.note(silent=50, living=100, now=0.0)
+    assert lateness.note(silent=50, living=100, now=100.0)
+    assert not lateness.note(silent=50, living=100, now=100.1)
+    assert not lateness.note(silent=50, living=100, now=101.0)
     # the same lateness is over only once it would have ended
-    assert not lateness.note(lapsed=5, living=50, now=102.0)
-    assert lateness.note(lapsed=50, living=100, now=103.0)
+    assert not lateness.note(silent=5, living=50, now=102.0)
+    assert lateness.note(silent=50, living=100, now=103.0)
