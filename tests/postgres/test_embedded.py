@@ -101,8 +101,9 @@ def notes(dsn: str) -> list[str]:
 
 def end_all(root: Path) -> None:
     for process in processes_of(root):
-        if GUARD in process.cmdline():
-            process.terminate()
+        with contextlib.suppress(psutil.NoSuchProcess):  # a zombie has no command line, and needs no end
+            if GUARD in process.cmdline():
+                process.terminate()
     until(lambda: not processes_of(root))
 
 
