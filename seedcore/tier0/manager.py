@@ -10,7 +10,6 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
@@ -41,10 +40,9 @@ from seedcore.settings import Mode, Settings, get_settings
 from seedcore.tier0.answers import AgentSpec, Fleet, Gathered, KnownAgent, Located, Pruned, SystemSummary
 from seedcore.tier0.calls import bounded_call, gather
 from seedcore.tier0.creation import check_agent_id, create_actor
+from seedcore.tier0.snapshot import Snapshot, as_known
 
 logger = logging.getLogger(__name__)
-
-_NO_VERSION = 0
 
 
 class Tier0MemoryManager:
@@ -67,9 +65,7 @@ class Tier0MemoryManager:
         )
         self._directory = RayDirectory(namespace, self._settings.call_timeout_s)
         self._finder = HandleFinder(namespace, self._settings.probe_timeout_s)
-        self._known: dict[str, KnownAgent] = {}
-        self._version = _NO_VERSION
-        self._discovered_at: datetime | None = None
+        self._snapshot = Snapshot(self._settings.max_instances)
 
     @property
     def mode(self) -> Mode:
@@ -127,12 +123,12 @@ class Tier0MemoryManager:
         check_agent_id(agent_id)
         name = agent_id if actor_name is None else check_text("actor_name", actor_name, MAX_ID_CHARS)
         handle = await self._finder.of_name(name)
-        self._remember(KnownAgent(agent_id, name, Source.RAY, None))
+        self._snapshot.remember(KnownAgent(agent_id, name, Source.RAY, None))
         return handle
 
     async def _create(self, spec: AgentSpec) -> ActorHandle:
         handle = await create_actor(spec, self._settings.namespace)
-        self._remember(KnownAgent(spec.agent_id, spec.agent_id, Source.RAY, None))
+        self._snapshot.remember(KnownAgent(spec.agent_id, spec.agent_id, Source.RAY, None))
         return handle
 
     # Finding agents
@@ -164,7 +160,7 @@ class Tier0MemoryManager:
 
     def list_agents(self) -> tuple[KnownAgent, ...]:
         """Who is known from creations and discoveries so far, by logical id. Asks nobody."""
-        return tuple(self._known[logical_id] for logical_id in sorted(self._known))
+        return self._snapshot.agents()
 
     async def discover_from_registry(self) -> Listing:
         """Every alive instance of the current epoch from the registry.
@@ -176,8 +172,8 @@ class Tier0MemoryManager:
         except RegistryUnavailableError as error:
             logger.info("discovery from the snapshot: %s", error)
             instances = tuple(agent.instance for agent in self.list_agents() if agent.instance is not None)
-            as_of = self._discovered_at if self._discovered_at is not None else utc_now()
-            return Listing(instances, Source.SNAPSHOT, as_of, self._version, complete=False)
+            as_of = self._snapshot.discovered_at if self._snapshot.discovered_at is not None else utc_now()
+            return Listing(instances, Source.SNAPSHOT, as_of, self._snapshot.version, complete=False)
         alive = tuple(row for row in listing.items if row.status is Status.ALIVE)
         return replace(listing, items=alive)
 
@@ -197,7 +193,7 @@ class Tier0MemoryManager:
         registry_answers = listing is not None and listing.complete
         if not (registry_answers and self._mode is Mode.REGISTRY):
             try:
-                await self._read_directory(listing)
+                self._snapshot.take_names(await self._directory.names(), listing)
             except DirectoryUnavailableError as error:
                 problems.append(str(error))
         if listing is not None and not listing.complete:
@@ -209,7 +205,7 @@ class Tier0MemoryManager:
             agents=agents,
             source=Source.REGISTRY if registry_answers else Source.RAY,
             as_of=utc_now(),
-            version=self._version,
+            version=self._snapshot.version,
             complete=not problems,
             problems=tuple(problems),
         )
@@ -230,7 +226,7 @@ class Tier0MemoryManager:
                 if isinstance(error, ActorGoneError):
                     await self._report_dead_call(found.instance)
                 continue
-            self._remember(_known(found.instance, Source.REGISTRY))
+            self._snapshot.remember(as_known(found.instance))
             return Located(logical_id, handle, Source.REGISTRY, answer.as_of, found.instance)
         if failure is not None:
             raise failure
@@ -248,21 +244,21 @@ class Tier0MemoryManager:
 
     async def _locate_without_registry(self, logical_id: str, why: str | None) -> Located:
         """By the snapshot or by Ray's listing: only the actor's own answer proves it."""
-        known = self._known.get(logical_id)
+        known = self._snapshot.get(logical_id)
         try:
             if known is not None and known.actor_name != logical_id:
                 handle = await self._of_known(known)
             else:
                 handle = await self._finder.of_name(logical_id)
         except NotResolvableError as error:
-            self._known.pop(logical_id, None)
+            self._snapshot.forget(logical_id)
             if why is None or self._mode is Mode.RAY:
                 raise
             # an agent whose actor has another name than its logical id is not in the listing under it
             raise CannotKnowError(logical_id, f"{why}; and {error.why}") from error
         source = Source.RAY if known is None or known.instance is None else Source.SNAPSHOT
         if known is None:
-            self._remember(KnownAgent(logical_id, logical_id, Source.RAY, None))
+            self._snapshot.remember(KnownAgent(logical_id, logical_id, Source.RAY, None))
         return Located(logical_id, handle, source, utc_now(), known.instance if known is not None else None)
 
     async def _of_known(self, known: KnownAgent) -> ActorHandle:
@@ -277,32 +273,8 @@ class Tier0MemoryManager:
         if self._mode is Mode.RAY:
             raise RegistryUnavailableError("the mode is ray")
         listing = await every_page(self._connection, statuses=None)
-        seen = {row.logical_id for row in listing.items}
-        if listing.complete:
-            gone = [
-                agent.logical_id
-                for agent in self._known.values()
-                if agent.source is not Source.RAY and agent.logical_id not in seen
-            ]
-            for logical_id in gone:
-                del self._known[logical_id]
-        # alive last: it wins over another instance of the same agent that drains
-        for row in sorted(listing.items, key=lambda row: row.status is Status.ALIVE):
-            self._remember(_known(row, Source.REGISTRY))
-        self._version = listing.version
-        self._discovered_at = listing.as_of
+        self._snapshot.take(listing)
         return listing
-
-    async def _read_directory(self, listing: Listing | None) -> None:
-        """Add whom only Ray knows, drop whom not even Ray knows any more."""
-        names = set(await self._directory.names())
-        spoken_for = {row.actor_name for row in listing.items} if listing is not None else set()
-        spoken_for |= {agent.actor_name for agent in self._known.values()}
-        for agent in list(self._known.values()):
-            if agent.source is Source.RAY and agent.actor_name not in names:
-                del self._known[agent.logical_id]
-        for name in names - spoken_for:
-            self._remember(KnownAgent(name, name, Source.RAY, None))
 
     # Talking to agents
 
@@ -337,19 +309,20 @@ class Tier0MemoryManager:
         dropped: list[str] = []
         silent: list[str] = []
 
+        names = {agent.logical_id: agent.actor_name for agent in self.list_agents()}
+
         async def check(agent_id: str) -> None:
             try:
-                await self._finder.of_name(self._known[agent_id].actor_name)
+                await self._finder.of_name(names[agent_id])
             except NotResolvableError:
                 dropped.append(agent_id)
             except CannotKnowError:
                 silent.append(agent_id)
 
-        ids = [agent.logical_id for agent in self.list_agents()]
-        await gather(ids, check, Source.RAY)
+        await gather(list(names), check, Source.RAY)
         for agent_id in dropped:
-            self._known.pop(agent_id, None)
-        return Pruned(tuple(sorted(dropped)), tuple(sorted(silent)), len(self._known))
+            self._snapshot.forget(agent_id)
+        return Pruned(tuple(sorted(dropped)), tuple(sorted(silent)), len(self._snapshot))
 
     async def get_system_summary(self) -> SystemSummary:
         """The manager's view of fleet and registry."""
@@ -363,11 +336,11 @@ class Tier0MemoryManager:
             mode=self._mode,
             namespace=self._settings.namespace,
             as_of=utc_now(),
-            known_agents=len(self._known),
-            agents_by_source=dict(Counter(agent.source.value for agent in self._known.values())),
+            known_agents=len(self._snapshot),
+            agents_by_source=dict(Counter(agent.source.value for agent in self.list_agents())),
             registry=health,
             registry_problem=problem,
-            last_discovery_at=self._discovered_at,
+            last_discovery_at=self._snapshot.discovered_at,
         )
 
     async def shutdown_agents(self, agent_ids: Sequence[str] | None = None, timeout_s: float = 10.0) -> Gathered[bool]:
@@ -376,12 +349,12 @@ class Tier0MemoryManager:
         return await gather(ids, lambda agent_id: self._shut_down(agent_id, timeout_s), Source.RAY)
 
     async def _shut_down(self, agent_id: str, timeout_s: float) -> bool:
-        known = self._known.get(agent_id)
+        known = self._snapshot.get(agent_id)
         name = known.actor_name if known is not None else agent_id
         try:
             handle = await self._finder.of_name(name)
         except NotResolvableError:
-            self._known.pop(agent_id, None)
+            self._snapshot.forget(agent_id)
             return False
         except CannotKnowError:
             # it hangs: its actor can be ended all the same
@@ -392,30 +365,23 @@ class Tier0MemoryManager:
             logger.warning("agent did not stop by itself: %s", first_line(error), extra={"logical_id": agent_id})
         if not await end_actor(handle, timeout_s):
             raise AgentCallError(agent_id, f"was ended but is not gone after {timeout_s:g} s")
-        self._known.pop(agent_id, None)
+        self._snapshot.forget(agent_id)
         return True
 
     async def _ask_all(self, method: str, timeout_s: float | None) -> Gathered[Any]:
         bound_s = timeout_s if timeout_s is not None else self._settings.probe_timeout_s
 
+        agents = {agent.logical_id: agent for agent in self.list_agents()}
+
         async def ask(agent_id: str) -> Any:
-            known = self._known[agent_id]
+            known = agents[agent_id]
             handle = await self._finder.unproven(known.actor_name, known.instance)
             return await bounded_call(agent_id, lambda: getattr(handle, method).remote(), bound_s)
 
-        return await gather([agent.logical_id for agent in self.list_agents()], ask, Source.RAY)
-
-    def _remember(self, agent: KnownAgent) -> None:
-        if agent.logical_id not in self._known and len(self._known) >= self._settings.max_instances:
-            self._known.pop(next(iter(self._known)))
-        self._known[agent.logical_id] = agent
+        return await gather(list(agents), ask, Source.RAY)
 
 
 @lru_cache(maxsize=1)
 def get_tier0_manager() -> Tier0MemoryManager:
     """The process's manager, with the settings of the environment."""
     return Tier0MemoryManager()
-
-
-def _known(instance: Instance, source: Source) -> KnownAgent:
-    return KnownAgent(instance.logical_id, instance.actor_name or instance.logical_id, source, instance)

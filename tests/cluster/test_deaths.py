@@ -269,7 +269,7 @@ async def test_a_restarted_agent_is_a_new_incarnation_of_the_same_name(
         return (
             [row[0] for row in history if row[0] != "dead"] == ["alive"]
             and [row[1] for row in dead] == [pid]
-            and dead[0][2] in {f"its process exited (pid {pid})", "superseded: its actor restarted"}
+            and dead[0][2] == f"its process exited (pid {pid})"
         )
 
     await eventually(stored)
