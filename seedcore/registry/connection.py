@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 
+from seedcore.core.circuit import Circuit
 from seedcore.core.errors import (
     DirectoryUnavailableError,
     InvalidInputError,
@@ -38,6 +40,7 @@ from seedcore.registry.lookup import ActorHandle, connected_cluster, find_actor
 logger = logging.getLogger(__name__)
 
 REGISTRY_NAME = RESERVED_PREFIX + "registry"
+_SILENT_PAUSE_S = 1.0
 
 
 class RegistryConnection:
@@ -46,6 +49,7 @@ class RegistryConnection:
     Every method raises RegistryUnavailableError where the actor cannot be asked within `call_timeout_s`
     seconds (a write may have happened then: writes are idempotent, send them again), and otherwise what the
     method itself raises. The handle is cached, weak, and looked up again when the actor has died.
+    Readers do not wait for an actor that was silent a moment ago, except one of them each second.
     """
 
     def __init__(self, namespace: str, call_timeout_s: float = 5.0) -> None:
@@ -54,6 +58,8 @@ class RegistryConnection:
         self._handle: ActorHandle | None = None
         self._spoken_to: ActorHandle | None = None
         self._cluster: str | None = None
+        self._hearing = Circuit(_SILENT_PAUSE_S)
+        self._silence = ""
 
     async def hello(self) -> Hello:
         """Who answers under the registry's name. Does not check the protocol."""
@@ -79,7 +85,7 @@ class RegistryConnection:
 
     async def resolve(self, logical_ids: Sequence[str], *, allow_late: bool = False) -> Answer[list[Resolution]]:
         """See Registry.resolve."""
-        answer = await self._call("resolve", logical_ids, allow_late=allow_late)
+        answer = await self._read("resolve", logical_ids, allow_late=allow_late)
         return cast("Answer[list[Resolution]]", answer)
 
     async def report_dead_call(self, instance_id: str) -> Verdict:
@@ -101,7 +107,7 @@ class RegistryConnection:
         """See Registry.list_active."""
         return cast(
             Listing,
-            await self._call(
+            await self._read(
                 "list_active",
                 statuses,
                 organ_id,
@@ -116,15 +122,15 @@ class RegistryConnection:
 
     async def get_instance(self, instance_id: str) -> Answer[Instance]:
         """See Registry.get_instance."""
-        return cast("Answer[Instance]", await self._call("get_instance", instance_id))
+        return cast("Answer[Instance]", await self._read("get_instance", instance_id))
 
     async def current_epoch(self) -> Answer[Epoch]:
         """See Registry.current_epoch."""
-        return cast("Answer[Epoch]", await self._call("current_epoch"))
+        return cast("Answer[Epoch]", await self._read("current_epoch"))
 
     async def describe(self, logical_id: str) -> Description:
         """See Registry.describe."""
-        return cast(Description, await self._call("describe", logical_id))
+        return cast(Description, await self._read("describe", logical_id))
 
     async def health(self) -> Health:
         """See Registry.health."""
@@ -141,6 +147,11 @@ class RegistryConnection:
     async def list_epochs(self, limit: int = 20) -> list[EpochRecord]:
         """See Registry.list_epochs."""
         return cast("list[EpochRecord]", await self._call("list_epochs", limit))
+
+    async def _read(self, method: str, *args: object, **kwargs: object) -> Any:
+        if not self._hearing.allows(time.monotonic()):
+            raise RegistryUnavailableError(self._silence)
+        return await self._call(method, *args, **kwargs)
 
     async def _call(self, method: str, *args: object, **kwargs: object) -> Any:
         try:
@@ -163,7 +174,7 @@ class RegistryConnection:
             try:
                 self._handle = await find_actor(REGISTRY_NAME, self._namespace, self._call_timeout_s)
             except DirectoryUnavailableError as error:
-                raise RegistryUnavailableError(error.why) from error
+                raise self._silent(error.why) from error
         if self._handle is None:
             raise RegistryUnavailableError(
                 f"no actor {REGISTRY_NAME!r} in namespace {self._namespace!r}; `serve run` or `seedcore demo` starts it"
@@ -181,10 +192,11 @@ class RegistryConnection:
     async def _ask(self, handle: ActorHandle, method: str, *args: object, **kwargs: object) -> Any:
         try:
             reference = getattr(handle, method).remote(*args, **kwargs)
-            return await within(_result_of(reference), self._call_timeout_s)
+            answer = await within(_result_of(reference), self._call_timeout_s)
         except asyncio.TimeoutError:
-            raise RegistryUnavailableError(f"no answer to {method} within {self._call_timeout_s:g} s") from None
+            raise self._silent(f"no answer to {method} within {self._call_timeout_s:g} s") from None
         except RayTaskError as error:
+            self._hearing.note_answer()
             cause = error.cause
             if isinstance(cause, RegistryError):
                 raise cause from None
@@ -196,6 +208,13 @@ class RegistryConnection:
             raise _Replaced(first_line(error)) from error
         except (RayActorError, RayError) as error:
             raise RegistryUnavailableError(first_line(error)) from error
+        self._hearing.note_answer()
+        return answer
+
+    def _silent(self, why: str) -> RegistryUnavailableError:
+        self._silence = why
+        self._hearing.note_silence(time.monotonic())
+        return RegistryUnavailableError(why)
 
 
 class _Replaced(RegistryUnavailableError):

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from collections import OrderedDict
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError
 
+from seedcore.core.circuit import Circuit
 from seedcore.core.errors import ActorGoneError, CannotKnowError, DirectoryUnavailableError, NotResolvableError
 from seedcore.core.model import Instance
 from seedcore.core.waiting import within
 from seedcore.registry.lookup import ActorHandle, actor_id_of, find_actor
 
 _KILL_POLL_S = 0.02
+_MAX_HELD = 10_000
+_AWAY_PAUSE_S = 2.0
 
 
 class Proof(str, Enum):
@@ -32,10 +36,16 @@ class Proof(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class HandleFinder:
-    """Finds and proves handles. `probe_timeout_s` bounds each look-up and each probe, in seconds."""
+    """Finds and proves handles. `probe_timeout_s` bounds each look-up and each probe, in seconds.
+
+    The handles found last are held, a bounded number, for while Ray's table (the GCS) does not answer: the actor behind
+    one still does.
+    """
 
     namespace: str
     probe_timeout_s: float = 2.0
+    _held: OrderedDict[tuple[str, str], ActorHandle] = field(default_factory=OrderedDict, init=False, repr=False)
+    _table: Circuit = field(default_factory=lambda: Circuit(_AWAY_PAUSE_S), init=False, repr=False)
 
     async def of_instance(self, instance: Instance, *, is_vouched: bool = True) -> ActorHandle:
         """The handle of a registered instance. `is_vouched`: its beats say that it lives, so it need not answer now.
@@ -87,10 +97,23 @@ class HandleFinder:
         return handle
 
     async def _find(self, logical_id: str, name: str, namespace: str) -> ActorHandle | None:
+        key = (namespace, name)
+        if not self._table.allows(time.monotonic()) and key in self._held:
+            return self._held[key]
         try:
-            return await find_actor(name, namespace, self.probe_timeout_s)
+            handle = await find_actor(name, namespace, self.probe_timeout_s)
         except DirectoryUnavailableError as error:
+            self._table.note_silence(time.monotonic())
+            if key in self._held:
+                return self._held[key]
             raise CannotKnowError(logical_id, str(error)) from error
+        self._table.note_answer()
+        self._held.pop(key, None)
+        if handle is not None:
+            self._held[key] = handle
+            if len(self._held) > _MAX_HELD:
+                self._held.popitem(last=False)
+        return handle
 
 
 async def probe(handle: ActorHandle, timeout_s: float) -> Proof:

@@ -85,7 +85,7 @@ class Pruned:
 
 @dataclass(frozen=True, slots=True)
 class SystemSummary:
-    """The manager's view of fleet and registry."""
+    """The manager's view of fleet and registry. `healed` counts agents that it knew and a source knew better."""
 
     mode: Mode
     namespace: str
@@ -95,3 +95,4 @@ class SystemSummary:
     registry: Health | None
     registry_problem: str | None
     last_discovery_at: datetime | None
+    healed: int

@@ -6,7 +6,10 @@ snapshot; then Ray's own listing. Probes prove whatever the registry does not vo
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import random
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,7 +32,7 @@ from seedcore.core.errors import (
     first_line,
 )
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import MAX_ID_CHARS, Instance, Json, Listing, Source, Verdict, check_text
+from seedcore.core.model import MAX_ID_CHARS, MAX_PAGE, Instance, Json, Listing, Source, Verdict, check_text
 from seedcore.registry.client import every_page
 from seedcore.registry.clock import utc_now
 from seedcore.registry.connection import RegistryConnection, shared_connection
@@ -43,6 +46,8 @@ from seedcore.tier0.creation import check_agent_id, create_actor
 from seedcore.tier0.snapshot import Snapshot, as_known
 
 logger = logging.getLogger(__name__)
+
+_COMPARE_S = 60.0
 
 
 class Tier0MemoryManager:
@@ -66,6 +71,9 @@ class Tier0MemoryManager:
         self._directory = RayDirectory(namespace, self._settings.call_timeout_s)
         self._finder = HandleFinder(namespace, self._settings.probe_timeout_s)
         self._snapshot = Snapshot(self._settings.max_instances)
+        self._registry_was_away = False
+        self._compares_at_s = time.monotonic() + _COMPARE_S
+        self._comparing: asyncio.Task[None] | None = None
 
     @property
     def mode(self) -> Mode:
@@ -149,6 +157,7 @@ class Tier0MemoryManager:
         try:
             return await self._locate_by_registry(logical_id, allow_late)
         except RegistryUnavailableError as error:
+            self._registry_was_away = True
             return await self._locate_without_registry(logical_id, str(error))
 
     async def get_agent(self, agent_id: str) -> ActorHandle | None:
@@ -210,6 +219,39 @@ class Tier0MemoryManager:
             problems=tuple(problems),
         )
 
+    async def reconcile(self) -> int:
+        """Compare whom we know with the registry and with Ray's listing, and heal what differs; how many did.
+
+        Happens by itself once a minute while agents are resolved, and when the registry is back.
+        """
+        before = self._snapshot.healed
+        if self._mode is not Mode.RAY:
+            ids = [agent.logical_id for agent in self.list_agents()]
+            for start in range(0, len(ids), MAX_PAGE):
+                answer = await self._connection.resolve(ids[start : start + MAX_PAGE], allow_late=True)
+                if answer.complete:
+                    self._snapshot.compare(answer.value)
+        self._snapshot.drop_without_actor(await self._directory.names())
+        healed = self._snapshot.healed - before
+        if healed:
+            logger.info("whom the manager knew was brought up to date", extra={"healed": healed})
+        return healed
+
+    def _compare_if_due(self) -> None:
+        now_s = time.monotonic()
+        if not self._registry_was_away and now_s < self._compares_at_s:
+            return
+        self._registry_was_away = False
+        self._compares_at_s = now_s + _COMPARE_S * random.uniform(0.9, 1.1)
+        if self._comparing is None or self._comparing.done():
+            self._comparing = asyncio.create_task(self._compare(), name="manager-compares")
+
+    async def _compare(self) -> None:
+        try:
+            await self.reconcile()
+        except (RegistryUnavailableError, DirectoryUnavailableError) as error:
+            logger.info("not compared: %s", error)
+
     async def _locate_by_registry(self, logical_id: str, allow_late: bool) -> Located:
         failure: NotResolvableError | None = None
         for _ in range(2):
@@ -227,6 +269,7 @@ class Tier0MemoryManager:
                     await self._report_dead_call(found.instance)
                 continue
             self._snapshot.remember(as_known(found.instance))
+            self._compare_if_due()
             return Located(logical_id, handle, Source.REGISTRY, answer.as_of, found.instance)
         if failure is not None:
             raise failure
@@ -245,6 +288,8 @@ class Tier0MemoryManager:
     async def _locate_without_registry(self, logical_id: str, why: str | None) -> Located:
         """By the snapshot or by Ray's listing: only the actor's own answer proves it."""
         known = self._snapshot.get(logical_id)
+        if known is not None and known.instance is not None and known.instance.status is not Status.ALIVE:
+            raise CannotKnowError(logical_id, f"{why}; it was {known.instance.status} when last heard of")
         try:
             if known is not None and known.actor_name != logical_id:
                 handle = await self._of_known(known)
@@ -341,6 +386,7 @@ class Tier0MemoryManager:
             registry=health,
             registry_problem=problem,
             last_discovery_at=self._snapshot.discovered_at,
+            healed=self._snapshot.healed,
         )
 
     async def shutdown_agents(self, agent_ids: Sequence[str] | None = None, timeout_s: float = 10.0) -> Gathered[bool]:
