@@ -153,9 +153,9 @@ async def test_a_restarted_actor_is_a_new_instance_and_the_old_one_is_dead(
     second = await eventually(replaced)
     assert second.actor_id == first.actor_id
 
-    async def cause_of_death() -> str | None:
+    async def cause_of_death() -> str:
         history = {row.instance_id: row for row in (await registry.describe("cat")).history}
-        return history[first.instance_id].cause
+        return history[first.instance_id].cause or ""
 
     # by the relay, or where that had no time yet, by the lease
     cause = await eventually(cause_of_death)

@@ -64,7 +64,8 @@ from tests.builders import START
 from tests.faults.mutants import MUTANTS
 from tests.faults.virtual import VirtualLoop
 
-AGENTS = 5
+# mostly a few, so that much happens to each; now and then so many that some are silent and the fleet is not
+AGENTS = (5, 5, 5, 14)
 BEAT_S = 1.0
 LEASE_S = 8.0
 CALL_TIMEOUT_S = 2.0
@@ -92,6 +93,7 @@ class Process:
     troubles: list[tuple[float, float]] = field(default_factory=list)
     wanted: Status = Status.ALIVE
     drained_by_hand: str | None = None
+    is_echoed: bool = False
 
     @property
     def key(self) -> str:
@@ -103,6 +105,7 @@ class World:
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
+        self.agents = self.random.choice(AGENTS)
         self.loop = VirtualLoop()
         self.log: list[str] = []
         self.tables = Tables(START)
@@ -639,7 +642,7 @@ class History:
     async def _live(self) -> None:
         world = self.world
         Office(world, self._ray_cluster)
-        for number in range(AGENTS):
+        for number in range(world.agents):
             self._spawn(f"agent-{number}", NODES[number % 2], f"{number:032x}")
         world.loop.run_in("caller", self._resolve_for_ever())
         watched: list[asyncio.Task[None]] = [
@@ -651,6 +654,7 @@ class History:
             task.cancel()
         await asyncio.gather(*watched, return_exceptions=True)
         self._heal()
+        await self._say_again()
         # who hangs still hangs
         hanging_s = max((to for one in world.processes for _, to in one.troubles), default=0.0)
         await asyncio.sleep(max(0.0, hanging_s - world.now_s) + BEAT_S)
@@ -694,7 +698,7 @@ class History:
                 old.kill()
         if office is None:
             Office(world, self._ray_cluster)
-        for number in range(AGENTS):
+        for number in range(world.agents):
             logical_id = f"agent-{number}"
             if not any(one.logical_id == logical_id and one.ended_s is None for one in world.processes):
                 self._spawn(logical_id, "north" if world.nodes["north"] else "south", f"{number:032x}")
@@ -755,6 +759,9 @@ class History:
                 process.wanted, process.drained_by_hand = wanted, None
                 world.note(f"{process.name} says {wanted}")
                 world.loop.run_in(process.name, self._say(process.reporter, wanted))
+                if world.random.random() < 0.2:
+                    process.is_echoed = True
+                    world.loop.run_in("operator", self._echo(process.reporter, wanted))
             elif chance < 0.9:
                 self._kill(process)
                 world.loop.run_in("world", self._return(process))
@@ -762,6 +769,22 @@ class History:
     async def _say(self, reporter: Reporter, wanted: Status) -> None:
         with contextlib.suppress(RegistryError):
             await reporter._say(wanted, f"says {wanted}")
+
+    async def _echo(self, reporter: Reporter, wanted: Status) -> None:
+        """An operator asks for the same at the same time, through the registry: a change without a number."""
+        for _ in range(3):
+            await asyncio.sleep(self.world.random.uniform(0.0, 0.1))
+            with contextlib.suppress(RegistryError):
+                connection = SimConnection(self.world, "operator")
+                await connection.set_status(reporter.client.instance_id, wanted, None, "asked by an operator")
+
+    async def _say_again(self) -> None:
+        """Once the last echo has arrived, the agent has the last word."""
+        await asyncio.sleep(2 * CALL_TIMEOUT_S + 4.0)
+        for process in self._living():
+            if process.is_echoed and process.reporter is not None:
+                process.drained_by_hand = None
+                await self.world.loop.run_in(process.name, self._say(process.reporter, process.wanted))
 
     async def _return(self, process: Process) -> None:
         world = self.world
@@ -779,7 +802,7 @@ class History:
         while True:
             await asyncio.sleep(world.random.uniform(0.1, 0.6))
             with contextlib.suppress(RegistryError):
-                await connection.resolve([f"agent-{world.random.randrange(AGENTS)}"])
+                await connection.resolve([f"agent-{world.random.randrange(world.agents)}"])
 
     # Faults
 
