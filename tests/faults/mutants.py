@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 from unittest import mock
@@ -72,21 +72,35 @@ async def _compare_nothing(_: Writer) -> None:
     """What the code would do."""
 
 
-Patch = Callable[[], AbstractContextManager[object]]
+@dataclass(frozen=True)
+class Mutant:
+    """A way to break the code, and a seed whose history notices it: where a search does well to begin."""
 
-MUTANTS: dict[str, Patch] = {
-    "the term is not checked": lambda: mock.patch.object(MemoryStore, "_fence", _nothing),
-    "acknowledged before the commit": lambda: mock.patch.object(Registry, "_receipt_when_settled", _acknowledge),
-    "a replay is acknowledged at once": lambda: mock.patch.object(Writer, "is_unsettled", return_value=False),
-    "no credit for our own stalls": lambda: mock.patch.object(Roster, "credit", _nothing),
-    "no new lease after a restart": lambda: mock.patch.object(Roster, "adopt", _adopt_as_silent),
-    "the dead may live again": lambda: mock.patch("seedcore.store.memory.apply_status", _revive),
-    "sequence numbers are ignored": lambda: mock.patch("seedcore.store.memory.apply_status", _ignore_numbers),
-    "expiry never freezes": lambda: mock.patch.object(MassLateness, "note", _forget_seconds),
-    "no grace at the end of a freeze": lambda: mock.patch.object(MassLateness, "is_spent", True),
-    "the client keeps nothing": lambda: mock.patch.object(RegistryClient, "_send_all", _send_and_forget),
-    "a failed batch returns reversed": lambda: mock.patch.object(ChangeBatch, "put_back", _put_back_reversed),
-    "a fenced registry keeps its memory": lambda: mock.patch.object(Roster, "forget", _nothing),
-    "fenced for ever": lambda: mock.patch.object(Writer, "_take_the_term_back", _stay_fenced),
-    "memory and database are not compared": lambda: mock.patch.object(Writer, "_compare", _compare_nothing),
+    seed: int
+    patch: Callable[[], AbstractContextManager[object]]
+
+
+MUTANTS: dict[str, Mutant] = {
+    "the term is not checked": Mutant(4, lambda: mock.patch.object(MemoryStore, "_fence", _nothing)),
+    "acknowledged before the commit": Mutant(
+        0, lambda: mock.patch.object(Registry, "_receipt_when_settled", _acknowledge)
+    ),
+    "a replay is acknowledged at once": Mutant(
+        0, lambda: mock.patch.object(Writer, "is_unsettled", return_value=False)
+    ),
+    "no credit for our own stalls": Mutant(44, lambda: mock.patch.object(Roster, "credit", _nothing)),
+    "no new lease after a restart": Mutant(3, lambda: mock.patch.object(Roster, "adopt", _adopt_as_silent)),
+    "the dead may live again": Mutant(12, lambda: mock.patch("seedcore.store.memory.apply_status", _revive)),
+    "sequence numbers are ignored": Mutant(
+        2, lambda: mock.patch("seedcore.store.memory.apply_status", _ignore_numbers)
+    ),
+    "expiry never freezes": Mutant(1, lambda: mock.patch.object(MassLateness, "note", _forget_seconds)),
+    "no grace at the end of a freeze": Mutant(17, lambda: mock.patch.object(MassLateness, "is_spent", True)),
+    "the client keeps nothing": Mutant(35, lambda: mock.patch.object(RegistryClient, "_send_all", _send_and_forget)),
+    "a failed batch returns reversed": Mutant(
+        97, lambda: mock.patch.object(ChangeBatch, "put_back", _put_back_reversed)
+    ),
+    "a fenced registry keeps its memory": Mutant(97, lambda: mock.patch.object(Roster, "forget", _nothing)),
+    "fenced for ever": Mutant(228, lambda: mock.patch.object(Writer, "_take_the_term_back", _stay_fenced)),
+    "memory and database are not compared": Mutant(47, lambda: mock.patch.object(Writer, "_compare", _compare_nothing)),
 }

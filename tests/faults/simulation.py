@@ -992,7 +992,7 @@ def main() -> int:
         os.environ["PYTHONHASHSEED"] = "0"
         os.execv(sys.executable, [sys.executable, "-m", "tests.faults.simulation", *sys.argv[1:]])
     if options.mutant is not None:
-        MUTANTS[options.mutant]().__enter__()
+        MUTANTS[options.mutant].patch().__enter__()
     if options.seed is not None:
         _, violation, counts, log = run_seed(options.seed)
         print("\n".join(log), dict(counts), violation or "no violation", sep="\n")
