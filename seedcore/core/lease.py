@@ -37,7 +37,8 @@ class LeaseTerms:
 
 
 class AbsenceMeter:
-    """Measures how long we were not looking, from a loop that should tick every `period_s`.
+    """Measures how long we were not looking, from a loop that should tick every `period_s`, and from whoever asks in
+    between.
 
     A tick that comes much later than planned means that this process was stalled, so beats sent meanwhile
     may still wait to be read: the surplus is credited to every lease.

@@ -74,6 +74,7 @@ MAX_BEATS_A_CALL = 10_000
 HISTORY_LIMIT = 20
 _ASK_RAY_S = 2.0
 _CONFIRMED_A_SWEEP = 64
+_TICK_S = 0.2
 
 
 class Registry:
@@ -101,7 +102,9 @@ class Registry:
         self._deaths_reported = 0
         self._amnesty_s = 0.0
         self._sweep_period_s = min(1.0, config.lease_s / 5)
-        self._absence = AbsenceMeter(self._sweep_period_s, self._clock.monotonic())
+        self._next_sweep_s = 0.0
+        self._tick_s = min(_TICK_S, self._sweep_period_s / 4)
+        self._absence = AbsenceMeter(self._tick_s, self._clock.monotonic())
         self._hello = Hello(PROTOCOL, __version__, os.getpid(), config.node_id, self._clock.utc())
 
     # Life
@@ -230,7 +233,7 @@ class Registry:
             raise InvalidInputError("logical_ids", f"must be a list of 1 to {MAX_PAGE} ids")
         for logical_id in logical_ids:
             check_text("logical_id", logical_id, MAX_ID_CHARS)
-        now_s, at = self._clock.monotonic(), self._clock.utc()
+        now_s, at = self._attentive_now_s(), self._clock.utc()
         found = []
         for logical_id in logical_ids:
             answer = self._roster.resolve(logical_id, now_s, allow_late=allow_late)
@@ -266,7 +269,7 @@ class Registry:
         if wanted.statuses is not None and Status.DEAD in wanted.statuses:
             return await self._writer.store().list_instances(wanted, limit, cursor)
         after = decode_cursor(cursor)
-        now_s, at = self._clock.monotonic(), self._clock.utc()
+        now_s, at = self._attentive_now_s(), self._clock.utc()
         rows, has_more = self._roster.page(wanted, after, check_limit(limit), now_s)
         return Listing(
             items=tuple(self._roster.observed(row, now_s, at) for row in rows),
@@ -283,7 +286,7 @@ class Registry:
         Raises UnknownInstanceError, or StoreUnavailableError where only the database could tell.
         """
         check_instance_id(instance_id)
-        now_s, at = self._clock.monotonic(), self._clock.utc()
+        now_s, at = self._attentive_now_s(), self._clock.utc()
         known = self._roster.get(instance_id)
         if known is not None:
             found = self._roster.observed(known, now_s, at)
@@ -308,7 +311,7 @@ class Registry:
             complete = True
         except StoreUnavailableError as error:
             logger.info("history not readable: %s", error)
-        now_s, at = self._clock.monotonic(), self._clock.utc()
+        now_s, at = self._attentive_now_s(), self._clock.utc()
         live = tuple(
             Observed(
                 self._roster.observed(row, now_s, at),
@@ -381,9 +384,12 @@ class Registry:
 
     async def _sweep_loop(self) -> None:
         while True:
-            await asyncio.sleep(self._sweep_period_s * random.uniform(0.9, 1.1))
+            await asyncio.sleep(self._tick_s)
             try:
-                await self._expire()
+                now_s = self._attentive_now_s()
+                if now_s >= self._next_sweep_s:
+                    self._next_sweep_s = now_s + self._sweep_period_s * random.uniform(0.9, 1.1)
+                    await self._expire(now_s)
             except BacklogFullError as error:
                 logger.debug("sweep cut short: %s", error)
             except Exception:
@@ -410,18 +416,23 @@ class Registry:
             self._declare_dead(instance_id, "Ray says that its actor died")
         return self._verdict(known)
 
-    async def _expire(self) -> None:
+    def _attentive_now_s(self) -> float:
+        """The time, once a stall of this process before it is credited: beats sent meanwhile may still wait."""
+        now_s = self._clock.monotonic()
+        absence_s = self._absence.tick(now_s)
+        if absence_s:
+            self._roster.credit(absence_s, now_s)
+        if absence_s > self._sweep_period_s / 2:
+            logger.warning("this process was stalled; every lease is credited", extra={"credit_s": absence_s})
+            self._amnesty_s = now_s
+            self._writer.owe_grace()
+        return now_s
+
+    async def _expire(self, now_s: float) -> None:
         """Declare dead whose lease is over, a bounded number of them; never before we know whom we watch.
 
         Where too many miss their beats at once, only those whose death Ray confirms.
         """
-        now_s = self._clock.monotonic()
-        absence_s = self._absence.tick(now_s)
-        if absence_s:
-            logger.warning("this process was stalled; every lease is credited", extra={"credit_s": absence_s})
-            self._roster.credit(absence_s, now_s)
-            self._amnesty_s = now_s
-            self._writer.owe_grace()
         if not self._writer.recovered or self._writer.fenced_by is not None:
             return
         lapsed = self._roster.lapsed(now_s, len(self._roster))
@@ -456,7 +467,7 @@ class Registry:
         return await self._watch.ask_ray(silent, _ASK_RAY_S)
 
     def _verdict(self, instance: Instance) -> Verdict:
-        return self._roster.verdict(instance.instance_id, self._clock.monotonic())
+        return self._roster.verdict(instance.instance_id, self._attentive_now_s())
 
     async def _confirm(self, lapsed: Sequence[str]) -> None:
         """Ask Ray about some of the silent, others in each sweep, and release those that it knows to be dead."""

@@ -1,0 +1,109 @@
+"""The registry in one process over the memory store, with a clock that moves when told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+import pytest
+
+from seedcore.core.lifecycle import Status
+from seedcore.core.model import Instance, Verdict
+from seedcore.core.ports import OnDeath
+from seedcore.core.verdict import Witness
+from seedcore.registry.clock import Clock
+from seedcore.registry.config import RegistryConfig
+from seedcore.registry.service import Registry
+from seedcore.store.memory import MemoryStore, Tables
+from tests.builders import START, iid, joins
+from tests.waiting import eventually
+
+CONFIG = RegistryConfig("cluster", beat_interval_s=5.0, lease_s=15.0, flush_interval_s=0.01, linger_s=0.0)
+
+
+class Elapsed:
+    """Seconds since the start, on both clocks."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def clock(self) -> Clock:
+        return Clock(lambda: self.now_s, lambda: START + timedelta(seconds=self.now_s))
+
+
+class NobodyWatches:
+    """A death witness that sees nothing."""
+
+    problem: str | None = None
+
+    def __init__(self, on_death: OnDeath) -> None:
+        self.on_death = on_death
+
+    def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    def add(self, instance: Instance) -> None: ...
+
+    def drop(self, instance_id: str) -> None: ...
+
+    async def ask_ray(self, instance: Instance, timeout_s: float) -> Witness:
+        return Witness.UNKNOWN
+
+
+@pytest.fixture
+def elapsed() -> Elapsed:
+    return Elapsed()
+
+
+@pytest.fixture
+async def registry(elapsed: Elapsed) -> AsyncIterator[Registry]:
+    """One that has joined its store, with an instance that is alive."""
+    clock = elapsed.clock()
+    tables = Tables(clock.utc())
+
+    async def store() -> MemoryStore:
+        return MemoryStore(clock.utc, tables)
+
+    registry = Registry(CONFIG, store, clock=clock, watch_factory=NobodyWatches)
+    registry.start()
+
+    async def is_ready() -> bool:
+        return (await registry.health()).is_ready
+
+    await eventually(is_ready)
+    await registry.register(joins(1).registration)
+    await registry.set_status(iid(1), Status.ALIVE, 2)
+    yield registry
+    await registry.stop()
+
+
+async def test_a_caller_right_after_a_stall_is_handed_out_who_was_fresh_before(
+    registry: Registry, elapsed: Elapsed
+) -> None:
+    elapsed.now_s += 60.0
+    # nothing of the registry has run in this minute: the caller's question is the first that does
+    found = (await registry.resolve(["agent"])).value[0]
+    assert found.instance is not None
+    assert found.verdict is Verdict.FRESH
+    described = await registry.describe("agent")
+    assert described.live[0].silence_s < CONFIG.beat_interval_s
+    assert [row.instance_id for row in await registry.list_active()] == [iid(1)]
+    assert (await registry.health()).credited_s > 50.0
+
+
+async def test_silence_while_the_registry_listens_counts(registry: Registry, elapsed: Elapsed) -> None:
+    for _ in range(100):
+        elapsed.now_s += 0.1
+        await registry.resolve(["agent"])
+    found = (await registry.resolve(["agent"])).value[0]
+    assert found.instance is None
+    assert found.verdict is Verdict.LATE
+    assert (await registry.health()).credited_s == 0.0
+
+
+async def test_repeated_questions_after_a_stall_credit_it_once(registry: Registry, elapsed: Elapsed) -> None:
+    elapsed.now_s += 7.0
+    await asyncio.gather(*(registry.resolve(["agent"]) for _ in range(10)))
+    assert (await registry.health()).credited_s < 7.0
