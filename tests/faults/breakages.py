@@ -115,8 +115,9 @@ class NodeKilled(Breakage):
         os.kill(self._it.far_node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
 
     async def end(self) -> None:
-        await asyncio.to_thread(self._it.cluster.remove_node, self._it.far_node)
-        await asyncio.to_thread(self._it.add_far_node)
+        # a node wants to be made in the main thread
+        self._it.cluster.remove_node(self._it.far_node)
+        self._it.add_far_node()
 
 
 class GcsKilled(Breakage):
