@@ -251,6 +251,17 @@ class RegistryFullError(RegistryError):
         return f"the registry holds its limit of {self.limit} live instances; raise SEEDCORE_MAX_INSTANCES"
 
 
+class FollowersFullError(RegistryError):
+    """As many followers as may wait for changes do so already; ask without waiting, or later."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return f"{self.limit} followers wait for changes already; ask again later, or without waiting"
+
+
 class ActorGoneError(NotResolvableError):
     """The agent's actor has died, or its name belongs to nobody or to another."""
 

@@ -337,7 +337,8 @@ class Listing(Sequence[Instance]):
     """A page of instances in the order of (logical_id, instance_id), with what the answer is worth.
 
     `next_cursor` continues the listing and is None on the last page. `complete` False means that the source
-    knows it may be missing some (it is recovering, or it is Ray's bare listing).
+    knows it may be missing some (it is recovering, or it is Ray's bare listing). `stream` names the feed that goes on
+    from `version`, where there is one.
     """
 
     items: tuple[Instance, ...]
@@ -346,6 +347,7 @@ class Listing(Sequence[Instance]):
     version: int
     complete: bool
     next_cursor: str | None = None
+    stream: str | None = None
 
     @overload
     def __getitem__(self, index: int) -> Instance: ...

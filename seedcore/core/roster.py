@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from seedcore.core.errors import RegistryFullError
+from seedcore.core.feed import Feed
 from seedcore.core.lease import LeaseTerms
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import (
@@ -48,10 +49,10 @@ class Roster:
     the id of each that lives no more.
     """
 
-    def __init__(self, terms: LeaseTerms, capacity: int) -> None:
+    def __init__(self, terms: LeaseTerms, capacity: int, feed: Feed | None = None) -> None:
         self.terms = terms
         self.epoch = ""  # unknown until the store has said it; instances then count as current
-        self.version = 0
+        self.feed = feed if feed is not None else Feed("", 0)
         self._capacity = capacity
         self._live: dict[str, Instance] = {}
         self._heard: dict[str, float] = {}
@@ -61,6 +62,11 @@ class Roster:
         self._doubted: set[str] = set()
         self.on_appear: Callable[[Instance], None] = _ignore
         self.on_vanish: Callable[[str], None] = _ignore
+
+    @property
+    def version(self) -> int:
+        """Grows by one with each change."""
+        return self.feed.version
 
     def __len__(self) -> int:
         return len(self._live)
@@ -146,8 +152,8 @@ class Roster:
         """Drop an instance that the store does not have; its next beat finds it unknown."""
         known = self._live.pop(instance_id, None)
         if known is not None:
-            self.version += 1
             self._unlink(known)
+            self.feed.append(known, None)
 
     def set_epoch(self, epoch: str) -> None:
         """Make `epoch` the one that listings and resolution show, in one step."""
@@ -157,7 +163,7 @@ class Roster:
             for instance in [row for row in self._live.values() if row.cluster_epoch == ""]:
                 self._live[instance.instance_id] = replace(instance, cluster_epoch=epoch)
         self.epoch = epoch
-        self.version += 1
+        self.feed.start_over(epoch)
 
     # Leases
 
@@ -285,17 +291,21 @@ class Roster:
             yield self._live[self._order[index][1]]
 
     def _put(self, instance: Instance, heard_s: float) -> None:
-        self.version += 1
+        known = self._live.get(instance.instance_id)
         if instance.status is Status.DEAD:
             self._bury(instance)
+            if known is not None:
+                self.feed.append(known, None)
             return
-        if instance.instance_id not in self._live:
+        if known is None:
             self._by_logical.setdefault(instance.logical_id, {})[instance.instance_id] = None
             self._order = None
-        if _whereabouts(instance) != _whereabouts(self._live.get(instance.instance_id)):
+        if _whereabouts(instance) != _whereabouts(known):
             self.on_appear(instance)
         self._live[instance.instance_id] = instance
         self._heard[instance.instance_id] = heard_s
+        if instance != known:
+            self.feed.append(known, instance)
 
     def _bury(self, instance: Instance) -> None:
         if self._live.pop(instance.instance_id, None) is not None:

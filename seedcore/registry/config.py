@@ -24,6 +24,8 @@ class RegistryConfig:
     beat_batch_limit: int = 50_000
     change_capacity: int = 100_000
     max_instances: int = 250_000
+    feed_capacity: int = 10_000
+    max_followers: int = 500
     retry_max_s: float = 5.0
     epoch_check_s: float = 5.0
     term_idle_s: float = 20.0

@@ -19,6 +19,7 @@ from seedcore.core.errors import (
     VersionMismatchError,
     first_line,
 )
+from seedcore.core.feed import FeedBatch
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import (
     Answer,
@@ -120,6 +121,22 @@ class RegistryConnection:
             ),
         )
 
+    async def changes(
+        self,
+        stream: str | None,
+        version: int,
+        wait_s: float = 0.0,
+        statuses: Sequence[Status | str] | None = None,
+        organ_id: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        logical_id: str | None = None,
+    ) -> FeedBatch:
+        """See Registry.changes. A registry that ends meanwhile is noticed at the end of the call's bound."""
+        answer = await self._read(
+            "changes", stream, version, wait_s, statuses, organ_id, labels, logical_id, waits_s=wait_s
+        )
+        return cast(FeedBatch, answer)
+
     async def get_instance(self, instance_id: str) -> Answer[Instance]:
         """See Registry.get_instance."""
         return cast("Answer[Instance]", await self._read("get_instance", instance_id))
@@ -148,19 +165,19 @@ class RegistryConnection:
         """See Registry.list_epochs."""
         return cast("list[EpochRecord]", await self._call("list_epochs", limit))
 
-    async def _read(self, method: str, *args: object, **kwargs: object) -> Any:
+    async def _read(self, method: str, *args: object, **kwargs: Any) -> Any:
         if not self._hearing.allows(time.monotonic()):
             raise RegistryUnavailableError(self._silence)
         return await self._call(method, *args, **kwargs)
 
-    async def _call(self, method: str, *args: object, **kwargs: object) -> Any:
+    async def _call(self, method: str, *args: object, **kwargs: Any) -> Any:
         try:
             return await self._call_once(method, *args, **kwargs)
         except _Replaced:
             # the name may belong to a new actor by now
             return await self._call_once(method, *args, **kwargs)
 
-    async def _call_once(self, method: str, *args: object, **kwargs: object) -> Any:
+    async def _call_once(self, method: str, *args: object, **kwargs: Any) -> Any:
         handle = await self._found()
         await self._shake_hands(handle)
         return await self._ask(handle, method, *args, **kwargs)
@@ -189,12 +206,16 @@ class RegistryConnection:
             raise VersionMismatchError(hello.protocol, PROTOCOL)
         self._spoken_to = handle
 
-    async def _ask(self, handle: ActorHandle, method: str, *args: object, **kwargs: object) -> Any:
+    async def _ask(
+        self, handle: ActorHandle, method: str, *args: object, waits_s: float = 0.0, **kwargs: object
+    ) -> Any:
+        """One call; `waits_s` is how long the method itself may wait before it answers."""
+        bound_s = self._call_timeout_s + waits_s
         try:
             reference = getattr(handle, method).remote(*args, **kwargs)
-            answer = await within(_result_of(reference), self._call_timeout_s)
+            answer = await within(_result_of(reference), bound_s)
         except asyncio.TimeoutError:
-            raise self._silent(f"no answer to {method} within {self._call_timeout_s:g} s") from None
+            raise self._silent(f"no answer to {method} within {bound_s:g} s") from None
         except RayTaskError as error:
             self._hearing.note_answer()
             cause = error.cause

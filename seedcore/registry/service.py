@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import random
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -19,6 +20,7 @@ from seedcore.core.errors import (
     BacklogFullError,
     EpochLimitError,
     FencedError,
+    FollowersFullError,
     ForbiddenTransitionError,
     InstanceConflictError,
     InstanceDeadError,
@@ -28,6 +30,7 @@ from seedcore.core.errors import (
     StoreUnavailableError,
     UnknownInstanceError,
 )
+from seedcore.core.feed import Feed, FeedBatch
 from seedcore.core.lease import AbsenceMeter, LeaseTerms, MassLateness
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import (
@@ -61,7 +64,7 @@ from seedcore.core.paging import check_limit, decode_cursor, encode_cursor
 from seedcore.core.ports import DeathWitness, OnDeath
 from seedcore.core.roster import Roster
 from seedcore.core.verdict import Beats, Death, Evidence, Witness, judge
-from seedcore.core.waiting import end
+from seedcore.core.waiting import end, within
 from seedcore.registry.answers import PROTOCOL, Description, Health, Hello, Observed
 from seedcore.registry.clock import Clock
 from seedcore.registry.config import RegistryConfig
@@ -75,6 +78,7 @@ HISTORY_LIMIT = 20
 _ASK_RAY_S = 2.0
 _CONFIRMED_A_SWEEP = 64
 _TICK_S = 0.2
+MAX_FEED_WAIT_S = 30.0
 
 
 class Registry:
@@ -91,7 +95,11 @@ class Registry:
         """Tries no connection, and needs no event loop yet."""
         self._config = config
         self._clock = clock if clock is not None else Clock()
-        self._roster = Roster(LeaseTerms(config.beat_interval_s, config.lease_s), config.max_instances)
+        self._roster = Roster(
+            LeaseTerms(config.beat_interval_s, config.lease_s),
+            config.max_instances,
+            Feed(uuid.uuid4().hex, config.feed_capacity),
+        )
         self._writer = Writer(config, store_factory, self._roster, self._clock)
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
@@ -278,7 +286,50 @@ class Registry:
             version=self._roster.version,
             complete=self._writer.recovered,
             next_cursor=encode_cursor(rows[-1]) if has_more else None,
+            stream=self._roster.feed.stream,
         )
+
+    async def changes(
+        self,
+        stream: str | None,
+        version: int,
+        wait_s: float = 0.0,
+        statuses: Sequence[Status | str] | None = None,
+        organ_id: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        logical_id: str | None = None,
+    ) -> FeedBatch:
+        """What changed after `version` of the feed `stream`, of whom the filter selects in the current epoch.
+
+        Waits up to `wait_s` seconds (at most MAX_FEED_WAIT_S) for a selected change where there is none yet. A batch
+        that is a reset says: list all pages (`list_active` with fresh_only=False, whose `stream` must be the same),
+        then go on from its version. Raises InvalidInputError, or FollowersFullError where too many wait already.
+        """
+        if type(version) is not int or version < 0:
+            raise InvalidInputError("version", f"must be a whole number from 0, not {version!r}")
+        if not 0 <= wait_s <= MAX_FEED_WAIT_S:
+            raise InvalidInputError("wait_s", f"must be from 0 to {MAX_FEED_WAIT_S:g} seconds, not {wait_s!r}")
+        wanted = InstanceFilter(
+            statuses=None if statuses is None else frozenset(check_status(status) for status in statuses),
+            organ_id=organ_id,
+            labels=labels if labels is not None else {},
+            logical_id=logical_id,
+        ).validated()
+        feed = self._roster.feed
+        batch = feed.since(stream, version, wanted)
+        if batch.is_reset or batch.changes or wait_s == 0:
+            return batch
+        if feed.followers >= self._config.max_followers:
+            raise FollowersFullError(self._config.max_followers)
+        news = asyncio.Event()
+        number = feed.follow(wanted, news.set)
+        try:
+            await within(news.wait(), wait_s)
+        except asyncio.TimeoutError:
+            pass
+        finally:
+            feed.unfollow(number)
+        return feed.since(stream, version, wanted)
 
     async def get_instance(self, instance_id: str) -> Answer[Instance]:
         """One instance, dead or alive.
@@ -342,6 +393,7 @@ class Registry:
             is_frozen=self._lateness.is_frozen,
             deaths_reported=self._deaths_reported,
             watch_problem=self._watch.problem,
+            followers=self._roster.feed.followers,
             healed=self._writer.healed,
             compared_at=self._writer.compared_at,
             flush=self._writer.counts,

@@ -11,9 +11,10 @@ from typing import Any
 from unittest import mock
 
 from seedcore.core.batch import ChangeBatch
+from seedcore.core.feed import Feed, FeedBatch
 from seedcore.core.lease import MassLateness
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Change, Instance, Outcome, Receipt, StatusChange
+from seedcore.core.model import Change, Instance, InstanceFilter, Outcome, Receipt, StatusChange
 from seedcore.core.roster import Roster
 from seedcore.core.rules import apply_status
 from seedcore.registry.client import RegistryClient
@@ -72,6 +73,19 @@ async def _compare_nothing(_: Writer) -> None:
     """What the code would do."""
 
 
+_append, _since = Feed.append, Feed.since
+
+
+def _append_most(feed: Feed, before: Instance | None, after: Instance | None) -> None:
+    if before is None or after is None or before.status is not Status.DRAINING:
+        _append(feed, before, after)
+
+
+def _since_never_reset(feed: Feed, stream: str | None, version: int, wanted: InstanceFilter) -> FeedBatch:
+    batch = _since(feed, stream, version, wanted)
+    return replace(batch, is_reset=False) if stream is not None else batch
+
+
 @dataclass(frozen=True)
 class Mutant:
     """A way to break the code, and a seed whose history notices it: where a search does well to begin."""
@@ -102,5 +116,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "a fenced registry keeps its memory": Mutant(97, lambda: mock.patch.object(Roster, "forget", _nothing)),
     "fenced for ever": Mutant(228, lambda: mock.patch.object(Writer, "_take_the_term_back", _stay_fenced)),
+    "the feed forgets a change": Mutant(0, lambda: mock.patch.object(Feed, "append", _append_most)),
+    "the feed begins anew and says nothing": Mutant(0, lambda: mock.patch.object(Feed, "since", _since_never_reset)),
     "memory and database are not compared": Mutant(47, lambda: mock.patch.object(Writer, "_compare", _compare_nothing)),
 }

@@ -17,6 +17,8 @@ The laws, checked all the time and at the end of every history:
 7. Then everybody who lives is live once, as what it says it is, in memory and in the database alike, and nobody keeps
    an undelivered change.
 8. A registry hands nobody out whose death it has committed.
+9. Who follows the feed gets every change of a registry in order and without a gap, or is told that it has to list
+   again: what it holds is what that registry held at the version that it has.
 """
 
 from __future__ import annotations
@@ -46,8 +48,9 @@ from seedcore.core.errors import (
     RegistryUnavailableError,
     StoreUnavailableError,
 )
+from seedcore.core.feed import FeedBatch
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Instance, OutcomeKind, Receipt, Registration, StatusChange
+from seedcore.core.model import Instance, Listing, OutcomeKind, Receipt, Registration, StatusChange
 from seedcore.core.waiting import within
 from seedcore.registry.client import RegistryClient
 from seedcore.registry.clock import Clock
@@ -129,6 +132,7 @@ class World:
         self.alone: set[str] = set()
         self.seen_dead: set[str] = set()
         self.counts: Counter[str] = Counter()
+        self.held_at: dict[tuple[str, int], dict[str, Status]] = {}
 
     # Time and truth
 
@@ -557,6 +561,7 @@ class Office:
             term_idle_s=6.0,
             compare_s=7.0,
             freeze_share=0.4,
+            feed_capacity=12,
         )
         self.registry = Registry(
             config,
@@ -589,6 +594,11 @@ class Office:
         result = await getattr(self.registry, method)(*args, **kwargs)
         if isinstance(result, Receipt):
             world.check_receipt(result, Status(args[1]) if method == "set_status" else None)
+        if isinstance(result, FeedBatch):
+            roster = self.registry._roster
+            world.held_at[result.stream, result.version] = {
+                row.instance_id: row.status for row in roster._live.values() if row.cluster_epoch == roster.epoch
+            }
         if method == "resolve":
             for found in result.value:
                 handed_out = None if found.instance is None else found.instance.instance_id
@@ -645,6 +655,7 @@ class History:
         for number in range(world.agents):
             self._spawn(f"agent-{number}", NODES[number % 2], f"{number:032x}")
         world.loop.run_in("caller", self._resolve_for_ever())
+        world.loop.run_in("follower", self._follow_for_ever())
         watched: list[asyncio.Task[None]] = [
             world.loop.run_in("world", self._act_for_ever()),
             world.loop.run_in("world", self._break_for_ever()),
@@ -803,6 +814,46 @@ class History:
             await asyncio.sleep(world.random.uniform(0.1, 0.6))
             with contextlib.suppress(RegistryError):
                 await connection.resolve([f"agent-{world.random.randrange(world.agents)}"])
+
+    async def _follow_for_ever(self) -> None:
+        """Law 9, by a follower that pauses now and then, and falls behind."""
+        world = self.world
+        connection = SimConnection(world, "follower")
+        stream: str | None = None
+        version, listed_at = 0, 0
+        held: dict[str, Status] = {}
+        while True:
+            await asyncio.sleep(world.random.choice([0.0, 0.0, 0.3, 3.0]))
+            try:
+                batch: FeedBatch = await connection.changes(stream, version, world.random.uniform(0.0, 1.0))
+                if batch.is_reset:
+                    stream, cursor, held = None, None, {}
+                    while True:
+                        page: Listing = await connection.list_active(None, None, None, 2, cursor, fresh_only=False)
+                        if page.stream != batch.stream:
+                            break
+                        held.update({row.instance_id: row.status for row in page})
+                        listed_at, cursor = page.version, page.next_cursor
+                        if cursor is None:
+                            stream, version = batch.stream, batch.version
+                            world.counts["listed anew"] += 1
+                            break
+                    continue
+            except RegistryError:
+                continue
+            world.check(batch.since == version, 9, f"asked from {version}, told from {batch.since}")
+            for change in batch.changes:
+                world.check(version < change.version <= batch.version, 9, f"{change} out of order")
+                version = change.version
+                if change.instance is None:
+                    held.pop(change.instance_id, None)
+                else:
+                    held[change.instance_id] = change.instance.status
+            version = batch.version
+            world.counts["changes followed"] += len(batch.changes)
+            if version >= listed_at:
+                there = world.held_at[batch.stream, version]
+                world.check(held == there, 9, f"a follower holds {held} at {version}, the registry held {there}")
 
     # Faults
 

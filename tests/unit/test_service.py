@@ -8,6 +8,8 @@ from datetime import timedelta
 
 import pytest
 
+from seedcore.core.errors import FollowersFullError, InvalidInputError
+from seedcore.core.feed import FeedBatch
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Instance, Verdict
 from seedcore.core.ports import OnDeath
@@ -19,7 +21,9 @@ from seedcore.store.memory import MemoryStore, Tables
 from tests.builders import START, iid, joins
 from tests.waiting import eventually
 
-CONFIG = RegistryConfig("cluster", beat_interval_s=5.0, lease_s=15.0, flush_interval_s=0.01, linger_s=0.0)
+CONFIG = RegistryConfig(
+    "cluster", beat_interval_s=5.0, lease_s=15.0, flush_interval_s=0.01, linger_s=0.0, max_followers=2
+)
 
 
 class Elapsed:
@@ -107,3 +111,43 @@ async def test_repeated_questions_after_a_stall_credit_it_once(registry: Registr
     elapsed.now_s += 7.0
     await asyncio.gather(*(registry.resolve(["agent"]) for _ in range(10)))
     assert (await registry.health()).credited_s < 7.0
+
+
+async def test_a_follower_lists_once_and_then_gets_every_change(registry: Registry) -> None:
+    first = await registry.changes(None, 0)
+    assert first.is_reset
+    listing = await registry.list_active(None)
+    assert (listing.stream, listing.version) == (first.stream, first.version)
+    waiting = asyncio.create_task(registry.changes(first.stream, first.version, 30.0))
+    await eventually(lambda: registry._roster.feed.followers == 1)
+    await registry.set_status(iid(1), Status.DRAINING, 3)
+    batch: FeedBatch = await waiting
+    assert [(change.instance_id, change.instance and change.instance.status) for change in batch.changes] == [
+        (iid(1), Status.DRAINING)
+    ]
+    await registry.set_status(iid(1), Status.DEAD, 4)
+    batch = await registry.changes(batch.stream, batch.version)
+    assert [change.instance for change in batch.changes] == [None]
+    assert (await registry.health()).followers == 0
+
+
+async def test_a_wait_for_changes_ends_with_none_at_its_bound(registry: Registry) -> None:
+    at = await registry.changes(None, 0)
+    batch = await registry.changes(at.stream, at.version, 0.01, organ_id="left")
+    assert (batch.changes, batch.is_reset, batch.version) == ((), False, at.version)
+
+
+async def test_followers_are_bounded_and_bad_questions_refused(registry: Registry) -> None:
+    at = await registry.changes(None, 0)
+    waiting = [asyncio.create_task(registry.changes(at.stream, at.version, 30.0)) for _ in range(2)]
+    await eventually(lambda: registry._roster.feed.followers == 2)
+    with pytest.raises(FollowersFullError, match="2 followers"):
+        await registry.changes(at.stream, at.version, 1.0)
+    assert not (await registry.changes(at.stream, at.version)).is_reset
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert registry._roster.feed.followers == 0
+    for bad in ((at.stream, -1), (at.stream, 0, -1.0), (at.stream, 0, 31.0)):
+        with pytest.raises(InvalidInputError):
+            await registry.changes(*bad)

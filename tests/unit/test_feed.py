@@ -1,0 +1,125 @@
+"""The feed is in order and without gaps, remembers a bounded number, and wakes only whom a change concerns."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from seedcore.core.feed import Feed, FeedBatch
+from seedcore.core.lifecycle import Status
+from seedcore.core.model import Instance, InstanceFilter
+from tests.builders import iid, instance
+
+EVERYBODY = InstanceFilter(statuses=None)
+ALIVE = InstanceFilter(statuses=frozenset({Status.ALIVE}))
+STATES = st.sampled_from([None, Status.STARTING, Status.ALIVE, Status.DRAINING])
+
+
+def turned(row: Instance, status: Status) -> Instance:
+    return replace(row, status=status)
+
+
+def taken(held: dict[str, Instance], batch: FeedBatch) -> dict[str, Instance]:
+    """What a follower holds after a batch."""
+    assert not batch.is_reset
+    after = dict(held)
+    for change in batch.changes:
+        if change.instance is None:
+            after.pop(change.instance_id, None)
+        else:
+            after[change.instance_id] = change.instance
+    return after
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), STATES), max_size=40), st.sets(st.integers(0, 40)))
+def test_who_applies_every_batch_holds_what_there_is_whenever_it_asks(
+    steps: list[tuple[int, Status | None]], asks_after: set[int]
+) -> None:
+    feed = Feed("here", 100)
+    feed.start_over("epoch-1")
+    rows: dict[str, Instance] = {}
+    followers: dict[str, tuple[InstanceFilter, int, dict[str, Instance]]] = {
+        "all": (EVERYBODY, 1, {}),
+        "alive": (ALIVE, 1, {}),
+    }
+
+    def ask() -> None:
+        for name, (wanted, version, held) in followers.items():
+            batch = feed.since("here", version, wanted)
+            assert (batch.since, batch.version) == (version, feed.version)
+            assert [change.version for change in batch.changes] == sorted({one.version for one in batch.changes})
+            held = taken(held, batch)
+            followers[name] = (wanted, batch.version, held)
+            assert held == {key: row for key, row in rows.items() if wanted.matches(row, "epoch-1")}
+
+    for position, (number, status) in enumerate(steps):
+        before = rows.get(iid(number))
+        after = None if status is None else instance(number, status=status)
+        if before is None and after is None:
+            continue
+        feed.append(before, after)
+        if after is None:
+            del rows[iid(number)]
+        else:
+            rows[after.instance_id] = after
+        if position in asks_after:
+            ask()
+    ask()
+
+
+def test_a_position_it_does_not_reach_back_to_is_a_reset_that_says_so() -> None:
+    feed = Feed("here", 3)
+    row = instance()
+    for _ in range(5):
+        feed.append(row, row)
+    assert not feed.since("here", 2, EVERYBODY).is_reset
+    for stream, version in (("here", 1), ("here", 6), ("there", 5), (None, 5)):
+        batch = feed.since(stream, version, EVERYBODY)
+        assert (batch.is_reset, batch.changes, batch.version, batch.stream) == (True, (), 5, "here")
+
+
+def test_nothing_new_is_an_empty_batch_and_no_reset() -> None:
+    feed = Feed("here", 3)
+    assert feed.since("here", 0, EVERYBODY) == FeedBatch("here", 0, 0, "", ())
+    feed.append(None, instance())
+    assert feed.since("here", 1, EVERYBODY) == FeedBatch("here", 1, 1, "", ())
+
+
+def test_an_unrelated_change_wakes_nobody_who_selected_others() -> None:
+    feed = Feed("here", 100)
+    feed.start_over("epoch-1")
+    woken: list[str] = []
+    feed.follow(InstanceFilter(statuses=None, organ_id="left"), lambda: woken.append("left"))
+    number = feed.follow(InstanceFilter(statuses=None, organ_id="right"), lambda: woken.append("right"))
+    feed.follow(EVERYBODY, lambda: woken.append("all"))
+    left = instance(1, organ_id="left")
+    feed.append(None, left)
+    assert woken == ["left", "all"]
+    feed.append(left, turned(left, Status.DRAINING))
+    assert woken == ["left", "all"] * 2
+    # who leaves a selection concerns it too
+    feed.append(left, replace(left, organ_id="right"))
+    assert woken == [*["left", "all"] * 2, "left", "right", "all"]
+    feed.unfollow(number)
+    feed.unfollow(number)
+    woken.clear()
+    feed.append(None, instance(2, organ_id="right"))
+    # a fleet that is staged is not shown
+    feed.append(None, instance(3, organ_id="left", cluster_epoch="green"))
+    assert woken == ["all"]
+    assert feed.followers == 2
+
+
+def test_a_flip_of_the_epoch_wakes_everybody_to_list_again() -> None:
+    feed = Feed("here", 100)
+    feed.start_over("blue")
+    woken: list[str] = []
+    feed.follow(InstanceFilter(organ_id="left"), lambda: woken.append("left"))
+    feed.append(None, instance(1, cluster_epoch="green"))
+    feed.start_over("green")
+    assert woken == ["left"]
+    batch = feed.since("here", 2, EVERYBODY)
+    assert (batch.is_reset, batch.version, batch.epoch) == (True, 3, "green")
+    assert not feed.since("here", 3, EVERYBODY).is_reset
