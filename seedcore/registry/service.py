@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import random
 import uuid
@@ -497,8 +498,8 @@ class Registry:
                 extra={"silent": silent, "instances": len(self._roster)},
             )
         if was_frozen and not is_frozen and not self._lateness.is_spent:
-            # what kept so many silent is over; those not heard yet get a lease to return in
-            self._roster.credit(self._config.lease_s, now_s)
+            # what kept so many silent is over; those not heard yet get a whole lease to return in, however long it was
+            self._roster.credit(math.inf, now_s)
             self._amnesty_s = now_s
             return
         if is_frozen:

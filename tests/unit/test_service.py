@@ -151,3 +151,32 @@ async def test_followers_are_bounded_and_bad_questions_refused(registry: Registr
     for bad in ((at.stream, -1), (at.stream, 0, -1.0), (at.stream, 0, 31.0)):
         with pytest.raises(InvalidInputError):
             await registry.changes(*bad)
+
+
+async def test_after_a_freeze_longer_than_a_lease_everybody_has_a_whole_lease_to_return(
+    registry: Registry, elapsed: Elapsed
+) -> None:
+    others = [iid(number) for number in range(2, 13)]
+    for number in range(2, 13):
+        await registry.register(joins(number, f"agent-{number}").registration)
+        await registry.set_status(iid(number), Status.ALIVE, 2)
+
+    async def silence(seconds: float) -> None:
+        for _ in range(round(seconds * 10)):
+            elapsed.now_s += 0.1
+            await registry.resolve(["agent"])
+        await registry._expire(elapsed.now_s)
+
+    await silence(12.0)
+    assert (await registry.health()).is_frozen
+    await silence(40.0)
+    await registry.beat_many(others)
+    await silence(0.5)
+    assert not (await registry.health()).is_frozen
+    # all are heard but one: it has until the end of a new lease
+    for _ in range(3):
+        await silence(4.5)
+        await registry.beat_many(others)
+        assert (await registry.health()).instances == {"starting": 0, "alive": 12, "draining": 0}
+    await silence(4.5)
+    assert (await registry.health()).instances["alive"] == 11
