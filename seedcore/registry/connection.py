@@ -50,7 +50,7 @@ class RegistryConnection:
     Every method raises RegistryUnavailableError where the actor cannot be asked within `call_timeout_s`
     seconds (a write may have happened then: writes are idempotent, send them again), and otherwise what the
     method itself raises. The handle is cached, weak, and looked up again when the actor has died.
-    Readers do not wait for an actor that was silent a moment ago, except one of them each second.
+    Once the actor was silent, readers are told so at once until it is heard again.
     """
 
     def __init__(self, namespace: str, call_timeout_s: float = 5.0) -> None:
@@ -61,6 +61,7 @@ class RegistryConnection:
         self._cluster: str | None = None
         self._hearing = Circuit(_SILENT_PAUSE_S)
         self._silence = ""
+        self._listening: asyncio.Task[None] | None = None
 
     async def hello(self) -> Hello:
         """Who answers under the registry's name. Does not check the protocol."""
@@ -166,9 +167,24 @@ class RegistryConnection:
         return cast("list[EpochRecord]", await self._call("list_epochs", limit))
 
     async def _read(self, method: str, *args: object, **kwargs: Any) -> Any:
-        if not self._hearing.allows(time.monotonic()):
+        if self._hearing.is_open:
+            if self._hearing.allows(time.monotonic()):
+                self._listen()
             raise RegistryUnavailableError(self._silence)
         return await self._call(method, *args, **kwargs)
+
+    def _listen(self) -> None:
+        """Find out in the background whether the silent actor answers again; no reader waits for that."""
+        running = self._listening
+        # one of a loop that has ended will never be done
+        if running is None or running.done() or running.get_loop() is not asyncio.get_running_loop():
+            self._listening = asyncio.create_task(self._hear(), name="registry-heard-again")
+
+    async def _hear(self) -> None:
+        try:
+            await self._call("hello")
+        except RegistryError as error:
+            logger.debug("the registry is still silent: %s", error)
 
     async def _call(self, method: str, *args: object, **kwargs: Any) -> Any:
         try:

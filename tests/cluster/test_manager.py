@@ -22,6 +22,7 @@ from seedcore.core.model import Registration, Source, new_instance_id
 from seedcore.registry import RegistryConnection
 from seedcore.registry.actor import stop_registry
 from seedcore.registry.directory import RayDirectory
+from seedcore.runtime import start_registry
 from seedcore.settings import Mode, Settings
 from seedcore.tier0 import Tier0MemoryManager
 from seedcore.tier0.answers import AgentSpec
@@ -228,6 +229,7 @@ async def test_an_existing_actor_is_attached_under_a_logical_id(
 ) -> None:
     actor: Any = ray.remote(Stranger)
     handle = actor.options(name="its-own-name", namespace=settings.namespace, num_cpus=0).remote()
+    assert await handle.pid.remote()
     await manager.attach_existing_actor("adopted", "its-own-name")
     resolved = await manager.resolve("adopted")
     assert await resolved.pid.remote() == await handle.pid.remote()
@@ -268,3 +270,85 @@ async def test_the_summary_shows_fleet_and_registry(
     assert (summary.mode, summary.known_agents, summary.agents_by_source) == (Mode.HYBRID, 1, {"registry": 1})
     assert summary.registry is not None
     assert summary.registry.instances["alive"] == 1
+
+
+async def test_a_silent_registry_is_waited_for_once_and_heard_again_by_itself(
+    registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings
+) -> None:
+    await manager.create_agent("met", agent_class=Worker, arguments={"settings": settings})
+    mine = RegistryConnection(settings.namespace, 2.0)
+    caller = Tier0MemoryManager(settings, connection=mine)
+    assert (await caller.locate("met")).source is Source.REGISTRY
+    pid = (await registry.hello()).pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        began_s = time.monotonic()
+        assert (await caller.locate("met")).source is Source.SNAPSHOT
+        first_s, began_s = time.monotonic() - began_s, time.monotonic()
+        for _ in range(10):
+            assert (await caller.locate("met")).source is Source.SNAPSHOT
+        assert time.monotonic() - began_s < first_s
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+    async def is_heard() -> bool:
+        return (await caller.locate("met")).source is Source.REGISTRY
+
+    await eventually(is_heard)
+
+
+async def test_whom_the_manager_knows_is_compared_and_healed(
+    registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings
+) -> None:
+    for agent_id in ("stays", "drains", "returns"):
+        await manager.create_agent(agent_id, agent_class=Worker, arguments={"settings": settings})
+    actor: Any = ray.remote(Stranger)
+    stranger = actor.options(name="stranger", namespace=settings.namespace, num_cpus=0).remote()
+    assert await stranger.pid.remote()
+    await manager.attach_existing_actor("attached", "stranger")
+    await manager.discover_and_refresh_agents()
+    assert await manager.reconcile() == 0
+    before = {agent.logical_id: agent.instance for agent in manager.list_agents()}
+    await (await manager.resolve("drains")).drain.remote()
+    pid = await manager.execute_task_on_agent("returns", "pid")
+    os.kill(pid, signal.SIGKILL)
+    ray.kill(stranger)
+    other = Tier0MemoryManager(settings)
+
+    async def is_back() -> bool:
+        return bool(await other.execute_task_on_agent("returns", "pid") != pid)
+
+    await eventually(is_back)
+    healed = await manager.reconcile()
+    after = {agent.logical_id: agent.instance for agent in manager.list_agents()}
+    assert set(after) == {"stays", "returns"}
+    assert after["stays"] is not None
+    assert before["returns"] is not None
+    assert after["returns"] is not None
+    assert after["returns"].instance_id != before["returns"].instance_id
+    assert healed == (await manager.get_system_summary()).healed == 3
+
+
+async def test_a_manager_that_missed_the_registry_compares_when_it_is_back(
+    registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings
+) -> None:
+    for agent_id in ("asked", "gone"):
+        await manager.create_agent(agent_id, agent_class=Worker, arguments={"settings": settings}, max_restarts=0)
+    await manager.discover_and_refresh_agents()
+    await stop_registry(settings.namespace)
+    assert (await manager.locate("asked")).source is Source.SNAPSHOT
+    # nobody tells this manager
+    await Tier0MemoryManager(settings).shutdown_agents(["gone"])
+    await start_registry(settings)
+
+    async def is_known_to_be_dead() -> bool:
+        described = await registry.describe("gone")
+        return described.complete and not described.live
+
+    await eventually(is_known_to_be_dead)
+
+    async def is_healed() -> bool:
+        await manager.get_agent("asked")
+        return [agent.logical_id for agent in manager.list_agents()] == ["asked"]
+
+    await eventually(is_healed)
