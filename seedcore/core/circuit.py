@@ -4,13 +4,15 @@ from __future__ import annotations
 
 
 class Circuit:
-    """Open after a silence: for `pause_s` seconds nobody asks, then one caller does, and its answer closes it.
+    """Open after a silence: for `pause_s` seconds nobody asks, then one caller does, and its answer closes it. Each
+    further silence doubles the pause, up to `longest_s` (by default it stays as it is).
 
     Owns no clock: the caller gives monotonic seconds.
     """
 
-    def __init__(self, pause_s: float) -> None:
-        self._pause_s = pause_s
+    def __init__(self, pause_s: float, longest_s: float | None = None) -> None:
+        self._first_s = self._pause_s = pause_s
+        self._longest_s = pause_s if longest_s is None else longest_s
         self._asks_again_s: float | None = None
 
     @property
@@ -30,8 +32,10 @@ class Circuit:
     def note_silence(self, now_s: float) -> None:
         """Nobody answered in time."""
         self._asks_again_s = now_s + self._pause_s
+        self._pause_s = min(self._longest_s, 2 * self._pause_s)
 
     def note_answer(self) -> bool:
         """Somebody answered; whether there was silence before."""
         was_open, self._asks_again_s = self.is_open, None
+        self._pause_s = self._first_s
         return was_open

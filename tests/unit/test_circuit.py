@@ -26,3 +26,16 @@ def test_an_answer_closes_it_for_everybody_and_is_noticed_once() -> None:
     assert not circuit.note_answer()
     assert not circuit.is_open
     assert circuit.allows(0.0)
+
+
+def test_each_silence_doubles_the_pause_up_to_the_longest_and_an_answer_makes_it_short_again() -> None:
+    circuit = Circuit(1.0, 5.0)
+    pauses_s = []
+    for start_s in range(0, 500, 100):
+        circuit.note_silence(float(start_s))
+        pauses_s.append(next(after_s for after_s in range(100) if circuit.allows(start_s + after_s)))
+    assert pauses_s == [1, 2, 4, 5, 5]
+    circuit.note_answer()
+    circuit.note_silence(500.0)
+    assert not circuit.allows(500.9)
+    assert circuit.allows(501.0)
