@@ -15,8 +15,9 @@ from seedcore.registry.actor import ensure_registry
 from seedcore.registry.answers import Hello
 from seedcore.registry.config import RegistryConfig
 from seedcore.settings import Settings
+from seedcore.store.connections import PoolLimits
 from seedcore.store.embedded import EmbeddedPostgres, dsn_if_running
-from seedcore.store.postgres import PoolLimits, PostgresStore, checked_dsn, migrate_database
+from seedcore.store.postgres import PostgresStore, checked_dsn, migrate_database
 
 _EMBEDDED_NOTE = (
     "embedded PostgreSQL: data and registry live on the head node and are for one node; "

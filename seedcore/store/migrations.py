@@ -86,13 +86,35 @@ async def migrate(connection: psycopg.AsyncConnection[Any], migrations: list[Mig
         applied.append(step.name)
 
 
+async def is_up_to_date(connection: psycopg.AsyncConnection[Any]) -> bool:
+    """Whether nothing is left to apply; waits for no other starter. Raises SchemaError as `migrate` does."""
+    recorded = await _recorded(connection)
+    return recorded is not None and _step_after(recorded, known_migrations()) is None
+
+
 async def _next_step(connection: psycopg.AsyncConnection[Any], migrations: list[Migration]) -> Migration | None:
+    recorded = await _recorded(connection)
+    if recorded is None:
+        await connection.execute(_CREATE)
+        # another starter may have made and filled it while the lock was waited for
+        recorded = await _read(connection)
+    return _step_after(recorded, migrations)
+
+
+async def _recorded(connection: psycopg.AsyncConnection[Any]) -> list[tuple[int, str, str]] | None:
+    """What was applied; None for a database that has never seen a migration."""
     cursor = await connection.execute("select to_regclass('schema_migration') is not null")
     row = await cursor.fetchone()
-    if row is None or not row[0]:
-        await connection.execute(_CREATE)
+    return await _read(connection) if row is not None and row[0] else None
+
+
+async def _read(connection: psycopg.AsyncConnection[Any]) -> list[tuple[int, str, str]]:
+    """Number, name and checksum of what was applied, in order."""
     cursor = await connection.execute("select number, name, sha256 from schema_migration order by number")
-    recorded = await cursor.fetchall()
+    return await cursor.fetchall()
+
+
+def _step_after(recorded: list[tuple[int, str, str]], migrations: list[Migration]) -> Migration | None:
     if len(recorded) > len(migrations):
         raise SchemaError(
             f"the database has schema {recorded[-1][1]}, this code knows up to "

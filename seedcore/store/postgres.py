@@ -1,6 +1,6 @@
-"""The store over PostgreSQL: one pool, named statements, rows become values here and nowhere else.
+"""The store over PostgreSQL: named statements, rows become values here and nowhere else.
 
-Owns connections and the wrapping of database errors. Knows no rules: the guards are in schema/*.sql.
+Owns the wrapping of database errors. Knows no rules: the guards are in schema/*.sql.
 """
 
 from __future__ import annotations
@@ -9,13 +9,10 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import psycopg
 from psycopg import conninfo
-from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
 from seedcore.core.errors import (
     ConfigurationError,
@@ -51,26 +48,24 @@ from seedcore.core.model import (
 )
 from seedcore.core.paging import check_limit, decode_cursor, encode_cursor
 from seedcore.core.waiting import within
-from seedcore.store.migrations import migrate
+from seedcore.store.connections import (
+    Connection,
+    Connections,
+    PoolLimits,
+    Row,
+    answering,
+    explained,
+    reaching,
+    tells_of_schema,
+)
+from seedcore.store.migrations import is_up_to_date, migrate
 from seedcore.store.queries import queries
 
 logger = logging.getLogger(__name__)
 
 _LOAD_PAGE = 5000
-_IMPATIENCE_S = 0.25
+_MIGRATION_S = 3600.0
 _FIRST_KEY = decode_cursor(None)
-
-Row = tuple[Any, ...]
-Connection = psycopg.AsyncConnection[Row]
-
-
-@dataclass(frozen=True, slots=True)
-class PoolLimits:
-    """Bounds of the pool and of every wait for the database, in connections and seconds."""
-
-    max_size: int = 4
-    connect_timeout_s: float = 5.0
-    statement_timeout_s: float = 10.0
 
 
 class PostgresStore:
@@ -93,9 +88,8 @@ class PostgresStore:
         self._dsn = checked_dsn(dsn)
         self._read_only = read_only
         self._ensure_server = ensure_server
-        self._pool: AsyncConnectionPool[Connection] | None = None
+        self._connections = Connections(self._dsn, self._limits, read_only=read_only)
         self._migrated = False
-        self._is_away = False
         self._opening = asyncio.Lock()
         self._term: int | None = None
         self.statements = 0
@@ -104,77 +98,32 @@ class PostgresStore:
         async with self._opening:
             if self._ensure_server is not None:
                 await self._ensure_server()
-            if self._pool is None:
-                self._pool = self._make_pool()
-                await self._pool.open(wait=False)
+            self._connections.open()
             if not self._migrated and not self._read_only:
-                for name in await migrate_database(self._dsn, self._limits.connect_timeout_s):
+                for name in await migrate_database(self._dsn, self._limits):
                     logger.info("schema migration applied", extra={"migration": name})
                 self._migrated = True
 
     async def close(self) -> None:
         async with self._opening:
-            pool, self._pool = self._pool, None
-            if pool is not None:
-                await pool.close(timeout=self._limits.connect_timeout_s)
-
-    def _make_pool(self) -> AsyncConnectionPool[Connection]:
-        return AsyncConnectionPool(
-            self._dsn,
-            connection_class=Connection,
-            kwargs={
-                "autocommit": True,
-                "application_name": "seedcore-reader" if self._read_only else "seedcore-registry",
-                "connect_timeout": max(2, round(self._limits.connect_timeout_s)),
-                "options": self._session_options(),
-            },
-            min_size=1,
-            max_size=self._limits.max_size,
-            timeout=self._limits.connect_timeout_s,
-            max_waiting=1000,
-            reconnect_timeout=self._limits.connect_timeout_s,
-            name="seedcore",
-            open=False,
-        )
-
-    def _session_options(self) -> str:
-        given = conninfo.conninfo_to_dict(self._dsn).get("options")
-        ours = f"-c statement_timeout={round(self._limits.statement_timeout_s * 1000)} -c timezone=UTC"
-        if self._read_only:
-            ours += " -c default_transaction_read_only=on"
-        return f"{ours} {given}" if given else ours
+            await self._connections.close()
 
     async def _run(self, name: str, parameters: dict[str, object]) -> list[Row]:
         return (await self._run_all([(name, parameters)]))[0]
 
     async def _run_all(self, statements: Sequence[tuple[str, dict[str, object]]]) -> list[list[Row]]:
         """Run statements on one connection, each its own transaction. The only place that wraps errors."""
-        if self._pool is None:
-            raise StoreUnavailableError("the store is not open")
-        # beyond the server's own statement_timeout: a server that is deaf never answers with one
-        deadline_s = self._limits.statement_timeout_s + self._limits.connect_timeout_s
         try:
-            results = await within(self._execute(self._pool, statements), deadline_s)
-        except asyncio.TimeoutError as error:
-            self._is_away = True
-            raise StoreUnavailableError(f"no answer within {deadline_s:g} s") from error
-        except (PoolTimeout, PoolClosed, TooManyRequests) as error:
-            self._is_away = True
-            raise StoreUnavailableError(first_line(error)) from error
-        except (psycopg.DataError, psycopg.IntegrityError) as error:
+            # every wait inside is bounded; but whoever is cancelled does not wait for a deaf server to hear of it
+            return await within(self._execute(statements), None)
+        except (psycopg.DataError, psycopg.errors.CheckViolation, psycopg.errors.NotNullViolation) as error:
             raise StoreRejectedError(first_line(error)) from error
         except psycopg.Error as error:
             raise self._translated(error, statements) from error
-        self._is_away = False
-        return results
 
-    async def _execute(
-        self, pool: AsyncConnectionPool[Connection], statements: Sequence[tuple[str, dict[str, object]]]
-    ) -> list[list[Row]]:
+    async def _execute(self, statements: Sequence[tuple[str, dict[str, object]]]) -> list[list[Row]]:
         results: list[list[Row]] = []
-        # the pool reconnects by itself: once it could not, nobody has to wait for it again
-        patience_s = _IMPATIENCE_S if self._is_away else self._limits.connect_timeout_s
-        async with pool.connection(timeout=patience_s) as connection:
+        async with self._connections.one() as connection:
             for name, parameters in statements:
                 self.statements += 1
                 cursor = await connection.execute(queries()[name], parameters)
@@ -190,7 +139,10 @@ class PostgresStore:
             return EpochLimitError(str(statements[-1][1]["epoch"]))
         if error.sqlstate == "SC006":
             return FencedError(self._term or 0, int(error.diag.message_detail or 0))
-        return StoreUnavailableError(first_line(error))
+        if tells_of_schema(error):
+            # somebody may have emptied the database: the next open() looks
+            self._migrated = False
+        return StoreUnavailableError(explained(error))
 
     async def begin(self, ray_cluster: str, epoch: str | None, lease_s: float, idle_s: float | None = None) -> Epoch:
         check_lease(lease_s)
@@ -327,20 +279,28 @@ class PostgresStore:
         ]
 
 
-async def migrate_database(dsn: str, connect_timeout_s: float = 5.0) -> list[str]:
+async def migrate_database(dsn: str, limits: PoolLimits | None = None) -> list[str]:
     """Bring the database behind `dsn` up to date; the names of what was applied.
 
     On a connection of its own: a migration may take longer than a statement of the hot path.
     Raises ConfigurationError, StoreUnavailableError or SchemaError.
     """
+    checked_dsn(dsn)
+    # a caller that is cancelled does not wait until a deaf server has heard of it
+    return await within(_migrate_database(dsn, limits if limits is not None else PoolLimits()), None)
+
+
+async def _migrate_database(dsn: str, limits: PoolLimits) -> list[str]:
     try:
-        connection = await psycopg.AsyncConnection.connect(
-            checked_dsn(dsn), autocommit=True, connect_timeout=max(2, round(connect_timeout_s))
-        )
+        connection = await Connection.connect(dsn, autocommit=True, **reaching(dsn, limits))
         async with connection:
-            return await migrate(connection)
-    except psycopg.OperationalError as error:
-        raise StoreUnavailableError(first_line(error)) from error
+            with answering(connection, limits.answer_s):
+                if await is_up_to_date(connection):
+                    return []
+            with answering(connection, _MIGRATION_S):
+                return await migrate(connection)
+    except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction) as error:
+        raise StoreUnavailableError(explained(error)) from error
     except psycopg.Error as error:
         raise SchemaError(f"the schema could not be brought up to date: {first_line(error)}") from error
 

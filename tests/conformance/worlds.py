@@ -11,8 +11,9 @@ import psycopg
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Instance, InstanceFilter
 from seedcore.core.ports import Store
+from seedcore.store.connections import PoolLimits
 from seedcore.store.memory import MemoryStore
-from seedcore.store.postgres import PoolLimits, PostgresStore
+from seedcore.store.postgres import PostgresStore
 from tests.builders import FakeClock, iid, joins, turns
 from tests.servers import forget_everything
 

@@ -24,7 +24,8 @@ from seedcore.core.errors import (
 )
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Beat, Instance, InstanceFilter, RegisterChange, Registration
-from seedcore.store.postgres import PoolLimits, PostgresStore, checked_dsn, migrate_database
+from seedcore.store.connections import PoolLimits
+from seedcore.store.postgres import PostgresStore, checked_dsn, migrate_database
 from tests.builders import iid, joins, turns
 from tests.servers import GUARDED_ROLE, PostgresServer
 from tests.waiting import eventually
@@ -249,9 +250,7 @@ async def test_deaf_server_is_given_up_and_used_again_when_it_hears(dsn: str) ->
     store = PostgresStore(dsn, PoolLimits(max_size=1, connect_timeout_s=0.2, statement_timeout_s=0.2))
     await store.open()
     await store.current_epoch()
-    pool = store._pool
-    assert pool is not None
-    async with pool.connection() as connection:
+    async with store._connections.one() as connection:
         backend = connection.info.backend_pid
     os.kill(backend, signal.SIGSTOP)
     try:
@@ -317,9 +316,7 @@ async def test_options_in_the_dsn_are_kept_beside_ours(server: PostgresServer, s
     )
     store = PostgresStore(dsn)
     await store.open()
-    pool = store._pool
-    assert pool is not None
-    async with pool.connection() as connection:
+    async with store._connections.one() as connection:
         settings = {}
         for name in ("work_mem", "timezone", "statement_timeout", "default_transaction_read_only"):
             cursor = await connection.execute(f"show {name}")

@@ -6,7 +6,8 @@ import asyncio
 
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Beat, OutcomeKind, RegisterChange
-from seedcore.store.postgres import PoolLimits, PostgresStore
+from seedcore.store.connections import PoolLimits
+from seedcore.store.postgres import PostgresStore
 from tests.builders import iid, joins, turns
 from tests.conformance.worlds import EVERYONE
 
