@@ -11,7 +11,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
 from typing import TypeAlias, TypeVar
@@ -46,6 +46,14 @@ C = TypeVar("C", RegisterChange, StatusChange)
 _COMPARE_PAGE = 1000
 
 
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A change that is taken and not committed, since a monotonic second."""
+
+    settled: asyncio.Future[Settled]
+    since_s: float
+
+
 class Writer:
     """One flush in flight at a time. `run()` is the loop; it ends only by cancellation."""
 
@@ -57,7 +65,7 @@ class Writer:
         self._store: Store | None = None
         self._beats = BeatBatch(config.max_instances)
         self._changes = ChangeBatch(config.change_capacity)
-        self._waiting: dict[Key, asyncio.Future[Settled]] = {}
+        self._waiting: dict[Key, _Waiting] = {}
         self._unsettled: Counter[str] = Counter()
         self._wake = asyncio.Event()
         self._next_beat_flush_s = 0.0
@@ -69,7 +77,7 @@ class Writer:
         self.recovered = False
         self.recovered_s = 0.0
         self._owes_grace = False
-        self.problem: str | None = "not connected to the database yet"
+        self._problem: str | None = "not connected to the database yet"
         self.is_failing = False
         self.fenced_by: FencedError | None = None
 
@@ -85,7 +93,7 @@ class Writer:
         """Take a change; the key it can be awaited under."""
         key = key_of(change)
         self._changes.offer(change)
-        self._waiting[key] = asyncio.get_running_loop().create_future()
+        self._waiting[key] = _Waiting(asyncio.get_running_loop().create_future(), self._clock.monotonic())
         self._unsettled[change.instance_id] += 1
         self._wake.set()
         return key
@@ -109,13 +117,26 @@ class Writer:
 
     async def settled(self, key: Key) -> Settled | None:
         """What became of a change, or None where that is not known within the bounded wait."""
-        future = self._waiting.get(key)
-        if future is None:
+        waiting = self._waiting.get(key)
+        if waiting is None:
             return None
         # a database known to be away is not waited for: the caller hears so at once
         wait_s = self._config.linger_s if self.is_failing else self._config.durable_wait_s
-        done, _ = await asyncio.wait([future], timeout=wait_s)
-        return future.result() if done else None
+        done, _ = await asyncio.wait([waiting.settled], timeout=wait_s)
+        return waiting.settled.result() if done else None
+
+    @property
+    def problem(self) -> str | None:
+        """What keeps changes from becoming durable, in one line; None where nothing does.
+
+        A database that only says nothing is seen by the change that has waited longest, before the store gives it up.
+        """
+        oldest = next(iter(self._waiting.values()), None)
+        if self._problem is None and oldest is not None:
+            waited_s = self._clock.monotonic() - oldest.since_s
+            if waited_s >= self._config.durable_wait_s:
+                return f"the database is slow: a change has waited {waited_s:.0f} s for it"
+        return self._problem
 
     @property
     def counts(self) -> FlushCounts:
@@ -169,7 +190,11 @@ class Writer:
                 await self._flush_due()
                 await self._compare_due()
             except FencedError as error:
-                if self.fenced_by is None:
+                if self.fenced_by is None and self.recovered and error.in_force < error.term:
+                    # nobody newer writes: the database was made anew, or restored from before our term
+                    logger.warning("the database has forgotten term %d; joining it again", error.term)
+                    self.recovered = False
+                elif self.fenced_by is None:
                     self._give_way(error)
                 continue
             except RegistryError as error:
@@ -204,13 +229,13 @@ class Writer:
         """A newer registry writes. What waits was never acknowledged as durable: its agents keep it."""
         logger.error("%s", error, extra={"pending_changes": self.pending_changes})
         self.fenced_by = error
-        self.problem = None
+        self._problem = None
         self.is_failing = False
         self._changes.clear()
         self._beats.take(len(self._beats))
-        for future in self._waiting.values():
-            if not future.done():
-                future.set_result(error)
+        for waiting in self._waiting.values():
+            if not waiting.settled.done():
+                waiting.settled.set_result(error)
         self._waiting.clear()
         self._unsettled.clear()
 
@@ -236,14 +261,14 @@ class Writer:
             logger.warning("the registry goes on from memory: %s", error)
         self._counts = replace(self._counts, failures=self._counts.failures + 1)
         self.is_failing = True
-        self.problem = first_line(error)
+        self._problem = first_line(error)
 
     def _note_back(self) -> None:
         if self.is_failing:
             logger.info("the database answers again", extra={"pending_changes": self.pending_changes})
             self._next_compare_s = 0.0
         self.is_failing = False
-        self.problem = None
+        self._problem = None
 
     async def _recover(self, idle_s: float | None = None) -> None:
         """Join the database: take our epoch, then everything alive. What agents told us meanwhile stays."""
@@ -386,11 +411,11 @@ class Writer:
             self._roster.overwrite(row, self._clock.monotonic())
 
     def _settle(self, change: Change, outcome: Outcome | StoreRejectedError) -> None:
-        future = self._waiting.pop(key_of(change), None)
-        if future is None:
+        waiting = self._waiting.pop(key_of(change), None)
+        if waiting is None:
             return
-        if not future.done():
-            future.set_result(outcome)
+        if not waiting.settled.done():
+            waiting.settled.set_result(outcome)
         self._unsettled[change.instance_id] -= 1
         if self._unsettled[change.instance_id] <= 0:
             del self._unsettled[change.instance_id]
