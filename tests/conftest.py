@@ -32,8 +32,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-postgres15", action="store_true", help="fail, not skip, where it is not installed")
 
 
-# their own processes under their own names: these may run beside a test that has a Ray cluster in its process
-_OWN_CLUSTERS = {"test_quickstart.py", "test_embedded_registry.py", "test_simulation.py"}
+# their own processes under their own names, or no Ray at all: these may run beside a test that has a Ray cluster in its
+# process
+_OWN_CLUSTERS = {"test_quickstart.py", "test_embedded_registry.py", "test_simulation.py", "test_database_outages.py"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -103,9 +103,25 @@ class PostgresServer:
         if self.is_running():
             self._run("pg_ctl", "stop", "-w", "-m", "immediate")
 
+    def become_standby(self, *, is_hot: bool) -> None:
+        """Start again as a standby that takes reads (hot) or nobody, as after a failover to another server."""
+        self._run("pg_ctl", "stop", "-w", "-m", "fast")
+        (self._data / "standby.signal").touch()
+        setting = f"-c hot_standby={'on' if is_hot else 'off'}"
+        self._run("pg_ctl", "start", "-w", "-l", str(self.folder / "server.log"), "-o", setting)
+
+    def promote(self) -> None:
+        """Take writes again after `become_standby`."""
+        self._run("pg_ctl", "promote", "-w")
+
     def is_running(self) -> bool:
         """Whether its pid file is there: a crash removes it too, since only we crash it."""
         return (self._data / "postmaster.pid").exists()
+
+    @property
+    def socket(self) -> Path:
+        """Where it listens."""
+        return self.folder / ".s.PGSQL.5432"
 
     def dsn(self, database: str = "postgres", user: str = "postgres", password: str | None = None) -> str:
         """A connection string for one of its databases."""

@@ -1,0 +1,663 @@
+"""The database is lost in every way it can be, under a registry at work: callers hear it soon and why, nobody dies of
+it, the attempts to come back are few, and afterwards everything is committed, in order and once, without a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from seedcore.core.errors import StoreUnavailableError
+from seedcore.core.lifecycle import Status
+from seedcore.core.model import Instance, Receipt, Registration, Verdict
+from seedcore.core.verdict import Witness
+from seedcore.core.waiting import end
+from seedcore.registry.config import RegistryConfig
+from seedcore.registry.service import Registry
+from seedcore.store.connections import PoolLimits
+from seedcore.store.postgres import PostgresStore
+from tests.builders import iid
+from tests.faults.proxy import Proxy
+from tests.servers import PostgresServer
+from tests.waiting import eventually
+
+logger = logging.getLogger(__name__)
+
+FLEET = 6
+BEAT_S = 0.3
+LEASE_S = 1.5
+OUTAGE_S = 1.2 * LEASE_S
+DURABLE_WAIT_S = 0.8
+RETRY_MAX_S = 1.0
+CONNECTIONS_A_TRY = 3  # to see it answer, to use it, and to look at the schema
+STATEMENTS_A_TRY = 5  # the term, the epoch, those who left with it, registrations and changes
+LIMITS = PoolLimits(max_size=3, connect_timeout_s=0.5, statement_timeout_s=0.5)
+PAUSE_S = 0.7  # that a busy machine may take of any measured time
+HEALED_WITHIN_S = 5.0
+CONFIG = RegistryConfig(
+    ray_cluster="outages",
+    beat_interval_s=BEAT_S,
+    lease_s=LEASE_S,
+    flush_interval_s=0.1,
+    durable_wait_s=DURABLE_WAIT_S,
+    reconnect_grace_s=0.5,
+    retry_max_s=RETRY_MAX_S,
+    epoch_check_s=0.5,
+    stop_deadline_s=2.0,
+)
+
+
+class NoWitness:
+    """Implements core.ports.DeathWitness: sees nothing, so that beats alone decide."""
+
+    problem: str | None = None
+
+    def start(self) -> None:
+        """Nothing to begin."""
+
+    async def stop(self) -> None:
+        """Nothing to end."""
+
+    def add(self, instance: Instance) -> None:
+        """Watches nobody."""
+
+    def drop(self, instance_id: str) -> None:
+        """Watches nobody."""
+
+    async def ask_ray(self, instance: Instance, timeout_s: float) -> Witness:
+        """Knows nothing."""
+        return Witness.UNKNOWN
+
+
+class Attempts(logging.Handler):
+    """Counts the connections that are tried, also those that reach nobody."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.count = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.count += str(record.msg).startswith("connection attempt")
+
+
+def _registration(number: int, **details: Any) -> Registration:
+    return Registration(iid(number), f"agent-{number}", **details)
+
+
+class Stage:
+    """A registry at work over a database that can be lost, and agents that beat."""
+
+    def __init__(
+        self,
+        server: PostgresServer,
+        proxy: Proxy,
+        database: str,
+        config: RegistryConfig = CONFIG,
+        limits: PoolLimits = LIMITS,
+    ) -> None:
+        """Nothing is started yet."""
+        self.server = server
+        self.proxy = proxy
+        self.database = database
+        self.store = PostgresStore(proxy.dsn(database), limits)
+        self.registry = Registry(config, self._make_store, watch_factory=lambda on_death: NoWitness())
+        self.attempts = Attempts()
+        self.beating: list[str] = []
+        self.lost: set[str] = set()
+        self.comes_back = False
+        self._beat_s = config.beat_interval_s
+        self._beats: asyncio.Task[None] | None = None
+        self._last_seq: dict[str, int] = {}
+        self._told: dict[str, list[tuple[str, int | None]]] = {}
+        self.undo = ExitStack()
+        self.mend = ExitStack()
+
+    async def _make_store(self) -> PostgresStore:
+        return self.store
+
+    def open(self) -> None:
+        """Start the registry, and count what it tries."""
+        log = logging.getLogger("psycopg")
+        log.addHandler(self.attempts)
+        self.undo.callback(log.removeHandler, self.attempts)
+        self.undo.callback(log.setLevel, log.level)
+        self.undo.callback(setattr, log, "propagate", log.propagate)
+        log.setLevel(logging.DEBUG)
+        log.propagate = False
+        self.registry.start()
+        self._beats = asyncio.create_task(self._beat_for_ever())
+
+    async def start(self, fleet: int = FLEET) -> None:
+        """Until the whole fleet is alive, and durably so."""
+        self.open()
+        await eventually(self.is_ready)
+        joined = await asyncio.gather(*(self.register(number) for number in range(fleet)))
+        alive = await asyncio.gather(*(self.turn(number, Status.ALIVE) for number in range(fleet)))
+        assert all(receipt.durable for receipt in [*joined, *alive])
+
+    async def stop(self) -> None:
+        """End the registry and mend what a test broke."""
+        beats_went_on = self._beats is None or not self._beats.done()
+        await end(self._beats)
+        self.mend.close()
+        await self.registry.stop()
+        self.undo.close()
+        assert beats_went_on
+
+    # Agents
+
+    async def register(self, number: int, **details: Any) -> Receipt:
+        """The number-th agent registers, and beats from then on."""
+        self._remember(number, Status.STARTING, 1)
+        receipt = await self.registry.register(_registration(number, **details), 1)
+        if iid(number) not in self.beating:
+            self.beating.append(iid(number))
+        return receipt
+
+    async def register_until_not_durable(self, first: int) -> int:
+        """New agents register, with much to tell, until a change is not committed; the number of the next."""
+        for number in range(first, first + 50):
+            receipt, took_s = await timed(self.register(number, metadata={"ballast": os.urandom(6000).hex()}))
+            assert took_s < DURABLE_WAIT_S + PAUSE_S
+            if not receipt.durable:
+                assert receipt.why
+                return number + 1
+        raise AssertionError("everything is durable")
+
+    async def turn(self, number: int, status: Status) -> Receipt:
+        """The number-th agent changes its status."""
+        seq = self._last_seq[iid(number)] + 1
+        self._remember(number, status, seq)
+        return await self.registry.set_status(iid(number), status, seq)
+
+    async def repeat(self, number: int) -> Receipt:
+        """The number-th agent sends its last change again, as clients do until it is durable."""
+        status, seq = self._told[iid(number)][-1]
+        return await self.registry.set_status(iid(number), status, seq)
+
+    def _remember(self, number: int, status: Status, seq: int) -> None:
+        self._last_seq[iid(number)] = seq
+        self._told.setdefault(iid(number), []).append((status.value, seq))
+
+    async def _beat_for_ever(self) -> None:
+        while True:
+            answer = await self.registry.beat_many(list(self.beating))
+            self.lost |= {*answer.unknown, *answer.dead}
+            if self.comes_back:
+                for instance_id in answer.unknown:
+                    seq = self._last_seq[instance_id]
+                    await self.registry.register(_registration(int(instance_id[-12:])), seq)
+                    await self.registry.set_status(instance_id, self._told[instance_id][-1][0], seq + 1)
+                    self._last_seq[instance_id] = seq + 1
+            await asyncio.sleep(self._beat_s)
+
+    # Questions
+
+    @property
+    def effort(self) -> tuple[int, int]:
+        """The connections and the statements that were tried so far."""
+        return self.attempts.count, self.store.statements
+
+    async def is_ready(self) -> bool:
+        """Whether everything is committed and the registry knows it."""
+        health = await self.registry.health()
+        assert health.is_ready, health.store_problem
+        assert health.pending_changes == 0
+        return True
+
+    async def names_the_problem(self, says: str) -> bool:
+        """Whether health says in one line what is wrong."""
+        problem = (await self.registry.health()).store_problem
+        assert problem is not None
+        assert re.search(says, problem), problem
+        assert "\n" not in problem
+        return True
+
+    async def require_everybody(self) -> None:
+        """Everybody who beats is listed and resolved as who they are; nobody heard anything else."""
+        listed = await self.registry.list_active(None, limit=1000)
+        assert {instance.instance_id for instance in listed} == set(self.beating)
+        found = await self.registry.resolve([f"agent-{int(instance_id[-12:])}" for instance_id in self.beating])
+        for instance_id, resolution in zip(self.beating, found.value, strict=True):
+            status = self._told[instance_id][-1][0]
+            if status == Status.ALIVE.value:
+                assert resolution.instance is not None, resolution
+                assert (resolution.instance.instance_id, resolution.verdict) == (instance_id, Verdict.FRESH)
+        assert found.complete
+        assert not self.lost
+
+    def admin(self, database: str | None = None) -> psycopg.Connection:
+        """A session beside the proxy that may write whatever is set."""
+        dsn = self.server.dsn(database if database is not None else self.database)
+        return psycopg.connect(dsn, autocommit=True, options="-c default_transaction_read_only=off")
+
+    def run(self, *statements: str) -> None:
+        """Run statements by hand."""
+        with self.admin() as connection:
+            for statement in statements:
+                connection.execute(statement)
+
+    def require_history(self) -> None:
+        """Every change was committed, in its order, once."""
+        with self.admin() as connection:
+            rows = connection.execute(
+                "select instance_id::text, to_status::text, seq from registry_transition order by id"
+            )
+            history: dict[str, list[tuple[str, int | None]]] = {}
+            for instance_id, status, seq in rows.fetchall():
+                history.setdefault(instance_id, []).append((status, seq))
+            assert history == self._told
+            states = connection.execute("select instance_id::text, status::text, seq from registry_instance").fetchall()
+        assert {row[0]: row[1:] for row in states} == {who: told[-1] for who, told in self._told.items()}
+
+
+@pytest.fixture
+def proxy(server: PostgresServer) -> Iterator[Proxy]:
+    proxy = Proxy(server.socket)
+    proxy.start()
+    yield proxy
+    proxy.stop()
+
+
+@pytest.fixture
+async def idle(server: PostgresServer, proxy: Proxy) -> AsyncIterator[Stage]:
+    """A registry that is not started."""
+    database = server.create_database()
+    stage = Stage(server, proxy, database)
+    yield stage
+    await stage.stop()
+    server.drop_database(database)
+
+
+@pytest.fixture
+async def stage(idle: Stage) -> Stage:
+    """The fleet at work."""
+    await idle.start()
+    return idle
+
+
+async def timed(call: Awaitable[Receipt]) -> tuple[Receipt, float]:
+    """A receipt and the seconds that it took."""
+    started_s = time.monotonic()
+    return await call, time.monotonic() - started_s
+
+
+# The outages: each begins, and ends when what it left in `mend` is done
+
+
+def refused(stage: Stage) -> None:
+    stage.mend.callback(stage.proxy.heal)
+    stage.proxy.refuse()
+
+
+def reset(stage: Stage) -> None:
+    stage.mend.callback(stage.proxy.heal)
+    stage.proxy.reset_everyone()
+
+
+def deaf(stage: Stage) -> None:
+    stage.mend.callback(stage.proxy.heal)
+    stage.proxy.go_deaf()
+
+
+def crashed(stage: Stage) -> None:
+    stage.mend.callback(stage.server.start)
+    stage.server.stop()
+
+
+def locked(stage: Stage) -> None:
+    """Every statement waits for somebody who does not come back."""
+    session = stage.admin()
+    stage.mend.callback(session.close)
+    session.execute("begin")
+    session.execute("lock table registry_instance in access exclusive mode")
+
+
+def standby(stage: Stage) -> None:
+    stage.mend.callback(stage.server.promote)
+    stage.server.become_standby(is_hot=True)
+
+
+def closed_standby(stage: Stage) -> None:
+    stage.mend.callback(stage.server.promote)
+    stage.server.become_standby(is_hot=False)
+
+
+def read_only_database(stage: Stage) -> None:
+    """Concerns new sessions alone: those that there are go on as they began, then and later."""
+    stage.mend.callback(stage.run, f"alter database {stage.database} reset default_transaction_read_only")
+    stage.run(f"alter database {stage.database} set default_transaction_read_only = on")
+    stage.proxy.cut()
+
+
+def read_only_server(stage: Stage) -> None:
+    stage.mend.callback(
+        stage.run, "alter system reset default_transaction_read_only", "select pg_reload_conf()"
+    )  # fmt: skip
+    stage.run("alter system set default_transaction_read_only = on", "select pg_reload_conf()")
+
+
+def out_of_connections(stage: Stage) -> None:
+    stage.proxy.refuse()
+    with stage.admin("postgres") as watch:
+        while watch.execute(
+            "select count(*) from pg_stat_activity where application_name like 'seedcore%'"
+        ).fetchone() != (0,):
+            time.sleep(0.01)
+    with suppress(psycopg.OperationalError):
+        while True:
+            stage.mend.enter_context(stage.admin("postgres"))
+    stage.proxy.heal()
+
+
+def out_of_disk(stage: Stage) -> None:
+    """The tables move to a disk of their own, and somebody fills it."""
+    disk = Path(tempfile.mkdtemp(prefix="disk-", dir="/tmp"))
+    stage.mend.callback(disk.rmdir)
+    owner = stage.server.folder.stat().st_uid
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size=4m,mode=0700,uid={owner}", "tmpfs", disk], check=False
+    )
+    if mounted.returncode:
+        pytest.skip("a small disk cannot be mounted here: it takes root")
+    stage.mend.callback(lambda: subprocess.run(["umount", "--lazy", disk], check=True))
+    name = f"small_{stage.database}"
+    stage.run(f"create tablespace {name} location '{disk}'")
+    stage.mend.callback(stage.run, f"drop tablespace {name}")
+    tables = ("registry_instance", "registry_transition")
+    for table in tables:
+        stage.run(f"alter table {table} set tablespace {name}")
+        stage.mend.callback(stage.run, f"alter table {table} set tablespace pg_default")
+    ballast = disk / "ballast"
+    stage.mend.callback(ballast.unlink)
+    with suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+def stale_sequence(stage: Stage) -> None:
+    """A table was restored without its sequence: what the database refuses is no fault of a change."""
+    stage.mend.callback(stage.run, "alter table registry_transition alter id restart with 1000000")
+    stage.run("alter table registry_transition alter id restart with 1")
+
+
+def renamed_table(stage: Stage) -> None:
+    stage.mend.callback(stage.run, "alter table away rename to registry_instance")
+    stage.run("alter table registry_instance rename to away")
+
+
+OUTAGES: dict[Callable[[Stage], None], str] = {
+    refused: "refused",
+    reset: "reset by peer|closed the connection|connection to server",
+    deaf: "no answer|timeout expired",
+    crashed: "closed the connection|No such file|refused|terminat",
+    locked: "statement timeout|busy",
+    standby: "read-only",
+    closed_standby: "not accepting connections|starting up|not yet accepting",
+    read_only_database: "read-only",
+    read_only_server: "read-only",
+    out_of_connections: "too many clients",
+    out_of_disk: "No space left on device",
+    renamed_table: '"registry_instance" does not exist .*our schema is missing or damaged',
+    stale_sequence: "duplicate key",
+}
+
+
+@pytest.mark.parametrize(("begin", "says"), OUTAGES.items(), ids=lambda value: getattr(value, "__name__", ""))
+async def test_registry_goes_on_from_memory_and_then_commits_everything_in_order_and_once(
+    stage: Stage, begin: Callable[[Stage], None], says: str
+) -> None:
+    await asyncio.to_thread(begin, stage)
+    began_s, before, cpu_s = time.monotonic(), stage.effort, time.process_time()
+
+    newcomer = await stage.register_until_not_durable(FLEET)
+    await eventually(lambda: stage.names_the_problem(says), within_s=3.0)
+    # all at once: they do not wait for one another
+    newcomers = range(newcomer, newcomer + FLEET)
+    answers = await asyncio.gather(
+        *(timed(stage.register(number)) for number in newcomers),
+        *(timed(stage.turn(number, Status.ALIVE)) for number in newcomers),
+        *(timed(stage.turn(number, Status.DRAINING)) for number in (0, 1)),
+        timed(stage.repeat(0)),
+    )
+    for receipt, took_s in answers:
+        assert (receipt.durable, took_s < DURABLE_WAIT_S + PAUSE_S) == (False, True), (receipt, took_s)
+        assert re.search(says, str(receipt.why)), receipt
+    while time.monotonic() < began_s + OUTAGE_S:
+        await stage.require_everybody()
+        await asyncio.sleep(BEAT_S / 3)
+    lasted_s, cpu_s = time.monotonic() - began_s, time.process_time() - cpu_s
+    connections, statements = (now - then for now, then in zip(stage.effort, before, strict=True))
+
+    await asyncio.to_thread(stage.mend.close)
+    ended_s = time.monotonic()
+    await eventually(stage.is_ready, within_s=HEALED_WITHIN_S)
+    healed_s = time.monotonic() - ended_s
+    logger.info(
+        "%s: away %.1f s, tried %d connections and %d statements, CPU %.2f s; well %.1f s after its end",
+        begin.__name__, lasted_s, connections, statements, cpu_s, healed_s,
+    )  # fmt: skip
+    tries = most_tries(lasted_s)
+    assert connections <= CONNECTIONS_A_TRY * tries
+    assert statements <= STATEMENTS_A_TRY * tries
+    stage.require_history()
+    await stage.require_everybody()
+    assert (await stage.turn(2, Status.DRAINING)).durable
+    stage.require_history()
+
+
+def most_tries(lasted_s: float) -> float:
+    """How often the back-off lets the database be tried: doubling from 0.1 s, then at least half of its longest."""
+    return 4 + lasted_s / (RETRY_MAX_S / 2)
+
+
+# Losses that nobody mends: it comes back by itself
+
+
+async def test_connections_that_were_cut_cost_a_moment(stage: Stage) -> None:
+    stage.proxy.cut()
+    receipts = await asyncio.gather(*(stage.turn(number, Status.DRAINING) for number in range(FLEET)))
+    await eventually(stage.is_ready, within_s=1.0 + PAUSE_S)
+    assert [(await stage.repeat(number)).durable for number in range(FLEET)] == [True] * FLEET, receipts
+    stage.require_history()
+
+
+async def test_connections_that_are_silently_dead_are_given_up_together_and_leave_nothing_behind(stage: Stage) -> None:
+    tasks = len(asyncio.all_tasks())
+    # the pool grows to its bound, so that several dead connections wait in it
+    await asyncio.gather(*(stage.registry.describe(f"agent-{number}") for number in range(FLEET)))
+    began_s = time.monotonic()
+    stage.proxy.half_open()
+    receipt, took_s = await timed(stage.turn(0, Status.DRAINING))
+    assert (receipt.durable, took_s < DURABLE_WAIT_S + PAUSE_S) == (False, True), (receipt, took_s)
+    assert re.search("waited|no answer", str(receipt.why)), receipt
+    await eventually(stage.is_ready, within_s=HEALED_WITHIN_S)
+    # one deadline, not one for each connection
+    assert time.monotonic() - began_s < LIMITS.answer_s + 1.0 + 2 * PAUSE_S
+    stage.require_history()
+    await stage.require_everybody()
+    await eventually(lambda: len(asyncio.all_tasks()) <= tasks)
+
+
+async def test_readers_that_hold_every_connection_delay_nobody_for_long(stage: Stage) -> None:
+    await asyncio.to_thread(locked, stage)
+    reads = [asyncio.create_task(stage.registry.describe("agent-1")) for _ in range(4 * LIMITS.max_size)]
+    answers = await asyncio.gather(*(timed(stage.turn(number, Status.DRAINING)) for number in range(FLEET)))
+    for receipt, took_s in answers:
+        assert (receipt.durable, took_s < DURABLE_WAIT_S + PAUSE_S) == (False, True), (receipt, took_s)
+        assert receipt.why
+    done, late = await asyncio.wait(reads, timeout=LIMITS.answer_s + LIMITS.connect_timeout_s + PAUSE_S)
+    assert not late
+    assert not any(read.result().complete for read in done)
+    await eventually(lambda: stage.names_the_problem("statement timeout|busy"))
+    stage.mend.close()
+    await eventually(stage.is_ready, within_s=HEALED_WITHIN_S)
+    stage.require_history()
+
+
+# At the start
+
+
+@pytest.mark.parametrize("begin", [refused, deaf, crashed, closed_standby], ids=lambda value: value.__name__)
+async def test_registry_that_starts_without_its_database_serves_and_joins_it_later(
+    idle: Stage, begin: Callable[[Stage], None]
+) -> None:
+    await asyncio.to_thread(begin, idle)
+    idle.open()
+    answers = await asyncio.gather(*(timed(idle.register(number)) for number in range(FLEET)))
+    answers += await asyncio.gather(*(timed(idle.turn(number, Status.ALIVE)) for number in range(FLEET)))
+    for receipt, took_s in answers:
+        assert (receipt.durable, took_s < DURABLE_WAIT_S + PAUSE_S) == (False, True), (receipt, took_s)
+    await eventually(lambda: idle.names_the_problem(OUTAGES[begin]))
+    await asyncio.to_thread(idle.mend.close)
+    await eventually(idle.is_ready, within_s=HEALED_WITHIN_S)
+    idle.require_history()
+    await idle.require_everybody()
+
+
+async def test_server_that_goes_deaf_while_the_schema_is_looked_at_does_not_hold_the_start(idle: Stage) -> None:
+    with idle.admin() as session:
+        session.execute("begin")
+        session.execute("lock table schema_migration in access exclusive mode")
+        idle.open()
+        waits = "select count(*) from pg_stat_activity where wait_event_type = 'Lock'"
+        with idle.admin() as watch:
+            await eventually(lambda: watch.execute(waits).fetchone() == (1,))
+        idle.proxy.half_open()
+        await eventually(lambda: idle.names_the_problem("no answer"))
+    await eventually(idle.is_ready, within_s=HEALED_WITHIN_S)
+
+
+# What is lost with the database
+
+
+async def test_dropped_table_is_told_to_the_operator_until_it_is_restored(stage: Stage) -> None:
+    stage.run("create table backup as table registry_transition", "drop table registry_transition")
+    assert not (await stage.turn(0, Status.DRAINING)).durable
+    await eventually(lambda: stage.names_the_problem('"registry_transition" does not exist .*restore it'))
+    await stage.require_everybody()
+    stage.run(
+        "create table registry_transition (id bigint generated always as identity primary key, instance_id uuid,"
+        " logical_id text, from_status instancestatus, to_status instancestatus, seq bigint, cause text,"
+        " at timestamptz default now())",
+        "insert into registry_transition overriding system value table backup",
+        "select setval(pg_get_serial_sequence('registry_transition', 'id'), (select max(id) from backup))",
+        "drop table backup",
+    )
+    await eventually(stage.is_ready, within_s=HEALED_WITHIN_S)
+    stage.require_history()
+
+
+async def test_database_that_was_emptied_is_made_anew_and_everybody_comes_back(stage: Stage) -> None:
+    stage.comes_back = True
+    stage.run("drop schema public cascade", "create schema public")
+
+    def everybody_is_stored() -> bool:
+        with stage.admin() as connection:
+            rows = connection.execute(
+                "select instance_id::text from registry_instance where status = 'alive'"
+            ).fetchall()
+        assert {row[0] for row in rows} == set(stage.beating)
+        return True
+
+    await eventually(everybody_is_stored)
+    await eventually(stage.is_ready)
+    found = await stage.registry.resolve([f"agent-{number}" for number in range(FLEET)])
+    assert [resolution.verdict for resolution in found.value] == [Verdict.FRESH] * FLEET
+    assert (await stage.registry.health()).fenced_by is None
+
+
+async def test_database_restored_from_before_our_term_is_joined_again(stage: Stage) -> None:
+    stage.run("update cluster_metadata set term = 0")
+    await stage.turn(0, Status.DRAINING)
+    await eventually(stage.is_ready, within_s=HEALED_WITHIN_S)
+    assert (await stage.repeat(0)).durable
+    assert (await stage.registry.health()).fenced_by is None
+    await stage.require_everybody()
+    stage.require_history()
+
+
+# Readers beside the registry
+
+
+async def test_many_readers_of_a_lost_database_hear_why_at_once_and_try_it_seldom(
+    server: PostgresServer, proxy: Proxy
+) -> None:
+    store = PostgresStore(proxy.dsn("postgres"), LIMITS, read_only=True)
+    await store.open()
+    with pytest.raises(StoreUnavailableError, match="does not exist"):
+        await store.current_epoch()
+    proxy.reset_everyone()
+    before, asked, began_s = proxy.accepted, 0, time.monotonic()
+    while (lasted_s := time.monotonic() - began_s) < 2.0:
+        errors = await asyncio.gather(*(store.current_epoch() for _ in range(10)), return_exceptions=True)
+        assert all(isinstance(error, StoreUnavailableError) for error in errors)
+        asked += len(errors)
+        await asyncio.sleep(0.01)
+    await store.close()
+    assert asked > 200
+    # 0.1, 0.2, 0.4, 0.8, then 1 s apart
+    assert proxy.accepted - before <= 5 + lasted_s
+
+
+# Ten minutes
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("begin", [refused, deaf, standby], ids=lambda value: value.__name__)
+async def test_long_outage_costs_less_than_a_healthy_database(
+    server: PostgresServer, proxy: Proxy, begin: Callable[[Stage], None]
+) -> None:
+    """As long as `OUTAGE_SEC` says: ten minutes."""
+    lasts_s = float(os.environ.get("OUTAGE_SEC", "600"))
+    fleet = 200
+    database = server.create_database()
+    # with the limits and times of an installation
+    stage = Stage(server, proxy, database, RegistryConfig(ray_cluster="outages"), PoolLimits())
+    await stage.start(fleet)
+
+    async def cpu_share(seconds: float) -> float:
+        """Of one core, over so much time; everybody is there all the while."""
+        cpu_s, ends_s = time.thread_time(), time.monotonic() + seconds
+        while time.monotonic() < ends_s:
+            await stage.require_everybody()
+            await asyncio.sleep(5.0)
+        return (time.thread_time() - cpu_s) / seconds
+
+    healthy = await cpu_share(max(30.0, lasts_s / 5))
+    await asyncio.to_thread(begin, stage)
+    assert not (await stage.turn(0, Status.DRAINING)).durable
+    await eventually(lambda: stage.names_the_problem(OUTAGES[begin]), within_s=30)
+    before = stage.effort
+    away = await cpu_share(lasts_s)
+    connections, statements = (now - then for now, then in zip(stage.effort, before, strict=True))
+    newcomers = await asyncio.gather(*(stage.register(number) for number in range(fleet, fleet + 10)))
+    assert not any(receipt.durable for receipt in newcomers)
+    await asyncio.to_thread(stage.mend.close)
+    ended_s = time.monotonic()
+    await eventually(stage.is_ready, within_s=30)
+    logger.info(
+        "%s: away %.0f s, tried %d connections and %d statements, CPU %.2f %% of a core, healthy %.2f %%, ratio %.2f;"
+        " well %.1f s after its end",
+        begin.__name__, lasts_s, connections, statements, 100 * away, 100 * healthy, away / healthy,
+        time.monotonic() - ended_s,
+    )  # fmt: skip
+    stage.require_history()
+    await stage.require_everybody()
+    await stage.stop()
+    server.drop_database(database)
+    assert away < healthy
+    assert connections <= 4 + CONNECTIONS_A_TRY * lasts_s / 2.5
