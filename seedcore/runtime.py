@@ -15,6 +15,7 @@ from seedcore.registry.actor import ensure_registry
 from seedcore.registry.answers import Hello
 from seedcore.registry.config import RegistryConfig
 from seedcore.settings import Settings
+from seedcore.store.claim import Claim
 from seedcore.store.connections import PoolLimits
 from seedcore.store.embedded import EmbeddedPostgres, dsn_if_running
 from seedcore.store.postgres import PostgresStore, checked_dsn, migrate_database
@@ -39,7 +40,13 @@ class StoreRecipe:
             await self._writable_dsn(),
             PoolLimits(max_size=self.pool_size),
             ensure_server=self._writable_dsn if self.dsn is None else None,
+            claim=Claim(self.data_dir).take if self.dsn is None else None,
         )
+
+    def require_free_for(self, ray_cluster: str) -> None:
+        """Raise StoreUnavailableError where the registry of another Ray cluster works on our data folder now."""
+        if self.dsn is None:
+            Claim(self.data_dir).require_free_for(ray_cluster)
 
     async def reader(self) -> PostgresStore:
         """A store to read with, beside the registry. Never starts a server.
@@ -80,11 +87,14 @@ def store_recipe(settings: Settings) -> StoreRecipe:
 async def start_registry(settings: Settings) -> Hello:
     """The registry actor of this cluster, started unless it runs. Ray must be initialised.
 
-    Raises ConfigurationError, VersionMismatchError or RegistryUnavailableError.
+    Raises ConfigurationError, VersionMismatchError, RegistryUnavailableError, or StoreUnavailableError where another
+    cluster's registry has the embedded database.
     """
     recipe = store_recipe(settings)
+    ray_cluster = ray.get_runtime_context().get_session_name()
+    recipe.require_free_for(ray_cluster)
     config = RegistryConfig(
-        ray_cluster=ray.get_runtime_context().get_session_name(),
+        ray_cluster=ray_cluster,
         store_kind="embedded" if recipe.dsn is None else "postgres",
         epoch=settings.cluster_epoch,
         beat_interval_s=settings.beat_interval_s,

@@ -15,11 +15,12 @@ from rich.console import Console
 from seedcore import __version__
 from seedcore.cli import bench
 from seedcore.cli import demo as demo_command
-from seedcore.cli.cluster import join_cluster, ladder_of
+from seedcore.cli.cluster import join_cluster
 from seedcore.cli.render import agent_json, epochs_json, listing_json, show_agent, show_epochs, show_listing
 from seedcore.core.errors import CannotKnowError, RegistryError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import InstanceFilter, Listing
+from seedcore.discovery.app import ladder_of
 from seedcore.discovery.ladder import DiscoveryLadder, NameListing
 from seedcore.discovery.routes import parse_labels
 from seedcore.registry.actor import stop_registry

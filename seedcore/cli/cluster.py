@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
+import sys
+import threading
 
 import ray
 from rich.console import Console
 
 from seedcore.core.errors import RegistryError, first_line
-from seedcore.discovery.ladder import DiscoveryLadder
-from seedcore.registry.connection import RegistryConnection
-from seedcore.registry.directory import RayDirectory
-from seedcore.registry.handles import HandleFinder
-from seedcore.runtime import store_recipe
 from seedcore.settings import Settings
 
 _LISTENER_TIMEOUT_S = 5.0
+_JOIN_TIMEOUT_S = 60.0
 
 
 class NoClusterError(RegistryError):
@@ -25,6 +24,11 @@ class NoClusterError(RegistryError):
     def __init__(self, why: str) -> None:
         super().__init__(why)
         self.why = why
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether none runs on this machine, as opposed to one that cannot be joined."""
+        return self.why.startswith("Could not find any running Ray instance")
 
     def __str__(self) -> str:
         return (
@@ -37,10 +41,22 @@ def join_cluster(settings: Settings) -> None:
     """Connect to the running cluster. Raises NoClusterError."""
     if settings.ray_address is not None:
         _require_listener(settings.ray_address)
+    patience = threading.Timer(_JOIN_TIMEOUT_S, _give_up)
+    patience.daemon = True
+    patience.start()
     try:
         ray.init(address="auto", namespace=settings.namespace, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise NoClusterError(first_line(error)) from error
+    finally:
+        patience.cancel()
+
+
+def _give_up() -> None:
+    """Ray itself waits for ever for what listens there and is no Ray, and cannot be interrupted."""
+    sys.stderr.write(f"seedcore: {NoClusterError(f'no answer within {_JOIN_TIMEOUT_S:g} s')}\n")
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _require_listener(address: str) -> None:
@@ -55,19 +71,11 @@ def _require_listener(address: str) -> None:
 
 
 def join_or_start_cluster(settings: Settings, console: Console) -> None:
-    """Connect to the running cluster, or start one that ends with this process."""
+    """Connect to the running cluster, or, where none runs and none is named, start one that ends with this process."""
     try:
         join_cluster(settings)
-    except NoClusterError:
+    except NoClusterError as error:
+        if settings.ray_address is not None or not error.is_absent:
+            raise
         console.print("No Ray cluster runs; starting one for as long as this command runs.")
         ray.init(address="local", namespace=settings.namespace, log_to_driver=False, logging_level=logging.ERROR)
-
-
-def ladder_of(settings: Settings) -> DiscoveryLadder:
-    """The same ladder that discovery climbs."""
-    return DiscoveryLadder(
-        RegistryConnection(settings.namespace, settings.call_timeout_s),
-        store_recipe(settings).reader,
-        RayDirectory(settings.namespace, settings.call_timeout_s),
-        HandleFinder(settings.namespace, settings.probe_timeout_s),
-    )

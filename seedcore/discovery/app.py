@@ -9,18 +9,38 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-from seedcore.core.errors import RegistryError, RegistryUnavailableError
+from seedcore.core.errors import RegistryError, RegistryUnavailableError, StoreUnavailableError
+from seedcore.core.ports import InstanceReader
 from seedcore.discovery.ladder import DiscoveryLadder
-from seedcore.registry.connection import RegistryConnection
+from seedcore.registry.connection import NoRegistry, RegistryConnection
 from seedcore.registry.directory import RayDirectory
 from seedcore.registry.handles import HandleFinder
 from seedcore.registry.lookup import ActorHandle
 from seedcore.runtime import start_registry, store_recipe
-from seedcore.settings import Settings
+from seedcore.settings import Mode, Settings
 
 logger = logging.getLogger(__name__)
 
 _KEEP_PERIOD_S = 5.0
+
+
+def ladder_of(settings: Settings, connection: RegistryConnection | None = None) -> DiscoveryLadder:
+    """The ladder that the settings ask for: in mode ray it has the last rung alone."""
+    return DiscoveryLadder(
+        connection if connection is not None else _connection_of(settings),
+        _no_reader if settings.mode is Mode.RAY else store_recipe(settings).reader,
+        RayDirectory(settings.namespace, settings.call_timeout_s),
+        HandleFinder(settings.namespace, settings.probe_timeout_s),
+    )
+
+
+def _connection_of(settings: Settings) -> RegistryConnection:
+    kind = NoRegistry if settings.mode is Mode.RAY else RegistryConnection
+    return kind(settings.namespace, settings.call_timeout_s)
+
+
+async def _no_reader() -> InstanceReader:
+    raise StoreUnavailableError("the mode is ray")
 
 
 class Discovery:
@@ -28,15 +48,10 @@ class Discovery:
 
     def __init__(self, settings: Settings, keep_registry: bool) -> None:
         self.settings = settings
-        self._connection = RegistryConnection(settings.namespace, settings.call_timeout_s)
-        self.ladder = DiscoveryLadder(
-            self._connection,
-            store_recipe(settings).reader,
-            RayDirectory(settings.namespace, settings.call_timeout_s),
-            HandleFinder(settings.namespace, settings.probe_timeout_s),
-        )
+        self._connection = _connection_of(settings)
+        self.ladder = ladder_of(settings, self._connection)
         self._keeping: asyncio.Task[None] | None = None
-        if keep_registry and settings.registry_enabled:
+        if keep_registry and settings.registry_enabled and settings.mode is not Mode.RAY:
             self._keeping = asyncio.get_running_loop().create_task(self._keep_registry())
 
     def check_health(self) -> None:

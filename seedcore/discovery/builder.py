@@ -5,6 +5,7 @@ No `from __future__ import annotations` here: Serve reads the type of `args` fro
 
 from typing import Annotated, Any
 
+import ray
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
@@ -25,9 +26,12 @@ class DiscoveryArgs(BaseModel):
 
 
 def build(args: DiscoveryArgs) -> serve.Application:
-    """The application, for `import_path: seedcore.discovery:build`. Raises ConfigurationError."""
+    """The application, for `import_path: seedcore.discovery:build`.
+
+    Raises ConfigurationError, or StoreUnavailableError where another cluster's registry has the embedded database.
+    """
     settings = load_settings()
-    store_recipe(settings)
+    store_recipe(settings).require_free_for(ray.get_runtime_context().get_session_name())
     deployment: Any = serve.deployment(
         name="Discovery",
         num_replicas=args.num_replicas,

@@ -120,7 +120,7 @@ class DiscoveryLadder:
             if listing.complete:
                 return listing
             incomplete = listing
-            problems.append("the registry is still recovering")
+            problems.append("the registry is still recovering, or superseded")
         except (RegistryUnavailableError, StoreUnavailableError) as error:
             problems.append(str(error))
         try:
@@ -262,6 +262,8 @@ class DiscoveryLadder:
             health = await self.registry_health()
             if isinstance(health, str):
                 return health
+            if health.fenced_by is not None:
+                return f"superseded by the registry of term {health.fenced_by}: it only reads"
             return None if health.recovered else "the registry is still recovering"
 
         async def ray_listing() -> str | None:

@@ -254,6 +254,13 @@ class RegistryConnection:
         return RegistryUnavailableError(why)
 
 
+class NoRegistry(RegistryConnection):
+    """Where the mode is ray: every method raises RegistryUnavailableError, and nobody is asked."""
+
+    async def _found(self) -> ActorHandle:
+        raise RegistryUnavailableError("the mode is ray")
+
+
 class _Replaced(RegistryUnavailableError):
     """The actor behind our cached handle is gone for good."""
 

@@ -249,7 +249,7 @@ class Registry:
             if answer.instance is not None:
                 answer = replace(answer, instance=self._roster.observed(answer.instance, now_s, at))
             found.append(answer)
-        return Answer(found, Source.REGISTRY, at, self._roster.version, complete=self._writer.recovered)
+        return Answer(found, Source.REGISTRY, at, self._roster.version, complete=self._writer.is_complete)
 
     async def list_active(
         self,
@@ -285,7 +285,7 @@ class Registry:
             source=Source.REGISTRY,
             as_of=at,
             version=self._roster.version,
-            complete=self._writer.recovered,
+            complete=self._writer.is_complete,
             next_cursor=encode_cursor(rows[-1]) if has_more else None,
             stream=self._roster.feed.stream,
         )
@@ -486,7 +486,7 @@ class Registry:
 
         Where too many miss their beats at once, only those whose death Ray confirms.
         """
-        if not self._writer.recovered or self._writer.fenced_by is not None:
+        if not self._writer.is_complete:
             return
         lapsed = self._roster.lapsed(now_s, len(self._roster))
         was_frozen = self._lateness.is_frozen

@@ -80,6 +80,7 @@ class Writer:
         self._problem: str | None = "not connected to the database yet"
         self.is_failing = False
         self.fenced_by: FencedError | None = None
+        self._fenced_tries = 0
 
     # Taking work
 
@@ -139,6 +140,11 @@ class Writer:
         return self._problem
 
     @property
+    def is_complete(self) -> bool:
+        """Whether our memory is the whole truth: we have read the database, and nobody newer writes it."""
+        return self.recovered and self.fenced_by is None
+
+    @property
     def counts(self) -> FlushCounts:
         """Totals since the start."""
         beats = self._beats.counts
@@ -196,6 +202,9 @@ class Writer:
                     self.recovered = False
                 elif self.fenced_by is None:
                     self._give_way(error)
+                else:
+                    # it answers: what was wrong with it before is over
+                    self._note_back()
                 continue
             except RegistryError as error:
                 self._note_problem(error)
@@ -229,6 +238,7 @@ class Writer:
         """A newer registry writes. What waits was never acknowledged as durable: its agents keep it."""
         logger.error("%s", error, extra={"pending_changes": self.pending_changes})
         self.fenced_by = error
+        self._fenced_tries = 0
         self._problem = None
         self.is_failing = False
         self._changes.clear()
@@ -245,7 +255,10 @@ class Writer:
         One of our own cluster, that Ray had replaced, may have started late. Another cluster's leaves us superseded for
         good. Raises FencedError while we are.
         """
-        await asyncio.sleep(self._config.epoch_check_s * random.uniform(0.9, 1.1))
+        # ever more rarely, since the database logs each refusal
+        self._fenced_tries += 1
+        period_s = self._config.epoch_check_s * min(4, self._fenced_tries)
+        await asyncio.sleep(period_s * random.uniform(0.9, 1.1))
         await self._recover(idle_s=self._config.term_idle_s)
         logger.warning("the newer registry is gone; this one writes again", extra={"term": self.term})
         self.fenced_by = None
@@ -261,7 +274,7 @@ class Writer:
             logger.warning("the registry goes on from memory: %s", error)
         self._counts = replace(self._counts, failures=self._counts.failures + 1)
         self.is_failing = True
-        self._problem = first_line(error)
+        self._problem = error.why if isinstance(error, StoreUnavailableError) else first_line(error)
 
     def _note_back(self) -> None:
         if self.is_failing:

@@ -78,9 +78,11 @@ class PostgresStore:
         *,
         read_only: bool = False,
         ensure_server: Callable[[], Awaitable[object]] | None = None,
+        claim: Callable[[str], None] | None = None,
     ) -> None:
         """`read_only` never migrates or writes: for readers beside the registry. No connection is tried yet.
-        `ensure_server` runs at each `open()`, for a server that may have to be started.
+        `ensure_server` runs at each `open()`, for a server that may have to be started; `claim`, with the Ray cluster,
+        before each `begin()`, and raises StoreUnavailableError where this database is another's.
 
         Raises ConfigurationError where the DSN cannot be parsed.
         """
@@ -88,6 +90,7 @@ class PostgresStore:
         self._dsn = checked_dsn(dsn)
         self._read_only = read_only
         self._ensure_server = ensure_server
+        self._claim = claim
         self._connections = Connections(self._dsn, self._limits, read_only=read_only)
         self._migrated = False
         self._opening = asyncio.Lock()
@@ -148,6 +151,8 @@ class PostgresStore:
         check_lease(lease_s)
         if epoch is not None:
             check_epoch(epoch)
+        if self._claim is not None:
+            self._claim(ray_cluster)
         rows = await self._run(
             "begin_registry", {"ray_cluster": ray_cluster, "epoch": epoch, "lease_s": lease_s, "idle_s": idle_s}
         )

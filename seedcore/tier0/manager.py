@@ -206,7 +206,7 @@ class Tier0MemoryManager:
             except DirectoryUnavailableError as error:
                 problems.append(str(error))
         if listing is not None and not listing.complete:
-            problems.append("the registry is still recovering")
+            problems.append("the registry is still recovering, or superseded")
         agents = tuple(
             agent for agent in self.list_agents() if agent.instance is None or agent.instance.status is Status.ALIVE
         )
@@ -274,7 +274,7 @@ class Tier0MemoryManager:
         if failure is not None:
             raise failure
         if not answer.complete:
-            raise RegistryUnavailableError("it is still recovering and does not know this agent yet")
+            raise RegistryUnavailableError("it is still recovering, or superseded, and does not know this agent")
         if found.is_known or self._mode is Mode.REGISTRY:
             raise NotResolvableError(logical_id, found.why or "unknown")
         return await self._locate_without_registry(logical_id, None)

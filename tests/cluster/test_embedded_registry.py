@@ -67,13 +67,14 @@ async def test_its_database_is_killed_and_comes_back_and_goes_when_the_registry_
     os.kill(guardian, signal.SIGKILL)
     assert (await client.set_status("draining", "meanwhile")).instance_id
 
-    async def is_durable() -> bool:
+    async def is_stored() -> bool:
         await client.beat()
-        return client.undelivered == 0 and (await registry.health()).is_ready
+        described = await registry.describe("kept")
+        assert described.complete
+        stored = [(row.status.value, row.cause) for row in described.history]
+        return client.undelivered == 0 and stored == [("draining", "meanwhile")]
 
-    await eventually(is_durable, within_s=40)
-    history = (await registry.describe("kept")).history
-    assert [(row.status.value, row.cause) for row in history] == [("draining", "meanwhile")]
+    await eventually(is_stored, within_s=40)
 
     # the registry, for good: nobody holds the server any more
     ray.kill(ray.get_actor(REGISTRY_NAME, namespace=settings.namespace), no_restart=True)

@@ -26,6 +26,15 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(sys.executable).parent
 
 
+_RIVAL = """
+import asyncio, ray
+from seedcore.runtime import start_registry
+from seedcore.settings import get_settings
+ray.init(address="local", include_dashboard=False)
+asyncio.run(start_registry(get_settings()))
+"""
+
+
 class Newcomer:
     """A shell of his own: a data folder, a port, commands."""
 
@@ -151,6 +160,12 @@ async def test_serve_demo_list_interrupt_and_serve_again(newcomer: Newcomer) -> 
     assert "Stopped 3 agents of an earlier demo." in again
     assert "declared dead" in again
 
+    assert "(source: ray, incomplete)" in newcomer.run("seedcore", "ls", SEEDCORE_MODE="ray").stdout
+    # another cluster on the same data does not take it away
+    rival = newcomer.run(sys.executable, "-c", _RIVAL, check=False)
+    assert "works on the data in" in rival.stderr
+    assert newcomer.get("/healthz")["registry"]["fenced_by"] is None
+
     # a registry that is stopped for good is started again by discovery
     pid = newcomer.get("/healthz")["registry"]["hello"]["pid"]
     assert "has stopped" in newcomer.run("seedcore", "registry", "stop").stdout
@@ -201,8 +216,9 @@ def test_a_wrong_setting_is_one_line_that_names_it(newcomer: Newcomer, environme
     assert "hunter2" not in answer.stderr
 
 
-def test_without_a_cluster_the_command_says_how_to_start_one(newcomer: Newcomer) -> None:
-    answer = newcomer.run("seedcore", "ls", check=False, RAY_ADDRESS="127.0.0.1:1")
+@pytest.mark.parametrize("command", ["ls", "demo"])
+def test_without_the_cluster_that_is_named_a_command_says_how_to_start_one(newcomer: Newcomer, command: str) -> None:
+    answer = newcomer.run("seedcore", command, check=False, RAY_ADDRESS="127.0.0.1:1")
     assert answer.returncode == 1
     assert "serve run serve_config.yaml" in answer.stderr
     assert "Traceback" not in answer.stderr
