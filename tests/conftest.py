@@ -34,7 +34,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 # their own processes under their own names, or no Ray at all: these may run beside a test that has a Ray cluster in its
 # process
-_OWN_CLUSTERS = {"test_quickstart.py", "test_embedded_registry.py", "test_simulation.py", "test_database_outages.py"}
+_OWN_CLUSTERS = {
+    "test_quickstart.py",
+    "test_embedded_registry.py",
+    "test_simulation.py",
+    "test_processes.py",
+    "test_database_outages.py",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
