@@ -1,15 +1,14 @@
 """The registry itself: memory in front, one write loop behind. A plain class; `actor.py` puts it on Ray.
 
-Owns the roster and the sweep; `writer.py` owns the batches and the store. The rules are in core.
+Owns the roster and what is asked of it; `writer.py` owns the batches and the store, `expiry.py` the deaths. The rules are
+in core.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import os
-import random
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +17,6 @@ from typing_extensions import assert_never
 
 from seedcore import __version__
 from seedcore.core.errors import (
-    BacklogFullError,
     EpochLimitError,
     FencedError,
     FollowersFullError,
@@ -32,7 +30,7 @@ from seedcore.core.errors import (
     UnknownInstanceError,
 )
 from seedcore.core.feed import Feed, FeedBatch
-from seedcore.core.lease import AbsenceMeter, LeaseTerms, MassLateness
+from seedcore.core.lease import LeaseTerms
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import (
     MAX_ID_CHARS,
@@ -64,21 +62,18 @@ from seedcore.core.model import (
 from seedcore.core.paging import check_limit, decode_cursor, encode_cursor
 from seedcore.core.ports import DeathWitness, OnDeath
 from seedcore.core.roster import Roster
-from seedcore.core.verdict import Beats, Death, Evidence, Witness, judge
 from seedcore.core.waiting import end, within
 from seedcore.registry.answers import PROTOCOL, Description, Health, Hello, Observed
 from seedcore.registry.clock import Clock
 from seedcore.registry.config import RegistryConfig
 from seedcore.registry.deathwatch import DeathWatch
+from seedcore.registry.expiry import Expiry
 from seedcore.registry.writer import StoreFactory, Writer, key_of
 
 logger = logging.getLogger(__name__)
 
 MAX_BEATS_A_CALL = 10_000
 HISTORY_LIMIT = 20
-_ASK_RAY_S = 2.0
-_CONFIRMED_A_SWEEP = 64
-_TICK_S = 0.2
 MAX_FEED_WAIT_S = 30.0
 
 
@@ -104,16 +99,7 @@ class Registry:
         self._writer = Writer(config, store_factory, self._roster, self._clock)
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
-        self._watch = watch_factory(self._take_report)
-        self._roster.on_appear = self._watch.add
-        self._roster.on_vanish = self._watch.drop
-        self._lateness = MassLateness(config.freeze_floor, config.freeze_share, config.freeze_max_s)
-        self._deaths_reported = 0
-        self._amnesty_s = 0.0
-        self._sweep_period_s = min(1.0, config.lease_s / 5)
-        self._next_sweep_s = 0.0
-        self._tick_s = min(_TICK_S, self._sweep_period_s / 4)
-        self._absence = AbsenceMeter(self._tick_s, self._clock.monotonic())
+        self._expiry = Expiry(config, self._clock, self._roster, self._writer, watch_factory)
         self._hello = Hello(PROTOCOL, __version__, os.getpid(), config.node_id, self._clock.utc())
 
     # Life
@@ -124,10 +110,10 @@ class Registry:
         Call it in the event loop that will serve.
         """
         if not self._tasks:
-            self._watch.start()
+            self._expiry.start()
             self._tasks = [
                 asyncio.create_task(self._writer.run(), name="registry-write"),
-                asyncio.create_task(self._sweep_loop(), name="registry-sweep"),
+                asyncio.create_task(self._expiry.run(), name="registry-expiry"),
             ]
 
     async def stop(self) -> None:
@@ -136,7 +122,7 @@ class Registry:
             return
         self._stopping = True
         await end(*self._tasks)
-        await self._watch.stop()
+        await self._expiry.stop()
         await self._writer.close()
 
     async def hello(self) -> Hello:
@@ -212,6 +198,15 @@ class Registry:
             is_fenced=self._writer.fenced_by is not None,
         )
 
+    async def report_dead_call(self, instance_id: str) -> Verdict:
+        """A caller's call found the instance's actor dead: ask Ray, and believe nobody else. The verdict after it.
+
+        Raises InvalidInputError or FencedError.
+        """
+        check_instance_id(instance_id)
+        self._writer.require_room()
+        return await self._expiry.check_reported(instance_id)
+
     async def set_current_epoch(self, epoch: str) -> str:
         """Flip discovery to `epoch` in one step; instances of the epoch before are declared dead after it.
 
@@ -242,7 +237,7 @@ class Registry:
             raise InvalidInputError("logical_ids", f"must be a list of 1 to {MAX_PAGE} ids")
         for logical_id in logical_ids:
             check_text("logical_id", logical_id, MAX_ID_CHARS)
-        now_s, at = self._attentive_now_s(), self._clock.utc()
+        now_s, at = self._expiry.attentive_now_s(), self._clock.utc()
         found = []
         for logical_id in logical_ids:
             answer = self._roster.resolve(logical_id, now_s, allow_late=allow_late)
@@ -278,7 +273,7 @@ class Registry:
         if wanted.statuses is not None and Status.DEAD in wanted.statuses:
             return await self._writer.store().list_instances(wanted, limit, cursor)
         after = decode_cursor(cursor)
-        now_s, at = self._attentive_now_s(), self._clock.utc()
+        now_s, at = self._expiry.attentive_now_s(), self._clock.utc()
         rows, has_more = self._roster.page(wanted, after, check_limit(limit), now_s)
         return Listing(
             items=tuple(self._roster.observed(row, now_s, at) for row in rows),
@@ -338,7 +333,7 @@ class Registry:
         Raises UnknownInstanceError, or StoreUnavailableError where only the database could tell.
         """
         check_instance_id(instance_id)
-        now_s, at = self._attentive_now_s(), self._clock.utc()
+        now_s, at = self._expiry.attentive_now_s(), self._clock.utc()
         known = self._roster.get(instance_id)
         if known is not None:
             found = self._roster.observed(known, now_s, at)
@@ -363,7 +358,7 @@ class Registry:
             complete = True
         except StoreUnavailableError as error:
             logger.info("history not readable: %s", error)
-        now_s, at = self._attentive_now_s(), self._clock.utc()
+        now_s, at = self._expiry.attentive_now_s(), self._clock.utc()
         live = tuple(
             Observed(
                 self._roster.observed(row, now_s, at),
@@ -390,10 +385,10 @@ class Registry:
             instances={status.value: n for status, n in self._roster.count_by_status().items()},
             pending_changes=self._writer.pending_changes,
             pending_beats=self._writer.pending_beats,
-            credited_s=self._absence.total_credit_s,
-            is_frozen=self._lateness.is_frozen,
-            deaths_reported=self._deaths_reported,
-            watch_problem=self._watch.problem,
+            credited_s=self._expiry.credited_s,
+            is_frozen=self._expiry.is_frozen,
+            deaths_reported=self._expiry.deaths_reported,
+            watch_problem=self._expiry.watch_problem,
             followers=self._roster.feed.followers,
             healed=self._writer.healed,
             compared_at=self._writer.compared_at,
@@ -424,114 +419,6 @@ class Registry:
     def _receipt(self, known: Instance, seq: int, durable: bool) -> Receipt:
         why = None if durable else (self._writer.problem or "the database is slow")
         return Receipt(known.instance_id, known.status, seq, durable, known.cluster_epoch or None, why)
-
-    # Leases and epochs
-
-    def _declare_dead(self, instance_id: str, cause: str) -> None:
-        """The registry's own verdict, committed like any other change. Raises BacklogFullError."""
-        self._writer.require_room()
-        change = StatusChange(instance_id, Status.DEAD, cause=cause)
-        if self._roster.set_status(change, self._clock.monotonic(), self._clock.utc()).kind is OutcomeKind.APPLIED:
-            self._writer.enqueue(change)
-            logger.info("instance declared dead: %s", cause, extra={"instance_id": instance_id})
-
-    async def _sweep_loop(self) -> None:
-        while True:
-            await asyncio.sleep(self._tick_s)
-            try:
-                now_s = self._attentive_now_s()
-                if now_s >= self._next_sweep_s:
-                    self._next_sweep_s = now_s + self._sweep_period_s * random.uniform(0.9, 1.1)
-                    await self._expire(now_s)
-            except BacklogFullError as error:
-                logger.debug("sweep cut short: %s", error)
-            except Exception:
-                logger.exception("the sweep failed and goes on")
-
-    def _take_report(self, instance_id: str, process: Witness, node: Witness, cause: str) -> None:
-        """Act on what the death watch saw of an instance."""
-        if isinstance(judge(Evidence(process=process, node=node)), Death) and self._writer.fenced_by is None:
-            self._deaths_reported += 1
-            self._declare_dead(instance_id, cause)
-
-    async def report_dead_call(self, instance_id: str) -> Verdict:
-        """A caller's call found the instance's actor dead: ask Ray, and believe nobody else. The verdict after it.
-
-        Raises InvalidInputError or FencedError."""
-        check_instance_id(instance_id)
-        self._writer.require_room()
-        known = self._roster.get(instance_id)
-        if known is None:
-            return Verdict.UNKNOWN
-        self._roster.doubt(instance_id)
-        witness = await self._watch.ask_ray(known, _ASK_RAY_S)
-        if isinstance(judge(Evidence(actor=witness)), Death):
-            self._declare_dead(instance_id, "Ray says that its actor died")
-        return self._verdict(known)
-
-    def _attentive_now_s(self) -> float:
-        """The time, once a stall of this process before it is credited: beats sent meanwhile may still wait."""
-        now_s = self._clock.monotonic()
-        absence_s = self._absence.tick(now_s)
-        if absence_s:
-            self._roster.credit(absence_s, now_s)
-        if absence_s > self._sweep_period_s / 2:
-            logger.warning("this process was stalled; every lease is credited", extra={"credit_s": absence_s})
-            self._amnesty_s = now_s
-            self._writer.owe_grace()
-        return now_s
-
-    async def _expire(self, now_s: float) -> None:
-        """Declare dead whose lease is over, a bounded number of them; never before we know whom we watch.
-
-        Where too many miss their beats at once, only those whose death Ray confirms.
-        """
-        if not self._writer.is_complete:
-            return
-        lapsed = self._roster.lapsed(now_s, len(self._roster))
-        was_frozen = self._lateness.is_frozen
-        silent = self._roster.count_silent(now_s)
-        is_frozen = self._lateness.note(silent, len(self._roster), now_s)
-        if is_frozen != was_frozen:
-            logger.warning(
-                "expiry is frozen: too many miss their beats at once" if is_frozen else "expiry goes on",
-                extra={"silent": silent, "instances": len(self._roster)},
-            )
-        if was_frozen and not is_frozen and not self._lateness.is_spent:
-            # what kept so many silent is over; those not heard yet get a whole lease to return in, however long it was
-            self._roster.credit(math.inf, now_s)
-            self._amnesty_s = now_s
-            return
-        if is_frozen:
-            await self._confirm([instance_id for instance_id, _ in lapsed])
-            return
-        for instance_id, silence_s in lapsed[: self._config.sweep_limit]:
-            self._declare_dead(instance_id, f"lease expired: silent for {silence_s:.0f} s")
-
-    async def _ask_about(self, silent: Instance) -> Witness:
-        # an actor runs one process at a time; who is fresh has beaten, unless we made everybody fresh of late
-        amnesty_s = max(self._amnesty_s, self._writer.recovered_s + self._config.reconnect_grace_s)
-        is_earned = self._clock.monotonic() - amnesty_s > self._config.lease_s
-        if silent.actor_id is not None and any(
-            is_earned and other.actor_id == silent.actor_id and self._verdict(other) is Verdict.FRESH
-            for other in self._roster.instances_of(silent.logical_id)
-        ):
-            return Witness.GONE
-        return await self._watch.ask_ray(silent, _ASK_RAY_S)
-
-    def _verdict(self, instance: Instance) -> Verdict:
-        return self._roster.verdict(instance.instance_id, self._attentive_now_s())
-
-    async def _confirm(self, lapsed: Sequence[str]) -> None:
-        """Ask Ray about some of the silent, others in each sweep, and release those that it knows to be dead."""
-        asked = [
-            row for row in map(self._roster.get, random.sample(lapsed, min(_CONFIRMED_A_SWEEP, len(lapsed)))) if row
-        ]
-        answers = await asyncio.gather(*(self._ask_about(row) for row in asked))
-        for row, witness in zip(asked, answers, strict=True):
-            evidence = Evidence(actor=witness, beats=Beats.LAPSED, is_frozen=True)
-            if isinstance(judge(evidence), Death):
-                self._declare_dead(row.instance_id, "silent, and Ray says that its actor died")
 
 
 def _wanted(change: Change) -> Status:

@@ -569,7 +569,7 @@ class Office:
             clock=Clock(lambda: world.now_s, world.utc),
             watch_factory=lambda on_death: DeathWatch(on_death, SimCluster(world)),
         )
-        declare_dead = self.registry._declare_dead
+        declare_dead = self.registry._expiry.declare_dead
 
         def decide(instance_id: str, cause: str) -> None:
             if instance_id not in world.decided_s:
@@ -578,7 +578,7 @@ class Office:
                     world.alone.add(instance_id)
             declare_dead(instance_id, cause)
 
-        self.registry._declare_dead = decide  # type: ignore[method-assign]
+        self.registry._expiry.declare_dead = decide  # type: ignore[method-assign]
         world.offices.append(self)
         world.loop.run_in(self.name, self._start())
         world.note(f"{self.name} starts in {ray_cluster}")

@@ -165,7 +165,7 @@ async def test_after_a_freeze_longer_than_a_lease_everybody_has_a_whole_lease_to
         for _ in range(round(seconds * 10)):
             elapsed.now_s += 0.1
             await registry.resolve(["agent"])
-        await registry._expire(elapsed.now_s)
+        await registry._expiry.sweep(elapsed.now_s)
 
     await silence(12.0)
     assert (await registry.health()).is_frozen
