@@ -199,7 +199,7 @@ class Connections:
         )
 
     def _parameters(self) -> dict[str, Any]:
-        given = conninfo.conninfo_to_dict(self._dsn).get("options")
+        given = conninfo.conninfo_to_dict(self._dsn)
         options = f"-c statement_timeout={round(self._limits.statement_timeout_s * 1000)} -c timezone=UTC"
         if self._read_only:
             options += " -c default_transaction_read_only=on"
@@ -207,7 +207,9 @@ class Connections:
             **reaching(self._dsn, self._limits),
             "autocommit": True,
             "application_name": "seedcore-reader" if self._read_only else "seedcore-registry",
-            "options": f"{options} {given}" if given else options,
+            "options": f"{options} {given['options']}" if "options" in given else options,
+            # a writer passes by a standby, to another server that the DSN names, or says what this one is
+            "target_session_attrs": given.get("target_session_attrs", "any" if self._read_only else "read-write"),
         }
 
 
