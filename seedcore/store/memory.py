@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+import math
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 
-from seedcore.core.errors import EpochLimitError, FencedError, RetiredEpochError
+from seedcore.core.errors import EpochLimitError, FencedError, InvalidInputError, RetiredEpochError, StoreRejectedError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import (
     Answer,
@@ -28,12 +30,16 @@ from seedcore.core.model import (
     check_epoch,
     check_instance_id,
     check_lease,
+    check_seq,
 )
 from seedcore.core.paging import check_limit, decode_cursor, encode_cursor
 from seedcore.core.rules import apply_registration, apply_status, first_registration
 from seedcore.core.selection import best
 
 MAX_STAGED_EPOCHS = 64
+# what two readings of a clock may differ by
+_CLOCK_ERROR_S = 1.0
+_MAX_AGE_S = 1e9
 
 
 @dataclass(slots=True)
@@ -180,6 +186,10 @@ class MemoryStore:
 
     async def register_many(self, changes: Sequence[RegisterChange]) -> list[Outcome]:
         self._fence()
+        with _refusing():
+            for change in changes:
+                change.registration.validated()
+                check_seq(change.seq)
         # in the order of their ids, as the database writes them, so that new epochs get the same numbers
         by_id = sorted(range(len(changes)), key=lambda index: changes[index].instance_id)
         outcomes = {index: self._register(changes[index]) for index in by_id}
@@ -205,6 +215,9 @@ class MemoryStore:
 
     async def set_status_many(self, changes: Sequence[StatusChange]) -> list[Outcome]:
         self._fence()
+        with _refusing():
+            for change in changes:
+                check_seq(change.seq)
         return [self._set_status(change) for change in changes]
 
     def _set_status(self, change: StatusChange) -> Outcome:
@@ -228,6 +241,8 @@ class MemoryStore:
 
     async def beat_many(self, beats: Sequence[Beat]) -> list[LostBeat]:
         self._fence()
+        if not all(-_CLOCK_ERROR_S <= beat.age_s <= _MAX_AGE_S for beat in beats):
+            raise StoreRejectedError(f"ages of beats must be from 0 to {_MAX_AGE_S:g} seconds")
         now = self._now()
         lost: dict[LostBeat, None] = {}
         for beat in beats:
@@ -239,13 +254,15 @@ class MemoryStore:
             elif known.status is Status.DEAD:
                 lost[LostBeat(beat.instance_id, BeatOutcome.DEAD)] = None
             else:
-                heard = max(known.last_heartbeat, now - timedelta(seconds=beat.age_s))
+                heard = max(known.last_heartbeat, now - timedelta(seconds=max(0.0, beat.age_s)))
                 self._tables.rows[beat.instance_id] = replace(known, last_heartbeat=heard)
         return list(lost)
 
     async def expire_stale(self, lease_s: float | None, limit: int) -> list[str]:
         check_limit(limit)
         self._fence()
+        if lease_s is not None and not 0 < lease_s < math.inf:
+            raise StoreRejectedError(f"a lease must be a number of seconds above 0, not {lease_s:g}")
         reference = self._lease_reference()
         expired: list[str] = []
         for row in self._live_by_id():
@@ -336,6 +353,15 @@ class MemoryStore:
     async def transitions(self, logical_id: str, limit: int) -> list[Transition]:
         check_limit(limit)
         return [step for step in reversed(self._tables.transitions) if step.logical_id == logical_id][:limit]
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """What breaks a limit is refused as the database refuses it."""
+    try:
+        yield
+    except InvalidInputError as error:
+        raise StoreRejectedError(str(error)) from error
 
 
 def newest_first(instances: Iterable[Instance]) -> list[Instance]:

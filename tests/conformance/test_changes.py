@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from seedcore.core.errors import StoreRejectedError
 from seedcore.core.lifecycle import LIVE_STATUSES, Status, is_allowed
-from seedcore.core.model import Outcome, OutcomeKind, RegisterChange, Registration
+from seedcore.core.model import (
+    MAX_LABEL_KEY_CHARS,
+    MAX_LABEL_VALUE_CHARS,
+    MAX_LABELS,
+    MAX_METADATA_BYTES,
+    MAX_METADATA_DEPTH,
+    Outcome,
+    OutcomeKind,
+    RegisterChange,
+    Registration,
+)
 from tests.builders import iid, joins, turns
 from tests.conformance.worlds import EVERYONE, World, enter, row_of
 
@@ -26,6 +39,51 @@ FULL = Registration(
 
 
 # Registering
+
+BAD_REGISTRATIONS: dict[str, RegisterChange] = {
+    "blank logical id": joins(2, "  "),
+    "logical id of other spaces": joins(2, "\u3000\u00a0"),
+    "logical id of two lines": joins(2, "hand\n4"),
+    "blank organ": joins(2, organ_id=" "),
+    "blank epoch": joins(2, cluster_epoch=" "),
+    "negative seq": joins(2, seq=-9),
+    "label that is no text": joins(2, labels={"a": {"x": 1}}),
+    "label that is null": joins(2, labels={"a": None}),
+    "too many labels": joins(2, labels={f"k{n}": "v" for n in range(MAX_LABELS + 1)}),
+    "label without a key": joins(2, labels={"": "v"}),
+    "label with a long key": joins(2, labels={"k" * (MAX_LABEL_KEY_CHARS + 1): "v"}),
+    "label with a long value": joins(2, labels={"k": "v" * (MAX_LABEL_VALUE_CHARS + 1)}),
+    "label of two lines": joins(2, labels={"k": "a\nb"}),
+    "deep metadata": joins(2, metadata={"deep": json.loads("[" * MAX_METADATA_DEPTH + "]" * MAX_METADATA_DEPTH)}),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_REGISTRATIONS)
+async def test_registration_beyond_a_limit_is_refused_with_its_whole_batch(world: World, bad: str) -> None:
+    with pytest.raises(StoreRejectedError):
+        await world.store.register_many([joins(1), BAD_REGISTRATIONS[bad], joins(3)])
+    assert [row async for row in world.store.load_live()] == []
+
+
+async def test_registration_at_its_limits_is_taken(world: World) -> None:
+    labels = {
+        f"{n:02d}".ljust(MAX_LABEL_KEY_CHARS, "\u00e9"): "\u00e9" * MAX_LABEL_VALUE_CHARS for n in range(MAX_LABELS)
+    }
+    deep = {"deep": json.loads("[" * (MAX_METADATA_DEPTH - 1) + "]" * (MAX_METADATA_DEPTH - 1))}
+    wide = {"wide": [0] * ((MAX_METADATA_BYTES - 12) // 3)}
+    changes = [joins(1, labels=labels), joins(2, metadata=deep), joins(3, metadata=wide), joins(4, labels={"k": ""})]
+    for change in changes:
+        change.registration.validated()
+    assert [outcome.kind for outcome in await world.store.register_many(changes)] == [OutcomeKind.APPLIED] * 4
+    assert (await row_of(world, 1)).labels == labels
+    assert [(await row_of(world, number)).metadata for number in (2, 3)] == [deep, wide]
+
+
+async def test_change_with_a_negative_number_is_refused_with_its_whole_batch(world: World) -> None:
+    await enter(world, 1, status="starting")
+    with pytest.raises(StoreRejectedError):
+        await world.store.set_status_many([turns(1, Status.ALIVE, 2), turns(1, Status.DEAD, -9)])
+    assert (await row_of(world, 1)).status is Status.STARTING
 
 
 async def test_registered_instance_is_starting_in_the_current_epoch_with_all_its_details(world: World) -> None:

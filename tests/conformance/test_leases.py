@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from seedcore.core.errors import InvalidInputError
+from seedcore.core.errors import InvalidInputError, StoreRejectedError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Beat, BeatOutcome, InstanceFilter, LostBeat, OutcomeKind
 from tests.builders import iid, joins, turns
@@ -84,6 +84,26 @@ async def test_beat_does_not_revive_the_dead(world: World) -> None:
     assert await row_of(world, 1) == before
 
 
+@pytest.mark.parametrize("age_s", [-1.5, -1e5, float("-inf"), float("nan"), float("inf")])
+async def test_beat_from_the_future_or_from_no_time_is_refused_with_its_whole_batch(world: World, age_s: float) -> None:
+    await enter(world, 1)
+    await enter(world, 2)
+    before = [await row_of(world, number) for number in (1, 2)]
+    with pytest.raises(StoreRejectedError):
+        await world.store.beat_many([Beat(iid(1)), Beat(iid(2), age_s)])
+    assert [await row_of(world, number) for number in (1, 2)] == before
+
+
+async def test_age_that_two_readings_of_a_clock_make_negative_counts_as_none(world: World) -> None:
+    await enter(world, 1)
+    await world.age(iid(1), 100.0)
+    assert await world.store.beat_many([Beat(iid(1), -0.9)]) == []
+    heard = (await row_of(world, 1)).last_heartbeat
+    await world.pass_time()
+    assert await world.store.beat_many([Beat(iid(1))]) == []
+    assert (await row_of(world, 1)).last_heartbeat > heard
+
+
 # Expiry
 
 
@@ -140,6 +160,15 @@ async def test_sweep_without_a_legal_bound_is_refused(world: World, limit: int) 
         await world.store.expire_stale(None, limit)
     with pytest.raises(InvalidInputError):
         await world.store.expire_old_epochs(limit)
+
+
+@pytest.mark.parametrize("lease_s", [0.0, -5.0, float("nan"), float("inf")])
+async def test_sweep_with_a_lease_that_is_none_is_refused_and_ends_nobody(world: World, lease_s: float) -> None:
+    await enter(world, 1)
+    await somebody_beats(world)
+    with pytest.raises(StoreRejectedError):
+        await world.store.expire_stale(lease_s, 10)
+    assert (await row_of(world, 1)).status is Status.ALIVE
 
 
 async def test_lease_is_the_one_the_registry_began_with_unless_a_sweep_names_another(world: World) -> None:

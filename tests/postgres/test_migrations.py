@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from pathlib import Path
 
@@ -10,9 +11,12 @@ import psycopg
 import pytest
 
 from seedcore.core.errors import SchemaError, StoreUnavailableError
+from seedcore.core.lifecycle import Status
+from seedcore.core.model import Beat, InstanceFilter, OutcomeKind
 from seedcore.store import migrations
 from seedcore.store.migrations import Migration, known_migrations, migrate, schema_folder
 from seedcore.store.postgres import PostgresStore, migrate_database
+from tests.builders import iid, turns
 from tests.servers import GUARDED_PASSWORD, GUARDED_ROLE, PostgresServer
 
 SHIPPED = known_migrations()
@@ -123,6 +127,28 @@ async def test_starter_does_not_wait_for_ever_for_another(bare_dsn: str, monkeyp
         with pytest.raises(StoreUnavailableError, match="lock timeout"):
             await migrate_database(bare_dsn)
     assert await migrate_database(bare_dsn) == [migration.name for migration in SHIPPED]
+
+
+async def test_rows_that_break_later_rules_migrate_beat_and_are_read(bare_dsn: str) -> None:
+    before = [migration for migration in SHIPPED if migration.number < 6]
+    await apply(bare_dsn, before)
+    labels = {"a": {"x": 1}, "b": 5, "c": None, **{f"k{number}": "v" for number in range(100)}}
+    with psycopg.connect(bare_dsn, autocommit=True) as connection:
+        for number, logical_id in ((1, "  "), (2, "two\nlines"), (3, "agent")):
+            connection.execute(
+                "select register_instance(%s, %s, p_labels => %s)", (iid(number), logical_id, json.dumps(labels))
+            )
+            connection.execute("select set_instance_status(%s, 'alive')", (iid(number),))
+    assert await apply(bare_dsn, SHIPPED) == [migration.name for migration in SHIPPED[len(before) :]]
+    store = PostgresStore(bare_dsn)
+    await store.open()
+    assert await store.beat_many([Beat(iid(number)) for number in (1, 2, 3)]) == []
+    listed = await store.list_instances(InstanceFilter(), 10)
+    assert [row.logical_id for row in listed] == ["  ", "agent", "two\nlines"]
+    assert {json.dumps(dict(row.labels), sort_keys=True) for row in listed} == {json.dumps(labels, sort_keys=True)}
+    outcomes = await store.set_status_many([turns(number, Status.DEAD) for number in (1, 2, 3)])
+    assert {outcome.kind for outcome in outcomes} == {OutcomeKind.APPLIED}
+    await store.close()
 
 
 # Files

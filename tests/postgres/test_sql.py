@@ -74,11 +74,18 @@ def test_registering_answers_the_epoch_and_again_the_same(db: psycopg.Connection
         ("null, 'agent'", NULL_GIVEN),
         ("%(id)s, null", NULL_GIVEN),
         ("'not-a-uuid', 'agent'", BAD_TEXT),
-        ("%(id)s, ''", CHECK),
+        ("%(id)s, ''", BAD_PARAMETER),
+        ("%(id)s, '  '", BAD_PARAMETER),
+        ("%(id)s, E'\\u3000'", BAD_PARAMETER),
+        ("%(id)s, E'hand\\n4'", BAD_PARAMETER),
+        ("%(id)s, E'hand\\x7f'", BAD_PARAMETER),
         ("%(id)s, repeat('x', 256)", CHECK),
         ("%(id)s, 'agent', repeat('x', 129)", CHECK),
-        ("%(id)s, 'agent', ''", CHECK),
-        ("%(id)s, 'agent', p_actor_name => ''", CHECK),
+        ("%(id)s, 'agent', ''", BAD_PARAMETER),
+        ("%(id)s, 'agent', ' '", BAD_PARAMETER),
+        ("%(id)s, 'agent', p_actor_name => ''", BAD_PARAMETER),
+        ("%(id)s, 'agent', p_organ_id => E'\\t'", BAD_PARAMETER),
+        ("%(id)s, 'agent', p_seq => -9", BAD_PARAMETER),
         ("%(id)s, 'agent', p_node_id => repeat('x', 256)", CHECK),
         ("%(id)s, 'agent', p_serve_route => repeat('x', 1025)", CHECK),
         ("%(id)s, 'agent', p_ip_address => 'nowhere'", BAD_TEXT),
@@ -86,6 +93,20 @@ def test_registering_answers_the_epoch_and_again_the_same(db: psycopg.Connection
         ("%(id)s, 'agent', p_labels => '[]'", CHECK),
         ("%(id)s, 'agent', p_metadata => '7'", CHECK),
         ("%(id)s, 'agent', p_labels => 'not json'", BAD_TEXT),
+        ('%(id)s, \'agent\', p_labels => \'{"a": {"x": 1}, "b": 5}\'', BAD_PARAMETER),
+        ("%(id)s, 'agent', p_labels => '{\"\": \"no key\"}'", BAD_PARAMETER),
+        ("%(id)s, 'agent', p_labels => jsonb_build_object('k', repeat('v', 256))", BAD_PARAMETER),
+        ("%(id)s, 'agent', p_labels => jsonb_build_object(repeat('k', 64), 'v')", BAD_PARAMETER),
+        (
+            "%(id)s, 'agent', p_labels => (select jsonb_object_agg(n, 'v') from generate_series(1, 10000) n)",
+            BAD_PARAMETER,
+        ),
+        ("%(id)s, 'agent', p_metadata => jsonb_build_object('k', repeat('v', 200000))", BAD_PARAMETER),
+        ("%(id)s, 'agent', p_metadata => '{\"k\": [1e5000]}'", BAD_PARAMETER),
+        (
+            "%(id)s, 'agent', p_metadata => ('{\"k\": ' || repeat('[', 500) || repeat(']', 500) || '}')::jsonb",
+            BAD_PARAMETER,
+        ),
     ],
 )
 def test_bad_registration_is_an_error_and_leaves_nothing(db: psycopg.Connection, arguments: str, sqlstate: str) -> None:
@@ -93,6 +114,44 @@ def test_bad_registration_is_an_error_and_leaves_nothing(db: psycopg.Connection,
         db.execute(f"select register_instance({arguments})", {"id": iid(1)})
     assert call(db, "select count(*) from registry_instance") == 0
     assert call(db, "select count(*) from cluster_epoch") == 1
+
+
+def test_refused_value_is_named_with_its_limit(db: psycopg.Connection) -> None:
+    for arguments, says in (
+        ("'  '", "logical_id must not be empty"),
+        ("E'a\\nb'", "logical_id must not contain control characters"),
+        ("'a', p_labels => '{\"b\": 5}'", 'label "b" must be text'),
+        ("'a', p_labels => (select jsonb_object_agg(n, '') from generate_series(1, 65) n)", "at most 64 keys, not 65"),
+        ("'a', p_seq => -9", "seq must not be negative"),
+    ):
+        with pytest.raises(psycopg.Error) as caught:
+            db.execute(f"select register_instance('{iid(1)}', {arguments})")
+        assert str(caught.value).startswith(f"instance {iid(1)}: ")
+        assert says in str(caught.value)
+
+
+def test_batches_must_be_given_and_fit_together(db: psycopg.Connection) -> None:
+    instance_id = register(db)
+    for call_of, sqlstate in (
+        ("register_instances(null)", NULL_GIVEN),
+        ("register_instances('[{}]')", NULL_GIVEN),
+        ("register_instances('{}')", BAD_PARAMETER),
+        ("beat_many(null)", NULL_GIVEN),
+        ("beat_many(array[%(id)s, null]::uuid[])", NULL_GIVEN),
+        ("beat_many(array[%(id)s]::uuid[], array[0, 0])", BAD_PARAMETER),
+        ("set_instance_statuses(null, null, null, null)", NULL_GIVEN),
+        ("set_instance_statuses(array[%(id)s]::uuid[], array[null]::instancestatus[], null, null)", NULL_GIVEN),
+        ("set_instance_statuses(array[%(id)s]::uuid[], '{alive,dead}', null, null)", BAD_PARAMETER),
+        ("set_instance_statuses(array[%(id)s]::uuid[], '{alive}', '{1,2}', null)", BAD_PARAMETER),
+        ("set_instance_statuses(array[%(id)s]::uuid[], '{alive}', null, '{}')", BAD_PARAMETER),
+    ):
+        with refused(sqlstate):
+            db.execute(f"select * from {call_of}", {"id": instance_id})
+    assert call(db, "select status::text from registry_instance") == "starting"
+    statement = "select outcome from set_instance_statuses(array[%s]::uuid[], '{alive}', null, null)"
+    assert call(db, statement, instance_id) == "applied"
+    assert db.execute("select * from beat_many('{}')").fetchall() == []
+    assert db.execute("select * from register_instances('[]')").fetchall() == []
 
 
 def test_refused_registration_says_why_in_its_sqlstate(db: psycopg.Connection) -> None:
@@ -145,6 +204,7 @@ def test_status_change_answers_what_it_did(db: psycopg.Connection) -> None:
         ("%(id)s, null", NULL_GIVEN),
         ("'not-a-uuid', 'alive'", BAD_TEXT),
         ("%(id)s, 'zombie'", BAD_TEXT),
+        ("%(id)s, 'draining', -9", BAD_PARAMETER),
         ("%(unknown)s, 'alive'", UNKNOWN_INSTANCE),
         ("%(id)s, 'starting'", FORBIDDEN_TRANSITION),
         ("%(dead)s, 'alive'", FORBIDDEN_TRANSITION),
@@ -175,7 +235,8 @@ def test_beat_answers_what_became_of_it(db: psycopg.Connection) -> None:
     assert call(db, "select beat(%s)", register(db, 1)) == "renewed"
     assert call(db, "select beat(%s)", register(db, 2, status="dead")) == "dead"
     assert call(db, "select beat(%s)", iid(9)) == "unknown"
-    assert call(db, "select beat(null)") == "unknown"
+    with refused(NULL_GIVEN):
+        db.execute("select beat(null)")
     with refused(BAD_TEXT):
         db.execute("select beat('not-a-uuid')")
 
@@ -189,14 +250,32 @@ def test_batch_of_beats_needs_no_ages(db: psycopg.Connection) -> None:
     assert call(db, statement) == 2
 
 
+@pytest.mark.parametrize("age_s", ["-1e5", "-1.001", "'nan'", "'infinity'", "'-infinity'", "1e10"])
+def test_beat_of_no_possible_age_is_refused(db: psycopg.Connection, age_s: str) -> None:
+    instance_id = register(db)
+    with refused(BAD_PARAMETER):
+        db.execute(f"select * from beat_many(array[%s]::uuid[], array[{age_s}]::double precision[])", (instance_id,))
+    assert call(db, "select last_heartbeat <= now() from registry_instance")
+
+
+def test_beat_is_never_of_the_future(db: psycopg.Connection) -> None:
+    instance_id = register(db)
+    db.execute("select * from beat_many(array[%s]::uuid[], array[-0.9])", (instance_id,))
+    assert call(db, "select last_heartbeat <= now() from registry_instance")
+    db.execute("select * from beat_many(array[%s, %s]::uuid[], array[null, 1e9])", (instance_id, instance_id))
+    assert call(db, "select last_heartbeat <= now() from registry_instance")
+
+
 def test_flip_answers_the_number_and_refuses_what_is_no_epoch(db: psycopg.Connection) -> None:
     assert call(db, "select set_current_epoch('green')") == 2
     assert call(db, "select set_current_epoch('green')") == 2
     with refused(RETIRED_EPOCH):
         db.execute("select set_current_epoch('epoch-1')")
-    for bad in (None, "", "x" * (MAX_EPOCH_CHARS + 1)):
+    for bad in (None, "", " ", "a\nb", "x" * (MAX_EPOCH_CHARS + 1)):
         with refused(BAD_PARAMETER):
             db.execute("select set_current_epoch(%s)", (bad,))
+        with refused(BAD_PARAMETER):
+            db.execute("select prepare_epoch(%s)", (bad,))
     assert call(db, "select current_epoch from cluster_metadata") == "green"
 
 
@@ -209,12 +288,26 @@ def test_sweeps_answer_whom_they_ended_and_take_no_more_than_they_may(db: psycop
     )
     db.execute("update cluster_metadata set beats_seen_at = now()")
     statement = "select instance_id::text, logical_id from expire_stale_instances({})"
-    for none in ("null, 0", "null, -1", "null, null", "3600"):
+    for none in ("null, 0", "3600"):
         assert db.execute(statement.format(none)).fetchall() == []
+    for bad, sqlstate in (
+        ("null, null", NULL_GIVEN),
+        ("null, -1", BAD_PARAMETER),
+        ("-5", BAD_PARAMETER),
+        ("0", BAD_PARAMETER),
+        ("'nan'", BAD_PARAMETER),
+        ("'infinity'", BAD_PARAMETER),
+    ):
+        with refused(sqlstate):
+            db.execute(statement.format(bad))
     assert db.execute(statement.format("p_limit => 1")).fetchall() == [(iid(1), "agent-1")]
     assert len(db.execute(statement.format("")).fetchall()) == 2
     db.execute("select set_current_epoch('green')")
     assert db.execute("select * from expire_old_epoch_instances(0)").fetchall() == []
+    with refused(NULL_GIVEN):
+        db.execute("select * from expire_old_epoch_instances(null)")
+    with refused(BAD_PARAMETER):
+        db.execute("select * from expire_old_epoch_instances(-1)")
     assert db.execute("select logical_id from expire_old_epoch_instances()").fetchall() == [("witness",)]
 
 
