@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from seedcore.core.model import MAX_PAGE, Answer, Instance, Listing, Resolution
+from seedcore.core.model import MAX_METADATA_DEPTH, MAX_PAGE, Answer, Instance, Listing, Resolution
 from seedcore.discovery.ladder import NameListing
 from seedcore.registry.answers import Description
+
+
+def _as_texts(labels: Mapping[str, Any]) -> dict[str, str]:
+    return {key: value if isinstance(value, str) else _json_text(value) for key, value in labels.items()}
+
+
+def _without_depths(value: Any, depth_left: int = MAX_METADATA_DEPTH) -> Any:
+    if not isinstance(value, (Mapping, list)):
+        return value
+    if depth_left == 0:
+        return _json_text(value)
+    if isinstance(value, Mapping):
+        return {key: _without_depths(child, depth_left - 1) for key, child in value.items()}
+    return [_without_depths(child, depth_left - 1) for child in value]
+
+
+def _json_text(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        return "nested too deeply to be shown"
+
+
+# the database may hold rows by other hands, from before it refused such values: no answer fails for them
+Labels = Annotated[dict[str, str], BeforeValidator(_as_texts)]
+Metadata = Annotated[dict[str, Any], BeforeValidator(_without_depths)]
 
 
 class Stamp(BaseModel):
@@ -36,8 +63,8 @@ class InstanceOut(BaseModel):
     namespace: str | None = None
     actor_id: str | None = None
     serve_route: str | None = None
-    labels: dict[str, str] = {}
-    metadata: dict[str, Any] = {}
+    labels: Labels = {}
+    metadata: Metadata = {}
     node_id: str | None = None
     ip_address: str | None = None
     pid: int | None = None

@@ -3,14 +3,17 @@ analyses a route twice, which newer ones do not."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from ray import serve
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from seedcore import __version__
 from seedcore.core.errors import (
@@ -56,6 +59,9 @@ def parse_labels(texts: Sequence[str]) -> dict[str, str]:
     return labels
 
 
+# MAX_PAGE logical ids of MAX_ID_CHARS, each of them four bytes of UTF-8, take less
+_MAX_BODY_BYTES = 1024 * 1024
+
 _STATUS_OF_ERROR: tuple[tuple[type[RegistryError], int], ...] = (
     (InvalidInputError, 422),
     (NotResolvableError, 404),
@@ -69,7 +75,37 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     422: {"model": Problem, "description": "A value breaks a stated limit"},
     503: {"model": Problem, "description": "Nobody who could tell can be asked now"},
 }
+_TOO_LONG: dict[int | str, dict[str, Any]] = {413: {"model": Problem, "description": "The body is too long"}}
 _NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is none"}}
+
+
+class BoundedBody:
+    """Refuses a request's body once it is known to be too long: it is neither read to its end nor kept."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        too_long = HTTPException(413, f"the body must have at most {self._max_bytes} bytes")
+        received = 0
+
+        async def receive_bounded() -> Message:
+            nonlocal received
+            if declared.isdigit() and int(declared) > self._max_bytes:
+                raise too_long
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._max_bytes:
+                raise too_long
+            return message
+
+        await self._app(scope, receive_bounded, send)
+
 
 api = FastAPI(
     title="SeedCore Registry",
@@ -78,23 +114,53 @@ api = FastAPI(
 )
 
 
-def _problem(status: int, title: str, detail: str) -> JSONResponse:
+api.add_middleware(BoundedBody, max_bytes=_MAX_BODY_BYTES)
+
+
+def _problem(status: int, title: str, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     body = Problem(title=title, status=status, detail=detail)
-    return JSONResponse(body.model_dump(), status_code=status, media_type="application/problem+json")
+    return JSONResponse(body.model_dump(), status_code=status, headers=headers, media_type="application/problem+json")
 
 
 @api.exception_handler(RegistryError)
 async def _registry_error(_request: Request, error: Exception) -> JSONResponse:
     status = next((code for kind, code in _STATUS_OF_ERROR if isinstance(error, kind)), 500)
-    return _problem(status, type(error).__name__.removesuffix("Error"), str(error))
+    # "*": the question was about no agent in particular
+    is_general = isinstance(error, CannotKnowError) and error.logical_id == "*"
+    detail = f"cannot know now: {error.why}" if isinstance(error, CannotKnowError) and is_general else str(error)
+    return _problem(status, type(error).__name__.removesuffix("Error"), detail)
 
 
 @api.exception_handler(RequestValidationError)
-async def _invalid_request(_request: Request, error: Exception) -> JSONResponse:
+async def _invalid_request(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if part not in {"query", "body", "path"})
-    return _problem(422, "InvalidInput", f"{where or 'body'}: {first['msg']}")
+    is_of_body = first["loc"][0] == "body"
+    if first["type"] == "json_invalid":
+        # its place is a position in the text, not a field
+        detail = f"body: is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}"
+    elif is_of_body and isinstance(error.body, bytes):
+        sent = request.headers.get("content-type", "no content type")
+        detail = f"body: must be JSON and be sent as Content-Type: application/json, not {sent[:80]}"
+    else:
+        where = ".".join(str(part) for part in first["loc"] if part not in {"query", "body", "path"})
+        detail = f"{where or 'body'}: {first['msg']}"
+    return _problem(422, "InvalidInput", detail)
+
+
+@api.exception_handler(HTTPException)
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    """No such route, no such method, an unreadable body: found before a route of ours is asked."""
+    assert isinstance(error, HTTPException)
+    title = HTTPStatus(error.status_code).phrase
+    detail = error.detail if error.detail != title else f"{title}: {request.method} {request.url.path[:200]}"
+    return _problem(error.status_code, title, detail, error.headers)
+
+
+@api.exception_handler(Exception)
+async def _own_fault(_request: Request, _error: Exception) -> JSONResponse:
+    """A defect of ours. It is raised again behind this answer, and logged with its traceback."""
+    return _problem(500, "InternalError", "the request failed for a fault of this service; its log says why")
 
 
 def this_replica() -> Discovery:
@@ -145,7 +211,7 @@ async def get_agent(replica: Replica, logical_id: str) -> AgentAnswer:
     return agent_answer(described)
 
 
-@api.post("/v1/resolve", responses=_PROBLEMS)
+@api.post("/v1/resolve", responses={**_PROBLEMS, **_TOO_LONG})
 async def resolve_over_http(replica: Replica, request: ResolveRequest) -> ResolveAnswer:
     """The best instance of each agent, or why there is none."""
     try:

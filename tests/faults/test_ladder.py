@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from typing import Any
@@ -13,6 +14,7 @@ from ray import serve
 
 from seedcore.core.errors import StoreUnavailableError
 from seedcore.core.model import Source
+from seedcore.core.waiting import within
 from seedcore.registry import RegistryClient
 from seedcore.registry.actor import stop_registry
 from seedcore.runtime import start_registry
@@ -62,13 +64,114 @@ BAD_REQUESTS = [
 ]
 
 
+JSON_TYPE = {"content-type": "application/json"}
+BAD_BODIES: list[tuple[bytes, dict[str, str], int, str]] = [
+    (b"", JSON_TYPE, 422, "body: Field required"),
+    (b"{'logical_ids': []}", JSON_TYPE, 422, "body: is not JSON: "),
+    (b'{"logical_ids": ["ant"]}', {"content-type": "text/plain"}, 422, "application/json, not text/plain"),
+    (b'{"logical_ids": 7}', JSON_TYPE, 422, "logical_ids: "),
+    (b'{"logical_ids": ["ant", 7]}', JSON_TYPE, 422, "logical_ids.1: "),
+    (b'{"logical_ids": []}', JSON_TYPE, 422, "logical_ids: "),
+    (b"[" * 100_000, JSON_TYPE, 400, "parsing the body"),
+    (b'{"\xff": 1}', JSON_TYPE, 400, "parsing the body"),
+]
+BAD_ROUTES = [
+    ("GET", "/v2/instances", 404, "GET /v2/instances"),
+    ("DELETE", "/v1/instances", 405, "DELETE /v1/instances"),
+    ("POST", "/v1/agents/ant", 405, "POST /v1/agents/ant"),
+]
+
+
+def check_problem(answer: httpx.Response, status: int, says: str) -> None:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert (set(problem), problem["status"]) == ({"type", "title", "status", "detail"}, status)
+    assert says in problem["detail"]
+
+
 async def test_bad_input_over_http_is_a_problem_that_says_what(world: World) -> None:
     async with httpx.AsyncClient(timeout=30) as client:
         for path, status, says in BAD_REQUESTS:
-            answer = await client.get(world.url + path)
-            assert answer.status_code == status, path
-            assert answer.headers["content-type"] == "application/problem+json"
-            assert says in answer.json()["detail"]
+            check_problem(await client.get(world.url + path), status, says)
+        for body, headers, status, says in BAD_BODIES:
+            answer = await client.post(world.url + "/v1/resolve", content=body, headers=headers)
+            check_problem(answer, status, says)
+        for method, path, status, says in BAD_ROUTES:
+            answer = await client.request(method, world.url + path)
+            check_problem(answer, status, says)
+            assert ("allow" in answer.headers) is (status == 405)
+
+
+async def test_body_beyond_its_bound_is_refused_while_it_is_read(world: World) -> None:
+    async with httpx.AsyncClient(timeout=30) as client:
+        url = world.url + "/v1/resolve"
+        widest = json.dumps({"logical_ids": ["\U0001f600" * 255] * 1000}, ensure_ascii=False).encode()
+        assert (await client.post(url, content=widest, headers=JSON_TYPE)).status_code == 200
+        too_long = await client.post(url, content=b" " * (1024 * 1024 + 1), headers=JSON_TYPE)
+        check_problem(too_long, 413, "at most 1048576 bytes")
+    for how, starts in (("content-length: 209715200", b""), ("transfer-encoding: chunked", CHUNK * 17)):
+        status, detail = await answer_before_the_end(world.url, how, starts)
+        assert (status, detail) == (413, "the body must have at most 1048576 bytes")
+    assert await world.get("/v1/instances")
+
+
+CHUNK = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
+
+
+async def answer_before_the_end(url: str, how: str, starts: bytes) -> tuple[int, str]:
+    """What a request is answered whose body begins and does not end."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    head = f"POST /v1/resolve HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n{how}\r\n\r\n"
+    writer.write(head.encode() + starts)
+    lines = await within(reader.readuntil(b"\r\n\r\n"), 20)
+    fields = dict(line.lower().split(": ", 1) for line in lines.decode().split("\r\n")[1:] if line)
+    body = json.loads(await within(reader.readexactly(int(fields["content-length"])), 20))
+    writer.close()
+    return int(lines.split()[1]), body["detail"]
+
+
+async def test_row_of_another_hand_fails_no_answer(world: World) -> None:
+    instance_id = "21111111-1111-4111-8111-111111111111"
+    labels = '{"a": {"x": 1}, "b": 5, "c": null, "d": "text"}'
+    shown = {"a": '{"x": 1}', "b": "5", "c": "null", "d": "text"}
+    await stop_registry(world.settings.namespace)
+    # into the table itself: the functions refuse such labels, and an older schema's did not
+    world.rows(
+        "insert into registry_instance (instance_id, logical_id, cluster_epoch, status, labels, metadata)"
+        " select %s::uuid, 'live-hand', current_epoch, 'alive', %s::jsonb,"
+        "        (repeat('{\"k\": ', 300) || '7' || repeat('}', 300))::jsonb from cluster_metadata returning 1",
+        instance_id,
+        labels,
+    )
+
+    async def is_shown(source: str) -> bool:
+        if source == "registry":
+            await world.registry.beat(instance_id)
+        page = await world.get("/v1/instances?limit=100")
+        by_name = {item["logical_id"]: item for item in page["items"]}
+        assert (page["source"], {*FLEET, "live-hand"} - set(by_name)) == (source, set())
+        assert by_name["live-hand"]["labels"] == shown
+        assert (await world.get(f"/v1/instances/{instance_id}"))["instance"]["labels"] == shown
+        described = await world.get("/v1/agents/live-hand")
+        assert described["history"][0]["labels"] == shown
+        async with httpx.AsyncClient(timeout=30) as client:
+            answer = await client.post(world.url + "/v1/resolve", json={"logical_ids": ["live-hand"]})
+        assert answer.json()["results"][0]["instance"]["labels"] == shown
+        return True
+
+    assert await is_shown("postgres")
+    await start_registry(world.settings)
+    await eventually(lambda: is_shown("registry"))
+    world.rows("select set_instance_status(%s, 'dead')", instance_id)
+    dead = await world.get("/v1/instances?status=dead&logical_id=live-hand")
+    assert [item["labels"] for item in dead["items"]] == [shown]
+
+    async def is_gone() -> bool:
+        return "live-hand" not in (await world.names())[1]
+
+    await eventually(is_gone)
 
 
 async def test_the_registry_is_killed_and_comes_back_with_everybody(world: World) -> None:
@@ -174,6 +277,7 @@ async def test_without_both_rays_listing_answers_and_everything_heals(world: Wor
         assert [found["instance"] is not None for found in answer["results"]] == [True, False]
         cannot = await http.get(world.url + "/v1/instances?organ=any")
         assert (cannot.status_code, "neither status, organ" in cannot.json()["detail"]) == (503, True)
+        check_problem(await http.get(world.url + "/v1/epoch"), 503, "cannot know now: the registry is away")
     ready = await world.get("/readyz")
     assert (ready["ready"], ready["rungs"]["ray"]) == (True, "ok")
     located = await Tier0MemoryManager(world.settings).locate("ant")
