@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from enum import Enum
 from functools import lru_cache
@@ -44,6 +45,28 @@ def _epoch(value: str) -> str:
         raise ValueError(error.why) from None
 
 
+def _address(value: str) -> str:
+    try:
+        ipaddress.ip_address(value)
+    except ValueError:
+        raise ValueError(f"must be an IP address, not {value[:80]!r}") from None
+    # PostgreSQL knows none with a zone
+    if "%" in value:
+        raise ValueError(f"must be an IP address without a zone, not {value[:80]!r}")
+    return value
+
+
+def _folder(value: Path) -> Path:
+    try:
+        folder = value.expanduser()
+    except RuntimeError:
+        raise ValueError(f"begins with the home folder of a user that there is not: {str(value)[:200]!r}") from None
+    # every process reads the variable for itself, and each has a working folder of its own
+    if not folder.is_absolute():
+        raise ValueError(f"must be an absolute path, or begin with ~, not {str(value)[:200]!r}")
+    return folder
+
+
 def default_data_dir() -> Path:
     """The user's data folder; for root, who has none worth the name on a server, the system's."""
     if hasattr(os, "geteuid") and os.geteuid() == 0:
@@ -52,7 +75,11 @@ def default_data_dir() -> Path:
 
 
 Name = Annotated[str, AfterValidator(_name)]
+Address = Annotated[str, AfterValidator(_address)]
+Folder = Annotated[Path, AfterValidator(_folder)]
 Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
+# a loop that runs more often does nothing else
+Period = Annotated[float, Field(ge=0.05, le=3600, allow_inf_nan=False)]
 
 
 class Settings(BaseSettings):
@@ -66,7 +93,7 @@ class Settings(BaseSettings):
     registry_enabled: bool = Field(
         True, validation_alias=AliasChoices("ENABLE_RUNTIME_REGISTRY"), description="agents report to the registry"
     )
-    beat_interval_s: Seconds = Field(
+    beat_interval_s: Period = Field(
         5.0, validation_alias=AliasChoices("REGISTRY_BEAT_SEC"), description="beat interval"
     )
     cluster_epoch: Annotated[str, AfterValidator(_epoch)] | None = Field(
@@ -75,7 +102,7 @@ class Settings(BaseSettings):
     node_id: Name | None = Field(
         None, validation_alias=AliasChoices("RAY_NODE_ID"), description="node recorded with an instance"
     )
-    ip_address: Name | None = Field(
+    ip_address: Address | None = Field(
         None, validation_alias=AliasChoices("POD_IP"), description="address recorded with an instance"
     )
     pg_dsn: SecretStr | None = Field(
@@ -99,12 +126,12 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("SEEDCORE_LEASE_SEC"),
         description="silence that ends a lease; at least 3 beats; default 15 or 3 beats, whichever is longer",
     )
-    data_dir: Path = Field(
+    data_dir: Folder = Field(
         default_factory=default_data_dir,
         validation_alias=AliasChoices("SEEDCORE_DATA_DIR"),
         description="data of the embedded PostgreSQL",
     )
-    flush_interval_s: Seconds = Field(
+    flush_interval_s: Period = Field(
         1.0, validation_alias=AliasChoices("SEEDCORE_FLUSH_SEC"), description="how often beats are committed"
     )
     durable_wait_s: Seconds = Field(
@@ -148,7 +175,9 @@ def load_settings() -> Settings:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         field = str(first["loc"][0]) if first["loc"] else "settings"
-        raise ConfigurationError(_variable(field), first["msg"][:1].lower() + first["msg"][1:]) from None
+        # where a rule of ours is broken, pydantic puts "Value error, " before what it says
+        why = str(first["ctx"]["error"]) if first["type"] == "value_error" else str(first["msg"])
+        raise ConfigurationError(_variable(field), why[:1].lower() + why[1:]) from None
 
 
 @lru_cache(maxsize=1)

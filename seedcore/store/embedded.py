@@ -126,8 +126,11 @@ class Layout:
 
 
 def layout_of(data_dir: Path) -> Layout:
-    """The layout of a folder, by the one path that every process comes to, whatever its working folder."""
-    return Layout(Path(os.path.realpath(data_dir.expanduser())))
+    """The layout of a folder, by the one path that every process comes to, whatever links lead there."""
+    try:
+        return Layout(Path(os.path.realpath(data_dir.expanduser())))
+    except RuntimeError as error:
+        raise EmbeddedPostgresError(f"{data_dir}: {error} Set SEEDCORE_DATA_DIR to another folder.") from error
 
 
 class State(str, Enum):

@@ -206,6 +206,7 @@ async def test_serve_demo_list_interrupt_and_serve_again(newcomer: Newcomer) -> 
         ({"SEEDCORE_PG_DSN": "not a dsn"}, "SEEDCORE_PG_DSN"),
         ({"SEEDCORE_PG_DSN": "postgresql://me:hunter2@127.0.0.1:1/x"}, "the database is away"),
         ({"SEEDCORE_DATA_DIR": "/proc/nowhere"}, "SEEDCORE_DATA_DIR"),
+        ({"SEEDCORE_DATA_DIR": "~nouser/x"}, "SEEDCORE_DATA_DIR: begins with the home folder of a user"),
     ],
 )
 def test_a_wrong_setting_is_one_line_that_names_it(newcomer: Newcomer, environment: dict[str, str], says: str) -> None:

@@ -568,6 +568,11 @@ class TestFolders:
             EmbeddedPostgres(root / "file" / "data").hold()
         assert dsn_if_running(root / "file" / "data") is None
 
+    def test_a_folder_of_a_user_that_there_is_not_is_a_clear_error(self) -> None:
+        for use in (EmbeddedPostgres, dsn_if_running):
+            with pytest.raises(EmbeddedPostgresError, match=r"~nouser/x: .*home directory.*SEEDCORE_DATA_DIR"):
+                use(Path("~nouser/x"))
+
 
 class TestFailures:
     def test_a_cluster_that_cannot_start_is_told_in_the_servers_own_words(

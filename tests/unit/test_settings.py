@@ -1,0 +1,51 @@
+"""A wrong value stops the start with one line that names the variable; a right one means the same to every process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from seedcore.core.errors import ConfigurationError
+from seedcore.settings import load_settings
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "why"),
+    [
+        ("SEEDCORE_DATA_DIR", "~nouser/x", "begins with the home folder of a user that there is not: '~nouser/x'"),
+        ("SEEDCORE_DATA_DIR", "data/here", "must be an absolute path, or begin with ~, not 'data/here'"),
+        ("POD_IP", "not-an-ip", "must be an IP address, not 'not-an-ip'"),
+        ("POD_IP", "10.0.0.256", "must be an IP address, not '10.0.0.256'"),
+        ("POD_IP", "fe80::1%eth0", "must be an IP address without a zone, not 'fe80::1%eth0'"),
+        ("REGISTRY_BEAT_SEC", "1e-9", "input should be greater than or equal to 0.05"),
+        ("REGISTRY_BEAT_SEC", "nan", "input should be a finite number"),
+        ("SEEDCORE_FLUSH_SEC", "1e-9", "input should be greater than or equal to 0.05"),
+        ("SEEDCORE_LEASE_SEC", "2", "must be at least 3 x REGISTRY_BEAT_SEC = 15 seconds, not 2"),
+        ("RAY_NAMESPACE", "x" * 300, "must have at most 255 characters, not 300"),
+        ("CLUSTER_EPOCH", " ", "must not be empty"),
+        ("RAY_NODE_ID", "a\nb", "must not contain NUL or control characters"),
+    ],
+)
+def test_wrong_value_is_one_line_that_names_the_variable(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, why: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings()
+    assert str(caught.value) == f"{variable}: {why}"
+
+
+def test_data_folder_is_the_same_whatever_the_working_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SEEDCORE_DATA_DIR", "~/data")
+    assert load_settings().data_dir == tmp_path / "data"
+    monkeypatch.delenv("SEEDCORE_DATA_DIR")
+    assert load_settings().data_dir.is_absolute()
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1", "2001:db8::1"])
+def test_address_of_either_kind_is_taken(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("POD_IP", address)
+    monkeypatch.setenv("REGISTRY_BEAT_SEC", "0.05")
+    assert load_settings().ip_address == address
