@@ -65,14 +65,18 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 @app.command("ls")
 def list_command(
     status: Annotated[list[Status] | None, typer.Option(help="Repeatable; default alive.")] = None,
-    everything: Annotated[bool, typer.Option("--all", "-a", help="Every live instance, whatever its status.")] = False,
+    everything: Annotated[
+        bool,
+        typer.Option("--all", "-a", help="Also whose lease is over; every live status, unless --status says which."),
+    ] = False,
     organ: Annotated[str | None, typer.Option(help="Only this organ.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="key=value; repeatable, all must hold.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the agents of the current epoch."""
+    unsaid = frozenset(Status) - {Status.DEAD} if everything else frozenset({Status.ALIVE})
     wanted = InstanceFilter(
-        statuses=frozenset(Status) - {Status.DEAD} if everything else frozenset(status or [Status.ALIVE]),
+        statuses=frozenset(status) if status else unsaid,
         organ_id=organ,
         labels=parse_labels(label or []),
         fresh_only=not everything,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import ray
@@ -17,6 +17,7 @@ from seedcore.core.lifecycle import Status
 from seedcore.registry.answers import Health
 from seedcore.registry.client import every_page
 from seedcore.registry.connection import RegistryConnection
+from seedcore.registry.handles import HandleFinder
 from seedcore.runtime import start_registry
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
@@ -31,6 +32,10 @@ _POLL_S = 0.1
 class DemoAgent(RayAgent):
     """Counts the words of a text."""
 
+    async def is_of_the_demo(self) -> bool:
+        """Tells its actor from one of somebody else's with such a name: only this class has the method."""
+        return True
+
     async def handle_task(self, task: Any) -> Any:
         """`task` is a text; returns its number of words."""
         return len(str(task).split())
@@ -42,7 +47,8 @@ async def run(settings: Settings, console: Console, agents: int) -> None:
     connection = RegistryConnection(settings.namespace, settings.call_timeout_s)
     manager = Tier0MemoryManager(settings)
 
-    earlier = await _stop_agents(manager)
+    ids = [f"{_PREFIX}{_ORGANS[number % 2]}-{number // 2 + 1}" for number in range(agents)]
+    earlier = await _stop_agents(manager, settings, needed=ids)
     if earlier:
         console.print(f"Stopped {earlier} agents of an earlier demo.")
 
@@ -55,19 +61,19 @@ async def run(settings: Settings, console: Console, agents: int) -> None:
     console.rule(f"2. {agents} agents register")
     specs = [
         AgentSpec(
-            f"{_PREFIX}{_ORGANS[number % 2]}-{number // 2 + 1}",
+            agent_id,
             organ_id=_ORGANS[number % 2],
             agent_class=DemoAgent,
             labels={"app": "demo"},
             max_restarts=0,
         )
-        for number in range(agents)
+        for number, agent_id in enumerate(ids)
     ]
     with console.status(f"creating {agents} actors"):
         created = await manager.create_agents_batch(specs)
     for agent_id, why in created.failures.items():
         raise AgentCallError(agent_id, why)
-    await _registered(connection, {spec.agent_id for spec in specs})
+    await _registered(connection, set(ids))
     show_listing(console, await every_page(connection, labels={"app": "demo"}))
 
     worker, drained, lost = f"{_PREFIX}vision-1", f"{_PREFIX}memory-1", f"{_PREFIX}vision-2"
@@ -100,13 +106,27 @@ async def run(settings: Settings, console: Console, agents: int) -> None:
 async def take_down(settings: Settings, console: Console) -> None:
     """Stop whatever agents of the demo still live."""
     join_cluster(settings)
-    console.print(f"stopped {await _stop_agents(Tier0MemoryManager(settings))} agents")
+    console.print(f"stopped {await _stop_agents(Tier0MemoryManager(settings), settings)} agents")
 
 
-async def _stop_agents(manager: Tier0MemoryManager) -> int:
-    """Stop the agents of any demo; how many there were."""
+async def _stop_agents(manager: Tier0MemoryManager, settings: Settings, needed: Sequence[str] = ()) -> int:
+    """Stop the agents of any demo; how many there were. Raises AgentCallError, and stops nobody, where somebody else's
+    agent has a name that is needed."""
     await manager.discover_and_refresh_agents()
-    ids = [agent.logical_id for agent in manager.list_agents() if agent.logical_id.startswith(_PREFIX)]
+    finder = HandleFinder(settings.namespace, settings.probe_timeout_s)
+    ids: list[str] = []
+    for agent in manager.list_agents():
+        if not agent.logical_id.startswith(_PREFIX):
+            continue
+        try:
+            handle = await finder.unproven(agent.actor_name)
+        except NotResolvableError:
+            continue
+        # by its class, which an actor that hangs has too
+        if hasattr(handle, DemoAgent.is_of_the_demo.__name__):
+            ids.append(agent.logical_id)
+        elif agent.logical_id in needed:
+            raise AgentCallError(agent.logical_id, "is not of the demo, which needs its name; stop it first")
     stopped = await manager.shutdown_agents(ids)
     for agent_id, why in stopped.failures.items():
         raise AgentCallError(agent_id, why)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -32,6 +33,14 @@ from seedcore.runtime import start_registry
 from seedcore.settings import get_settings
 ray.init(address="local", include_dashboard=False)
 asyncio.run(start_registry(get_settings()))
+"""
+
+# somebody's own agent, which the demo has no business with
+_MINE = """
+import asyncio, ray, sys
+from seedcore.tier0 import get_tier0_manager
+ray.init(address="auto", namespace="seedcore")
+asyncio.run(get_tier0_manager().create_agent(sys.argv[1], labels={"app": "demo"}))
 """
 
 
@@ -152,6 +161,8 @@ async def test_serve_demo_list_interrupt_and_serve_again(newcomer: Newcomer) -> 
     listed = json.loads(newcomer.run("seedcore", "ls", "--json", "--label", "app=demo").stdout)
     assert [item["logical_id"] for item in listed["items"]] == ["demo-memory-2", "demo-vision-1"]
     assert "draining" in newcomer.run("seedcore", "ls", "--all").stdout
+    gone = json.loads(newcomer.run("seedcore", "ls", "--all", "--status", "dead", "--json").stdout)
+    assert [item["logical_id"] for item in gone["items"]] == ["demo-vision-2"]
     assert "its process exited" in newcomer.run("seedcore", "get", "demo-vision-2").stdout
     nobody = newcomer.run("seedcore", "get", "nobody", check=False)
     assert (nobody.returncode, nobody.stderr) == (3, "seedcore: nobody ever registered as 'nobody'\n")
@@ -192,6 +203,43 @@ async def test_serve_demo_list_interrupt_and_serve_again(newcomer: Newcomer) -> 
     ]
     newcomer.interrupt()
     ended(lambda: not newcomer.processes())
+
+
+@pytest.mark.timeout(300)
+async def test_the_readmes_agents_join_the_running_cluster_and_the_demo_leaves_others_alone(
+    newcomer: Newcomer,
+) -> None:
+    newcomer.serve()
+    await newcomer.ready()
+    newcomer.find_cluster()
+    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(snippets) == 2
+    for number, snippet in enumerate(snippets):
+        # RAY_ADDRESS, which names our cluster here, hides that a newcomer's Ray would start one of its own
+        assert 'ray.init(address="auto", namespace="seedcore")' in snippet
+        script = newcomer.folder / f"snippet_{number}.py"
+        script.write_text(snippet)
+        assert newcomer.run(sys.executable, str(script)).stdout == ("3\n" if number == 0 else "")
+
+    # both outlive their scripts
+    def listed() -> list[str]:
+        return [item["logical_id"] for item in newcomer.get("/v1/instances")["items"]]
+
+    await eventually(lambda: listed() == ["counter-1", "existing-1"])
+
+    newcomer.run("seedcore", "demo", "--agents", "4")
+    newcomer.run(sys.executable, "-c", _MINE, "demo-mine")
+    assert "stopped 3 agents" in newcomer.run("seedcore", "demo", "--down").stdout
+    assert listed() == ["counter-1", "demo-mine", "existing-1"]
+    newcomer.run(sys.executable, "-c", _MINE, "demo-vision-2")
+    refused = newcomer.run("seedcore", "demo", "--agents", "4", check=False)
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert "'demo-vision-2': is not of the demo" in refused.stderr
+    assert listed() == ["counter-1", "demo-mine", "demo-vision-2", "existing-1"]
+
+    newcomer.interrupt()
+    ended(lambda: not newcomer.processes())
+    del newcomer.environment["RAY_ADDRESS"]
 
 
 @pytest.mark.parametrize(
