@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import re
+
+_TERMINAL_CODES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its class where it has none: what fits in a log line."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    return _lines(error)[0]
+
+
+def last_line(error: BaseException) -> str:
+    """As `first_line`, the last one: where a traceback is the text, what was raised stands at its end."""
+    return _lines(error)[-1]
+
+
+def _lines(error: BaseException) -> list[str]:
+    # Ray colours the names of its tasks, whoever reads it
+    return _TERMINAL_CODES.sub("", str(error)).strip().splitlines() or [type(error).__name__]
 
 
 class RegistryError(Exception):
@@ -225,7 +238,8 @@ class NotAcceptingWorkError(RegistryError):
         self.status = status
 
     def __str__(self) -> str:
-        return f"agent {self.agent_id!r} is {self.status} and takes no new work"
+        advice = "; dead is final, make a new one" if self.status == "dead" else ""
+        return f"agent {self.agent_id!r} is {self.status} and takes no new work{advice}"
 
 
 class AgentCallError(RegistryError):

@@ -13,8 +13,10 @@ from seedcore.core.errors import (
     ForbiddenTransitionError,
     InstanceDeadError,
     InvalidInputError,
+    NotAcceptingWorkError,
     RegistryError,
     first_line,
+    last_line,
 )
 
 CLASSES = [
@@ -88,7 +90,21 @@ def test_death_without_a_known_cause_is_told_without_one() -> None:
         (ValueError("\n one "), "one"),
         (ValueError(), "ValueError"),
         (KeyError(), "KeyError"),
+        (ValueError("raised in \x1b[36mray::Agent.start()\x1b[39m (pid=7)"), "raised in ray::Agent.start() (pid=7)"),
+        (ValueError("\x1b[0m"), "ValueError"),
     ],
 )
-def test_first_line_is_short_and_never_empty(error: Exception, line: str) -> None:
+def test_first_line_is_short_plain_and_never_empty(error: Exception, line: str) -> None:
     assert first_line(error) == line
+
+
+@pytest.mark.parametrize(
+    ("error", "line"), [(ValueError("one\n\x1b[1mtwo\x1b[0m\n"), "two"), (ValueError(), "ValueError")]
+)
+def test_last_line_is_as_plain(error: Exception, line: str) -> None:
+    assert last_line(error) == line
+
+
+def test_who_has_stopped_is_told_to_be_replaced() -> None:
+    assert str(NotAcceptingWorkError("a", "draining")) == "agent 'a' is draining and takes no new work"
+    assert "dead is final, make a new one" in str(NotAcceptingWorkError("a", "dead"))
