@@ -1,7 +1,7 @@
 """The registry's memory of the living: who there is, when each was last heard, who is best for a logical id.
 
 Owns no clock, no database and no Ray: the caller gives monotonic seconds (`now_s`) and, for the times that
-travel, the wall clock (`at`). The dead are only remembered as ids, a bounded number of them.
+travel, the wall clock (`at`). Of the dead only ids and causes are remembered, a bounded number of them.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class Roster:
         self._heard: dict[str, float] = {}
         self._by_logical: dict[str, dict[str, None]] = {}
         self._dead: OrderedDict[str, str | None] = OrderedDict()
+        self._last_cause: OrderedDict[str, str | None] = OrderedDict()
         self._order: list[tuple[str, str]] | None = []
         self._doubted: set[str] = set()
         self.on_appear: Callable[[Instance], None] = _ignore
@@ -247,7 +248,7 @@ class Roster:
         if not rows:
             if logical_id in self._by_logical:
                 return Resolution(logical_id, None, "its instances are of another epoch", is_known=True)
-            return Resolution(logical_id, None, "no live instance is registered")
+            return Resolution(logical_id, None, f"no live instance is registered{self._last_death(logical_id)}")
         nearest = best(rows)
         assert nearest is not None
         if nearest.status is Status.ALIVE:
@@ -310,9 +311,14 @@ class Roster:
     def _bury(self, instance: Instance) -> None:
         if self._live.pop(instance.instance_id, None) is not None:
             self._unlink(instance)
-        self._dead[instance.instance_id] = instance.cause
-        while len(self._dead) > MAX_REMEMBERED_DEAD:
-            self._dead.popitem(last=False)
+        _remember(self._dead, instance.instance_id, instance.cause)
+        _remember(self._last_cause, instance.logical_id, instance.cause)
+
+    def _last_death(self, logical_id: str) -> str:
+        if logical_id not in self._last_cause:
+            return ""
+        cause = self._last_cause[logical_id]
+        return f", the last one is dead ({cause})" if cause else ", the last one is dead"
 
     def _unlink(self, instance: Instance) -> None:
         self._heard.pop(instance.instance_id, None)
@@ -323,6 +329,14 @@ class Roster:
         if not siblings:
             del self._by_logical[instance.logical_id]
         self._order = None
+
+
+def _remember(causes: OrderedDict[str, str | None], key: str, cause: str | None) -> None:
+    """Note a death as the newest; the oldest one makes room for it."""
+    causes[key] = cause
+    causes.move_to_end(key)
+    while len(causes) > MAX_REMEMBERED_DEAD:
+        causes.popitem(last=False)
 
 
 def _ignore(_: object) -> None:

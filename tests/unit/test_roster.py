@@ -371,6 +371,34 @@ def test_resolve_tells_an_agent_that_nobody_registered(roster: Roster) -> None:
     assert resolution.why == "no live instance is registered"
 
 
+@pytest.mark.parametrize(
+    ("cause", "why"),
+    [
+        ("its process exited (pid 7)", ", the last one is dead (its process exited (pid 7))"),
+        (None, ", the last one is dead"),
+    ],
+)
+def test_resolve_tells_why_the_last_instance_of_an_agent_died(roster: Roster, cause: str | None, why: str) -> None:
+    for number in (1, 2):
+        enter(roster, number)
+    roster.set_status(turns(1, Status.DEAD, cause="long ago"), 0.0, START)
+    roster.set_status(turns(2, Status.DEAD, cause=cause), 0.0, START)
+    resolution = roster.resolve("agent", 0.0)
+    assert (resolution.instance, resolution.is_known) == (None, False)
+    assert resolution.why == f"no live instance is registered{why}"
+    enter(roster, 3)
+    assert roster.resolve("agent", 0.0).instance is not None
+
+
+def test_causes_of_death_are_remembered_up_to_a_bound(roster: Roster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roster_module, "MAX_REMEMBERED_DEAD", 2)
+    for number, logical_id in enumerate(["first", "second", "first", "third"]):
+        enter(roster, number, logical_id)
+        roster.set_status(turns(number, Status.DEAD, cause="why"), 0.0, START)
+    told = [roster.resolve(logical_id, 0.0).why for logical_id in ("first", "second", "third")]
+    assert ["why" in str(why) for why in told] == [True, False, True]
+
+
 def test_silent_instance_does_not_hide_one_that_is_heard(roster: Roster) -> None:
     enter(roster, 1, now_s=0.0)
     enter(roster, 2, now_s=30.0)
