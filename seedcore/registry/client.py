@@ -14,6 +14,7 @@ from seedcore.core.errors import (
     BacklogFullError,
     FencedError,
     InstanceDeadError,
+    InvalidInputError,
     RegistryError,
     RegistryFullError,
     RegistryUnavailableError,
@@ -35,6 +36,7 @@ from seedcore.core.model import (
     new_instance_id,
 )
 from seedcore.registry.connection import RegistryConnection, shared_connection
+from seedcore.registry.directory import RESERVED_PREFIX
 from seedcore.registry.identity import Identity, identify
 from seedcore.settings import Settings, get_settings
 
@@ -46,12 +48,20 @@ _TRY_LATER = (RegistryUnavailableError, VersionMismatchError, BacklogFullError, 
 _HEALS = (UnknownInstanceError, InstanceDeadError, *_TRY_LATER)
 
 
+def check_not_ours(field: str, name: str) -> str:
+    """The name of an agent or its actor, or InvalidInputError for one that only our own actors may have."""
+    if isinstance(name, str) and name.startswith(RESERVED_PREFIX):
+        raise InvalidInputError(field, f"must not begin with {RESERVED_PREFIX!r}: those names are ours")
+    return name
+
+
 class RegistryClient:
     """Registers one agent, changes its status, renews its lease.
 
     A change is retained until the registry says that it is durable, and sent again, with its number, by the
     next call. An unknown instance registers again by itself; one that was declared dead comes back as a new
-    instance (`instance_id` changes). Use from one event loop.
+    instance (`instance_id` changes). Who said `dead` itself is dead for good: make another client.
+    Use from one event loop.
     """
 
     def __init__(
@@ -75,23 +85,26 @@ class RegistryClient:
             if connection is not None
             else shared_connection(self._settings.namespace, self._settings.call_timeout_s)
         )
-        self._registration = Registration(
+        given = Registration(
             instance_id=new_instance_id(),
-            logical_id=logical_id,
-            actor_name=actor_name,
+            logical_id=check_not_ours("logical_id", logical_id),
+            actor_name=None if actor_name is None else check_not_ours("actor_name", actor_name),
             cluster_epoch=cluster_epoch if cluster_epoch is not None else self._settings.cluster_epoch,
             organ_id=organ_id,
-            labels=dict(labels) if labels is not None else {},
-            metadata=dict(metadata) if metadata is not None else {},
+            labels=labels if labels is not None else {},
+            metadata=metadata if metadata is not None else {},
             serve_route=serve_route,
             node_id=self._settings.node_id,
             ip_address=self._settings.ip_address,
         ).validated()
+        # the caller may go on changing its own
+        self._registration = replace(given, labels=dict(given.labels), metadata=dict(given.metadata))
         self._given_actor_name = actor_name
         self._identifier = identifier
         self._is_identified = False
         self._seq = 0
         self._status_seq = 0
+        self._epoch: str | None = None
         self._status: Status | None = None
         self._cause: str | None = None
         self._undelivered: list[Change] = []
@@ -122,9 +135,10 @@ class RegistryClient:
 
         Returns a receipt with durable=False where registry or database is away: the registration is kept
         and sent again. Raises RetiredEpochError, EpochLimitError or InstanceConflictError: those do not heal by
-        waiting.
+        waiting; InstanceDeadError after our own `dead`.
         """
         async with self._delivering:
+            self._require_life()
             await self._identify()
             if self._status is None:
                 self._status = Status.STARTING
@@ -132,9 +146,15 @@ class RegistryClient:
             return await self._deliver()
 
     async def set_status(self, status: Status | str, cause: str | None = None) -> Receipt:
-        """Change the status. As `register()`; also raises InvalidInputError and ForbiddenTransitionError."""
+        """Change the status. As `register()`; also raises InvalidInputError and ForbiddenTransitionError.
+
+        `dead` said again delivers what is not durable yet, and changes nothing.
+        """
         wanted, cause = check_status(status), check_cause(cause)
         async with self._delivering:
+            if wanted is Status.DEAD and self._status is Status.DEAD:
+                return await self._deliver()
+            self._require_life()
             if self._status is None:
                 await self._identify()
                 self._undelivered.append(RegisterChange(self._registration, self._next_seq()))
@@ -168,6 +188,11 @@ class RegistryClient:
                     self._come_back(as_new=bool(answer.dead))
                     await self._deliver()
             return answer
+
+    def _require_life(self) -> None:
+        # the registry's word brings us back as a new instance, our own does not
+        if self._status is Status.DEAD:
+            raise InstanceDeadError(self.instance_id, self._cause)
 
     async def _identify(self) -> None:
         """Complete the registration with what Ray knows of this process; again until Ray is connected."""
@@ -219,6 +244,7 @@ class RegistryClient:
                 else:
                     self._undelivered.remove(change)
                 raise
+            self._epoch = receipt.epoch or self._epoch
             if receipt.durable:
                 # the registry commits an instance's changes in order: what came before is durable too
                 self._undelivered = self._undelivered[self._undelivered.index(change) + 1 :]
@@ -241,11 +267,14 @@ class RegistryClient:
             steps = [StatusChange(self.instance_id, self._status, self._status_seq, self._cause)]
         if as_new:
             self._registration = replace(self._registration, instance_id=new_instance_id())
+            self._epoch = None
             self._seq = 1
             steps = [StatusChange(self.instance_id, change.status, self._next_seq(), change.cause) for change in steps]
             self._status_seq = self._seq
         first_seq = steps[0].seq if steps else None
         self._undelivered = [RegisterChange(self._registration, 1 if first_seq is None else first_seq - 1), *steps]
+        # a first beat may come before any change: the next one needs a number of its own
+        self._seq = max(self._seq, 1)
 
     def _next_seq(self) -> int:
         self._seq += 1
@@ -253,7 +282,8 @@ class RegistryClient:
 
     def _receipt(self, durable: bool, why: str | None) -> Receipt:
         status = self._status if self._status is not None else Status.STARTING
-        return Receipt(self.instance_id, status, self._seq, durable, self._registration.cluster_epoch, why)
+        epoch = self._epoch or self._registration.cluster_epoch
+        return Receipt(self.instance_id, status, self._seq, durable, epoch, why)
 
     def _fields(self) -> dict[str, str]:
         return {"logical_id": self.logical_id, "instance_id": self.instance_id}

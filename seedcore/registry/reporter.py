@@ -9,12 +9,15 @@ import asyncio
 import logging
 import random
 import threading
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from concurrent.futures import wait
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from seedcore.core.errors import RegistryError, RegistryUnavailableError, VersionMismatchError
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Json, Receipt
+from seedcore.core.model import Json, Receipt, check_cause
 from seedcore.core.waiting import end
 from seedcore.registry.client import RegistryClient
 from seedcore.settings import Settings, get_settings
@@ -26,6 +29,7 @@ T = TypeVar("T")
 _JITTER = 0.1
 _REFUSED_SLOWDOWN = 6.0
 _THREAD_PATIENCE_S = 30.0
+_CALLS_A_STEP = 6  # to find the registry, shake hands and speak, and once more with the one that replaced it
 
 
 class Reporter:
@@ -66,6 +70,7 @@ class Reporter:
         )
         self._interval_s = self._settings.beat_interval_s
         self._beating: asyncio.Task[None] | None = None
+        self._changing = asyncio.Lock()
         self._problem: str | None = None
 
     @property
@@ -83,24 +88,28 @@ class Reporter:
         """Why the last report did not arrive, or None."""
         return self._problem
 
-    async def start(self) -> None:
-        """Register, say alive, begin to beat. Idempotent.
+    async def start(self, status: Status = Status.ALIVE, cause: str | None = None) -> None:
+        """Register, say `status`, begin to beat. Idempotent; who starts it meanwhile waits for the same.
 
         Returns within a bounded time whether or not a registry is there; what could not be said is said later.
-        Raises what does not heal by waiting: RetiredEpochError, EpochLimitError.
+        Raises what does not heal by waiting, and then has not started: RetiredEpochError, EpochLimitError,
+        InstanceDeadError after `stop()`. Cancelled, it has not started either.
         """
-        if not self.is_enabled or self._beating is not None:
+        if not self.is_enabled:
             return
-        # the beat task first, so that two starts cannot make two
-        ready = asyncio.Event()
-        self._beating = asyncio.create_task(self._beat_loop(ready), name=f"beats-{self._client.logical_id}")
-        try:
-            receipt = await self._client.set_status(Status.ALIVE)
+        async with self._changing:
+            if self._beating is not None:
+                return
+            # the beat task first: what is said from now on is reported, behind the start
+            ready = asyncio.Event()
+            self._beating = asyncio.create_task(self._beat_loop(ready), name=f"beats-{self._client.logical_id}")
+            try:
+                receipt = await self._client.set_status(status, cause)
+            except (Exception, asyncio.CancelledError):
+                await self._end_beating()
+                raise
             self._note(receipt.why)
-        except RegistryError:
-            await self._end_beating()
-            raise
-        ready.set()
+            ready.set()
 
     async def drain(self, cause: str | None = None) -> Receipt | None:
         """Say that no new work should come; beats go on. None where nothing is reported."""
@@ -111,15 +120,21 @@ class Reporter:
         return await self._say(Status.ALIVE, cause)
 
     async def stop(self, cause: str = "stopped") -> Receipt | None:
-        """End the beats and say dead, within the call timeout. Idempotent. Dead is final."""
-        if self._beating is None:
-            return None
-        await self._end_beating()
-        try:
-            return await self._client.set_status(Status.DEAD, cause)
-        except RegistryError as error:
-            logger.warning("could not say that the agent stopped: %s", error, extra=self._fields())
-            return None
+        """End the beats and say dead, within the call timeout. Idempotent. Dead is final.
+
+        None where there is nothing to say, or it could not be said. Said again, it delivers a `dead` that is not
+        durable yet. Raises InvalidInputError for the cause, and then nothing has changed.
+        """
+        check_cause(cause)
+        async with self._changing:
+            await self._end_beating()
+            if self._client.status is None or (self._client.status is Status.DEAD and not self._client.undelivered):
+                return None
+            try:
+                return await self._client.set_status(Status.DEAD, cause)
+            except RegistryError as error:
+                logger.warning("could not say that the agent stopped: %s", error, extra=self._fields())
+                return None
 
     async def _say(self, status: Status, cause: str | None) -> Receipt | None:
         if self._beating is None:
@@ -166,60 +181,105 @@ class ThreadReporter:
         self.reporter = ThreadReporter("my_agent")
         self.reporter.start()
 
-    Its beats say that the process lives, not that its methods answer.
+    Its beats say that the process lives, not that its methods answer. Use it from any thread; one call at a time
+    is served, the others wait for it.
     """
 
     def __init__(self, logical_id: str, **options: Any) -> None:
-        """`options` as for Reporter."""
-        self._logical_id = logical_id
-        self._options = options
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
+        """`options` as for Reporter, and refused as there."""
+        self._make = partial(Reporter, logical_id, **options)
+        self._name = f"reporter-{logical_id}"
+        self._thread: _LoopThread | None = None
+        self._turn = threading.Lock()
         self._reporter: Reporter | None = None
+        # a wrong option is told here; each start makes a reporter of its own, since dead is final
+        settings = self._make()._settings
+        self._patience_s = max(_THREAD_PATIENCE_S, _CALLS_A_STEP * settings.call_timeout_s)
 
     @property
     def reporter(self) -> Reporter | None:
-        """The reporter on the thread, once started."""
+        """The reporter on the thread, while it runs."""
         return self._reporter
 
     def start(self) -> None:
-        """As Reporter.start, blocking."""
-        if self._loop is not None:
-            return
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name=f"reporter-{self._logical_id}", daemon=True)
-        self._thread.start()
-        try:
-            self._run(self._start())
-        except RegistryError:
-            self._end_thread()
-            raise
+        """As Reporter.start, blocking. After `stop()` it begins again, as a new instance."""
+        with self._alone():
+            if self._reporter is not None:
+                return
+            reporter, thread = self._make(), _LoopThread(self._name)
+            try:
+                thread.run(reporter.start(), self._patience_s)
+            except BaseException:
+                thread.end()
+                raise
+            self._reporter, self._thread = reporter, thread
 
     def drain(self, cause: str | None = None) -> Receipt | None:
         """As Reporter.drain, blocking."""
-        return self._run(self._reporter.drain(cause)) if self._reporter is not None else None
+        return self._say(lambda reporter: reporter.drain(cause))
+
+    def undrain(self, cause: str | None = None) -> Receipt | None:
+        """As Reporter.undrain, blocking."""
+        return self._say(lambda reporter: reporter.undrain(cause))
 
     def stop(self, cause: str = "stopped") -> Receipt | None:
         """As Reporter.stop, blocking; ends the thread."""
-        if self._reporter is None:
-            return None
+        check_cause(cause)
+        with self._alone():
+            reporter, thread = self._reporter, self._thread
+            if reporter is None or thread is None:
+                return None
+            self._reporter, self._thread = None, None
+            try:
+                return thread.run(reporter.stop(cause), self._patience_s)
+            finally:
+                thread.end()
+
+    def _say(self, words: Callable[[Reporter], Coroutine[Any, Any, T]]) -> T | None:
+        with self._alone():
+            if self._reporter is None or self._thread is None:
+                return None
+            return self._thread.run(words(self._reporter), self._patience_s)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        # bounded, since a signal's handler may call while the call that it interrupted holds the turn
+        if not self._turn.acquire(timeout=self._patience_s):
+            raise RegistryUnavailableError("another call to this reporter has not ended")
         try:
-            return self._run(self._reporter.stop(cause))
+            yield
         finally:
-            self._reporter = None
-            self._end_thread()
+            self._turn.release()
 
-    async def _start(self) -> None:
-        self._reporter = Reporter(self._logical_id, **self._options)
-        await self._reporter.start()
 
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        assert self._loop is not None
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(_THREAD_PATIENCE_S)
+class _LoopThread:
+    """An event loop on a thread of its own."""
 
-    def _end_thread(self) -> None:
-        loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
-        if loop is not None and thread is not None:
-            loop.call_soon_threadsafe(loop.stop)
-            thread.join(_THREAD_PATIENCE_S)
-            loop.close()
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T], patience_s: float) -> T:
+        """The result of `work` on the thread. Raises RegistryUnavailableError after `patience_s` seconds."""
+        asked = asyncio.run_coroutine_threadsafe(work, self._loop)
+        done, _ = wait([asked], patience_s)
+        if not done:
+            asked.cancel()
+            raise RegistryUnavailableError(f"the reporter's thread has not answered within {patience_s:g} s")
+        return asked.result()
+
+    def end(self) -> None:
+        """Cancel what runs on it, and end it."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_THREAD_PATIENCE_S)
+
+    def _serve(self) -> None:
+        try:
+            self._loop.run_forever()
+            self._loop.run_until_complete(self._end_tasks())
+        finally:
+            self._loop.close()
+
+    async def _end_tasks(self) -> None:
+        await end(*(asyncio.all_tasks() - {asyncio.current_task()}))

@@ -1,0 +1,325 @@
+"""An agent's side of the registry: client and reporter, with a registry over the memory store in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from seedcore.core.errors import InstanceDeadError, InvalidInputError, RetiredEpochError, StoreUnavailableError
+from seedcore.core.lifecycle import Status
+from seedcore.registry.client import RegistryClient
+from seedcore.registry.config import RegistryConfig
+from seedcore.registry.identity import Identity, identify
+from seedcore.registry.reporter import Reporter, ThreadReporter
+from seedcore.registry.service import Registry
+from seedcore.settings import Settings
+from seedcore.store.memory import MemoryStore, Tables
+from tests.builders import START
+from tests.unit.test_service import NobodyWatches
+from tests.waiting import eventually
+
+SETTINGS = Settings(beat_interval_s=0.1, namespace="nowhere")
+CONFIG = RegistryConfig("cluster", flush_interval_s=0.01, linger_s=0.0, durable_wait_s=0.2, beat_interval_s=0.05)
+
+
+@pytest.fixture
+async def registry() -> AsyncIterator[Registry]:
+    """One that has joined its store."""
+    tables = Tables(START)
+
+    async def store() -> MemoryStore:
+        return MemoryStore(lambda: START, tables)
+
+    registry = Registry(CONFIG, store, watch_factory=NobodyWatches)
+    registry.start()
+
+    async def is_ready() -> bool:
+        return (await registry.health()).is_ready
+
+    await eventually(is_ready)
+    yield registry
+    await registry.stop()
+
+
+@pytest.fixture
+async def without_database() -> AsyncIterator[Registry]:
+    """One whose database is away."""
+
+    async def store() -> MemoryStore:
+        raise StoreUnavailableError("away for the test")
+
+    registry = Registry(CONFIG, store, watch_factory=NobodyWatches)
+    registry.start()
+    yield registry
+    await registry.stop()
+
+
+def make_client(registry: Registry, logical_id: str = "agent", **details: Any) -> RegistryClient:
+    connection: Any = registry
+    return RegistryClient(logical_id, settings=SETTINGS, connection=connection, **details)
+
+
+def make_reporter(registry: Registry, **details: Any) -> Reporter:
+    client = make_client(registry, **details)
+    return Reporter(client.logical_id, settings=SETTINGS, client=client)
+
+
+def slow(gate: asyncio.Event) -> Callable[..., Awaitable[Identity]]:
+    """An identity that is only known once the gate opens."""
+
+    async def known_later(actor_name: str | None, namespace: str, timeout_s: float) -> Identity:
+        await gate.wait()
+        return await identify(actor_name, namespace, timeout_s)
+
+    return known_later
+
+
+async def others_turn() -> None:
+    """Let everybody go on who can."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def statuses(registry: Registry, logical_id: str = "agent") -> list[Status]:
+    return [row.instance.status for row in (await registry.describe(logical_id)).live]
+
+
+# The reporter
+
+
+async def test_a_cancelled_start_can_be_repeated_and_then_reports(registry: Registry) -> None:
+    reporter = make_reporter(registry)
+    starting = asyncio.create_task(reporter.start())
+    for _ in range(2):
+        await asyncio.sleep(0)
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    await reporter.start()
+    assert await statuses(registry) == [Status.ALIVE]
+
+    async def has_beaten() -> bool:
+        return (await registry.health()).flush.beats_offered > 0
+
+    await eventually(has_beaten)
+    await reporter.stop()
+    assert await statuses(registry) == []
+
+
+async def test_a_cancelled_start_that_had_registered_is_ended_by_stop(registry: Registry) -> None:
+    reporter = make_reporter(registry)
+    starting = asyncio.create_task(reporter.start())
+    await eventually(lambda: statuses(registry))
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    await reporter.stop("never began")
+    assert await statuses(registry) == []
+
+
+async def test_who_starts_while_it_starts_waits_for_the_same(registry: Registry) -> None:
+    gate = asyncio.Event()
+    reporter = make_reporter(registry, identifier=slow(gate))
+    starts = [asyncio.create_task(reporter.start()) for _ in range(3)]
+    await others_turn()
+    assert not any(start.done() for start in starts)
+    gate.set()
+    await asyncio.gather(*starts)
+    assert await statuses(registry) == [Status.ALIVE]
+    await reporter.stop()
+
+
+async def test_one_cancelled_starter_does_not_undo_the_others(registry: Registry) -> None:
+    gate = asyncio.Event()
+    reporter = make_reporter(registry, identifier=slow(gate))
+    starts = [asyncio.create_task(reporter.start()) for _ in range(3)]
+    await others_turn()
+    starts[0].cancel()
+    starts[2].cancel()
+    gate.set()
+    await asyncio.wait(starts)
+    assert [start.cancelled() for start in starts] == [True, False, True]
+    assert await statuses(registry) == [Status.ALIVE]
+    assert (await reporter.drain()) is not None
+    await reporter.stop()
+
+
+async def test_stop_while_it_starts_leaves_nobody_alive(registry: Registry) -> None:
+    gate = asyncio.Event()
+    reporter = make_reporter(registry, identifier=slow(gate))
+    starting = asyncio.create_task(reporter.start())
+    await others_turn()
+    stopping = asyncio.create_task(reporter.stop())
+    await others_turn()
+    gate.set()
+    await asyncio.gather(starting, stopping)
+    assert await statuses(registry) == []
+    assert reporter.client.status is Status.DEAD
+
+
+async def test_a_refused_start_has_not_started_and_says_so_again(registry: Registry) -> None:
+    for epoch in ("one", "two"):
+        await registry.set_current_epoch(epoch)
+    reporter = make_reporter(registry, cluster_epoch="one")
+    for _ in range(2):
+        with pytest.raises(RetiredEpochError):
+            await reporter.start()
+    assert await reporter.drain() is None
+    assert await reporter.stop() is None
+
+
+async def test_a_stopped_reporter_does_not_start_again(registry: Registry) -> None:
+    reporter = make_reporter(registry)
+    await reporter.start()
+    await reporter.stop()
+    with pytest.raises(InstanceDeadError):
+        await reporter.start()
+    assert await statuses(registry) == []
+    assert await reporter.stop() is None
+
+
+async def test_a_cause_beyond_its_limits_stops_nothing(registry: Registry) -> None:
+    reporter = make_reporter(registry)
+    await reporter.start()
+    with pytest.raises(InvalidInputError, match="cause"):
+        await reporter.stop("x" * 2000)
+    assert await statuses(registry) == [Status.ALIVE]
+    assert (await reporter.drain("still here")) is not None
+    await reporter.stop()
+
+
+# The client
+
+
+@pytest.mark.parametrize("again", ["alive", "draining", "starting"])
+async def test_who_said_dead_itself_never_comes_back(registry: Registry, again: str) -> None:
+    client = make_client(registry)
+    await client.set_status("alive")
+    instance_id = client.instance_id
+    await client.set_status("dead", "enough")
+    before = (await registry.health()).flush.changes_committed
+    with pytest.raises(InstanceDeadError, match="enough"):
+        await client.set_status(again)
+    with pytest.raises(InstanceDeadError, match="enough"):
+        await client.register()
+    await client.beat()
+    assert (client.instance_id, client.status, client.undelivered) == (instance_id, Status.DEAD, 0)
+    assert (await registry.health()).flush.changes_committed == before
+    assert await statuses(registry) == []
+
+
+async def test_whom_the_registry_declared_dead_comes_back_as_a_new_instance(registry: Registry) -> None:
+    client = make_client(registry)
+    await client.set_status("alive")
+    first = client.instance_id
+    await registry.set_status(first, "dead", cause="by another hand")
+    receipt = await client.set_status("draining")
+    assert receipt.durable
+    assert client.instance_id != first
+    assert await statuses(registry) == [Status.DRAINING]
+
+
+async def test_dead_said_again_is_not_called_durable_before_it_is(without_database: Registry) -> None:
+    client = make_client(without_database)
+    await client.set_status("alive")
+    for _ in range(3):
+        receipt = await client.set_status("dead", "enough")
+        assert (receipt.status, receipt.durable) == (Status.DEAD, False)
+    assert client.undelivered == 3
+
+
+async def test_a_change_after_a_first_beat_is_not_taken_for_a_replay(registry: Registry) -> None:
+    client = make_client(registry)
+    await client.beat()
+    assert await statuses(registry) == [Status.STARTING]
+    receipt = await client.set_status("alive")
+    assert (receipt.status, receipt.durable) == (Status.ALIVE, True)
+    assert await statuses(registry) == [Status.ALIVE]
+
+
+async def test_a_repeated_registration_tells_number_and_epoch(registry: Registry) -> None:
+    client = make_client(registry)
+    first = await client.register()
+    assert await client.register() == first
+    await client.set_status("alive")
+    again = await client.register()
+    assert (again.seq, again.durable, again.status) == (2, True, Status.ALIVE)
+    assert again.epoch == first.epoch == (await registry.current_epoch()).value.name
+
+
+@pytest.mark.parametrize(
+    ("details", "field"),
+    [
+        ({"labels": ["k"]}, "labels"),
+        ({"labels": "k"}, "labels"),
+        ({"metadata": ["m"]}, "metadata"),
+        ({"metadata": 7}, "metadata"),
+        ({"actor_name": "seedcore-registry"}, "actor_name"),
+        ({"logical_id": "seedcore-registry"}, "logical_id"),
+    ],
+)
+async def test_a_client_names_the_field_that_it_refuses(details: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidInputError) as refused:
+        RegistryClient(**{"logical_id": "agent", "settings": SETTINGS, **details})
+    assert refused.value.field == field
+
+
+async def test_a_registered_label_does_not_change_with_the_callers_own(registry: Registry) -> None:
+    labels = {"tier": "hot"}
+    client = make_client(registry, labels=labels)
+    labels["tier"] = "cold"
+    await client.register()
+    assert (await registry.describe("agent")).live[0].instance.labels == {"tier": "hot"}
+
+
+# The reporter with a thread of its own
+
+UNREPORTED = SETTINGS.model_copy(update={"registry_enabled": False})
+
+
+def reporter_threads(name: str) -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == f"reporter-{name}"]
+
+
+def test_a_wrong_option_is_refused_before_there_is_a_thread() -> None:
+    with pytest.raises(TypeError, match="bogus"):
+        ThreadReporter("wrong", bogus=1)
+    with pytest.raises(InvalidInputError):
+        ThreadReporter("wrong", settings=UNREPORTED, labels=["k"])
+    assert reporter_threads("wrong") == []
+
+
+def test_starts_and_stops_of_many_threads_make_one_thread_and_end_it() -> None:
+    reporter = ThreadReporter("shared", settings=UNREPORTED)
+    for step, threads_left in ((reporter.start, 1), (reporter.stop, 0), (reporter.start, 1), (reporter.stop, 0)):
+        raised: list[BaseException] = []
+
+        def call(step: Callable[[], object] = step, raised: list[BaseException] = raised) -> None:
+            try:
+                step()
+            except Exception as error:  # noqa: BLE001 - shown below, whatever it is
+                raised.append(error)
+
+        callers = [threading.Thread(target=call) for _ in range(4)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join(10)
+        assert raised == []
+        assert not any(caller.is_alive() for caller in callers)
+        assert len(reporter_threads("shared")) == threads_left
+
+
+def test_a_thread_reporter_has_every_step_of_a_reporter() -> None:
+    reporter = ThreadReporter("steps", settings=UNREPORTED)
+    assert (reporter.drain(), reporter.undrain(), reporter.stop()) == (None, None, None)
+    reporter.start()
+    assert reporter.reporter is not None
+    assert (reporter.drain(), reporter.undrain("again")) == (None, None)
+    with pytest.raises(InvalidInputError):
+        reporter.stop("x" * 2000)
+    assert len(reporter_threads("steps")) == 1
+    reporter.stop()
+    assert reporter_threads("steps") == []
