@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 
 from seedcore.core.errors import InvalidInputError, NotAcceptingWorkError
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Json
+from seedcore.core.model import Json, check_cause
 from seedcore.core.waiting import within
 from seedcore.registry.identity import was_restarted
 from seedcore.registry.reporter import Reporter
@@ -49,6 +50,17 @@ class SummaryStats:
     report_problem: str | None
 
 
+def check_timeout(timeout_s: float | None) -> float | None:
+    """Seconds to wait, None for as long as it takes, or InvalidInputError."""
+    if timeout_s is None:
+        return None
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)):
+        raise InvalidInputError("timeout_s", f"must be a number of seconds, not {type(timeout_s).__name__}")
+    if math.isnan(timeout_s) or timeout_s < 0:
+        raise InvalidInputError("timeout_s", f"must be 0 seconds or more, not {timeout_s:g}")
+    return timeout_s
+
+
 class RayAgent:
     """Subclass it and override `handle_task`.
 
@@ -78,6 +90,8 @@ class RayAgent:
             settings=settings if settings is not None else get_settings(),
         )
         self._status = Status.STARTING
+        self._drain_cause: str | None = None
+        self._starting = asyncio.Lock()
         self._born_s = time.monotonic()
         self._running = 0
         self._done = 0
@@ -103,23 +117,38 @@ class RayAgent:
     async def start(self) -> None:
         """Take work, register, beat. Idempotent; returns within a bounded time also with no registry at all.
 
-        Raises what does not heal by waiting, such as RetiredEpochError.
+        An agent that was drained before goes on draining, and says so. Raises what does not heal by waiting, such as
+        RetiredEpochError, and then has not started; NotAcceptingWorkError once stopped.
         """
-        if self._status is Status.DEAD:
-            raise NotAcceptingWorkError(self._agent_id, "stopped; make a new one")
-        if self._status is Status.STARTING:
-            self._status = Status.ALIVE
-        await self._reporter.start()
+        async with self._starting:
+            if self._status is Status.DEAD:
+                raise NotAcceptingWorkError(self._agent_id, str(self._status))
+            before = self._status
+            if before is Status.STARTING:
+                # at once: work need not wait for a registry that does not answer
+                self._status = Status.ALIVE
+            try:
+                await self._reporter.start(self._status, self._drain_cause)
+            except BaseException:
+                # unless it was drained or stopped meanwhile
+                if self._status is Status.ALIVE:
+                    self._status = before
+                raise
 
     async def drain(self, reason: str | None = None, timeout_s: float | None = None) -> bool:
         """Refuse new work, say so, wait for the running tasks up to `timeout_s` seconds (None: as long as it takes).
 
-        True once nothing runs any more.
+        True once nothing runs any more. Raises InvalidInputError, and then nothing has changed, or what the registry
+        refuses: it drains all the same, and said again it tells the registry again.
         """
+        check_cause(reason)
+        check_timeout(timeout_s)
         if self._status is Status.DEAD:
             return True
         if self._status is not Status.DRAINING:
-            self._status = Status.DRAINING
+            self._status, self._drain_cause = Status.DRAINING, reason
+        # the client keeps what it has taken; what it has not, an earlier call could not say
+        if self._reporter.client.status is not Status.DRAINING:
             await self._reporter.drain(reason)
         try:
             await within(self._idle.wait(), timeout_s)
@@ -128,9 +157,12 @@ class RayAgent:
         return True
 
     async def stop(self, reason: str = "stopped") -> None:
-        """Refuse work for good and say dead. Running tasks are not waited for: `drain()` does that. Idempotent."""
-        if self._status is Status.DEAD:
-            return
+        """Refuse work for good and say dead. Running tasks are not waited for: `drain()` does that.
+
+        Idempotent: repeated, it says what it could not say. Raises InvalidInputError for the reason, and then nothing
+        has changed.
+        """
+        check_cause(reason)
         self._status = Status.DEAD
         await self._reporter.stop(reason)
 

@@ -6,15 +6,18 @@ import asyncio
 import os
 import signal
 import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import ray
 
 from seedcore.agents import RayAgent
-from seedcore.core.errors import InvalidInputError, NotAcceptingWorkError
+from seedcore.core.errors import InvalidInputError, NotAcceptingWorkError, RetiredEpochError
 from seedcore.core.lifecycle import Status
-from seedcore.registry import RegistryConnection, Reporter
+from seedcore.registry import RegistryConnection, Reporter, ThreadReporter
 from seedcore.runtime import start_registry
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
@@ -62,6 +65,102 @@ async def test_drain_waits_for_running_tasks_and_refuses_new_ones(
     await agent.stop()
     with pytest.raises(NotAcceptingWorkError):
         await agent.start()
+
+
+async def live(registry: RegistryConnection, logical_id: str) -> list[tuple[Status, str | None]]:
+    """Status and cause of each live instance, as the registry says."""
+    return [(row.instance.status, row.instance.cause) for row in (await registry.describe(logical_id)).live]
+
+
+async def test_an_agent_drained_before_its_start_says_so_when_it_starts(
+    registry: RegistryConnection, settings: Settings
+) -> None:
+    agent = Worker("early-drain", settings=settings)
+    assert await agent.drain("not yet")
+    await agent.start()
+    assert agent.status is Status.DRAINING
+    assert await live(registry, "early-drain") == [(Status.DRAINING, "not yet")]
+    await agent.stop()
+
+
+async def test_a_cause_beyond_its_limits_changes_neither_agent_nor_registry(
+    registry: RegistryConnection, settings: Settings
+) -> None:
+    agent = Worker("wordy", settings=settings)
+    await agent.start()
+    for refused in (agent.drain("x" * 2000), agent.stop("x" * 2000), agent.drain("fine", timeout_s=-1.0)):
+        with pytest.raises(InvalidInputError):
+            await refused
+    assert agent.status is Status.ALIVE
+    assert await live(registry, "wordy") == [(Status.ALIVE, None)]
+    assert await agent.drain("enough")
+    assert await live(registry, "wordy") == [(Status.DRAINING, "enough")]
+    await agent.stop("the end")
+    assert (await registry.describe("wordy")).history[0].cause == "the end"
+
+
+async def test_a_drain_that_could_not_be_said_is_said_by_the_next(
+    registry: RegistryConnection, settings: Settings
+) -> None:
+    agent = Worker("again", settings=settings)
+    await agent.start()
+    client = agent._reporter.client
+    async with client._delivering:
+        # a beat is under way, so the client has not taken it when its caller gives up
+        draining = asyncio.create_task(agent.drain("first"))
+        await asyncio.sleep(0)
+        draining.cancel()
+        await asyncio.gather(draining, return_exceptions=True)
+    with pytest.raises(NotAcceptingWorkError):
+        await agent.execute_task("more")
+    assert await agent.drain("second")
+    assert await live(registry, "again") == [(Status.DRAINING, "second")]
+    await agent.stop()
+
+
+async def test_an_agent_that_the_registry_refuses_has_not_started(
+    registry: RegistryConnection, settings: Settings
+) -> None:
+    for epoch in ("one", "two"):
+        await registry.set_current_epoch(epoch)
+    agent = Worker("outdated", settings=settings.model_copy(update={"cluster_epoch": "one"}))
+    for _ in range(2):
+        with pytest.raises(RetiredEpochError):
+            await agent.start()
+        assert agent.status is Status.STARTING
+        with pytest.raises(NotAcceptingWorkError, match="starting"):
+            await agent.execute_task("work")
+
+
+@pytest.mark.parametrize("timeout_s", ["x", float("nan"), -0.1, True, [1.0]])
+async def test_a_drain_waits_for_seconds_only(settings: Settings, timeout_s: Any) -> None:
+    agent = Worker("bounded", settings=settings.model_copy(update={"registry_enabled": False}))
+    await agent.start()
+    with pytest.raises(InvalidInputError, match="timeout_s"):
+        await agent.drain(timeout_s=timeout_s)
+    assert agent.status is Status.ALIVE
+    await agent.stop()
+
+
+async def test_a_thread_reporter_is_stopped_by_many_at_once(registry: RegistryConnection, settings: Settings) -> None:
+    reporter = ThreadReporter("shared", settings=settings)
+    with ThreadPoolExecutor(4) as pool:
+
+        async def at_once(step: Any) -> list[Any]:
+            loop = asyncio.get_running_loop()
+            return await asyncio.gather(*(loop.run_in_executor(pool, step) for _ in range(4)))
+
+        await at_once(reporter.start)
+        assert await live(registry, "shared") == [(Status.ALIVE, None)]
+        await at_once(reporter.drain)
+        await at_once(reporter.undrain)
+        assert [status for status, _ in await live(registry, "shared")] == [Status.ALIVE]
+        began_s = time.monotonic()
+        receipts = await at_once(reporter.stop)
+        assert time.monotonic() - began_s < 10
+    assert [receipt.status for receipt in receipts if receipt is not None] == [Status.DEAD]
+    assert await live(registry, "shared") == []
+    assert not any(thread.name == "reporter-shared" for thread in threading.enumerate())
 
 
 async def test_the_base_class_says_what_to_override(settings: Settings) -> None:
