@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from ray.exceptions import RayError, RayTaskError
 
+from seedcore.agents.ray_agent import check_timeout
 from seedcore.core.errors import AgentCallError, RegistryError, first_line
 from seedcore.core.model import Source
 from seedcore.core.waiting import within
@@ -22,21 +23,23 @@ _AT_ONCE = 64
 async def bounded_call(agent_id: str, call: Callable[[], Any], timeout_s: float | None) -> Any:
     """The result of one call to an agent within `timeout_s` seconds (None: however long it takes).
 
-    Raises AgentCallError at the limit, the agent's own RegistryError, or what Ray raises: RayTaskError, which
-    is also the agent's own exception, or a RayActorError.
+    Raises InvalidInputError for the limit, AgentCallError at it, the agent's own RegistryError, or what Ray raises:
+    RayTaskError, which is also the agent's own exception, or a RayActorError.
     """
+    check_timeout(timeout_s)
 
     async def answer() -> Any:
         return await call()
 
     try:
         return await within(answer(), timeout_s)
-    except asyncio.TimeoutError:
-        raise AgentCallError(agent_id, f"no answer within {timeout_s:g} s") from None
     except RayTaskError as error:
+        # first: the agent's own TimeoutError is one too
         if isinstance(error.cause, RegistryError):
             raise error.cause from None
         raise
+    except asyncio.TimeoutError:
+        raise AgentCallError(agent_id, f"no answer within {timeout_s:g} s") from None
     except AttributeError as error:
         raise AgentCallError(agent_id, f"its actor has no such method: {error}") from None
 

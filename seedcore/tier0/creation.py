@@ -3,69 +3,157 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ActorAlreadyExistsError, RayActorError, RayError, RayTaskError
 
 from seedcore.agents.ray_agent import RayAgent
-from seedcore.core.errors import AgentCallError, InvalidInputError, RegistryError, first_line
-from seedcore.core.model import MAX_ID_CHARS, check_labels, check_text
+from seedcore.core.errors import (
+    AgentCallError,
+    DirectoryUnavailableError,
+    InvalidInputError,
+    NotAcceptingWorkError,
+    RegistryError,
+    first_line,
+    last_line,
+)
+from seedcore.core.lifecycle import Status
+from seedcore.core.model import MAX_ID_CHARS, Registration, check_text, new_instance_id
 from seedcore.core.waiting import within
-from seedcore.registry.directory import RESERVED_PREFIX
-from seedcore.registry.lookup import ActorHandle
+from seedcore.registry.client import check_not_ours
+from seedcore.registry.handles import end_actor
+from seedcore.registry.lookup import ActorHandle, actor_id_of, find_actor
 from seedcore.tier0.answers import AgentSpec
 
 _TIMEOUT_S = 60.0
-_ATTEMPTS = 3
+_END_S = 10.0
+_LOOK_UP_S = 5.0
+_ATTEMPTS = 5
+_PAUSE_S = 0.1
 
 
-def check_agent_id(agent_id: str) -> str:
-    """A logical id that may name an actor, or InvalidInputError."""
-    check_text("agent_id", agent_id, MAX_ID_CHARS)
-    if agent_id.startswith(RESERVED_PREFIX):
-        raise InvalidInputError("agent_id", f"must not begin with {RESERVED_PREFIX!r}: those names are ours")
-    return agent_id
+def check_agent_id(agent_id: str, field: str = "agent_id") -> str:
+    """A logical id, or the name of its actor, that may be an agent's, or InvalidInputError."""
+    return check_not_ours(field, check_text(field, agent_id, MAX_ID_CHARS))
+
+
+def check_spec(spec: AgentSpec) -> None:
+    """Raise InvalidInputError for what no agent can be made of, before there is an actor to find it out."""
+    check_agent_id(spec.agent_id)
+    Registration(
+        new_instance_id(), spec.agent_id, organ_id=spec.organ_id, labels=spec.labels, metadata=spec.metadata
+    ).validated()
+    agent_class = spec.agent_class
+    if agent_class is None:
+        return
+    if not inspect.isclass(agent_class):
+        raise InvalidInputError("agent_class", f"must be a plain class, not {type(agent_class).__name__}")
+    if not callable(getattr(agent_class, "start", None)):
+        raise InvalidInputError("agent_class", f"{agent_class.__name__} has no start(): subclass RayAgent")
 
 
 async def create_actor(spec: AgentSpec, namespace: str) -> ActorHandle:
-    """The agent's actor, made unless it lives, and started. See Tier0MemoryManager.create_agent for the errors."""
-    check_agent_id(spec.agent_id)
-    check_labels(spec.labels)
-    problem = ""
-    for attempt in range(_ATTEMPTS):
+    """The agent's actor, made unless it lives, and started. See Tier0MemoryManager.create_agent for the errors.
+
+    An actor that this call made and that does not start is ended again; one that was there is left as it is.
+    """
+    check_spec(spec)
+    creation = _Creation(spec, namespace)
+    try:
+        return await creation.run()
+    except RegistryError as error:
+        if creation.made is not None and not await end_actor(creation.made, _END_S):
+            raise AgentCallError(spec.agent_id, f"{first_line(error)}; and its new actor does not end") from error
+        raise
+
+
+class _Creation:
+    """One attempt after another. `made` is the actor that we made last, which nobody else can have made."""
+
+    def __init__(self, spec: AgentSpec, namespace: str) -> None:
+        self._spec = spec
+        self._namespace = namespace
+        self.made: ActorHandle | None = None
+
+    async def run(self) -> ActorHandle:
+        """The started actor. Raises what its start raises, or AgentCallError."""
+        problem = ""
+        for attempt in range(_ATTEMPTS):
+            if attempt:
+                await asyncio.sleep(_PAUSE_S * 2**attempt)
+            handle = await self._make_or_find()
+            if handle is None:
+                problem = "its name belongs to an actor that is ending"
+                continue
+            try:
+                await self._start(handle)
+            except NotAcceptingWorkError as error:
+                if error.status != Status.DEAD:
+                    raise
+                # what has stopped never starts again, and keeps the name
+                problem = first_line(error)
+                await end_actor(handle, _END_S)
+            except RayActorError as error:
+                # of another: just dying; of ours: it may come back, where its constructor did not fail
+                if error.actor_init_failed and self._is_ours(handle):
+                    raise self._failed(handle, f"its constructor failed: {last_line(error)}") from error
+                problem = first_line(error)
+            else:
+                return handle
+        raise AgentCallError(self._spec.agent_id, f"its actor does not come up: {problem}")
+
+    async def _make_or_find(self) -> ActorHandle | None:
+        """Our actor, or another's of that name, or None where the name is taken by one that is gone already."""
+        agent_id = self._spec.agent_id
         try:
-            handle = _make_actor(spec, namespace)
-        except (TypeError, ValueError) as error:
-            raise AgentCallError(spec.agent_id, f"its actor cannot be made: {first_line(error)}") from error
+            self.made = _make_actor(self._spec, self._namespace)
+        except ActorAlreadyExistsError:
+            # Ray decides who makes it: only one of many gets past this
+            try:
+                return await find_actor(agent_id, self._namespace, _LOOK_UP_S)
+            except DirectoryUnavailableError as error:
+                raise AgentCallError(agent_id, first_line(error)) from error
+        except (TypeError, ValueError, RayError) as error:
+            raise AgentCallError(agent_id, f"its actor cannot be made: {first_line(error)}") from error
+        return self.made
+
+    async def _start(self, handle: ActorHandle) -> None:
         try:
-            await within(_start(handle), _TIMEOUT_S)
+            await within(_started(handle), _TIMEOUT_S)
         except RayTaskError as error:
             if isinstance(error.cause, RegistryError):
                 raise error.cause from None
-            raise AgentCallError(spec.agent_id, f"start failed: {error.cause!r}") from error
+            raise self._failed(handle, f"start failed: {error.cause!r}") from error
         except asyncio.TimeoutError:
-            raise AgentCallError(spec.agent_id, f"did not start within {_TIMEOUT_S:g} s") from None
-        except RayActorError as error:
-            # the name may have belonged to an actor that was just dying
-            problem = first_line(error)
-            await asyncio.sleep(0.2 * 2**attempt)
-        else:
-            return handle
-    raise AgentCallError(spec.agent_id, f"its actor does not come up: {problem}")
+            raise self._failed(handle, f"did not start within {_TIMEOUT_S:g} s") from None
+        except (AttributeError, TypeError) as error:
+            raise self._failed(handle, f"it is no agent: {first_line(error)}") from None
+        except RayActorError:
+            raise
+        except RayError as error:
+            raise self._failed(handle, f"start failed: {first_line(error)}") from error
+
+    def _failed(self, handle: ActorHandle, why: str) -> AgentCallError:
+        there = "" if self._is_ours(handle) else "an actor of that name is there already and is left as it is: "
+        return AgentCallError(self._spec.agent_id, there + why)
+
+    def _is_ours(self, handle: ActorHandle) -> bool:
+        return self.made is not None and actor_id_of(self.made) == actor_id_of(handle)
 
 
-async def _start(handle: ActorHandle) -> None:
+async def _started(handle: ActorHandle) -> None:
     await handle.start.remote()
 
 
 def _make_actor(spec: AgentSpec, namespace: str) -> ActorHandle:
+    """A new actor. Raises ActorAlreadyExistsError where its name is taken, TypeError or ValueError for the options."""
     agent_class = spec.agent_class if spec.agent_class is not None else RayAgent
     actor_class: Any = ray.remote(agent_class)
     return actor_class.options(
         name=spec.agent_id,
         namespace=namespace,
-        get_if_exists=True,
         lifetime="detached" if spec.is_detached else None,
         max_restarts=spec.max_restarts,
         max_task_retries=0,

@@ -16,9 +16,9 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from ray.exceptions import ActorDiedError, RayError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
 
-from seedcore.agents.ray_agent import Heartbeat, SummaryStats
+from seedcore.agents.ray_agent import Heartbeat, SummaryStats, check_timeout
 from seedcore.core.errors import (
     ActorGoneError,
     AgentCallError,
@@ -32,11 +32,11 @@ from seedcore.core.errors import (
     first_line,
 )
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import MAX_ID_CHARS, MAX_PAGE, Instance, Json, Listing, Source, Verdict, check_text
+from seedcore.core.model import MAX_PAGE, Instance, Json, Listing, Source, Verdict
 from seedcore.registry.client import every_page
 from seedcore.registry.clock import utc_now
 from seedcore.registry.connection import RegistryConnection, shared_connection
-from seedcore.registry.directory import RayDirectory
+from seedcore.registry.directory import RESERVED_PREFIX, RayDirectory
 from seedcore.registry.handles import HandleFinder, Proof, end_actor, probe
 from seedcore.registry.lookup import ActorHandle
 from seedcore.settings import Mode, Settings, get_settings
@@ -48,6 +48,9 @@ from seedcore.tier0.snapshot import Snapshot, as_known
 logger = logging.getLogger(__name__)
 
 _COMPARE_S = 60.0
+_RERUNS = 2
+_RESTART_S = 10.0
+_RESTART_PAUSE_S = 0.1
 
 
 class Tier0MemoryManager:
@@ -98,8 +101,9 @@ class Tier0MemoryManager:
     ) -> ActorHandle:
         """The agent's actor, made and started unless it lives already. Its name is its logical id.
 
-        A detached agent (the default) outlives this process. Raises InvalidInputError, AgentCallError where the
-        actor does not come up, or what its start raises.
+        A detached agent (the default) outlives this process. One that has stopped by itself is replaced by a new
+        actor. Raises InvalidInputError before an actor is made; AgentCallError where the actor does not come up, or
+        what its start raises, and an actor made by this call is then ended.
         """
         return await self._create(
             AgentSpec(
@@ -129,7 +133,7 @@ class Tier0MemoryManager:
         """Know a running actor under a logical id, whatever its own name. Raises NotResolvableError or
         CannotKnowError unless it answers."""
         check_agent_id(agent_id)
-        name = agent_id if actor_name is None else check_text("actor_name", actor_name, MAX_ID_CHARS)
+        name = agent_id if actor_name is None else check_agent_id(actor_name, "actor_name")
         handle = await self._finder.of_name(name)
         self._snapshot.remember(KnownAgent(agent_id, name, Source.RAY, None))
         return handle
@@ -145,13 +149,13 @@ class Tier0MemoryManager:
         """A live, proven handle of the agent. One that has missed a beat must answer first, unless `allow_late`.
 
         Raises NotResolvableError where there is certainly none to hand out, and says why; CannotKnowError
-        where nobody who could tell can be asked now.
+        where nobody who could tell can be asked now; InvalidInputError for what is no agent's id.
         """
         return (await self.locate(logical_id, allow_late=allow_late)).handle
 
     async def locate(self, logical_id: str, *, allow_late: bool = False) -> Located:
         """As `resolve`, with the source of the answer."""
-        check_text("logical_id", logical_id, MAX_ID_CHARS)
+        check_agent_id(logical_id, "logical_id")
         if self._mode is Mode.RAY:
             return await self._locate_without_registry(logical_id, "the mode is ray")
         try:
@@ -260,6 +264,7 @@ class Tier0MemoryManager:
             if found.instance is None:
                 break
             try:
+                self._require_agent(logical_id, found.instance.actor_name)
                 is_vouched = allow_late or found.verdict is Verdict.FRESH
                 handle = await self._finder.of_instance(found.instance, is_vouched=is_vouched)
             except NotResolvableError as error:
@@ -275,9 +280,18 @@ class Tier0MemoryManager:
             raise failure
         if not answer.complete:
             raise RegistryUnavailableError("it is still recovering, or superseded, and does not know this agent")
+        told = found.why or "unknown"
         if found.is_known or self._mode is Mode.REGISTRY:
-            raise NotResolvableError(logical_id, found.why or "unknown")
-        return await self._locate_without_registry(logical_id, None)
+            raise NotResolvableError(logical_id, told)
+        try:
+            return await self._locate_without_registry(logical_id, None)
+        except NotResolvableError as error:
+            raise NotResolvableError(logical_id, f"{told}; {error.why}") from error
+
+    def _require_agent(self, logical_id: str, actor_name: str | None) -> None:
+        # whoever registers under one of our names must not get our actors handed out, or ended
+        if actor_name is not None and actor_name.startswith(RESERVED_PREFIX):
+            raise NotResolvableError(logical_id, f"its actor has a name of ours, {actor_name!r}")
 
     async def _report_dead_call(self, instance: Instance) -> None:
         try:
@@ -307,6 +321,7 @@ class Tier0MemoryManager:
         return Located(logical_id, handle, source, utc_now(), known.instance if known is not None else None)
 
     async def _of_known(self, known: KnownAgent) -> ActorHandle:
+        self._require_agent(known.logical_id, known.actor_name)
         if known.instance is None:
             return await self._finder.of_name(known.actor_name)
         handle = await self._finder.of_instance(known.instance)
@@ -328,18 +343,46 @@ class Tier0MemoryManager:
     ) -> Any:
         """Run a task on the agent and return its result; `timeout_s` seconds bound it, None waits as long as it runs.
 
-        Where the actor dies under the task, the agent is resolved once more and the task runs again on the
-        actor found (at least once: pass retries=False for tasks that must not run twice). Raises what
-        `resolve` raises, AgentCallError at the time limit, ActorDiedError, or what the task raised.
+        Where the actor dies under the task, or Ray restarts it, the agent is resolved again and the task runs again on
+        the actor found, twice at most (at least once: pass retries=False for tasks that must not run twice). Raises
+        what `resolve` raises, AgentCallError at the time limit, ActorDiedError, ActorUnavailableError where the task
+        may have run or not, or what the task raised.
         """
+        check_timeout(timeout_s)
         handle = await self.resolve(agent_id)
-        try:
+        if not retries:
             return await bounded_call(agent_id, lambda: handle.execute_task.remote(task), timeout_s)
-        except ActorDiedError:
-            if not retries:
-                raise
-        handle = await self.resolve(agent_id)
-        return await bounded_call(agent_id, lambda: handle.execute_task.remote(task), timeout_s)
+        return await bounded_call(agent_id, lambda: self._run(agent_id, handle, task), timeout_s)
+
+    async def _run(self, agent_id: str, handle: ActorHandle, task: Any) -> Any:
+        for _ in range(_RERUNS):
+            try:
+                return await handle.execute_task.remote(task)
+            except ActorUnavailableError as error:
+                logger.info("runs a task again: %s", first_line(error), extra={"logical_id": agent_id})
+                handle = await self._resolve_restarted(agent_id)
+            except ActorDiedError:
+                handle = await self.resolve(agent_id)
+        return await handle.execute_task.remote(task)
+
+    async def _resolve_restarted(self, agent_id: str) -> ActorHandle:
+        """As `resolve`, for an agent whose actor Ray restarts: asked until it answers, for _RESTART_S seconds."""
+        ends_s = time.monotonic() + _RESTART_S
+        pause_s = _RESTART_PAUSE_S
+        while True:
+            is_over = time.monotonic() > ends_s
+            try:
+                handle = await self.resolve(agent_id)
+            except (NotResolvableError, CannotKnowError):
+                # between its death and its new registration nobody hands it out
+                if is_over:
+                    raise
+            else:
+                # a call before it answers would only fail again
+                if is_over or await probe(handle, self._settings.probe_timeout_s) is Proof.YES:
+                    return handle
+            await asyncio.sleep(pause_s)
+            pause_s = min(1.0, 2 * pause_s)
 
     async def collect_heartbeats(self, timeout_s: float | None = None) -> Gathered[Heartbeat]:
         """A heartbeat of every known agent, all at once, each within `timeout_s` seconds (default: the probe's)."""
@@ -390,13 +433,21 @@ class Tier0MemoryManager:
         )
 
     async def shutdown_agents(self, agent_ids: Sequence[str] | None = None, timeout_s: float = 10.0) -> Gathered[bool]:
-        """Stop agents (default: all known) for good: each is asked to stop, then its actor is ended and seen dead."""
-        ids = [agent.logical_id for agent in self.list_agents()] if agent_ids is None else list(agent_ids)
+        """Stop agents (default: all known) for good: each is asked to stop, then its actor is ended and seen dead.
+
+        Raises InvalidInputError for what is no agent's id, and then stops none.
+        """
+        check_timeout(timeout_s)
+        if agent_ids is None:
+            ids = [agent.logical_id for agent in self.list_agents()]
+        else:
+            ids = [check_agent_id(agent_id) for agent_id in agent_ids]
         return await gather(ids, lambda agent_id: self._shut_down(agent_id, timeout_s), Source.RAY)
 
     async def _shut_down(self, agent_id: str, timeout_s: float) -> bool:
         known = self._snapshot.get(agent_id)
         name = known.actor_name if known is not None else agent_id
+        self._require_agent(agent_id, name)
         try:
             handle = await self._finder.of_name(name)
         except NotResolvableError:
@@ -415,6 +466,7 @@ class Tier0MemoryManager:
         return True
 
     async def _ask_all(self, method: str, timeout_s: float | None) -> Gathered[Any]:
+        check_timeout(timeout_s)
         bound_s = timeout_s if timeout_s is not None else self._settings.probe_timeout_s
 
         agents = {agent.logical_id: agent for agent in self.list_agents()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from pathlib import Path
 from typing import Any
 
 from seedcore.agents import RayAgent
@@ -25,6 +26,44 @@ class Worker(RayAgent):
         if task == "die":
             os._exit(1)
         return task
+
+
+class Mortal(Worker):
+    """Dies under its first runs. A task is a file and how many runs kill it; every run leaves a line in the file."""
+
+    async def handle_task(self, task: Any) -> Any:
+        path, deadly_runs = task
+        runs = _note_run(Path(path))
+        if runs <= deadly_runs:
+            os._exit(1)
+        return runs
+
+
+def _note_run(file: Path) -> int:
+    with file.open("a") as lines:
+        lines.write(f"{os.getpid()}\n")
+    return len(file.read_text().splitlines())
+
+
+class Late(Worker):
+    """Its work raises a TimeoutError of its own."""
+
+    async def handle_task(self, task: Any) -> Any:
+        raise TimeoutError("the work itself took too long")
+
+
+class Unmakeable(Worker):
+    """Its constructor raises."""
+
+    def __init__(self, *_arguments: Any, **_details: Any) -> None:
+        raise ValueError("not like this")
+
+
+class Unstartable(Worker):
+    """Its start raises."""
+
+    async def start(self) -> None:
+        raise RuntimeError("not today")
 
 
 class SlowToAnswer(Worker):

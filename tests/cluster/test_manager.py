@@ -6,17 +6,19 @@ import asyncio
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from seedcore.core.errors import (
     AgentCallError,
     CannotKnowError,
     InvalidInputError,
     NotResolvableError,
+    RetiredEpochError,
 )
 from seedcore.core.model import Registration, Source, new_instance_id
 from seedcore.registry import RegistryConnection
@@ -26,7 +28,7 @@ from seedcore.runtime import start_registry
 from seedcore.settings import Mode, Settings
 from seedcore.tier0 import Tier0MemoryManager
 from seedcore.tier0.answers import AgentSpec
-from tests.cluster.agents import SlowToAnswer, Stranger, Worker
+from tests.cluster.agents import Late, Mortal, SlowToAnswer, Stranger, Unmakeable, Unstartable, Worker
 from tests.waiting import eventually
 
 
@@ -71,6 +73,175 @@ async def test_tasks_run_and_their_errors_arrive(
     await manager.create_agent("mortal", agent_class=Worker, arguments={"settings": settings}, max_restarts=0)
     with pytest.raises(ActorDiedError):
         await manager.execute_task_on_agent("mortal", "die", retries=False)
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+async def test_a_task_whose_actor_dies_under_it_runs_again_on_the_restarted_one(
+    registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings, tmp_path: Path, mode: Mode
+) -> None:
+    await manager.create_agent("phoenix", agent_class=Mortal, arguments={"settings": settings})
+    caller = Tier0MemoryManager(settings, mode=mode)
+    runs = tmp_path / "runs"
+    assert await caller.execute_task_on_agent("phoenix", (str(runs), 1)) == 2
+    assert len(set(runs.read_text().splitlines())) == 2
+
+
+async def test_a_task_that_kills_every_actor_is_not_run_for_ever(
+    registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings, tmp_path: Path
+) -> None:
+    await manager.create_agent("victim", agent_class=Mortal, arguments={"settings": settings})
+    runs = tmp_path / "runs"
+    with pytest.raises(ActorUnavailableError):
+        await manager.execute_task_on_agent("victim", (str(runs), 100))
+    assert 2 <= len(runs.read_text().splitlines()) <= 3
+
+
+async def test_a_task_that_must_not_run_twice_does_not(
+    registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings, tmp_path: Path
+) -> None:
+    await manager.create_agent("once", agent_class=Mortal, arguments={"settings": settings})
+    runs = tmp_path / "runs"
+    with pytest.raises(ActorUnavailableError):
+        await manager.execute_task_on_agent("once", (str(runs), 1), retries=False)
+    assert len(runs.read_text().splitlines()) == 1
+
+
+async def test_a_tasks_own_timeout_is_its_own_error(
+    registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings
+) -> None:
+    await manager.create_agent("late", agent_class=Late, arguments={"settings": settings})
+    for timeout_s in (None, 30.0):
+        with pytest.raises(TimeoutError, match="the work itself"):
+            await manager.execute_task_on_agent("late", "work", timeout_s)
+    for call in (manager.execute_task_on_agent("late", "work", float("nan")), manager.collect_heartbeats(-1.0)):
+        with pytest.raises(InvalidInputError, match="timeout_s"):
+            await call
+
+
+async def test_our_own_actors_are_nobodys_agents(registry: RegistryConnection, manager: Tier0MemoryManager) -> None:
+    ours = "seedcore-registry"
+    await manager.discover_and_refresh_agents()
+    for call in (
+        manager.resolve(ours),
+        manager.locate(ours),
+        manager.get_agent(ours),
+        manager.attach_existing_actor(ours),
+        manager.attach_existing_actor("alias", ours),
+        manager.execute_task_on_agent(ours, "work"),
+        manager.shutdown_agents(["nobody", ours]),
+    ):
+        with pytest.raises(InvalidInputError, match="seedcore-"):
+            await call
+    assert manager.list_agents() == ()
+    assert (await registry.health()).is_ready
+
+
+async def test_an_agent_registered_under_a_name_of_ours_gets_nothing_handed_out_or_ended(
+    registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings
+) -> None:
+    agent = Registration(new_instance_id(), "alias", "seedcore-registry", settings.namespace)
+    await registry.register(agent)
+    await registry.set_status(agent.instance_id, "alive", seq=2)
+    with pytest.raises(NotResolvableError, match="a name of ours"):
+        await manager.resolve("alias")
+    await manager.discover_and_refresh_agents()
+    assert set((await manager.shutdown_agents()).failures) == {"alias"}
+    assert (await registry.health()).is_ready
+
+
+@pytest.mark.parametrize(
+    ("details", "field"),
+    [
+        ({"organ_id": "o" * 256}, "organ_id"),
+        ({"metadata": {"n": float("nan")}}, "metadata"),
+        ({"metadata": ["m"]}, "metadata"),
+        ({"labels": ["k"]}, "labels"),
+        ({"agent_class": "foo"}, "agent_class"),
+        ({"agent_class": len}, "agent_class"),
+        ({"agent_class": Stranger}, "agent_class"),
+    ],
+)
+async def test_what_cannot_be_an_agent_is_refused_before_there_is_an_actor(
+    ray_cluster: None, manager: Tier0MemoryManager, settings: Settings, details: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(InvalidInputError) as refused:
+        await manager.create_agent("never", **details)
+    assert refused.value.field == field
+    assert await RayDirectory(settings.namespace).names() == []
+
+
+async def test_another_actor_of_that_name_is_left_as_it_is(
+    registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings
+) -> None:
+    actor: Any = ray.remote(Stranger)
+    stranger = actor.options(name="taken", namespace=settings.namespace, num_cpus=0).remote()
+    assert await stranger.pid.remote()
+    with pytest.raises(AgentCallError, match="already and is left as it is"):
+        await manager.create_agent("taken", agent_class=Worker, arguments={"settings": settings})
+    made = await manager.create_agents_batch([spec("taken", settings), spec("free", settings)])
+    assert (set(made.results), set(made.failures)) == ({"free"}, {"taken"})
+    assert await stranger.pid.remote()
+    ray.kill(stranger)
+
+
+@pytest.mark.parametrize(
+    ("agent_class", "why"), [(Unmakeable, "ValueError: not like this"), (Unstartable, "not today")]
+)
+async def test_an_actor_that_does_not_start_is_ended_by_whom_it_was_made(
+    ray_cluster: None, manager: Tier0MemoryManager, settings: Settings, agent_class: type[Any], why: str
+) -> None:
+    with pytest.raises(AgentCallError, match=why) as failed:
+        await manager.create_agent("stillborn", agent_class=agent_class, arguments={"settings": settings})
+    assert "\x1b" not in str(failed.value)
+    assert await RayDirectory(settings.namespace).names() == []
+    # and its name is free
+    await manager.create_agent("stillborn", agent_class=Worker, arguments={"settings": settings})
+
+
+async def test_an_actor_that_the_registry_refuses_is_ended_and_one_that_ran_before_is_not(
+    registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings
+) -> None:
+    for epoch in ("one", "two"):
+        await registry.set_current_epoch(epoch)
+    outdated = settings.model_copy(update={"cluster_epoch": "one"})
+    with pytest.raises(RetiredEpochError):
+        await manager.create_agent("outdated", agent_class=Worker, arguments={"settings": outdated})
+    assert await RayDirectory(settings.namespace).names() == []
+    actor: Any = ray.remote(Worker)
+    before = actor.options(name="outdated", namespace=settings.namespace, num_cpus=0).remote(
+        "outdated", settings=outdated
+    )
+    assert await before.ping.remote() == "pong"
+    with pytest.raises(RetiredEpochError):
+        await manager.create_agent("outdated", agent_class=Worker, arguments={"settings": settings})
+    assert await before.ping.remote() == "pong"
+    ray.kill(before)
+
+
+async def test_an_agent_that_stopped_by_itself_is_replaced(
+    registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings
+) -> None:
+    arguments = {"settings": settings}
+    first = await manager.create_agent("returns", agent_class=Worker, arguments=arguments)
+    await first.stop.remote("by its own word")
+    many = await asyncio.gather(
+        *(manager.create_agent("returns", agent_class=Worker, arguments=arguments) for _ in range(3))
+    )
+    assert {handle._actor_id for handle in many} == {many[0]._actor_id} != {first._actor_id}
+    assert await manager.execute_task_on_agent("returns", "works") == "works"
+    causes = [row.cause for row in (await registry.describe("returns")).history]
+    assert causes == [None, "by its own word"]
+
+
+@pytest.mark.parametrize("mode", [Mode.HYBRID, Mode.REGISTRY])
+async def test_the_cause_of_an_agents_death_is_told_to_who_resolves_it(
+    registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings, mode: Mode
+) -> None:
+    handle = await manager.create_agent("late", agent_class=Worker, arguments={"settings": settings})
+    await handle.stop.remote("worn out")
+    ray.kill(handle, no_restart=True)
+    with pytest.raises(NotResolvableError, match="the last one is dead \\(worn out\\)"):
+        await Tier0MemoryManager(settings, mode=mode).resolve("late")
 
 
 async def test_resolution_is_by_the_registry_and_proven(
