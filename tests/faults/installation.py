@@ -367,15 +367,15 @@ class Installation:
     async def _poll(self) -> None:
         async with httpx.AsyncClient(timeout=5) as client:
             while True:
-                self.http.asked += 1
-                began_s = time.monotonic()
+                calls, began_s = self.http, time.monotonic()
+                calls.asked += 1
                 try:
                     answer = await client.get(f"{self.url}/v1/instances")
                     answer.raise_for_status()
-                    self.http.answered[answer.json()["source"]] += 1
-                    self.http.slowest_s = max(self.http.slowest_s, time.monotonic() - began_s)
+                    calls.answered[answer.json()["source"]] += 1
+                    calls.slowest_s = max(calls.slowest_s, time.monotonic() - began_s)
                 except httpx.HTTPError as error:
-                    self.http.failed[type(error).__name__] += 1
+                    calls.failed[type(error).__name__] += 1
                 await asyncio.sleep(_POLL_S)
 
     def take_http(self) -> Calls:
