@@ -23,7 +23,7 @@ from tests.unit.test_service import NobodyWatches
 from tests.waiting import eventually
 
 SETTINGS = Settings(beat_interval_s=0.1, namespace="nowhere")
-CONFIG = RegistryConfig("cluster", flush_interval_s=0.01, linger_s=0.0, durable_wait_s=0.2, beat_interval_s=0.05)
+CONFIG = RegistryConfig("cluster", flush_interval_s=0.01, linger_s=0.0, durable_wait_s=10.0, beat_interval_s=0.05)
 
 
 @pytest.fixture
@@ -54,6 +54,11 @@ async def without_database() -> AsyncIterator[Registry]:
 
     registry = Registry(CONFIG, store, watch_factory=NobodyWatches)
     registry.start()
+
+    async def is_noticed() -> bool:
+        return "away for the test" in str((await registry.health()).store_problem)
+
+    await eventually(is_noticed)
     yield registry
     await registry.stop()
 
