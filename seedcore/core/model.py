@@ -135,12 +135,16 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class StatusChange:
-    """One step of an instance's life. `seq` is the client's number for it; None is the registry's own."""
+    """One step of an instance's life. `seq` is the client's number for it; None is another hand's, or the registry's.
+
+    `number` is the taking registry's for such a change, so that it is applied once however often it is sent.
+    """
 
     instance_id: str
     status: Status
     seq: int | None = None
     cause: str | None = None
+    number: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

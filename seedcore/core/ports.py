@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import datetime
 from typing import Protocol
 
 from seedcore.core.model import (
@@ -120,12 +121,17 @@ class Store(InstanceReader, Protocol):
         """The next `limit` instances that are not dead behind the key `after`, in (logical_id, instance_id) order."""
         ...
 
+    async def last_beats(self, instance_ids: Sequence[str]) -> dict[str, datetime]:
+        """When each of these, that is there and not dead, was last heard by anybody."""
+        ...
+
     async def register_many(self, changes: Sequence[RegisterChange]) -> list[Outcome]:
         """Insert or refresh instances."""
         ...
 
     async def set_status_many(self, changes: Sequence[StatusChange]) -> list[Outcome]:
-        """Apply status changes in order, each guarded by the transition table and its sequence number."""
+        """Apply status changes in order, each guarded by the transition table and its sequence number, or, where it
+        has none, by its number among those of this store."""
         ...
 
     async def beat_many(self, beats: Sequence[Beat]) -> list[LostBeat]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -61,6 +61,8 @@ class Roster:
         self._last_cause: OrderedDict[str, str | None] = OrderedDict()
         self._order: list[tuple[str, str]] | None = []
         self._doubted: set[str] = set()
+        self._strangers: dict[str, datetime] = {}
+        self._epoch_number = 0
         self.on_appear: Callable[[Instance], None] = _ignore
         self.on_vanish: Callable[[str], None] = _ignore
 
@@ -106,6 +108,7 @@ class Roster:
             return Outcome(OutcomeKind.APPLIED, Status.STARTING, epoch)
         outcome, row = apply_registration(known, change, at)
         if row is not known:
+            self._strangers.pop(known.instance_id, None)
             self._put(row, now_s)
         return outcome
 
@@ -118,7 +121,10 @@ class Roster:
             return Outcome(OutcomeKind.UNKNOWN)
         outcome, row = apply_status(known, change, at)
         if row is not known:
-            heard = now_s if change.seq is not None else self._heard[known.instance_id]
+            heard = self._heard[known.instance_id]
+            if change.seq is not None:
+                heard = now_s
+                self._strangers.pop(known.instance_id, None)
             self._put(row, heard)
         return outcome
 
@@ -136,12 +142,17 @@ class Roster:
             return
         heard = now_s if known is None else self._heard[known.instance_id]
         self._put(instance, heard)
+        if known is None and instance.instance_id in self._live:
+            self._strangers[instance.instance_id] = instance.last_heartbeat
 
     def overwrite(self, instance: Instance, now_s: float) -> None:
         """Take the store's word for an instance, whatever we held."""
         heard = self._heard.get(instance.instance_id, now_s)
+        is_stranger = instance.instance_id not in self._live or instance.instance_id in self._strangers
         self.forget(instance.instance_id)
         self._put(instance, heard)
+        if is_stranger and instance.instance_id in self._live:
+            self._strangers[instance.instance_id] = instance.last_heartbeat
 
     def bury(self, instance_id: str, cause: str) -> None:
         """Note that the store declared an instance dead."""
@@ -156,8 +167,15 @@ class Roster:
             self._unlink(known)
             self.feed.append(known, None)
 
-    def set_epoch(self, epoch: str) -> None:
-        """Make `epoch` the one that listings and resolution show, in one step."""
+    def set_epoch(self, epoch: str, number: int = 0, *, is_anew: bool = False) -> None:
+        """Make `epoch` the one that listings and resolution show, in one step.
+
+        An answer that was under way during a flip may come after it: a lower number than the one known is old, unless
+        `is_anew`: the database was joined again.
+        """
+        if number < self._epoch_number and not is_anew:
+            return
+        self._epoch_number = number
         if epoch == self.epoch:
             return
         if self.epoch == "":
@@ -172,6 +190,9 @@ class Roster:
         """Note that these were heard."""
         live = self._live
         lost = [instance_id for instance_id in instance_ids if instance_id not in live]
+        if self._strangers:
+            for instance_id in instance_ids:
+                self._strangers.pop(instance_id, None)
         if not lost:
             self._heard.update(dict.fromkeys(instance_ids, now_s))
             self._doubted.difference_update(instance_ids)
@@ -193,6 +214,29 @@ class Roster:
     def silence_s(self, instance_id: str, now_s: float) -> float:
         """Seconds since a live instance was heard."""
         return now_s - self._heard[instance_id]
+
+    def is_stranger(self, instance_id: str) -> bool:
+        """Whether it is known from the database alone: it has never spoken to us, and may beat in SQL."""
+        return instance_id in self._strangers
+
+    def quiet_strangers(self, now_s: float, limit: int) -> list[str]:
+        """Up to `limit` strangers that are not fresh, those heard longest ago first."""
+        quiet = [
+            (self._heard[instance_id], instance_id)
+            for instance_id in self._strangers
+            if self.terms.beats(now_s - self._heard[instance_id]) is not Beats.FRESH
+        ]
+        return [instance_id for _, instance_id in sorted(quiet)[:limit]]
+
+    def hear_of(self, instance_id: str, beats: Mapping[str, datetime], now_s: float) -> None:
+        """Compare a stranger's last beat in the database with the one known before, and hear it if it is newer.
+
+        Two of the database's own times: no clock of ours is compared with one of its.
+        """
+        known, now = self._strangers.get(instance_id), beats.get(instance_id)
+        if known is not None and now is not None and now > known:
+            self._strangers[instance_id] = now
+            self._heard[instance_id] = now_s
 
     def doubt(self, instance_id: str) -> None:
         """Note that a caller found its actor dead: suspect until it is heard again."""
@@ -323,6 +367,7 @@ class Roster:
     def _unlink(self, instance: Instance) -> None:
         self._heard.pop(instance.instance_id, None)
         self._doubted.discard(instance.instance_id)
+        self._strangers.pop(instance.instance_id, None)
         self.on_vanish(instance.instance_id)
         siblings = self._by_logical[instance.logical_id]
         siblings.pop(instance.instance_id, None)

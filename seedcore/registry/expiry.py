@@ -11,7 +11,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 
-from seedcore.core.errors import BacklogFullError
+from seedcore.core.errors import BacklogFullError, StoreUnavailableError
 from seedcore.core.lease import AbsenceMeter, MassLateness
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Instance, OutcomeKind, StatusChange, Verdict
@@ -111,6 +111,8 @@ class Expiry:
         """
         if not self._writer.is_complete:
             return
+        hears_all = await self._listen_in_the_database(now_s)
+        now_s = self._clock.monotonic()
         lapsed = self._roster.lapsed(now_s, len(self._roster))
         was_frozen = self._lateness.is_frozen
         silent = self._roster.count_silent(now_s)
@@ -129,7 +131,23 @@ class Expiry:
             await self._confirm([instance_id for instance_id, _ in lapsed])
             return
         for instance_id, silence_s in lapsed[: self._config.sweep_limit]:
-            self.declare_dead(instance_id, f"lease expired: silent for {silence_s:.0f} s")
+            # of one that may beat in a database that cannot be asked nothing is known
+            if hears_all or not self._roster.is_stranger(instance_id):
+                self.declare_dead(instance_id, f"lease expired: silent for {silence_s:.0f} s")
+
+    async def _listen_in_the_database(self, now_s: float) -> bool:
+        """Hear who beats there and never spoke to us: callers of the SQL functions. False where it cannot be asked."""
+        quiet = self._roster.quiet_strangers(now_s, self._config.sweep_limit)
+        if not quiet:
+            return True
+        try:
+            beats = await self._writer.store().last_beats(quiet)
+        except StoreUnavailableError as error:
+            logger.debug("not known whether the silent beat in SQL: %s", error)
+            return False
+        for instance_id in quiet:
+            self._roster.hear_of(instance_id, beats, self._clock.monotonic())
+        return True
 
     async def check_reported(self, instance_id: str) -> Verdict:
         """A caller found its actor dead: doubt it, and ask Ray. The verdict after that."""
@@ -145,7 +163,7 @@ class Expiry:
     def declare_dead(self, instance_id: str, cause: str) -> None:
         """Our own verdict, committed like any other change. Raises BacklogFullError or FencedError."""
         self._writer.require_room()
-        change = StatusChange(instance_id, Status.DEAD, cause=cause)
+        change = StatusChange(instance_id, Status.DEAD, cause=cause, number=self._writer.next_number())
         if self._roster.set_status(change, self._clock.monotonic(), self._clock.utc()).kind is OutcomeKind.APPLIED:
             self._writer.enqueue(change)
             logger.info("instance declared dead: %s", cause, extra={"instance_id": instance_id})

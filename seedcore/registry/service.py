@@ -160,7 +160,8 @@ class Registry:
         or FencedError; then nothing has changed.
         """
         check_instance_id(instance_id)
-        change = StatusChange(instance_id, check_status(status), check_seq(seq), check_cause(cause))
+        number = self._writer.next_number() if seq is None else None
+        change = StatusChange(instance_id, check_status(status), check_seq(seq), check_cause(cause), number)
         if not self._writer.is_waiting(key_of(change)):
             self._writer.require_room()
             known = self._roster.get(instance_id)
@@ -215,7 +216,7 @@ class Registry:
         check_epoch(epoch)
         self._writer.require_room()
         flipped = await self._writer.store().set_current_epoch(epoch)
-        self._roster.set_epoch(flipped.name)
+        self._roster.set_epoch(flipped.name, flipped.number)
         return flipped.name
 
     async def stage_epoch(self, epoch: str) -> bool:

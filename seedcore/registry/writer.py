@@ -67,6 +67,7 @@ class Writer:
         self._changes = ChangeBatch(config.change_capacity)
         self._waiting: dict[Key, _Waiting] = {}
         self._unsettled: Counter[str] = Counter()
+        self._numbers = 0
         self._wake = asyncio.Event()
         self._next_beat_flush_s = 0.0
         self._next_epoch_check_s = 0.0
@@ -98,6 +99,11 @@ class Writer:
         self._unsettled[change.instance_id] += 1
         self._wake.set()
         return key
+
+    def next_number(self) -> int:
+        """A number for a change that has none of its agent's."""
+        self._numbers += 1
+        return self._numbers
 
     def is_waiting(self, key: Key) -> bool:
         """Whether the change under `key` is taken and not committed."""
@@ -293,7 +299,7 @@ class Writer:
         while await store.expire_old_epochs(self._config.sweep_limit):
             pass
         loaded = [instance async for instance in store.load_live()]
-        self._roster.set_epoch(epoch.name)
+        self._roster.set_epoch(epoch.name, epoch.number, is_anew=True)
         # an agent whose call was under way when the last registry ended may be that long in noticing
         heard_s = self._clock.monotonic() + self._config.reconnect_grace_s
         if self.fenced_by is not None:
@@ -332,7 +338,8 @@ class Writer:
         self._next_epoch_check_s = now_s + self._config.epoch_check_s
         assert self._store is not None
         await self._store.renew_term()
-        self._roster.set_epoch((await self._store.current_epoch()).name)
+        epoch = await self._store.current_epoch()
+        self._roster.set_epoch(epoch.name, epoch.number)
         for instance_id in await self._store.expire_old_epochs(self._config.sweep_limit):
             self._roster.bury(instance_id, "its epoch is retired")
 
@@ -408,16 +415,24 @@ class Writer:
     def _contradicts(self, change: Change, outcome: Outcome) -> bool:
         """Whether the database's answer shows that our memory of the instance is wrong."""
         known = self._roster.get(change.instance_id)
-        if outcome.kind is OutcomeKind.APPLIED:
-            return known is not None and known.cluster_epoch != outcome.cluster_epoch
-        if outcome.kind is OutcomeKind.UNCHANGED:
-            return known is not None and known.status is not outcome.status and self._unsettled[known.instance_id] == 1
-        return known is not None
+        if known is None:
+            return False
+        if outcome.kind is OutcomeKind.APPLIED and known.cluster_epoch != outcome.cluster_epoch:
+            return True
+        if outcome.kind is OutcomeKind.APPLIED or outcome.kind is OutcomeKind.UNCHANGED:
+            # with more of it under way, memory is ahead
+            return known.status is not outcome.status and self._unsettled[known.instance_id] == 1
+        return True
 
     async def _correct(self, instance_id: str) -> None:
-        """Take the database's word for an instance."""
+        """Take the database's word for an instance, unless it was changed while that was asked for."""
         assert self._store is not None
+        before = self._roster.get(instance_id), self._unsettled[instance_id]
         row = await self._store.get_instance(instance_id)
+        known, under_way = self._roster.get(instance_id), self._unsettled[instance_id]
+        if known is not before[0] or under_way != before[1]:
+            # what changed it settles it
+            return
         if row is None:
             self._roster.forget(instance_id)
         else:
@@ -476,7 +491,14 @@ class Writer:
         self.healed += 1
         if known is None and self._roster.is_dead(instance_id):
             # dead is final, also where a database restored from a backup has forgotten it
-            self.enqueue(StatusChange(instance_id, Status.DEAD, cause="was dead already; the database had lost it"))
+            self.enqueue(
+                StatusChange(
+                    instance_id,
+                    Status.DEAD,
+                    cause="was dead already; the database had lost it",
+                    number=self.next_number(),
+                )
+            )
         elif known is not None and known.seq > state.seq:
             self.enqueue(StatusChange(instance_id, known.status, known.seq, known.cause))
         else:
@@ -502,5 +524,9 @@ class Writer:
 
 
 def key_of(change: Change) -> Key:
-    """What a change waits under: its agent's number for it, or, for one that has none, the object itself."""
-    return (change.instance_id, -id(change) if change.seq is None else change.seq)
+    """What a change waits under: its agent's number for it, or, for one that has none, ours, below zero."""
+    if change.seq is not None:
+        return (change.instance_id, change.seq)
+    assert isinstance(change, StatusChange)
+    assert change.number is not None
+    return (change.instance_id, -change.number)

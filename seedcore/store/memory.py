@@ -56,6 +56,7 @@ class Tables:
     def __init__(self, now: datetime) -> None:
         self.rows: dict[str, Instance] = {}
         self.transitions: list[Transition] = []
+        self.hands: dict[str, tuple[object, int]] = {}
         self.epochs = {"epoch-1": _EpochRow(1, now, current_at=now)}
         self.current_epoch = "epoch-1"
         self.ray_cluster: str | None = None
@@ -224,10 +225,15 @@ class MemoryStore:
         known = self._tables.rows.get(change.instance_id)
         if known is None:
             return Outcome(OutcomeKind.UNKNOWN)
+        hand, last = self._tables.hands.get(change.instance_id, (None, -1))
+        if change.number is not None and hand is self and change.number <= last:
+            return Outcome(OutcomeKind.UNCHANGED, known.status, known.cluster_epoch, known.cause)
         outcome, row = apply_status(known, change, self._now())
         self._tables.rows[row.instance_id] = row
         if outcome.kind is OutcomeKind.APPLIED:
             self._tables.version += 1
+            if change.number is not None:
+                self._tables.hands[change.instance_id] = (self, change.number)
             self._remember(known.status, row, change.seq)
         return outcome
 
@@ -305,6 +311,12 @@ class MemoryStore:
             for row in self._live_by_id()
         )
         return sorted(state for state in states if state[:2] > after)[:limit]
+
+    async def last_beats(self, instance_ids: Sequence[str]) -> dict[str, datetime]:
+        found = (self._tables.rows.get(instance_id) for instance_id in instance_ids)
+        return {
+            row.instance_id: row.last_heartbeat for row in found if row is not None and row.status is not Status.DEAD
+        }
 
     async def list_instances(self, wanted: InstanceFilter, limit: int, cursor: str | None = None) -> Listing:
         check_limit(limit)

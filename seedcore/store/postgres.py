@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import datetime
 
@@ -95,6 +96,7 @@ class PostgresStore:
         self._migrated = False
         self._opening = asyncio.Lock()
         self._term: int | None = None
+        self._hand = uuid.uuid4().hex
         self.statements = 0
 
     async def open(self) -> None:
@@ -199,6 +201,8 @@ class PostgresStore:
                 "statuses": [change.status.value for change in changes],
                 "seqs": [change.seq for change in changes],
                 "causes": [change.cause for change in changes],
+                "hand": self._hand,
+                "numbers": [change.number for change in changes],
                 "term": self._term,
             },
         )
@@ -237,6 +241,10 @@ class PostgresStore:
             {"after_logical_id": after[0], "after_instance_id": after[1], "limit": check_limit(limit)},
         )
         return [LiveState(row[0], row[1], Status(row[2]), row[3], row[4]) for row in rows]
+
+    async def last_beats(self, instance_ids: Sequence[str]) -> dict[str, datetime]:
+        rows = await self._run("last_beats", {"ids": list(instance_ids)})
+        return {row[0]: row[1] for row in rows}
 
     async def list_instances(self, wanted: InstanceFilter, limit: int, cursor: str | None = None) -> Listing:
         after_logical_id, after_instance_id = decode_cursor(cursor)

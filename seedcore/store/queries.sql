@@ -32,7 +32,8 @@ select outcome, status, cluster_epoch, cause from register_instances(fenced(%(te
 -- set_status_many: one batch of status changes
 select outcome, status, cluster_epoch, cause
   from set_instance_statuses(
-      fenced(%(term)s::bigint, %(ids)s::uuid[]), %(statuses)s::instancestatus[], %(seqs)s::bigint[], %(causes)s::text[])
+      fenced(%(term)s::bigint, %(ids)s::uuid[]), %(statuses)s::instancestatus[], %(seqs)s::bigint[], %(causes)s::text[],
+      %(hand)s::text, %(numbers)s::bigint[])
  order by ord;
 
 -- beat_many: one batch of beats
@@ -83,6 +84,11 @@ select r.logical_id, r.instance_id::text, r.status::text, r.seq, r.cluster_epoch
    and (r.logical_id, r.instance_id) > (%(after_logical_id)s, %(after_instance_id)s::uuid)
  order by r.logical_id, r.instance_id
  limit %(limit)s;
+
+-- last_beats: when these were last heard by anybody
+select r.instance_id::text, r.last_heartbeat
+  from registry_instance r
+ where r.instance_id = any(%(ids)s::uuid[]) and r.status <> 'dead';
 
 -- best_instances: the best active instance of each of these agents
 select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.started_at, r.status_changed_at,

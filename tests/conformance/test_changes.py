@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -247,6 +248,34 @@ async def test_replayed_batch_is_harmless(world: World) -> None:
     assert [outcome.kind for outcome in outcomes] == [OutcomeKind.UNCHANGED] * 3
     assert [outcome.status for outcome in outcomes] == [Status.DRAINING, Status.DRAINING, Status.DEAD]
     assert [await row_of(world, 1), await row_of(world, 2)] == before
+
+
+async def test_change_without_a_number_of_its_agents_is_applied_once_however_often_it_is_sent(world: World) -> None:
+    await enter(world, 1)
+    await world.store.set_status_many([turns(1, Status.ALIVE, 1)])
+    batch = [
+        replace(turns(1, Status.DRAINING, cause="an operator"), number=1),
+        turns(1, Status.ALIVE, 2, "the agent"),
+        replace(turns(1, Status.DRAINING, cause="an operator again"), number=2),
+        turns(1, Status.ALIVE, 3),
+    ]
+    await world.store.set_status_many(batch)
+    outcomes = await world.store.set_status_many(batch)
+    assert [outcome.kind for outcome in outcomes] == [OutcomeKind.UNCHANGED] * 4
+    row = await row_of(world, 1)
+    assert (row.status, row.seq) == (Status.ALIVE, 3)
+    steps = await world.store.transitions("agent", 10)
+    assert [step.cause for step in reversed(steps)] == [
+        None,
+        None,
+        "an operator",
+        "the agent",
+        "an operator again",
+        None,
+    ]
+    # a new one counts
+    [outcome] = await world.store.set_status_many([replace(turns(1, Status.DRAINING), number=3)])
+    assert outcome.kind is OutcomeKind.APPLIED
 
 
 async def test_number_used_up_by_a_change_to_the_same_status_stays_used(world: World) -> None:

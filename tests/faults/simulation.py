@@ -50,7 +50,7 @@ from seedcore.core.errors import (
 )
 from seedcore.core.feed import FeedBatch
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Instance, Listing, OutcomeKind, Receipt, Registration, StatusChange
+from seedcore.core.model import Answer, Instance, Listing, OutcomeKind, Receipt, Registration, Resolution, StatusChange
 from seedcore.core.waiting import within
 from seedcore.registry.client import RegistryClient
 from seedcore.registry.clock import Clock
@@ -211,7 +211,11 @@ class World:
             assert process is not None
             cause = row.cause or ""
             self.counts[f"dead: {cause.split(':')[0].split('(')[0].strip()}"] += 1
-            if process.ended_s is not None or cause == "stopped" or cause.startswith("epoch"):
+            if process.ended_s is not None or cause == "stopped":
+                continue
+            if cause.startswith("epoch"):
+                is_retired = self.tables.epochs[row.cluster_epoch].retired_at is not None
+                self.check(is_retired, 5, f"{process.name} lives, and is dead: {cause}, which is current")
                 continue
             if row.instance_id in self.alone and cause.startswith("lease"):
                 # with one instance there is nobody to compare its silence with
@@ -219,7 +223,10 @@ class World:
             # it could not be heard for a good part of a lease, and the fault was its own
             at_s = self.decided_s.get(row.instance_id, self.now_s)
             silent = any(end - start > LEASE_S / 3 and end > at_s - 2 * LEASE_S for start, end in process.troubles)
-            self.check(silent, 5, f"{process.name} lives, and {row.instance_id} is dead: {cause}")
+            # which excuses a lease that is over, and no witness of its end
+            self.check(
+                silent and cause.startswith("lease"), 5, f"{process.name} lives, and {row.instance_id} is dead: {cause}"
+            )
 
     def check_history(self) -> None:
         """Laws 2 and 3."""
@@ -812,8 +819,13 @@ class History:
         connection = SimConnection(world, "caller")
         while True:
             await asyncio.sleep(world.random.uniform(0.1, 0.6))
+            logical_id = f"agent-{world.random.randrange(world.agents)}"
             with contextlib.suppress(RegistryError):
-                await connection.resolve([f"agent-{world.random.randrange(world.agents)}"])
+                answer: Answer[list[Resolution]] = await connection.resolve([logical_id])
+                found = answer.value[0].instance
+                if found is not None and world.random.random() < 0.1:
+                    # a call that failed for whatever reason: the registry believes Ray
+                    await connection.report_dead_call(found.instance_id)
 
     async def _follow_for_ever(self) -> None:
         """Law 9, by a follower that pauses now and then, and falls behind."""
@@ -875,8 +887,9 @@ class History:
             self._one_hangs,
             self._one_dies,
             self._another_hand_drains,
+            self._epoch_flips,
         ]
-        weights = [3, 2, 2, 0.4, 3, 2, 1, 2, 2, 0.7, 2, 2, 2, 3, 1]
+        weights = [3, 2, 2, 0.4, 3, 2, 1, 2, 2, 0.7, 2, 2, 2, 3, 1, 0.4]
         while True:
             await asyncio.sleep(world.random.uniform(0.5, 8.0))
             await world.random.choices(faults, weights)[0]()
@@ -925,6 +938,16 @@ class History:
         world.counts["offices"] += 1
         if old is not None:
             world.loop.run_in("world", self._old_ends(old, world.random.uniform(0.5, 10.0)))
+
+    async def _epoch_flips(self) -> None:
+        """An operator shows a staged epoch: everybody has to come back in it."""
+        name = f"flip-{len(self.world.log)}"
+        self.world.note(f"the epoch is flipped to {name}")
+        connection = SimConnection(self.world, "operator")
+        with contextlib.suppress(RegistryError):
+            await connection.stage_epoch(name)
+            await connection.set_current_epoch(name)
+            self.world.counts["flips"] += 1
 
     async def _database_goes(self) -> None:
         seconds = self.world.random.uniform(0.5, 20.0)

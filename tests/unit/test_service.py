@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -11,14 +12,14 @@ import pytest
 from seedcore.core.errors import FollowersFullError, InvalidInputError
 from seedcore.core.feed import FeedBatch
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Instance, Verdict
+from seedcore.core.model import Beat, Epoch, Instance, Verdict
 from seedcore.core.ports import OnDeath
 from seedcore.core.verdict import Witness
 from seedcore.registry.clock import Clock
 from seedcore.registry.config import RegistryConfig
 from seedcore.registry.service import Registry
 from seedcore.store.memory import MemoryStore, Tables
-from tests.builders import START, iid, joins
+from tests.builders import START, iid, joins, turns
 from tests.waiting import eventually
 
 CONFIG = RegistryConfig(
@@ -61,14 +62,44 @@ def elapsed() -> Elapsed:
     return Elapsed()
 
 
+class SlowReads(MemoryStore):
+    """Something may happen while a row is read."""
+
+    meanwhile: Callable[[], Awaitable[object]] | None = None
+
+    async def get_instance(self, instance_id: str) -> Instance | None:
+        row = await super().get_instance(instance_id)
+        await self._happen()
+        return row
+
+    async def current_epoch(self) -> Epoch:
+        epoch = await super().current_epoch()
+        await self._happen()
+        return epoch
+
+    async def _happen(self) -> None:
+        if self.meanwhile is not None:
+            happens, self.meanwhile = self.meanwhile, None
+            await happens()
+
+
 @pytest.fixture
-async def registry(elapsed: Elapsed) -> AsyncIterator[Registry]:
+def tables(elapsed: Elapsed) -> Tables:
+    return Tables(elapsed.clock().utc())
+
+
+@pytest.fixture
+def database(elapsed: Elapsed, tables: Tables) -> SlowReads:
+    return SlowReads(elapsed.clock().utc, tables)
+
+
+@pytest.fixture
+async def registry(elapsed: Elapsed, database: SlowReads) -> AsyncIterator[Registry]:
     """One that has joined its store, with an instance that is alive."""
     clock = elapsed.clock()
-    tables = Tables(clock.utc())
 
     async def store() -> MemoryStore:
-        return MemoryStore(clock.utc, tables)
+        return database
 
     registry = Registry(CONFIG, store, clock=clock, watch_factory=NobodyWatches)
     registry.start()
@@ -180,3 +211,69 @@ async def test_after_a_freeze_longer_than_a_lease_everybody_has_a_whole_lease_to
         assert (await registry.health()).instances == {"starting": 0, "alive": 12, "draining": 0}
     await silence(4.5)
     assert (await registry.health()).instances["alive"] == 11
+
+
+async def test_a_correction_does_not_overwrite_what_happened_while_it_was_read(
+    registry: Registry, database: SlowReads, tables: Tables
+) -> None:
+    # memory and database differ, so that the comparison reads the row
+    tables.rows[iid(1)] = replace(tables.rows[iid(1)], seq=9)
+
+    async def a_relay_tells_of_the_death() -> None:
+        registry._expiry.declare_dead(iid(1), "its process exited")
+
+    database.meanwhile = a_relay_tells_of_the_death
+    registry._writer._next_compare_s = 0.0
+    registry._writer._wake.set()
+    await eventually(lambda: tables.rows[iid(1)].status is Status.DEAD)
+    assert database.meanwhile is None
+    assert (await registry.resolve(["agent"])).value[0].instance is None
+    assert (await registry.health()).instances["alive"] == 0
+
+
+async def test_an_answer_from_before_a_flip_does_not_undo_it(registry: Registry, database: SlowReads) -> None:
+    async def an_operator_flips() -> None:
+        assert await registry.set_current_epoch("green") == "green"
+
+    database.meanwhile = an_operator_flips
+    registry._writer._next_epoch_check_s = 0.0
+    registry._writer._wake.set()
+    await eventually(lambda: database.meanwhile is None)
+    await registry.set_status((await _another(registry)), Status.ALIVE, 2)
+    assert (await registry.health()).epoch == "green"
+
+
+async def _another(registry: Registry) -> str:
+    """Another instance registers; its commit means that the write loop has gone on."""
+    await registry.register(joins(7, "another").registration)
+    return iid(7)
+
+
+async def test_one_that_beats_in_the_database_alone_lives_as_long_as_it_does(
+    registry: Registry, elapsed: Elapsed, tables: Tables
+) -> None:
+    ours = [iid(1), *(iid(number) for number in range(10, 20))]
+    for number in range(10, 20):
+        await registry.register(joins(number, f"agent-{number}").registration)
+    by_hand = MemoryStore(elapsed.clock().utc, tables)
+    await by_hand.register_many([joins(2, "by-hand"), joins(3, "silent")])
+    await by_hand.set_status_many([turns(2, Status.ALIVE), turns(3, Status.ALIVE)])
+    registry._writer._next_compare_s = 0.0
+    registry._writer._wake.set()
+
+    async def are_adopted() -> bool:
+        return (await registry.health()).instances["alive"] == 3
+
+    await eventually(are_adopted)
+    for _ in range(30):
+        for _ in range(10):
+            elapsed.now_s += 0.1
+            await registry.resolve(["agent"])
+        await registry.beat_many(ours)
+        await by_hand.beat_many([Beat(iid(2))])
+        await registry._expiry.sweep(elapsed.now_s)
+        # one that misses no beat is handed out, wherever it beats
+        assert (await registry.resolve(["by-hand"], allow_late=True)).value[0].instance is not None
+    await eventually(lambda: tables.rows[iid(3)].status is Status.DEAD)
+    assert tables.rows[iid(2)].status is Status.ALIVE
+    assert (await registry.health()).instances["alive"] == 2
