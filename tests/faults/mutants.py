@@ -114,7 +114,6 @@ MUTANTS: dict[str, Mutant] = {
     "a failed batch returns reversed": Mutant(
         97, lambda: mock.patch.object(ChangeBatch, "put_back", _put_back_reversed)
     ),
-    "a fenced registry keeps its memory": Mutant(97, lambda: mock.patch.object(Roster, "forget", _nothing)),
     "fenced for ever": Mutant(228, lambda: mock.patch.object(Writer, "_take_the_term_back", _stay_fenced)),
     "the feed forgets a change": Mutant(0, lambda: mock.patch.object(Feed, "append", _append_most)),
     "the feed begins anew and says nothing": Mutant(0, lambda: mock.patch.object(Feed, "since", _since_never_reset)),
