@@ -10,13 +10,17 @@ import ray
 import ray.util
 
 from seedcore.core.errors import DirectoryUnavailableError
-from seedcore.registry.lookup import actor_id_of, find_actor
+from seedcore.registry.lookup import actor_id_of, find_actor, in_thread
 from seedcore.registry.processes import own_process_key
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Where an agent runs. `actor_name` and `actor_id` are None in a process that is no named actor."""
+    """Where an agent runs. `actor_name` and `actor_id` are None in a process that is no named actor.
+
+    `namespace` is where a look-up has found the named actor, else None; `is_proven` is False where it has a name and no
+    look-up has found it yet.
+    """
 
     actor_name: str | None
     actor_id: str | None
@@ -25,34 +29,34 @@ class Identity:
     ip_address: str | None
     pid: int
     process_key: str | None
+    is_proven: bool = True
 
 
 async def identify(actor_name: str | None, namespace: str, timeout_s: float) -> Identity:
     """This process's identity; `actor_name` names the agent's actor where it is not the one that runs this.
 
-    Never raises: what Ray does not tell is None. The namespace is proven by looking the name up, since a
-    detached actor's own runtime context names its creator's namespace.
+    Never raises: what Ray does not tell is None. A namespace is proven by looking the name up, since a detached actor's
+    own runtime context names its creator's; a wrong one would make the registry believe that the actor is gone.
     """
     if not ray.is_initialized():
-        return Identity(actor_name, None, namespace if actor_name else None, None, None, os.getpid(), own_process_key())
+        return Identity(actor_name, None, None, None, None, os.getpid(), own_process_key(), is_proven=not actor_name)
     context = ray.get_runtime_context()
     own_id, own_name = own_actor()
+    # None: the agent's actor is another than the one that runs this, if any does
+    own_id = own_id if actor_name in {None, own_name} else None
     name = actor_name if actor_name is not None else own_name
-    actor_id = own_id
+    proven: tuple[str, str] | None = None
     if name is not None:
-        for candidate in dict.fromkeys((namespace, context.namespace)):
-            found = await _actor_id(name, candidate, timeout_s)
-            if found is not None and own_id in {None, found}:
-                namespace, actor_id = candidate, found
-                break
+        proven = await _find(name, own_id, tuple(dict.fromkeys((namespace, context.namespace))), timeout_s)
     return Identity(
         actor_name=name,
-        actor_id=actor_id,
-        namespace=namespace if name is not None else None,
+        actor_id=own_id if proven is None else proven[1],
+        namespace=None if proven is None else proven[0],
         node_id=context.get_node_id(),
         ip_address=ray.util.get_node_ip_address(),
         pid=os.getpid(),
         process_key=own_process_key(),
+        is_proven=name is None or proven is not None,
     )
 
 
@@ -76,9 +80,29 @@ def was_restarted() -> bool:
         return bool(ray.get_runtime_context().was_current_actor_reconstructed)
 
 
-async def _actor_id(name: str, namespace: str, timeout_s: float) -> str | None:
+async def _find(name: str, own_id: str | None, candidates: tuple[str, ...], timeout_s: float) -> tuple[str, str] | None:
+    """Namespace and id of the named actor; the one with the id `own_id`, where that is known. None: not found."""
     try:
-        handle = await find_actor(name, namespace, timeout_s)
+        for namespace in candidates:
+            handle = await find_actor(name, namespace, timeout_s)
+            if handle is not None and own_id in {None, actor_id_of(handle)}:
+                return namespace, actor_id_of(handle)
+        if own_id is not None:
+            # another creator's choice: whichever namespace has an actor of this name and this very id
+            return await in_thread(lambda: _find_anywhere(name, own_id), timeout_s)
     except DirectoryUnavailableError:
-        return None
-    return None if handle is None else actor_id_of(handle)
+        pass
+    return None
+
+
+def _find_anywhere(name: str, actor_id: str) -> tuple[str, str] | None:
+    for entry in ray.util.list_named_actors(all_namespaces=True):
+        if entry["name"] != name:
+            continue
+        try:
+            handle = ray.get_actor(name, namespace=entry["namespace"])
+        except ValueError:
+            continue
+        if actor_id_of(handle) == actor_id:
+            return entry["namespace"], actor_id
+    return None
