@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,11 @@ from seedcore.registry.lookup import ActorHandle, actor_id_of, find_actor
 
 OnExit = Callable[[str, str], None]
 
+_OUR_NAMESPACE = "/proc/self/ns/pid"
 _START_TIME_FIELD = 19  # of /proc/PID/stat, counted behind the process's name in brackets
 _RESTARTING, _DEAD = 3, 4  # of ray's ActorTableData.ActorState
+_PROBES_AT_ONCE = 100
+_PROBE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +62,18 @@ def own_process_key() -> str | None:
 
 
 def process_key_of(pid: int) -> str | None:
-    """As `own_process_key` of a process in our PID namespace; None where there is none."""
+    """As `own_process_key` of a process in our PID namespace; None where there is none, or where /proc does not say."""
     try:
-        namespace = Path("/proc/self/ns/pid").stat().st_ino
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (OSError, ValueError):
+        return _read_key(pid)
+    except OSError:
         return None
+
+
+def _read_key(pid: int) -> str | None:
+    """The key of a process; None of a zombie. Raises OSError where it cannot be read, which is no proof of an end."""
+    namespace = os.stat(_OUR_NAMESPACE).st_ino
+    # in front of the bracket its name, which may be any bytes
+    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].decode().split()
     # a zombie has ended: it waits for nobody but its parent
     return None if fields[0] in "ZX" else f"{namespace}-{pid}-{fields[_START_TIME_FIELD]}"
 
@@ -84,15 +94,10 @@ class PidfdWatch:
         self.discard(watched.instance_id)
         if key not in self._descriptors:
             try:
-                descriptor = os.pidfd_open(pid)
-            except ProcessLookupError:
-                descriptor = None
+                descriptor = _open(pid, key)
             except OSError:
                 return False
-            # only now: the id may have passed on before the descriptor held it
-            if descriptor is None or process_key_of(pid) != key:
-                if descriptor is not None:
-                    os.close(descriptor)
+            if descriptor is None:
                 self._on_exit(watched.instance_id, _exited(pid))
                 return True
             self._descriptors[key] = descriptor
@@ -140,6 +145,8 @@ class ActorStateWatch:
         self._timeout_s = timeout_s
         self._handles: dict[str, ActorHandle] = {}
         self._polling: asyncio.Task[None] | None = None
+        self._probing: set[asyncio.Task[None]] = set()
+        self._free = asyncio.Semaphore(_PROBES_AT_ONCE)
 
     async def add(self, watched: Watched) -> bool:
         if watched.actor_name is None or watched.namespace is None or watched.actor_id is None:
@@ -153,10 +160,10 @@ class ActorStateWatch:
             return True
         if not hasattr(handle, "_get_local_state"):
             return False
-        if await probe(handle, self._timeout_s) is Proof.NO:
-            self._on_exit(watched.instance_id, _died())
-            return True
         self._handles[watched.instance_id] = handle
+        probing = asyncio.create_task(self._probe(watched.instance_id, handle), name="actor-probe")
+        self._probing.add(probing)
+        probing.add_done_callback(self._probing.discard)
         if self._polling is None:
             self._polling = asyncio.create_task(self._poll(), name="actor-states")
         return True
@@ -166,22 +173,59 @@ class ActorStateWatch:
 
     async def close(self) -> None:
         polling, self._polling = self._polling, None
-        await end(polling)
+        await end(polling, *self._probing)
         self._handles.clear()
+
+    async def _probe(self, instance_id: str, handle: ActorHandle) -> None:
+        """Call it once: only then does Ray keep us informed. A busy one answers later, which needs no waiting for."""
+        async with self._free:
+            if self._handles.get(instance_id) is handle and await probe(handle, _PROBE_S) is Proof.NO:
+                self._end(instance_id, handle)
+
+    def _end(self, instance_id: str, handle: ActorHandle) -> None:
+        if self._handles.get(instance_id) is handle:
+            self.discard(instance_id)
+            self._on_exit(instance_id, _died())
 
     async def _poll(self) -> None:
         while True:
             for instance_id, handle in list(self._handles.items()):
                 # its process is gone in both: a restarted actor is a new incarnation
                 if handle._get_local_state() in {_RESTARTING, _DEAD}:
-                    self.discard(instance_id)
-                    self._on_exit(instance_id, _died())
+                    self._end(instance_id, handle)
             await asyncio.sleep(self._poll_s)
 
 
+def _open(pid: int, key: str) -> int | None:
+    """A descriptor of the process with this key, None where it has ended. Raises OSError where neither is certain."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    try:
+        # only now: the id may have passed on before the descriptor held it
+        if _read_key(pid) == key:
+            return descriptor
+    except OSError:
+        # we may be out of descriptors, or /proc may hide the living (hidepid): the kernel knows
+        if not _has_ended(descriptor):
+            os.close(descriptor)
+            raise
+    os.close(descriptor)
+    return None
+
+
+def _has_ended(descriptor: int) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
+
+
 def _is_of_our_namespace(key: str) -> bool:
-    ours = own_process_key()
-    return ours is not None and ours.partition("-")[0] == key.partition("-")[0]
+    try:
+        return str(os.stat(_OUR_NAMESPACE).st_ino) == key.partition("-")[0]
+    except OSError:
+        return False
 
 
 def _exited(pid: int) -> str:

@@ -36,14 +36,10 @@ class Relay:
 
     async def watch(self, instances: Sequence[Watched]) -> list[str]:
         """Watch these, at most MAX_WATCHED_A_CALL; the ids of those that nothing here can watch."""
-        unwatched: list[str] = []
-        for watched in instances:
-            for watch in self._watches:
-                if await watch.add(watched):
-                    break
-            else:
-                unwatched.append(watched.instance_id)
-        return unwatched
+        are_watched = await asyncio.gather(*(self._watch(watched) for watched in instances))
+        return [
+            watched.instance_id for watched, is_watched in zip(instances, are_watched, strict=True) if not is_watched
+        ]
 
     async def unwatch(self, instance_ids: Sequence[str]) -> None:
         """Watch these no more."""
@@ -65,6 +61,12 @@ class Relay:
             except asyncio.TimeoutError:
                 return []
         return list(self._exits)
+
+    async def _watch(self, watched: Watched) -> bool:
+        for watch in self._watches:
+            if await watch.add(watched):
+                return True
+        return False
 
     def _note(self, instance_id: str, cause: str) -> None:
         self._count += 1
