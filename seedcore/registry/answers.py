@@ -67,8 +67,8 @@ class Health:
     `term` is its writer's number, None before it has joined the database; `fenced_by` is the term of a newer registry
     that took the database over, after which this one only reads. `is_frozen`: so many leases are over at once that
     none expires unless Ray confirms the death. `deaths_reported` counts what the relays and Ray's node table told;
-    `watch_problem` says why they cannot. `followers` wait for a change. `healed` counts instances that memory and
-    database knew differently, as their comparison, last at `compared_at`, found.
+    `watch_problem` says which of them cannot, and why. `followers` wait for a change. `healed` counts instances that
+    memory and database knew differently, as their comparison, last at `compared_at`, found.
     """
 
     hello: Hello

@@ -6,6 +6,7 @@ The registry's second witness. It declares nobody dead; it reports.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import random
 from collections.abc import Mapping
@@ -27,11 +28,14 @@ from seedcore.registry.relay import MAX_WATCHED_A_CALL, Exit, Relay
 
 logger = logging.getLogger(__name__)
 
-_POLL_WAIT_S = 10.0
+_POLL_WAIT_S = 5.0
+_POLL_GRACE_S = 5.0
 _CALL_TIMEOUT_S = 10.0
+_END_TIMEOUT_S = 2.0
 _START_TIMEOUT_S = 60.0
 _NODE_TABLE_S = 1.0
 _RETRY_MAX_S = 10.0
+_MAX_PROBLEMS = 3
 
 
 class _Node:
@@ -43,16 +47,35 @@ class _Node:
         self.to_drop: dict[str, None] = {}
         self.changed = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
+        self.has_relay = False
+        self.problem: str | None = None
+
+    @property
+    def is_served(self) -> bool:
+        """Whether its relay is made, works, or will be made again."""
+        return self.task is not None and not self.task.done()
+
+    def take_relay(self) -> None:
+        """A new relay, which has been told nothing."""
+        self.to_watch, self.to_drop = dict(self.wanted), {}
+        self.has_relay = True
+        self.changed.set()
+
+    def lose_relay(self) -> None:
+        """No relay: nothing is left to be told."""
+        self.to_watch, self.to_drop = {}, {}
+        self.has_relay = False
 
     def add(self, watched: Watched) -> None:
         if self.wanted.get(watched.instance_id) != watched:
             self.wanted[watched.instance_id] = watched
-            self.to_watch[watched.instance_id] = watched
-            self.to_drop.pop(watched.instance_id, None)
-            self.changed.set()
+            if self.has_relay:
+                self.to_watch[watched.instance_id] = watched
+                self.to_drop.pop(watched.instance_id, None)
+                self.changed.set()
 
     def drop(self, instance_id: str) -> None:
-        if self.wanted.pop(instance_id, None) is not None:
+        if self.wanted.pop(instance_id, None) is not None and self.has_relay:
             self.to_watch.pop(instance_id, None)
             self.to_drop[instance_id] = None
             self.changed.set()
@@ -65,11 +88,11 @@ class Cluster(Protocol):
         """Every node that ever was, and whether it is alive."""
         ...
 
-    def make_relay(self, node_id: str) -> ActorHandle:
+    async def make_relay(self, node_id: str) -> ActorHandle:
         """A relay on a node, ours alone."""
         ...
 
-    def end_relay(self, relay: ActorHandle) -> None:
+    async def end_relay(self, relay: ActorHandle) -> None:
         """End it, whatever it does."""
         ...
 
@@ -85,18 +108,18 @@ class RayCluster:
         table: list[dict[str, Any]] = await in_thread(ray.nodes, _CALL_TIMEOUT_S)
         return {entry["NodeID"]: bool(entry["Alive"]) for entry in table}
 
-    def make_relay(self, node_id: str) -> ActorHandle:
-        # unnamed: making it waits for nobody; owned: it ends with the registry
-        relay_class: Any = ray.remote(Relay)
-        return relay_class.options(
+    async def make_relay(self, node_id: str) -> ActorHandle:
+        # owned: it ends with the registry. The first one exports its class, which waits for the GCS
+        options = _relay_class().options(
             num_cpus=0,
             max_restarts=0,
             max_task_retries=0,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
-        ).remote()
+        )
+        return await in_thread(options.remote, _CALL_TIMEOUT_S, on_late=_kill)
 
-    def end_relay(self, relay: ActorHandle) -> None:
-        ray.kill(relay, no_restart=True)
+    async def end_relay(self, relay: ActorHandle) -> None:
+        await in_thread(lambda: _kill(relay), _END_TIMEOUT_S)
 
     async def find_actor(self, name: str, namespace: str, timeout_s: float) -> ActorHandle | None:
         return await find_actor(name, namespace, timeout_s)
@@ -111,6 +134,7 @@ class DeathWatch:
         self._nodes: dict[str, _Node] = {}
         self._home: dict[str, str] = {}
         self._table: asyncio.Task[None] | None = None
+        self._leaving: set[asyncio.Task[None]] = set()
         self.problem: str | None = None
 
     def start(self) -> None:
@@ -121,6 +145,7 @@ class DeathWatch:
     async def stop(self) -> None:
         """End every relay."""
         await end(self._table, *(node.task for node in self._nodes.values()))
+        await asyncio.gather(*self._leaving, return_exceptions=True)
         self._table = None
 
     def add(self, instance: Instance) -> None:
@@ -164,8 +189,9 @@ class DeathWatch:
     async def _read_table_for_ever(self) -> None:
         while True:
             try:
-                self._follow(await self._cluster.nodes())
-                self.problem = None
+                alive = await self._cluster.nodes()
+                self._follow(alive)
+                self.problem = self._find_problem(alive)
             except DirectoryUnavailableError as error:
                 self.problem = str(error)
             except Exception as error:
@@ -180,66 +206,108 @@ class DeathWatch:
                 for instance_id in list(node.wanted):
                     self._on_death(instance_id, Witness.UNKNOWN, Witness.GONE, "its node died")
                 node.wanted.clear()
-            if not node.wanted and not (node.task is not None and alive.get(node_id)):
+            if not node.wanted and not (node.is_served and alive.get(node_id)):
                 self._forget(node_id, node)
-            elif node.wanted and node.task is None and alive.get(node_id):
+            elif node.wanted and not node.is_served and alive.get(node_id):
                 node.task = asyncio.create_task(self._serve(node_id, node), name=f"relay-{node_id[:8]}")
 
+    def _find_problem(self, alive: Mapping[str, bool]) -> str | None:
+        """Which nodes with instances nobody watches, and why."""
+        wanting = [(node_id, node) for node_id, node in self._nodes.items() if node.wanted]
+        problems = [
+            f"no such node in Ray's table: {node_id} (RAY_NODE_ID?)" if node_id not in alive else node.problem
+            for node_id, node in wanting
+        ]
+        told = sorted(problem for problem in problems if problem is not None)
+        if not told:
+            return None
+        shown = "; ".join(told[:_MAX_PROBLEMS])
+        return shown if len(told) <= _MAX_PROBLEMS else f"{shown}; {len(told)} of {len(wanting)} nodes in all"
+
     def _forget(self, node_id: str, node: _Node) -> None:
-        if node.task is not None:
+        if node.task is not None and not node.task.done():
             node.task.cancel()
+            self._leaving.add(node.task)
+            node.task.add_done_callback(self._leaving.discard)
         del self._nodes[node_id]
 
     async def _serve(self, node_id: str, node: _Node) -> None:
         """Keep a relay on a node; its loss is nobody's death."""
         delay_s = 0.1
         while True:
-            relay = self._cluster.make_relay(node_id)
+            relay: ActorHandle | None = None
             try:
+                relay = await self._cluster.make_relay(node_id)
                 await within(_ready(relay), _START_TIMEOUT_S)
                 delay_s = 0.1
-                node.to_watch, node.to_drop = dict(node.wanted), {}
+                node.take_relay()
                 await self._converse(relay, node)
-            except (RayError, asyncio.TimeoutError) as error:
+            except asyncio.TimeoutError:
+                node.problem = f"the relay on node {node_id} did not answer in time; making another"
+                logger.info("%s", node.problem, extra={"node_id": node_id})
+            except (RayError, DirectoryUnavailableError) as error:
+                node.problem = f"no relay on node {node_id}: {first_line(error)}"
                 logger.info("relay lost, making another: %s", first_line(error), extra={"node_id": node_id})
-            except Exception:
+            except Exception as error:
+                node.problem = f"no relay on node {node_id}: {first_line(error)}"
                 logger.exception("relay failed, making another", extra={"node_id": node_id})
             finally:
-                self._cluster.end_relay(relay)
+                node.lose_relay()
+                if relay is not None:
+                    await self._end(relay, node_id)
             await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))
             delay_s = min(_RETRY_MAX_S, delay_s * 2)
 
-    async def _converse(self, relay: ActorHandle, node: _Node) -> None:
-        handled = 0
-        poll: asyncio.Future[list[Exit]] = asyncio.ensure_future(_exits(relay, handled))
-        changed: asyncio.Future[Any] = asyncio.ensure_future(node.changed.wait())
+    async def _end(self, relay: ActorHandle, node_id: str) -> None:
         try:
-            while True:
-                if changed.done():
-                    changed = asyncio.ensure_future(node.changed.wait())
-                await self._tell(relay, node)
-                waits: set[asyncio.Future[Any]] = {poll, changed}
-                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-                if poll.done():
-                    for ended in poll.result():
-                        handled = ended.number
-                        if ended.instance_id in node.wanted:
-                            self._on_death(ended.instance_id, Witness.GONE, Witness.ALIVE, ended.cause)
-                    poll = asyncio.ensure_future(_exits(relay, handled))
+            await self._cluster.end_relay(relay)
+        except (RayError, DirectoryUnavailableError) as error:
+            # nobody holds it any more: Ray ends it when it can
+            logger.info("relay not ended: %s", first_line(error), extra={"node_id": node_id})
+        except Exception:
+            logger.exception("relay not ended", extra={"node_id": node_id})
+
+    async def _converse(self, relay: ActorHandle, node: _Node) -> None:
+        """Tell the relay whom to watch, and hear from it, until either fails."""
+        sides = asyncio.create_task(self._tell(relay, node)), asyncio.create_task(self._hear(relay, node))
+        try:
+            done, _ = await asyncio.wait(sides, return_when=asyncio.FIRST_COMPLETED)
+            for side in done:
+                side.result()
         finally:
-            poll.cancel()
-            changed.cancel()
+            await end(*sides)
+
+    async def _hear(self, relay: ActorHandle, node: _Node) -> None:
+        handled = 0
+        while True:
+            for ended in await _exits(relay, handled):
+                handled = ended.number
+                if ended.instance_id in node.wanted:
+                    self._on_death(ended.instance_id, Witness.GONE, Witness.ALIVE, ended.cause)
+            node.problem = None
 
     async def _tell(self, relay: ActorHandle, node: _Node) -> None:
-        node.changed.clear()
-        while node.to_drop or node.to_watch:
-            dropped = list(islice(node.to_drop, MAX_WATCHED_A_CALL))
-            added = list(islice(node.to_watch.values(), MAX_WATCHED_A_CALL))
-            for instance_id in dropped:
-                del node.to_drop[instance_id]
-            for watched in added:
-                del node.to_watch[watched.instance_id]
-            await within(_told(relay, dropped, added), _CALL_TIMEOUT_S * (1 + len(added) / 100))
+        while True:
+            node.changed.clear()
+            while node.to_drop or node.to_watch:
+                dropped = list(islice(node.to_drop, MAX_WATCHED_A_CALL))
+                added = list(islice(node.to_watch.values(), MAX_WATCHED_A_CALL))
+                for instance_id in dropped:
+                    del node.to_drop[instance_id]
+                for watched in added:
+                    del node.to_watch[watched.instance_id]
+                await within(_told(relay, dropped, added), _CALL_TIMEOUT_S * (1 + len(added) / 100))
+            await node.changed.wait()
+
+
+@functools.cache
+def _relay_class() -> Any:
+    # one for the process: Ray exports each class that it is given anew
+    return ray.remote(Relay)
+
+
+def _kill(relay: ActorHandle) -> None:
+    ray.kill(relay, no_restart=True)
 
 
 async def _ready(relay: ActorHandle) -> None:
@@ -247,7 +315,7 @@ async def _ready(relay: ActorHandle) -> None:
 
 
 async def _exits(relay: ActorHandle, handled: int) -> list[Exit]:
-    answer: list[Exit] = await within(relay.exits.remote(handled, _POLL_WAIT_S), _POLL_WAIT_S + _CALL_TIMEOUT_S)
+    answer: list[Exit] = await within(relay.exits.remote(handled, _POLL_WAIT_S), _POLL_WAIT_S + _POLL_GRACE_S)
     return answer
 
 

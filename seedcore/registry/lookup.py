@@ -21,30 +21,39 @@ T = TypeVar("T")
 ActorHandle = Any  # ray.actor.ActorHandle, or its Ray Client twin: both without useful types
 
 _AT_ONCE = 16
-_SLOT_POLL_S = 0.005
+_SLOT_POLL_S, _SLOT_POLL_MAX_S = 0.005, 0.05
 _slots = threading.BoundedSemaphore(_AT_ONCE)
 
 
-async def in_thread(look_up: Callable[[], T], timeout_s: float) -> T:
+async def in_thread(look_up: Callable[[], T], timeout_s: float, on_late: Callable[[T], object] | None = None) -> T:
     """Run a blocking look-up; its result or its error.
 
-    Raises DirectoryUnavailableError after `timeout_s` seconds, the wait for a free thread included.
+    Raises DirectoryUnavailableError after `timeout_s` seconds, the wait for a free thread included. A result that
+    comes when nobody waits any more goes to `on_late`, in a thread.
     """
     if not ray.is_initialized():
         raise DirectoryUnavailableError("this process is not connected to Ray (ray.init)")
     loop = asyncio.get_running_loop()
     ends_s = loop.time() + timeout_s
     # one bound for every event loop of the process, so no asyncio primitive fits
+    pause_s = _SLOT_POLL_S
     while not _slots.acquire(blocking=False):
         if loop.time() > ends_s:
             raise DirectoryUnavailableError(f"{_AT_ONCE} look-ups hang; is the GCS down?")
-        await asyncio.sleep(_SLOT_POLL_S)
+        await asyncio.sleep(pause_s)
+        # a thousand that wait must not keep the loop busy
+        pause_s = min(_SLOT_POLL_MAX_S, pause_s * 1.5)
     answer: asyncio.Future[T] = loop.create_future()
+
+    def hand_over_late(result: T) -> None:
+        if on_late is not None:
+            threading.Thread(target=on_late, args=(result,), name="seedcore-late", daemon=True).start()
 
     def finish(result: T | None, error: BaseException | None) -> None:
         if answer.done():
-            return
-        if error is not None:
+            if error is None:
+                hand_over_late(result)  # type: ignore[arg-type]
+        elif error is not None:
             answer.set_exception(error)
         else:
             answer.set_result(result)  # type: ignore[arg-type]
@@ -57,14 +66,23 @@ async def in_thread(look_up: Callable[[], T], timeout_s: float) -> T:
             error = raised
         finally:
             _slots.release()
-        if not loop.is_closed():
+        try:
             loop.call_soon_threadsafe(finish, result, error)
+        except RuntimeError:
+            # the loop is closed: nobody waits
+            if error is None:
+                hand_over_late(result)  # type: ignore[arg-type]
 
     threading.Thread(target=run, name="seedcore-lookup", daemon=True).start()
     try:
         return await within(answer, max(0.001, ends_s - loop.time()))
     except asyncio.TimeoutError:
         raise DirectoryUnavailableError(f"no answer from Ray within {timeout_s:g} s") from None
+    except asyncio.CancelledError:
+        # cancelled in the moment in which the answer came
+        if answer.done() and not answer.cancelled() and answer.exception() is None:
+            hand_over_late(answer.result())
+        raise
 
 
 async def find_actor(name: str, namespace: str, timeout_s: float) -> ActorHandle | None:

@@ -517,12 +517,12 @@ class SimCluster:
         await self._asked()
         return dict(self._world.nodes)
 
-    def make_relay(self, node_id: str) -> SimHandle:
+    async def make_relay(self, node_id: str) -> SimHandle:
         relay = SimRelay(self._world, node_id, len(self._world.relays))
         self._world.relays.append(relay)
         return SimHandle(relay)
 
-    def end_relay(self, relay: SimHandle) -> None:
+    async def end_relay(self, relay: SimHandle) -> None:
         relay.relay.kill()
 
     async def find_actor(self, name: str, namespace: str, timeout_s: float) -> Any:

@@ -1,0 +1,254 @@
+"""Relays come, fail and go; the watch makes them again, and says what it cannot see."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import ray
+
+from seedcore.core.errors import DirectoryUnavailableError
+from seedcore.core.verdict import Witness
+from seedcore.registry import deathwatch
+from seedcore.registry.deathwatch import DeathWatch
+from seedcore.registry.lookup import ActorHandle, in_thread
+from seedcore.registry.processes import OnExit, Watched
+from seedcore.registry.relay import Relay
+from tests.builders import iid, instance
+from tests.waiting import eventually
+
+
+class Willing:
+    """A watch that can watch anybody; those in `slow` once their event comes."""
+
+    def __init__(self, on_exit: OnExit) -> None:
+        self.on_exit = on_exit
+        self.watched: set[str] = set()
+        self.slow: dict[str, asyncio.Event] = {}
+
+    async def add(self, watched: Watched) -> bool:
+        if watched.instance_id in self.slow:
+            await self.slow[watched.instance_id].wait()
+        self.watched.add(watched.instance_id)
+        return True
+
+    def discard(self, instance_id: str) -> None:
+        self.watched.discard(instance_id)
+
+    async def close(self) -> None: ...
+
+
+class LocalRelay:
+    """A relay in this process, called like an actor."""
+
+    def __init__(self) -> None:
+        self.relay = Relay((self._make,))
+        self.is_hung = False
+
+    def _make(self, on_exit: OnExit) -> Willing:
+        self.eyes = Willing(on_exit)
+        return self.eyes
+
+    def __getattr__(self, method: str) -> Any:
+        async def call(*arguments: Any) -> Any:
+            if self.is_hung:
+                await asyncio.Event().wait()
+            return None if method == "__ray_ready__" else await getattr(self.relay, method)(*arguments)
+
+        class Method:
+            remote = staticmethod(call)
+
+        return Method
+
+
+class LocalCluster:
+    """One node whose relays are local. `fails_to_make` and `fails_to_end` are how often."""
+
+    def __init__(self, fails_to_make: int = 0, fails_to_end: int = 0) -> None:
+        self.fails_to_make, self.fails_to_end = fails_to_make, fails_to_end
+        self.made: list[LocalRelay] = []
+        self.ended: list[ActorHandle] = []
+        self.hurry: Callable[[LocalRelay], None] = lambda _: None
+
+    async def nodes(self) -> Mapping[str, bool]:
+        return {"node": True}
+
+    async def make_relay(self, node_id: str) -> ActorHandle:
+        if self.fails_to_make:
+            self.fails_to_make -= 1
+            raise RuntimeError("the GCS said no")
+        relay = LocalRelay()
+        self.made.append(relay)
+        self.hurry(relay)
+        return relay
+
+    async def end_relay(self, relay: ActorHandle) -> None:
+        if self.fails_to_end:
+            self.fails_to_end -= 1
+            raise ValueError("it cannot be killed")
+        self.ended.append(relay)
+
+    async def find_actor(self, name: str, namespace: str, timeout_s: float) -> ActorHandle | None:
+        return None
+
+
+Deaths = list[str]
+
+
+@pytest.fixture
+def cluster() -> LocalCluster:
+    return LocalCluster()
+
+
+@pytest.fixture
+async def watch(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[DeathWatch, Deaths]]:
+    """A watch at work, and whose deaths it has told; quick, so that tests need not wait for it."""
+    monkeypatch.setattr(deathwatch, "_NODE_TABLE_S", 0.01)
+    monkeypatch.setattr(deathwatch, "_POLL_WAIT_S", 0.1)
+    monkeypatch.setattr(deathwatch, "_POLL_GRACE_S", 0.5)
+    deaths: Deaths = []
+
+    def note(instance_id: str, process: Witness, node: Witness, cause: str) -> None:
+        deaths.append(instance_id)
+
+    watch = DeathWatch(note, cluster)
+    watch.start()
+    yield watch, deaths
+    await watch.stop()
+
+
+Watching = tuple[DeathWatch, Deaths]
+
+
+def on_node(number: int, node_id: str = "node") -> Any:
+    return replace(instance(number), node_id=node_id, pid=number)
+
+
+async def test_a_relay_that_could_not_be_made_is_made_later_and_said_until_then(
+    cluster: LocalCluster, watch: Watching
+) -> None:
+    cluster.fails_to_make = 2
+    watch[0].add(on_node(1))
+    await eventually(lambda: watch[0].problem == "no relay on node node: the GCS said no", every_s=0.001)
+    await eventually(lambda: cluster.made and iid(1) in cluster.made[0].eyes.watched)
+    await eventually(lambda: watch[0].problem is None)
+
+
+async def test_a_relay_that_cannot_be_ended_is_still_replaced(cluster: LocalCluster, watch: Watching) -> None:
+    cluster.fails_to_end = 1
+    watch[0].add(on_node(1))
+    await eventually(lambda: cluster.made)
+    cluster.made[0].is_hung = True
+    await eventually(lambda: len(cluster.made) > 1 and iid(1) in cluster.made[1].eyes.watched)
+    cluster.made[1].eyes.on_exit(iid(1), "over")
+    await eventually(lambda: watch[1] == [iid(1)])
+
+
+async def test_a_node_whose_task_ended_gets_another(cluster: LocalCluster, watch: Watching) -> None:
+    watch[0].add(on_node(1))
+    await eventually(lambda: cluster.made)
+    task = watch[0]._nodes["node"].task
+    assert task is not None
+    task.cancel()
+    await eventually(lambda: len(cluster.made) > 1)
+    assert cluster.ended == cluster.made[:1]
+
+
+async def test_a_hung_relay_is_said_and_replaced(cluster: LocalCluster, watch: Watching) -> None:
+    watch[0].add(on_node(1))
+    await eventually(lambda: cluster.made and iid(1) in cluster.made[0].eyes.watched)
+    cluster.made[0].is_hung = True
+    cluster.hurry = lambda relay: setattr(relay, "is_hung", True)
+    await eventually(
+        lambda: watch[0].problem == "the relay on node node did not answer in time; making another", every_s=0.001
+    )
+    await eventually(lambda: len(cluster.made) > 1)
+    assert cluster.ended == cluster.made[:1]
+
+
+def test_a_hung_relay_is_replaced_within_ten_seconds() -> None:
+    assert deathwatch._POLL_WAIT_S + deathwatch._POLL_GRACE_S <= 10.0
+
+
+async def test_exits_are_heard_while_the_relay_takes_its_time_to_be_told(
+    cluster: LocalCluster, watch: Watching
+) -> None:
+    busy = asyncio.Event()
+    cluster.hurry = lambda relay: relay.eyes.slow.update({iid(1): busy})
+    for number in (1, 2):
+        watch[0].add(on_node(number))
+    # the first one does not keep the second one from being watched
+    await eventually(lambda: cluster.made and iid(2) in cluster.made[0].eyes.watched)
+    cluster.made[0].eyes.on_exit(iid(2), "over")
+    await eventually(lambda: watch[1] == [iid(2)])
+    assert len(cluster.made) == 1
+    busy.set()
+
+
+async def test_a_node_that_ray_does_not_know_is_said_and_keeps_nothing(watch: Watching) -> None:
+    watch[0].add(on_node(1, "k8s-7"))
+    for number in range(2, 100):
+        watch[0].add(on_node(number, "k8s-7"))
+        watch[0].drop(iid(number))
+    await eventually(lambda: watch[0].problem == "no such node in Ray's table: k8s-7 (RAY_NODE_ID?)")
+    assert not watch[0]._nodes["k8s-7"].to_drop
+    watch[0].drop(iid(1))
+    await eventually(lambda: watch[0].problem is None)
+    assert not watch[0]._nodes
+
+
+async def test_many_problems_are_counted(watch: Watching) -> None:
+    for number in range(1, 6):
+        watch[0].add(on_node(number, f"k8s-{number}"))
+    await eventually(lambda: watch[0].problem is not None and watch[0].problem.endswith("; 5 of 5 nodes in all"))
+
+
+# Look-ups in threads
+
+
+@pytest.fixture
+def connected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+
+
+async def test_what_comes_too_late_is_handed_over(connected: None) -> None:
+    go = threading.Event()
+    late: list[str] = []
+
+    def slow() -> str:
+        go.wait()
+        return "a relay"
+
+    with pytest.raises(DirectoryUnavailableError):
+        await in_thread(slow, 0.01, on_late=late.append)
+    cancelled = asyncio.create_task(in_thread(slow, 60.0, on_late=late.append))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    await asyncio.gather(cancelled, return_exceptions=True)
+    assert late == []
+    go.set()
+    await eventually(lambda: late == ["a relay"] * 2)
+
+
+async def test_what_comes_as_its_waiter_is_cancelled_is_handed_over(connected: None) -> None:
+    done = threading.Event()
+    late: list[str] = []
+
+    def quick() -> str:
+        done.set()
+        return "a relay"
+
+    asked = asyncio.create_task(in_thread(quick, 60.0, on_late=late.append))
+    await asyncio.sleep(0)
+    # the answer is in the loop's queue, in front of the cancellation
+    done.wait()
+    time.sleep(0.05)  # noqa: ASYNC251 - nobody else may have a turn
+    asyncio.get_running_loop().call_soon(asked.cancel)
+    [answer] = await asyncio.gather(asked, return_exceptions=True)
+    assert isinstance(answer, asyncio.CancelledError)
+    await eventually(lambda: late == ["a relay"])
