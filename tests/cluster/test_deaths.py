@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -19,9 +23,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from seedcore.core.errors import NotResolvableError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Registration, Verdict, new_instance_id
+from seedcore.core.waiting import end
+from seedcore.registry import RegistryClient, deathwatch
 from seedcore.registry.actor import stop_registry
 from seedcore.registry.connection import RegistryConnection
-from seedcore.registry.lookup import actor_id_of
+from seedcore.registry.deathwatch import DeathWatch, RayCluster
+from seedcore.registry.identity import Identity, identify
+from seedcore.registry.lookup import ActorHandle, actor_id_of
 from seedcore.registry.processes import (
     ActorStateWatch,
     PidfdWatch,
@@ -30,9 +38,11 @@ from seedcore.registry.processes import (
     own_process_key,
     process_key_of,
 )
+from seedcore.registry.relay import Relay
 from seedcore.runtime import start_registry
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
+from tests.builders import iid, instance
 from tests.cluster.agents import Worker
 from tests.waiting import eventually
 
@@ -68,6 +78,13 @@ class Sleeper:
     def __init__(self, watched: Watched, kill: Callable[[], None]) -> None:
         self.watched = watched
         self.kill = kill
+
+
+class Teller:
+    """An actor that says who it, or another, is."""
+
+    async def tell(self, actor_name: str | None) -> Identity:
+        return await identify(actor_name, "watched", 5.0)
 
 
 class Patient:
@@ -195,6 +212,140 @@ async def test_all_who_live_in_a_process_die_with_it() -> None:
     await watch.close()
 
 
+AT_THE_LIMIT = """
+import asyncio, os, resource, subprocess
+from seedcore.registry.processes import PidfdWatch, Watched, process_key_of
+
+async def main():
+    children = [subprocess.Popen(["sleep", "60"]) for _ in range(12)]
+    keys = [process_key_of(child.pid) for child in children]
+    reported = []
+    watch = PidfdWatch(lambda instance_id, _: reported.append(instance_id))
+    await asyncio.sleep(0)
+    used = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 6, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    watched = [await watch.add(Watched(str(n), child.pid, keys[n], None, None, None))
+        for n, child in enumerate(children)]
+    print(any(watched), all(watched), reported)
+    await watch.close()
+    for child in children:
+        child.kill()
+        child.wait()
+
+asyncio.run(main())
+"""
+
+
+def test_a_watch_without_descriptors_calls_nobody_dead() -> None:
+    answer = subprocess.run([sys.executable, "-c", AT_THE_LIMIT], capture_output=True, text=True, check=True)
+    assert answer.stdout.split(maxsplit=2) == ["True", "False", "[]\n"]
+
+
+async def test_a_hidden_process_is_not_called_dead_and_an_ended_one_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    reported: list[str] = []
+    watch = PidfdWatch(lambda instance_id, _: reported.append(instance_id))
+    living, ended = sleeping_process(), sleeping_process()
+    keys = process_key_of(living.pid), process_key_of(ended.pid)
+    ended.kill()
+
+    def hidden(path: Path) -> bytes:
+        raise FileNotFoundError(str(path))
+
+    # as /proc mounted with hidepid=2 hides the processes of others
+    monkeypatch.setattr(Path, "read_bytes", hidden)
+    await asyncio.to_thread(os.waitid, os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+    assert not await watch.add(Watched("living", living.pid, keys[0], None, None, None))
+    assert await watch.add(Watched("ended", ended.pid, keys[1], None, None, None))
+    assert reported == ["ended"]
+    monkeypatch.undo()
+    living.kill()
+    living.wait()
+    ended.wait()
+    await watch.close()
+
+
+class Busy:
+    """An actor that works on one long task and answers nobody meanwhile."""
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def work(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+class WithoutPidfd(RayCluster):
+    """Relays that cannot see processes."""
+
+    made = 0
+
+    async def make_relay(self, node_id: str) -> ActorHandle:
+        self.made += 1
+        return ray.remote(Relay).options(num_cpus=0, max_restarts=0).remote((ActorStateWatch,))
+
+
+async def test_busy_actors_keep_nobody_from_being_watched(ray_cluster: Cluster) -> None:
+    deaths: list[str] = []
+    cluster = WithoutPidfd()
+    watch = DeathWatch(lambda instance_id, *_: deaths.append(instance_id), cluster)
+    actor_class: Any = ray.remote(Busy)
+    handles = [actor_class.options(name=f"busy-{n}", namespace="watched", num_cpus=0).remote() for n in range(6)]
+    pids = ray.get([handle.pid.remote() for handle in handles])
+    for handle in handles[:5]:
+        handle.work.remote(600)
+    watch.start()
+    try:
+        for number, handle in enumerate(handles):
+            watch.add(
+                instance(
+                    number,
+                    node_id=ray_cluster.head_node.node_id,
+                    actor_name=f"busy-{number}",
+                    namespace="watched",
+                    actor_id=actor_id_of(handle),
+                )
+            )
+        await eventually(lambda: watch._nodes[ray_cluster.head_node.node_id].has_relay, within_s=60)
+        os.kill(pids[5], signal.SIGKILL)
+        await eventually(lambda: deaths == [iid(5)], within_s=5)
+        # one that is busy, and has never answered the relay
+        os.kill(pids[0], signal.SIGKILL)
+        await eventually(lambda: deaths == [iid(5), iid(0)], within_s=5)
+        assert cluster.made == 1
+    finally:
+        await watch.stop()
+        for handle in handles:
+            ray.kill(handle)
+
+
+async def test_a_relay_is_made_while_the_gcs_hangs_without_holding_up_the_loop(ray_cluster: Cluster) -> None:
+    gcs = ray_cluster.head_node.all_processes["gcs_server"][0].process.pid
+    # as the first relay of a process: its class is still to be exported
+    deathwatch._relay_class.cache_clear()
+    cluster = RayCluster()
+    longest_s = 0.0
+
+    async def tick() -> None:
+        nonlocal longest_s
+        while True:
+            before_s = time.monotonic()
+            await asyncio.sleep(0.01)
+            longest_s = max(longest_s, time.monotonic() - before_s)
+
+    ticking = asyncio.create_task(tick())
+    os.kill(gcs, signal.SIGSTOP)
+    awakening = threading.Timer(1.5, os.kill, (gcs, signal.SIGCONT))
+    awakening.start()
+    try:
+        relay = await cluster.make_relay(ray_cluster.head_node.node_id)
+        await relay.__ray_ready__.remote()
+    finally:
+        awakening.join()
+        await end(ticking)
+    assert longest_s < 1.0
+    await cluster.end_relay(relay)
+
+
 # The whole way
 
 
@@ -275,23 +426,20 @@ async def test_a_restarted_agent_is_a_new_incarnation_of_the_same_name(
     await eventually(stored)
 
 
-def relays() -> list[int]:
-    """The pids of the relays on this machine that are children of the cluster's raylets."""
-    found = []
-    for line in subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout.split(
-        "\n"
-    ):
-        if "ray::Relay" in line:
-            found.append(int(line.split()[0]))
-    return found
+def relays(cluster: Cluster) -> list[int]:
+    """The pids of the relays that are children of the cluster's raylets."""
+    raylets = {node.all_processes["raylet"][0].process.pid for node in cluster.list_all_nodes()}
+    listing = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    found = [line.split(maxsplit=2) for line in listing.splitlines()[1:]]
+    return [int(pid) for pid, parent, name in found if int(parent) in raylets and name.startswith("ray::Relay")]
 
 
 async def test_a_killed_relay_is_nobodys_death_and_another_takes_its_place(
-    registry: RegistryConnection, settings: Settings, manager: Tier0MemoryManager
+    ray_cluster: Cluster, registry: RegistryConnection, settings: Settings, manager: Tier0MemoryManager
 ) -> None:
     await watched_by_a_relay(registry, settings, manager)
     pid = await create(manager, settings, "survivor", max_restarts=0)
-    killed = await eventually(relays)
+    killed = await eventually(lambda: relays(ray_cluster))
     for relay in killed:
         os.kill(relay, signal.SIGKILL)
     # an agent that dies while nobody watches is found by the next relay
@@ -304,8 +452,41 @@ async def test_a_killed_relay_is_nobodys_death_and_another_takes_its_place(
         ) == [(f"its process exited (pid {orphan})",)]
 
     await eventually(orphan_is_dead, within_s=60)
-    assert not set(relays()) & set(killed)
+    assert not set(relays(ray_cluster)) & set(killed)
     assert await manager.execute_task_on_agent("survivor", "pid") == pid
+
+
+async def test_a_hung_relay_is_said_and_another_takes_its_place(
+    ray_cluster: Cluster, registry: RegistryConnection, settings: Settings, manager: Tier0MemoryManager
+) -> None:
+    await watched_by_a_relay(registry, settings, manager)
+    stopped = await eventually(lambda: relays(ray_cluster))
+    for relay in stopped:
+        os.kill(relay, signal.SIGSTOP)
+    try:
+        orphan = await create(manager, settings, "unseen", max_restarts=0)
+        os.kill(orphan, signal.SIGKILL)
+
+        async def is_said() -> bool:
+            return "did not answer in time" in str((await registry.health()).watch_problem)
+
+        await eventually(is_said, within_s=15)
+
+        def is_told() -> bool:
+            return rows(
+                settings, "select cause from registry_instance where logical_id = 'unseen' and status = 'dead'"
+            ) == [(f"its process exited (pid {orphan})",)]
+
+        await eventually(is_told, within_s=60)
+
+        async def is_well() -> bool:
+            return (await registry.health()).watch_problem is None
+
+        await eventually(is_well)
+    finally:
+        for relay in stopped:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(relay, signal.SIGCONT)
 
 
 async def test_who_died_while_the_registry_was_away_is_found_when_it_is_back(
@@ -382,6 +563,43 @@ async def test_a_lost_node_takes_its_agents_with_it_and_nobody_else(
     assert cause == "its node died" or cause.startswith("its process exited")
     assert await (await manager.resolve("local")).ping.remote() == "pong"
     ray_cluster.remove_node(node)
+
+
+async def test_an_agent_in_a_namespace_that_nobody_named_is_found_and_not_dead(
+    registry: RegistryConnection, settings: Settings, manager: Tier0MemoryManager
+) -> None:
+    worker_class: Any = ray.remote(Worker)
+    handle = worker_class.options(name="lost", namespace="third", num_cpus=0).remote("lost", settings=settings)
+    await handle.start.remote()
+    assert await (await manager.resolve("lost")).ping.remote() == "pong"
+    instance_id = (await registry.describe("lost")).live[0].instance.instance_id
+    await registry.report_dead_call(instance_id)
+    assert rows(settings, "select status::text, namespace, actor_id from registry_instance") == [
+        ("alive", "third", actor_id_of(handle))
+    ]
+    ray.kill(handle)
+
+
+async def test_an_actor_that_is_not_made_yet_is_not_dead(registry: RegistryConnection, settings: Settings) -> None:
+    client = RegistryClient("eager", "made-later", settings=settings)
+    await client.register()
+    assert await registry.report_dead_call(client.instance_id) is not Verdict.UNKNOWN
+    assert rows(settings, "select status::text, actor_name, namespace, actor_id from registry_instance") == [
+        ("starting", "made-later", None, None)
+    ]
+
+
+async def test_the_actor_of_another_is_not_taken_for_our_own(ray_cluster: Cluster) -> None:
+    actor_class: Any = ray.remote(Teller)
+    teller = actor_class.options(name="teller", namespace="third", num_cpus=0).remote()
+    patient = ray.remote(Patient).options(name="told-of", namespace="watched", num_cpus=0).remote()
+    await patient.whereabouts.remote()
+    mine, other, nobody = await asyncio.gather(*(teller.tell.remote(name) for name in (None, "told-of", "nobody")))
+    assert (mine.namespace, mine.actor_id, mine.is_proven) == ("third", actor_id_of(teller), True)
+    assert (other.namespace, other.actor_id, other.is_proven) == ("watched", actor_id_of(patient), True)
+    assert (nobody.namespace, nobody.actor_id, nobody.is_proven) == (None, None, False)
+    for handle in (teller, patient):
+        ray.kill(handle)
 
 
 async def test_a_callers_error_is_a_hint_and_ray_has_the_word(registry: RegistryConnection, settings: Settings) -> None:
