@@ -102,6 +102,7 @@ class RegistryClient:
         self._given_actor_name = actor_name
         self._identifier = identifier
         self._is_identified = False
+        self._is_refused = False
         self._seq = 0
         self._status_seq = 0
         self._epoch: str | None = None
@@ -140,10 +141,17 @@ class RegistryClient:
         async with self._delivering:
             self._require_life()
             await self._identify()
-            if self._status is None:
+            before = self._status
+            if before is None:
                 self._status = Status.STARTING
                 self._undelivered.append(RegisterChange(self._registration, self._next_seq()))
-            return await self._deliver()
+            elif self._is_refused:
+                self._come_back(as_new=False)
+            try:
+                return await self._deliver()
+            except RegistryError:
+                self._status = before
+                raise
 
     async def set_status(self, status: Status | str, cause: str | None = None) -> Receipt:
         """Change the status. As `register()`; also raises InvalidInputError and ForbiddenTransitionError.
@@ -240,11 +248,14 @@ class RegistryClient:
                 raise
             except RegistryError:
                 if isinstance(change, RegisterChange):
+                    self._is_refused = True
                     self._undelivered.clear()
                 else:
                     self._undelivered.remove(change)
                 raise
             self._epoch = receipt.epoch or self._epoch
+            if isinstance(change, RegisterChange):
+                self._is_refused = False
             if receipt.durable:
                 # the registry commits an instance's changes in order: what came before is durable too
                 self._undelivered = self._undelivered[self._undelivered.index(change) + 1 :]

@@ -328,3 +328,34 @@ def test_a_thread_reporter_has_every_step_of_a_reporter() -> None:
     assert len(reporter_threads("steps")) == 1
     reporter.stop()
     assert reporter_threads("steps") == []
+
+
+async def test_a_refused_registration_is_refused_again_and_never_called_durable(registry: Registry) -> None:
+    for epoch in ("one", "two"):
+        await registry.set_current_epoch(epoch)
+    client = make_client(registry, cluster_epoch="one")
+    for _ in range(3):
+        with pytest.raises(RetiredEpochError):
+            await client.register()
+        assert client.status is None
+    with pytest.raises(RetiredEpochError):
+        await client.beat()
+    with pytest.raises(RetiredEpochError):
+        await client.register()
+
+
+async def test_who_is_ended_with_its_epoch_is_refused_however_often_it_registers(registry: Registry) -> None:
+    await registry.set_current_epoch("one")
+    client = make_client(registry, cluster_epoch="one")
+    assert (await client.set_status(Status.ALIVE)).durable
+    await registry.set_current_epoch("two")
+
+    async def is_ended() -> bool:
+        return bool((await registry.beat(client.instance_id)).dead)
+
+    await eventually(is_ended)
+    with pytest.raises(RetiredEpochError):
+        await client.beat()
+    for _ in range(2):
+        with pytest.raises(RetiredEpochError):
+            await client.register()
