@@ -35,6 +35,14 @@ class Proof(str, Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class _Found:
+    """A handle and where from: Ray's table now, or (`is_held`) an answer of before, since the table is away."""
+
+    handle: ActorHandle
+    is_held: bool
+
+
+@dataclass(frozen=True, slots=True)
 class HandleFinder:
     """Finds and proves handles. `probe_timeout_s` bounds each look-up and each probe, in seconds.
 
@@ -51,26 +59,22 @@ class HandleFinder:
         """The handle of a registered instance. `is_vouched`: its beats say that it lives, so it need not answer now.
 
         Raises NotResolvableError where it has no actor, or one that is not vouched for does not answer,
-        ActorGoneError where the actor is gone or another, CannotKnowError
-        where Ray does not answer.
+        ActorGoneError where the actor is gone or another, CannotKnowError where Ray does not answer, and the actor that
+        it named before does not live any more.
         """
-        logical_id = instance.logical_id
-        if instance.actor_name is None:
-            raise NotResolvableError(logical_id, "it runs in a process, not in an actor: it has no handle")
-        namespace = instance.namespace or self.namespace
-        handle = await self._find(logical_id, instance.actor_name, namespace)
-        if handle is None:
-            raise ActorGoneError(logical_id, f"Ray has no actor {instance.actor_name!r} in namespace {namespace!r}")
-        if instance.actor_id is not None and actor_id_of(handle) != instance.actor_id:
-            raise ActorGoneError(logical_id, f"the name {instance.actor_name!r} now belongs to another actor")
-        proof = await probe(handle, self.probe_timeout_s)
-        if proof is Proof.NO:
-            raise ActorGoneError(logical_id, "its actor has died")
+        handle, proof = await self._probed(instance)
         # busy is not dead, where its beats vouch for it
         if proof is Proof.NOT_YET and not is_vouched:
             raise NotResolvableError(
-                logical_id, f"it missed a beat and did not answer within {self.probe_timeout_s:g} s"
+                instance.logical_id, f"it missed a beat and did not answer within {self.probe_timeout_s:g} s"
             )
+        return handle
+
+    async def answering(self, instance: Instance) -> ActorHandle:
+        """As `of_instance`, when nobody can vouch for it but itself: CannotKnowError where it does not answer."""
+        handle, proof = await self._probed(instance)
+        if proof is Proof.NOT_YET:
+            raise CannotKnowError(instance.logical_id, f"its actor did not answer within {self.probe_timeout_s:g} s")
         return handle
 
     async def of_name(self, logical_id: str) -> ActorHandle:
@@ -78,42 +82,76 @@ class HandleFinder:
 
         Raises NotResolvableError where there is none, CannotKnowError where it does not answer.
         """
-        handle = await self._find(logical_id, logical_id, self.namespace)
-        if handle is None:
+        found = await self._find(logical_id, logical_id, self.namespace)
+        if found is None:
             raise NotResolvableError(logical_id, f"Ray has no actor of that name in namespace {self.namespace!r}")
-        proof = await probe(handle, self.probe_timeout_s)
+        proof = await probe(found.handle, self.probe_timeout_s)
+        if proof is Proof.NO and found.is_held:
+            raise _superseded(logical_id)
         if proof is Proof.NO:
             raise NotResolvableError(logical_id, "its actor has died")
         if proof is Proof.NOT_YET:
             raise CannotKnowError(logical_id, f"its actor did not answer within {self.probe_timeout_s:g} s")
-        return handle
+        return found.handle
 
     async def unproven(self, actor_name: str, instance: Instance | None = None) -> ActorHandle:
-        """The handle of a named actor without asking it anything. Raises as `of_name`."""
-        namespace = instance.namespace if instance is not None and instance.namespace else self.namespace
-        handle = await self._find(actor_name, actor_name, namespace)
-        if handle is None:
-            raise NotResolvableError(actor_name, f"Ray has no actor of that name in namespace {namespace!r}")
-        return handle
+        """The handle of a named actor, or of a registered instance, without asking it anything. Raises as `of_name`,
+        and as `of_instance`."""
+        if instance is not None:
+            return (await self._registered(instance)).handle
+        found = await self._find(actor_name, actor_name, self.namespace)
+        if found is None:
+            raise NotResolvableError(actor_name, f"Ray has no actor of that name in namespace {self.namespace!r}")
+        return found.handle
 
-    async def _find(self, logical_id: str, name: str, namespace: str) -> ActorHandle | None:
+    async def _probed(self, instance: Instance) -> tuple[ActorHandle, Proof]:
+        """Its actor, which is not known to be gone."""
+        found = await self._registered(instance)
+        proof = await probe(found.handle, self.probe_timeout_s)
+        if proof is Proof.NO and found.is_held:
+            raise _superseded(instance.logical_id)
+        if proof is Proof.NO:
+            raise ActorGoneError(instance.logical_id, "its actor has died")
+        return found.handle, proof
+
+    async def _registered(self, instance: Instance) -> _Found:
+        """The actor that registered: of its namespace, its name and its id."""
+        logical_id, name = instance.logical_id, instance.actor_name
+        if name is None:
+            raise NotResolvableError(logical_id, "it runs in a process, not in an actor: it has no handle")
+        namespace = instance.namespace or self.namespace
+        found = await self._find(logical_id, name, namespace)
+        if found is None:
+            raise ActorGoneError(logical_id, f"Ray has no actor {name!r} in namespace {namespace!r}")
+        if instance.actor_id is not None and actor_id_of(found.handle) != instance.actor_id:
+            if found.is_held:
+                raise _superseded(logical_id)
+            raise ActorGoneError(logical_id, f"the name {name!r} now belongs to another actor")
+        return found
+
+    async def _find(self, logical_id: str, name: str, namespace: str) -> _Found | None:
         key = (namespace, name)
         if not self._table.allows(time.monotonic()) and key in self._held:
-            return self._held[key]
+            return _Found(self._held[key], is_held=True)
         try:
             handle = await find_actor(name, namespace, self.probe_timeout_s)
         except DirectoryUnavailableError as error:
             self._table.note_silence(time.monotonic())
             if key in self._held:
-                return self._held[key]
+                return _Found(self._held[key], is_held=True)
             raise CannotKnowError(logical_id, str(error)) from error
         self._table.note_answer()
         self._held.pop(key, None)
-        if handle is not None:
-            self._held[key] = handle
-            if len(self._held) > _MAX_HELD:
-                self._held.popitem(last=False)
-        return handle
+        if handle is None:
+            return None
+        self._held[key] = handle
+        if len(self._held) > _MAX_HELD:
+            self._held.popitem(last=False)
+        return _Found(handle, is_held=False)
+
+
+def _superseded(logical_id: str) -> CannotKnowError:
+    return CannotKnowError(logical_id, "the actor that it had is gone, and Ray does not answer whether it has another")
 
 
 async def probe(handle: ActorHandle, timeout_s: float) -> Proof:

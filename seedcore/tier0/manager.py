@@ -29,10 +29,12 @@ from seedcore.core.errors import (
     NotResolvableError,
     RegistryError,
     RegistryUnavailableError,
+    VersionMismatchError,
     first_line,
 )
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import MAX_PAGE, Instance, Json, Listing, Source, Verdict
+from seedcore.core.selection import best
 from seedcore.registry.client import every_page
 from seedcore.registry.clock import utc_now
 from seedcore.registry.connection import RegistryConnection, shared_connection
@@ -281,12 +283,31 @@ class Tier0MemoryManager:
         if not answer.complete:
             raise RegistryUnavailableError("it is still recovering, or superseded, and does not know this agent")
         told = found.why or "unknown"
+        if not found.is_known:
+            # what the registry said of it before holds no more
+            self._snapshot.compare([found])
         if found.is_known or self._mode is Mode.REGISTRY:
             raise NotResolvableError(logical_id, told)
+        await self._require_unregistered(logical_id, told)
         try:
             return await self._locate_without_registry(logical_id, None)
         except NotResolvableError as error:
             raise NotResolvableError(logical_id, f"{told}; {error.why}") from error
+
+    async def _require_unregistered(self, logical_id: str, told: str) -> None:
+        """Ray's listing is for those who do not report: raise NotResolvableError for one who did, and is dead."""
+        try:
+            history = (await self._connection.describe(logical_id)).history
+        except RegistryUnavailableError as error:
+            logger.info("its history is not readable: %s", error, extra={"logical_id": logical_id})
+            return
+        if not history:
+            return
+        if history[0].status is not Status.DEAD:
+            # it registered after we had asked
+            raise NotResolvableError(logical_id, told)
+        cause = f" ({history[0].cause})" if history[0].cause else ""
+        raise NotResolvableError(logical_id, f"no live instance is registered, the last one is dead{cause}")
 
     def _require_agent(self, logical_id: str, actor_name: str | None) -> None:
         # whoever registers under one of our names must not get our actors handed out, or ended
@@ -305,12 +326,14 @@ class Tier0MemoryManager:
         if known is not None and known.instance is not None and known.instance.status is not Status.ALIVE:
             raise CannotKnowError(logical_id, f"{why}; it was {known.instance.status} when last heard of")
         try:
-            if known is not None and known.actor_name != logical_id:
-                handle = await self._of_known(known)
-            else:
-                handle = await self._finder.of_name(logical_id)
+            handle = await self._of_known(known) if known is not None else await self._finder.of_name(logical_id)
         except NotResolvableError as error:
+            if known is not None and known.instance is not None and not isinstance(error, ActorGoneError):
+                # whoever is asked, it has no handle that may be handed out
+                raise
             self._snapshot.forget(logical_id)
+            if known is not None and self._may_have_a_successor(known):
+                return await self._locate_without_registry(logical_id, why)
             if why is None or self._mode is Mode.RAY:
                 raise
             # an agent whose actor has another name than its logical id is not in the listing under it
@@ -320,14 +343,20 @@ class Tier0MemoryManager:
             self._snapshot.remember(KnownAgent(logical_id, logical_id, Source.RAY, None))
         return Located(logical_id, handle, source, utc_now(), known.instance if known is not None else None)
 
+    def _may_have_a_successor(self, known: KnownAgent) -> bool:
+        # Ray's listing knows it, if it has the same name in our namespace
+        return (
+            known.instance is not None
+            and known.actor_name == known.logical_id
+            and known.instance.namespace in {None, self._settings.namespace}
+        )
+
     async def _of_known(self, known: KnownAgent) -> ActorHandle:
+        """Its actor, by its own answer: the one that registered, where that is known, and no other of its name."""
         self._require_agent(known.logical_id, known.actor_name)
         if known.instance is None:
             return await self._finder.of_name(known.actor_name)
-        handle = await self._finder.of_instance(known.instance)
-        if await probe(handle, self._settings.probe_timeout_s) is not Proof.YES:
-            raise CannotKnowError(known.logical_id, "its actor does not answer and no registry vouches for it")
-        return handle
+        return await self._finder.answering(known.instance)
 
     async def _read_registry(self) -> Listing:
         if self._mode is Mode.RAY:
@@ -397,17 +426,19 @@ class Tier0MemoryManager:
         dropped: list[str] = []
         silent: list[str] = []
 
-        names = {agent.logical_id: agent.actor_name for agent in self.list_agents()}
+        agents = {agent.logical_id: agent for agent in self.list_agents()}
 
         async def check(agent_id: str) -> None:
             try:
-                await self._finder.of_name(names[agent_id])
-            except NotResolvableError:
-                dropped.append(agent_id)
+                await self._of_known(agents[agent_id])
             except CannotKnowError:
                 silent.append(agent_id)
+            except NotResolvableError as error:
+                # who registered without an actor cannot be probed
+                is_gone = agents[agent_id].instance is None or isinstance(error, ActorGoneError)
+                (dropped if is_gone else silent).append(agent_id)
 
-        await gather(list(names), check, Source.RAY)
+        await gather(list(agents), check, Source.RAY)
         for agent_id in dropped:
             self._snapshot.forget(agent_id)
         return Pruned(tuple(sorted(dropped)), tuple(sorted(silent)), len(self._snapshot))
@@ -435,7 +466,8 @@ class Tier0MemoryManager:
     async def shutdown_agents(self, agent_ids: Sequence[str] | None = None, timeout_s: float = 10.0) -> Gathered[bool]:
         """Stop agents (default: all known) for good: each is asked to stop, then its actor is ended and seen dead.
 
-        Raises InvalidInputError for what is no agent's id, and then stops none.
+        Who has registered is known by namespace, name and actor: another of its name is left as it is. Raises
+        InvalidInputError for what is no agent's id, and then stops none.
         """
         check_timeout(timeout_s)
         if agent_ids is None:
@@ -445,17 +477,17 @@ class Tier0MemoryManager:
         return await gather(ids, lambda agent_id: self._shut_down(agent_id, timeout_s), Source.RAY)
 
     async def _shut_down(self, agent_id: str, timeout_s: float) -> bool:
-        known = self._snapshot.get(agent_id)
-        name = known.actor_name if known is not None else agent_id
-        self._require_agent(agent_id, name)
+        known = await self._to_shut_down(agent_id)
         try:
-            handle = await self._finder.of_name(name)
-        except NotResolvableError:
-            self._snapshot.forget(agent_id)
-            return False
+            handle = await self._of_known(known)
         except CannotKnowError:
             # it hangs: its actor can be ended all the same
-            handle = await self._finder.unproven(name)
+            handle = await self._finder.unproven(known.actor_name, known.instance)
+        except NotResolvableError as error:
+            if known.instance is not None and not isinstance(error, ActorGoneError):
+                raise
+            self._snapshot.forget(agent_id)
+            return False
         try:
             await bounded_call(agent_id, lambda: handle.stop.remote(), timeout_s)
         except (RegistryError, RayError) as error:
@@ -464,6 +496,20 @@ class Tier0MemoryManager:
             raise AgentCallError(agent_id, f"was ended but is not gone after {timeout_s:g} s")
         self._snapshot.forget(agent_id)
         return True
+
+    async def _to_shut_down(self, agent_id: str) -> KnownAgent:
+        """Which actor is meant: the registry's word before ours, and ours before its name alone."""
+        if self._mode is not Mode.RAY:
+            try:
+                listing = await self._connection.list_active(None, logical_id=agent_id, fresh_only=False)
+            except (RegistryUnavailableError, VersionMismatchError) as error:
+                logger.info("ends an agent without the registry: %s", error, extra={"logical_id": agent_id})
+            else:
+                registered = best(listing.items)
+                if registered is not None:
+                    return as_known(registered)
+        known = self._snapshot.get(agent_id)
+        return known if known is not None else KnownAgent(agent_id, agent_id, Source.RAY, None)
 
     async def _ask_all(self, method: str, timeout_s: float | None) -> Gathered[Any]:
         check_timeout(timeout_s)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from seedcore.core.errors import (
+    ActorGoneError,
     AgentCallError,
     CannotKnowError,
     InvalidInputError,
@@ -24,10 +26,12 @@ from seedcore.core.model import Registration, Source, new_instance_id
 from seedcore.registry import RegistryConnection
 from seedcore.registry.actor import stop_registry
 from seedcore.registry.directory import RayDirectory
+from seedcore.registry.handles import HandleFinder, end_actor
 from seedcore.runtime import start_registry
 from seedcore.settings import Mode, Settings
 from seedcore.tier0 import Tier0MemoryManager
 from seedcore.tier0.answers import AgentSpec
+from tests.builders import instance
 from tests.cluster.agents import Late, Mortal, SlowToAnswer, Stranger, Unmakeable, Unstartable, Worker
 from tests.waiting import eventually
 
@@ -523,3 +527,123 @@ async def test_a_manager_that_missed_the_registry_compares_when_it_is_back(
         return [agent.logical_id for agent in manager.list_agents()] == ["asked"]
 
     await eventually(is_healed)
+
+
+def own_namespace() -> str:
+    return str(ray.get_runtime_context().namespace)
+
+
+async def test_another_actor_of_an_agents_name_is_neither_ended_nor_taken_for_it(
+    registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings
+) -> None:
+    agent_class: Any = ray.remote(Worker)
+    stranger_class: Any = ray.remote(Stranger)
+    agent = agent_class.options(name="twice", namespace=own_namespace(), num_cpus=0).remote("twice", settings=settings)
+    await agent.start.remote()
+    innocent = stranger_class.options(name="twice", namespace=settings.namespace, num_cpus=0).remote()
+    assert await innocent.pid.remote()
+    await manager.discover_from_registry()
+    assert (await manager.prune()).dropped == ()
+    assert set((await manager.collect_heartbeats()).results) == {"twice"}
+    # one that has never heard of it asks the registry which actor is meant
+    ended = await Tier0MemoryManager(settings).shutdown_agents(["twice"])
+    assert ended.results == {"twice": True}
+    with pytest.raises(ActorDiedError):
+        await agent.ping.remote()
+    assert await innocent.pid.remote()
+    # and without a registry the one who knew it does not take the other for it
+    await stop_registry(settings.namespace)
+    assert (await manager.prune()).dropped == ("twice",)
+    ray.kill(innocent)
+
+
+async def test_without_a_registry_an_actor_of_the_same_name_is_not_the_agent_that_is_known(
+    registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings
+) -> None:
+    arguments = {"settings": settings}
+    first = await manager.create_agent("heir", agent_class=Worker, arguments=arguments)
+    await manager.discover_and_refresh_agents()
+    await stop_registry(settings.namespace)
+    ray.kill(first, no_restart=True)
+    stranger_class: Any = ray.remote(Stranger)
+
+    async def makes_another() -> Any:
+        other = stranger_class.options(name="heir", namespace=settings.namespace, num_cpus=0).remote()
+        return other if await other.pid.remote() else None
+
+    stranger = await eventually(makes_another)
+    assert set((await manager.collect_heartbeats()).failures) == {"heir"}
+    assert (await manager.shutdown_agents(["heir"])).results == {"heir": False}
+    assert await stranger.pid.remote()
+    ray.kill(stranger)
+
+
+@pytest.mark.parametrize("mode", [Mode.HYBRID, Mode.REGISTRY])
+async def test_an_agent_that_said_dead_is_handed_out_by_nobody_though_its_actor_lives(
+    registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings, mode: Mode
+) -> None:
+    handle = await manager.create_agent("over", agent_class=Worker, arguments={"settings": settings})
+    located = Tier0MemoryManager(settings, mode=mode)
+    assert (await located.locate("over")).source is Source.REGISTRY
+    await handle.stop.remote("enough")
+    assert await handle.ping.remote() == "pong"
+    for one in (manager, located, Tier0MemoryManager(settings, mode=mode)):
+        with pytest.raises(NotResolvableError, match="the last one is dead \\(enough\\)"):
+            await one.resolve("over")
+    assert located.list_agents() == ()
+    # a registry that was not there then knows it from the database
+    await stop_registry(settings.namespace)
+    await start_registry(settings)
+
+    async def is_recovered() -> bool:
+        return (await registry.health()).is_ready
+
+    await eventually(is_recovered)
+    with pytest.raises(NotResolvableError, match="no live instance is registered"):
+        await Tier0MemoryManager(settings, mode=mode).resolve("over")
+
+
+async def test_the_agents_of_a_retired_epoch_are_handed_out_no_more(
+    registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings
+) -> None:
+    blue = settings.model_copy(update={"cluster_epoch": (await registry.current_epoch()).value.name})
+    handle = await manager.create_agent("blue", agent_class=Worker, arguments={"settings": blue})
+    assert (await manager.locate("blue")).source is Source.REGISTRY
+    await registry.set_current_epoch("green")
+
+    async def is_ended() -> bool:
+        return not (await registry.describe("blue")).live
+
+    await eventually(is_ended)
+    assert await handle.ping.remote() == "pong"
+    for one in (manager, Tier0MemoryManager(settings)):
+        with pytest.raises(NotResolvableError, match="the last one is dead"):
+            await one.resolve("blue")
+
+
+async def test_an_old_handle_is_no_proof_that_an_agent_is_gone_while_rays_table_is_away(
+    ray_cluster: None, settings: Settings
+) -> None:
+    actor: Any = ray.remote(Stranger)
+    finder = HandleFinder(settings.namespace, 2.0)
+    first = actor.options(name="anew", namespace=settings.namespace, num_cpus=0).remote()
+    assert await first.pid.remote()
+    before = instance(1, "anew", actor_name="anew", namespace=settings.namespace, actor_id=first._actor_id.hex())
+    await finder.of_instance(before)
+    await end_actor(first, 10.0)
+    second = await eventually(lambda: actor.options(name="anew", namespace=settings.namespace, num_cpus=0).remote())
+    assert await second.pid.remote()
+    after = replace(before, actor_id=second._actor_id.hex())
+
+    async def of_name() -> Any:
+        return await finder.of_name("anew")
+
+    for question in (lambda: finder.of_instance(before), lambda: finder.of_instance(after), of_name):
+        finder._table.note_silence(time.monotonic())
+        with pytest.raises(CannotKnowError, match="Ray does not answer"):
+            await question()
+    finder._table.note_answer()
+    with pytest.raises(ActorGoneError):
+        await finder.of_instance(before)
+    assert (await finder.of_instance(after))._actor_id == second._actor_id
+    ray.kill(second)
