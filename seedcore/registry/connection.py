@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 REGISTRY_NAME = RESERVED_PREFIX + "registry"
 _SILENT_PAUSE_S = 1.0
+# what the registry answers from memory, and so at once: only their silence is the registry's own
+_FROM_MEMORY = frozenset({"hello", "resolve", "list_active", "changes", "beat", "beat_many", "health"})
 
 
 class RegistryConnection:
@@ -50,7 +52,7 @@ class RegistryConnection:
     Every method raises RegistryUnavailableError where the actor cannot be asked within `call_timeout_s`
     seconds (a write may have happened then: writes are idempotent, send them again), and otherwise what the
     method itself raises. The handle is cached, weak, and looked up again when the actor has died.
-    Once the actor was silent, readers are told so at once until it is heard again.
+    Once the actor was silent where it needs no database, readers are told so at once until it is heard again.
     """
 
     def __init__(self, namespace: str, call_timeout_s: float = 5.0) -> None:
@@ -107,6 +109,7 @@ class RegistryConnection:
         fresh_only: bool = True,
     ) -> Listing:
         """See Registry.list_active."""
+        wants_dead = statuses is not None and Status.DEAD in statuses
         return cast(
             Listing,
             await self._read(
@@ -119,6 +122,7 @@ class RegistryConnection:
                 epoch=epoch,
                 logical_id=logical_id,
                 fresh_only=fresh_only,
+                needs_database=wants_dead,
             ),
         )
 
@@ -223,15 +227,26 @@ class RegistryConnection:
         self._spoken_to = handle
 
     async def _ask(
-        self, handle: ActorHandle, method: str, *args: object, waits_s: float = 0.0, **kwargs: object
+        self,
+        handle: ActorHandle,
+        method: str,
+        *args: object,
+        waits_s: float = 0.0,
+        needs_database: bool = False,
+        **kwargs: object,
     ) -> Any:
-        """One call; `waits_s` is how long the method itself may wait before it answers."""
+        """One call; `waits_s` is how long the method itself may wait before it answers. `needs_database`: so does this
+        call of a method that does not by itself."""
         bound_s = self._call_timeout_s + waits_s
         try:
             reference = getattr(handle, method).remote(*args, **kwargs)
             answer = await within(_result_of(reference), bound_s)
         except asyncio.TimeoutError:
-            raise self._silent(f"no answer to {method} within {bound_s:g} s") from None
+            why = f"no answer to {method} within {bound_s:g} s"
+            if needs_database or method not in _FROM_MEMORY:
+                # it may be the database that is silent, while the registry answers others
+                raise RegistryUnavailableError(why) from None
+            raise self._silent(why) from None
         except RayTaskError as error:
             self._hearing.note_answer()
             cause = error.cause

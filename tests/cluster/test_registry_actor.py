@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 import ray
+from pydantic import SecretStr
 
 from seedcore.core.errors import (
     FencedError,
@@ -18,7 +19,9 @@ from seedcore.core.errors import (
     InstanceDeadError,
     InvalidInputError,
     RegistryError,
+    RegistryUnavailableError,
     RetiredEpochError,
+    StoreUnavailableError,
     UnknownInstanceError,
     VersionMismatchError,
 )
@@ -29,7 +32,10 @@ from seedcore.registry.client import RegistryClient, every_page, list_active_ins
 from seedcore.registry.connection import REGISTRY_NAME, RegistryConnection
 from seedcore.runtime import start_registry
 from seedcore.settings import Settings
+from tests.builders import iid
 from tests.cluster.agents import Host, OldRegistry
+from tests.faults.proxy import Proxy
+from tests.servers import PostgresServer
 from tests.waiting import eventually
 
 
@@ -424,3 +430,45 @@ async def test_statements_per_flush_do_not_grow_with_the_fleet(
 async def test_an_error_of_ours_is_never_a_bare_ray_error(registry: RegistryConnection) -> None:
     with pytest.raises(RegistryError):
         await registry._call("list_active", fresh_only=[], limit=object())
+
+
+async def test_a_silent_database_does_not_make_a_living_registry_unheard(
+    registry: RegistryConnection, settings: Settings, postgres18: PostgresServer
+) -> None:
+    assert settings.pg_dsn is not None
+    database = str(psycopg.conninfo.conninfo_to_dict(settings.pg_dsn.get_secret_value())["dbname"])
+    await stop_registry(settings.namespace)
+    proxy = Proxy(postgres18.folder / ".s.PGSQL.5432")
+    proxy.start()
+    try:
+        await start_registry(settings.model_copy(update={"pg_dsn": SecretStr(proxy.dsn(database))}))
+
+        async def is_ready() -> bool:
+            return (await registry.health()).is_ready
+
+        await eventually(is_ready)
+        impatient = RegistryConnection(settings.namespace, 0.7)
+        assert (await impatient.resolve(["nobody"])).complete
+        proxy.go_deaf()
+        unanswered = 0
+        for question in (
+            lambda: impatient.describe("nobody"),
+            lambda: impatient.list_active([Status.DEAD]),
+            lambda: impatient.get_instance(iid(1)),
+            lambda: impatient.current_epoch(),
+            lambda: impatient.list_epochs(),
+        ):
+            try:
+                await question()
+            except RegistryUnavailableError:
+                unanswered += 1
+            except StoreUnavailableError:
+                pass
+            assert (await impatient.resolve(["nobody"])).complete
+            assert (await impatient.list_active()).complete
+        assert unanswered
+        proxy.heal()
+        await eventually(is_ready)
+    finally:
+        proxy.stop()
+        await stop_registry(settings.namespace)
