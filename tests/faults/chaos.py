@@ -26,7 +26,7 @@ from ray.exceptions import RayError
 from seedcore.core.errors import RegistryError
 from seedcore.core.lifecycle import Status
 from tests.faults.breakages import WEIGHTS, Breakage
-from tests.faults.installation import Calls, Installation, in_own_environment, installed
+from tests.faults.installation import Calls, Installation, Watch, in_own_environment, installed
 
 BEAT_S = 1.0
 LEASE_S = 8.0
@@ -56,17 +56,20 @@ async def run(it: Installation, seed: int) -> Run:
     faults = [maker(it, chance) for maker in dict.fromkeys(makers)]
     await it.caller.take.remote()
     it.take_http()
-    changes = asyncio.create_task(_turn(it, chance))
     problems: list[str] = []
-    for outcome in await asyncio.gather(*(_inflict(fault, chance) for fault in faults), return_exceptions=True):
-        if isinstance(outcome, BaseException):
-            problems.append(f"the fault itself failed: {outcome!r}")
-    turns, durable = await changes
-    problems += await _mend(it)
-    settled_s, problem = await it.settle()
+    async with Watch(it.rows) as watch:
+        changes = asyncio.create_task(_turn(it, chance))
+        for outcome in await asyncio.gather(*(_inflict(fault, chance) for fault in faults), return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                problems.append(f"the fault itself failed: {outcome!r}")
+        turns, durable = await changes
+        problems += await _mend(it)
+        settled_s, problem = await it.settle()
     if problem is not None:
         problems.append(f"not settled after {settled_s:.0f} s: {problem}")
-    problems += it.violations()
+    at_the_end = it.violations()
+    problems += [text for text in watch.found.values() if text not in at_the_end]
+    problems += at_the_end
     calls: Calls = await it.caller.take.remote()
     problems += [f"a caller was refused {times} times: {what}" for what, times in calls.failed.items()]
     return Run(seed, [fault.name for fault in faults], turns, durable, settled_s, calls, it.take_http(), problems)

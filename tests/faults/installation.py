@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -29,6 +29,7 @@ from pydantic import SecretStr
 from ray import serve
 from ray.cluster_utils import Cluster
 from ray.exceptions import RayError
+from typing_extensions import Self
 
 from seedcore.agents import RayAgent
 from seedcore.core.errors import RegistryError
@@ -116,6 +117,14 @@ class Calls:
     failed: Counter[str] = field(default_factory=Counter)
     slowest_s: float = 0.0
 
+    def note(self, agent_id: str, said: str, source: str, took_s: float) -> None:
+        """The actor that `source` handed out for an agent says who it is: another than that is no answer."""
+        if said != agent_id:
+            self.failed[f"{agent_id}: a wrong handle, of {said}, by {source}"] += 1
+            return
+        self.answered[source] += 1
+        self.slowest_s = max(self.slowest_s, took_s)
+
 
 class Caller:
     """Another process that resolves agents all the time, and calls whom it resolves."""
@@ -142,8 +151,7 @@ class Caller:
             try:
                 located = await self._manager.locate(agent_id)
                 said = await within(_answer(located.handle), 2.0)
-                calls.answered[str(located.source) if said == agent_id else f"wrong: {said}"] += 1
-                calls.slowest_s = max(calls.slowest_s, time.monotonic() - began_s)
+                calls.note(agent_id, said, str(located.source), time.monotonic() - began_s)
             except (RegistryError, RayError, asyncio.TimeoutError) as error:
                 calls.failed[f"{agent_id}: {type(error).__name__}: {str(error)[:160]}"] += 1
             await asyncio.sleep(_CALL_S)
@@ -179,6 +187,56 @@ class Said:
     instance_id: str
     seq: int
     status: Status
+
+
+def false_deaths(rows: Iterable[Row]) -> dict[str, str]:
+    """By instance id: who is dead in the database and lives."""
+    return {
+        row.instance_id: f"false death: {row.logical_id} (pid {row.pid}) lives, and is dead: {row.cause}"
+        for row in rows
+        if row.status is Status.DEAD
+        and not (row.cause or "").startswith(_CAUSES_OF_THE_LIVING)
+        and row.lives
+        and not _hangs_on_a_dead_node(row)
+    }
+
+
+def _hangs_on_a_dead_node(row: Row) -> bool:
+    # who is stopped ends with its node as soon as it goes on
+    try:
+        return row.cause == "its node died" and psutil.Process(row.pid).status() == psutil.STATUS_STOPPED
+    except psutil.NoSuchProcess:
+        return False
+
+
+class Watch:
+    """Looks for false deaths all the time: one that a real death follows is not seen at the end of a run."""
+
+    def __init__(self, rows: Callable[[], Iterable[Row]], every_s: float = 1.0) -> None:
+        self._rows = rows
+        self._every_s = every_s
+        self._suspected: dict[str, str] = {}
+        self._watching: asyncio.Task[None] | None = None
+        self.found: dict[str, str] = {}
+
+    async def __aenter__(self) -> Self:
+        self._watching = asyncio.create_task(self._watch())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await end(self._watching)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(self._every_s)
+            try:
+                seen = false_deaths(await asyncio.to_thread(self._rows))
+            except psycopg.Error:
+                # the database is away: the next round looks again
+                continue
+            # twice: a process that has just lost its node may still be ending
+            self.found |= {key: text for key, text in seen.items() if key in self._suspected}
+            self._suspected = seen
 
 
 class Installation:
@@ -296,11 +354,9 @@ class Installation:
 
     def violations(self) -> list[str]:
         """What has happened that never may."""
-        found = []
-        for row in self.rows():
-            is_asked_for = (row.cause or "").startswith(_CAUSES_OF_THE_LIVING)
-            if row.status is Status.DEAD and row.lives and not is_asked_for:
-                found.append(f"false death: {row.logical_id} (pid {row.pid}) lives, and is dead: {row.cause}")
+        rows = self.rows()
+        found = list(false_deaths(rows).values())
+        for row in rows:
             if row.status is Status.DEAD and not row.cause:
                 found.append(f"{row.logical_id} is dead without a cause")
         steps: dict[str, list[tuple[int | None, Status]]] = {}

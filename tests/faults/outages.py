@@ -26,7 +26,7 @@ from ray.exceptions import RayError
 from seedcore.core.errors import RegistryError
 from seedcore.core.lifecycle import Status
 from tests.faults.breakages import GcsKilled, Maker, PostgresKilled, RegistryAway, ServeStopped
-from tests.faults.installation import Calls, Installation, in_own_environment, installed
+from tests.faults.installation import Calls, Installation, Watch, in_own_environment, installed
 
 BEAT_S = 5.0
 LEASE_S = 15.0
@@ -82,25 +82,28 @@ async def outage(it: Installation, away: tuple[str, ...], seconds: float) -> Out
     victim = await it.account_of(VICTIM)
     await it.caller.take.remote()
     it.take_http()
-    for fault in faults:
-        await fault.begin()
-    await asyncio.sleep(seconds / 2)
-    os.kill(victim.pid, signal.SIGKILL)
-    await asyncio.sleep(seconds / 2)
-    calls: Calls = await it.caller.take.remote()
-    http = it.take_http()
-    for fault in reversed(faults):
-        await fault.end()
-    ended_s = time.monotonic()
-    problems = [f"a caller was refused {times} times: {what}" for what, times in calls.failed.items()]
-    reported_s = await _reported(it, victim.instance_id, ended_s)
-    if reported_s > _REPORTED_S:
-        problems.append(f"the death was in the database {reported_s:.0f} s after the end")
-    await _man(it)
-    settled_s, problem = await it.settle()
-    if problem is not None:
-        problems.append(f"not settled: {problem}")
-    problems += it.violations()
+    async with Watch(it.rows) as watch:
+        for fault in faults:
+            await fault.begin()
+        await asyncio.sleep(seconds / 2)
+        os.kill(victim.pid, signal.SIGKILL)
+        await asyncio.sleep(seconds / 2)
+        calls: Calls = await it.caller.take.remote()
+        http = it.take_http()
+        for fault in reversed(faults):
+            await fault.end()
+        ended_s = time.monotonic()
+        problems = [f"a caller was refused {times} times: {what}" for what, times in calls.failed.items()]
+        reported_s = await _reported(it, victim.instance_id, ended_s)
+        if reported_s > _REPORTED_S:
+            problems.append(f"the death was in the database {reported_s:.0f} s after the end")
+        await _man(it)
+        settled_s, problem = await it.settle()
+        if problem is not None:
+            problems.append(f"not settled: {problem}")
+    at_the_end = it.violations()
+    problems += [text for text in watch.found.values() if text not in at_the_end]
+    problems += at_the_end
     return Outage(away, calls, http, reported_s, settled_s, problems)
 
 

@@ -1,0 +1,72 @@
+"""What watches the runs of faults would see what they are for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from seedcore.core.lifecycle import Status
+from seedcore.registry.processes import process_key_of
+from tests.builders import START, iid
+from tests.faults.installation import Calls, Row, Watch, false_deaths
+from tests.waiting import eventually
+
+
+@pytest.fixture
+def living() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "600"]) as process:
+        yield process
+        process.kill()
+
+
+def row(process: subprocess.Popen[bytes], cause: str | None = "silent for 9 s") -> Row:
+    key = process_key_of(process.pid)
+    assert key is not None
+    return Row(iid(1), "agent", Status.DEAD, 3, process.pid, key, cause, START)
+
+
+def test_a_wrong_handle_is_a_failure_and_no_answer() -> None:
+    calls = Calls()
+    calls.note("a", "a", "registry", 0.1)
+    calls.note("a", "b", "snapshot", 0.5)
+    assert dict(calls.answered) == {"registry": 1}
+    assert list(calls.failed.values()) == [1]
+    assert calls.slowest_s == 0.1
+
+
+async def test_a_false_death_is_seen_though_a_real_one_follows(living: subprocess.Popen[bytes]) -> None:
+    dead, rounds = row(living), 0
+
+    def rows() -> list[Row]:
+        nonlocal rounds
+        rounds += 1
+        if rounds == 1:
+            raise psycopg.OperationalError("away")
+        return [dead]
+
+    async with Watch(rows, every_s=0.01) as watch:
+        await eventually(lambda: watch.found)
+        living.kill()
+        living.wait()
+        seen = rounds
+        await eventually(lambda: rounds > seen + 1)
+    assert false_deaths(rows()) == {}
+    assert "lives, and is dead: silent for 9 s" in watch.found[iid(1)]
+
+
+@pytest.mark.parametrize("cause", ["stopped", "epoch one retired"])
+def test_who_was_asked_to_end_may_live_on(living: subprocess.Popen[bytes], cause: str) -> None:
+    assert false_deaths([row(living, cause)]) == {}
+
+
+def test_who_hangs_on_a_dead_node_ends_when_it_goes_on(living: subprocess.Popen[bytes]) -> None:
+    assert false_deaths([row(living, "its node died")])
+    os.kill(living.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, living.pid, os.WSTOPPED)
+    assert false_deaths([row(living, "its node died")]) == {}
+    assert false_deaths([row(living)])
