@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -631,17 +632,23 @@ async def test_an_old_handle_is_no_proof_that_an_agent_is_gone_while_rays_table_
     before = instance(1, "anew", actor_name="anew", namespace=settings.namespace, actor_id=first._actor_id.hex())
     await finder.of_instance(before)
     await end_actor(first, 10.0)
-    second = await eventually(lambda: actor.options(name="anew", namespace=settings.namespace, num_cpus=0).remote())
+
+    def makes_another() -> Any:
+        return actor.options(name="anew", namespace=settings.namespace, num_cpus=0).remote()
+
+    second = await eventually(makes_another)
     assert await second.pid.remote()
     after = replace(before, actor_id=second._actor_id.hex())
 
-    async def of_name() -> Any:
-        return await finder.of_name("anew")
-
-    for question in (lambda: finder.of_instance(before), lambda: finder.of_instance(after), of_name):
+    questions: list[Callable[[], Awaitable[Any]]] = [
+        lambda: finder.of_instance(before),
+        lambda: finder.of_instance(after),
+        lambda: finder.of_name("anew"),
+    ]
+    for ask in questions:
         finder._table.note_silence(time.monotonic())
         with pytest.raises(CannotKnowError, match="Ray does not answer"):
-            await question()
+            await ask()
     finder._table.note_answer()
     with pytest.raises(ActorGoneError):
         await finder.of_instance(before)
