@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Annotated, TypeVar
+from typing import Annotated, NoReturn, TypeVar
 
 import click
 import typer
@@ -19,7 +19,7 @@ from seedcore.cli.cluster import join_cluster
 from seedcore.cli.render import agent_json, epochs_json, listing_json, show_agent, show_epochs, show_listing
 from seedcore.core.errors import CannotKnowError, RegistryError
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import InstanceFilter, Listing
+from seedcore.core.model import MAX_PAGE, EpochRecord, InstanceFilter, Listing
 from seedcore.discovery.app import ladder_of
 from seedcore.discovery.ladder import DiscoveryLadder, NameListing
 from seedcore.discovery.routes import parse_labels
@@ -125,9 +125,14 @@ def demo(
 
 
 @bench_app.command("death")
-def bench_death(kills: Annotated[int, typer.Option(min=1, max=1000, help="How many agents to kill.")] = 50) -> None:
+def bench_death(
+    kills: Annotated[int, typer.Option(min=1, max=1000, help="How many agents to kill.")] = 50,
+    limit: Annotated[float, typer.Option(min=0.0, help="Fail where the 99th percentile is above, in seconds.")] = 1.0,
+) -> None:
     """How soon a killed agent is resolvable no more, from another process. Makes and kills agents of its own."""
-    asyncio.run(bench.deaths(load_settings(), out, kills))
+    p99_s = bench.percentile(asyncio.run(bench.deaths(load_settings(), out, kills)), 0.99)
+    if p99_s > limit:
+        _fail(f"the 99th percentile is {p99_s:.3f} s, above the limit of {limit:g} s", EXIT_FAILED)
 
 
 @epoch_app.command("show")
@@ -148,10 +153,44 @@ def epoch_stage(name: Annotated[str, typer.Argument(help="The epoch's name.")]) 
 
 
 @epoch_app.command("flip")
-def epoch_flip(name: Annotated[str, typer.Argument(help="The epoch's name.")]) -> None:
-    """Show this epoch from now on, in one step. The fleet of the epoch before is ended, and cannot come back."""
-    _ask_registry(lambda connection: connection.set_current_epoch(name))
+def epoch_flip(
+    name: Annotated[str, typer.Argument(help="The epoch's name.")],
+    force: Annotated[bool, typer.Option("--force", help="Even where it is not staged, or nobody lives in it.")] = False,
+) -> None:
+    """Show this epoch from now on, in one step. The fleet of the epoch before is ended, and cannot come back.
+
+    Refused where the name is not staged, or nobody lives in it while somebody does in the current one.
+    """
+
+    async def flip(connection: RegistryConnection) -> str | None:
+        objection = None if force else objection_to_flip(name, await connection.list_epochs(MAX_PAGE))
+        if objection is None:
+            await connection.set_current_epoch(name)
+        return objection
+
+    objection = _ask_registry(flip)
+    if objection is not None:
+        _fail(objection, EXIT_FAILED)
     typer.echo(f"epoch {name} is shown")
+
+
+def objection_to_flip(name: str, records: Sequence[EpochRecord]) -> str | None:
+    """What speaks against showing this epoch now, and what would happen; None where nothing does."""
+    wanted = next((record for record in records if record.name == name), None)
+    current = next((record for record in records if record.state == "current"), None)
+    if wanted is not None and wanted.state != "staged":
+        # it is shown already, or the registry refuses it
+        return None
+    ended = f"its {current.live} agents" if current is not None and current.live else "whoever starts in it"
+    fate = "" if current is None else f", and epoch {current.name} would be retired for good and {ended} ended"
+    if wanted is None:
+        return (
+            f"epoch {name} is not staged: it would be made, and shown with nobody in it{fate}; see `seedcore epoch "
+            f"show`, stage it with `seedcore epoch stage {name}`, or say --force"
+        )
+    if wanted.live == 0 and current is not None and current.live:
+        return f"nobody lives in epoch {name}: it would be shown empty{fate}; start its fleet first, or say --force"
+    return None
 
 
 @registry_app.command("start")
@@ -209,6 +248,6 @@ def main() -> None:
         _fail("interrupted", 130)
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     typer.echo(f"seedcore: {message}", err=True)
     sys.exit(code)

@@ -7,7 +7,8 @@ import os
 import signal
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 import ray
 from rich.console import Console
@@ -42,15 +43,45 @@ class Watcher:
     def __init__(self, settings: Settings) -> None:
         self._manager = Tier0MemoryManager(settings)
 
+    async def until_resolved(self, logical_id: str, timeout_s: float) -> None:
+        """Returns once the agent is resolvable from here. Raises AgentCallError after `timeout_s` seconds."""
+        if await self._until(logical_id, timeout_s, is_gone=False) is None:
+            raise AgentCallError(logical_id, f"is not resolvable within {timeout_s:g} s of its start")
+
     async def until_gone(self, logical_id: str, timeout_s: float) -> float:
-        """The wall-clock time (seconds since the epoch) at which the agent was first not resolvable."""
+        """The wall-clock time (seconds since the epoch) at which the agent was first known not to be resolvable."""
+        gone_at = await self._until(logical_id, timeout_s, is_gone=True)
+        if gone_at is None:
+            raise AgentCallError(logical_id, f"is not known to be gone {timeout_s:g} s after its death")
+        return gone_at
+
+    async def _until(self, logical_id: str, timeout_s: float, is_gone: bool) -> float | None:
         ends_s = time.monotonic() + timeout_s
         while time.monotonic() < ends_s:
             try:
                 await self._manager.resolve(logical_id)
-            except (NotResolvableError, CannotKnowError):
-                return time.time()
-        raise AgentCallError(logical_id, f"is still resolvable {timeout_s:g} s after its death")
+            except NotResolvableError:
+                if is_gone:
+                    return time.time()
+            except CannotKnowError:
+                # says nothing of the agent: ask again
+                pass
+            else:
+                if not is_gone:
+                    return time.time()
+            # its own turn for whoever else waits in this process
+            await asyncio.sleep(0)
+        return None
+
+
+async def first_refusal_after(
+    killed_at: float, refusal: Awaitable[float], ask_again: Callable[[], Awaitable[float]]
+) -> float:
+    """When the agent was first refused after its death: what was refused before it says nothing of it."""
+    gone_at = await refusal
+    while gone_at < killed_at:
+        gone_at = await ask_again()
+    return gone_at
 
 
 async def deaths(settings: Settings, console: Console, kills: int) -> list[float]:
@@ -77,13 +108,15 @@ async def deaths(settings: Settings, console: Console, kills: int) -> list[float
                 raise AgentCallError(agent_id, why)
             for agent_id in ids:
                 pid: int = await manager.execute_task_on_agent(agent_id, "pid")
-                gone = watcher.until_gone.remote(agent_id, _PATIENCE_S)
+                await watcher.until_resolved.remote(agent_id, _PATIENCE_S)
+                ask = partial(watcher.until_gone.remote, agent_id, _PATIENCE_S)
+                gone = ask()
                 # the watcher resolves it by now, again and again
                 await asyncio.sleep(0.2)
                 silence_s = (await connection.describe(agent_id)).live[0].silence_s
                 killed_at = time.time()
                 os.kill(pid, signal.SIGKILL)
-                found_s.append(await gone - killed_at)
+                found_s.append(await first_refusal_after(killed_at, gone, ask) - killed_at)
                 lease_s.append(max(0.0, lease - silence_s))
                 progress.advance(bar)
     ray.kill(watcher)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from typing import Any
 
 import psycopg
@@ -30,6 +31,7 @@ from seedcore.core.model import Registration, Source, new_instance_id
 from seedcore.registry.actor import stop_registry
 from seedcore.registry.client import RegistryClient, every_page, list_active_instances
 from seedcore.registry.connection import REGISTRY_NAME, RegistryConnection
+from seedcore.registry.reporter import Reporter
 from seedcore.runtime import start_registry
 from seedcore.settings import Settings
 from tests.builders import iid
@@ -472,3 +474,31 @@ async def test_a_silent_database_does_not_make_a_living_registry_unheard(
     finally:
         proxy.stop()
         await stop_registry(settings.namespace)
+
+
+async def test_a_mistyped_epoch_ends_no_fleet(registry: RegistryConnection, settings: Settings) -> None:
+    reporter = Reporter("of-blue", settings=settings)
+    await reporter.start()
+    before = (await registry.current_epoch()).value.name
+    context = ray.get_runtime_context()
+
+    async def flip(*words: str) -> tuple[int | None, str]:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", "from seedcore.cli import main; main()", "epoch", "flip", *words),
+            env={**os.environ, "RAY_ADDRESS": context.gcs_address, "SEEDCORE_NS": settings.namespace},
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, told = await process.communicate()
+        return process.returncode, told.decode()
+
+    code, told = await flip("gren")
+    assert code == 1
+    assert f"epoch gren is not staged: it would be made, and shown with nobody in it, and epoch {before}" in told
+    assert await registry.stage_epoch("green")
+    code, told = await flip("green")
+    assert code == 1
+    assert "nobody lives in epoch green" in told
+    assert (await registry.current_epoch()).value.name == before
+    assert (await flip("green", "--force"))[0] == 0
+    assert (await registry.current_epoch()).value.name == "green"
+    await reporter.stop()
