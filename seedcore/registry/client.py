@@ -35,7 +35,7 @@ from seedcore.core.model import (
     check_status,
     new_instance_id,
 )
-from seedcore.registry.connection import RegistryConnection, shared_connection
+from seedcore.registry.connection import RegistryConnection, RegistryReplacedError, shared_connection
 from seedcore.registry.directory import RESERVED_PREFIX
 from seedcore.registry.identity import Identity, identify
 from seedcore.settings import Settings, get_settings
@@ -223,6 +223,7 @@ class RegistryClient:
 
     async def _deliver(self) -> Receipt:
         """Send every undelivered change in order. Changes leave only when known to be durable, or refused."""
+        replaced: RegistryReplacedError | None = None
         for _ in range(_MAX_RETURNS):
             try:
                 return await self._send_all()
@@ -235,8 +236,13 @@ class RegistryClient:
                     return self._receipt(durable=True, why=None)
                 logger.warning("%s; coming back as a new instance", error, extra=self._fields())
                 self._come_back(as_new=True)
+            except RegistryReplacedError as error:
+                # the one that came instead gets everything, in order: it may know less than the one before
+                replaced = error
             except _TRY_LATER as error:
                 return self._receipt(durable=False, why=str(error))
+        if replaced is not None:
+            return self._receipt(durable=False, why=str(replaced))
         return self._receipt(durable=False, why="the registry loses this instance again and again")
 
     async def _send_all(self) -> Receipt:

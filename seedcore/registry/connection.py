@@ -46,6 +46,10 @@ _SILENT_PAUSE_S = 1.0
 _FROM_MEMORY = frozenset({"hello", "resolve", "list_active", "changes", "beat", "beat_many", "health"})
 
 
+class RegistryReplacedError(RegistryUnavailableError):
+    """The registry that was spoken to is gone for good; the next call finds the one that came instead, if any."""
+
+
 class RegistryConnection:
     """The registry actor's methods, from anywhere in the cluster.
 
@@ -76,8 +80,9 @@ class RegistryConnection:
     async def set_status(
         self, instance_id: str, status: Status | str, seq: int | None = None, cause: str | None = None
     ) -> Receipt:
-        """See Registry.set_status."""
-        return cast(Receipt, await self._call("set_status", instance_id, status, seq, cause))
+        """See Registry.set_status. Raises RegistryReplacedError, and is not sent to the registry that came instead:
+        that may not have what came before it."""
+        return cast(Receipt, await self._call_once("set_status", instance_id, status, seq, cause))
 
     async def beat(self, instance_id: str) -> BeatAnswer:
         """See Registry.beat."""
@@ -193,7 +198,7 @@ class RegistryConnection:
     async def _call(self, method: str, *args: object, **kwargs: Any) -> Any:
         try:
             return await self._call_once(method, *args, **kwargs)
-        except _Replaced:
+        except RegistryReplacedError:
             # the name may belong to a new actor by now
             return await self._call_once(method, *args, **kwargs)
 
@@ -257,7 +262,7 @@ class RegistryConnection:
             raise RegistryUnavailableError(f"{method} failed inside the actor: {cause!r}") from error
         except ActorDiedError as error:
             self._handle = None
-            raise _Replaced(first_line(error)) from error
+            raise RegistryReplacedError(first_line(error)) from error
         except (RayActorError, RayError) as error:
             raise RegistryUnavailableError(first_line(error)) from error
         self._hearing.note_answer()
@@ -274,10 +279,6 @@ class NoRegistry(RegistryConnection):
 
     async def _found(self) -> ActorHandle:
         raise RegistryUnavailableError("the mode is ray")
-
-
-class _Replaced(RegistryUnavailableError):
-    """The actor behind our cached handle is gone for good."""
 
 
 async def _result_of(reference: Any) -> Any:

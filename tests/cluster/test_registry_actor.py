@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import psycopg
@@ -27,10 +28,11 @@ from seedcore.core.errors import (
     VersionMismatchError,
 )
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Registration, Source, new_instance_id
+from seedcore.core.model import Receipt, Registration, Source, new_instance_id
 from seedcore.registry.actor import stop_registry
 from seedcore.registry.client import RegistryClient, every_page, list_active_instances
 from seedcore.registry.connection import REGISTRY_NAME, RegistryConnection
+from seedcore.registry.handles import end_actor
 from seedcore.registry.reporter import Reporter
 from seedcore.runtime import start_registry
 from seedcore.settings import Settings
@@ -502,3 +504,56 @@ async def test_a_mistyped_epoch_ends_no_fleet(registry: RegistryConnection, sett
     assert (await flip("green", "--force"))[0] == 0
     assert (await registry.current_epoch()).value.name == "green"
     await reporter.stop()
+
+
+class Interrupted(RegistryConnection):
+    """Something happens right after the next answer to a change of status."""
+
+    happens: Callable[[], Awaitable[None]] | None = None
+
+    async def set_status(self, *arguments: Any, **details: Any) -> Receipt:
+        receipt = await super().set_status(*arguments, **details)
+        happens, self.happens = self.happens, None
+        if happens is not None:
+            await happens()
+        return receipt
+
+
+async def test_a_registry_replaced_between_two_changes_gets_both_in_order(
+    registry: RegistryConnection, settings: Settings, postgres18: PostgresServer
+) -> None:
+    assert settings.pg_dsn is not None
+    database = str(psycopg.conninfo.conninfo_to_dict(settings.pg_dsn.get_secret_value())["dbname"])
+    await stop_registry(settings.namespace)
+    proxy = Proxy(postgres18.folder / ".s.PGSQL.5432")
+    proxy.start()
+    behind_proxy = settings.model_copy(update={"pg_dsn": SecretStr(proxy.dsn(database)), "durable_wait_s": 0.5})
+    try:
+        await start_registry(behind_proxy)
+
+        async def is_ready() -> bool:
+            return (await registry.health()).is_ready
+
+        await eventually(is_ready)
+        mine = Interrupted(settings.namespace, settings.call_timeout_s)
+        client = RegistryClient("agent", settings=settings, connection=mine)
+        assert (await client.set_status(Status.ALIVE)).durable
+        proxy.refuse()
+        assert not (await client.set_status(Status.DRAINING, "first")).durable
+
+        async def replace_registry() -> None:
+            handle = ray.get_actor(REGISTRY_NAME, namespace=settings.namespace)
+            assert await end_actor(handle, 10.0)
+            proxy.heal()
+            await start_registry(behind_proxy)
+            await eventually(is_ready)
+
+        # it says `first` again to the old one, and `second` when that is gone
+        mine.happens = replace_registry
+        assert (await client.set_status(Status.ALIVE, "second")).durable
+        assert client.undelivered == 0
+        steps = rows(settings, "select to_status::text, cause from registry_transition order by id")
+        assert steps == [("starting", None), ("alive", None), ("draining", "first"), ("alive", "second")]
+    finally:
+        proxy.stop()
+        await stop_registry(settings.namespace)
