@@ -219,7 +219,7 @@ class RegistryClient:
             pid=identity.pid,
             process_key=identity.process_key,
         )
-        self._is_identified = identity.node_id is not None
+        self._is_identified = identity.node_id is not None and identity.is_proven
 
     async def _deliver(self) -> Receipt:
         """Send every undelivered change in order. Changes leave only when known to be durable, or refused."""
