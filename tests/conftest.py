@@ -43,6 +43,7 @@ _OWN_CLUSTERS = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)  # before the plugin that reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Two workers share the tests: one Ray cluster at a time, so that they do not starve each other's beats."""
     for item in items:
