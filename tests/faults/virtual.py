@@ -20,14 +20,15 @@ _INSTANT_S = 1e-9
 
 
 class _Selector(selectors.SelectSelector):
-    """Waits for nothing: what it was asked to wait, it adds to the loop's time."""
+    """Waits for nothing: what it was asked to wait, it adds to the loop's time, and an instant as any clock would: a wait
+    too short for a float to add would never end."""
 
     loop: VirtualLoop
 
     def select(self, timeout: float | None = None) -> list[Any]:
         if timeout is None:
             raise RuntimeError("everybody waits for ever")
-        self.loop.now_s += max(0.0, timeout)
+        self.loop.now_s += max(_INSTANT_S, timeout)
         return []
 
 
