@@ -1,12 +1,8 @@
-"""The code blocks of the README's and design's public interface run as they are written."""
+"""The public interface runs as it is published; the README's scripts are run by test_quickstart.py."""
 
 from __future__ import annotations
 
-import asyncio
-import re
-import sys
 import textwrap
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,8 +14,6 @@ import seedcore.tier0
 from seedcore.registry import RegistryConnection
 from seedcore.settings import Settings
 from tests.cluster.agents import Worker
-
-README = Path(__file__).resolve().parents[2] / "README.md"
 
 PUBLIC_INTERFACE = """
 from seedcore.agents import RayAgent
@@ -73,41 +67,4 @@ async def test_the_published_interface_runs_as_written(
     assert names["client"].undelivered == 0
     assert len((await registry.describe("my_agent")).live) == 3
     await names["agent"].stop()
-    ray.kill(handle)
-
-
-async def test_the_readmes_own_agent_runs_as_written(
-    registry: RegistryConnection, settings: Settings, environment: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    block = next(b for b in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if "RayAgent" in b)
-    module = type(sys)("readme_block")
-    monkeypatch.setitem(sys.modules, "readme_block", module)
-    exec(compile(block, "README.md", "exec"), module.__dict__)
-    ray.cloudpickle.register_pickle_by_value(module)
-    monkeypatch.setattr(module.Counter, "__module__", "readme_block")
-    await module.main()
-    manager = seedcore.tier0.get_tier0_manager()
-    assert await manager.execute_task_on_agent("counter-1", "three words here") == 3
-    await manager.shutdown_agents(["counter-1"])
-
-
-async def test_the_readmes_existing_class_runs_as_written(
-    registry: RegistryConnection, settings: Settings, environment: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    block = next(b for b in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if "ThreadReporter" in b)
-    names: dict[str, Any] = {}
-    exec(compile(block, "README.md", "exec"), names)
-    handle = (
-        names["Existing"]
-        .options(
-            name="existing-1",
-            namespace=settings.namespace,
-            runtime_env={"env_vars": {"SEEDCORE_NS": settings.namespace}},
-        )
-        .remote()
-    )
-    await handle.__ray_ready__.remote()
-    answer = await registry.resolve(["existing-1"])
-    assert answer.value[0].instance is not None
-    await asyncio.sleep(0)
     ray.kill(handle)

@@ -20,8 +20,8 @@ _INSTANT_S = 1e-9
 
 
 class _Selector(selectors.SelectSelector):
-    """Waits for nothing: what it was asked to wait, it adds to the loop's time, and an instant as any clock would: a wait
-    too short for a float to add would never end."""
+    """Waits for nothing: what it was asked to wait, it adds to the loop's time, and at least an instant, as any clock
+    would: a wait too short for a float to add would never end."""
 
     loop: VirtualLoop
 
