@@ -219,7 +219,9 @@ async def test_the_readmes_agents_join_the_running_cluster_and_the_demo_leaves_o
         assert 'ray.init(address="auto", namespace="seedcore")' in snippet
         script = newcomer.folder / f"snippet_{number}.py"
         script.write_text(snippet)
-        assert newcomer.run(sys.executable, str(script)).stdout == ("3\n" if number == 0 else "")
+        # Ray may have something to say too
+        said = newcomer.run(sys.executable, str(script)).stdout.splitlines()
+        assert ("3" in said) == (number == 0), said
 
     # both outlive their scripts
     def listed() -> list[str]:
