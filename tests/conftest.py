@@ -15,9 +15,12 @@ for _name in list(os.environ):
         del os.environ[_name]
 
 from collections.abc import Iterator  # noqa: E402
+from pathlib import PurePath  # noqa: E402
+from typing import Any  # noqa: E402
 
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
+from xdist.scheduler import LoadScopeScheduling  # noqa: E402
 
 from tests.servers import PostgresServer, embedded_binaries, running_server, system_binaries  # noqa: E402
 
@@ -43,12 +46,23 @@ _OWN_CLUSTERS = {
 }
 
 
-@pytest.hookimpl(tryfirst=True)  # before the plugin that reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def _group_of(nodeid: str) -> str:
+    """Which tests go together, in their order, in one worker: those of a file, or all that have a Ray cluster."""
+    path = PurePath(nodeid.partition("::")[0])
+    needs_ray = path.parent.name in {"cluster", "faults"} and path.name not in _OWN_CLUSTERS
+    return "ray" if needs_ray else path.name
+
+
+class _Groups(LoadScopeScheduling):  # type: ignore[misc]
     """Two workers share the tests: one Ray cluster at a time, so that they do not starve each other's beats."""
-    for item in items:
-        needs_ray = item.path.parent.name in {"cluster", "faults"} and item.path.name not in _OWN_CLUSTERS
-        item.add_marker(pytest.mark.xdist_group("ray" if needs_ray else item.path.name))
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _group_of(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Groups:
+    """Instead of xdist's own: that one marks node ids, which newer versions of pytest do not let it."""
+    return _Groups(config, log)
 
 
 @pytest.fixture(scope="session")
