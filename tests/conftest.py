@@ -53,6 +53,15 @@ def _group_of(nodeid: str) -> str:
     return "ray" if needs_ray else path.name
 
 
+# the long ones first, or one worker ends with one of them while the other has nothing left
+_FIRST = ("ray", "test_quickstart.py", "test_simulation.py", "test_processes.py", "test_database_outages.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {group: place for place, group in enumerate(_FIRST)}
+    items.sort(key=lambda item: order.get(_group_of(item.nodeid), len(_FIRST)))
+
+
 class _Groups(LoadScopeScheduling):  # type: ignore[misc]
     """Two workers share the tests: one Ray cluster at a time, so that they do not starve each other's beats."""
 

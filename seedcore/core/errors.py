@@ -179,6 +179,10 @@ class RegistryUnavailableError(RegistryError):
         return f"the registry is away: {self.why}"
 
 
+class RegistryReplacedError(RegistryUnavailableError):
+    """The registry that was spoken to is gone; the one that came instead knows only what is durable."""
+
+
 class DirectoryUnavailableError(RegistryError):
     """Ray's own listing cannot be asked now."""
 

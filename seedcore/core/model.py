@@ -264,7 +264,8 @@ class Receipt:
     """The answer to `register` and `set_status`.
 
     `durable` says that the change is committed. When it is False the registry holds it and `why` says what
-    keeps it from the database; the client keeps it and sends it again.
+    keeps it from the database; the client keeps it and sends it again. `registry` names the registry's process that
+    answered: another one knows nothing of what this one has only remembered.
     """
 
     instance_id: str
@@ -273,6 +274,7 @@ class Receipt:
     durable: bool
     epoch: str | None = None
     why: str | None = None
+    registry: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,6 +156,16 @@ class DeathWitness(Protocol):
 
     problem: str | None
 
+    @property
+    def relays(self) -> int:
+        """How many relays are at work."""
+        ...
+
+    @property
+    def watched(self) -> int:
+        """How many instances are watched; the others' deaths show by their beats alone."""
+        ...
+
     def start(self) -> None:
         """Begin to watch."""
         ...

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from seedcore.core.model import Instance, Source, Verdict
 
-PROTOCOL = 4
+PROTOCOL = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +67,9 @@ class Health:
     `term` is its writer's number, None before it has joined the database; `fenced_by` is the term of a newer registry
     that took the database over, after which this one only reads. `is_frozen`: so many leases are over at once that
     none expires unless Ray confirms the death. `deaths_reported` counts what the relays and Ray's node table told;
-    `watch_problem` says which of them cannot, and why. `followers` wait for a change. `healed` counts instances that
-    memory and database knew differently, as their comparison, last at `compared_at`, found.
+    `watch_problem` says which of them cannot, and why; `relays` are at work, and watch `watched` of the instances.
+    `followers` wait for a change. `healed` counts instances that memory and database knew differently, as their
+    comparison, last at `compared_at`, found.
     """
 
     hello: Hello
@@ -88,6 +89,8 @@ class Health:
     is_frozen: bool
     deaths_reported: int
     watch_problem: str | None
+    relays: int
+    watched: int
     followers: int
     healed: int
     compared_at: datetime | None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from seedcore.core.errors import (
     InvalidInputError,
     RegistryError,
     RegistryFullError,
+    RegistryReplacedError,
     RegistryUnavailableError,
     UnknownInstanceError,
     VersionMismatchError,
@@ -35,7 +37,7 @@ from seedcore.core.model import (
     check_status,
     new_instance_id,
 )
-from seedcore.registry.connection import RegistryConnection, RegistryReplacedError, shared_connection
+from seedcore.registry.connection import RegistryConnection, shared_connection
 from seedcore.registry.directory import RESERVED_PREFIX
 from seedcore.registry.identity import Identity, identify
 from seedcore.settings import Settings, get_settings
@@ -44,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 MAX_UNDELIVERED = 1000
 _MAX_RETURNS = 3
+_IDENTIFY_MAX_S = 60.0
 _TRY_LATER = (RegistryUnavailableError, VersionMismatchError, BacklogFullError, RegistryFullError, FencedError)
 _HEALS = (UnknownInstanceError, InstanceDeadError, *_TRY_LATER)
 
@@ -102,6 +105,8 @@ class RegistryClient:
         self._given_actor_name = actor_name
         self._identifier = identifier
         self._is_identified = False
+        self._identify_pause_s = self._settings.beat_interval_s
+        self._identifies_at_s = time.monotonic()
         self._is_refused = False
         self._seq = 0
         self._status_seq = 0
@@ -185,6 +190,7 @@ class RegistryClient:
         raises.
         """
         async with self._delivering:
+            await self._complete_registration()
             if self._undelivered:
                 await self._deliver()
             answer = await self._connection.beat(self.instance_id)
@@ -221,6 +227,18 @@ class RegistryClient:
         )
         self._is_identified = identity.node_id is not None and identity.is_proven
 
+    async def _complete_registration(self) -> None:
+        """What Ray could not say at the registration it may say by now: register again with it, seldom."""
+        is_settled = self._status not in {None, Status.DEAD} and not self._undelivered
+        if self._is_identified or not is_settled or time.monotonic() < self._identifies_at_s:
+            return
+        self._identifies_at_s = time.monotonic() + self._identify_pause_s
+        self._identify_pause_s = min(_IDENTIFY_MAX_S, 2 * self._identify_pause_s)
+        before = self._registration
+        await self._identify()
+        if self._registration != before:
+            self._undelivered.append(RegisterChange(self._registration, self._next_seq()))
+
     async def _deliver(self) -> Receipt:
         """Send every undelivered change in order. Changes leave only when known to be durable, or refused."""
         replaced: RegistryReplacedError | None = None
@@ -247,9 +265,10 @@ class RegistryClient:
 
     async def _send_all(self) -> Receipt:
         receipt = self._receipt(durable=True, why=None)
+        taken_by: str | None = None
         for change in list(self._undelivered):
             try:
-                receipt = await self._send(change)
+                receipt = await self._send(change, taken_by)
             except _HEALS:
                 raise
             except RegistryError:
@@ -259,18 +278,21 @@ class RegistryClient:
                 else:
                     self._undelivered.remove(change)
                 raise
+            taken_by = receipt.registry
             self._epoch = receipt.epoch or self._epoch
             if isinstance(change, RegisterChange):
                 self._is_refused = False
             if receipt.durable:
-                # the registry commits an instance's changes in order: what came before is durable too
+                # one registry commits an instance's changes in order: what it took before is durable too
                 self._undelivered = self._undelivered[self._undelivered.index(change) + 1 :]
         return receipt
 
-    async def _send(self, change: Change) -> Receipt:
+    async def _send(self, change: Change, taken_by: str | None) -> Receipt:
         if isinstance(change, RegisterChange):
             return await self._connection.register(change.registration, change.seq)
-        return await self._connection.set_status(change.instance_id, change.status, change.seq, change.cause)
+        return await self._connection.set_status(
+            change.instance_id, change.status, change.seq, change.cause, after=taken_by
+        )
 
     def _come_back(self, as_new: bool) -> None:
         """Queue a registration and, behind it, what was not durable or else the status we are in.

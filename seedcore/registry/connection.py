@@ -15,6 +15,7 @@ from seedcore.core.errors import (
     DirectoryUnavailableError,
     InvalidInputError,
     RegistryError,
+    RegistryReplacedError,
     RegistryUnavailableError,
     VersionMismatchError,
     first_line,
@@ -46,10 +47,6 @@ _SILENT_PAUSE_S = 1.0
 _FROM_MEMORY = frozenset({"hello", "resolve", "list_active", "changes", "beat", "beat_many", "health"})
 
 
-class RegistryReplacedError(RegistryUnavailableError):
-    """The registry that was spoken to is gone for good; the next call finds the one that came instead, if any."""
-
-
 class RegistryConnection:
     """The registry actor's methods, from anywhere in the cluster.
 
@@ -78,11 +75,17 @@ class RegistryConnection:
         return cast(Receipt, await self._call("register", registration, seq))
 
     async def set_status(
-        self, instance_id: str, status: Status | str, seq: int | None = None, cause: str | None = None
+        self,
+        instance_id: str,
+        status: Status | str,
+        seq: int | None = None,
+        cause: str | None = None,
+        *,
+        after: str | None = None,
     ) -> Receipt:
-        """See Registry.set_status. Raises RegistryReplacedError, and is not sent to the registry that came instead:
-        that may not have what came before it."""
-        return cast(Receipt, await self._call_once("set_status", instance_id, status, seq, cause))
+        """See Registry.set_status. Also raises RegistryReplacedError, and is not sent to the registry that came
+        instead: that may not have what came before it."""
+        return cast(Receipt, await self._call_once("set_status", instance_id, status, seq, cause, after=after))
 
     async def beat(self, instance_id: str) -> BeatAnswer:
         """See Registry.beat."""

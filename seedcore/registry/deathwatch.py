@@ -9,7 +9,7 @@ import asyncio
 import functools
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any, Protocol
 
@@ -35,6 +35,7 @@ _END_TIMEOUT_S = 2.0
 _START_TIMEOUT_S = 60.0
 _NODE_TABLE_S = 1.0
 _RETRY_MAX_S = 10.0
+_UNWATCHED_S = 10.0
 _MAX_PROBLEMS = 3
 
 
@@ -45,6 +46,7 @@ class _Node:
         self.wanted: dict[str, Watched] = {}
         self.to_watch: dict[str, Watched] = {}
         self.to_drop: dict[str, None] = {}
+        self.unwatched: set[str] = set()
         self.changed = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
         self.has_relay = False
@@ -64,7 +66,17 @@ class _Node:
     def lose_relay(self) -> None:
         """No relay: nothing is left to be told."""
         self.to_watch, self.to_drop = {}, {}
+        self.unwatched.clear()
         self.has_relay = False
+
+    def note_unwatched(self, told: Iterable[str], unwatched: Iterable[str]) -> None:
+        """What the relay said of those that it was told to watch."""
+        self.unwatched.difference_update(told)
+        self.unwatched.update(instance_id for instance_id in unwatched if instance_id in self.wanted)
+
+    def try_again(self) -> None:
+        """Tell the relay anew of those that it could not watch: it may have been short of descriptors, or of Ray."""
+        self.to_watch.update((instance_id, self.wanted[instance_id]) for instance_id in self.unwatched)
 
     def add(self, watched: Watched) -> None:
         if self.wanted.get(watched.instance_id) != watched:
@@ -75,6 +87,7 @@ class _Node:
                 self.changed.set()
 
     def drop(self, instance_id: str) -> None:
+        self.unwatched.discard(instance_id)
         if self.wanted.pop(instance_id, None) is not None and self.has_relay:
             self.to_watch.pop(instance_id, None)
             self.to_drop[instance_id] = None
@@ -172,6 +185,20 @@ class DeathWatch:
         if node is not None:
             node.drop(instance_id)
 
+    @property
+    def relays(self) -> int:
+        """How many relays are at work."""
+        return sum(node.has_relay for node in self._nodes.values())
+
+    @property
+    def watched(self) -> int:
+        """How many instances they watch."""
+        return sum(
+            len(node.wanted) - len(node.unwatched | node.to_watch.keys())
+            for node in self._nodes.values()
+            if node.has_relay
+        )
+
     async def ask_ray(self, instance: Instance, timeout_s: float) -> Witness:
         """What Ray's actor table says of an instance's actor now."""
         if instance.actor_name is None or instance.namespace is None:
@@ -206,6 +233,7 @@ class DeathWatch:
                 for instance_id in list(node.wanted):
                     self._on_death(instance_id, Witness.UNKNOWN, Witness.GONE, "its node died")
                 node.wanted.clear()
+                node.unwatched.clear()
             if not node.wanted and not (node.is_served and alive.get(node_id)):
                 self._forget(node_id, node)
             elif node.wanted and not node.is_served and alive.get(node_id):
@@ -296,8 +324,12 @@ class DeathWatch:
                     del node.to_drop[instance_id]
                 for watched in added:
                     del node.to_watch[watched.instance_id]
-                await within(_told(relay, dropped, added), _CALL_TIMEOUT_S * (1 + len(added) / 100))
-            await node.changed.wait()
+                unwatched = await within(_told(relay, dropped, added), _CALL_TIMEOUT_S * (1 + len(added) / 100))
+                node.note_unwatched((watched.instance_id for watched in added), unwatched)
+            try:
+                await within(node.changed.wait(), _UNWATCHED_S if node.unwatched else None)
+            except asyncio.TimeoutError:
+                node.try_again()
 
 
 @functools.cache
@@ -319,8 +351,9 @@ async def _exits(relay: ActorHandle, handled: int) -> list[Exit]:
     return answer
 
 
-async def _told(relay: ActorHandle, dropped: list[str], added: list[Watched]) -> None:
+async def _told(relay: ActorHandle, dropped: list[str], added: list[Watched]) -> list[str]:
+    """Those that it cannot watch."""
     if dropped:
         await relay.unwatch.remote(dropped)
-    if added:
-        await relay.watch.remote(added)
+    unwatched: list[str] = await relay.watch.remote(added) if added else []
+    return unwatched

@@ -44,9 +44,9 @@ class Expiry:
         self._clock = clock
         self._roster = roster
         self._writer = writer
-        self._watch = watch_factory(self._take_report)
-        roster.on_appear = self._watch.add
-        roster.on_vanish = self._watch.drop
+        self.watch = watch_factory(self._take_report)
+        roster.on_appear = self.watch.add
+        roster.on_vanish = self.watch.drop
         self._lateness = MassLateness(config.freeze_floor, config.freeze_share, config.freeze_max_s)
         self._amnesty_s = 0.0
         self._sweep_period_s = min(1.0, config.lease_s / 5)
@@ -65,18 +65,13 @@ class Expiry:
         """Seconds of our own absence, credited to every lease so far."""
         return self._absence.total_credit_s
 
-    @property
-    def watch_problem(self) -> str | None:
-        """Why the death watch sees nothing, or None."""
-        return self._watch.problem
-
     def start(self) -> None:
         """Begin to watch for deaths."""
-        self._watch.start()
+        self.watch.start()
 
     async def stop(self) -> None:
         """Watch nobody any more."""
-        await self._watch.stop()
+        await self.watch.stop()
 
     async def run(self) -> None:
         """Look for leases that are over, for ever."""
@@ -155,7 +150,7 @@ class Expiry:
         if known is None:
             return Verdict.UNKNOWN
         self._roster.doubt(instance_id)
-        witness = await self._watch.ask_ray(known, _ASK_RAY_S)
+        witness = await self.watch.ask_ray(known, _ASK_RAY_S)
         if isinstance(judge(Evidence(actor=witness)), Death):
             self.declare_dead(instance_id, "Ray says that its actor died")
         return self._verdict(known)
@@ -186,7 +181,7 @@ class Expiry:
             for other in self._roster.instances_of(silent.logical_id)
         ):
             return Witness.GONE
-        return await self._watch.ask_ray(silent, _ASK_RAY_S)
+        return await self.watch.ask_ray(silent, _ASK_RAY_S)
 
     async def _confirm(self, lapsed: Sequence[str]) -> None:
         """Ask Ray about some of the silent, others in each sweep, and release those that it knows to be dead."""

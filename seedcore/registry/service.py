@@ -24,6 +24,7 @@ from seedcore.core.errors import (
     InstanceConflictError,
     InstanceDeadError,
     InvalidInputError,
+    RegistryReplacedError,
     RetiredEpochError,
     StoreRejectedError,
     StoreUnavailableError,
@@ -152,14 +153,23 @@ class Registry:
         return await self._receipt_when_settled(change)
 
     async def set_status(
-        self, instance_id: str, status: Status | str, seq: int | None = None, cause: str | None = None
+        self,
+        instance_id: str,
+        status: Status | str,
+        seq: int | None = None,
+        cause: str | None = None,
+        *,
+        after: str | None = None,
     ) -> Receipt:
-        """Change an instance's status. `seq` is the agent's own number of the change; others leave it out.
+        """Change an instance's status. `seq` is the agent's own number of the change; others leave it out. `after` is
+        what the receipt of the change before it named as `registry`, where that change may not be durable.
 
-        Raises InvalidInputError, UnknownInstanceError, InstanceDeadError, ForbiddenTransitionError, BacklogFullError
-        or FencedError; then nothing has changed.
+        Raises InvalidInputError, UnknownInstanceError, InstanceDeadError, ForbiddenTransitionError, BacklogFullError,
+        FencedError, or RegistryReplacedError where another registry took the change before; then nothing has changed.
         """
         check_instance_id(instance_id)
+        if after is not None and after != self._roster.feed.stream:
+            raise RegistryReplacedError("it was restarted between two changes")
         number = self._writer.next_number() if seq is None else None
         change = StatusChange(instance_id, check_status(status), check_seq(seq), check_cause(cause), number)
         if not self._writer.is_waiting(key_of(change)):
@@ -389,7 +399,9 @@ class Registry:
             credited_s=self._expiry.credited_s,
             is_frozen=self._expiry.is_frozen,
             deaths_reported=self._expiry.deaths_reported,
-            watch_problem=self._expiry.watch_problem,
+            watch_problem=self._expiry.watch.problem,
+            relays=self._expiry.watch.relays,
+            watched=self._expiry.watch.watched,
             followers=self._roster.feed.followers,
             healed=self._writer.healed,
             compared_at=self._writer.compared_at,
@@ -415,11 +427,13 @@ class Registry:
             durable=settled is not None,
             epoch=known.cluster_epoch if known is not None else None,
             why=None if settled is not None else (self._writer.problem or "the database is slow"),
+            registry=self._roster.feed.stream,
         )
 
     def _receipt(self, known: Instance, seq: int, durable: bool) -> Receipt:
         why = None if durable else (self._writer.problem or "the database is slow")
-        return Receipt(known.instance_id, known.status, seq, durable, known.cluster_epoch or None, why)
+        stream = self._roster.feed.stream
+        return Receipt(known.instance_id, known.status, seq, durable, known.cluster_epoch or None, why, stream)
 
 
 def _wanted(change: Change) -> Status:

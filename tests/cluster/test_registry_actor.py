@@ -519,8 +519,9 @@ class Interrupted(RegistryConnection):
         return receipt
 
 
+@pytest.mark.parametrize("is_restarted_by_ray", [False, True])
 async def test_a_registry_replaced_between_two_changes_gets_both_in_order(
-    registry: RegistryConnection, settings: Settings, postgres18: PostgresServer
+    registry: RegistryConnection, settings: Settings, postgres18: PostgresServer, is_restarted_by_ray: bool
 ) -> None:
     assert settings.pg_dsn is not None
     database = str(psycopg.conninfo.conninfo_to_dict(settings.pg_dsn.get_secret_value())["dbname"])
@@ -535,6 +536,10 @@ async def test_a_registry_replaced_between_two_changes_gets_both_in_order(
             return (await registry.health()).is_ready
 
         await eventually(is_ready)
+
+        async def has_another_process(before: int) -> bool:
+            return (await registry.hello()).pid != before
+
         mine = Interrupted(settings.namespace, settings.call_timeout_s)
         client = RegistryClient("agent", settings=settings, connection=mine)
         assert (await client.set_status(Status.ALIVE)).durable
@@ -543,7 +548,12 @@ async def test_a_registry_replaced_between_two_changes_gets_both_in_order(
 
         async def replace_registry() -> None:
             handle = ray.get_actor(REGISTRY_NAME, namespace=settings.namespace)
-            assert await end_actor(handle, 10.0)
+            if is_restarted_by_ray:
+                before = (await registry.hello()).pid
+                os.kill(before, signal.SIGKILL)
+                await eventually(lambda: has_another_process(before))
+            else:
+                assert await end_actor(handle, 10.0)
             proxy.heal()
             await start_registry(behind_proxy)
             await eventually(is_ready)

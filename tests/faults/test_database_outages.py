@@ -64,6 +64,7 @@ class NoWitness:
     """Implements core.ports.DeathWitness: sees nothing, so that beats alone decide."""
 
     problem: str | None = None
+    relays = watched = 0
 
     def start(self) -> None:
         """Nothing to begin."""

@@ -24,16 +24,19 @@ from tests.waiting import eventually
 
 
 class Willing:
-    """A watch that can watch anybody; those in `slow` once their event comes."""
+    """A watch that can watch anybody but those in `refused`; those in `slow` once their event comes."""
 
     def __init__(self, on_exit: OnExit) -> None:
         self.on_exit = on_exit
         self.watched: set[str] = set()
         self.slow: dict[str, asyncio.Event] = {}
+        self.refused: set[str] = set()
 
     async def add(self, watched: Watched) -> bool:
         if watched.instance_id in self.slow:
             await self.slow[watched.instance_id].wait()
+        if watched.instance_id in self.refused:
+            return False
         self.watched.add(watched.instance_id)
         return True
 
@@ -200,6 +203,21 @@ async def test_a_node_that_ray_does_not_know_is_said_and_keeps_nothing(watch: Wa
     watch[0].drop(iid(1))
     await eventually(lambda: watch[0].problem is None)
     assert not watch[0]._nodes
+
+
+async def test_whom_a_relay_cannot_watch_is_not_counted_and_tried_again(
+    cluster: LocalCluster, watch: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deathwatch, "_UNWATCHED_S", 0.05)
+    cluster.hurry = lambda relay: relay.eyes.refused.update((iid(1), iid(2)))
+    for number in (1, 2, 3):
+        watch[0].add(on_node(number))
+    await eventually(lambda: cluster.made and cluster.made[0].eyes.watched == {iid(3)})
+    await eventually(lambda: (watch[0].relays, watch[0].watched) == (1, 1))
+    watch[0].drop(iid(2))
+    cluster.made[0].eyes.refused.clear()
+    await eventually(lambda: watch[0].watched == 2)
+    assert cluster.made[0].eyes.watched == {iid(1), iid(3)}
 
 
 async def test_many_problems_are_counted(watch: Watching) -> None:

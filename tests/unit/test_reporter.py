@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from seedcore.core.errors import InstanceDeadError, InvalidInputError, RetiredEpochError, StoreUnavailableError
 from seedcore.core.lifecycle import Status
+from seedcore.core.model import Receipt, Registration
 from seedcore.registry.client import RegistryClient
 from seedcore.registry.config import RegistryConfig
 from seedcore.registry.identity import Identity, identify
@@ -81,6 +83,27 @@ def slow(gate: asyncio.Event) -> Callable[..., Awaitable[Identity]]:
         return await identify(actor_name, namespace, timeout_s)
 
     return known_later
+
+
+class Turns:
+    """A connection to one registry after the other: the next one after each status change."""
+
+    def __init__(self, *registries: Registry) -> None:
+        self.registries = list(registries)
+        self.taken: list[tuple[Registry, Status]] = []
+
+    async def register(self, registration: Registration, seq: int) -> Receipt:
+        return await self.registries[0].register(registration, seq)
+
+    async def set_status(
+        self, instance_id: str, status: Status, seq: int, cause: str | None, *, after: str | None
+    ) -> Receipt:
+        registry = self.registries[0]
+        receipt = await registry.set_status(instance_id, status, seq, cause, after=after)
+        self.taken.append((registry, status))
+        if len(self.registries) > 1:
+            self.registries.pop(0)
+        return receipt
 
 
 async def others_turn() -> None:
@@ -247,7 +270,8 @@ async def test_a_change_after_a_first_beat_is_not_taken_for_a_replay(registry: R
 async def test_a_repeated_registration_tells_number_and_epoch(registry: Registry) -> None:
     client = make_client(registry)
     first = await client.register()
-    assert await client.register() == first
+    # nobody is asked again
+    assert await client.register() == replace(first, registry=None)
     await client.set_status("alive")
     again = await client.register()
     assert (again.seq, again.durable, again.status) == (2, True, Status.ALIVE)
@@ -359,3 +383,44 @@ async def test_who_is_ended_with_its_epoch_is_refused_however_often_it_registers
     for _ in range(2):
         with pytest.raises(RetiredEpochError):
             await client.register()
+
+
+async def test_a_registry_restarted_between_two_changes_gets_both_again(
+    registry: Registry, without_database: Registry
+) -> None:
+    connection: Any = Turns(without_database, registry)
+    client = make_client(connection)
+    await client.register()
+    await registry.register(client._registration)
+    # the one without a database takes the first change and is gone before the second, which is durable
+    await client.set_status(Status.ALIVE)
+    connection.registries = [without_database, registry]
+    receipt = await client.set_status(Status.DRAINING)
+    assert receipt.durable
+    assert client.undelivered == 0
+    assert [status for heard_by, status in connection.taken if heard_by is registry] == [Status.ALIVE, Status.DRAINING]
+
+
+async def test_what_ray_did_not_say_at_the_registration_is_told_with_a_later_beat(registry: Registry) -> None:
+    known = Identity(None, None, None, None, None, 7, None)
+
+    async def identify_as_known(actor_name: str | None, namespace: str, timeout_s: float) -> Identity:
+        return known
+
+    client = make_client(registry, identifier=identify_as_known)
+    await client.register()
+    await client.set_status(Status.ALIVE)
+    await client.beat()
+    known = Identity("actor", "ab", "ns", "node", "127.0.0.1", 7, "key")
+
+    async def is_told() -> bool:
+        await client.beat()
+        [row] = (await registry.describe("agent")).live
+        return row.instance.node_id == "node"
+
+    await eventually(is_told)
+    [row] = (await registry.describe("agent")).live
+    assert (row.instance.actor_name, row.instance.namespace, row.instance.status) == ("actor", "ns", Status.ALIVE)
+    await client.set_status(Status.DRAINING)
+    assert client.undelivered == 0
+    assert await statuses(registry) == [Status.DRAINING]

@@ -41,6 +41,7 @@ class NobodyWatches:
     """A death witness that sees nothing."""
 
     problem: str | None = None
+    relays = watched = 0
 
     def __init__(self, on_death: OnDeath) -> None:
         self.on_death = on_death
