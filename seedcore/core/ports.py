@@ -154,7 +154,10 @@ class DeathWitness(Protocol):
     """Who sees deaths besides the beats: processes, nodes, actors. It tells, by `on_death(instance_id, process, node,
     cause)` in the event loop that started it, at least once; it declares nobody dead."""
 
-    problem: str | None
+    @property
+    def problem(self) -> str | None:
+        """Why it does not see everything, or None."""
+        ...
 
     @property
     def relays(self) -> int:

@@ -148,7 +148,8 @@ class DeathWatch:
         self._home: dict[str, str] = {}
         self._table: asyncio.Task[None] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
-        self.problem: str | None = None
+        self._alive: Mapping[str, bool] = {}
+        self._table_problem: str | None = None
 
     def start(self) -> None:
         """Begin to read the node table, and to make relays where they are needed."""
@@ -186,6 +187,13 @@ class DeathWatch:
             node.drop(instance_id)
 
     @property
+    def problem(self) -> str | None:
+        """Why it does not see everything, or None."""
+        if self._table_problem is not None or not self._alive:
+            return self._table_problem
+        return self._find_problem()
+
+    @property
     def relays(self) -> int:
         """How many relays are at work."""
         return sum(node.has_relay for node in self._nodes.values())
@@ -216,14 +224,14 @@ class DeathWatch:
     async def _read_table_for_ever(self) -> None:
         while True:
             try:
-                alive = await self._cluster.nodes()
-                self._follow(alive)
-                self.problem = self._find_problem(alive)
+                self._alive = await self._cluster.nodes()
+                self._follow(self._alive)
+                self._table_problem = None
             except DirectoryUnavailableError as error:
-                self.problem = str(error)
+                self._table_problem = str(error)
             except Exception as error:
                 logger.exception("the node table could not be followed; going on")
-                self.problem = first_line(error)
+                self._table_problem = first_line(error)
             await asyncio.sleep(_NODE_TABLE_S * random.uniform(0.9, 1.1))
 
     def _follow(self, alive: Mapping[str, bool]) -> None:
@@ -239,8 +247,9 @@ class DeathWatch:
             elif node.wanted and not node.is_served and alive.get(node_id):
                 node.task = asyncio.create_task(self._serve(node_id, node), name=f"relay-{node_id[:8]}")
 
-    def _find_problem(self, alive: Mapping[str, bool]) -> str | None:
+    def _find_problem(self) -> str | None:
         """Which nodes with instances nobody watches, and why."""
+        alive = self._alive
         wanting = [(node_id, node) for node_id, node in self._nodes.items() if node.wanted]
         problems = [
             f"no such node in Ray's table: {node_id} (RAY_NODE_ID?)" if node_id not in alive else node.problem

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -53,19 +51,15 @@ from tests.waiting import eventually
 def ray_cluster() -> Iterator[Cluster]:
     """Two nodes, so that one can be lost; its loss is noticed within a few seconds."""
     quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_timeout_ms": 500}
-    with warnings.catch_warnings():
-        # Ray's cluster forgets sockets that it looked for ports with; they go here, and are nobody's error
-        warnings.simplefilter("ignore", ResourceWarning)
-        cluster = Cluster(
-            initialize_head=True,
-            head_node_args={
-                "num_cpus": 4,
-                "include_dashboard": False,
-                "_system_config": {**quick, "health_check_failure_threshold": 4},
-            },
-        )
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
-        gc.collect()
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={
+            "num_cpus": 4,
+            "include_dashboard": False,
+            "_system_config": {**quick, "health_check_failure_threshold": 4},
+        },
+    )
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
     yield cluster
     ray.shutdown()
     cluster.shutdown()
