@@ -201,8 +201,8 @@ async def test_a_node_that_ray_does_not_know_is_said_and_keeps_nothing(watch: Wa
     await eventually(lambda: watch[0].problem == "no such node in Ray's table: k8s-7 (RAY_NODE_ID?)")
     assert not watch[0]._nodes["k8s-7"].to_drop
     watch[0].drop(iid(1))
-    await eventually(lambda: watch[0].problem is None)
-    assert not watch[0]._nodes
+    assert watch[0].problem is None
+    await eventually(lambda: not watch[0]._nodes)
 
 
 async def test_whom_a_relay_cannot_watch_is_not_counted_and_tried_again(
