@@ -99,9 +99,11 @@ async def start_registry(settings: Settings) -> Hello:
         epoch=settings.cluster_epoch,
         beat_interval_s=settings.beat_interval_s,
         lease_s=settings.effective_lease_s,
+        max_beats_a_s=settings.max_beats_a_s,
         flush_interval_s=settings.flush_interval_s,
         durable_wait_s=settings.durable_wait_s,
         reconnect_grace_s=settings.call_timeout_s,
+        call_timeout_s=settings.call_timeout_s,
         max_instances=settings.max_instances,
         notes=(_EMBEDDED_NOTE,) if recipe.dsn is None else (),
     )

@@ -126,6 +126,11 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("SEEDCORE_LEASE_SEC"),
         description="silence that ends a lease; at least 3 beats; default 15 or 3 beats, whichever is longer",
     )
+    max_beats_a_s: Annotated[float, Field(ge=1, le=1_000_000)] = Field(
+        10_000,
+        validation_alias=AliasChoices("SEEDCORE_MAX_BEATS_PER_SEC"),
+        description="beats a second of the whole fleet: above it the registry asks for a longer interval and lease",
+    )
     data_dir: Folder = Field(
         default_factory=default_data_dir,
         validation_alias=AliasChoices("SEEDCORE_DATA_DIR"),

@@ -5,13 +5,19 @@ All times are seconds on one monotonic clock that the caller reads.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from seedcore.core.model import MAX_LEASE_S
 from seedcore.core.verdict import Beats
 
 # one beat missed, then two, each with some room for jitter and delay
 LATE_AFTER_BEATS = 1.5
 SUSPECT_AFTER_BEATS = 2.25
+
+MAX_INTERVAL_S = 600.0
+SHRINK_AFTER_S = 60.0
+_STEP = 1.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +40,58 @@ class LeaseTerms:
     def has_lapsed(self, silence_s: float) -> bool:
         """Whether the lease is over. A negative silence (heard after `now` was read) never is."""
         return silence_s > self.lease_s
+
+
+class BeatRate:
+    """The interval that agents are asked for, so that all their beats together stay under a ceiling; leases follow.
+
+    It grows at once, in steps of a tenth, and shrinks when a smaller one has been enough for a while. Agents learn of a
+    new one with their next beat: until all had time to, silence is judged by the longer of the two.
+    """
+
+    def __init__(self, base: LeaseTerms, ceiling_per_s: float) -> None:
+        self._base = base
+        self._ceiling_per_s = ceiling_per_s
+        self._steps = 0
+        self._enough_since_s: float | None = None
+        self._judged_steps = 0
+        self._judged_until_s = 0.0
+
+    @property
+    def asked(self) -> LeaseTerms:
+        """What agents are told."""
+        return self._terms(self._steps)
+
+    @property
+    def judged(self) -> LeaseTerms:
+        """What their silence is measured by."""
+        return self._terms(self._judged_steps)
+
+    def note(self, living: int, now: float) -> None:
+        """Note how many there are."""
+        needed = self._needed(living)
+        if needed >= self._steps:
+            self._enough_since_s = None
+            self._steps = needed
+        elif self._enough_since_s is None:
+            self._enough_since_s = now
+        elif now - self._enough_since_s >= SHRINK_AFTER_S:
+            self._enough_since_s = None
+            self._judged_until_s = now + self.judged.lease_s
+            self._steps = needed
+        if self._steps >= self._judged_steps or now >= self._judged_until_s:
+            self._judged_steps = self._steps
+
+    def _needed(self, living: int) -> int:
+        interval_s = min(living / self._ceiling_per_s, MAX_INTERVAL_S)
+        if interval_s <= self._base.beat_interval_s:
+            return 0
+        # not one step more for the rounding of an exact power
+        return math.ceil(math.log(interval_s / self._base.beat_interval_s, _STEP) - 1e-9)
+
+    def _terms(self, steps: int) -> LeaseTerms:
+        longer = _STEP**steps
+        return LeaseTerms(self._base.beat_interval_s * longer, min(self._base.lease_s * longer, MAX_LEASE_S))
 
 
 class AbsenceMeter:

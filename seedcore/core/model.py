@@ -7,7 +7,7 @@ import json
 import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import Enum
 from typing import Generic, NamedTuple, TypeAlias, TypeVar, overload
@@ -162,6 +162,14 @@ class RegisterChange:
 Change: TypeAlias = RegisterChange | StatusChange
 
 
+class SequencedChange(NamedTuple):
+    """A change on its way to the registry; `after` names the registry process that took the one before it, where that
+    may not be durable (see Receipt)."""
+
+    change: Change
+    after: str | None = None
+
+
 class Beat(NamedTuple):
     """A renewal: the agent was heard `age_s` seconds before the statement runs. A tuple: they come by the 10,000."""
 
@@ -281,7 +289,8 @@ class Receipt:
 class BeatAnswer:
     """The answer to beats: which ids renewed nothing, and how often to beat from now on (seconds).
 
-    `is_fenced` says that a newer registry writes: this one remembers the beat and cannot record it.
+    `is_fenced` says that a newer registry writes: this one remembers the beat and cannot record it. `relay` names the
+    actor on the instances' node that gathers beats and changes, where there is one.
     """
 
     unknown: tuple[str, ...] = ()
@@ -289,6 +298,11 @@ class BeatAnswer:
     beat_interval_s: float = 5.0
     lease_s: float = 15.0
     is_fenced: bool = False
+    relay: str | None = None
+
+    def with_lost(self, unknown: tuple[str, ...], dead: tuple[str, ...]) -> BeatAnswer:
+        """The same answer with other ids that renewed nothing."""
+        return replace(self, unknown=unknown, dead=dead)
 
 
 @dataclass(frozen=True, slots=True)

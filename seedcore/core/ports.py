@@ -90,8 +90,8 @@ class Store(InstanceReader, Protocol):
         """
         ...
 
-    async def renew_term(self) -> None:
-        """Be seen at work."""
+    async def renew_term(self, lease_s: float) -> None:
+        """Be seen at work; from now on a lease is so many seconds long."""
         ...
 
     @property
@@ -167,6 +167,10 @@ class DeathWitness(Protocol):
     @property
     def watched(self) -> int:
         """How many instances are watched; the others' deaths show by their beats alone."""
+        ...
+
+    def relay_of(self, node_id: str) -> str | None:
+        """The name of the relay at work on a node, where agents may say what they have to say to it."""
         ...
 
     def start(self) -> None:

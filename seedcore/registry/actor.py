@@ -14,6 +14,7 @@ from seedcore.core.waiting import within
 from seedcore.registry.answers import PROTOCOL, Hello
 from seedcore.registry.config import RegistryConfig
 from seedcore.registry.connection import REGISTRY_NAME, RegistryConnection
+from seedcore.registry.deathwatch import DeathWatch, RayCluster
 from seedcore.registry.handles import end_actor
 from seedcore.registry.lookup import find_actor
 from seedcore.registry.service import Registry
@@ -23,7 +24,8 @@ logger = logging.getLogger(__name__)
 
 _HEAD = "node:__internal_head__"
 _ATTEMPTS = 5
-_MAX_CONCURRENCY = 1000
+_MAX_CONCURRENCY = 10_000
+_GATHER_S = 0.25
 
 
 class RegistryActor(Registry):
@@ -32,7 +34,12 @@ class RegistryActor(Registry):
     def __init__(self, config: RegistryConfig, store_factory: StoreFactory) -> None:
         _log_to_stderr()
         node_id = ray.get_runtime_context().get_node_id()
-        super().__init__(replace(config, node_id=node_id), store_factory)
+        cluster = RayCluster(config.namespace, config.call_timeout_s, min(_GATHER_S, config.beat_interval_s / 20))
+        super().__init__(
+            replace(config, node_id=node_id),
+            store_factory,
+            watch_factory=lambda on_death: DeathWatch(on_death, cluster),
+        )
         self.start()
 
 
@@ -58,7 +65,7 @@ async def ensure_registry(
     connection = RegistryConnection(namespace, call_timeout_s)
     problem = ""
     for attempt in range(_ATTEMPTS):
-        _create(config, store_factory, namespace)
+        _create(replace(config, namespace=namespace), store_factory)
         try:
             hello = await connection.hello()
         except RegistryUnavailableError as error:
@@ -72,11 +79,11 @@ async def ensure_registry(
     raise RegistryUnavailableError(f"the registry actor does not come up: {problem}")
 
 
-def _create(config: RegistryConfig, store_factory: StoreFactory, namespace: str) -> None:
+def _create(config: RegistryConfig, store_factory: StoreFactory) -> None:
     actor_class = ray.remote(RegistryActor)
     actor_class.options(
         name=REGISTRY_NAME,
-        namespace=namespace,
+        namespace=config.namespace,
         lifetime="detached",
         get_if_exists=True,
         max_restarts=-1,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 
@@ -106,7 +105,7 @@ class RegistryClient:
         self._identifier = identifier
         self._is_identified = False
         self._identify_pause_s = self._settings.beat_interval_s
-        self._identifies_at_s = time.monotonic()
+        self._identifies_at_s = 0.0
         self._is_refused = False
         self._seq = 0
         self._status_seq = 0
@@ -130,6 +129,16 @@ class RegistryClient:
     def status(self) -> Status | None:
         """The status last asked for; None before `register()`."""
         return self._status
+
+    @property
+    def connection(self) -> RegistryConnection:
+        """What it speaks through."""
+        return self._connection
+
+    @property
+    def has_more_to_say(self) -> bool:
+        """Whether its next beat has more to it than the beat."""
+        return bool(self._undelivered) or self._status is None or self._is_to_complete()
 
     @property
     def undelivered(self) -> int:
@@ -229,15 +238,19 @@ class RegistryClient:
 
     async def _complete_registration(self) -> None:
         """What Ray could not say at the registration it may say by now: register again with it, seldom."""
-        is_settled = self._status not in {None, Status.DEAD} and not self._undelivered
-        if self._is_identified or not is_settled or time.monotonic() < self._identifies_at_s:
+        if not self._is_to_complete():
             return
-        self._identifies_at_s = time.monotonic() + self._identify_pause_s
+        self._identifies_at_s = asyncio.get_running_loop().time() + self._identify_pause_s
         self._identify_pause_s = min(_IDENTIFY_MAX_S, 2 * self._identify_pause_s)
         before = self._registration
         await self._identify()
         if self._registration != before:
             self._undelivered.append(RegisterChange(self._registration, self._next_seq()))
+
+    def _is_to_complete(self) -> bool:
+        if self._is_identified or self._undelivered or self._status in {None, Status.DEAD}:
+            return False
+        return asyncio.get_running_loop().time() >= self._identifies_at_s
 
     async def _deliver(self) -> Receipt:
         """Send every undelivered change in order. Changes leave only when known to be durable, or refused."""

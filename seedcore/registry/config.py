@@ -11,14 +11,17 @@ class RegistryConfig:
 
     ray_cluster: str
     node_id: str = ""
+    namespace: str = "seedcore"
     store_kind: str = "postgres"
     epoch: str | None = None
     beat_interval_s: float = 5.0
     lease_s: float = 15.0
+    max_beats_a_s: float = 10_000.0
     flush_interval_s: float = 1.0
     linger_s: float = 0.003
     durable_wait_s: float = 2.0
     reconnect_grace_s: float = 5.0
+    call_timeout_s: float = 5.0
     sweep_limit: int = 1000
     batch_limit: int = 5000
     beat_batch_limit: int = 50_000

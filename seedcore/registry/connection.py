@@ -7,13 +7,13 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 
 from seedcore.core.circuit import Circuit
 from seedcore.core.errors import (
     DirectoryUnavailableError,
-    InvalidInputError,
     RegistryError,
     RegistryReplacedError,
     RegistryUnavailableError,
@@ -30,21 +30,28 @@ from seedcore.core.model import (
     Instance,
     Listing,
     Receipt,
+    RegisterChange,
     Registration,
     Resolution,
+    SequencedChange,
+    StatusChange,
     Verdict,
+    check_status,
 )
 from seedcore.core.waiting import within
 from seedcore.registry.answers import PROTOCOL, Description, Health, Hello
 from seedcore.registry.directory import RESERVED_PREFIX
 from seedcore.registry.lookup import ActorHandle, connected_cluster, find_actor
+from seedcore.registry.outbox import ChangeBox
+from seedcore.registry.relaying import RelayFinder, cause_of, result_of
 
 logger = logging.getLogger(__name__)
 
 REGISTRY_NAME = RESERVED_PREFIX + "registry"
 _SILENT_PAUSE_S = 1.0
+_LINGER_S = 0.001
 # what the registry answers from memory, and so at once: only their silence is the registry's own
-_FROM_MEMORY = frozenset({"hello", "resolve", "list_active", "changes", "beat", "beat_many", "health"})
+_FROM_MEMORY = frozenset({"hello", "resolve", "list_active", "changes", "beat_many", "health"})
 
 
 class RegistryConnection:
@@ -54,10 +61,14 @@ class RegistryConnection:
     seconds (a write may have happened then: writes are idempotent, send them again), and otherwise what the
     method itself raises. The handle is cached, weak, and looked up again when the actor has died.
     Once the actor was silent where it needs no database, readers are told so at once until it is heard again.
+    Changes that are said at once travel together. With `by_relay` beats and changes go to the relay of this node where
+    there is one, and to the registry itself while that is silent.
     """
 
-    def __init__(self, namespace: str, call_timeout_s: float = 5.0) -> None:
+    def __init__(self, namespace: str, call_timeout_s: float = 5.0, *, by_relay: bool = False) -> None:
         self._namespace = namespace
+        self._relays = RelayFinder(namespace, call_timeout_s) if by_relay else None
+        self._boxes: WeakKeyDictionary[asyncio.AbstractEventLoop, ChangeBox] = WeakKeyDictionary()
         self._call_timeout_s = call_timeout_s
         self._handle: ActorHandle | None = None
         self._spoken_to: ActorHandle | None = None
@@ -72,7 +83,12 @@ class RegistryConnection:
 
     async def register(self, registration: Registration, seq: int = 1) -> Receipt:
         """See Registry.register."""
-        return cast(Receipt, await self._call("register", registration, seq))
+        change = SequencedChange(RegisterChange(registration, seq))
+        try:
+            return await self._box().say(change)
+        except RegistryReplacedError:
+            # the name may belong to a new actor by now
+            return await self._box().say(change)
 
     async def set_status(
         self,
@@ -85,15 +101,48 @@ class RegistryConnection:
     ) -> Receipt:
         """See Registry.set_status. Also raises RegistryReplacedError, and is not sent to the registry that came
         instead: that may not have what came before it."""
-        return cast(Receipt, await self._call_once("set_status", instance_id, status, seq, cause, after=after))
+        if seq is None:
+            # without a number of its own it must not be said twice
+            return cast(Receipt, await self._call_once("set_status", instance_id, status, None, cause))
+        change = StatusChange(instance_id, check_status(status), seq, cause)
+        return await self._box().say(SequencedChange(change, after))
+
+    async def deliver(self, changes: Sequence[SequencedChange]) -> list[Receipt | RegistryError]:
+        """See Registry.deliver. Raises RegistryReplacedError as `set_status`."""
+        relay = self._relays.relay if self._relays is not None else None
+        if self._relays is not None and relay is not None:
+            try:
+                answers = await self._relays.ask(relay, "deliver", changes)
+                return cast("list[Receipt | RegistryError]", answers)
+            except RegistryReplacedError:
+                raise
+            except RegistryUnavailableError as error:
+                self._relays.rest(error)
+        return cast("list[Receipt | RegistryError]", await self._call_once("deliver", changes))
 
     async def beat(self, instance_id: str) -> BeatAnswer:
         """See Registry.beat."""
-        return cast(BeatAnswer, await self._call("beat", instance_id))
+        return await self.beat_many([instance_id])
 
     async def beat_many(self, instance_ids: Sequence[str]) -> BeatAnswer:
         """See Registry.beat_many."""
-        return cast(BeatAnswer, await self._call("beat_many", instance_ids))
+        relay = self._relays.relay if self._relays is not None else None
+        if self._relays is not None and relay is not None:
+            try:
+                return cast(BeatAnswer, await self._relays.ask(relay, "beat_many", instance_ids))
+            except RegistryUnavailableError as error:
+                self._relays.rest(error)
+        answer = cast(BeatAnswer, await self._call("beat_many", instance_ids))
+        if self._relays is not None:
+            self._relays.learn(answer)
+        return answer
+
+    def _box(self) -> ChangeBox:
+        """One for each event loop of the process."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._boxes:
+            self._boxes[loop] = ChangeBox(self.deliver, _LINGER_S)
+        return self._boxes[loop]
 
     async def resolve(self, logical_ids: Sequence[str], *, allow_late: bool = False) -> Answer[list[Resolution]]:
         """See Registry.resolve."""
@@ -215,6 +264,8 @@ class RegistryConnection:
         if cluster != self._cluster:
             # a handle is of one cluster only, and this process may have joined another
             self._cluster, self._handle, self._spoken_to = cluster, None, None
+            if self._relays is not None:
+                self._relays.forget()
         if self._handle is None:
             try:
                 self._handle = await find_actor(REGISTRY_NAME, self._namespace, self._call_timeout_s)
@@ -248,7 +299,7 @@ class RegistryConnection:
         bound_s = self._call_timeout_s + waits_s
         try:
             reference = getattr(handle, method).remote(*args, **kwargs)
-            answer = await within(_result_of(reference), bound_s)
+            answer = await within(result_of(reference), bound_s)
         except asyncio.TimeoutError:
             why = f"no answer to {method} within {bound_s:g} s"
             if needs_database or method not in _FROM_MEMORY:
@@ -257,12 +308,7 @@ class RegistryConnection:
             raise self._silent(why) from None
         except RayTaskError as error:
             self._hearing.note_answer()
-            cause = error.cause
-            if isinstance(cause, RegistryError):
-                raise cause from None
-            if isinstance(cause, TypeError):
-                raise InvalidInputError(method, str(cause)) from None
-            raise RegistryUnavailableError(f"{method} failed inside the actor: {cause!r}") from error
+            raise cause_of(error, method) from None
         except ActorDiedError as error:
             self._handle = None
             raise RegistryReplacedError(first_line(error)) from error
@@ -284,10 +330,6 @@ class NoRegistry(RegistryConnection):
         raise RegistryUnavailableError("the mode is ray")
 
 
-async def _result_of(reference: Any) -> Any:
-    return await reference
-
-
 _connections: dict[tuple[str, float], RegistryConnection] = {}
 
 
@@ -295,5 +337,5 @@ def shared_connection(namespace: str, call_timeout_s: float = 5.0) -> RegistryCo
     """The process's connection to the registry of `namespace`: agents of one process share its handle."""
     key = (namespace, call_timeout_s)
     if key not in _connections:
-        _connections[key] = RegistryConnection(namespace, call_timeout_s)
+        _connections[key] = RegistryConnection(namespace, call_timeout_s, by_relay=True)
     return _connections[key]

@@ -9,6 +9,7 @@ import asyncio
 import functools
 import logging
 import random
+import uuid
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any, Protocol
@@ -22,9 +23,10 @@ from seedcore.core.model import Instance
 from seedcore.core.ports import OnDeath
 from seedcore.core.verdict import Witness
 from seedcore.core.waiting import end, within
+from seedcore.registry.directory import RESERVED_PREFIX
 from seedcore.registry.lookup import ActorHandle, actor_id_of, find_actor, in_thread
 from seedcore.registry.processes import Watched
-from seedcore.registry.relay import MAX_WATCHED_A_CALL, Exit, Relay
+from seedcore.registry.relay import MAX_WATCHED_A_CALL, Exit, RelayActor
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ _NODE_TABLE_S = 1.0
 _RETRY_MAX_S = 10.0
 _UNWATCHED_S = 10.0
 _MAX_PROBLEMS = 3
+_MAX_CONCURRENCY = 10_000
 
 
 class _Node:
@@ -49,7 +52,7 @@ class _Node:
         self.unwatched: set[str] = set()
         self.changed = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
-        self.has_relay = False
+        self.relay: str | None = None
         self.problem: str | None = None
 
     @property
@@ -57,17 +60,22 @@ class _Node:
         """Whether its relay is made, works, or will be made again."""
         return self.task is not None and not self.task.done()
 
-    def take_relay(self) -> None:
+    @property
+    def has_relay(self) -> bool:
+        """Whether a relay is at work."""
+        return self.relay is not None
+
+    def take_relay(self, name: str) -> None:
         """A new relay, which has been told nothing."""
         self.to_watch, self.to_drop = dict(self.wanted), {}
-        self.has_relay = True
+        self.relay = name
         self.changed.set()
 
     def lose_relay(self) -> None:
         """No relay: nothing is left to be told."""
         self.to_watch, self.to_drop = {}, {}
         self.unwatched.clear()
-        self.has_relay = False
+        self.relay = None
 
     def note_unwatched(self, told: Iterable[str], unwatched: Iterable[str]) -> None:
         """What the relay said of those that it was told to watch."""
@@ -101,8 +109,8 @@ class Cluster(Protocol):
         """Every node that ever was, and whether it is alive."""
         ...
 
-    async def make_relay(self, node_id: str) -> ActorHandle:
-        """A relay on a node, ours alone."""
+    async def make_relay(self, node_id: str, name: str) -> ActorHandle:
+        """A relay on a node, ours alone, that the node's agents find by a name that no other has."""
         ...
 
     async def end_relay(self, relay: ActorHandle) -> None:
@@ -115,21 +123,30 @@ class Cluster(Protocol):
 
 
 class RayCluster:
-    """Implements Cluster."""
+    """Implements Cluster. Its relays pass on what they gather to the registry of `namespace`."""
+
+    def __init__(self, namespace: str, call_timeout_s: float = 5.0, gather_s: float = 0.25) -> None:
+        self._namespace = namespace
+        self._call_timeout_s = call_timeout_s
+        self._gather_s = gather_s
 
     async def nodes(self) -> Mapping[str, bool]:
         table: list[dict[str, Any]] = await in_thread(ray.nodes, _CALL_TIMEOUT_S)
         return {entry["NodeID"]: bool(entry["Alive"]) for entry in table}
 
-    async def make_relay(self, node_id: str) -> ActorHandle:
+    async def make_relay(self, node_id: str, name: str) -> ActorHandle:
         # owned: it ends with the registry. The first one exports its class, which waits for the GCS
         options = _relay_class().options(
+            name=name,
+            namespace=self._namespace,
+            max_concurrency=_MAX_CONCURRENCY,
             num_cpus=0,
             max_restarts=0,
             max_task_retries=0,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
         )
-        return await in_thread(options.remote, _CALL_TIMEOUT_S, on_late=_kill)
+        make = functools.partial(options.remote, self._namespace, self._call_timeout_s, self._gather_s)
+        return await in_thread(make, _CALL_TIMEOUT_S, on_late=_kill)
 
     async def end_relay(self, relay: ActorHandle) -> None:
         await in_thread(lambda: _kill(relay), _END_TIMEOUT_S)
@@ -141,9 +158,9 @@ class RayCluster:
 class DeathWatch:
     """Implements core.ports.DeathWitness. Use from one event loop."""
 
-    def __init__(self, on_death: OnDeath, cluster: Cluster | None = None) -> None:
+    def __init__(self, on_death: OnDeath, cluster: Cluster) -> None:
         self._on_death = on_death
-        self._cluster: Cluster = cluster if cluster is not None else RayCluster()
+        self._cluster = cluster
         self._nodes: dict[str, _Node] = {}
         self._home: dict[str, str] = {}
         self._table: asyncio.Task[None] | None = None
@@ -206,6 +223,11 @@ class DeathWatch:
             for node in self._nodes.values()
             if node.has_relay
         )
+
+    def relay_of(self, node_id: str) -> str | None:
+        """The name of the relay at work on a node."""
+        node = self._nodes.get(node_id)
+        return None if node is None else node.relay
 
     async def ask_ray(self, instance: Instance, timeout_s: float) -> Witness:
         """What Ray's actor table says of an instance's actor now."""
@@ -274,10 +296,11 @@ class DeathWatch:
         while True:
             relay: ActorHandle | None = None
             try:
-                relay = await self._cluster.make_relay(node_id)
+                name = f"{RESERVED_PREFIX}relay-{node_id[:12]}-{uuid.uuid4().hex[:8]}"
+                relay = await self._cluster.make_relay(node_id, name)
                 await within(_ready(relay), _START_TIMEOUT_S)
                 delay_s = 0.1
-                node.take_relay()
+                node.take_relay(name)
                 await self._converse(relay, node)
             except asyncio.TimeoutError:
                 node.problem = f"the relay on node {node_id} did not answer in time; making another"
@@ -344,7 +367,7 @@ class DeathWatch:
 @functools.cache
 def _relay_class() -> Any:
     # one for the process: Ray exports each class that it is given anew
-    return ray.remote(Relay)
+    return ray.remote(RelayActor)
 
 
 def _kill(relay: ActorHandle) -> None:

@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from seedcore.core.errors import BacklogFullError, StoreUnavailableError
-from seedcore.core.lease import AbsenceMeter, MassLateness
+from seedcore.core.lease import AbsenceMeter, BeatRate, MassLateness
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Instance, OutcomeKind, StatusChange, Verdict
 from seedcore.core.ports import DeathWitness, OnDeath
@@ -38,12 +38,14 @@ class Expiry:
         clock: Clock,
         roster: Roster,
         writer: Writer,
+        rate: BeatRate,
         watch_factory: Callable[[OnDeath], DeathWitness],
     ) -> None:
         self._config = config
         self._clock = clock
         self._roster = roster
         self._writer = writer
+        self._rate = rate
         self.watch = watch_factory(self._take_report)
         roster.on_appear = self.watch.add
         roster.on_vanish = self.watch.drop
@@ -106,6 +108,8 @@ class Expiry:
         """
         if not self._writer.is_complete:
             return
+        self._rate.note(len(self._roster), now_s)
+        self._roster.terms = self._rate.judged
         hears_all = await self._listen_in_the_database(now_s)
         now_s = self._clock.monotonic()
         lapsed = self._roster.lapsed(now_s, len(self._roster))
@@ -175,7 +179,7 @@ class Expiry:
     async def _ask_about(self, silent: Instance) -> Witness:
         # an actor runs one process at a time; who is fresh has beaten, unless we made everybody fresh of late
         amnesty_s = max(self._amnesty_s, self._writer.recovered_s + self._config.reconnect_grace_s)
-        is_earned = self._clock.monotonic() - amnesty_s > self._config.lease_s
+        is_earned = self._clock.monotonic() - amnesty_s > self._roster.terms.lease_s
         if silent.actor_id is not None and any(
             is_earned and other.actor_id == silent.actor_id and self._verdict(other) is Verdict.FRESH
             for other in self._roster.instances_of(silent.logical_id)

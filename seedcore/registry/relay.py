@@ -1,6 +1,8 @@
-"""The relay: a small actor on each node that watches the agents' processes there and tells the registry of exits.
+"""The relay: a small actor on each node that watches the agents' processes there and tells the registry of exits, and
+that gathers what the node's agents say into few messages.
 
-Owns no truth: the registry makes it, tells it whom to watch, and makes another when it is lost.
+Owns no truth: the registry makes it, tells it whom to watch, and makes another when it is lost. What it cannot pass on
+it refuses, and the agents speak to the registry themselves.
 """
 
 from __future__ import annotations
@@ -10,10 +12,15 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from seedcore.core.errors import RegistryError, RegistryUnavailableError
+from seedcore.core.model import BeatAnswer, Receipt, SequencedChange
 from seedcore.core.waiting import within
+from seedcore.registry.connection import RegistryConnection
+from seedcore.registry.outbox import BeatBox, ChangeBox
 from seedcore.registry.processes import ActorStateWatch, OnExit, PidfdWatch, Watch, Watched
 
 MAX_WATCHED_A_CALL = 1000
+_CHANGES_LINGER_S = 0.003
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +35,16 @@ class Exit:
 class Relay:
     """A plain class; `deathwatch.py` puts it on Ray. Its lists are bounded by the instances it watches."""
 
-    def __init__(self, watches: Sequence[Callable[[OnExit], Watch]] = (PidfdWatch, ActorStateWatch)) -> None:
+    def __init__(
+        self,
+        watches: Sequence[Callable[[OnExit], Watch]] = (PidfdWatch, ActorStateWatch),
+        registry: RegistryConnection | None = None,
+        gather_s: float = 0.25,
+    ) -> None:
+        """`registry` is where it passes on what it gathers for `gather_s` seconds; without one it only watches."""
+        self._registry = registry
+        self._beats = BeatBox(self._pass_beats_on, gather_s)
+        self._changes = ChangeBox(self._pass_changes_on, _CHANGES_LINGER_S)
         self._exits: deque[Exit] = deque()
         self._count = 0
         self._news = asyncio.Event()
@@ -62,6 +78,34 @@ class Relay:
                 return []
         return list(self._exits)
 
+    async def beat_many(self, instance_ids: Sequence[str]) -> BeatAnswer:
+        """See Registry.beat_many; answered when the registry has heard them, with those of others on the node.
+
+        Raises what the registry raises, RegistryUnavailableError where it cannot be asked.
+        """
+        return await self._beats.say(instance_ids)
+
+    async def deliver(self, changes: Sequence[SequencedChange]) -> list[Receipt | RegistryError]:
+        """See Registry.deliver; raises as `beat_many`."""
+        return list(await asyncio.gather(*(self._said(change) for change in changes)))
+
+    async def _said(self, change: SequencedChange) -> Receipt | RegistryError:
+        try:
+            return await self._changes.say(change)
+        except RegistryError as error:
+            return error
+
+    async def _pass_beats_on(self, instance_ids: Sequence[str]) -> BeatAnswer:
+        return await self._upstream().beat_many(instance_ids)
+
+    async def _pass_changes_on(self, changes: Sequence[SequencedChange]) -> Sequence[Receipt | RegistryError]:
+        return await self._upstream().deliver(changes)
+
+    def _upstream(self) -> RegistryConnection:
+        if self._registry is None:
+            raise RegistryUnavailableError("this relay only watches")
+        return self._registry
+
     async def _watch(self, watched: Watched) -> bool:
         for watch in self._watches:
             if await watch.add(watched):
@@ -72,3 +116,10 @@ class Relay:
         self._count += 1
         self._exits.append(Exit(self._count, instance_id, cause))
         self._news.set()
+
+
+class RelayActor(Relay):
+    """A Relay that finds the registry of `namespace` by itself."""
+
+    def __init__(self, namespace: str, call_timeout_s: float, gather_s: float) -> None:
+        super().__init__(registry=RegistryConnection(namespace, call_timeout_s), gather_s=gather_s)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import wait
@@ -17,8 +16,9 @@ from typing import Any, TypeVar
 
 from seedcore.core.errors import RegistryError, RegistryUnavailableError, VersionMismatchError
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Json, Receipt, check_cause
+from seedcore.core.model import BeatAnswer, Json, Receipt, check_cause
 from seedcore.core.waiting import end
+from seedcore.registry.beating import beat_loop
 from seedcore.registry.client import RegistryClient
 from seedcore.settings import Settings, get_settings
 
@@ -26,14 +26,13 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_JITTER = 0.1
 _REFUSED_SLOWDOWN = 6.0
 _THREAD_PATIENCE_S = 30.0
 _CALLS_A_STEP = 6  # to find the registry, shake hands and speak, and once more with the one that replaced it
 
 
 class Reporter:
-    """Owns a RegistryClient and the task that beats. An actor owns it in two lines:
+    """Owns a RegistryClient, and beats with everybody else of its event loop. An actor owns it in two lines:
 
         self.reporter = Reporter("my_agent", organ_id="vision")
         await self.reporter.start()
@@ -69,7 +68,8 @@ class Reporter:
             )
         )
         self._interval_s = self._settings.beat_interval_s
-        self._beating: asyncio.Task[None] | None = None
+        self._slowdown = 1.0
+        self._is_reporting = False
         self._changing = asyncio.Lock()
         self._problem: str | None = None
 
@@ -98,18 +98,17 @@ class Reporter:
         if not self.is_enabled:
             return
         async with self._changing:
-            if self._beating is not None:
+            if self._is_reporting:
                 return
-            # the beat task first: what is said from now on is reported, behind the start
-            ready = asyncio.Event()
-            self._beating = asyncio.create_task(self._beat_loop(ready), name=f"beats-{self._client.logical_id}")
+            # at once: what is said from now on is reported, behind the start
+            self._is_reporting = True
             try:
                 receipt = await self._client.set_status(status, cause)
             except (Exception, asyncio.CancelledError):
-                await self._end_beating()
+                self._is_reporting = False
                 raise
             self._note(receipt.why)
-            ready.set()
+            beat_loop(self._client.connection).join(self)
 
     async def drain(self, cause: str | None = None) -> Receipt | None:
         """Say that no new work should come; beats go on. None where nothing is reported."""
@@ -127,7 +126,7 @@ class Reporter:
         """
         check_cause(cause)
         async with self._changing:
-            await self._end_beating()
+            self._end_beating()
             if self._client.status is None or (self._client.status is Status.DEAD and not self._client.undelivered):
                 return None
             try:
@@ -137,32 +136,51 @@ class Reporter:
                 return None
 
     async def _say(self, status: Status, cause: str | None) -> Receipt | None:
-        if self._beating is None:
+        if not self._is_reporting:
             return None
         return await self._client.set_status(status, cause)
 
-    async def _end_beating(self) -> None:
-        task, self._beating = self._beating, None
-        await end(task)
+    def _end_beating(self) -> None:
+        if self._is_reporting:
+            self._is_reporting = False
+            beat_loop(self._client.connection).leave(self)
 
-    async def _beat_loop(self, ready: asyncio.Event) -> None:
-        await ready.wait()
-        slowdown = 1.0
-        while True:
-            await asyncio.sleep(self._interval_s * slowdown * random.uniform(1 - _JITTER, 1 + _JITTER))
-            slowdown = 1.0
-            try:
-                answer = await self._client.beat()
-                self._interval_s = answer.beat_interval_s
-                self._note("a newer registry has taken the database over" if answer.is_fenced else None)
-            except (RegistryUnavailableError, VersionMismatchError) as error:
-                self._note(str(error))
-            except RegistryError as error:
-                # does not heal by waiting; someone may mend it all the same
-                slowdown = _REFUSED_SLOWDOWN
-                self._note(str(error))
-            except Exception:
-                logger.exception("a beat failed; the agent goes on", extra=self._fields())
+    # What the beat loop asks of an agent: see beating.Beater
+
+    @property
+    def instance_id(self) -> str:
+        """This incarnation."""
+        return self._client.instance_id
+
+    @property
+    def pause_s(self) -> float:
+        """Seconds to its next beat: what the registry asked for, longer where it refuses the agent."""
+        return self._interval_s * self._slowdown
+
+    @property
+    def has_more_to_say(self) -> bool:
+        """Whether its next beat has more to it than the beat."""
+        return self._client.has_more_to_say
+
+    async def beat_alone(self) -> None:
+        """Beat, and say what is not durable yet."""
+        try:
+            self.take_answer(await self._client.beat())
+        except RegistryError as error:
+            self.take_failure(error)
+        except Exception:
+            logger.exception("a beat failed; the agent goes on", extra=self._fields())
+
+    def take_answer(self, answer: BeatAnswer) -> None:
+        """The lease is renewed."""
+        self._interval_s, self._slowdown = answer.beat_interval_s, 1.0
+        self._note("a newer registry has taken the database over" if answer.is_fenced else None)
+
+    def take_failure(self, error: RegistryError) -> None:
+        """The beat was not taken. What does not heal by waiting, someone may mend all the same: try more rarely."""
+        is_away = isinstance(error, (RegistryUnavailableError, VersionMismatchError))
+        self._slowdown = 1.0 if is_away else _REFUSED_SLOWDOWN
+        self._note(str(error))
 
     def _note(self, problem: str | None) -> None:
         if problem is not None and self._problem is None:

@@ -24,14 +24,16 @@ from seedcore.core.errors import (
     InstanceConflictError,
     InstanceDeadError,
     InvalidInputError,
+    RegistryError,
     RegistryReplacedError,
+    RegistryUnavailableError,
     RetiredEpochError,
     StoreRejectedError,
     StoreUnavailableError,
     UnknownInstanceError,
 )
 from seedcore.core.feed import Feed, FeedBatch
-from seedcore.core.lease import LeaseTerms
+from seedcore.core.lease import BeatRate, LeaseTerms
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import (
     MAX_ID_CHARS,
@@ -50,6 +52,7 @@ from seedcore.core.model import (
     RegisterChange,
     Registration,
     Resolution,
+    SequencedChange,
     Source,
     StatusChange,
     Verdict,
@@ -67,13 +70,12 @@ from seedcore.core.waiting import end, within
 from seedcore.registry.answers import PROTOCOL, Description, Health, Hello, Observed
 from seedcore.registry.clock import Clock
 from seedcore.registry.config import RegistryConfig
-from seedcore.registry.deathwatch import DeathWatch
 from seedcore.registry.expiry import Expiry
+from seedcore.registry.outbox import MAX_BEATS_A_MESSAGE, MAX_CHANGES_A_MESSAGE
 from seedcore.registry.writer import StoreFactory, Writer, key_of
 
 logger = logging.getLogger(__name__)
 
-MAX_BEATS_A_CALL = 10_000
 HISTORY_LIMIT = 20
 MAX_FEED_WAIT_S = 30.0
 
@@ -86,21 +88,22 @@ class Registry:
         config: RegistryConfig,
         store_factory: StoreFactory,
         *,
+        watch_factory: Callable[[OnDeath], DeathWitness],
         clock: Clock | None = None,
-        watch_factory: Callable[[OnDeath], DeathWitness] = DeathWatch,
     ) -> None:
         """Tries no connection, and needs no event loop yet."""
         self._config = config
         self._clock = clock if clock is not None else Clock()
+        self._rate = BeatRate(LeaseTerms(config.beat_interval_s, config.lease_s), config.max_beats_a_s)
         self._roster = Roster(
-            LeaseTerms(config.beat_interval_s, config.lease_s),
+            self._rate.judged,
             config.max_instances,
             Feed(uuid.uuid4().hex, config.feed_capacity),
         )
         self._writer = Writer(config, store_factory, self._roster, self._clock)
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
-        self._expiry = Expiry(config, self._clock, self._roster, self._writer, watch_factory)
+        self._expiry = Expiry(config, self._clock, self._roster, self._writer, self._rate, watch_factory)
         self._hello = Hello(PROTOCOL, __version__, os.getpid(), config.node_id, self._clock.utc())
 
     # Life
@@ -183,14 +186,34 @@ class Registry:
             self._writer.enqueue(change)
         return await self._receipt_when_settled(change)
 
+    async def deliver(self, changes: Sequence[SequencedChange]) -> list[Receipt | RegistryError]:
+        """Many agents' registrations and status changes, at most MAX_CHANGES_A_MESSAGE: each one's receipt, or its
+        refusal, in their order. Changes of one instance must not be in one message."""
+        if not isinstance(changes, (list, tuple)) or len(changes) > MAX_CHANGES_A_MESSAGE:
+            raise InvalidInputError("changes", f"must be a list of at most {MAX_CHANGES_A_MESSAGE} changes")
+        return await asyncio.gather(*(self._taken(change) for change in changes))
+
+    async def _taken(self, sequenced: SequencedChange) -> Receipt | RegistryError:
+        change, after = sequenced
+        try:
+            if isinstance(change, RegisterChange):
+                return await self.register(change.registration, change.seq)
+            return await self.set_status(change.instance_id, change.status, change.seq, change.cause, after=after)
+        except RegistryError as error:
+            return error
+        except Exception as error:
+            # one agent's trouble with a fault of ours is not the others'
+            logger.exception("a change failed", extra={"instance_id": change.instance_id})
+            return RegistryUnavailableError(f"it failed inside the actor: {error!r}")
+
     async def beat(self, instance_id: str) -> BeatAnswer:
         """Renew one lease."""
         return await self.beat_many([instance_id])
 
     async def beat_many(self, instance_ids: Sequence[str]) -> BeatAnswer:
-        """Renew many leases in one call, at most MAX_BEATS_A_CALL."""
-        if not isinstance(instance_ids, (list, tuple)) or len(instance_ids) > MAX_BEATS_A_CALL:
-            raise InvalidInputError("instance_ids", f"must be a list of at most {MAX_BEATS_A_CALL} ids")
+        """Renew many leases in one call, at most MAX_BEATS_A_MESSAGE."""
+        if not isinstance(instance_ids, (list, tuple)) or len(instance_ids) > MAX_BEATS_A_MESSAGE:
+            raise InvalidInputError("instance_ids", f"must be a list of at most {MAX_BEATS_A_MESSAGE} ids")
         if not all(isinstance(instance_id, str) for instance_id in instance_ids):
             raise InvalidInputError("instance_ids", "must be UUIDs as text")
         now_s = self._clock.monotonic()
@@ -204,10 +227,16 @@ class Registry:
         return BeatAnswer(
             renewal.unknown,
             renewal.dead,
-            self._config.beat_interval_s,
-            self._config.lease_s,
+            self._rate.asked.beat_interval_s,
+            self._rate.asked.lease_s,
             is_fenced=self._writer.fenced_by is not None,
+            relay=self._relay_for(instance_ids),
         )
+
+    def _relay_for(self, instance_ids: Sequence[str]) -> str | None:
+        """Who beats in one message lives on one node: its relay may gather what they say from now on."""
+        known = self._roster.get(instance_ids[0]) if instance_ids else None
+        return None if known is None or known.node_id is None else self._expiry.watch.relay_of(known.node_id)
 
     async def report_dead_call(self, instance_id: str) -> Verdict:
         """A caller's call found the instance's actor dead: ask Ray, and believe nobody else. The verdict after it.
@@ -391,8 +420,8 @@ class Registry:
             term=self._writer.term,
             fenced_by=None if self._writer.fenced_by is None else self._writer.fenced_by.in_force,
             epoch=self._roster.epoch or None,
-            lease_s=self._config.lease_s,
-            beat_interval_s=self._config.beat_interval_s,
+            lease_s=self._roster.terms.lease_s,
+            beat_interval_s=self._rate.asked.beat_interval_s,
             instances={status.value: n for status, n in self._roster.count_by_status().items()},
             pending_changes=self._writer.pending_changes,
             pending_beats=self._writer.pending_beats,

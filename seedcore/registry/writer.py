@@ -337,7 +337,7 @@ class Writer:
             return
         self._next_epoch_check_s = now_s + self._config.epoch_check_s
         assert self._store is not None
-        await self._store.renew_term()
+        await self._store.renew_term(self._roster.terms.lease_s)
         epoch = await self._store.current_epoch()
         self._roster.set_epoch(epoch.name, epoch.number)
         for instance_id in await self._store.expire_old_epochs(self._config.sweep_limit):

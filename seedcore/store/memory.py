@@ -122,9 +122,11 @@ class MemoryStore:
         if self._term is not None and self._term != self._tables.term:
             raise FencedError(self._term, self._tables.term)
 
-    async def renew_term(self) -> None:
+    async def renew_term(self, lease_s: float) -> None:
+        check_lease(lease_s)
         self._fence()
         self._tables.term_seen_at = self._now()
+        self._tables.lease_s = lease_s
 
     async def renew_every_lease(self) -> None:
         self._fence()

@@ -165,8 +165,8 @@ class PostgresStore:
     def term(self) -> int | None:
         return self._term
 
-    async def renew_term(self) -> None:
-        await self._run("renew_term", {"term": self._term})
+    async def renew_term(self, lease_s: float) -> None:
+        await self._run("renew_term", {"term": self._term, "lease_s": check_lease(lease_s)})
 
     async def renew_every_lease(self) -> None:
         await self._run("renew_every_lease", {"term": self._term})

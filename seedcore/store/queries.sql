@@ -3,8 +3,8 @@
 -- begin_registry: a registry starts; answers the epoch it works in and its term
 select epoch, number, term from begin_registry(%(ray_cluster)s, %(epoch)s, %(lease_s)s, %(idle_s)s);
 
--- renew_term: the registry of this term is at work
-select renew_term(%(term)s);
+-- renew_term: the registry of this term is at work, with this lease
+select renew_term(%(term)s, %(lease_s)s);
 
 -- set_current_epoch: flip discovery in one step
 select set_current_epoch(fenced(%(term)s::bigint, %(epoch)s::text));

@@ -279,14 +279,14 @@ class WithoutPidfd(RayCluster):
 
     made = 0
 
-    async def make_relay(self, node_id: str) -> ActorHandle:
+    async def make_relay(self, node_id: str, name: str) -> ActorHandle:
         self.made += 1
         return ray.remote(Relay).options(num_cpus=0, max_restarts=0).remote((ActorStateWatch,))
 
 
 async def test_busy_actors_keep_nobody_from_being_watched(ray_cluster: Cluster) -> None:
     deaths: list[str] = []
-    cluster = WithoutPidfd()
+    cluster = WithoutPidfd("watched")
     watch = DeathWatch(lambda instance_id, *_: deaths.append(instance_id), cluster)
     actor_class: Any = ray.remote(Busy)
     handles = [actor_class.options(name=f"busy-{n}", namespace="watched", num_cpus=0).remote() for n in range(6)]
@@ -322,7 +322,7 @@ async def test_a_relay_is_made_while_the_gcs_hangs_without_holding_up_the_loop(r
     gcs = ray_cluster.head_node.all_processes["gcs_server"][0].process.pid
     # as the first relay of a process: its class is still to be exported
     deathwatch._relay_class.cache_clear()
-    cluster = RayCluster()
+    cluster = RayCluster("watched")
     longest_s = 0.0
 
     async def tick() -> None:
@@ -337,7 +337,7 @@ async def test_a_relay_is_made_while_the_gcs_hangs_without_holding_up_the_loop(r
     awakening = threading.Timer(1.5, os.kill, (gcs, signal.SIGCONT))
     awakening.start()
     try:
-        relay = await cluster.make_relay(ray_cluster.head_node.node_id)
+        relay = await cluster.make_relay(ray_cluster.head_node.node_id, "seedcore-relay-of-a-test")
         await relay.__ray_ready__.remote()
     finally:
         awakening.join()

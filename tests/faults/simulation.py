@@ -517,7 +517,7 @@ class SimCluster:
         await self._asked()
         return dict(self._world.nodes)
 
-    async def make_relay(self, node_id: str) -> SimHandle:
+    async def make_relay(self, node_id: str, name: str) -> SimHandle:
         relay = SimRelay(self._world, node_id, len(self._world.relays))
         self._world.relays.append(relay)
         return SimHandle(relay)
@@ -770,7 +770,7 @@ class History:
                 continue
             process = world.random.choice(living)
             chance = world.random.random()
-            if process.reporter is None or process.reporter._beating is None:
+            if process.reporter is None or not process.reporter._is_reporting:
                 continue
             if chance < 0.75:
                 wanted = Status.DRAINING if process.wanted is Status.ALIVE else Status.ALIVE

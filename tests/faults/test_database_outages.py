@@ -66,6 +66,8 @@ class NoWitness:
     problem: str | None = None
     relays = watched = 0
 
+    def relay_of(self, node_id: str) -> None: ...
+
     def start(self) -> None:
         """Nothing to begin."""
 

@@ -81,7 +81,7 @@ class LocalCluster:
     async def nodes(self) -> Mapping[str, bool]:
         return {"node": True}
 
-    async def make_relay(self, node_id: str) -> ActorHandle:
+    async def make_relay(self, node_id: str, name: str) -> ActorHandle:
         if self.fails_to_make:
             self.fails_to_make -= 1
             raise RuntimeError("the GCS said no")

@@ -43,6 +43,8 @@ class NobodyWatches:
     problem: str | None = None
     relays = watched = 0
 
+    def relay_of(self, node_id: str) -> None: ...
+
     def __init__(self, on_death: OnDeath) -> None:
         self.on_death = on_death
 

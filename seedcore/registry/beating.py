@@ -1,0 +1,185 @@
+"""One loop that beats for every agent of an event loop: those that are due together share a message.
+
+An agent with something of its own to say (changes not durable yet, a registration to complete) speaks for itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+import random
+from functools import partial
+from itertools import count
+from typing import Protocol
+from weakref import WeakKeyDictionary
+
+from seedcore.core.errors import RegistryError
+from seedcore.core.model import BeatAnswer
+from seedcore.registry.connection import RegistryConnection
+from seedcore.registry.outbox import MAX_BEATS_A_MESSAGE
+
+logger = logging.getLogger(__name__)
+
+_JITTER = 0.1
+_TOGETHER = 0.05  # of an interval: who is due so soon beats now
+_ALONE_AT_ONCE = 200
+
+
+class Beater(Protocol):
+    """An agent that beats."""
+
+    @property
+    def instance_id(self) -> str:
+        """Whose lease it is now."""
+        ...
+
+    @property
+    def pause_s(self) -> float:
+        """How long until the beat after this one, before jitter."""
+        ...
+
+    @property
+    def has_more_to_say(self) -> bool:
+        """Whether it must speak for itself."""
+        ...
+
+    async def beat_alone(self) -> None:
+        """Say everything that is to be said, and act on the answer. Raises nothing."""
+        ...
+
+    def take_answer(self, answer: BeatAnswer) -> None:
+        """Its lease is renewed."""
+        ...
+
+    def take_failure(self, error: RegistryError) -> None:
+        """Its beat was not taken."""
+        ...
+
+
+class BeatLoop:
+    """Everybody who beats over one connection in one event loop. The task runs while there is anybody."""
+
+    def __init__(self, connection: RegistryConnection) -> None:
+        self._connection = connection
+        self._due: list[tuple[float, int, Beater]] = []
+        self._beating: dict[Beater, int] = {}
+        self._serial = count(1)
+        self._woken = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._sending: set[asyncio.Task[None]] = set()
+        self._speaking: dict[Beater, asyncio.Task[None]] = {}
+        self._turn = asyncio.Semaphore(_ALONE_AT_ONCE)
+
+    def join(self, beater: Beater) -> None:
+        """Beat for it from now on, the first time after a pause."""
+        self._beating[beater] = 0
+        self._plan(beater)
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run(), name="beats")
+
+    def leave(self, beater: Beater) -> None:
+        """Beat for it no more. What is under way may still arrive."""
+        self._beating.pop(beater, None)
+        speaking = self._speaking.get(beater)
+        if speaking is not None:
+            speaking.cancel()
+        if not self._beating:
+            self._woken.set()
+
+    def _plan(self, beater: Beater) -> None:
+        if beater in self._beating:
+            due_s = _now_s() + beater.pause_s * random.uniform(1 - _JITTER, 1 + _JITTER)
+            # what was planned before for one that left and joined again is void
+            self._beating[beater] = serial = next(self._serial)
+            heapq.heappush(self._due, (due_s, serial, beater))
+            if self._due[0][2] is beater:
+                self._woken.set()
+
+    async def _run(self) -> None:
+        while self._beating:
+            self._woken.clear()
+            wait_s = self._due[0][0] - _now_s() if self._due else None
+            if wait_s is None or wait_s > 0:
+                await self._woken_or_after(wait_s)
+                continue
+            due = self._take_due()
+            together = [beater for beater in due if not beater.has_more_to_say]
+            for start in range(0, len(together), MAX_BEATS_A_MESSAGE):
+                self._send(together[start : start + MAX_BEATS_A_MESSAGE])
+            for beater in due:
+                if beater.has_more_to_say:
+                    self._speak(beater)
+
+    async def _woken_or_after(self, wait_s: float | None) -> None:
+        waiter = asyncio.ensure_future(self._woken.wait())
+        try:
+            await asyncio.wait({waiter}, timeout=wait_s)
+        finally:
+            waiter.cancel()
+
+    def _take_due(self) -> list[Beater]:
+        until_s = _now_s() + self._due[0][2].pause_s * _TOGETHER
+        due: list[Beater] = []
+        while self._due and self._due[0][0] <= until_s:
+            _, serial, beater = heapq.heappop(self._due)
+            if self._beating.get(beater) == serial:
+                due.append(beater)
+        return due
+
+    def _send(self, beaters: list[Beater]) -> None:
+        task = asyncio.create_task(self._beat_together(beaters), name="beats-together")
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+
+    async def _beat_together(self, beaters: list[Beater]) -> None:
+        by_id = {beater.instance_id: beater for beater in beaters}
+        lost: set[str] = set()
+        try:
+            answer = await self._connection.beat_many(list(by_id))
+        except RegistryError as error:
+            for beater in beaters:
+                beater.take_failure(error)
+        except Exception:
+            logger.exception("beats failed; the agents go on")
+        else:
+            lost = {*answer.unknown, *answer.dead}
+            for instance_id, beater in by_id.items():
+                if instance_id not in lost:
+                    beater.take_answer(answer)
+        for instance_id, beater in by_id.items():
+            if instance_id in lost:
+                self._speak(beater)
+            else:
+                self._plan(beater)
+
+    def _speak(self, beater: Beater) -> None:
+        """Let it speak for itself; what it hears then it acts on."""
+        if beater in self._beating:
+            task = asyncio.create_task(self._speak_in_turn(beater), name="beat-alone")
+            self._speaking[beater] = task
+            task.add_done_callback(partial(self._spoken, beater))
+
+    async def _speak_in_turn(self, beater: Beater) -> None:
+        async with self._turn:
+            await beater.beat_alone()
+
+    def _spoken(self, beater: Beater, task: asyncio.Task[None]) -> None:
+        if self._speaking.get(beater) is task:
+            del self._speaking[beater]
+            self._plan(beater)
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()
+
+
+_loops: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, BeatLoop]] = WeakKeyDictionary()
+
+
+def beat_loop(connection: RegistryConnection) -> BeatLoop:
+    """The loop of whoever beats over `connection` in the running event loop."""
+    loops = _loops.setdefault(asyncio.get_running_loop(), {})
+    if id(connection) not in loops:
+        loops[id(connection)] = BeatLoop(connection)
+    return loops[id(connection)]

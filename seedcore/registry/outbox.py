@@ -1,0 +1,133 @@
+"""Gathers what many callers say at once into few messages: one message on its way carries what came meanwhile.
+
+Used by every process for its agents, and by the relay of a node for its processes. Owns no truth: each caller waits for
+its own answer, and says it again where there is none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import islice
+
+from seedcore.core.errors import BacklogFullError, RegistryError
+from seedcore.core.model import BeatAnswer, Receipt, SequencedChange
+
+MAX_CHANGES_A_MESSAGE = 1000
+MAX_BEATS_A_MESSAGE = 10_000
+_CAPACITY = 100_000
+_IN_FLIGHT = 4
+
+Answered = Receipt | RegistryError
+
+
+class ChangeBox:
+    """Changes, each with its own receipt or refusal. Use from one event loop."""
+
+    def __init__(
+        self, send: Callable[[Sequence[SequencedChange]], Awaitable[Sequence[Answered]]], linger_s: float
+    ) -> None:
+        """`send` answers in the order of the changes; what it raises every caller of the message gets."""
+        self._send = send
+        self._linger_s = linger_s
+        self._waiting: deque[tuple[SequencedChange, asyncio.Future[Receipt]]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._sending: set[asyncio.Task[None]] = set()
+
+    async def say(self, change: SequencedChange) -> Receipt:
+        """The receipt of a change, or the error that refuses it. Raises BacklogFullError where too many wait."""
+        if len(self._waiting) >= _CAPACITY:
+            raise BacklogFullError(_CAPACITY)
+        answer: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
+        self._waiting.append((change, answer))
+        self._plan()
+        return await answer
+
+    def _plan(self) -> None:
+        if self._timer is None and self._waiting and len(self._sending) < _IN_FLIGHT:
+            self._timer = asyncio.get_running_loop().call_later(self._linger_s, self._flush)
+
+    def _flush(self) -> None:
+        self._timer = None
+        message = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_CHANGES_A_MESSAGE))]
+        task = asyncio.create_task(self._deliver(message), name="changes-sent")
+        self._sending.add(task)
+        task.add_done_callback(self._sent)
+        self._plan()
+
+    def _sent(self, task: asyncio.Task[None]) -> None:
+        self._sending.discard(task)
+        self._plan()
+
+    async def _deliver(self, message: Sequence[tuple[SequencedChange, asyncio.Future[Receipt]]]) -> None:
+        answers: Sequence[Answered | BaseException]
+        try:
+            answers = await self._send([change for change, _ in message])
+        except BaseException as error:
+            answers = [error] * len(message)
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            for (_, future), answer in zip(message, answers, strict=True):
+                if future.done():
+                    continue
+                if isinstance(answer, asyncio.CancelledError):
+                    future.cancel()
+                elif isinstance(answer, BaseException):
+                    future.set_exception(answer)
+                else:
+                    future.set_result(answer)
+
+
+class BeatBox:
+    """Beats: whoever beats within `linger_s` of another shares its message. Use from one event loop."""
+
+    def __init__(self, send: Callable[[Sequence[str]], Awaitable[BeatAnswer]], linger_s: float) -> None:
+        """`send` takes at most MAX_BEATS_A_MESSAGE ids."""
+        self._send = send
+        self._linger_s = linger_s
+        self._ids: dict[str, None] = {}
+        self._round: asyncio.Task[BeatAnswer] | None = None
+
+    async def say(self, instance_ids: Sequence[str]) -> BeatAnswer:
+        """The answer to these beats, with what concerns others left out. Raises what the message raised, or
+        BacklogFullError where too many wait."""
+        if len(self._ids) + len(instance_ids) > _CAPACITY:
+            raise BacklogFullError(_CAPACITY)
+        self._ids.update(dict.fromkeys(instance_ids))
+        if self._round is None:
+            self._round = asyncio.create_task(self._deliver(), name="beats-sent")
+            self._round.add_done_callback(_note_read)
+        # one caller's cancellation is not the others'
+        return _answer_for(instance_ids, await asyncio.shield(self._round))
+
+    async def _deliver(self) -> BeatAnswer:
+        await asyncio.sleep(self._linger_s)
+        self._round = None
+        ids, self._ids = self._ids, {}
+        waiting = iter(ids)
+        answer = await self._send(list(islice(waiting, MAX_BEATS_A_MESSAGE)))
+        while more := list(islice(waiting, MAX_BEATS_A_MESSAGE)):
+            answer = _joined(answer, await self._send(more))
+        return answer
+
+
+def _note_read(ended: asyncio.Task[BeatAnswer]) -> None:
+    # whoever waited may have gone: then its error is nobody's
+    if not ended.cancelled():
+        ended.exception()
+
+
+def _answer_for(instance_ids: Sequence[str], answer: BeatAnswer) -> BeatAnswer:
+    if not answer.unknown and not answer.dead:
+        return answer
+    mine = set(instance_ids)
+    return answer.with_lost(
+        tuple(instance_id for instance_id in answer.unknown if instance_id in mine),
+        tuple(instance_id for instance_id in answer.dead if instance_id in mine),
+    )
+
+
+def _joined(earlier: BeatAnswer, later: BeatAnswer) -> BeatAnswer:
+    return later.with_lost(earlier.unknown + later.unknown, earlier.dead + later.dead)

@@ -1,0 +1,104 @@
+"""A process's way to the relay of its node: found when the registry names it, left for a while when it is silent."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+from ray.exceptions import RayError, RayTaskError
+
+from seedcore.core.errors import (
+    DirectoryUnavailableError,
+    InvalidInputError,
+    RegistryError,
+    RegistryUnavailableError,
+    first_line,
+)
+from seedcore.core.model import BeatAnswer
+from seedcore.core.waiting import within
+from seedcore.registry.lookup import ActorHandle, find_actor
+
+logger = logging.getLogger(__name__)
+
+_REST_S = 5.0
+_PATIENCE_S = 1.0
+
+
+class RelayFinder:
+    """The relay in use, if any. Safe to use from several event loops of a process."""
+
+    def __init__(self, namespace: str, call_timeout_s: float) -> None:
+        self._namespace = namespace
+        self._call_timeout_s = call_timeout_s
+        self._name: str | None = None
+        self._patience_s = _PATIENCE_S
+        self._rests_until_s = 0.0
+        self._looking: asyncio.Task[None] | None = None
+        self.relay: ActorHandle | None = None
+
+    def learn(self, answer: BeatAnswer) -> None:
+        """Take what the registry says of the relay on this node; it is looked up in the background."""
+        # a silent relay must not cost a beat so much time that its agent is late
+        self._patience_s = min(_PATIENCE_S, answer.beat_interval_s / 8)
+        if answer.relay == self._name or time.monotonic() < self._rests_until_s:
+            return
+        self.forget()
+        if answer.relay is not None:
+            self._name = answer.relay
+            self._looking = asyncio.create_task(self._look_up(answer.relay), name="relay-found")
+
+    def forget(self) -> None:
+        """Use none until another is named."""
+        self._name, self.relay = None, None
+
+    def rest(self, error: RegistryUnavailableError) -> None:
+        """It failed: speak to the registry itself for a while."""
+        logger.info("the relay of this node is not used for %g s: %s", _REST_S, error.why)
+        self.forget()
+        self._rests_until_s = time.monotonic() + _REST_S
+
+    async def ask(self, relay: ActorHandle, method: str, said: object) -> Any:
+        """The relay's answer. Raises RegistryUnavailableError where it, or the registry behind it, gives none."""
+        asked = asyncio.ensure_future(result_of(getattr(relay, method).remote(said)))
+        try:
+            done, _ = await asyncio.wait({asked}, timeout=self._patience_s)
+            if not done:
+                # busy with the registry, or silent itself
+                await within(result_of(relay.__ray_ready__.remote()), self._patience_s)
+            return await within(asked, self._call_timeout_s)
+        except asyncio.TimeoutError:
+            raise RegistryUnavailableError("no answer from the relay") from None
+        except RayTaskError as error:
+            raise cause_of(error, method) from None
+        except RayError as error:
+            raise RegistryUnavailableError(f"no relay: {first_line(error)}") from None
+        finally:
+            asked.cancel()
+
+    async def _look_up(self, name: str) -> None:
+        try:
+            relay = await find_actor(name, self._namespace, self._call_timeout_s)
+        except DirectoryUnavailableError as error:
+            logger.debug("the relay is not found: %s", error)
+            relay = None
+        if self._name == name:
+            self.relay = relay
+            if relay is None:
+                self._name = None
+
+
+async def result_of(reference: Any) -> Any:
+    """What a Ray call answers, as a coroutine."""
+    return await reference
+
+
+def cause_of(error: RayTaskError, method: str) -> RegistryError:
+    """The registry's own error, out of what Ray wraps it in."""
+    cause = error.cause
+    if isinstance(cause, RegistryError):
+        return cause
+    if isinstance(cause, TypeError):
+        return InvalidInputError(method, str(cause))
+    return RegistryUnavailableError(f"{method} failed inside the actor: {cause!r}")
