@@ -1,7 +1,8 @@
 """The feed: every change of who lives and as what, in order, without gaps, as far back as it reaches.
 
 A follower lists once (`list_active`), then asks for what came after the version it has. Where the feed does not reach
-back that far, is another registry's, or the epoch was flipped, it is told to list again. Beats are no changes.
+back that far, is another registry's, or the epoch was flipped, it is told to list again. Beats are no changes; what
+their absence makes of an instance (`late`, `suspect`) is.
 """
 
 from __future__ import annotations
@@ -11,16 +12,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 
-from seedcore.core.model import Instance, InstanceFilter
+from seedcore.core.model import Instance, InstanceFilter, Verdict
 
 
 @dataclass(frozen=True, slots=True)
 class FeedChange:
-    """What became of an instance at a version; `instance` None: it is dead, unknown, or not selected any more."""
+    """What became of an instance at a version; `instance` None: it is dead, unknown, or not selected any more.
+    `verdict` is what its beats say of it."""
 
     version: int
     instance_id: str
     instance: Instance | None
+    verdict: Verdict = Verdict.FRESH
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,7 @@ class FeedBatch:
 class _Entry:
     before: Instance | None
     after: Instance | None
+    verdict: Verdict
 
     def selected_by(self, wanted: InstanceFilter, epoch: str) -> bool:
         """Whether it concerns who wants these: a step into the selection, within it, or out of it."""
@@ -51,7 +55,8 @@ class _Entry:
         """The same for a follower who wants these."""
         some = self.after if self.after is not None else self.before
         assert some is not None
-        return FeedChange(version, some.instance_id, self.after if _is_wanted(self.after, wanted, epoch) else None)
+        after = self.after if _is_wanted(self.after, wanted, epoch) else None
+        return FeedChange(version, some.instance_id, after, self.verdict)
 
 
 class Feed:
@@ -65,25 +70,25 @@ class Feed:
         self.version = 0
         self.epoch = ""
         self._entries: deque[_Entry] = deque(maxlen=capacity)
-        self._followers: dict[int, tuple[InstanceFilter, Callable[[], None]]] = {}
+        self._followers: dict[int, tuple[InstanceFilter, Callable[[], None]] | None] = {}
         self._serial = 0
 
-    def append(self, before: Instance | None, after: Instance | None) -> None:
-        """Note a change of an instance; None: it was, or is, not there."""
+    def append(self, before: Instance | None, after: Instance | None, verdict: Verdict = Verdict.FRESH) -> None:
+        """Note a change of an instance, or of the verdict on it; None: it was, or is, not there."""
         self.version += 1
-        entry = _Entry(before, after)
+        entry = _Entry(before, after, verdict)
         self._entries.append(entry)
-        for wanted, wake in list(self._followers.values()):
-            if entry.selected_by(wanted, self.epoch):
-                wake()
+        for number, waiting in self._followers.items():
+            if waiting is not None and entry.selected_by(waiting[0], self.epoch):
+                self._wake(number)
 
     def start_over(self, epoch: str) -> None:
         """Listings show another epoch from now on: everybody has to list again."""
         self.version += 1
         self.epoch = epoch
         self._entries.clear()
-        for _, wake in list(self._followers.values()):
-            wake()
+        for number in self._followers:
+            self._wake(number)
 
     def since(self, stream: str | None, version: int, wanted: InstanceFilter) -> FeedBatch:
         """What came after `version` of `stream`, of whom `wanted` selects, their leases apart."""
@@ -99,7 +104,7 @@ class Feed:
         return FeedBatch(self.stream, version, self.version, self.epoch, changes)
 
     def follow(self, wanted: InstanceFilter, wake: Callable[[], None]) -> int:
-        """Call `wake` at each change that `wanted` selects, until `unfollow` of the number returned."""
+        """Call `wake` once, at the next change that `wanted` selects; count as a follower until `unfollow`."""
         self._serial += 1
         self._followers[self._serial] = (wanted, wake)
         return self._serial
@@ -107,6 +112,13 @@ class Feed:
     def unfollow(self, number: int) -> None:
         """Wake no more."""
         self._followers.pop(number, None)
+
+    def _wake(self, number: int) -> None:
+        waiting = self._followers[number]
+        if waiting is not None:
+            # once is enough: it comes back when it has read
+            self._followers[number] = None
+            waiting[1]()
 
     @property
     def followers(self) -> int:

@@ -358,7 +358,8 @@ class Listing(Sequence[Instance]):
 
     `next_cursor` continues the listing and is None on the last page. `complete` False means that the source
     knows it may be missing some (it is recovering, or it is Ray's bare listing). `stream` names the feed that goes on
-    from `version`, where there is one.
+    from `version`, where there is one. `verdicts` are of those items, by instance id, that the feed does not tell as
+    fresh.
     """
 
     items: tuple[Instance, ...]
@@ -368,6 +369,7 @@ class Listing(Sequence[Instance]):
     complete: bool
     next_cursor: str | None = None
     stream: str | None = None
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
 
     @overload
     def __getitem__(self, index: int) -> Instance: ...

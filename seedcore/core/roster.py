@@ -6,7 +6,7 @@ travel, the wall clock (`at`). Of the dead only ids and causes are remembered, a
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -55,11 +55,14 @@ class Roster:
         self.feed = feed if feed is not None else Feed("", 0)
         self._capacity = capacity
         self._live: dict[str, Instance] = {}
+        # longest ago first, but for those that were given a time that is still to come: the silent are found without
+        # looking at everybody
         self._heard: dict[str, float] = {}
+        self._told: dict[str, Verdict] = {}
         self._by_logical: dict[str, dict[str, None]] = {}
         self._dead: OrderedDict[str, str | None] = OrderedDict()
         self._last_cause: OrderedDict[str, str | None] = OrderedDict()
-        self._order: list[tuple[str, str]] | None = []
+        self._order: list[tuple[str, str]] = []
         self._doubted: set[str] = set()
         self._strangers: dict[str, datetime] = {}
         self._epoch_number = 0
@@ -131,8 +134,11 @@ class Roster:
     def adopt(self, instance: Instance, now_s: float) -> None:
         """Take over what the store knows. A living instance gets a whole lease: nobody listened to it so far.
 
-        What we hold already wins unless the store is ahead of it.
+        What we hold already wins unless the store is ahead of it; whom we hold for dead stays so, here and, with the
+        next comparison, in the store.
         """
+        if instance.instance_id in self._dead:
+            return
         known = self._live.get(instance.instance_id)
         if known is not None and known.logical_id != instance.logical_id:
             self.overwrite(instance, now_s)
@@ -167,6 +173,12 @@ class Roster:
             self._unlink(known)
             self.feed.append(known, None)
 
+    def forget_everybody(self) -> None:
+        """Know nobody any more, dead or alive."""
+        for instance_id in self.ids():
+            self.forget(instance_id)
+        self._dead.clear()
+
     def set_epoch(self, epoch: str, number: int = 0, *, is_anew: bool = False) -> None:
         """Make `epoch` the one that listings and resolution show, in one step.
 
@@ -189,18 +201,24 @@ class Roster:
     def renew(self, instance_ids: Sequence[str], now_s: float) -> Renewal:
         """Note that these were heard."""
         live = self._live
-        lost = [instance_id for instance_id in instance_ids if instance_id not in live]
+        lost: list[str] = []
+        heard = self._heard
+        for instance_id in instance_ids:
+            if instance_id in live:
+                del heard[instance_id]
+                heard[instance_id] = now_s
+            else:
+                lost.append(instance_id)
         if self._strangers:
             for instance_id in instance_ids:
                 self._strangers.pop(instance_id, None)
-        if not lost:
-            self._heard.update(dict.fromkeys(instance_ids, now_s))
+        if self._doubted:
             self._doubted.difference_update(instance_ids)
+        if self._told:
+            for instance_id in self._told.keys() & instance_ids:
+                self._tell(instance_id, Verdict.FRESH)
+        if not lost:
             return Renewal((), ())
-        for instance_id in instance_ids:
-            if instance_id in live:
-                self._heard[instance_id] = now_s
-        self._doubted.difference_update(instance_ids)
         return Renewal(
             unknown=tuple(instance_id for instance_id in lost if instance_id not in self._dead),
             dead=tuple(instance_id for instance_id in lost if instance_id in self._dead),
@@ -236,12 +254,13 @@ class Roster:
         known, now = self._strangers.get(instance_id), beats.get(instance_id)
         if known is not None and now is not None and now > known:
             self._strangers[instance_id] = now
-            self._heard[instance_id] = now_s
+            self._hear(instance_id, now_s)
 
     def doubt(self, instance_id: str) -> None:
         """Note that a caller found its actor dead: suspect until it is heard again."""
         if instance_id in self._live:
             self._doubted.add(instance_id)
+            self._tell(instance_id, Verdict.SUSPECT)
 
     def verdict(self, instance_id: str, now_s: float) -> Verdict:
         """What we believe of an instance; `unknown` of one that is not live here, `suspect` when its lease is over."""
@@ -261,16 +280,51 @@ class Roster:
     def lapsed(self, now_s: float, limit: int) -> list[tuple[str, float]]:
         """Up to `limit` instances whose lease is over, the most silent first, with their silence in seconds."""
         over = [
-            (instance_id, now_s - heard)
-            for instance_id, heard in self._heard.items()
-            if self.terms.has_lapsed(now_s - heard)
+            (instance_id, silence_s)
+            for instance_id, silence_s in self._silences(now_s)
+            if self.terms.has_lapsed(silence_s)
         ]
         over.sort(key=lambda pair: -pair[1])
         return over[:limit]
 
     def count_silent(self, now_s: float) -> int:
         """How many have missed two beats or more."""
-        return sum(self.terms.beats(now_s - heard) in _SILENT for heard in self._heard.values())
+        return sum(self.terms.beats(silence_s) in _SILENT for _, silence_s in self._silences(now_s))
+
+    def tell_verdicts(self, now_s: float) -> None:
+        """Tell those who follow the feed who is fresh no more, and who is again."""
+        silent = {instance_id for instance_id, _ in self._silences(now_s)}
+        for instance_id in silent | self._told.keys():
+            self._tell(instance_id, self.verdict(instance_id, now_s))
+
+    def verdicts_told(self, instances: Sequence[Instance]) -> dict[str, Verdict]:
+        """Those of them that are not fresh, as the feed has told it so far."""
+        told = self._told
+        return {row.instance_id: told[row.instance_id] for row in instances if row.instance_id in told}
+
+    def _silences(self, now_s: float) -> Iterator[tuple[str, float]]:
+        """Who is not fresh, with the seconds of silence."""
+        terms = self.terms
+        for instance_id, heard in self._heard.items():
+            if terms.beats(now_s - heard) is Beats.FRESH:
+                # all behind were heard later
+                return
+            yield instance_id, now_s - heard
+
+    def _hear(self, instance_id: str, heard_s: float) -> None:
+        if self._heard.get(instance_id) != heard_s:
+            self._heard.pop(instance_id, None)
+            self._heard[instance_id] = heard_s
+
+    def _tell(self, instance_id: str, verdict: Verdict) -> None:
+        if verdict is self._told.get(instance_id, Verdict.FRESH):
+            return
+        if verdict is Verdict.FRESH:
+            del self._told[instance_id]
+        else:
+            self._told[instance_id] = verdict
+        instance = self._live[instance_id]
+        self.feed.append(instance, instance, verdict)
 
     # Reading
 
@@ -330,8 +384,6 @@ class Roster:
         return counts
 
     def _behind(self, after: tuple[str, str]) -> Iterator[Instance]:
-        if self._order is None:
-            self._order = sorted((row.logical_id, row.instance_id) for row in self._live.values())
         for index in range(bisect_right(self._order, after), len(self._order)):
             yield self._live[self._order[index][1]]
 
@@ -344,13 +396,13 @@ class Roster:
             return
         if known is None:
             self._by_logical.setdefault(instance.logical_id, {})[instance.instance_id] = None
-            self._order = None
+            insort(self._order, (instance.logical_id, instance.instance_id))
         if _whereabouts(instance) != _whereabouts(known):
             self.on_appear(instance)
         self._live[instance.instance_id] = instance
-        self._heard[instance.instance_id] = heard_s
+        self._hear(instance.instance_id, heard_s)
         if instance != known:
-            self.feed.append(known, instance)
+            self.feed.append(known, instance, self._told.get(instance.instance_id, Verdict.FRESH))
 
     def _bury(self, instance: Instance) -> None:
         if self._live.pop(instance.instance_id, None) is not None:
@@ -366,6 +418,7 @@ class Roster:
 
     def _unlink(self, instance: Instance) -> None:
         self._heard.pop(instance.instance_id, None)
+        self._told.pop(instance.instance_id, None)
         self._doubted.discard(instance.instance_id)
         self._strangers.pop(instance.instance_id, None)
         self.on_vanish(instance.instance_id)
@@ -373,7 +426,7 @@ class Roster:
         siblings.pop(instance.instance_id, None)
         if not siblings:
             del self._by_logical[instance.logical_id]
-        self._order = None
+        del self._order[bisect_left(self._order, (instance.logical_id, instance.instance_id))]
 
 
 def _remember(causes: OrderedDict[str, str | None], key: str, cause: str | None) -> None:

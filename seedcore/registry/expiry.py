@@ -111,7 +111,9 @@ class Expiry:
         self._rate.note(len(self._roster), now_s)
         self._roster.terms = self._rate.judged
         hears_all = await self._listen_in_the_database(now_s)
-        now_s = self._clock.monotonic()
+        # we may have been stalled while the database was asked
+        now_s = self.attentive_now_s()
+        self._roster.tell_verdicts(now_s)
         lapsed = self._roster.lapsed(now_s, len(self._roster))
         was_frozen = self._lateness.is_frozen
         silent = self._roster.count_silent(now_s)
@@ -178,10 +180,14 @@ class Expiry:
 
     async def _ask_about(self, silent: Instance) -> Witness:
         # an actor runs one process at a time; who is fresh has beaten, unless we made everybody fresh of late
+        now_s = self.attentive_now_s()
         amnesty_s = max(self._amnesty_s, self._writer.recovered_s + self._config.reconnect_grace_s)
-        is_earned = self._clock.monotonic() - amnesty_s > self._roster.terms.lease_s
+        is_earned = now_s - amnesty_s > self._roster.terms.lease_s
         if silent.actor_id is not None and any(
-            is_earned and other.actor_id == silent.actor_id and self._verdict(other) is Verdict.FRESH
+            is_earned
+            and other.instance_id != silent.instance_id
+            and other.actor_id == silent.actor_id
+            and self._roster.verdict(other.instance_id, now_s) is Verdict.FRESH
             for other in self._roster.instances_of(silent.logical_id)
         ):
             return Witness.GONE

@@ -78,6 +78,8 @@ logger = logging.getLogger(__name__)
 
 HISTORY_LIMIT = 20
 MAX_FEED_WAIT_S = 30.0
+_FEED_ANSWERS_A_S = 1000.0
+_FEED_LINGER_MAX_S = 0.5
 
 
 class Registry:
@@ -323,6 +325,7 @@ class Registry:
             complete=self._writer.is_complete,
             next_cursor=encode_cursor(rows[-1]) if has_more else None,
             stream=self._roster.feed.stream,
+            verdicts=self._roster.verdicts_told(rows),
         )
 
     async def changes(
@@ -361,6 +364,8 @@ class Registry:
         number = feed.follow(wanted, news.set)
         try:
             await within(news.wait(), wait_s)
+            # many followers are answered more rarely, with more each time: together they get so many answers a second
+            await asyncio.sleep(min(_FEED_LINGER_MAX_S, feed.followers / _FEED_ANSWERS_A_S))
         except asyncio.TimeoutError:
             pass
         finally:

@@ -304,8 +304,7 @@ class Writer:
         heard_s = self._clock.monotonic() + self._config.reconnect_grace_s
         if self.fenced_by is not None:
             # what we held and another may have changed, or never was committed, is worth nothing any more
-            for instance_id in self._roster.ids():
-                self._roster.forget(instance_id)
+            self._roster.forget_everybody()
         for instance in loaded:
             self._roster.adopt(instance, heard_s)
         self._next_compare_s = 0.0

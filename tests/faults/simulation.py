@@ -491,7 +491,7 @@ class SimRelay:
         await asyncio.sleep(world.random.uniform(0.001, 0.01))
         if not self.is_up:
             await asyncio.sleep(world.random.uniform(0.0, 0.2))
-            raise ActorDiedError("simulated: the relay is dead")
+            raise ActorDiedError
         if method == "__ray_ready__":
             await asyncio.sleep(world.random.uniform(0.1, 0.6))
             return None
@@ -499,7 +499,7 @@ class SimRelay:
             self._relay = Relay((self._make,))
         result = await world.loop.run_in(self.name, getattr(self._relay, method)(*args))
         if not self.is_up or world.happens(world.lost_share):
-            raise ActorDiedError("simulated: the answer was lost with its relay")
+            raise ActorDiedError
         return result
 
     def kill(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -91,19 +92,29 @@ def test_an_unrelated_change_wakes_nobody_who_selected_others() -> None:
     feed = Feed("here", 100)
     feed.start_over("epoch-1")
     woken: list[str] = []
-    feed.follow(InstanceFilter(statuses=None, organ_id="left"), lambda: woken.append("left"))
-    number = feed.follow(InstanceFilter(statuses=None, organ_id="right"), lambda: woken.append("right"))
-    feed.follow(EVERYBODY, lambda: woken.append("all"))
+    numbers: dict[str, int] = {}
+
+    def follow_again() -> None:
+        for name, organ_id in (("left", "left"), ("right", "right"), ("all", None)):
+            feed.unfollow(numbers.get(name, 0))
+            wanted = InstanceFilter(statuses=None, organ_id=organ_id)
+            numbers[name] = feed.follow(wanted, partial(woken.append, name))
+
+    follow_again()
     left = instance(1, organ_id="left")
     feed.append(None, left)
     assert woken == ["left", "all"]
+    # once, until they have read it
     feed.append(left, turned(left, Status.DRAINING))
-    assert woken == ["left", "all"] * 2
+    assert woken == ["left", "all"]
+    assert feed.followers == 3
+    follow_again()
     # who leaves a selection concerns it too
     feed.append(left, replace(left, organ_id="right"))
-    assert woken == [*["left", "all"] * 2, "left", "right", "all"]
-    feed.unfollow(number)
-    feed.unfollow(number)
+    assert woken == ["left", "all", "left", "right", "all"]
+    follow_again()
+    feed.unfollow(numbers["right"])
+    feed.unfollow(numbers["right"])
     woken.clear()
     feed.append(None, instance(2, organ_id="right"))
     # a fleet that is staged is not shown

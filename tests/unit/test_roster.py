@@ -197,6 +197,18 @@ def test_adopted_instance_gets_a_whole_lease(roster: Roster) -> None:
     assert roster.lapsed(65.1, 10) != []
 
 
+def test_adoption_revives_nobody_whose_death_is_not_in_the_store_yet(roster: Roster) -> None:
+    roster.adopt(instance(1), 0.0)
+    roster.set_status(StatusChange(iid(1), Status.DEAD, cause="its node died", number=1), 1.0, START)
+    roster.adopt(instance(1), 2.0)
+    assert iid(1) not in roster
+    assert roster.is_dead(iid(1))
+    # after another registry has written nothing of ours counts
+    roster.forget_everybody()
+    roster.adopt(instance(1), 3.0)
+    assert iid(1) in roster
+
+
 def test_what_the_agent_told_us_later_survives_adoption(roster: Roster) -> None:
     enter(roster, 1)
     roster.set_status(turns(1, Status.DRAINING, 3), 0.0, START)

@@ -147,6 +147,23 @@ async def test_repeated_questions_after_a_stall_credit_it_once(registry: Registr
     assert (await registry.health()).credited_s < 7.0
 
 
+async def test_a_stall_while_expiry_is_frozen_makes_nobody_the_proof_of_his_own_death(
+    registry: Registry, elapsed: Elapsed
+) -> None:
+    await registry.register(replace(joins(2).registration, actor_id="ab", actor_name="actor", namespace="ns"))
+    for _ in range(400):
+        elapsed.now_s += 0.1
+        registry._expiry.attentive_now_s()
+        await registry.beat(iid(2))
+    silent = registry._roster.get(iid(2))
+    assert silent is not None
+    elapsed.now_s += 60.0
+    # the stall is credited only when Ray is to be asked: the silent one is fresh again
+    assert [instance_id for instance_id, _ in registry._roster.lapsed(elapsed.now_s, 2)] == [iid(1), iid(2)]
+    assert await registry._expiry._ask_about(silent) is Witness.UNKNOWN
+    assert registry._roster.verdict(iid(2), elapsed.now_s) is Verdict.FRESH
+
+
 async def test_a_follower_lists_once_and_then_gets_every_change(registry: Registry) -> None:
     first = await registry.changes(None, 0)
     assert first.is_reset
