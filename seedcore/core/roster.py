@@ -110,7 +110,8 @@ class Roster:
             self._put(first_registration(change, epoch, at), now_s)
             return Outcome(OutcomeKind.APPLIED, Status.STARTING, epoch)
         outcome, row = apply_registration(known, change, at)
-        if row is not known:
+        if outcome.kind is OutcomeKind.UNCHANGED:
+            # also a replay says that it lives
             self._strangers.pop(known.instance_id, None)
             self._put(row, now_s)
         return outcome
@@ -123,12 +124,12 @@ class Roster:
                 return Outcome(OutcomeKind.DEAD, Status.DEAD, None, self._dead[change.instance_id])
             return Outcome(OutcomeKind.UNKNOWN)
         outcome, row = apply_status(known, change, at)
-        if row is not known:
-            heard = self._heard[known.instance_id]
-            if change.seq is not None:
-                heard = now_s
-                self._strangers.pop(known.instance_id, None)
-            self._put(row, heard)
+        heard = self._heard[known.instance_id]
+        if change.seq is not None:
+            # the agent itself, be it with a replay
+            heard = now_s
+            self._strangers.pop(known.instance_id, None)
+        self._put(row, heard)
         return outcome
 
     def adopt(self, instance: Instance, now_s: float) -> None:
@@ -397,11 +398,11 @@ class Roster:
         if known is None:
             self._by_logical.setdefault(instance.logical_id, {})[instance.instance_id] = None
             insort(self._order, (instance.logical_id, instance.instance_id))
-        if _whereabouts(instance) != _whereabouts(known):
+        if instance is not known and _whereabouts(instance) != _whereabouts(known):
             self.on_appear(instance)
         self._live[instance.instance_id] = instance
         self._hear(instance.instance_id, heard_s)
-        if instance != known:
+        if instance is not known and instance != known:
             self.feed.append(known, instance, self._told.get(instance.instance_id, Verdict.FRESH))
 
     def _bury(self, instance: Instance) -> None:

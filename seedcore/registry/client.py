@@ -137,7 +137,9 @@ class RegistryClient:
 
     @property
     def has_more_to_say(self) -> bool:
-        """Whether its next beat has more to it than the beat."""
+        """Whether its next beat has more to it than the beat; not while that is being said."""
+        if self._delivering.locked():
+            return False
         return bool(self._undelivered) or self._status is None or self._is_to_complete()
 
     @property

@@ -41,7 +41,7 @@ class RelayFinder:
     def learn(self, answer: BeatAnswer) -> None:
         """Take what the registry says of the relay on this node; it is looked up in the background."""
         # a silent relay must not cost a beat so much time that its agent is late
-        self._patience_s = min(_PATIENCE_S, answer.beat_interval_s / 8)
+        self._patience_s = min(_PATIENCE_S, answer.beat_interval_s / 4)
         if answer.relay == self._name or time.monotonic() < self._rests_until_s:
             return
         self.forget()
@@ -59,14 +59,17 @@ class RelayFinder:
         self.forget()
         self._rests_until_s = time.monotonic() + _REST_S
 
-    async def ask(self, relay: ActorHandle, method: str, said: object) -> Any:
-        """The relay's answer. Raises RegistryUnavailableError where it, or the registry behind it, gives none."""
+    async def ask(self, relay: ActorHandle, method: str, said: object, *, is_urgent: bool = False) -> Any:
+        """The relay's answer; at once where it is urgent, and within the bound of a call where the database may take
+        its time. Raises RegistryUnavailableError where it, or the registry behind it, gives none."""
         asked = asyncio.ensure_future(result_of(getattr(relay, method).remote(said)))
         try:
             done, _ = await asyncio.wait({asked}, timeout=self._patience_s)
+            if not done and is_urgent:
+                raise RegistryUnavailableError(f"no answer from the relay within {self._patience_s:g} s")
             if not done:
                 # busy with the registry, or silent itself
-                await within(result_of(relay.__ray_ready__.remote()), self._patience_s)
+                await within(result_of(relay.__ray_ready__.remote()), self._patience_s / 2)
             return await within(asked, self._call_timeout_s)
         except asyncio.TimeoutError:
             raise RegistryUnavailableError("no answer from the relay") from None

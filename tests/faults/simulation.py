@@ -45,12 +45,24 @@ from seedcore.core.errors import (
     DirectoryUnavailableError,
     FencedError,
     RegistryError,
+    RegistryReplacedError,
     RegistryUnavailableError,
     StoreUnavailableError,
 )
 from seedcore.core.feed import FeedBatch
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Answer, Instance, Listing, OutcomeKind, Receipt, Registration, Resolution, StatusChange
+from seedcore.core.model import (
+    Answer,
+    Instance,
+    Listing,
+    OutcomeKind,
+    Receipt,
+    RegisterChange,
+    Registration,
+    Resolution,
+    SequencedChange,
+    StatusChange,
+)
 from seedcore.core.waiting import within
 from seedcore.registry.client import RegistryClient
 from seedcore.registry.clock import Clock
@@ -154,6 +166,18 @@ class World:
             if instance_id in process.instance_ids:
                 return process
         return None
+
+    def process(self, name: str) -> Process | None:
+        return next((process for process in self.processes if process.name == name), None)
+
+    def relay_of(self, caller: str) -> SimRelay | None:
+        """The relay that an agent speaks to, where it knows one."""
+        process = self.process(caller)
+        if process is None or self.is_cut(caller) or self.random.random() < 0.4:
+            return None
+        return next(
+            (relay for relay in reversed(self.relays) if relay.is_up and relay.node_id == process.node_id), None
+        )
 
     def office(self) -> Office | None:
         """The registry that has the name: the last one started, never an older one again."""
@@ -279,11 +303,54 @@ class World:
 
 
 class SimConnection:
-    """The registry's methods over a network that loses, delays, repeats and reorders."""
+    """The registry's methods over a network that loses, delays, repeats and reorders.
+
+    What an agent says goes by the relay of its node, now and then, and to the registry where that fails: as in
+    RegistryConnection.
+    """
 
     def __init__(self, world: World, caller: str) -> None:
         self._world = world
         self._caller = caller
+
+    async def beat(self, instance_id: str) -> Any:
+        return await self.beat_many([instance_id])
+
+    async def beat_many(self, instance_ids: Sequence[str]) -> Any:
+        relay = self._world.relay_of(self._caller)
+        if relay is not None:
+            try:
+                return await within(relay.call("beat_many", instance_ids), BEAT_S / 4)
+            except (ActorDiedError, RegistryUnavailableError, asyncio.TimeoutError):
+                pass
+        return await self._call("beat_many", instance_ids)
+
+    async def register(self, registration: Registration, seq: int) -> Any:
+        process = self._world.process(self._caller)
+        if process is not None and registration.instance_id not in process.instance_ids:
+            process.instance_ids.append(registration.instance_id)
+        return await self._say(SequencedChange(RegisterChange(registration, seq)), "register", registration, seq)
+
+    async def set_status(
+        self, instance_id: str, status: Status, seq: int | None, cause: str | None, *, after: str | None = None
+    ) -> Any:
+        change = SequencedChange(StatusChange(instance_id, status, seq, cause), after)
+        return await self._say(change, "set_status", instance_id, status, seq, cause, after=after)
+
+    async def _say(self, change: SequencedChange, method: str, *args: Any, **kwargs: Any) -> Any:
+        relay = None if change.change.seq is None else self._world.relay_of(self._caller)
+        if relay is not None:
+            try:
+                [answer] = await within(relay.call("deliver", [change]), CALL_TIMEOUT_S)
+            except RegistryReplacedError:
+                raise
+            except (ActorDiedError, RegistryUnavailableError, asyncio.TimeoutError):
+                pass
+            else:
+                if isinstance(answer, RegistryError):
+                    raise answer
+                return answer
+        return await self._call(method, *args, **kwargs)
 
     def __getattr__(self, method: str) -> Callable[..., Coroutine[Any, Any, Any]]:
         async def call(*args: Any, **kwargs: Any) -> Any:
@@ -293,11 +360,6 @@ class SimConnection:
 
     async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         world = self._world
-        if method == "register":
-            process = next((one for one in world.processes if one.name == self._caller), None)
-            registration: Registration = args[0]
-            if process is not None and registration.instance_id not in process.instance_ids:
-                process.instance_ids.append(registration.instance_id)
         office = world.route(self._caller)
         await asyncio.sleep(world.random.uniform(0.001, 0.02))
         if office is None or not office.is_up or world.is_cut(self._caller) or world.happens(world.lost_share):
@@ -496,7 +558,7 @@ class SimRelay:
             await asyncio.sleep(world.random.uniform(0.1, 0.6))
             return None
         if self._relay is None:
-            self._relay = Relay((self._make,))
+            self._relay = Relay((self._make,), SimConnection(world, self.name), BEAT_S / 20)  # type: ignore[arg-type]
         result = await world.loop.run_in(self.name, getattr(self._relay, method)(*args))
         if not self.is_up or world.happens(world.lost_share):
             raise ActorDiedError
@@ -562,7 +624,7 @@ class Office:
             lease_s=LEASE_S,
             flush_interval_s=0.5,
             durable_wait_s=1.0,
-            reconnect_grace_s=CALL_TIMEOUT_S,
+            reconnect_grace_s=CALL_TIMEOUT_S + BEAT_S / 4,
             retry_max_s=1.0,
             epoch_check_s=2.0,
             term_idle_s=6.0,
@@ -601,6 +663,10 @@ class Office:
         result = await getattr(self.registry, method)(*args, **kwargs)
         if isinstance(result, Receipt):
             world.check_receipt(result, Status(args[1]) if method == "set_status" else None)
+        if method == "deliver":
+            for (change, _), receipt in zip(args[0], result, strict=True):
+                if isinstance(receipt, Receipt):
+                    world.check_receipt(receipt, change.status if isinstance(change, StatusChange) else None)
         if isinstance(result, FeedBatch):
             roster = self.registry._roster
             world.held_at[result.stream, result.version] = {

@@ -209,6 +209,18 @@ def test_adoption_revives_nobody_whose_death_is_not_in_the_store_yet(roster: Ros
     assert iid(1) in roster
 
 
+def test_what_an_agent_says_again_renews_its_lease_and_what_others_say_does_not(roster: Roster) -> None:
+    roster.register(joins(1), 0.0, START)
+    roster.set_status(StatusChange(iid(1), Status.ALIVE, 2), 0.0, START)
+    roster.set_status(StatusChange(iid(1), Status.DRAINING, number=1), 10.0, START)
+    assert roster.silence_s(iid(1), 10.0) == 10.0
+    roster.register(joins(1), 11.0, START)
+    assert roster.silence_s(iid(1), 11.0) == 0.0
+    roster.set_status(StatusChange(iid(1), Status.ALIVE, 2), 12.0, START)
+    assert roster.silence_s(iid(1), 12.0) == 0.0
+    assert roster.instances_of("agent")[0].status is Status.DRAINING
+
+
 def test_what_the_agent_told_us_later_survives_adoption(roster: Roster) -> None:
     enter(roster, 1)
     roster.set_status(turns(1, Status.DRAINING, 3), 0.0, START)
