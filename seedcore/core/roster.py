@@ -6,7 +6,6 @@ travel, the wall clock (`at`). Of the dead only ids and causes are remembered, a
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from datetime import datetime, timedelta
 
 from seedcore.core.errors import RegistryFullError
 from seedcore.core.feed import Feed
+from seedcore.core.index import InstanceIndex
 from seedcore.core.lease import LeaseTerms
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import (
@@ -54,15 +54,13 @@ class Roster:
         self.epoch = ""  # unknown until the store has said it; instances then count as current
         self.feed = feed if feed is not None else Feed("", 0)
         self._capacity = capacity
-        self._live: dict[str, Instance] = {}
+        self._live = InstanceIndex()
         # longest ago first, but for those that were given a time that is still to come: the silent are found without
         # looking at everybody
         self._heard: dict[str, float] = {}
         self._told: dict[str, Verdict] = {}
-        self._by_logical: dict[str, dict[str, None]] = {}
         self._dead: OrderedDict[str, str | None] = OrderedDict()
         self._last_cause: OrderedDict[str, str | None] = OrderedDict()
-        self._order: list[tuple[str, str]] = []
         self._doubted: set[str] = set()
         self._strangers: dict[str, datetime] = {}
         self._epoch_number = 0
@@ -86,7 +84,7 @@ class Roster:
 
     def ids(self) -> list[str]:
         """Every live instance."""
-        return list(self._live)
+        return list(self._live.by_id)
 
     def is_dead(self, instance_id: str) -> bool:
         """Whether it is remembered as dead."""
@@ -94,7 +92,7 @@ class Roster:
 
     def instances_of(self, logical_id: str) -> list[Instance]:
         """The live instances of one agent, in any epoch."""
-        return [self._live[instance_id] for instance_id in self._by_logical.get(logical_id, ())]
+        return self._live.of(logical_id)
 
     # Changes
 
@@ -169,7 +167,7 @@ class Roster:
 
     def forget(self, instance_id: str) -> None:
         """Drop an instance that the store does not have; its next beat finds it unknown."""
-        known = self._live.pop(instance_id, None)
+        known = self._live.pop(instance_id)
         if known is not None:
             self._unlink(known)
             self.feed.append(known, None)
@@ -192,8 +190,8 @@ class Roster:
         if epoch == self.epoch:
             return
         if self.epoch == "":
-            for instance in [row for row in self._live.values() if row.cluster_epoch == ""]:
-                self._live[instance.instance_id] = replace(instance, cluster_epoch=epoch)
+            for instance in [row for row in self._live.by_id.values() if row.cluster_epoch == ""]:
+                self._live.put(replace(instance, cluster_epoch=epoch))
         self.epoch = epoch
         self.feed.start_over(epoch)
 
@@ -201,7 +199,7 @@ class Roster:
 
     def renew(self, instance_ids: Sequence[str], now_s: float) -> Renewal:
         """Note that these were heard."""
-        live = self._live
+        live = self._live.by_id
         lost: list[str] = []
         heard = self._heard
         for instance_id in instance_ids:
@@ -324,7 +322,7 @@ class Roster:
             del self._told[instance_id]
         else:
             self._told[instance_id] = verdict
-        instance = self._live[instance_id]
+        instance = self._live.by_id[instance_id]
         self.feed.append(instance, instance, verdict)
 
     # Reading
@@ -345,7 +343,7 @@ class Roster:
             if chosen is not None:
                 return Resolution(logical_id, chosen, is_known=True, verdict=verdict)
         if not rows:
-            if logical_id in self._by_logical:
+            if self._live.has_agent(logical_id):
                 return Resolution(logical_id, None, "its instances are of another epoch", is_known=True)
             return Resolution(logical_id, None, f"no live instance is registered{self._last_death(logical_id)}")
         nearest = best(rows)
@@ -367,7 +365,7 @@ class Roster:
     ) -> tuple[list[Instance], bool]:
         """Up to `limit` wanted instances behind `after` in key order, and whether there are more."""
         found: list[Instance] = []
-        for instance in self._behind(after):
+        for instance in self._live.behind(after):
             if not wanted.matches(instance, self.epoch):
                 continue
             if wanted.fresh_only and self.terms.has_lapsed(self.silence_s(instance.instance_id, now_s)):
@@ -379,14 +377,7 @@ class Roster:
 
     def count_by_status(self) -> dict[Status, int]:
         """How many live instances there are in each status."""
-        counts: dict[Status, int] = {status: 0 for status in Status if status is not Status.DEAD}
-        for instance in self._live.values():
-            counts[instance.status] += 1
-        return counts
-
-    def _behind(self, after: tuple[str, str]) -> Iterator[Instance]:
-        for index in range(bisect_right(self._order, after), len(self._order)):
-            yield self._live[self._order[index][1]]
+        return {status: self._live.statuses[status] for status in Status if status is not Status.DEAD}
 
     def _put(self, instance: Instance, heard_s: float) -> None:
         known = self._live.get(instance.instance_id)
@@ -395,18 +386,15 @@ class Roster:
             if known is not None:
                 self.feed.append(known, None)
             return
-        if known is None:
-            self._by_logical.setdefault(instance.logical_id, {})[instance.instance_id] = None
-            insort(self._order, (instance.logical_id, instance.instance_id))
         if instance is not known and _whereabouts(instance) != _whereabouts(known):
             self.on_appear(instance)
-        self._live[instance.instance_id] = instance
+        self._live.put(instance)
         self._hear(instance.instance_id, heard_s)
         if instance is not known and instance != known:
             self.feed.append(known, instance, self._told.get(instance.instance_id, Verdict.FRESH))
 
     def _bury(self, instance: Instance) -> None:
-        if self._live.pop(instance.instance_id, None) is not None:
+        if self._live.pop(instance.instance_id) is not None:
             self._unlink(instance)
         _remember(self._dead, instance.instance_id, instance.cause)
         _remember(self._last_cause, instance.logical_id, instance.cause)
@@ -423,11 +411,6 @@ class Roster:
         self._doubted.discard(instance.instance_id)
         self._strangers.pop(instance.instance_id, None)
         self.on_vanish(instance.instance_id)
-        siblings = self._by_logical[instance.logical_id]
-        siblings.pop(instance.instance_id, None)
-        if not siblings:
-            del self._by_logical[instance.logical_id]
-        del self._order[bisect_left(self._order, (instance.logical_id, instance.instance_id))]
 
 
 def _remember(causes: OrderedDict[str, str | None], key: str, cause: str | None) -> None:

@@ -293,7 +293,7 @@ class World:
         live = {row.instance_id: row for row in self.tables.rows.values() if row.status is not Status.DEAD}
         if {key: row.status for key, row in live.items()} != wanted:
             return f"live are {[(row.logical_id, row.status.value) for row in live.values()]}, not {wanted}"
-        remembered = {key: (row.status, row.seq, row.cluster_epoch) for key, row in roster._live.items()}
+        remembered = {key: (row.status, row.seq, row.cluster_epoch) for key, row in roster._live.by_id.items()}
         if remembered != {key: (row.status, row.seq, row.cluster_epoch) for key, row in live.items()}:
             return f"memory and database differ: {remembered}"
         return None
@@ -670,7 +670,7 @@ class Office:
         if isinstance(result, FeedBatch):
             roster = self.registry._roster
             world.held_at[result.stream, result.version] = {
-                row.instance_id: row.status for row in roster._live.values() if row.cluster_epoch == roster.epoch
+                row.instance_id: row.status for row in roster._live.by_id.values() if row.cluster_epoch == roster.epoch
             }
         if method == "resolve":
             for found in result.value:

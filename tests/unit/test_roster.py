@@ -36,7 +36,7 @@ FIRST = ("", iid(0))
 
 def everyone(roster: Roster) -> list[Instance]:
     """Every live instance."""
-    return list(roster._live.values())
+    return list(roster._live.by_id.values())
 
 
 def death(roster: Roster, instance_id: str) -> Outcome:

@@ -1,0 +1,75 @@
+"""Instances by id, by agent, and in the order in which they are listed. One event loop owns it."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right, insort
+from collections import Counter
+from collections.abc import Iterator
+
+from seedcore.core.lifecycle import Status
+from seedcore.core.model import Instance
+
+
+class InstanceIndex:
+    """Looks up, and pages through, as many as fit in memory."""
+
+    def __init__(self) -> None:
+        self.by_id: dict[str, Instance] = {}
+        self.statuses: Counter[Status] = Counter()
+        self._of: dict[str, tuple[str, ...]] = {}
+        self._order: list[tuple[str, str]] = []
+
+    def __len__(self) -> int:
+        return len(self.by_id)
+
+    def __contains__(self, instance_id: object) -> bool:
+        return instance_id in self.by_id
+
+    def get(self, instance_id: str) -> Instance | None:
+        """The instance with this id."""
+        return self.by_id.get(instance_id)
+
+    def of(self, logical_id: str) -> list[Instance]:
+        """The instances of one agent, in the order in which they came."""
+        return [self.by_id[instance_id] for instance_id in self._of.get(logical_id, ())]
+
+    def has_agent(self, logical_id: str) -> bool:
+        """Whether an agent has any instance."""
+        return logical_id in self._of
+
+    def behind(self, after: tuple[str, str]) -> Iterator[Instance]:
+        """Everybody behind a key (logical id, instance id), in key order."""
+        for index in range(bisect_right(self._order, after), len(self._order)):
+            yield self.by_id[self._order[index][1]]
+
+    def put(self, instance: Instance) -> None:
+        """Add an instance, or replace it. Its agent never changes."""
+        known = self.by_id.get(instance.instance_id)
+        if known is None:
+            self._of[instance.logical_id] = (*self._of.get(instance.logical_id, ()), instance.instance_id)
+            insort(self._order, (instance.logical_id, instance.instance_id))
+        else:
+            self.statuses[known.status] -= 1
+        self.statuses[instance.status] += 1
+        self.by_id[instance.instance_id] = instance
+
+    def pop(self, instance_id: str) -> Instance | None:
+        """Remove an instance and return it."""
+        known = self.by_id.pop(instance_id, None)
+        if known is None:
+            return None
+        self.statuses[known.status] -= 1
+        siblings = tuple(other for other in self._of[known.logical_id] if other != instance_id)
+        if siblings:
+            self._of[known.logical_id] = siblings
+        else:
+            del self._of[known.logical_id]
+        del self._order[bisect_left(self._order, (known.logical_id, instance_id))]
+        return known
+
+    def clear(self) -> None:
+        """Remove everybody."""
+        self.by_id.clear()
+        self.statuses.clear()
+        self._of.clear()
+        self._order.clear()
