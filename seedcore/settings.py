@@ -131,6 +131,11 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("SEEDCORE_MAX_BEATS_PER_SEC"),
         description="beats a second of the whole fleet: above it the registry asks for a longer interval and lease",
     )
+    follow: bool = Field(
+        True,
+        validation_alias=AliasChoices("SEEDCORE_FOLLOW"),
+        description="managers and discovery keep a copy of who lives, by the registry's feed; false: each asks it",
+    )
     data_dir: Folder = Field(
         default_factory=default_data_dir,
         validation_alias=AliasChoices("SEEDCORE_DATA_DIR"),

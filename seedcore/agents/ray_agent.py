@@ -206,8 +206,7 @@ class RayAgent:
         whatever `handle_task` raises."""
         if self._status is not Status.ALIVE:
             raise NotAcceptingWorkError(self._agent_id, str(self._status))
-        self._running += 1
-        self._idle.clear()
+        self._count_running(1)
         began_s = time.monotonic()
         try:
             result = await self.handle_task(task)
@@ -219,9 +218,15 @@ class RayAgent:
             return result
         finally:
             self._busy_s += time.monotonic() - began_s
-            self._running -= 1
-            if self._running == 0:
-                self._idle.set()
+            self._count_running(-1)
+
+    def _count_running(self, more: int) -> None:
+        self._running += more
+        self._reporter.load = self._running
+        if self._running == 0:
+            self._idle.set()
+        else:
+            self._idle.clear()
 
     async def handle_task(self, task: Any) -> Any:
         """Override this: do the work, return what the caller of `execute_task` shall get."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import math
 import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -359,7 +360,7 @@ class Listing(Sequence[Instance]):
     `next_cursor` continues the listing and is None on the last page. `complete` False means that the source
     knows it may be missing some (it is recovering, or it is Ray's bare listing). `stream` names the feed that goes on
     from `version`, where there is one. `verdicts` are of those items, by instance id, that the feed does not tell as
-    fresh.
+    fresh; `loads` what those tell that tell any.
     """
 
     items: tuple[Instance, ...]
@@ -370,6 +371,7 @@ class Listing(Sequence[Instance]):
     next_cursor: str | None = None
     stream: str | None = None
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    loads: Mapping[str, float] = field(default_factory=dict)
 
     @overload
     def __getitem__(self, index: int) -> Instance: ...
@@ -455,6 +457,13 @@ def check_seq(value: int | None) -> int | None:
     """A sequence number that fits a bigint, or InvalidInputError."""
     if value is not None and not (type(value) is int and 0 <= value < 2**63):
         raise InvalidInputError("seq", f"must be a whole number from 0 to 2^63-1, not {_shown(value)}")
+    return value
+
+
+def check_load(value: float) -> float:
+    """A load: any finite number from 0, or InvalidInputError."""
+    if type(value) not in {int, float} or not 0 <= value < math.inf:
+        raise InvalidInputError("load", f"must be a finite number from 0, not {_shown(value)}")
     return value
 
 

@@ -62,6 +62,7 @@ class Roster:
         self._dead: OrderedDict[str, str | None] = OrderedDict()
         self._last_cause: OrderedDict[str, str | None] = OrderedDict()
         self._doubted: set[str] = set()
+        self._loads: dict[str, float] = {}
         self._strangers: dict[str, datetime] = {}
         self._epoch_number = 0
         self.on_appear: Callable[[Instance], None] = _ignore
@@ -296,6 +297,15 @@ class Roster:
         for instance_id in silent | self._told.keys():
             self._tell(instance_id, self.verdict(instance_id, now_s))
 
+    def note_loads(self, loads: Mapping[str, float]) -> None:
+        """Note what the living told of their loads with a beat."""
+        self._loads.update((instance_id, load) for instance_id, load in loads.items() if instance_id in self._live)
+
+    def loads_of(self, instances: Sequence[Instance]) -> dict[str, float]:
+        """The loads of those of them that have told one."""
+        loads = self._loads
+        return {row.instance_id: loads[row.instance_id] for row in instances if row.instance_id in loads}
+
     def verdicts_told(self, instances: Sequence[Instance]) -> dict[str, Verdict]:
         """Those of them that are not fresh, as the feed has told it so far."""
         told = self._told
@@ -408,6 +418,7 @@ class Roster:
     def _unlink(self, instance: Instance) -> None:
         self._heard.pop(instance.instance_id, None)
         self._told.pop(instance.instance_id, None)
+        self._loads.pop(instance.instance_id, None)
         self._doubted.discard(instance.instance_id)
         self._strangers.pop(instance.instance_id, None)
         self.on_vanish(instance.instance_id)

@@ -40,6 +40,11 @@ class Beater(Protocol):
         ...
 
     @property
+    def load(self) -> float | None:
+        """What it tells of its load, if anything."""
+        ...
+
+    @property
     def has_more_to_say(self) -> bool:
         """Whether it must speak for itself."""
         ...
@@ -134,9 +139,10 @@ class BeatLoop:
 
     async def _beat_together(self, beaters: list[Beater]) -> None:
         by_id = {beater.instance_id: beater for beater in beaters}
+        loads = {instance_id: beater.load for instance_id, beater in by_id.items() if beater.load is not None}
         lost: set[str] = set()
         try:
-            answer = await self._connection.beat_many(list(by_id))
+            answer = await self._connection.beat_many(list(by_id), loads)
         except RegistryError as error:
             for beater in beaters:
                 beater.take_failure(error)

@@ -124,15 +124,15 @@ class RegistryConnection:
         """See Registry.beat."""
         return await self.beat_many([instance_id])
 
-    async def beat_many(self, instance_ids: Sequence[str]) -> BeatAnswer:
+    async def beat_many(self, instance_ids: Sequence[str], loads: Mapping[str, float] | None = None) -> BeatAnswer:
         """See Registry.beat_many."""
         relay = self._relays.relay if self._relays is not None else None
         if self._relays is not None and relay is not None:
             try:
-                return cast(BeatAnswer, await self._relays.ask(relay, "beat_many", instance_ids, is_urgent=True))
+                return cast(BeatAnswer, await self._relays.ask(relay, "beat_many", instance_ids, loads, is_urgent=True))
             except RegistryUnavailableError as error:
                 self._relays.rest(error)
-        answer = cast(BeatAnswer, await self._call("beat_many", instance_ids))
+        answer = cast(BeatAnswer, await self._call("beat_many", instance_ids, loads))
         if self._relays is not None:
             self._relays.learn(answer)
         return answer

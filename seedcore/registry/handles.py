@@ -70,6 +70,14 @@ class HandleFinder:
             )
         return handle
 
+    async def vouched(self, instance: Instance) -> ActorHandle:
+        """The handle of a registered instance that Ray's table names now, for one whose beats say that it lives: it is
+        not asked. Raises as `of_instance`, and CannotKnowError where the table does not answer."""
+        found = await self._registered(instance)
+        if found.is_held:
+            raise CannotKnowError(instance.logical_id, "Ray's table does not answer now")
+        return found.handle
+
     async def answering(self, instance: Instance) -> ActorHandle:
         """As `of_instance`, when nobody can vouch for it but itself: CannotKnowError where it does not answer."""
         handle, proof = await self._probed(instance)

@@ -70,6 +70,11 @@ def own_actor() -> tuple[str | None, str | None]:
     return context.get_actor_id(), context.get_actor_name() or None
 
 
+def own_node_id() -> str | None:
+    """The Ray node of this process; None where it is connected to none."""
+    return str(ray.get_runtime_context().get_node_id()) if ray.is_initialized() else None
+
+
 def was_restarted() -> bool:
     """Whether this code runs in an actor whose process Ray has replaced."""
     if own_actor()[0] is None:

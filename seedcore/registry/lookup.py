@@ -21,6 +21,7 @@ T = TypeVar("T")
 ActorHandle = Any  # ray.actor.ActorHandle, or its Ray Client twin: both without useful types
 
 _AT_ONCE = 16
+_RESTARTING, _DEAD = 3, 4  # of ray's ActorTableData.ActorState
 _SLOT_POLL_S, _SLOT_POLL_MAX_S = 0.005, 0.05
 _slots = threading.BoundedSemaphore(_AT_ONCE)
 
@@ -94,6 +95,20 @@ async def find_actor(name: str, namespace: str, timeout_s: float) -> ActorHandle
         return await in_thread(lambda: ray.get_actor(name, namespace=namespace), timeout_s)
     except ValueError:
         return None
+
+
+def is_told_gone(handle: ActorHandle) -> bool:
+    """Whether Ray has told this process that the actor died, or is being restarted: its process is gone in both.
+
+    Ray tells of actors that this process has called, and this reads memory. It uses a private method of Ray's handle,
+    `_get_local_state`, here and nowhere else; where a handle has none (Ray Client) nothing is ever told.
+    """
+    return can_be_told(handle) and handle._get_local_state() in {_RESTARTING, _DEAD}
+
+
+def can_be_told(handle: ActorHandle) -> bool:
+    """Whether Ray tells this process what becomes of the actor."""
+    return hasattr(handle, "_get_local_state")
 
 
 def connected_cluster() -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import islice
 
 from seedcore.core.errors import BacklogFullError, RegistryError
@@ -83,19 +83,23 @@ class ChangeBox:
 class BeatBox:
     """Beats: whoever beats within `linger_s` of another shares its message. Use from one event loop."""
 
-    def __init__(self, send: Callable[[Sequence[str]], Awaitable[BeatAnswer]], linger_s: float) -> None:
-        """`send` takes at most MAX_BEATS_A_MESSAGE ids."""
+    def __init__(
+        self, send: Callable[[Sequence[str], Mapping[str, float]], Awaitable[BeatAnswer]], linger_s: float
+    ) -> None:
+        """`send` takes at most MAX_BEATS_A_MESSAGE ids, and the loads of some of them."""
         self._send = send
         self._linger_s = linger_s
-        self._ids: dict[str, None] = {}
+        self._beats: dict[str, float | None] = {}
         self._round: asyncio.Task[BeatAnswer] | None = None
 
-    async def say(self, instance_ids: Sequence[str]) -> BeatAnswer:
+    async def say(self, instance_ids: Sequence[str], loads: Mapping[str, float] | None = None) -> BeatAnswer:
         """The answer to these beats, with what concerns others left out. Raises what the message raised, or
         BacklogFullError where too many wait."""
-        if len(self._ids) + len(instance_ids) > _CAPACITY:
+        if len(self._beats) + len(instance_ids) > _CAPACITY:
             raise BacklogFullError(_CAPACITY)
-        self._ids.update(dict.fromkeys(instance_ids))
+        self._beats.update(dict.fromkeys(instance_ids))
+        if loads:
+            self._beats.update(loads)
         if self._round is None:
             self._round = asyncio.create_task(self._deliver(), name="beats-sent")
             self._round.add_done_callback(_note_read)
@@ -105,12 +109,15 @@ class BeatBox:
     async def _deliver(self) -> BeatAnswer:
         await asyncio.sleep(self._linger_s)
         self._round = None
-        ids, self._ids = self._ids, {}
-        waiting = iter(ids)
-        answer = await self._send(list(islice(waiting, MAX_BEATS_A_MESSAGE)))
-        while more := list(islice(waiting, MAX_BEATS_A_MESSAGE)):
-            answer = _joined(answer, await self._send(more))
+        beats, self._beats = self._beats, {}
+        waiting = iter(beats.items())
+        answer = await self._send_some(dict(islice(waiting, MAX_BEATS_A_MESSAGE)))
+        while more := dict(islice(waiting, MAX_BEATS_A_MESSAGE)):
+            answer = _joined(answer, await self._send_some(more))
         return answer
+
+    async def _send_some(self, beats: Mapping[str, float | None]) -> BeatAnswer:
+        return await self._send(list(beats), {beat: load for beat, load in beats.items() if load is not None})
 
 
 def _note_read(ended: asyncio.Task[BeatAnswer]) -> None:

@@ -17,13 +17,12 @@ from typing import Protocol
 from seedcore.core.errors import DirectoryUnavailableError
 from seedcore.core.waiting import end
 from seedcore.registry.handles import Proof, probe
-from seedcore.registry.lookup import ActorHandle, actor_id_of, find_actor
+from seedcore.registry.lookup import ActorHandle, actor_id_of, can_be_told, find_actor, is_told_gone
 
 OnExit = Callable[[str, str], None]
 
 _OUR_NAMESPACE = "/proc/self/ns/pid"
 _START_TIME_FIELD = 19  # of /proc/PID/stat, counted behind the process's name in brackets
-_RESTARTING, _DEAD = 3, 4  # of ray's ActorTableData.ActorState
 _PROBES_AT_ONCE = 100
 _PROBE_S = 2.0
 
@@ -133,11 +132,7 @@ class PidfdWatch:
 
 
 class ActorStateWatch:
-    """Polls what Ray tells this process of an actor that it has called once. Holds weak handles only.
-
-    The poll reads memory. It uses a private method of Ray's handle, `_get_local_state`, here and nowhere else;
-    where a handle has none (Ray Client) nothing can be watched.
-    """
+    """Polls what Ray tells this process of an actor that it has called once. Holds weak handles only."""
 
     def __init__(self, on_exit: OnExit, poll_s: float = 0.05, timeout_s: float = 5.0) -> None:
         self._on_exit = on_exit
@@ -158,7 +153,7 @@ class ActorStateWatch:
         if handle is None or actor_id_of(handle) != watched.actor_id:
             self._on_exit(watched.instance_id, "Ray has no such actor any more")
             return True
-        if not hasattr(handle, "_get_local_state"):
+        if not can_be_told(handle):
             return False
         self._handles[watched.instance_id] = handle
         probing = asyncio.create_task(self._probe(watched.instance_id, handle), name="actor-probe")
@@ -190,8 +185,8 @@ class ActorStateWatch:
     async def _poll(self) -> None:
         while True:
             for instance_id, handle in list(self._handles.items()):
-                # its process is gone in both: a restarted actor is a new incarnation
-                if handle._get_local_state() in {_RESTARTING, _DEAD}:
+                # a restarted actor is a new incarnation
+                if is_told_gone(handle):
                     self._end(instance_id, handle)
             await asyncio.sleep(self._poll_s)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from seedcore.core.errors import RegistryError, RegistryUnavailableError
@@ -78,12 +78,12 @@ class Relay:
                 return []
         return list(self._exits)
 
-    async def beat_many(self, instance_ids: Sequence[str]) -> BeatAnswer:
+    async def beat_many(self, instance_ids: Sequence[str], loads: Mapping[str, float] | None = None) -> BeatAnswer:
         """See Registry.beat_many; answered when the registry has heard them, with those of others on the node.
 
         Raises what the registry raises, RegistryUnavailableError where it cannot be asked.
         """
-        return await self._beats.say(instance_ids)
+        return await self._beats.say(instance_ids, loads)
 
     async def deliver(self, changes: Sequence[SequencedChange]) -> list[Receipt | RegistryError]:
         """See Registry.deliver; raises as `beat_many`."""
@@ -95,8 +95,8 @@ class Relay:
         except RegistryError as error:
             return error
 
-    async def _pass_beats_on(self, instance_ids: Sequence[str]) -> BeatAnswer:
-        return await self._upstream().beat_many(instance_ids)
+    async def _pass_beats_on(self, instance_ids: Sequence[str], loads: Mapping[str, float]) -> BeatAnswer:
+        return await self._upstream().beat_many(instance_ids, loads)
 
     async def _pass_changes_on(self, changes: Sequence[SequencedChange]) -> Sequence[Receipt | RegistryError]:
         return await self._upstream().deliver(changes)

@@ -59,10 +59,10 @@ class RelayFinder:
         self.forget()
         self._rests_until_s = time.monotonic() + _REST_S
 
-    async def ask(self, relay: ActorHandle, method: str, said: object, *, is_urgent: bool = False) -> Any:
+    async def ask(self, relay: ActorHandle, method: str, *said: object, is_urgent: bool = False) -> Any:
         """The relay's answer; at once where it is urgent, and within the bound of a call where the database may take
         its time. Raises RegistryUnavailableError where it, or the registry behind it, gives none."""
-        asked = asyncio.ensure_future(result_of(getattr(relay, method).remote(said)))
+        asked = asyncio.ensure_future(result_of(getattr(relay, method).remote(*said)))
         try:
             done, _ = await asyncio.wait({asked}, timeout=self._patience_s)
             if not done and is_urgent:

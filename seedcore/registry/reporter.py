@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from seedcore.core.errors import RegistryError, RegistryUnavailableError, VersionMismatchError
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import BeatAnswer, Json, Receipt, check_cause
+from seedcore.core.model import BeatAnswer, Json, Receipt, check_cause, check_load
 from seedcore.core.waiting import end
 from seedcore.registry.beating import beat_loop
 from seedcore.registry.client import RegistryClient
@@ -69,6 +69,7 @@ class Reporter:
         )
         self._interval_s = self._settings.beat_interval_s
         self._slowdown = 1.0
+        self._load: float | None = None
         self._is_reporting = False
         self._changing = asyncio.Lock()
         self._problem: str | None = None
@@ -156,6 +157,15 @@ class Reporter:
     def pause_s(self) -> float:
         """Seconds to its next beat: what the registry asked for, longer where it refuses the agent."""
         return self._interval_s * self._slowdown
+
+    @property
+    def load(self) -> float | None:
+        """What its beats tell of its load; None: nothing. Callers may choose by it (see core.selection.Policy)."""
+        return self._load
+
+    @load.setter
+    def load(self, load: float | None) -> None:
+        self._load = None if load is None else check_load(load)
 
     @property
     def has_more_to_say(self) -> bool:

@@ -59,6 +59,7 @@ from seedcore.core.model import (
     check_cause,
     check_epoch,
     check_instance_id,
+    check_load,
     check_seq,
     check_status,
     check_text,
@@ -212,12 +213,18 @@ class Registry:
         """Renew one lease."""
         return await self.beat_many([instance_id])
 
-    async def beat_many(self, instance_ids: Sequence[str]) -> BeatAnswer:
-        """Renew many leases in one call, at most MAX_BEATS_A_MESSAGE."""
+    async def beat_many(self, instance_ids: Sequence[str], loads: Mapping[str, float] | None = None) -> BeatAnswer:
+        """Renew many leases in one call, at most MAX_BEATS_A_MESSAGE. `loads` of some of them, by instance id, in
+        whatever unit the agents of a logical id share."""
         if not isinstance(instance_ids, (list, tuple)) or len(instance_ids) > MAX_BEATS_A_MESSAGE:
             raise InvalidInputError("instance_ids", f"must be a list of at most {MAX_BEATS_A_MESSAGE} ids")
         if not all(isinstance(instance_id, str) for instance_id in instance_ids):
             raise InvalidInputError("instance_ids", "must be UUIDs as text")
+        told = loads if loads is not None else {}
+        if not isinstance(told, dict) or len(told) > len(instance_ids):
+            raise InvalidInputError("loads", "must be a mapping of some of the instance ids to their loads")
+        for load in told.values():
+            check_load(load)
         now_s = self._clock.monotonic()
         renewal = self._roster.renew(instance_ids, now_s)
         if renewal.unknown or renewal.dead:
@@ -225,6 +232,7 @@ class Registry:
                 check_instance_id(instance_id)
             lost = {*renewal.unknown, *renewal.dead}
             instance_ids = [instance_id for instance_id in instance_ids if instance_id not in lost]
+        self._roster.note_loads(told)
         self._writer.offer_beats(instance_ids, now_s)
         return BeatAnswer(
             renewal.unknown,
@@ -326,6 +334,7 @@ class Registry:
             next_cursor=encode_cursor(rows[-1]) if has_more else None,
             stream=self._roster.feed.stream,
             verdicts=self._roster.verdicts_told(rows),
+            loads=self._roster.loads_of(rows),
         )
 
     async def changes(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -307,6 +308,8 @@ class Writer:
             self._roster.forget_everybody()
         for instance in loaded:
             self._roster.adopt(instance, heard_s)
+        # nor must those who were heard before stand out as silent among them
+        self._roster.credit(math.inf, heard_s)
         self._next_compare_s = 0.0
         self.recovered = True
         self.recovered_s = self._clock.monotonic()

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -34,13 +34,16 @@ from seedcore.core.errors import (
 )
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import MAX_PAGE, Instance, Json, Listing, Source, Verdict
-from seedcore.core.selection import best
+from seedcore.core.selection import Policy, best, choose
+from seedcore.core.waiting import end
 from seedcore.registry.client import every_page
 from seedcore.registry.clock import utc_now
 from seedcore.registry.connection import RegistryConnection, shared_connection
 from seedcore.registry.directory import RESERVED_PREFIX, RayDirectory
+from seedcore.registry.follower import Follower
 from seedcore.registry.handles import HandleFinder, Proof, end_actor, probe
-from seedcore.registry.lookup import ActorHandle
+from seedcore.registry.identity import own_node_id
+from seedcore.registry.lookup import ActorHandle, is_told_gone
 from seedcore.settings import Mode, Settings, get_settings
 from seedcore.tier0.answers import AgentSpec, Fleet, Gathered, KnownAgent, Located, Pruned, SystemSummary
 from seedcore.tier0.calls import bounded_call, gather
@@ -51,6 +54,9 @@ logger = logging.getLogger(__name__)
 
 _COMPARE_S = 60.0
 _RERUNS = 2
+_MAX_PROVEN = 5000
+_MAX_PROVING = 100
+_MAX_TURNS = 10_000
 _RESTART_S = 10.0
 _RESTART_PAUSE_S = 0.1
 
@@ -75,7 +81,13 @@ class Tier0MemoryManager:
         )
         self._directory = RayDirectory(namespace, self._settings.call_timeout_s)
         self._finder = HandleFinder(namespace, self._settings.probe_timeout_s)
+        self._proven: OrderedDict[str, ActorHandle] = OrderedDict()
         self._snapshot = Snapshot(self._settings.max_instances)
+        self._follower: Follower | None = None
+        if self._mode is not Mode.RAY and self._settings.follow:
+            self._follower = Follower(self._connection, on_change=self._doubt, on_reset=self._proven.clear)
+        self._proving: set[asyncio.Task[None]] = set()
+        self._turns: Counter[str] = Counter()
         self._registry_was_away = False
         self._compares_at_s = time.monotonic() + _COMPARE_S
         self._comparing: asyncio.Task[None] | None = None
@@ -147,21 +159,45 @@ class Tier0MemoryManager:
 
     # Finding agents
 
-    async def resolve(self, logical_id: str, *, allow_late: bool = False) -> ActorHandle:
+    async def close(self) -> None:
+        """Follow the registry no more, and forget every handle. Resolving afterwards begins anew."""
+        if self._follower is not None:
+            await self._follower.stop()
+        await end(*self._proving)
+        self._proven.clear()
+
+    async def resolve(
+        self, logical_id: str, *, allow_late: bool = False, policy: Policy = Policy.NEWEST, key: str = ""
+    ) -> ActorHandle:
         """A live, proven handle of the agent. One that has missed a beat must answer first, unless `allow_late`.
+
+        `policy` chooses where an agent has several instances that may be handed out; `key` is what STICKY sticks to.
+        A handle that was proven is held until the registry's feed, or Ray, tells that something has changed; then, and
+        for the first time, it is found and proven anew. Without a feed (SEEDCORE_FOLLOW=false, or while the registry is
+        away) each resolution is.
 
         Raises NotResolvableError where there is certainly none to hand out, and says why; CannotKnowError
         where nobody who could tell can be asked now; InvalidInputError for what is no agent's id.
         """
-        return (await self.locate(logical_id, allow_late=allow_late)).handle
+        if policy is Policy.NEWEST and self._follower is not None and self._follower.is_current:
+            handle = self._proven.get(logical_id)
+            if handle is not None and not is_told_gone(handle):
+                return handle
+        return (await self.locate(logical_id, allow_late=allow_late, policy=policy, key=key)).handle
 
-    async def locate(self, logical_id: str, *, allow_late: bool = False) -> Located:
-        """As `resolve`, with the source of the answer."""
+    async def locate(
+        self, logical_id: str, *, allow_late: bool = False, policy: Policy = Policy.NEWEST, key: str = ""
+    ) -> Located:
+        """As `resolve`, with the source of the answer, and looked up anew."""
         check_agent_id(logical_id, "logical_id")
+        self._doubt(logical_id)
         if self._mode is Mode.RAY:
             return await self._locate_without_registry(logical_id, "the mode is ray")
+        located = await self._locate_in_view(logical_id, allow_late, policy, key)
+        if located is not None:
+            return located
         try:
-            return await self._locate_by_registry(logical_id, allow_late)
+            return await self._locate_by_registry(logical_id, allow_late, policy, key)
         except RegistryUnavailableError as error:
             self._registry_was_away = True
             return await self._locate_without_registry(logical_id, str(error))
@@ -243,6 +279,68 @@ class Tier0MemoryManager:
             logger.info("whom the manager knew was brought up to date", extra={"healed": healed})
         return healed
 
+    async def _locate_in_view(self, logical_id: str, allow_late: bool, policy: Policy, key: str) -> Located | None:
+        """By our copy of the registry's memory; None where that is not up to date, or has nobody to hand out: the
+        registry says why."""
+        follower = self._follower
+        if follower is None:
+            return None
+        follower.start()
+        # loads come with beats, which are not followed
+        if not follower.is_current or policy is Policy.LEAST_LOADED:
+            return None
+        view = follower.view
+        chosen = self._chosen(view.candidates(logical_id, allow_late=allow_late), {}, logical_id, policy, key)
+        if chosen is None or chosen.actor_name is None or chosen.actor_name.startswith(RESERVED_PREFIX):
+            return None
+        try:
+            handle = await self._finder.vouched(chosen)
+        except (NotResolvableError, CannotKnowError) as error:
+            logger.debug("not by the snapshot: %s", error)
+            return None
+        if is_told_gone(handle) or view.verdict(chosen.instance_id) is Verdict.UNKNOWN:
+            return None
+        if policy is Policy.NEWEST and view.verdict(chosen.instance_id) is Verdict.FRESH:
+            self._hold(logical_id, handle)
+        self._snapshot.remember(as_known(chosen))
+        self._compare_if_due()
+        as_of = view.as_of if view.as_of is not None else utc_now()
+        return Located(logical_id, handle, Source.SNAPSHOT, as_of, chosen)
+
+    def _chosen(
+        self, candidates: Sequence[Instance], loads: Mapping[str, float], logical_id: str, policy: Policy, key: str
+    ) -> Instance | None:
+        if policy is Policy.ROUND_ROBIN:
+            if len(self._turns) > _MAX_TURNS:
+                self._turns.clear()
+            self._turns[logical_id] += 1
+        return choose(
+            candidates,
+            policy,
+            node_id=own_node_id() if policy is Policy.SAME_NODE else None,
+            loads=loads,
+            turn=self._turns[logical_id] if policy is Policy.ROUND_ROBIN else 0,
+            key=key,
+        )
+
+    def _hold(self, logical_id: str, handle: ActorHandle) -> None:
+        """Hand it out from now on, until something changes. Its first call makes Ray tell us what becomes of it."""
+        self._proven[logical_id] = handle
+        if len(self._proven) > _MAX_PROVEN:
+            self._proven.popitem(last=False)
+        if len(self._proving) < _MAX_PROVING:
+            task = asyncio.create_task(self._prove(logical_id, handle), name="handle-proven")
+            self._proving.add(task)
+            task.add_done_callback(self._proving.discard)
+
+    async def _prove(self, logical_id: str, handle: ActorHandle) -> None:
+        if await probe(handle, self._settings.probe_timeout_s) is Proof.NO and self._proven.get(logical_id) is handle:
+            self._doubt(logical_id)
+
+    def _doubt(self, logical_id: str) -> None:
+        """Something of it changed: its handle is found anew when it is asked for."""
+        self._proven.pop(logical_id, None)
+
     def _compare_if_due(self) -> None:
         now_s = time.monotonic()
         if not self._registry_was_away and now_s < self._compares_at_s:
@@ -258,7 +356,11 @@ class Tier0MemoryManager:
         except (RegistryUnavailableError, DirectoryUnavailableError) as error:
             logger.info("not compared: %s", error)
 
-    async def _locate_by_registry(self, logical_id: str, allow_late: bool) -> Located:
+    async def _locate_by_registry(self, logical_id: str, allow_late: bool, policy: Policy, key: str) -> Located:
+        if policy is not Policy.NEWEST:
+            located = await self._locate_by_policy(logical_id, allow_late, policy, key)
+            if located is not None:
+                return located
         failure: NotResolvableError | None = None
         for _ in range(2):
             answer = await self._connection.resolve([logical_id], allow_late=True)
@@ -293,6 +395,25 @@ class Tier0MemoryManager:
             return await self._locate_without_registry(logical_id, None)
         except NotResolvableError as error:
             raise NotResolvableError(logical_id, f"{told}; {error.why}") from error
+
+    async def _locate_by_policy(self, logical_id: str, allow_late: bool, policy: Policy, key: str) -> Located | None:
+        """One of all the instances that the registry lists; None where it can hand out none."""
+        listing = await self._connection.list_active(logical_id=logical_id, limit=MAX_PAGE)
+        allowed = (Verdict.FRESH, Verdict.LATE) if allow_late else (Verdict.FRESH,)
+        for verdict in allowed:
+            rows = [row for row in listing if listing.verdicts.get(row.instance_id, Verdict.FRESH) is verdict]
+            chosen = self._chosen(rows, listing.loads, logical_id, policy, key)
+            if chosen is None:
+                continue
+            self._require_agent(logical_id, chosen.actor_name)
+            try:
+                handle = await self._finder.of_instance(chosen)
+            except NotResolvableError as error:
+                if isinstance(error, ActorGoneError):
+                    await self._report_dead_call(chosen)
+                return None
+            return Located(logical_id, handle, Source.REGISTRY, listing.as_of, chosen)
+        return None
 
     async def _require_unregistered(self, logical_id: str, told: str) -> None:
         """Ray's listing is for those who do not report: raise NotResolvableError for one who did, and is dead."""
@@ -388,9 +509,11 @@ class Tier0MemoryManager:
             try:
                 return await handle.execute_task.remote(task)
             except ActorUnavailableError as error:
+                self._doubt(agent_id)
                 logger.info("runs a task again: %s", first_line(error), extra={"logical_id": agent_id})
                 handle = await self._resolve_restarted(agent_id)
             except ActorDiedError:
+                self._doubt(agent_id)
                 handle = await self.resolve(agent_id)
         return await handle.execute_task.remote(task)
 

@@ -316,14 +316,14 @@ class SimConnection:
     async def beat(self, instance_id: str) -> Any:
         return await self.beat_many([instance_id])
 
-    async def beat_many(self, instance_ids: Sequence[str]) -> Any:
+    async def beat_many(self, instance_ids: Sequence[str], loads: Mapping[str, float] | None = None) -> Any:
         relay = self._world.relay_of(self._caller)
         if relay is not None:
             try:
-                return await within(relay.call("beat_many", instance_ids), BEAT_S / 4)
+                return await within(relay.call("beat_many", instance_ids, loads), BEAT_S / 4)
             except (ActorDiedError, RegistryUnavailableError, asyncio.TimeoutError):
                 pass
-        return await self._call("beat_many", instance_ids)
+        return await self._call("beat_many", instance_ids, loads)
 
     async def register(self, registration: Registration, seq: int) -> Any:
         process = self._world.process(self._caller)
@@ -1095,6 +1095,9 @@ class History:
             client = None if process.reporter is None else process.reporter.client
             row = None if client is None else world.tables.rows.get(client.instance_id)
             if client is None or row is None or client.undelivered or client.status is not row.status:
+                continue
+            if any(since_s <= world.now_s < until_s for since_s, until_s in process.troubles):
+                # what it was told to say while it hung it says when it wakes, and that counts
                 continue
             if process.wanted is Status.ALIVE and row.status is Status.ALIVE:
                 change = StatusChange(row.instance_id, Status.DRAINING, None, "by hand")

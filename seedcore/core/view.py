@@ -1,0 +1,86 @@
+"""A follower's copy of who lives, as the feed tells it: whom to hand out is looked up, nobody is asked.
+
+Of one feed at a time. Times of beats are not followed, only what they make of an instance (its verdict).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+
+from seedcore.core.feed import FeedBatch, FeedChange
+from seedcore.core.index import InstanceIndex
+from seedcore.core.lifecycle import Status
+from seedcore.core.model import Instance, InstanceFilter, Listing, Verdict
+
+
+class LiveView:
+    """Everybody of the current epoch whom the follower selects. One event loop owns it."""
+
+    def __init__(self) -> None:
+        self.stream: str | None = None
+        self.version = 0
+        self.epoch = ""
+        self.as_of: datetime | None = None
+        self._instances = InstanceIndex()
+        self._verdicts: dict[str, Verdict] = {}
+
+    def __len__(self) -> int:
+        return len(self._instances)
+
+    def load(self, reset: FeedBatch, pages: Iterable[Listing]) -> None:
+        """Begin anew from the pages that were listed after `reset`: what changed meanwhile the feed tells again."""
+        self._instances.clear()
+        self._verdicts.clear()
+        for page in pages:
+            for instance in page.items:
+                self._instances.put(instance)
+            self._verdicts.update(page.verdicts)
+        self.stream, self.version, self.epoch = reset.stream, reset.version, reset.epoch
+
+    def apply(self, batch: FeedBatch) -> set[str]:
+        """Take the changes after our version; the logical ids of those concerned."""
+        concerned = {logical_id for change in batch.changes for logical_id in [self._take(change)] if logical_id}
+        self.version, self.epoch = batch.version, batch.epoch
+        return concerned
+
+    def has_agent(self, logical_id: str) -> bool:
+        """Whether an agent has any live instance."""
+        return self._instances.has_agent(logical_id)
+
+    def candidates(self, logical_id: str, *, allow_late: bool = False) -> list[Instance]:
+        """The instances of an agent that may be handed out: alive and fresh, or late ones where that is allowed and
+        nobody is fresh."""
+        alive = [row for row in self._instances.of(logical_id) if row.status is Status.ALIVE]
+        fresh = [row for row in alive if row.instance_id not in self._verdicts]
+        if fresh or not allow_late:
+            return fresh
+        return [row for row in alive if self._verdicts[row.instance_id] is Verdict.LATE]
+
+    def verdict(self, instance_id: str) -> Verdict:
+        """What the feed has told of an instance."""
+        return Verdict.UNKNOWN if instance_id not in self._instances else self._verdicts.get(instance_id, Verdict.FRESH)
+
+    def page(self, wanted: InstanceFilter, after: tuple[str, str], limit: int) -> tuple[list[Instance], bool]:
+        """Up to `limit` wanted instances behind `after` in key order, and whether there are more. `fresh_only` leaves
+        nobody out: a lease that is over is a death, which the feed tells."""
+        found: list[Instance] = []
+        for instance in self._instances.behind(after):
+            if not wanted.matches(instance, self.epoch):
+                continue
+            if len(found) == limit:
+                return found, True
+            found.append(instance)
+        return found, False
+
+    def _take(self, change: FeedChange) -> str | None:
+        if change.instance is None:
+            self._verdicts.pop(change.instance_id, None)
+            gone = self._instances.pop(change.instance_id)
+            return None if gone is None else gone.logical_id
+        self._instances.put(change.instance)
+        if change.verdict is Verdict.FRESH:
+            self._verdicts.pop(change.instance_id, None)
+        else:
+            self._verdicts[change.instance_id] = change.verdict
+        return change.instance.logical_id

@@ -1,0 +1,127 @@
+"""Keeps a copy of who lives up to date by the registry's feed, and knows how old it is.
+
+Owns one task. Whoever reads the copy asks `is_current` first: it is never trusted for longer than MAX_AGE_S after the
+registry last confirmed it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Mapping
+
+from seedcore.core.errors import RegistryError, RegistryUnavailableError
+from seedcore.core.feed import FeedBatch
+from seedcore.core.model import MAX_PAGE, Listing
+from seedcore.core.view import LiveView
+from seedcore.core.waiting import end
+from seedcore.registry.clock import utc_now
+from seedcore.registry.connection import RegistryConnection
+
+logger = logging.getLogger(__name__)
+
+MAX_AGE_S = 4.0
+_WAIT_S = 2.0
+_RETRY_S, _RETRY_MAX_S = 0.1, 2.0
+
+
+class Follower:
+    """`view` is the copy. Use from one event loop at a time; a new loop begins anew."""
+
+    def __init__(
+        self,
+        connection: RegistryConnection,
+        *,
+        organ_id: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        on_change: Callable[[str], None] | None = None,
+        on_reset: Callable[[], None] | None = None,
+    ) -> None:
+        """Follows whom organ and labels select. `on_change` is called with each logical id whose instances, or the
+        verdict on them, changed; `on_reset` when everything may have. Tries no connection."""
+        self._connection = connection
+        self._organ_id = organ_id
+        self._labels = labels
+        self._on_change = on_change
+        self._on_reset = on_reset
+        self._task: asyncio.Task[None] | None = None
+        self._trusted_until_s = 0.0
+        self.view = LiveView()
+        self.resets = 0
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the registry has confirmed the copy within MAX_AGE_S."""
+        return time.monotonic() < self._trusted_until_s
+
+    def start(self) -> None:
+        """Follow from now on, in the running event loop. Idempotent."""
+        loop = asyncio.get_running_loop()
+        if self._task is None or self._task.done() or self._task.get_loop() is not loop:
+            self._doubt()
+            self.view = LiveView()
+            self._task = loop.create_task(self._follow(), name="follower")
+
+    async def stop(self) -> None:
+        """Follow no more."""
+        task, self._task = self._task, None
+        self._doubt()
+        await end(task)
+
+    async def _follow(self) -> None:
+        pause_s = _RETRY_S
+        while True:
+            try:
+                await self._step()
+                pause_s = _RETRY_S
+                continue
+            except RegistryError as error:
+                logger.debug("the feed is not read: %s", error)
+            except Exception:
+                logger.exception("following failed; beginning anew")
+                self.view = LiveView()
+            self._doubt()
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+            pause_s = min(_RETRY_MAX_S, pause_s * 2)
+
+    async def _step(self) -> None:
+        view = self.view
+        wait_s = 0.0 if view.stream is None else _WAIT_S
+        batch = await self._connection.changes(view.stream, view.version, wait_s, None, self._organ_id, self._labels)
+        if batch.is_reset:
+            await self._load(batch)
+            return
+        for logical_id in view.apply(batch):
+            if self._on_change is not None:
+                self._on_change(logical_id)
+        self._trust()
+
+    async def _load(self, reset: FeedBatch) -> None:
+        """List everybody. What it had stays readable meanwhile, and is not trusted."""
+        self._doubt()
+        pages: list[Listing] = []
+        cursor: str | None = None
+        while not pages or cursor is not None:
+            page = await self._connection.list_active(
+                None, self._organ_id, self._labels, MAX_PAGE, cursor, fresh_only=False
+            )
+            if page.stream != reset.stream:
+                raise RegistryUnavailableError("it was restarted while it listed everybody")
+            if not page.complete:
+                raise RegistryUnavailableError("it is still recovering, or superseded")
+            pages.append(page)
+            cursor = page.next_cursor
+        self.view.load(reset, pages)
+        self.resets += 1
+        if self._on_reset is not None:
+            self._on_reset()
+        # trusted with the next answer: it tells what changed while we listed
+
+    def _trust(self) -> None:
+        self._trusted_until_s = time.monotonic() + MAX_AGE_S
+        self.view.as_of = utc_now()
+
+    def _doubt(self) -> None:
+        self._trusted_until_s = 0.0
