@@ -97,7 +97,8 @@ class BeatBox:
         BacklogFullError where too many wait."""
         if len(self._beats) + len(instance_ids) > _CAPACITY:
             raise BacklogFullError(_CAPACITY)
-        self._beats.update(dict.fromkeys(instance_ids))
+        for instance_id in instance_ids:
+            self._beats.setdefault(instance_id)
         if loads:
             self._beats.update(loads)
         if self._round is None:

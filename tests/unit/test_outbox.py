@@ -1,0 +1,144 @@
+"""What many say at once travels in few messages, and each gets its own answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from seedcore.core.errors import BacklogFullError, InstanceDeadError, RegistryError, RegistryUnavailableError
+from seedcore.core.lifecycle import Status
+from seedcore.core.model import BeatAnswer, Receipt, RegisterChange, SequencedChange
+from seedcore.registry import outbox
+from seedcore.registry.outbox import BeatBox, ChangeBox
+from tests.builders import iid, joins
+from tests.waiting import eventually
+
+
+def said(number: int) -> SequencedChange:
+    return SequencedChange(joins(number, f"agent-{number}"), None)
+
+
+class Registry:
+    """Notes the messages; answers when it may."""
+
+    def __init__(self) -> None:
+        self.messages: list[list[str]] = []
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
+        self.dead: set[str] = set()
+        self.error: Exception | None = None
+
+    async def deliver(self, changes: Sequence[SequencedChange]) -> list[Receipt | RegistryError]:
+        self.messages.append([change.change.instance_id for change in changes])
+        await self.may_answer.wait()
+        if self.error is not None:
+            raise self.error
+        return [self._answer(change) for change in changes]
+
+    def _answer(self, change: SequencedChange) -> Receipt | RegistryError:
+        instance_id = change.change.instance_id
+        assert isinstance(change.change, RegisterChange)
+        if instance_id in self.dead:
+            return InstanceDeadError(instance_id, "for the test")
+        return Receipt(instance_id, Status.STARTING, change.change.seq, durable=True)
+
+    async def beat_many(self, instance_ids: Sequence[str], loads: Mapping[str, float]) -> BeatAnswer:
+        self.messages.append([f"{instance_id[-1]}{loads.get(instance_id, '')}" for instance_id in instance_ids])
+        await self.may_answer.wait()
+        if self.error is not None:
+            raise self.error
+        return BeatAnswer(dead=tuple(instance_id for instance_id in instance_ids if instance_id in self.dead))
+
+
+async def test_changes_said_together_are_one_message_and_each_gets_its_own_answer() -> None:
+    registry = Registry()
+    registry.dead.add(iid(2))
+    box = ChangeBox(registry.deliver, 0.001)
+    answers = await asyncio.gather(*(box.say(said(number)) for number in (1, 2, 3)), return_exceptions=True)
+    assert registry.messages == [[iid(1), iid(2), iid(3)]]
+    assert [type(answer) for answer in answers] == [Receipt, InstanceDeadError, Receipt]
+    assert [answer.instance_id for answer in answers if isinstance(answer, Receipt)] == [iid(1), iid(3)]
+
+
+async def test_a_message_that_fails_fails_for_all_of_it_and_the_next_one_is_sent() -> None:
+    registry = Registry()
+    registry.error = RegistryUnavailableError("away for the test")
+    box = ChangeBox(registry.deliver, 0.001)
+    answers = await asyncio.gather(*(box.say(said(number)) for number in (1, 2)), return_exceptions=True)
+    assert [str(answer) for answer in answers] == ["the registry is away: away for the test"] * 2
+    registry.error = None
+    assert (await box.say(said(3))).durable
+
+
+async def test_what_comes_while_messages_are_on_their_way_waits_and_goes_together() -> None:
+    registry = Registry()
+    registry.may_answer.clear()
+    box = ChangeBox(registry.deliver, 0.001)
+    waiting = []
+    for number in range(outbox._IN_FLIGHT):
+        waiting.append(asyncio.create_task(box.say(said(number))))
+        await eventually(lambda: len(registry.messages) == len(waiting), every_s=0.001)
+    waiting += [asyncio.create_task(box.say(said(number))) for number in range(10, 60)]
+    for _ in range(5):
+        await asyncio.sleep(0.001)
+    assert len(registry.messages) == outbox._IN_FLIGHT
+    registry.may_answer.set()
+    await asyncio.gather(*waiting)
+    assert len(registry.messages) == outbox._IN_FLIGHT + 1
+    assert registry.messages[-1] == [iid(number) for number in range(10, 60)]
+
+
+async def test_more_changes_than_may_wait_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "_CAPACITY", 2)
+    registry = Registry()
+    box = ChangeBox(registry.deliver, 0.001)
+    answers = await asyncio.gather(*(box.say(said(number)) for number in (1, 2, 3)), return_exceptions=True)
+    assert isinstance(answers[2], BacklogFullError)
+    assert registry.messages == [[iid(1), iid(2)]]
+
+
+async def test_one_who_waits_no_more_leaves_the_others_their_answers() -> None:
+    registry = Registry()
+    registry.may_answer.clear()
+    changes, beats = ChangeBox(registry.deliver, 0.001), BeatBox(registry.beat_many, 0.001)
+    first, second = (asyncio.create_task(changes.say(said(number))) for number in (1, 2))
+    third, fourth = (asyncio.create_task(beats.say([iid(number)])) for number in (3, 4))
+    await eventually(lambda: len(registry.messages) == 2, every_s=0.001)
+    first.cancel()
+    third.cancel()
+    registry.may_answer.set()
+    assert (await second).instance_id == iid(2)
+    assert await fourth == BeatAnswer()
+    assert isinstance((await asyncio.gather(first, return_exceptions=True))[0], asyncio.CancelledError)
+
+
+async def test_beats_within_the_linger_are_one_message_and_each_hears_of_its_own() -> None:
+    registry = Registry()
+    registry.dead.add(iid(2))
+    box = BeatBox(registry.beat_many, 0.01)
+    answers = await asyncio.gather(box.say([iid(1)], {iid(1): 0.5}), box.say([iid(2), iid(3)]), box.say([iid(1)]))
+    assert registry.messages == [["10.5", "2", "3"]]
+    assert [answer.dead for answer in answers] == [(), (iid(2),), ()]
+    await box.say([iid(1)], {iid(1): 0.5})
+    assert registry.messages[-1] == ["10.5"]
+
+
+async def test_more_beats_than_a_message_takes_are_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "MAX_BEATS_A_MESSAGE", 2)
+    registry = Registry()
+    registry.dead |= {iid(1), iid(5)}
+    box = BeatBox(registry.beat_many, 0.001)
+    answer = await box.say([iid(number) for number in range(1, 6)])
+    assert registry.messages == [["1", "2"], ["3", "4"], ["5"]]
+    assert answer.dead == (iid(1), iid(5))
+
+
+async def test_beats_that_fail_fail_for_all_who_wait_and_too_many_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "_CAPACITY", 2)
+    registry = Registry()
+    registry.error = RegistryUnavailableError("away for the test")
+    box = BeatBox(registry.beat_many, 0.001)
+    answers = await asyncio.gather(box.say([iid(1)]), box.say([iid(2)]), box.say([iid(3)]), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [RegistryUnavailableError] * 2 + [BacklogFullError]

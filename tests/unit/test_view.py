@@ -1,0 +1,132 @@
+"""A follower's copy says at each version what the roster says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from seedcore.core.feed import Feed
+from seedcore.core.lease import LeaseTerms
+from seedcore.core.lifecycle import Status
+from seedcore.core.model import InstanceFilter, Listing, Source, StatusChange, Verdict
+from seedcore.core.paging import decode_cursor
+from seedcore.core.roster import Roster
+from seedcore.core.view import LiveView
+from tests.builders import START, iid, joins
+
+ALL = InstanceFilter(statuses=None, fresh_only=False)
+AGENTS = 4
+
+Step = tuple[str, int]
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["join", "alive", "drain", "die", "beat", "wait", "doubt", "flip", "read"]),
+        st.integers(min_value=0, max_value=AGENTS - 1),
+    ),
+    max_size=60,
+)
+
+
+class Fleet:
+    """A roster with its feed, and somebody who follows it."""
+
+    def __init__(self, capacity: int) -> None:
+        self.roster = Roster(LeaseTerms(5.0, 15.0), 100, Feed("here", capacity))
+        self.roster.set_epoch("epoch-1", 1)
+        self.view = LiveView()
+        self.now_s = 0.0
+        self.number = 0
+        self.newest = [0] * AGENTS
+        self.loads = 0
+
+    def take(self, step: Step) -> None:
+        kind, agent = step
+        roster, instance_id = self.roster, iid(self.newest[agent])
+        if kind == "join":
+            self.number += 1
+            self.newest[agent] = self.number
+            epoch = "epoch-1" if self.number % 3 else "epoch-2"
+            roster.register(joins(self.number, f"agent-{agent}", cluster_epoch=epoch), self.now_s, START)
+        elif kind in {"alive", "drain", "die"}:
+            status = {"alive": Status.ALIVE, "drain": Status.DRAINING, "die": Status.DEAD}[kind]
+            roster.set_status(StatusChange(instance_id, status), self.now_s, START)
+        elif kind == "beat":
+            roster.renew([instance_id], self.now_s)
+        elif kind == "wait":
+            self.now_s += 4.0
+            roster.tell_verdicts(self.now_s)
+        elif kind == "doubt":
+            roster.doubt(instance_id)
+        elif kind == "flip":
+            roster.set_epoch("epoch-2", 2)
+        else:
+            self.read()
+
+    def read(self) -> None:
+        batch = self.roster.feed.since(self.view.stream, self.view.version, ALL)
+        if not batch.is_reset:
+            self.view.apply(batch)
+            return
+        self.loads += 1
+        rows, _ = self.roster.page(ALL, decode_cursor(None), 100, self.now_s)
+        verdicts = self.roster.verdicts_told(rows)
+        page = Listing(tuple(rows), Source.REGISTRY, START, batch.version, True, stream="here", verdicts=verdicts)
+        self.view.load(batch, [page])
+
+    def check(self) -> None:
+        rows, _ = self.roster.page(ALL, decode_cursor(None), 100, self.now_s)
+        assert self.view.page(ALL, decode_cursor(None), 100) == (rows, False)
+        assert len(self.view) == len(rows)
+        told = self.roster.verdicts_told(rows)
+        for row in rows:
+            assert self.view.verdict(row.instance_id) is told.get(row.instance_id, Verdict.FRESH)
+        for agent in range(AGENTS):
+            name = f"agent-{agent}"
+            mine = [row for row in rows if row.logical_id == name]
+            assert self.view.has_agent(name) == bool(mine)
+            alive = {row.instance_id: told.get(row.instance_id) for row in mine if row.status is Status.ALIVE}
+            fresh = {instance_id for instance_id, verdict in alive.items() if verdict is None}
+            late = {instance_id for instance_id, verdict in alive.items() if verdict is Verdict.LATE}
+            assert {row.instance_id for row in self.view.candidates(name)} == fresh
+            assert {row.instance_id for row in self.view.candidates(name, allow_late=True)} == (fresh or late)
+
+
+@given(STEPS, st.sampled_from([2, 100]))
+def test_a_follower_that_has_read_everything_knows_what_the_roster_knows(steps: list[Step], capacity: int) -> None:
+    fleet = Fleet(capacity)
+    for step in steps:
+        fleet.take(step)
+        if step[0] == "read":
+            fleet.check()
+    fleet.read()
+    fleet.check()
+
+
+def test_verdicts_come_and_go_by_the_feed_and_a_beat_tells_at_once() -> None:
+    fleet = Fleet(100)
+    for step in (("join", 0), ("alive", 0), ("read", 0), ("wait", 0), ("wait", 0), ("read", 0)):
+        fleet.take(step)
+    assert fleet.view.verdict(iid(1)) is Verdict.LATE
+    assert fleet.view.candidates("agent-0") == []
+    fleet.roster.renew([iid(1)], fleet.now_s)
+    fleet.read()
+    assert [row.instance_id for row in fleet.view.candidates("agent-0")] == [iid(1)]
+    assert fleet.loads == 1
+    assert fleet.view.verdict(iid(2)) is Verdict.UNKNOWN
+
+
+def test_a_page_shows_what_is_wanted_in_key_order() -> None:
+    fleet = Fleet(100)
+    for agent in range(AGENTS):
+        fleet.take(("join", agent))
+        fleet.take(("alive", agent))
+    fleet.take(("drain", 0))
+    fleet.read()
+    alive = replace(ALL, statuses=frozenset({Status.ALIVE}))
+    rows, has_more = fleet.view.page(alive, decode_cursor(None), 1)
+    assert ([row.logical_id for row in rows], has_more) == (["agent-1"], True)
+    rows, has_more = fleet.view.page(alive, (rows[-1].logical_id, rows[-1].instance_id), 5)
+    # the third one registered in an epoch that is not shown
+    assert ([row.logical_id for row in rows], has_more) == (["agent-3"], False)
