@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seedcore.core.lease import AbsenceMeter, LeaseTerms, MassLateness
+from seedcore.core.lease import MAX_INTERVAL_S, SHRINK_AFTER_S, AbsenceMeter, BeatRate, LeaseTerms, MassLateness
+from seedcore.core.model import MAX_LEASE_S
 from seedcore.core.verdict import Beats
 
 TERMS = LeaseTerms(beat_interval_s=5.0, lease_s=15.0)
@@ -102,3 +103,51 @@ def test_a_freeze_ends_by_itself_and_does_not_begin_again_at_once() -> None:
     # the same lateness is over only once it would have ended
     assert not lateness.note(silent=5, living=50, now=102.0)
     assert lateness.note(silent=50, living=100, now=103.0)
+
+
+# The rate of all beats
+
+
+@given(st.integers(0, 10_000_000), st.floats(1.0, 1e6))
+def test_all_beats_together_stay_under_the_ceiling_and_leases_follow(living: int, ceiling: float) -> None:
+    rate = BeatRate(TERMS, ceiling)
+    rate.note(living, 0.0)
+    asked = rate.asked
+    assert asked == rate.judged
+    assert asked.beat_interval_s >= TERMS.beat_interval_s
+    if living / ceiling <= MAX_INTERVAL_S:
+        assert living / asked.beat_interval_s <= ceiling * (1 + 1e-6)
+        # and not much longer than it must be
+        assert asked.beat_interval_s <= max(TERMS.beat_interval_s, 1.11 * living / ceiling)
+    assert asked.lease_s == pytest.approx(min(MAX_LEASE_S, 3 * asked.beat_interval_s))
+
+
+def test_a_fleet_that_shrinks_is_asked_for_more_beats_after_a_while_and_judged_by_them_later() -> None:
+    rate = BeatRate(TERMS, 10.0)
+    rate.note(100, 0.0)
+    long = rate.asked
+    assert long.beat_interval_s > 10.0
+    rate.note(20, 1.0)
+    rate.note(20, SHRINK_AFTER_S)
+    assert rate.asked == long
+    # it has grown again in between: the while begins anew
+    rate.note(100, SHRINK_AFTER_S + 0.5)
+    rate.note(20, SHRINK_AFTER_S + 1.0)
+    rate.note(20, 2 * SHRINK_AFTER_S + 0.9)
+    assert rate.asked == long
+    shrunk_s = 2 * SHRINK_AFTER_S + 1.0
+    rate.note(20, shrunk_s)
+    assert (rate.asked, rate.judged) == (TERMS, long)
+    rate.note(20, shrunk_s + long.lease_s - 0.1)
+    assert rate.judged == long
+    rate.note(20, shrunk_s + long.lease_s)
+    assert rate.judged == TERMS
+
+
+def test_a_fleet_that_grows_is_judged_by_the_longer_interval_at_once() -> None:
+    rate = BeatRate(TERMS, 10.0)
+    rate.note(50, 0.0)
+    assert rate.asked == TERMS
+    rate.note(51, 1.0)
+    assert rate.asked == rate.judged
+    assert rate.asked.beat_interval_s == pytest.approx(5.5)

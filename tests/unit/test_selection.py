@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from datetime import timedelta
 from itertools import pairwise
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Instance
-from seedcore.core.selection import best, preference
+from seedcore.core.selection import Policy, best, choose, preference
 from tests.builders import START, iid, instance
 
 # microseconds on both sides of START, most of them far away, and many ties
@@ -85,3 +87,61 @@ def test_of_none_there_is_no_best() -> None:
 
 def test_ids_of_builders_sort_as_their_numbers() -> None:
     assert sorted(iid(number) for number in (10, 2, 1)) == [iid(1), iid(2), iid(10)]
+
+
+@given(instances(), st.sampled_from(Policy), st.randoms(), st.text(max_size=5), st.integers(0, 100))
+def test_every_policy_is_a_total_order_that_prefers_who_can_be_called(
+    rows: list[Instance], policy: Policy, chance: random.Random, key: str, turn: int
+) -> None:
+    loads = {row.instance_id: chance.choice([0.0, 1.0, 2.0]) for row in rows}
+    chosen = choose(rows, policy, node_id="node", loads=loads, turn=turn, key=key)
+    shuffled = list(rows)
+    chance.shuffle(shuffled)
+    assert choose(shuffled, policy, node_id="node", loads=loads, turn=turn, key=key) == chosen
+    assert chosen in rows
+    assert (chosen is not None and chosen.actor_name is not None) == any(row.actor_name for row in rows)
+    assert choose([], policy) is None
+
+
+def replicas(count: int) -> list[Instance]:
+    return [
+        instance(number, actor_name=f"actor-{number}", node_id=f"node-{number % 2}", started_at=START)
+        for number in range(1, count + 1)
+    ]
+
+
+def chosen_id(rows: list[Instance], policy: Policy, **details: Any) -> str:
+    chosen = choose(rows, policy, **details)
+    assert chosen is not None
+    return chosen.instance_id
+
+
+def test_same_node_comes_first_and_others_where_there_is_none() -> None:
+    rows = replicas(4)
+    assert chosen_id(rows, Policy.SAME_NODE, node_id="node-0") == iid(2)
+    assert chosen_id(rows, Policy.SAME_NODE, node_id="node-1") == iid(1)
+    assert chosen_id(rows, Policy.SAME_NODE, node_id="elsewhere") == iid(1)
+
+
+def test_least_loaded_wins_and_who_tells_no_load_is_idle() -> None:
+    rows = replicas(3)
+    assert chosen_id(rows, Policy.LEAST_LOADED, loads={iid(1): 0.2, iid(2): 0.1, iid(3): 0.3}) == iid(2)
+    assert chosen_id(rows, Policy.LEAST_LOADED, loads={iid(1): 0.2, iid(2): 0.1}) == iid(3)
+    assert chosen_id(rows, Policy.LEAST_LOADED) == iid(1)
+
+
+def test_round_robin_gives_everybody_his_turn() -> None:
+    rows = replicas(3)
+    turns = [chosen_id(rows, Policy.ROUND_ROBIN, turn=turn) for turn in range(6)]
+    assert turns == [iid(1), iid(2), iid(3)] * 2
+
+
+def test_sticky_keys_spread_and_only_those_of_one_that_ends_move() -> None:
+    rows = replicas(8)
+    before = {key: chosen_id(rows, Policy.STICKY, key=str(key)) for key in range(800)}
+    shares = Counter(before.values())
+    assert len(shares) == 8
+    assert max(shares.values()) < 3 * min(shares.values())
+    gone = rows.pop(3).instance_id
+    moved = {key for key, held in before.items() if chosen_id(rows, Policy.STICKY, key=str(key)) != held}
+    assert moved == {key for key, held in before.items() if held == gone}

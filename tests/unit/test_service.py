@@ -6,13 +6,20 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
-from seedcore.core.errors import FollowersFullError, InvalidInputError
+from seedcore.core.errors import (
+    FollowersFullError,
+    InvalidInputError,
+    RegistryReplacedError,
+    RegistryUnavailableError,
+    UnknownInstanceError,
+)
 from seedcore.core.feed import FeedBatch
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Beat, Epoch, Instance, Verdict
+from seedcore.core.model import Beat, Epoch, Instance, Receipt, SequencedChange, StatusChange, Verdict
 from seedcore.core.ports import OnDeath
 from seedcore.core.verdict import Witness
 from seedcore.registry.clock import Clock
@@ -162,6 +169,78 @@ async def test_a_stall_while_expiry_is_frozen_makes_nobody_the_proof_of_his_own_
     assert [instance_id for instance_id, _ in registry._roster.lapsed(elapsed.now_s, 2)] == [iid(1), iid(2)]
     assert await registry._expiry._ask_about(silent) is Witness.UNKNOWN
     assert registry._roster.verdict(iid(2), elapsed.now_s) is Verdict.FRESH
+
+
+async def test_many_changes_in_one_message_get_each_its_own_answer(registry: Registry) -> None:
+    changes = [
+        SequencedChange(joins(2, "other", 1)),
+        SequencedChange(StatusChange(iid(1), Status.DRAINING, 3)),
+        SequencedChange(StatusChange(iid(3), Status.ALIVE, 2)),
+        SequencedChange(StatusChange(iid(1), Status.DEAD, 4), after="another registry"),
+    ]
+    answers = await registry.deliver(changes)
+    assert [type(answer) for answer in answers] == [Receipt, Receipt, UnknownInstanceError, RegistryReplacedError]
+    assert all(answer.durable for answer in answers if isinstance(answer, Receipt))
+    with pytest.raises(InvalidInputError, match="at most 1000"):
+        await registry.deliver([changes[0]] * 1001)
+
+
+async def test_a_fault_of_ours_in_one_change_is_not_the_others(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("a fault of ours")
+
+    monkeypatch.setattr(registry._roster, "register", fail)
+    [broken_answer, answer] = await registry.deliver(
+        [SequencedChange(joins(2, "other", 1)), SequencedChange(StatusChange(iid(1), Status.DRAINING, 3))]
+    )
+    assert isinstance(broken_answer, RegistryUnavailableError)
+    assert isinstance(answer, Receipt)
+
+
+async def test_loads_come_with_beats_and_are_listed(registry: Registry) -> None:
+    await registry.beat_many([iid(1)], {iid(1): 2.5})
+    assert (await registry.list_active()).loads == {iid(1): 2.5}
+    await registry.beat_many([iid(1)])
+    assert (await registry.list_active()).loads == {iid(1): 2.5}
+    await registry.beat_many([iid(1), iid(2)], {iid(2): 1.0})
+    assert (await registry.list_active()).loads == {iid(1): 2.5}
+    for load in (-1.0, float("nan"), float("inf"), "much", True):
+        told: Any = {iid(1): load}
+        with pytest.raises(InvalidInputError, match="load: must be a finite number from 0"):
+            await registry.beat_many([iid(1)], told)
+    with pytest.raises(InvalidInputError, match="some of the instance ids"):
+        await registry.beat_many([iid(1)], {iid(1): 1.0, iid(2): 1.0})
+
+
+async def test_the_interval_follows_the_fleet(elapsed: Elapsed, database: SlowReads, tables: Tables) -> None:
+    async def store() -> MemoryStore:
+        return database
+
+    config = replace(CONFIG, max_beats_a_s=4.0, epoch_check_s=0.01)
+    registry = Registry(config, store, clock=elapsed.clock(), watch_factory=NobodyWatches)
+    registry.start()
+    try:
+        for number in range(40):
+            await registry.register(joins(number, f"agent-{number}").registration)
+
+        async def interval_s() -> float:
+            elapsed.now_s += 0.2
+            return (await registry.beat(iid(0))).beat_interval_s
+
+        async def is_longer() -> bool:
+            return 10.0 <= await interval_s() <= 11.0
+
+        await eventually(is_longer)
+        answer = await registry.beat(iid(0))
+        assert answer.lease_s == pytest.approx(3 * answer.beat_interval_s)
+        health = await registry.health()
+        assert (health.beat_interval_s, health.lease_s) == (answer.beat_interval_s, answer.lease_s)
+        # so that the views say the same
+        await eventually(lambda: tables.lease_s == answer.lease_s)
+    finally:
+        await registry.stop()
 
 
 async def test_a_follower_lists_once_and_then_gets_every_change(registry: Registry) -> None:
