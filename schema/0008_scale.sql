@@ -50,3 +50,43 @@ begin
     return true;
 end
 $$;
+
+-- History is kept for as long as the registry is told to, and pruned a bounded number of rows at a time.
+
+create index registry_instance_ended on registry_instance (stopped_at) where status = 'dead';
+
+alter table registry_transition set (
+    autovacuum_vacuum_scale_factor = 0.05,
+    autovacuum_vacuum_insert_scale_factor = 0.1
+);
+
+-- Forgets transitions, and instances that are dead, of more than p_keep_s seconds ago: at most p_limit of each, the
+-- oldest first. Answers how many it forgot.
+create function prune_history(p_keep_s double precision, p_limit integer default 5000) returns bigint
+language plpgsql as $$
+declare
+    transitions bigint;
+    instances   bigint;
+begin
+    if p_keep_s is null or p_keep_s < 0 or p_keep_s > 1e11 or p_keep_s = 'NaN' then
+        raise exception 'history must be kept for 0 to 1e11 seconds' using errcode = '22023';
+    end if;
+    if p_limit is null or p_limit < 1 then
+        raise exception 'a limit must be at least 1' using errcode = '22023';
+    end if;
+    -- only the oldest are looked at, whether they are old enough or not
+    delete from registry_transition t
+     using (select o.id, o.at from registry_transition o order by o.id limit p_limit) oldest
+     where t.id = oldest.id and oldest.at < now() - make_interval(secs => p_keep_s);
+    get diagnostics transitions = row_count;
+    delete from registry_instance r
+     where r.instance_id in (
+        select o.instance_id from registry_instance o
+         where o.status = 'dead' and o.stopped_at < now() - make_interval(secs => p_keep_s)
+         order by o.stopped_at
+         limit p_limit
+           for update skip locked);
+    get diagnostics instances = row_count;
+    return transitions + instances;
+end
+$$;

@@ -105,6 +105,7 @@ async def start_registry(settings: Settings) -> Hello:
         reconnect_grace_s=settings.call_timeout_s + settings.beat_interval_s / 4,
         call_timeout_s=settings.call_timeout_s,
         max_instances=settings.max_instances,
+        keep_history_s=settings.keep_history_days * 86_400,
         notes=(_EMBEDDED_NOTE,) if recipe.dsn is None else (),
     )
     return await ensure_registry(config, recipe, settings.namespace)

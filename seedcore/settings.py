@@ -131,6 +131,11 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("SEEDCORE_MAX_BEATS_PER_SEC"),
         description="beats a second of the whole fleet: above it the registry asks for a longer interval and lease",
     )
+    keep_history_days: Annotated[float, Field(gt=0, le=36_500)] = Field(
+        30,
+        validation_alias=AliasChoices("SEEDCORE_KEEP_HISTORY_DAYS"),
+        description="how long transitions, and instances that are dead, are kept",
+    )
     follow: bool = Field(
         True,
         validation_alias=AliasChoices("SEEDCORE_FOLLOW"),

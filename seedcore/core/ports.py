@@ -146,6 +146,11 @@ class Store(InstanceReader, Protocol):
         """Declare up to `limit` instances of retired epochs dead; their ids."""
         ...
 
+    async def prune_history(self, keep_s: float, limit: int) -> int:
+        """Forget transitions, and instances that are dead, of more than `keep_s` seconds ago: at most `limit` of each,
+        the oldest first; how many."""
+        ...
+
 
 OnDeath = Callable[[str, Witness, Witness, str], None]
 

@@ -61,6 +61,11 @@ class LiveView:
         """What the feed has told of an instance."""
         return Verdict.UNKNOWN if instance_id not in self._instances else self._verdicts.get(instance_id, Verdict.FRESH)
 
+    def knows(self, wanted: InstanceFilter) -> bool:
+        """Whether everybody wanted is in the copy: the living of the epoch that is shown."""
+        wants_dead = wanted.statuses is not None and Status.DEAD in wanted.statuses
+        return not wants_dead and wanted.epoch in {None, self.epoch}
+
     def page(self, wanted: InstanceFilter, after: tuple[str, str], limit: int) -> tuple[list[Instance], bool]:
         """Up to `limit` wanted instances behind `after` in key order, and whether there are more. `fresh_only` leaves
         nobody out: a lease that is over is a death, which the feed tells."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from seedcore.core.model import MAX_METADATA_DEPTH, MAX_PAGE, Answer, Instance, Listing, Resolution
+from seedcore.core.model import MAX_METADATA_DEPTH, MAX_PAGE, Answer, Instance, Listing, Resolution, Source, Verdict
 from seedcore.discovery.ladder import NameListing
 from seedcore.registry.answers import Description
 
@@ -43,20 +43,22 @@ Metadata = Annotated[dict[str, Any], BeforeValidator(_without_depths)]
 class Stamp(BaseModel):
     """What an answer is worth."""
 
-    source: str = Field(description="registry, postgres or ray: who gave the answer")
+    source: str = Field(description="registry, snapshot, postgres or ray: who gave the answer")
     as_of: datetime
     version: int = Field(description="grows with every change its source has seen; compare within one source")
     complete: bool = Field(description="false: the source knows that it may be missing something")
 
 
 class InstanceOut(BaseModel):
-    """One incarnation of an agent. Where only Ray's listing answers, just its names are known."""
+    """One incarnation of an agent. Where only Ray's listing answers, just its names are known. `verdict` is what its
+    beats say (fresh, late, suspect), where the source listens to them; a snapshot does, and knows no time of a beat."""
 
     model_config = ConfigDict(from_attributes=True)
 
     logical_id: str
     instance_id: str | None = None
     status: str | None = None
+    verdict: str | None = None
     cluster_epoch: str | None = None
     organ_id: str | None = None
     actor_name: str | None = None
@@ -181,12 +183,21 @@ def instance_out(instance: Instance) -> InstanceOut:
     return InstanceOut.model_validate(instance)
 
 
+def _listed_out(instance: Instance, listing: Listing) -> InstanceOut:
+    shown = instance_out(instance)
+    if listing.source is not Source.POSTGRES:
+        shown.verdict = listing.verdicts.get(instance.instance_id, Verdict.FRESH).value
+    if listing.source is Source.SNAPSHOT:
+        shown.last_heartbeat = None
+    return shown
+
+
 def page_of(listing: Listing | NameListing) -> InstancePage:
     """A page as the API shows it."""
     if isinstance(listing, NameListing):
         items = [InstanceOut(logical_id=name, actor_name=name) for name in listing.names]
     else:
-        items = [instance_out(instance) for instance in listing.items]
+        items = [_listed_out(instance, listing) for instance in listing.items]
     return InstancePage(items=items, next_cursor=listing.next_cursor, **stamp_of(listing))
 
 

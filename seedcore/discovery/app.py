@@ -14,6 +14,7 @@ from seedcore.core.ports import InstanceReader
 from seedcore.discovery.ladder import DiscoveryLadder
 from seedcore.registry.connection import NoRegistry, RegistryConnection
 from seedcore.registry.directory import RayDirectory
+from seedcore.registry.follower import Follower
 from seedcore.registry.handles import HandleFinder
 from seedcore.registry.lookup import ActorHandle
 from seedcore.runtime import start_registry, store_recipe
@@ -26,11 +27,14 @@ _KEEP_PERIOD_S = 5.0
 
 def ladder_of(settings: Settings, connection: RegistryConnection | None = None) -> DiscoveryLadder:
     """The ladder that the settings ask for: in mode ray it has the last rung alone."""
+    connection = connection if connection is not None else _connection_of(settings)
+    follows = settings.follow and settings.mode is not Mode.RAY
     return DiscoveryLadder(
-        connection if connection is not None else _connection_of(settings),
+        connection,
         _no_reader if settings.mode is Mode.RAY else store_recipe(settings).reader,
         RayDirectory(settings.namespace, settings.call_timeout_s),
         HandleFinder(settings.namespace, settings.probe_timeout_s),
+        Follower(connection) if follows else None,
     )
 
 

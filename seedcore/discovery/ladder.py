@@ -33,11 +33,14 @@ from seedcore.core.model import (
     Verdict,
     check_instance_id,
 )
-from seedcore.core.paging import check_limit, decode_cursor, encode_name_cursor
+from seedcore.core.paging import check_limit, decode_cursor, encode_cursor, encode_name_cursor
 from seedcore.core.ports import ActorDirectory, InstanceReader
+from seedcore.core.selection import best
+from seedcore.core.view import LiveView
 from seedcore.registry.answers import Description, Health
 from seedcore.registry.clock import utc_now
 from seedcore.registry.connection import RegistryConnection
+from seedcore.registry.follower import Follower
 from seedcore.registry.handles import HandleFinder
 from seedcore.registry.lookup import ActorHandle
 
@@ -83,8 +86,11 @@ class DiscoveryLadder:
         reader_factory: ReaderFactory,
         directory: ActorDirectory,
         finder: HandleFinder,
+        follower: Follower | None = None,
     ) -> None:
+        """With a `follower`, what it knows is answered from its copy, and nobody is asked."""
         self._connection = connection
+        self._follower = follower
         self._reader_factory = reader_factory
         self._directory = directory
         self._finder = finder
@@ -92,18 +98,33 @@ class DiscoveryLadder:
         self._opening = asyncio.Lock()
 
     async def close(self) -> None:
-        """Release the reader's connections."""
+        """Follow no more, and release the reader's connections."""
+        if self._follower is not None:
+            await self._follower.stop()
         if self._reader is not None:
             await self._reader.close()
 
-    async def list_instances(self, wanted: InstanceFilter, limit: int, cursor: str | None) -> Listing | NameListing:
-        """A page of instances, or of mere names where only Ray's listing answers.
+    def view(self) -> LiveView | None:
+        """The copy of the registry's memory, while it is up to date."""
+        if self._follower is None:
+            return None
+        self._follower.start()
+        return self._follower.view if self._follower.is_current else None
+
+    async def list_instances(
+        self, wanted: InstanceFilter, limit: int, cursor: str | None, *, consistent: bool = False
+    ) -> Listing | NameListing:
+        """A page of instances, or of mere names where only Ray's listing answers. `consistent` asks the registry
+        itself, also for what the copy of its memory knows.
 
         Raises InvalidInputError, or CannotKnowError where no rung can answer the question asked.
         """
         wanted.validated()
         check_limit(limit)
-        decode_cursor(cursor)
+        after = decode_cursor(cursor)
+        view = None if consistent else self.view()
+        if view is not None and view.knows(wanted):
+            return _listing_of(view, wanted, after, limit)
         incomplete: Listing | None = None
         problems: list[str] = []
         try:
@@ -143,6 +164,11 @@ class DiscoveryLadder:
 
         Raises InvalidInputError, or CannotKnowError where neither registry nor database answers.
         """
+        view = self.view()
+        if view is not None:
+            found_all = _resolved_in(view, logical_ids, allow_late)
+            if found_all is not None:
+                return found_all
         incomplete: Answer[list[Resolution]] | None = None
         try:
             answer = await self._connection.resolve(logical_ids, allow_late=allow_late)
@@ -302,3 +328,30 @@ class DiscoveryLadder:
             return await self.handle_of(logical_id)
         except (NotResolvableError, CannotKnowError) as error:
             return str(error)
+
+
+def _listing_of(view: LiveView, wanted: InstanceFilter, after: tuple[str, str], limit: int) -> Listing:
+    rows, has_more = view.page(wanted, after, limit)
+    return Listing(
+        items=tuple(rows),
+        source=Source.SNAPSHOT,
+        as_of=view.as_of if view.as_of is not None else utc_now(),
+        version=view.version,
+        complete=True,
+        next_cursor=encode_cursor(rows[-1]) if has_more else None,
+        stream=view.stream,
+        verdicts={row.instance_id: view.verdict(row.instance_id) for row in rows},
+    )
+
+
+def _resolved_in(view: LiveView, logical_ids: Sequence[str], allow_late: bool) -> Answer[list[Resolution]] | None:
+    """Everybody's best instance; None where anybody has none: the registry says why."""
+    found = []
+    for logical_id in logical_ids:
+        chosen = best(view.candidates(logical_id, allow_late=allow_late))
+        if chosen is None:
+            return None
+        verdict = view.verdict(chosen.instance_id)
+        found.append(Resolution(logical_id, chosen, is_known=True, verdict=verdict))
+    as_of = view.as_of if view.as_of is not None else utc_now()
+    return Answer(found, Source.SNAPSHOT, as_of, view.version, complete=True)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from http import HTTPStatus
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Query, Request
+from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from ray import serve
@@ -61,6 +61,7 @@ def parse_labels(texts: Sequence[str]) -> dict[str, str]:
 
 # MAX_PAGE logical ids of MAX_ID_CHARS, each of them four bytes of UTF-8, take less
 _MAX_BODY_BYTES = 1024 * 1024
+_MAX_ANSWERS = 100
 
 _STATUS_OF_ERROR: tuple[tuple[type[RegistryError], int], ...] = (
     (InvalidInputError, 422),
@@ -173,9 +174,17 @@ def this_replica() -> Discovery:
 Replica = Annotated[Discovery, Depends(this_replica)]
 
 
-@api.get("/v1/instances", responses=_PROBLEMS)
+def _json(body: str) -> Response:
+    return Response(body, media_type="application/json")
+
+
+_answers: dict[tuple[object, ...], str] = {}
+
+
+@api.get("/v1/instances", responses=_PROBLEMS, response_model=InstancePage)
 async def list_instances(
     replica: Replica,
+    request: Request,
     status: Annotated[list[Status] | None, Query(description="repeatable; default alive")] = None,
     organ: Annotated[str | None, Query(description="organ id")] = None,
     label: Annotated[list[str] | None, Query(description="key=value; repeatable, all must hold")] = None,
@@ -183,7 +192,8 @@ async def list_instances(
     epoch: Annotated[str | None, Query(description="default: the current one")] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
     cursor: Annotated[str | None, Query(description="next_cursor of the page before")] = None,
-) -> InstancePage:
+    consistent: Annotated[bool, Query(description="ask the registry itself, not a copy up to 4 s old")] = False,
+) -> Response:
     """A page of instances in the order of logical id."""
     wanted = InstanceFilter(
         statuses=frozenset(status) if status else frozenset({Status.ALIVE}),
@@ -192,7 +202,19 @@ async def list_instances(
         logical_id=logical_id,
         epoch=epoch,
     )
-    return page_of(await replica.ladder.list_instances(wanted, limit, cursor))
+    view = None if consistent else replica.ladder.view()
+    if view is None:
+        page = page_of(await replica.ladder.list_instances(wanted, limit, cursor, consistent=consistent))
+        return _json(page.model_dump_json())
+    # the same question about the same version has the same answer
+    question = (request.url.query, view.stream, view.version, view.as_of)
+    body = _answers.get(question)
+    if body is None:
+        body = page_of(await replica.ladder.list_instances(wanted, limit, cursor)).model_dump_json()
+        if len(_answers) >= _MAX_ANSWERS:
+            _answers.clear()
+        _answers[question] = body
+    return _json(body)
 
 
 @api.get("/v1/instances/{instance_id}", responses={**_PROBLEMS, **_NOT_FOUND})

@@ -69,7 +69,7 @@ class Health:
     none expires unless Ray confirms the death. `deaths_reported` counts what the relays and Ray's node table told;
     `watch_problem` says which of them cannot, and why; `relays` are at work, and watch `watched` of the instances.
     `followers` wait for a change. `healed` counts instances that memory and database knew differently, as their
-    comparison, last at `compared_at`, found.
+    comparison, last at `compared_at`, found; `pruned` counts what was forgotten of the history.
     """
 
     hello: Hello
@@ -93,6 +93,7 @@ class Health:
     watched: int
     followers: int
     healed: int
+    pruned: int
     compared_at: datetime | None
     flush: FlushCounts
     notes: tuple[str, ...] = field(default=())

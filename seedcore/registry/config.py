@@ -33,6 +33,9 @@ class RegistryConfig:
     epoch_check_s: float = 5.0
     term_idle_s: float = 20.0
     compare_s: float = 60.0
+    prune_s: float = 60.0
+    prune_limit: int = 5000
+    keep_history_s: float = 30 * 86_400.0
     freeze_floor: int = 2
     freeze_share: float = 0.25
     freeze_max_s: float = 300.0

@@ -447,6 +447,7 @@ class Registry:
             watched=self._expiry.watch.watched,
             followers=self._roster.feed.followers,
             healed=self._writer.healed,
+            pruned=self._writer.pruned,
             compared_at=self._writer.compared_at,
             flush=self._writer.counts,
             notes=self._config.notes,

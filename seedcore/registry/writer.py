@@ -73,6 +73,8 @@ class Writer:
         self._next_beat_flush_s = 0.0
         self._next_epoch_check_s = 0.0
         self._next_compare_s = 0.0
+        self._next_prune_s = 0.0
+        self.pruned = 0
         self.healed = 0
         self.compared_at: datetime | None = None
         self._counts = FlushCounts()
@@ -202,6 +204,7 @@ class Writer:
                 await self._give_grace()
                 await self._flush_due()
                 await self._compare_due()
+                await self._prune_due()
             except FencedError as error:
                 if self.fenced_by is None and self.recovered and error.in_force < error.term:
                     # nobody newer writes: the database was made anew, or restored from before our term
@@ -505,6 +508,19 @@ class Writer:
             self.enqueue(StatusChange(instance_id, known.status, known.seq, known.cause))
         else:
             await self._correct(instance_id)
+
+    # Housekeeping
+
+    async def _prune_due(self) -> None:
+        """Forget what ended long ago, a little at a time: the next look comes at once where there is more."""
+        now_s = self._clock.monotonic()
+        if now_s < self._next_prune_s:
+            return
+        assert self._store is not None
+        pruned = await self._store.prune_history(self._config.keep_history_s, self._config.prune_limit)
+        is_done = pruned < self._config.prune_limit
+        self._next_prune_s = now_s + (self._config.prune_s if is_done else self._config.flush_interval_s)
+        self.pruned += pruned
 
     # Beats
 

@@ -291,6 +291,26 @@ class MemoryStore:
             self._declare_dead(row, f"epoch {row.cluster_epoch} retired")
         return [row.instance_id for row in old]
 
+    async def prune_history(self, keep_s: float, limit: int) -> int:
+        self._fence()
+        if not 0 <= keep_s <= 1e11:
+            raise StoreRejectedError(f"history must be kept for 0 to 1e11 seconds, not {keep_s:g}")
+        if limit < 1:
+            raise StoreRejectedError(f"a limit must be at least 1, not {limit}")
+        before = self._now() - timedelta(seconds=keep_s)
+        steps = self._tables.transitions
+        kept = [step for number, step in enumerate(steps) if number >= limit or step.at >= before]
+        ended = sorted(
+            (row.stopped_at, row.instance_id)
+            for row in self._tables.rows.values()
+            if row.stopped_at is not None and row.stopped_at < before
+        )[:limit]
+        pruned = len(steps) - len(kept) + len(ended)
+        self._tables.transitions = kept
+        for _, instance_id in ended:
+            del self._tables.rows[instance_id]
+        return pruned
+
     def _live_by_id(self) -> list[Instance]:
         live = (row for row in self._tables.rows.values() if row.status is not Status.DEAD)
         return sorted(live, key=lambda row: row.instance_id)

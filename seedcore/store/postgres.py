@@ -222,6 +222,10 @@ class PostgresStore:
         rows = await self._run("expire_old_epochs", {"limit": check_limit(limit), "term": self._term})
         return [row[0] for row in rows]
 
+    async def prune_history(self, keep_s: float, limit: int) -> int:
+        parameters: dict[str, object] = {"keep_s": keep_s, "limit": limit, "term": self._term}
+        return int((await self._run("prune_history", parameters))[0][0])
+
     async def load_live(self) -> AsyncIterator[Instance]:
         after = _FIRST_KEY
         while True:

@@ -45,6 +45,9 @@ select instance_id::text from expire_stale_instances(%(lease_s)s, fenced(%(term)
 -- expire_old_epochs: declare dead what belongs to a retired epoch
 select instance_id::text from expire_old_epoch_instances(fenced(%(term)s::bigint, %(limit)s::integer));
 
+-- prune_history: forget what ended long ago
+select prune_history(%(keep_s)s::double precision, fenced(%(term)s::bigint, %(limit)s::integer));
+
 -- list_instances: a page in key order; a lease is judged against the last beat anybody recorded
 -- (no join: the planner misjudges its size and then sorts the whole table for each page)
 select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.started_at, r.status_changed_at,

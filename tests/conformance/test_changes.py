@@ -354,3 +354,26 @@ async def test_every_change_of_a_status_raises_the_version(world: World) -> None
     assert versions == sorted(set(versions))
     await world.store.set_status_many([turns(1, Status.DEAD), turns(2, Status.ALIVE)])
     assert await version() == versions[-1]
+
+
+async def test_history_is_pruned_the_oldest_first_and_a_little_at_a_time(world: World) -> None:
+    await world.store.register_many([joins(number, f"agent-{number}", 1) for number in range(1, 5)])
+    await world.store.set_status_many([turns(number, Status.DEAD, 2, "over") for number in (1, 2)])
+    await world.age_history(100.0)
+    await world.store.set_status_many([turns(3, Status.DEAD, 2, "of late")])
+    assert await world.store.prune_history(3600.0, 10) == 0
+    # six transitions and two of the dead are older than a minute; three and one of them at a time
+    assert await world.store.prune_history(60.0, 3) == 3 + 2
+    assert await world.store.get_instance(iid(1)) is None
+    assert await world.store.prune_history(60.0, 3) == 3
+    assert await world.store.prune_history(60.0, 3) == 0
+    assert [row.instance_id for row in await world.store.history("agent-3", 5)] == [iid(3)]
+    assert [step.to_status for step in await world.store.transitions("agent-3", 5)] == [Status.DEAD]
+    # the living stay, however long ago they registered
+    assert {row.instance_id async for row in world.store.load_live()} == {iid(4)}
+
+
+@pytest.mark.parametrize(("keep_s", "limit"), [(-1.0, 5), (float("nan"), 5), (1e12, 5), (60.0, 0), (60.0, -1)])
+async def test_a_prune_that_makes_no_sense_is_refused(world: World, keep_s: float, limit: int) -> None:
+    with pytest.raises(StoreRejectedError):
+        await world.store.prune_history(keep_s, limit)

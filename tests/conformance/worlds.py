@@ -38,6 +38,10 @@ class World(Protocol):
         """Make the last beat that anybody recorded lie that much further back: the registry was away."""
         ...
 
+    async def age_history(self, seconds: float) -> None:
+        """Make all that has happened so far lie that much further back."""
+        ...
+
     def rival(self) -> Store:
         """Another store on the same database. The caller opens and closes it."""
         ...
@@ -70,6 +74,13 @@ class MemoryWorld:
     async def silence(self, seconds: float) -> None:
         self.store._tables.beats_seen_at -= timedelta(seconds=seconds)
 
+    async def age_history(self, seconds: float) -> None:
+        tables, by = self.store._tables, timedelta(seconds=seconds)
+        tables.transitions = [replace(step, at=step.at - by) for step in tables.transitions]
+        for row in list(tables.rows.values()):
+            if row.stopped_at is not None:
+                tables.rows[row.instance_id] = replace(row, stopped_at=row.stopped_at - by)
+
     def rival(self) -> Store:
         return MemoryStore(self._clock, self.store._tables)
 
@@ -99,6 +110,13 @@ class PostgresWorld:
         )
         self._admin.execute(
             "update cluster_metadata set leases_from = leases_from - make_interval(secs => %s)", (seconds,)
+        )
+
+    async def age_history(self, seconds: float) -> None:
+        self._admin.execute("update registry_transition set at = at - make_interval(secs => %s)", (seconds,))
+        self._admin.execute(
+            "update registry_instance set stopped_at = stopped_at - make_interval(secs => %s) where status = 'dead'",
+            (seconds,),
         )
 
     async def silence(self, seconds: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,9 +52,9 @@ class World:
         return dict(answer.json())
 
     async def names(self) -> tuple[str, list[str]]:
-        """Who HTTP lists, and by whose word."""
+        """Who HTTP lists, and by whose word: an up-to-date copy of the registry's memory is the registry's."""
         page = await self.get("/v1/instances")
-        return page["source"], [item["logical_id"] for item in page["items"]]
+        return word_of(page), [item["logical_id"] for item in page["items"]]
 
     async def settle(self) -> None:
         """Until the registry runs, the database answers, and the whole fleet is listed."""
@@ -69,6 +69,11 @@ class World:
             return True
 
         await eventually(is_whole, within_s=40)
+
+
+def word_of(page: Mapping[str, Any]) -> str:
+    """Whose word an answer is."""
+    return "registry" if page["source"] == "snapshot" else str(page["source"])
 
 
 def free_port() -> int:

@@ -403,7 +403,7 @@ class Installation:
         async with httpx.AsyncClient(timeout=10) as client:
             page = (await client.get(f"{self.url}/v1/instances")).json()
         alive = {name for name, account in accounts.items() if account.status is Status.ALIVE}
-        if page["source"] != "registry" or {item["logical_id"] for item in page["items"]} != alive:
+        if page["source"] not in {"registry", "snapshot"} or {item["logical_id"] for item in page["items"]} != alive:
             return f"HTTP lists {page}"
         return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from seedcore.core.batch import ChangeBatch
 from seedcore.core.feed import Feed, FeedBatch
 from seedcore.core.lease import MassLateness
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Change, Instance, InstanceFilter, Outcome, Receipt, StatusChange
+from seedcore.core.model import Change, Instance, InstanceFilter, Outcome, Receipt, StatusChange, Verdict
 from seedcore.core.roster import Roster
 from seedcore.core.rules import apply_status
 from seedcore.registry.client import RegistryClient
@@ -36,6 +37,14 @@ _adopt = Roster.adopt
 
 def _adopt_as_silent(roster: Roster, instance: Instance, now_s: float) -> None:
     _adopt(roster, instance, now_s - 1000)
+
+
+_credit = Roster.credit
+
+
+def _credit_no_whole_lease(roster: Roster, absence_s: float, now_s: float) -> None:
+    if absence_s != math.inf:
+        _credit(roster, absence_s, now_s)
 
 
 def _revive(known: Instance, change: StatusChange, now: datetime) -> tuple[Outcome, Instance]:
@@ -76,9 +85,9 @@ async def _compare_nothing(_: Writer) -> None:
 _append, _since = Feed.append, Feed.since
 
 
-def _append_most(feed: Feed, before: Instance | None, after: Instance | None) -> None:
+def _append_most(feed: Feed, before: Instance | None, after: Instance | None, verdict: Verdict = Verdict.FRESH) -> None:
     if before is None or after is None or before.status is not Status.DRAINING:
-        _append(feed, before, after)
+        _append(feed, before, after, verdict)
 
 
 def _since_never_reset(feed: Feed, stream: str | None, version: int, wanted: InstanceFilter) -> FeedBatch:
@@ -103,7 +112,9 @@ MUTANTS: dict[str, Mutant] = {
         0, lambda: mock.patch.object(Writer, "is_unsettled", return_value=False)
     ),
     "no credit for our own stalls": Mutant(24, lambda: mock.patch.object(Roster, "credit", _nothing)),
-    "no new lease after a restart": Mutant(161, lambda: mock.patch.object(Roster, "adopt", _adopt_as_silent)),
+    "no new lease after a restart": Mutant(
+        161, lambda: mock.patch.multiple(Roster, adopt=_adopt_as_silent, credit=_credit_no_whole_lease)
+    ),
     "the dead may live again": Mutant(12, lambda: mock.patch("seedcore.store.memory.apply_status", _revive)),
     "sequence numbers are ignored": Mutant(
         2, lambda: mock.patch("seedcore.store.memory.apply_status", _ignore_numbers)

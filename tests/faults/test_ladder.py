@@ -19,7 +19,7 @@ from seedcore.registry import RegistryClient
 from seedcore.registry.actor import stop_registry
 from seedcore.runtime import start_registry
 from seedcore.tier0 import Tier0MemoryManager
-from tests.faults.conftest import FLEET, World
+from tests.faults.conftest import FLEET, World, word_of
 from tests.waiting import eventually
 
 
@@ -31,7 +31,7 @@ async def instances(world: World) -> dict[str, str]:
 async def test_everything_up_the_registry_answers_over_http_and_by_handle(world: World) -> None:
     page = await world.get("/v1/instances?limit=2")
     assert [item["logical_id"] for item in page["items"]] == ["ant", "bee"]
-    assert (page["source"], page["complete"]) == ("registry", True)
+    assert (word_of(page), page["complete"]) == ("registry", True)
     page = await world.get(f"/v1/instances?limit=2&cursor={page['next_cursor']}")
     assert ([item["logical_id"] for item in page["items"]], page["next_cursor"]) == (["cat"], None)
     one = page["items"][0]
@@ -151,7 +151,7 @@ async def test_row_of_another_hand_fails_no_answer(world: World) -> None:
             await world.registry.beat(instance_id)
         page = await world.get("/v1/instances?limit=100")
         by_name = {item["logical_id"]: item for item in page["items"]}
-        assert (page["source"], {*FLEET, "live-hand"} - set(by_name)) == (source, set())
+        assert (word_of(page), {*FLEET, "live-hand"} - set(by_name)) == (source, set())
         assert by_name["live-hand"]["labels"] == shown
         assert (await world.get(f"/v1/instances/{instance_id}"))["instance"]["labels"] == shown
         described = await world.get("/v1/agents/live-hand")
@@ -161,7 +161,7 @@ async def test_row_of_another_hand_fails_no_answer(world: World) -> None:
         assert answer.json()["results"][0]["instance"]["labels"] == shown
         return True
 
-    assert await is_shown("postgres")
+    await eventually(lambda: is_shown("postgres"))
     await start_registry(world.settings)
     await eventually(lambda: is_shown("registry"))
     world.rows("select set_instance_status(%s, 'dead')", instance_id)
@@ -172,6 +172,40 @@ async def test_row_of_another_hand_fails_no_answer(world: World) -> None:
         return "live-hand" not in (await world.names())[1]
 
     await eventually(is_gone)
+
+
+async def test_what_the_copy_of_the_registrys_memory_says_and_what_only_the_registry_does(world: World) -> None:
+    async def is_followed() -> bool:
+        return bool((await world.get("/v1/instances"))["source"] == "snapshot")
+
+    await eventually(is_followed)
+    copy, own = await world.get("/v1/instances"), await world.get("/v1/instances?consistent=true")
+    assert own["source"] == "registry"
+    assert [item["verdict"] for item in copy["items"]] == ["fresh"] * len(FLEET)
+    # times of beats are not followed, and not made up
+    assert [item.pop("last_heartbeat") for item in copy["items"]] == [None] * len(FLEET)
+    assert None not in [item.pop("last_heartbeat") for item in own["items"]]
+    assert copy["items"] == own["items"]
+    async with httpx.AsyncClient(timeout=30) as client:
+        answer = (await client.post(world.url + "/v1/resolve", json={"logical_ids": list(FLEET)})).json()
+        assert (answer["source"], len(answer["results"])) == ("snapshot", len(FLEET))
+        answer = (await client.post(world.url + "/v1/resolve", json={"logical_ids": ["ant", "nobody"]})).json()
+        assert (answer["source"], answer["results"][1]["why"]) == ("registry", "no live instance is registered")
+    client_of_one = RegistryClient("gnu", settings=world.settings)
+    await client_of_one.set_status("alive")
+
+    async def is_listed() -> bool:
+        page = await world.get("/v1/instances?logical_id=gnu")
+        return bool(page["source"] == "snapshot" and len(page["items"]) == 1)
+
+    await eventually(is_listed)
+    await client_of_one.set_status("dead")
+
+    async def is_gone() -> bool:
+        return not (await world.get("/v1/instances?logical_id=gnu"))["items"]
+
+    await eventually(is_gone)
+    assert [item["logical_id"] for item in (await world.get("/v1/instances?status=dead&logical_id=gnu"))["items"]]
 
 
 async def test_the_registry_is_killed_and_comes_back_with_everybody(world: World) -> None:
@@ -202,8 +236,13 @@ async def test_the_registry_is_killed_and_comes_back_with_everybody(world: World
 async def test_without_the_registry_the_database_answers(world: World) -> None:
     before = await instances(world)
     await stop_registry(world.settings.namespace)
-    source, names = await world.names()
-    assert (source, set(names)) == ("postgres", set(FLEET))
+
+    async def is_noticed() -> bool:
+        source, names = await world.names()
+        assert set(names) == set(FLEET)
+        return source == "postgres"
+
+    await eventually(is_noticed)
     assert await instances(world) == before
     async with httpx.AsyncClient(timeout=30) as client:
         answer = (await client.post(world.url + "/v1/resolve", json={"logical_ids": ["ant", "x"]})).json()
