@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, NoReturn, TypeVar
 
 import click
@@ -13,7 +14,9 @@ import typer
 from rich.console import Console
 
 from seedcore import __version__
-from seedcore.cli import bench
+from seedcore.bench.environment import machine
+from seedcore.bench.report import require_plot, write_json, write_plot
+from seedcore.bench.run import BENCHMARKS, run_all
 from seedcore.cli import demo as demo_command
 from seedcore.cli.cluster import join_cluster
 from seedcore.cli.render import agent_json, epochs_json, listing_json, show_agent, show_epochs, show_listing
@@ -46,8 +49,6 @@ registry_app = typer.Typer(help="The registry actor.", no_args_is_help=True)
 app.add_typer(registry_app, name="registry")
 epoch_app = typer.Typer(help="Fleet generations: blue and green.", no_args_is_help=True)
 app.add_typer(epoch_app, name="epoch")
-bench_app = typer.Typer(help="Measure on this machine.", no_args_is_help=True)
-app.add_typer(bench_app, name="bench")
 
 # a pipe has no width to respect: rows stay whole
 out = Console() if sys.stdout.isatty() else Console(width=200)
@@ -124,15 +125,30 @@ def demo(
     asyncio.run(demo_command.take_down(settings, out) if down else demo_command.run(settings, out, agents))
 
 
-@bench_app.command("death")
-def bench_death(
-    kills: Annotated[int, typer.Option(min=1, max=1000, help="How many agents to kill.")] = 50,
-    limit: Annotated[float, typer.Option(min=0.0, help="Fail where the 99th percentile is above, in seconds.")] = 1.0,
+@app.command("bench")
+def bench_command(
+    names: Annotated[list[str] | None, typer.Argument(help=f"Which: {', '.join(BENCHMARKS)}. Default: all.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes, within a minute; promises nothing.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the ratios here (.png, .svg, .pdf).")] = None,
+    dsn: Annotated[
+        str | None, typer.Option(help="A PostgreSQL to make databases in. Default: an embedded one.")
+    ] = None,
 ) -> None:
-    """How soon a killed agent is resolvable no more, from another process. Makes and kills agents of its own."""
-    p99_s = bench.percentile(asyncio.run(bench.deaths(load_settings(), out, kills)), 0.99)
-    if p99_s > limit:
-        _fail(f"the 99th percentile is {p99_s:.3f} s, above the limit of {limit:g} s", EXIT_FAILED)
+    """Measure on this machine, each figure beside a baseline of the same run. Starts a Ray and a PostgreSQL of its own.
+
+    Exit code 1 where a ratio is not what the project promises, unless it was --quick.
+    """
+    if plot is not None:
+        require_plot()
+    results = run_all(out, names or [], is_quick=quick, dsn=dsn)
+    if json_file is not None:
+        write_json(json_file, results, machine())
+    if plot is not None:
+        write_plot(plot, results)
+    broken = [f"{result.name}: {ratio.name}" for result in results for ratio in result.ratios if not ratio.holds]
+    if broken and not quick:
+        _fail(f"not as promised: {'; '.join(broken)}", EXIT_FAILED)
 
 
 @epoch_app.command("show")

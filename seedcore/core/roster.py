@@ -59,6 +59,7 @@ class Roster:
         # looking at everybody
         self._heard: dict[str, float] = {}
         self._told: dict[str, Verdict] = {}
+        self.became_silent = 0
         self._dead: OrderedDict[str, str | None] = OrderedDict()
         self._last_cause: OrderedDict[str, str | None] = OrderedDict()
         self._doubted: set[str] = set()
@@ -297,6 +298,11 @@ class Roster:
         for instance_id in silent | self._told.keys():
             self._tell(instance_id, self.verdict(instance_id, now_s))
 
+    @property
+    def silent(self) -> int:
+        """How many are not fresh, as far as it was told."""
+        return len(self._told)
+
     def note_loads(self, loads: Mapping[str, float]) -> None:
         """Note what the living told of their loads with a beat."""
         self._loads.update((instance_id, load) for instance_id, load in loads.items() if instance_id in self._live)
@@ -331,6 +337,7 @@ class Roster:
         if verdict is Verdict.FRESH:
             del self._told[instance_id]
         else:
+            self.became_silent += instance_id not in self._told
             self._told[instance_id] = verdict
         instance = self._live.by_id[instance_id]
         self.feed.append(instance, instance, verdict)

@@ -47,7 +47,7 @@ class Description:
 
 @dataclass(frozen=True, slots=True)
 class FlushCounts:
-    """What the write loop has done since the actor started."""
+    """What the write loop has done since the actor started; `p99_s` is of the last thousand flushes."""
 
     flushes: int = 0
     failures: int = 0
@@ -58,6 +58,7 @@ class FlushCounts:
     beats_coalesced: int = 0
     beats_dropped: int = 0
     last_flush_s: float = 0.0
+    p99_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +69,9 @@ class Health:
     that took the database over, after which this one only reads. `is_frozen`: so many leases are over at once that
     none expires unless Ray confirms the death. `deaths_reported` counts what the relays and Ray's node table told;
     `watch_problem` says which of them cannot, and why; `relays` are at work, and watch `watched` of the instances.
-    `followers` wait for a change. `healed` counts instances that memory and database knew differently, as their
-    comparison, last at `compared_at`, found; `pruned` counts what was forgotten of the history.
+    `followers` wait for a change. `silent` are not fresh now, `became_silent` counts how often anybody was found so.
+    `healed` counts instances that memory and database knew differently, as their comparison, last at `compared_at`,
+    found; `pruned` counts what was forgotten of the history.
     """
 
     hello: Hello
@@ -92,6 +94,8 @@ class Health:
     relays: int
     watched: int
     followers: int
+    silent: int
+    became_silent: int
     healed: int
     pruned: int
     compared_at: datetime | None

@@ -16,7 +16,7 @@ from seedcore.core.errors import RegistryError, RegistryUnavailableError
 from seedcore.core.feed import FeedBatch
 from seedcore.core.model import MAX_PAGE, Listing
 from seedcore.core.view import LiveView
-from seedcore.core.waiting import end
+from seedcore.core.waiting import end, within
 from seedcore.registry.clock import utc_now
 from seedcore.registry.connection import RegistryConnection
 
@@ -48,6 +48,7 @@ class Follower:
         self._on_reset = on_reset
         self._task: asyncio.Task[None] | None = None
         self._trusted_until_s = 0.0
+        self._confirmed = asyncio.Event()
         self.view = LiveView()
         self.resets = 0
 
@@ -62,7 +63,18 @@ class Follower:
         if self._task is None or self._task.done() or self._task.get_loop() is not loop:
             self._doubt()
             self.view = LiveView()
+            self._confirmed = asyncio.Event()
             self._task = loop.create_task(self._follow(), name="follower")
+
+    async def until_current(self, timeout_s: float) -> bool:
+        """Wait for the copy to be up to date; whether it is within `timeout_s` seconds of it."""
+        if not self.is_current:
+            self._confirmed.clear()
+            try:
+                await within(self._confirmed.wait(), timeout_s)
+            except asyncio.TimeoutError:
+                return False
+        return True
 
     async def stop(self) -> None:
         """Follow no more."""
@@ -122,6 +134,7 @@ class Follower:
     def _trust(self) -> None:
         self._trusted_until_s = time.monotonic() + MAX_AGE_S
         self.view.as_of = utc_now()
+        self._confirmed.set()
 
     def _doubt(self) -> None:
         self._trusted_until_s = 0.0

@@ -446,6 +446,8 @@ class Registry:
             relays=self._expiry.watch.relays,
             watched=self._expiry.watch.watched,
             followers=self._roster.feed.followers,
+            silent=self._roster.silent,
+            became_silent=self._roster.became_silent,
             healed=self._writer.healed,
             pruned=self._writer.pruned,
             compared_at=self._writer.compared_at,

@@ -1,4 +1,4 @@
-"""`seedcore bench`: what the registry does, measured on the machine that runs it, beside a baseline of the same run."""
+"""From SIGKILL to "not resolvable" in another process, beside what a lease alone gives."""
 
 from __future__ import annotations
 
@@ -7,19 +7,16 @@ import os
 import signal
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import ray
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
 from seedcore.agents import RayAgent
-from seedcore.cli.cluster import join_or_start_cluster
+from seedcore.bench.environment import Bench, percentile
+from seedcore.bench.report import Figure, Ratio, Result
 from seedcore.core.errors import AgentCallError, CannotKnowError, NotResolvableError
 from seedcore.registry.connection import RegistryConnection
-from seedcore.runtime import start_registry
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
 from seedcore.tier0.answers import AgentSpec
@@ -84,60 +81,66 @@ async def first_refusal_after(
     return gone_at
 
 
-async def deaths(settings: Settings, console: Console, kills: int) -> list[float]:
-    """SIGKILL `kills` agents, one after another; seconds from each kill to "not resolvable" in another process.
-
-    Printed beside what the lease alone gives: the rest of it at the moment of each kill.
-    """
-    join_or_start_cluster(settings, console)
-    await start_registry(settings)
+async def deaths(settings: Settings, kills: int, on_kill: Callable[[], object]) -> tuple[list[float], list[float]]:
+    """SIGKILL `kills` agents, one after another, of the registry that runs: the seconds from each kill to "not
+    resolvable" in another process, and those that the rest of its lease would have taken."""
     manager = Tier0MemoryManager(settings)
     connection = RegistryConnection(settings.namespace, settings.call_timeout_s)
     watcher = ray.remote(Watcher).options(num_cpus=0).remote(settings)
     found_s: list[float] = []
     lease_s: list[float] = []
     lease = (await connection.health()).lease_s
-    with Progress(console=console, transient=True) as progress:
-        bar = progress.add_task("killing agents", total=kills)
-        for start in range(0, kills, _AT_ONCE):
-            ids = [f"{_PREFIX}{number}" for number in range(start, min(kills, start + _AT_ONCE))]
-            made = await manager.create_agents_batch(
-                [AgentSpec(agent_id, agent_class=BenchAgent, max_restarts=0) for agent_id in ids]
-            )
-            for agent_id, why in made.failures.items():
-                raise AgentCallError(agent_id, why)
-            for agent_id in ids:
-                pid: int = await manager.execute_task_on_agent(agent_id, "pid")
-                await watcher.until_resolved.remote(agent_id, _PATIENCE_S)
-                ask = partial(watcher.until_gone.remote, agent_id, _PATIENCE_S)
-                gone = ask()
-                # the watcher resolves it by now, again and again
-                await asyncio.sleep(0.2)
-                silence_s = (await connection.describe(agent_id)).live[0].silence_s
-                killed_at = time.time()
-                os.kill(pid, signal.SIGKILL)
-                found_s.append(await first_refusal_after(killed_at, gone, ask) - killed_at)
-                lease_s.append(max(0.0, lease - silence_s))
-                progress.advance(bar)
-    ray.kill(watcher)
-    _show(console, found_s, lease_s, lease)
-    return found_s
-
-
-def _show(console: Console, found_s: Sequence[float], lease_s: Sequence[float], lease: float) -> None:
-    table = Table("FROM SIGKILL TO NOT RESOLVABLE", "P50", "P99", "MAX", "KILLS", box=None, pad_edge=False)
-    for name, values in (("this registry", found_s), (f"a lease of {lease:g} s alone (computed)", lease_s)):
-        table.add_row(
-            name,
-            f"{statistics.median(values):.3f} s",
-            f"{percentile(values, 0.99):.3f} s",
-            f"{max(values):.3f} s",
-            str(len(values)),
+    for start in range(0, kills, _AT_ONCE):
+        ids = [f"{_PREFIX}{number}" for number in range(start, min(kills, start + _AT_ONCE))]
+        made = await manager.create_agents_batch(
+            [
+                AgentSpec(agent_id, agent_class=BenchAgent, max_restarts=0, arguments={"settings": settings})
+                for agent_id in ids
+            ]
         )
-    console.print(table)
+        for agent_id, why in made.failures.items():
+            raise AgentCallError(agent_id, why)
+        for agent_id in ids:
+            pid: int = await manager.execute_task_on_agent(agent_id, "pid")
+            await watcher.until_resolved.remote(agent_id, _PATIENCE_S)
+            ask = partial(watcher.until_gone.remote, agent_id, _PATIENCE_S)
+            gone = ask()
+            # the watcher resolves it by now, again and again
+            await asyncio.sleep(0.2)
+            silence_s = (await connection.describe(agent_id)).live[0].silence_s
+            killed_at = time.time()
+            os.kill(pid, signal.SIGKILL)
+            found_s.append(await first_refusal_after(killed_at, gone, ask) - killed_at)
+            lease_s.append(max(0.0, lease - silence_s))
+            on_kill()
+    ray.kill(watcher)
+    await manager.close()
+    return found_s, lease_s
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least `share` of them do not exceed."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+def result_of(found_s: list[float], lease_s: list[float]) -> Result:
+    """What they say."""
+    return Result(
+        "death",
+        [
+            Figure("from SIGKILL to not resolvable, median", statistics.median(found_s), "s"),
+            Figure("p99", percentile(found_s, 0.99), "s"),
+            Figure("the rest of the lease alone (computed), median", statistics.median(lease_s), "s"),
+            Figure("kills", len(found_s), ""),
+        ],
+        [
+            Ratio(
+                "the lease alone, median / this registry, p99", statistics.median(lease_s) / percentile(found_s, 0.99)
+            ),
+            Ratio("p99 / one second", percentile(found_s, 0.99), "<= 1"),
+        ],
+    )
+
+
+async def run(bench: Bench) -> Result:
+    """With a registry of its own."""
+    place = await bench.place("death")
+    try:
+        return result_of(*await deaths(place.settings, 4 if bench.is_quick else 50, lambda: None))
+    finally:
+        await bench.leave(place)

@@ -1,0 +1,155 @@
+"""Where benchmarks run: a Ray of their own, a PostgreSQL of their own, a registry and a database for each."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg
+import ray
+from psycopg import conninfo, sql
+from pydantic import SecretStr
+from typing_extensions import LiteralString
+
+from seedcore.core.errors import RegistryUnavailableError
+from seedcore.core.ports import Store
+from seedcore.registry.actor import ensure_registry, stop_registry
+from seedcore.registry.config import RegistryConfig
+from seedcore.registry.connection import RegistryConnection
+from seedcore.settings import Settings
+from seedcore.store.embedded import EmbeddedPostgres
+from seedcore.store.postgres import PostgresStore
+
+READY_S = 60.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Gives the registry its store; travels to the actor."""
+
+    dsn: str
+
+    async def __call__(self) -> Store:
+        return PostgresStore(self.dsn)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A registry at work, and its database."""
+
+    namespace: str
+    dsn: str
+    connection: RegistryConnection
+
+    @property
+    def settings(self) -> Settings:
+        """What callers and agents of this registry run with."""
+        return Settings(namespace=self.namespace, pg_dsn=SecretStr(self.dsn), call_timeout_s=30.0)
+
+    async def process(self) -> psutil.Process:
+        """The registry's process."""
+        return psutil.Process((await self.connection.hello()).pid)
+
+    def ask(self, query: LiteralString) -> tuple[Any, ...]:
+        """One row of the database."""
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            row = connection.execute(sql.SQL(query)).fetchone()
+        assert row is not None
+        return row
+
+
+class Bench:
+    """The machine's part in a run. `is_quick`: small sizes, for a first look."""
+
+    def __init__(self, dsn: str, is_quick: bool) -> None:
+        self._dsn = dsn
+        self.is_quick = is_quick
+
+    def new_database(self) -> str:
+        """The DSN of an empty one."""
+        name = f"bench_{uuid.uuid4().hex[:12]}"
+        with psycopg.connect(self._dsn, autocommit=True) as connection:
+            connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
+        return conninfo.make_conninfo(self._dsn, dbname=name)
+
+    async def place(self, name: str, dsn: str | None = None, **details: Any) -> Place:
+        """A registry that is ready, with these details of its configuration."""
+        dsn = dsn if dsn is not None else self.new_database()
+        namespace = f"bench-{name}-{uuid.uuid4().hex[:6]}"
+        config = RegistryConfig(ray_cluster=ray.get_runtime_context().get_session_name(), **details)
+        await ensure_registry(config, Recipe(dsn), namespace)
+        place = Place(namespace, dsn, RegistryConnection(namespace, 30.0))
+        await until_ready(place)
+        return place
+
+    async def leave(self, place: Place) -> None:
+        """End the registry."""
+        await stop_registry(place.namespace, 30.0)
+
+
+async def until_ready(place: Place) -> None:
+    """Raises RegistryUnavailableError where it is not within READY_S seconds."""
+    ends_s = time.monotonic() + READY_S
+    while True:
+        try:
+            if (await place.connection.health()).is_ready:
+                return
+        except RegistryUnavailableError:
+            pass
+        if time.monotonic() > ends_s:
+            raise RegistryUnavailableError(f"the registry is not ready within {READY_S:g} s")
+        await asyncio.sleep(0.02)
+
+
+@contextmanager
+def environment(dsn: str | None, is_quick: bool) -> Iterator[Bench]:
+    """A Ray cluster and, without a DSN, an embedded PostgreSQL, both gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="seedcore-bench-") as folder:
+        embedded = None
+        if dsn is None:
+            Path(folder).chmod(0o755)
+            embedded = EmbeddedPostgres(Path(folder) / "data")
+        try:
+            found = embedded.hold() if embedded is not None else dsn
+            assert found is not None
+            ray.init(
+                address="local",
+                num_cpus=max(4, os.cpu_count() or 1),
+                dashboard_port=0,
+                log_to_driver=False,
+                logging_level="error",
+            )
+            try:
+                yield Bench(found, is_quick)
+            finally:
+                ray.shutdown()
+        finally:
+            if embedded is not None:
+                embedded.release()
+
+
+def machine() -> dict[str, object]:
+    """What the figures were measured on."""
+    return {
+        "cpus": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "ray": ray.__version__,
+    }
+
+
+def percentile(values: list[float], share: float) -> float:
+    """The smallest value that at least `share` of them do not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

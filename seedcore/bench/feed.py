@@ -1,0 +1,121 @@
+"""From a change to a watcher in another process, under a load of changes; and whom a change does not concern."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+import uuid
+from typing import Any
+
+import ray
+
+from seedcore.bench.environment import Bench, Place, percentile
+from seedcore.bench.report import Figure, Ratio, Result
+from seedcore.core.lifecycle import Status
+from seedcore.core.model import MAX_PAGE, InstanceFilter, RegisterChange, Registration, SequencedChange, StatusChange
+from seedcore.core.paging import decode_cursor
+from seedcore.registry.connection import RegistryConnection
+from seedcore.registry.follower import Follower
+
+CHANGES_A_S = 1000
+TICK_S = 0.02
+
+
+class Watcher:
+    """Another process that follows the feed. A change carries when it was said, in its cause."""
+
+    def __init__(self, namespace: str, organ_id: str | None) -> None:
+        self._follower = Follower(RegistryConnection(namespace, 30.0), organ_id=organ_id, on_change=self._note)
+        self._delays_s: list[float] = []
+        self._said: dict[str, str] = {}
+        self._woken = 0
+
+    async def start(self) -> None:
+        """Returns once the copy is up to date."""
+        self._follower.start()
+        assert await self._follower.until_current(30.0), "the feed is not read"
+        self._delays_s.clear()
+        self._woken = 0
+
+    async def stop(self) -> tuple[list[float], int, int]:
+        """The delays of all changes seen, in seconds; how many changes woke it; how many it holds."""
+        await self._follower.stop()
+        return self._delays_s, self._woken, len(self._follower.view)
+
+    def _note(self, logical_id: str) -> None:
+        self._woken += 1
+        rows, _ = self._follower.view.page(
+            InstanceFilter(statuses=None, logical_id=logical_id), decode_cursor(None), MAX_PAGE
+        )
+        for row in rows:
+            if row.cause and self._said.get(logical_id) != row.cause:
+                self._said[logical_id] = row.cause
+                self._delays_s.append(time.time() - float(row.cause))
+
+
+async def run(bench: Bench) -> Result:
+    """Latency of the feed at CHANGES_A_S changes a second."""
+    seconds, agents = (4.0, 1000) if bench.is_quick else (15.0, 1000)
+    place = await bench.place("feed", lease_s=600.0)
+    try:
+        return await _measure(place, seconds, agents)
+    finally:
+        await bench.leave(place)
+
+
+async def _measure(place: Place, seconds: float, agents: int) -> Result:
+    connection = place.connection
+    ids = [str(uuid.uuid4()) for _ in range(agents)]
+    for start in range(0, agents, MAX_PAGE):
+        await connection.deliver(
+            [
+                SequencedChange(RegisterChange(Registration(i, f"agent-{n}", organ_id="left"), 1))
+                for n, i in enumerate(ids[start : start + MAX_PAGE], start)
+            ]
+        )
+    watcher_class: Any = ray.remote(Watcher)
+    watcher, other = (
+        watcher_class.options(num_cpus=0).remote(place.namespace, organ_id) for organ_id in ("left", "right")
+    )
+    await asyncio.gather(watcher.start.remote(), other.start.remote())
+    began_s, seq, said = time.monotonic(), 1, 0
+    sending: set[asyncio.Task[Any]] = set()
+    while time.monotonic() < began_s + seconds:
+        due = min(agents, int((time.monotonic() - began_s) * CHANGES_A_S) - said)
+        if due > 0:
+            batch = []
+            for number in range(said, said + due):
+                seq = number // agents + 2
+                status = Status.ALIVE if seq % 2 == 0 else Status.DRAINING
+                change = StatusChange(ids[number % agents], status, seq, repr(time.time()))
+                batch.append(SequencedChange(change))
+            said += due
+            task = asyncio.create_task(connection.deliver(batch))
+            sending.add(task)
+            task.add_done_callback(sending.discard)
+        await asyncio.sleep(TICK_S)
+    await asyncio.gather(*sending)
+    elapsed_s = time.monotonic() - began_s
+    await asyncio.sleep(1.0)
+    delays_s, woken, held = await watcher.stop.remote()
+    _, woken_by_others, _ = await other.stop.remote()
+    for one in (watcher, other):
+        ray.kill(one)
+    assert held == agents, f"the watcher holds {held} of {agents}"
+    return Result(
+        "propagation",
+        [
+            Figure("changes", said / elapsed_s, "/ s"),
+            Figure("seen by the watcher", len(delays_s) / said * 100, "%"),
+            Figure("from change to watcher, median", statistics.median(delays_s) * 1000, "ms"),
+            Figure("p99", percentile(delays_s, 0.99) * 1000, "ms"),
+            Figure("changes told to the watcher", woken, ""),
+            Figure("told to one who selected others", woken_by_others, ""),
+        ],
+        [
+            Ratio("p99 / 100 ms", percentile(delays_s, 0.99) / 0.1, "<= 1"),
+            Ratio("told to one who selected others / changes", woken_by_others / said, "<= 0"),
+        ],
+        notes=["of an agent that changes twice between two answers a watcher sees the last"],
+    )

@@ -1,0 +1,161 @@
+"""A registry with more and more agents that beat: what each costs it in processor, memory and database.
+
+The agents are real reporters, many to a process; their beats are gathered by the process and by the node's relay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import psutil
+import ray
+
+from seedcore.bench.environment import Bench, Place
+from seedcore.bench.report import Figure, Ratio, Result
+from seedcore.core.waiting import end
+from seedcore.registry.answers import Health
+from seedcore.registry.reporter import Reporter
+
+BEAT_S = 10.0
+HOSTS = 4
+AT_ONCE = 500
+LOOK_S = 1.0
+
+
+class Host:
+    """A process of many agents, which report as any agent does."""
+
+    def __init__(self, settings: Any, first: int, count: int) -> None:
+        self._reporters = [
+            Reporter(f"agent-{number:06}", organ_id=f"organ-{number % 10}", settings=settings)
+            for number in range(first, first + count)
+        ]
+
+    async def start(self) -> None:
+        """Returns once all have registered."""
+        for at in range(0, len(self._reporters), AT_ONCE):
+            await asyncio.gather(*(reporter.start() for reporter in self._reporters[at : at + AT_ONCE]))
+
+    async def problems(self) -> int:
+        """How many could not report of late."""
+        return sum(reporter.problem is not None for reporter in self._reporters)
+
+
+class Meter:
+    """Looks at a registry while it works."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self.looks: list[Health] = []
+
+    async def run(self) -> None:
+        """Look once in LOOK_S seconds, until it is cancelled."""
+        while True:
+            self.looks.append(await self._place.connection.health())
+            await asyncio.sleep(LOOK_S)
+
+
+async def run(bench: Bench) -> Result:
+    """Every size in a registry of its own, one after the other."""
+    sizes, seconds = ((1_000, 4_000), 8.0) if bench.is_quick else ((1_000, 10_000, 100_000), 60.0)
+    return await measure(bench, sizes, seconds)
+
+
+async def measure(bench: Bench, sizes: tuple[int, ...], seconds: float) -> Result:
+    """The last size is what the figures without a size are of."""
+    figures: list[Figure] = []
+    costs: list[dict[str, float]] = []
+    for size in sizes:
+        found = await _one(bench, size, seconds)
+        costs.append(found)
+        figures += [Figure(f"{size:,} agents: {name}", value, _UNITS[name]) for name, value in found.items()]
+    small, large = costs[0], costs[-1]
+    ratios = [
+        Ratio("processor per beat, largest / smallest", large["per beat"] / small["per beat"], "<= 1"),
+        Ratio("memory per agent, largest / smallest", large["per agent"] / small["per agent"], "<= 1"),
+        Ratio("flush p99 / half of the flush interval", large["flush p99"] / 0.5, "<= 1"),
+        Ratio("HOT share", large["HOT share"], ">= 0.95"),
+    ]
+    return Result("growth", figures, ratios, notes=[f"a beat every {BEAT_S:g} s for {seconds:g} s; {HOSTS} processes"])
+
+
+_UNITS = {
+    "registered": "/ s",
+    "beats": "/ s",
+    "of one core": "%",
+    "per beat": "us",
+    "memory": "MiB",
+    "per agent": "KiB",
+    "beats dropped": "",
+    "found late": "",
+    "could not report": "",
+    "flush p99": "s",
+    "HOT share": "",
+    "table growth": "x",
+}
+
+
+async def _one(bench: Bench, size: int, seconds: float) -> dict[str, float]:
+    place = await bench.place("growth", beat_interval_s=BEAT_S, lease_s=3 * BEAT_S)
+    hosts: list[Any] = []
+    try:
+        process = await place.process()
+        empty_bytes = process.memory_info().rss
+        settings = place.settings.model_copy(update={"beat_interval_s": BEAT_S})
+        host_class: Any = ray.remote(Host)
+        count = size // HOSTS
+        hosts = [host_class.options(num_cpus=0).remote(settings, number * count, count) for number in range(HOSTS)]
+        await asyncio.gather(*(host.__ray_ready__.remote() for host in hosts))
+        began_s = time.monotonic()
+        await asyncio.gather(*(host.start.remote() for host in hosts))
+        registered_s = time.monotonic() - began_s
+        # until each has beaten once, and the relay gathers
+        await asyncio.sleep(1.2 * BEAT_S)
+        return {
+            "registered": size / registered_s,
+            **await _steady(place, process, size, seconds, empty_bytes),
+            "could not report": float(sum(await asyncio.gather(*(host.problems.remote() for host in hosts)))),
+        }
+    finally:
+        for host in hosts:
+            ray.kill(host)
+        await bench.leave(place)
+
+
+async def _steady(
+    place: Place, process: psutil.Process, size: int, seconds: float, empty_bytes: int
+) -> dict[str, float]:
+    meter = Meter(place)
+    # so that what the registrations left is not counted
+    place.ask("select 1 from (select pg_stat_reset()) reset")
+    table_bytes = place.ask("select pg_table_size('registry_instance')")[0]
+    before, busy_s, began_s = await place.connection.health(), _busy_s(process), time.monotonic()
+    looking = asyncio.create_task(meter.run())
+    await asyncio.sleep(seconds)
+    await end(looking)
+    after, elapsed_s, busy_s = await place.connection.health(), time.monotonic() - began_s, _busy_s(process) - busy_s
+    await asyncio.sleep(1.0)  # the statistics of PostgreSQL are told once a second
+    updates, hot = place.ask(
+        "select n_tup_upd, n_tup_hot_upd from pg_stat_user_tables where relname = 'registry_instance'"
+    )
+    beats = after.flush.beats_offered - before.flush.beats_offered
+    memory_bytes = process.memory_info().rss
+    return {
+        "beats": beats / elapsed_s,
+        "of one core": busy_s / elapsed_s * 100,
+        "per beat": busy_s / max(1, beats) * 1e6,
+        "memory": memory_bytes / 2**20,
+        "per agent": (memory_bytes - empty_bytes) / size / 1024,
+        "beats dropped": float(after.flush.beats_dropped),
+        "found late": float(after.became_silent - before.became_silent),
+        "flush p99": after.flush.p99_s,
+        "HOT share": hot / updates if updates else 0.0,
+        "table growth": place.ask("select pg_table_size('registry_instance')")[0] / table_bytes,
+    }
+
+
+def _busy_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)

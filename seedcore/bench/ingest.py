@@ -1,0 +1,148 @@
+"""How many beats a second become durable: the registry end to end, beside its floor and its ceiling.
+
+In one run, on one database and the same rows:
+
+  ours     an agents' process -> registry actor (beat_many, 1,000 ids a call) -> one statement a flush
+  floor    one transaction per beat, over a psycopg pool of 10
+  ceiling  the bare batched UPDATE ... FROM unnest, one connection, no actor, no guards
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from typing import Any
+
+import psycopg
+import ray
+from psycopg_pool import AsyncConnectionPool
+
+from seedcore.bench.environment import Bench, Place
+from seedcore.bench.report import Figure, Ratio, Result
+from seedcore.core.model import RegisterChange, Registration
+from seedcore.registry.connection import RegistryConnection
+from seedcore.store.postgres import PostgresStore
+
+IDS_A_CALL = 1000
+LANES = 10
+
+
+class Feeder:
+    """A process that hosts many logical agents and beats for all of them as fast as it is answered."""
+
+    def __init__(self, namespace: str, instance_ids: list[str]) -> None:
+        self._connection = RegistryConnection(namespace, 30.0)
+        self._calls = [instance_ids[i : i + IDS_A_CALL] for i in range(0, len(instance_ids), IDS_A_CALL)]
+
+    async def run(self, seconds: float) -> int:
+        """How many calls were lost; there should be none."""
+        ends_s = time.monotonic() + seconds
+        turn = lost = 0
+        while time.monotonic() < ends_s:
+            answer = await self._connection.beat_many(self._calls[turn % len(self._calls)])
+            lost += len(answer.unknown) + len(answer.dead)
+            turn += 1
+        return lost
+
+
+async def run(bench: Bench) -> Result:
+    """Committed, floor and ceiling, one after the other, on the same rows."""
+    agents, seconds = (10_000, 3.0) if bench.is_quick else (50_000, 8.0)
+    dsn = bench.new_database()
+    ids = await registered(dsn, agents)
+    place = await bench.place("ingest", dsn, flush_interval_s=0.02, lease_s=600.0, max_beats_a_s=1e6)
+    try:
+        ours = await _ours(place, ids, seconds)
+    finally:
+        await bench.leave(place)
+    updates, hot = place.ask(
+        "select n_tup_upd, n_tup_hot_upd from pg_stat_user_tables where relname = 'registry_instance'"
+    )
+    low = await floor(dsn, ids, seconds)
+    high = await ceiling(dsn, ids, seconds)
+    return Result(
+        "ingest",
+        [
+            Figure("rows of beats committed, end to end", ours["committed"], "/ s"),
+            Figure("beats covered by a commit", ours["covered"], "/ s"),
+            Figure("floor: one transaction per beat", low, "/ s"),
+            Figure("ceiling: bare batched update", high, "/ s"),
+            Figure("statements per flush", ours["statements"], ""),
+            Figure("beats dropped", ours["dropped"], ""),
+            Figure("HOT share of updates", hot / updates if updates else 0.0, ""),
+        ],
+        [
+            Ratio("committed / floor", ours["committed"] / low, ">= 15"),
+            Ratio("committed / ceiling", ours["committed"] / high, ">= 0.4"),
+        ],
+        notes=[f"{agents:,} agents; registry, feeder and PostgreSQL share this machine"],
+    )
+
+
+async def registered(dsn: str, agents: int) -> list[str]:
+    """The ids of instances that are registered in the database."""
+    store = PostgresStore(dsn)
+    await store.open()
+    ids = [str(uuid.uuid4()) for _ in range(agents)]
+    for start in range(0, agents, 1000):
+        chunk = enumerate(ids[start : start + 1000], start)
+        await store.register_many([RegisterChange(Registration(i, f"agent-{n:06}"), 1) for n, i in chunk])
+    await store.close()
+    return ids
+
+
+async def _ours(place: Place, ids: list[str], seconds: float) -> dict[str, float]:
+    feeder_class: Any = ray.remote(Feeder)
+    feeder = feeder_class.options(num_cpus=0).remote(place.namespace, ids)
+    await feeder.run.remote(0.5)  # warm
+    before, began_s = (await place.connection.health()).flush, time.monotonic()
+    lost = await feeder.run.remote(seconds)
+    after, elapsed_s = (await place.connection.health()).flush, time.monotonic() - began_s
+    ray.kill(feeder)
+    assert lost == 0, f"the registry lost {lost} beats"
+    committed = after.beats_committed - before.beats_committed
+    return {
+        "committed": committed / elapsed_s,
+        "covered": (committed + after.beats_coalesced - before.beats_coalesced) / elapsed_s,
+        "statements": (after.statements - before.statements) / max(1, after.flushes - before.flushes),
+        "dropped": after.beats_dropped,
+    }
+
+
+async def floor(dsn: str, ids: list[str], seconds: float) -> float:
+    """Beats a second as one transaction each."""
+    done = 0
+    async with AsyncConnectionPool(dsn, min_size=LANES, max_size=LANES, kwargs={"autocommit": True}) as pool:
+        await pool.wait()
+        began_s = time.monotonic()
+
+        async def lane(offset: int) -> None:
+            nonlocal done
+            turn = offset
+            while time.monotonic() < began_s + seconds:
+                async with pool.connection() as connection:
+                    await connection.execute(
+                        "update registry_instance set last_heartbeat = now() where instance_id = %s",
+                        (ids[turn % len(ids)],),
+                    )
+                done += 1
+                turn += LANES
+
+        await asyncio.gather(*(lane(offset) for offset in range(LANES)))
+        return done / (time.monotonic() - began_s)
+
+
+async def ceiling(dsn: str, ids: list[str], seconds: float) -> float:
+    """Rows a second that PostgreSQL updates in batches, with nothing around it."""
+    done = 0
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+        began_s = time.monotonic()
+        while time.monotonic() < began_s + seconds:
+            await connection.execute(
+                "update registry_instance r set last_heartbeat = now() "
+                "from unnest(%s::uuid[]) as b (id) where r.instance_id = b.id",
+                (ids,),
+            )
+            done += len(ids)
+        return done / (time.monotonic() - began_s)

@@ -1,0 +1,110 @@
+"""Figures and ratios: as a table, as JSON, as a plot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from seedcore.core.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured value. `unit` as it is written behind the number."""
+
+    name: str
+    value: float
+    unit: str
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One value over its baseline's. `bound` is what the project promises, as `>= 15` or `<= 2`; None: nothing."""
+
+    name: str
+    value: float
+    bound: str | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is within its bound."""
+        if self.bound is None:
+            return True
+        sign, limit = self.bound.split()
+        return self.value >= float(limit) if sign == ">=" else self.value <= float(limit)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one benchmark found, and in how many seconds."""
+
+    name: str
+    figures: Sequence[Figure]
+    ratios: Sequence[Ratio] = ()
+    took_s: float = 0.0
+    notes: Sequence[str] = field(default=())
+
+
+def show(console: Console, result: Result) -> None:
+    """Print one benchmark's table."""
+    table = Table(result.name.upper(), "", "PROMISED", box=None, pad_edge=False, min_width=70)
+    table.columns[1].justify = "right"
+    for figure in result.figures:
+        table.add_row(figure.name, f"{_number(figure.value)} {figure.unit}", "")
+    for ratio in result.ratios:
+        promised = "" if ratio.bound is None else f"{ratio.bound}{'' if ratio.holds else '  NOT HELD'}"
+        table.add_row(ratio.name, f"{_number(ratio.value)} x", promised)
+    console.print(table)
+    for note in result.notes:
+        console.print(note, style="dim")
+    console.print()
+
+
+def write_json(path: Path, results: Sequence[Result], machine: dict[str, object]) -> None:
+    """Everything, with what it ran on."""
+    told = [
+        {**asdict(result), "ratios": [{**asdict(ratio), "holds": ratio.holds} for ratio in result.ratios]}
+        for result in results
+    ]
+    path.write_text(json.dumps({"machine": machine, "results": told}, indent=2) + "\n")
+
+
+def require_plot() -> None:
+    """Raise ConfigurationError where the library that draws is not installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise ConfigurationError("--plot", "needs matplotlib: pip install 'seedcore[bench]'") from None
+
+
+def write_plot(path: Path, results: Sequence[Result]) -> None:
+    """Each ratio as a bar on a logarithmic axis, with the bound that is promised."""
+    require_plot()
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = [(f"{result.name}: {ratio.name}", ratio) for result in results for ratio in result.ratios][::-1]
+    figure, axes = plt.subplots(figsize=(9, 1 + 0.4 * len(rows)))
+    axes.barh([name for name, _ in rows], [ratio.value for _, ratio in rows], color="#4477aa")
+    for place, (_, ratio) in enumerate(rows):
+        if ratio.bound is not None:
+            axes.plot([float(ratio.bound.split()[1])] * 2, [place - 0.4, place + 0.4], color="#cc3311")
+        axes.text(ratio.value, place, f" {_number(ratio.value)}", va="center")
+    axes.set_xscale("log")
+    axes.set_xlabel("ratio to the baseline of the same run; red: what is promised")
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def _number(value: float) -> str:
+    if value >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.3g}"

@@ -1,0 +1,65 @@
+"""A registry that is killed: how long until it serves again, beside a bare read of the same rows."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+
+import psutil
+import psycopg
+
+from seedcore.bench.environment import READY_S, Bench, Place
+from seedcore.bench.ingest import registered
+from seedcore.bench.report import Figure, Ratio, Result
+from seedcore.core.errors import RegistryUnavailableError
+
+
+async def run(bench: Bench) -> Result:
+    """From the start of the new process to a complete answer."""
+    agents = 10_000 if bench.is_quick else 100_000
+    dsn = bench.new_database()
+    await registered(dsn, agents)
+    place = await bench.place("restart", dsn, lease_s=600.0)
+    try:
+        killed = (await place.connection.hello()).pid
+        os.kill(killed, signal.SIGKILL)
+        killed_at = time.time()
+        serves_at, started_at = await _until_complete(place, killed)
+    finally:
+        await bench.leave(place)
+    read_s = _bare_read(dsn)
+    return Result(
+        "restart",
+        [
+            Figure("rows", agents, ""),
+            Figure("from the kill to a complete answer", serves_at - killed_at, "s"),
+            Figure("of it, from the new process's start", serves_at - started_at, "s"),
+            Figure("bare: every row read by psycopg", read_s, "s"),
+        ],
+        [
+            Ratio("process start to complete / bare read", (serves_at - started_at) / read_s),
+            Ratio("process start to complete / 3 s", (serves_at - started_at) / 3.0, "<= 1"),
+        ],
+    )
+
+
+async def _until_complete(place: Place, killed: int) -> tuple[float, float]:
+    ends_s = time.monotonic() + READY_S
+    while time.monotonic() < ends_s:
+        try:
+            hello = await place.connection.hello()
+            if hello.pid != killed and (await place.connection.resolve(["agent-000000"])).complete:
+                return time.time(), psutil.Process(hello.pid).create_time()
+        except RegistryUnavailableError:
+            pass
+        await asyncio.sleep(0.02)
+    raise RegistryUnavailableError(f"it does not serve within {READY_S:g} s")
+
+
+def _bare_read(dsn: str) -> float:
+    began_s = time.monotonic()
+    with psycopg.connect(dsn) as connection:
+        connection.execute("select * from registry_instance where status <> 'dead'").fetchall()
+    return time.monotonic() - began_s
