@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 from seedcore.core.model import Instance, InstanceFilter, Verdict
 
@@ -41,8 +42,7 @@ class FeedBatch:
     is_reset: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(NamedTuple):
     before: Instance | None
     after: Instance | None
     verdict: Verdict

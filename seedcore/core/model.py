@@ -11,13 +11,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import Enum
-from typing import Generic, NamedTuple, TypeAlias, TypeVar, overload
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar, overload
 
 from seedcore.core.errors import InvalidInputError
 from seedcore.core.lifecycle import Status
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 T = TypeVar("T")
+
+NOTHING: Mapping[str, Any] = {}
+"""The labels and metadata of those that have none: one for all, and like all of them never changed."""
 
 MAX_ID_CHARS = 255
 MAX_EPOCH_CHARS = 128

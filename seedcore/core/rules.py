@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime
+from sys import intern
 
 from seedcore.core import lifecycle
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Instance, Outcome, OutcomeKind, RegisterChange, StatusChange
+from seedcore.core.model import NOTHING, Instance, Outcome, OutcomeKind, RegisterChange, StatusChange
 
 
 def first_registration(change: RegisterChange, epoch: str, now: datetime) -> Instance:
@@ -17,20 +18,20 @@ def first_registration(change: RegisterChange, epoch: str, now: datetime) -> Ins
         instance_id=registration.instance_id,
         logical_id=registration.logical_id,
         status=Status.STARTING,
-        cluster_epoch=epoch,
+        cluster_epoch=intern(epoch),
         started_at=now,
         status_changed_at=now,
         last_heartbeat=now,
         seq=change.seq,
         actor_name=registration.actor_name,
-        namespace=registration.namespace,
+        namespace=_one(registration.namespace),
         actor_id=registration.actor_id,
         serve_route=registration.serve_route,
-        organ_id=registration.organ_id,
-        labels=dict(registration.labels),
-        metadata=dict(registration.metadata),
-        node_id=registration.node_id,
-        ip_address=registration.ip_address,
+        organ_id=_one(registration.organ_id),
+        labels=dict(registration.labels) or NOTHING,
+        metadata=dict(registration.metadata) or NOTHING,
+        node_id=_one(registration.node_id),
+        ip_address=_one(registration.ip_address),
         pid=registration.pid,
         process_key=registration.process_key,
     )
@@ -74,6 +75,11 @@ def apply_status(known: Instance, change: StatusChange, now: datetime) -> tuple[
         last_heartbeat=known.last_heartbeat if change.seq is None else now,
     )
     return _answer(OutcomeKind.APPLIED, changed)
+
+
+def _one(text: str | None) -> str | None:
+    # registries hold instances by the 100,000: what many have in common is one object
+    return None if text is None else intern(text)
 
 
 def _answer(kind: OutcomeKind, row: Instance) -> tuple[Outcome, Instance]:

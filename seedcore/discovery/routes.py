@@ -164,7 +164,7 @@ async def _own_fault(_request: Request, _error: Exception) -> JSONResponse:
     return _problem(500, "InternalError", "the request failed for a fault of this service; its log says why")
 
 
-def this_replica() -> Discovery:
+async def this_replica() -> Discovery:
     """The deployment's object that this request was routed to."""
     replica = serve.get_replica_context().servable_object
     assert isinstance(replica, Discovery)

@@ -10,9 +10,8 @@ import asyncio
 import os
 import select
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from seedcore.core.errors import DirectoryUnavailableError
 from seedcore.core.waiting import end
@@ -27,9 +26,8 @@ _PROBES_AT_ONCE = 100
 _PROBE_S = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class Watched:
-    """An instance and where it lives."""
+class Watched(NamedTuple):
+    """An instance and where it lives. A tuple: they come by the 100,000."""
 
     instance_id: str
     pid: int | None

@@ -6,6 +6,7 @@ Owns connections, and every wait for them. Knows no statement.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import socket
@@ -17,10 +18,12 @@ from typing import Any
 
 import psycopg
 from psycopg import conninfo
+from psycopg.types.json import set_json_loads
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
 from seedcore.core.circuit import Circuit
 from seedcore.core.errors import StoreUnavailableError, first_line
+from seedcore.core.model import NOTHING
 from seedcore.core.waiting import within
 
 logger = logging.getLogger(__name__)
@@ -60,6 +63,15 @@ class PoolLimits:
     def libpq_connect_s(self) -> int:
         """As libpq takes it: whole seconds, two at least."""
         return max(2, round(self.connect_timeout_s))
+
+
+async def _configure(connection: Connection) -> None:
+    set_json_loads(_loads, connection)
+
+
+def _loads(text: str | bytes) -> Any:
+    # most instances have no labels, or no metadata
+    return NOTHING if text == b"{}" else json.loads(text)
 
 
 class Connections:
@@ -195,6 +207,7 @@ class Connections:
             max_waiting=1000,
             reconnect_timeout=self._limits.connect_timeout_s,
             name="seedcore",
+            configure=_configure,
             open=False,
         )
 

@@ -11,6 +11,7 @@ import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import datetime
+from sys import intern
 
 import psycopg
 from psycopg import conninfo
@@ -365,25 +366,30 @@ def _outcome(row: Row) -> Outcome:
     )
 
 
+_STATUSES = {status.value: status for status in Status}
+
+
 def _instance(row: Row) -> Instance:
+    started_at: datetime = row[4]
+    # registries hold them by the 100,000: what is the same is one object
     return Instance(
         instance_id=row[0],
         logical_id=row[1],
-        status=Status(row[2]),
-        cluster_epoch=row[3],
-        started_at=row[4],
-        status_changed_at=row[5],
-        last_heartbeat=row[6],
+        status=_STATUSES[row[2]],
+        cluster_epoch=intern(row[3]),
+        started_at=started_at,
+        status_changed_at=started_at if row[5] == started_at else row[5],
+        last_heartbeat=started_at if row[6] == started_at else row[6],
         seq=row[7],
         actor_name=row[8],
-        namespace=row[9],
+        namespace=row[9] and intern(row[9]),
         actor_id=row[10],
         serve_route=row[11],
-        organ_id=row[12],
+        organ_id=row[12] and intern(row[12]),
         labels=row[13],
         metadata=row[14],
-        node_id=row[15],
-        ip_address=row[16],
+        node_id=row[15] and intern(row[15]),
+        ip_address=row[16] and intern(row[16]),
         pid=row[17],
         stopped_at=row[18],
         cause=row[19],

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 
@@ -24,7 +25,7 @@ def living() -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
-def row(process: subprocess.Popen[bytes], cause: str | None = "silent for 9 s") -> Row:
+def row(process: subprocess.Popen[bytes] | psutil.Process, cause: str | None = "silent for 9 s") -> Row:
     key = process_key_of(process.pid)
     assert key is not None
     return Row(iid(1), "agent", Status.DEAD, 3, process.pid, key, cause, START)
@@ -64,9 +65,29 @@ def test_who_was_asked_to_end_may_live_on(living: subprocess.Popen[bytes], cause
     assert false_deaths([row(living, cause)]) == {}
 
 
-def test_who_hangs_on_a_dead_node_ends_when_it_goes_on(living: subprocess.Popen[bytes]) -> None:
-    assert false_deaths([row(living, "its node died")])
-    os.kill(living.pid, signal.SIGSTOP)
-    os.waitid(os.P_PID, living.pid, os.WSTOPPED)
-    assert false_deaths([row(living, "its node died")]) == {}
-    assert false_deaths([row(living)])
+@pytest.fixture
+def raylet(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of that name with one child, whose id it writes."""
+    program = shutil.copy("/bin/sh", tmp_path / "raylet")
+    with subprocess.Popen([program, "-c", "sleep 600 & echo $!; wait"], stdout=subprocess.PIPE) as process:
+        yield process
+        process.kill()
+
+
+async def test_who_hangs_on_a_dead_node_ends_when_it_notices(raylet: subprocess.Popen[bytes]) -> None:
+    assert raylet.stdout is not None
+    worker = psutil.Process(int(raylet.stdout.readline()))
+    try:
+        assert false_deaths([row(worker, "its node died")])
+        worker.suspend()
+        await eventually(lambda: psutil.Process(worker.pid).status() == psutil.STATUS_STOPPED)
+        assert false_deaths([row(worker, "its node died")]) == {}
+        assert false_deaths([row(worker)])
+        worker.resume()
+        raylet.kill()
+        raylet.wait()
+        # an orphan: the node is gone, whatever Ray says
+        assert false_deaths([row(worker, "its node died")]) == {}
+        assert false_deaths([row(worker)])
+    finally:
+        worker.kill()
