@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import ray
 
-from seedcore.bench.environment import Bench, Place
+from seedcore.bench.environment import Bench, Place, percentile
 from seedcore.bench.report import Figure, Ratio, Result
 from seedcore.core.waiting import end
 from seedcore.registry.answers import Health
@@ -150,7 +150,7 @@ async def _steady(
         "per agent": (memory_bytes - empty_bytes) / size / 1024,
         "beats dropped": float(after.flush.beats_dropped),
         "found late": float(after.became_silent - before.became_silent),
-        "flush p99": after.flush.p99_s,
+        "flush p99": percentile([look.flush.last_flush_s for look in meter.looks], 0.99),
         "HOT share": hot / updates if updates else 0.0,
         "table growth": place.ask("select pg_table_size('registry_instance')")[0] / table_bytes,
     }

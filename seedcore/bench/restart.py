@@ -29,19 +29,21 @@ async def run(bench: Bench) -> Result:
         serves_at, started_at = await _until_complete(place, killed)
     finally:
         await bench.leave(place)
+    serves_s = serves_at - max(started_at, killed_at)
     read_s = _bare_read(dsn)
     return Result(
         "restart",
         [
             Figure("rows", agents, ""),
             Figure("from the kill to a complete answer", serves_at - killed_at, "s"),
-            Figure("of it, from the new process's start", serves_at - started_at, "s"),
+            Figure("of it, from the start of the actor's process", serves_s, "s"),
             Figure("bare: every row read by psycopg", read_s, "s"),
         ],
         [
-            Ratio("process start to complete / bare read", (serves_at - started_at) / read_s),
-            Ratio("process start to complete / 3 s", (serves_at - started_at) / 3.0, "<= 1"),
+            Ratio("process start to complete / bare read", serves_s / read_s),
+            Ratio("process start to complete / 3 s", serves_s / 3.0, "<= 1"),
         ],
+        notes=["a process that Ray had started in reserve counts from the kill"],
     )
 
 

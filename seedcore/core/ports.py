@@ -187,11 +187,11 @@ class DeathWitness(Protocol):
         ...
 
     def add(self, instance: Instance) -> None:
-        """Watch an instance from now on; again when its details change."""
+        """Watch an instance from now on."""
         ...
 
-    def drop(self, instance_id: str) -> None:
-        """Watch it no more."""
+    def drop(self, instance: Instance) -> None:
+        """Watch it no more; with the details that it was added with."""
         ...
 
     async def ask_ray(self, instance: Instance, timeout_s: float) -> Witness:

@@ -45,8 +45,8 @@ class Renewal:
 class Roster:
     """All live instances. Every method is synchronous; one event loop owns it.
 
-    `on_appear` is called with each instance that comes to live, again when where it lives changes; `on_vanish` with
-    the id of each that lives no more.
+    `on_appear` is called with each instance that comes to live, `on_vanish` with each that lives no more; both, with
+    what was and what is, when where it lives changes.
     """
 
     def __init__(self, terms: LeaseTerms, capacity: int, feed: Feed | None = None) -> None:
@@ -67,7 +67,7 @@ class Roster:
         self._strangers: dict[str, datetime] = {}
         self._epoch_number = 0
         self.on_appear: Callable[[Instance], None] = _ignore
-        self.on_vanish: Callable[[str], None] = _ignore
+        self.on_vanish: Callable[[Instance], None] = _ignore
 
     @property
     def version(self) -> int:
@@ -205,11 +205,13 @@ class Roster:
         lost: list[str] = []
         heard = self._heard
         for instance_id in instance_ids:
-            if instance_id in live:
-                del heard[instance_id]
-                heard[instance_id] = now_s
-            else:
+            row = live.get(instance_id)
+            if row is None:
                 lost.append(instance_id)
+            else:
+                # under the id that we hold already, and behind everybody
+                del heard[instance_id]
+                heard[row.instance_id] = now_s
         if self._strangers:
             for instance_id in instance_ids:
                 self._strangers.pop(instance_id, None)
@@ -404,6 +406,8 @@ class Roster:
                 self.feed.append(known, None)
             return
         if instance is not known and _whereabouts(instance) != _whereabouts(known):
+            if known is not None:
+                self.on_vanish(known)
             self.on_appear(instance)
         self._live.put(instance)
         self._hear(instance.instance_id, heard_s)
@@ -411,8 +415,9 @@ class Roster:
             self.feed.append(known, instance, self._told.get(instance.instance_id, Verdict.FRESH))
 
     def _bury(self, instance: Instance) -> None:
-        if self._live.pop(instance.instance_id) is not None:
-            self._unlink(instance)
+        known = self._live.pop(instance.instance_id)
+        if known is not None:
+            self._unlink(known)
         _remember(self._dead, instance.instance_id, instance.cause)
         _remember(self._last_cause, instance.logical_id, instance.cause)
 
@@ -428,7 +433,7 @@ class Roster:
         self._loads.pop(instance.instance_id, None)
         self._doubted.discard(instance.instance_id)
         self._strangers.pop(instance.instance_id, None)
-        self.on_vanish(instance.instance_id)
+        self.on_vanish(instance)
 
 
 def _remember(causes: OrderedDict[str, str | None], key: str, cause: str | None) -> None:

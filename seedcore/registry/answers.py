@@ -47,7 +47,7 @@ class Description:
 
 @dataclass(frozen=True, slots=True)
 class FlushCounts:
-    """What the write loop has done since the actor started; `p99_s` is of the last thousand flushes."""
+    """What the write loop has done since the actor started."""
 
     flushes: int = 0
     failures: int = 0
@@ -58,7 +58,6 @@ class FlushCounts:
     beats_coalesced: int = 0
     beats_dropped: int = 0
     last_flush_s: float = 0.0
-    p99_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,7 +162,6 @@ class DeathWatch:
         self._on_death = on_death
         self._cluster = cluster
         self._nodes: dict[str, _Node] = {}
-        self._home: dict[str, str] = {}
         self._table: asyncio.Task[None] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
         self._alive: Mapping[str, bool] = {}
@@ -180,12 +179,9 @@ class DeathWatch:
         self._table = None
 
     def add(self, instance: Instance) -> None:
-        """Watch an instance from now on; again when its details change. One without a node is not watched."""
+        """Watch an instance from now on. One without a node is not watched."""
         if instance.node_id is None:
             return
-        if self._home.get(instance.instance_id, instance.node_id) != instance.node_id:
-            self.drop(instance.instance_id)
-        self._home[instance.instance_id] = instance.node_id
         self._nodes.setdefault(instance.node_id, _Node()).add(
             Watched(
                 instance.instance_id,
@@ -197,11 +193,11 @@ class DeathWatch:
             )
         )
 
-    def drop(self, instance_id: str) -> None:
+    def drop(self, instance: Instance) -> None:
         """Watch it no more."""
-        node = self._nodes.get(self._home.pop(instance_id, ""))
+        node = None if instance.node_id is None else self._nodes.get(instance.node_id)
         if node is not None:
-            node.drop(instance_id)
+            node.drop(instance.instance_id)
 
     @property
     def problem(self) -> str | None:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 import random
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -45,7 +45,6 @@ Settled: TypeAlias = Outcome | StoreRejectedError | FencedError
 C = TypeVar("C", RegisterChange, StatusChange)
 
 _COMPARE_PAGE = 1000
-_FLUSHES_KEPT = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +78,6 @@ class Writer:
         self.healed = 0
         self.compared_at: datetime | None = None
         self._counts = FlushCounts()
-        self._flushes_s: deque[float] = deque(maxlen=_FLUSHES_KEPT)
         self.recovered = False
         self.recovered_s = 0.0
         self._owes_grace = False
@@ -164,7 +162,6 @@ class Writer:
             beats_offered=beats.offered,
             beats_coalesced=beats.coalesced,
             beats_dropped=beats.dropped,
-            p99_s=sorted(self._flushes_s)[int(0.99 * len(self._flushes_s))] if self._flushes_s else 0.0,
         )
 
     @property
@@ -377,7 +374,6 @@ class Writer:
                 statements=self._counts.statements + statements,
                 last_flush_s=self._clock.monotonic() - started_s,
             )
-            self._flushes_s.append(self._counts.last_flush_s)
 
     # Changes
 

@@ -97,6 +97,11 @@ class Tier0MemoryManager:
         """Where it looks."""
         return self._mode
 
+    @property
+    def connection(self) -> RegistryConnection:
+        """What it asks the registry through."""
+        return self._connection
+
     # Making agents
 
     async def create_agent(

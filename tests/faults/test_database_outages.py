@@ -77,7 +77,7 @@ class NoWitness:
     def add(self, instance: Instance) -> None:
         """Watches nobody."""
 
-    def drop(self, instance_id: str) -> None:
+    def drop(self, instance: Instance) -> None:
         """Watches nobody."""
 
     async def ask_ray(self, instance: Instance, timeout_s: float) -> Witness:

@@ -197,10 +197,10 @@ async def test_a_node_that_ray_does_not_know_is_said_and_keeps_nothing(watch: Wa
     watch[0].add(on_node(1, "k8s-7"))
     for number in range(2, 100):
         watch[0].add(on_node(number, "k8s-7"))
-        watch[0].drop(iid(number))
+        watch[0].drop(on_node(number, "k8s-7"))
     await eventually(lambda: watch[0].problem == "no such node in Ray's table: k8s-7 (RAY_NODE_ID?)")
     assert not watch[0]._nodes["k8s-7"].to_drop
-    watch[0].drop(iid(1))
+    watch[0].drop(on_node(1, "k8s-7"))
     assert watch[0].problem is None
     await eventually(lambda: not watch[0]._nodes)
 
@@ -214,7 +214,7 @@ async def test_whom_a_relay_cannot_watch_is_not_counted_and_tried_again(
         watch[0].add(on_node(number))
     await eventually(lambda: cluster.made and cluster.made[0].eyes.watched == {iid(3)})
     await eventually(lambda: (watch[0].relays, watch[0].watched) == (1, 1))
-    watch[0].drop(iid(2))
+    watch[0].drop(on_node(2))
     cluster.made[0].eyes.refused.clear()
     await eventually(lambda: watch[0].watched == 2)
     assert cluster.made[0].eyes.watched == {iid(1), iid(3)}

@@ -492,11 +492,11 @@ def test_doubted_instance_is_suspect_until_it_is_heard(roster: Roster) -> None:
 def test_listeners_hear_who_comes_moves_and_goes(roster: Roster) -> None:
     heard: list[str] = []
     roster.on_appear = lambda row: heard.append(f"+{row.instance_id[-1]} {row.pid}")
-    roster.on_vanish = lambda instance_id: heard.append(f"-{instance_id[-1]}")
+    roster.on_vanish = lambda row: heard.append(f"-{row.instance_id[-1]} {row.pid}")
     enter(roster, 1)
     roster.register(joins(1, seq=9, pid=7), 0.0, START)
     roster.renew([iid(1)], 1.0)
     roster.adopt(instance(2, "other"), 1.0)
     roster.forget(iid(2))
     roster.set_status(turns(1, Status.DEAD, 10), 2.0, START)
-    assert heard == ["+1 None", "+1 7", "+2 None", "-2", "-1"]
+    assert heard == ["+1 None", "-1 None", "+1 7", "+2 None", "-2 None", "-1 7"]
