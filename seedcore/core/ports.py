@@ -85,8 +85,8 @@ class Store(InstanceReader, Protocol):
 
         Takes the next term, which every later write of this store carries, and starts every lease again. `epoch`
         insists on a name: it becomes current if it is not. Raises RetiredEpochError for one that was current
-        before another, FencedError for a cluster that another has replaced, and, with `idle_s`, where the registry
-        of the term in force was seen at work in the last `idle_s` seconds.
+        before another, FencedError for a cluster that another has replaced, and, with `idle_s`, for any while the
+        registry of the term in force was seen at work in the last `idle_s` seconds, but for none after that.
         """
         ...
 

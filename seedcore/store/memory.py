@@ -92,9 +92,8 @@ class MemoryStore:
         wanted = epoch
         if wanted is not None:
             check_epoch(wanted)
-        if ray_cluster in self._tables.superseded:
-            raise FencedError(self._term or 0, self._tables.term)
-        if idle_s is not None and (self._now() - self._tables.term_seen_at).total_seconds() < idle_s:
+        is_at_work = idle_s is None or (self._now() - self._tables.term_seen_at).total_seconds() < idle_s
+        if is_at_work and (idle_s is not None or ray_cluster in self._tables.superseded):
             raise FencedError(self._term or 0, self._tables.term)
         is_new = self._tables.ray_cluster not in {None, ray_cluster}
         if is_new and wanted is None:
@@ -106,6 +105,7 @@ class MemoryStore:
             self._flip(wanted)
         if is_new and self._tables.ray_cluster is not None:
             self._tables.superseded.add(self._tables.ray_cluster)
+            self._tables.superseded.discard(ray_cluster)
         self._tables.ray_cluster = ray_cluster
         self._tables.lease_s = lease_s
         self._tables.leases_from = self._now()

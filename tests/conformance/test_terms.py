@@ -82,6 +82,25 @@ async def test_a_replaced_cluster_cannot_take_the_registry_back(world: World, ri
     await rival.register_many([joins(1)])
 
 
+async def test_a_replaced_cluster_takes_the_registry_back_from_one_that_is_seen_no_more(
+    world: World, rival: Store
+) -> None:
+    await world.store.begin("cluster-a", None, LEASE_S)
+    await rival.begin("cluster-b", None, LEASE_S)
+    with pytest.raises(FencedError):
+        await world.store.begin("cluster-a", None, LEASE_S, 3600.0)
+    assert await world.store.begin("cluster-a", None, LEASE_S, 0.0) == Epoch("epoch-3", 3)
+    await world.store.register_many([joins(1)])
+    # now it is the other one that was replaced
+    with pytest.raises(FencedError):
+        await rival.register_many([joins(2)])
+    for idle_s in (None, 3600.0):
+        with pytest.raises(FencedError):
+            await rival.begin("cluster-b", None, LEASE_S, idle_s)
+    # a restart in the same cluster is no replacement
+    assert (await world.store.begin("cluster-a", None, LEASE_S)).name == "epoch-3"
+
+
 async def test_a_start_gives_every_lease_its_whole_length_again(world: World) -> None:
     await enter(world, 1)
     await enter(world, 2, "other")
