@@ -141,6 +141,6 @@ async def run(bench: Bench) -> Result:
     """With a registry of its own."""
     place = await bench.place("death")
     try:
-        return result_of(*await deaths(place.settings, 4 if bench.is_quick else 50, lambda: None))
+        return result_of(*await deaths(place.settings, 2 if bench.is_quick else 50, lambda: None))
     finally:
         await bench.leave(place)

@@ -56,7 +56,7 @@ class Watcher:
 
 async def run(bench: Bench) -> Result:
     """Latency of the feed at CHANGES_A_S changes a second."""
-    seconds, agents = (4.0, 1000) if bench.is_quick else (15.0, 1000)
+    seconds, agents = (2.0, 1000) if bench.is_quick else (15.0, 1000)
     place = await bench.place("feed", lease_s=600.0)
     try:
         return await _measure(place, seconds, agents)

@@ -18,8 +18,6 @@ from seedcore.core.waiting import end
 from seedcore.registry.answers import Health
 from seedcore.registry.reporter import Reporter
 
-BEAT_S = 10.0
-HOSTS = 4
 AT_ONCE = 500
 LOOK_S = 1.0
 
@@ -59,16 +57,19 @@ class Meter:
 
 async def run(bench: Bench) -> Result:
     """Every size in a registry of its own, one after the other."""
-    sizes, seconds = ((1_000, 4_000), 8.0) if bench.is_quick else ((1_000, 10_000, 100_000), 60.0)
-    return await measure(bench, sizes, seconds)
+    if bench.is_quick:
+        return await measure(bench, (400, 1_600), 3.0, beat_s=1.0, hosts=2)
+    return await measure(bench, (1_000, 10_000, 100_000), 60.0)
 
 
-async def measure(bench: Bench, sizes: tuple[int, ...], seconds: float) -> Result:
-    """The last size is what the figures without a size are of."""
+async def measure(
+    bench: Bench, sizes: tuple[int, ...], seconds: float, *, beat_s: float = 10.0, hosts: int = 4
+) -> Result:
+    """`seconds` of beats every `beat_s` seconds for each size; the agents are spread over so many processes."""
     figures: list[Figure] = []
     costs: list[dict[str, float]] = []
     for size in sizes:
-        found = await _one(bench, size, seconds)
+        found = await _one(bench, size, seconds, beat_s, hosts)
         costs.append(found)
         figures += [Figure(f"{size:,} agents: {name}", value, _UNITS[name]) for name, value in found.items()]
     small, large = costs[0], costs[-1]
@@ -78,7 +79,8 @@ async def measure(bench: Bench, sizes: tuple[int, ...], seconds: float) -> Resul
         Ratio("flush p99 / half of the flush interval", large["flush p99"] / 0.5, "<= 1"),
         Ratio("HOT share", large["HOT share"], ">= 0.95"),
     ]
-    return Result("growth", figures, ratios, notes=[f"a beat every {BEAT_S:g} s for {seconds:g} s; {HOSTS} processes"])
+    notes = [f"a beat every {beat_s:g} s for {seconds:g} s; {hosts} processes"]
+    return Result("growth", figures, ratios, notes=notes)
 
 
 _UNITS = {
@@ -97,22 +99,22 @@ _UNITS = {
 }
 
 
-async def _one(bench: Bench, size: int, seconds: float) -> dict[str, float]:
-    place = await bench.place("growth", beat_interval_s=BEAT_S, lease_s=3 * BEAT_S)
+async def _one(bench: Bench, size: int, seconds: float, beat_s: float, host_count: int) -> dict[str, float]:
+    place = await bench.place("growth", beat_interval_s=beat_s, lease_s=3 * beat_s)
     hosts: list[Any] = []
     try:
         process = await place.process()
         empty_bytes = process.memory_info().rss
-        settings = place.settings.model_copy(update={"beat_interval_s": BEAT_S})
+        settings = place.settings.model_copy(update={"beat_interval_s": beat_s})
         host_class: Any = ray.remote(Host)
-        count = size // HOSTS
-        hosts = [host_class.options(num_cpus=0).remote(settings, number * count, count) for number in range(HOSTS)]
+        count = size // host_count
+        hosts = [host_class.options(num_cpus=0).remote(settings, number * count, count) for number in range(host_count)]
         await asyncio.gather(*(host.__ray_ready__.remote() for host in hosts))
         began_s = time.monotonic()
         await asyncio.gather(*(host.start.remote() for host in hosts))
         registered_s = time.monotonic() - began_s
         # until each has beaten once, and the relay gathers
-        await asyncio.sleep(1.2 * BEAT_S)
+        await asyncio.sleep(1.2 * beat_s)
         return {
             "registered": size / registered_s,
             **await _steady(place, process, size, seconds, empty_bytes),

@@ -48,7 +48,7 @@ class Feeder:
 
 async def run(bench: Bench) -> Result:
     """Committed, floor and ceiling, one after the other, on the same rows."""
-    agents, seconds = (10_000, 3.0) if bench.is_quick else (50_000, 8.0)
+    agents, seconds = (5_000, 1.5) if bench.is_quick else (50_000, 8.0)
     dsn = bench.new_database()
     ids = await registered(dsn, agents)
     place = await bench.place("ingest", dsn, flush_interval_s=0.02, lease_s=600.0, max_beats_a_s=1e6)

@@ -88,6 +88,7 @@ def write_plot(path: Path, results: Sequence[Result]) -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")
+    mpl.rcParams["svg.fonttype"] = "none"
     import matplotlib.pyplot as plt
 
     rows = [(f"{result.name}: {ratio.name}", ratio) for result in results for ratio in result.ratios][::-1]

@@ -68,7 +68,7 @@ class Caller:
 
 async def run(bench: Bench) -> Result:
     """All on the same agents, in turns, so that nobody has the better moment."""
-    agents, turns = (6, 2) if bench.is_quick else (20, 8)
+    agents, turns = (4, 1) if bench.is_quick else (20, 8)
     place = await bench.place("resolve")
     manager = Tier0MemoryManager(place.settings)
     found: dict[str, list[float]] = {}
