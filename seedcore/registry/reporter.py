@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import wait
@@ -204,19 +205,18 @@ class Reporter:
 
 
 class ThreadReporter:
-    """A Reporter on a thread of its own, for classes whose methods block:
+    """A Reporter on a thread beside the caller's, for classes whose methods block:
 
         self.reporter = ThreadReporter("my_agent")
         self.reporter.start()
 
     Its beats say that the process lives, not that its methods answer. Use it from any thread; one call at a time
-    is served, the others wait for it.
+    is served, the others wait for it. All of a process share one thread, which ends with the last of them.
     """
 
     def __init__(self, logical_id: str, **options: Any) -> None:
         """`options` as for Reporter, and refused as there."""
         self._make = partial(Reporter, logical_id, **options)
-        self._name = f"reporter-{logical_id}"
         self._thread: _LoopThread | None = None
         self._turn = threading.Lock()
         self._reporter: Reporter | None = None
@@ -234,11 +234,11 @@ class ThreadReporter:
         with self._alone():
             if self._reporter is not None:
                 return
-            reporter, thread = self._make(), _LoopThread(self._name)
+            reporter, thread = self._make(), _LoopThread.joined()
             try:
                 thread.run(reporter.start(), self._patience_s)
             except BaseException:
-                thread.end()
+                thread.leave()
                 raise
             self._reporter, self._thread = reporter, thread
 
@@ -251,7 +251,7 @@ class ThreadReporter:
         return self._say(lambda reporter: reporter.undrain(cause))
 
     def stop(self, cause: str = "stopped") -> Receipt | None:
-        """As Reporter.stop, blocking; ends the thread."""
+        """As Reporter.stop, blocking."""
         check_cause(cause)
         with self._alone():
             reporter, thread = self._reporter, self._thread
@@ -261,7 +261,7 @@ class ThreadReporter:
             try:
                 return thread.run(reporter.stop(cause), self._patience_s)
             finally:
-                thread.end()
+                thread.leave()
 
     def _say(self, words: Callable[[Reporter], Coroutine[Any, Any, T]]) -> T | None:
         with self._alone():
@@ -281,12 +281,37 @@ class ThreadReporter:
 
 
 class _LoopThread:
-    """An event loop on a thread of its own."""
+    """An event loop on a thread of its own, for all reporters of the process; it ends when the last one leaves."""
 
-    def __init__(self, name: str) -> None:
+    _shared: _LoopThread | None = None
+    _door = threading.Lock()
+
+    def __init__(self) -> None:
+        self._users = 0
+        self._pid = os.getpid()
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._serve, name="seedcore-reporters", daemon=True)
         self._thread.start()
+
+    @classmethod
+    def joined(cls) -> _LoopThread:
+        """The thread, with one user more."""
+        with cls._door:
+            # a forked child has none of its parent's threads
+            if cls._shared is None or cls._shared._pid != os.getpid():
+                cls._shared = cls()
+            cls._shared._users += 1
+            return cls._shared
+
+    def leave(self) -> None:
+        """One user less."""
+        with self._door:
+            self._users -= 1
+            if self._users > 0:
+                return
+            if _LoopThread._shared is self:
+                _LoopThread._shared = None
+        self._end()
 
     def run(self, work: Coroutine[Any, Any, T], patience_s: float) -> T:
         """The result of `work` on the thread. Raises RegistryUnavailableError after `patience_s` seconds."""
@@ -297,7 +322,7 @@ class _LoopThread:
             raise RegistryUnavailableError(f"the reporter's thread has not answered within {patience_s:g} s")
         return asked.result()
 
-    def end(self) -> None:
+    def _end(self) -> None:
         """Cancel what runs on it, and end it."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_THREAD_PATIENCE_S)

@@ -303,13 +303,13 @@ async def test_a_registered_label_does_not_change_with_the_callers_own(registry:
     assert (await registry.describe("agent")).live[0].instance.labels == {"tier": "hot"}
 
 
-# The reporter with a thread of its own
+# The reporter on a thread beside the caller's
 
 UNREPORTED = SETTINGS.model_copy(update={"registry_enabled": False})
 
 
-def reporter_threads(name: str) -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == f"reporter-{name}"]
+def reporter_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "seedcore-reporters"]
 
 
 def test_a_wrong_option_is_refused_before_there_is_a_thread() -> None:
@@ -317,7 +317,7 @@ def test_a_wrong_option_is_refused_before_there_is_a_thread() -> None:
         ThreadReporter("wrong", bogus=1)
     with pytest.raises(InvalidInputError):
         ThreadReporter("wrong", settings=UNREPORTED, labels=["k"])
-    assert reporter_threads("wrong") == []
+    assert reporter_threads() == []
 
 
 def test_starts_and_stops_of_many_threads_make_one_thread_and_end_it() -> None:
@@ -338,7 +338,7 @@ def test_starts_and_stops_of_many_threads_make_one_thread_and_end_it() -> None:
             caller.join(10)
         assert raised == []
         assert not any(caller.is_alive() for caller in callers)
-        assert len(reporter_threads("shared")) == threads_left
+        assert len(reporter_threads()) == threads_left
 
 
 def test_a_thread_reporter_has_every_step_of_a_reporter() -> None:
@@ -349,9 +349,9 @@ def test_a_thread_reporter_has_every_step_of_a_reporter() -> None:
     assert (reporter.drain(), reporter.undrain("again")) == (None, None)
     with pytest.raises(InvalidInputError):
         reporter.stop("x" * 2000)
-    assert len(reporter_threads("steps")) == 1
+    assert len(reporter_threads()) == 1
     reporter.stop()
-    assert reporter_threads("steps") == []
+    assert reporter_threads() == []
 
 
 async def test_a_refused_registration_is_refused_again_and_never_called_durable(registry: Registry) -> None:
@@ -424,3 +424,19 @@ async def test_what_ray_did_not_say_at_the_registration_is_told_with_a_later_bea
     await client.set_status(Status.DRAINING)
     assert client.undelivered == 0
     assert await statuses(registry) == [Status.DRAINING]
+
+
+def test_reporters_of_a_process_share_a_thread_that_ends_with_the_last() -> None:
+    reporters = [ThreadReporter(f"agent-{number}", settings=UNREPORTED) for number in range(5)]
+    for reporter in reporters:
+        reporter.start()
+    assert len(reporter_threads()) == 1
+    for reporter in reporters[1:]:
+        reporter.stop()
+    assert len(reporter_threads()) == 1
+    reporters[0].stop()
+    assert reporter_threads() == []
+    reporters[0].start()
+    assert len(reporter_threads()) == 1
+    reporters[0].stop()
+    assert reporter_threads() == []
