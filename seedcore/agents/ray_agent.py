@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 
 from seedcore.core.errors import InvalidInputError, NotAcceptingWorkError
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Json, check_cause
+from seedcore.core.model import Json, check_cause, check_timeout
 from seedcore.core.waiting import within
 from seedcore.registry.identity import was_restarted
 from seedcore.registry.reporter import Reporter
@@ -48,17 +47,6 @@ class SummaryStats:
     task_mean_s: float | None
     is_reported: bool
     report_problem: str | None
-
-
-def check_timeout(timeout_s: float | None) -> float | None:
-    """Seconds to wait, None for as long as it takes, or InvalidInputError."""
-    if timeout_s is None:
-        return None
-    if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)):
-        raise InvalidInputError("timeout_s", f"must be a number of seconds, not {type(timeout_s).__name__}")
-    if math.isnan(timeout_s) or timeout_s < 0:
-        raise InvalidInputError("timeout_s", f"must be 0 seconds or more, not {timeout_s:g}")
-    return timeout_s
 
 
 class RayAgent:

@@ -470,6 +470,17 @@ def check_load(value: float) -> float:
     return value
 
 
+def check_timeout(timeout_s: float | None) -> float | None:
+    """Seconds to wait, None for as long as it takes, or InvalidInputError."""
+    if timeout_s is None:
+        return None
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)):
+        raise InvalidInputError("timeout_s", f"must be a number of seconds, not {type(timeout_s).__name__}")
+    if math.isnan(timeout_s) or timeout_s < 0:
+        raise InvalidInputError("timeout_s", f"must be 0 seconds or more, not {timeout_s:g}")
+    return timeout_s
+
+
 def check_lease(lease_s: float) -> float:
     """A lease from just above nothing to a day, in seconds, or InvalidInputError."""
     if not 0 < lease_s <= MAX_LEASE_S:

@@ -9,9 +9,8 @@ from typing import Any, TypeVar
 
 from ray.exceptions import RayError, RayTaskError
 
-from seedcore.agents.ray_agent import check_timeout
 from seedcore.core.errors import AgentCallError, RegistryError, first_line
-from seedcore.core.model import Source
+from seedcore.core.model import Source, check_timeout
 from seedcore.core.waiting import within
 from seedcore.tier0.answers import Gathered
 

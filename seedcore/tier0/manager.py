@@ -18,7 +18,7 @@ from typing import Any
 
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
 
-from seedcore.agents.ray_agent import Heartbeat, SummaryStats, check_timeout
+from seedcore.agents.ray_agent import Heartbeat, SummaryStats
 from seedcore.core.errors import (
     ActorGoneError,
     AgentCallError,
@@ -33,7 +33,7 @@ from seedcore.core.errors import (
     first_line,
 )
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import MAX_PAGE, Instance, Json, Listing, Source, Verdict
+from seedcore.core.model import MAX_PAGE, Instance, Json, Listing, Source, Verdict, check_timeout
 from seedcore.core.selection import Policy, best, choose
 from seedcore.core.waiting import end
 from seedcore.registry.client import every_page
