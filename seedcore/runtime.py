@@ -102,7 +102,7 @@ async def start_registry(settings: Settings) -> Hello:
         max_beats_a_s=settings.max_beats_a_s,
         flush_interval_s=settings.flush_interval_s,
         durable_wait_s=settings.durable_wait_s,
-        reconnect_grace_s=settings.call_timeout_s + settings.beat_interval_s / 4,
+        reconnect_grace_s=2 * settings.call_timeout_s,
         call_timeout_s=settings.call_timeout_s,
         max_instances=settings.max_instances,
         keep_history_s=settings.keep_history_days * 86_400,

@@ -31,6 +31,7 @@ class FeedChange:
 class FeedBatch:
     """All selected changes after `since` up to `version`, in order; of `epoch`, the one that listings show.
 
+    `complete` False: the registry is recovering, or superseded, and its feed does not tell everything.
     `is_reset`: there is no telling what came after `since`. List again, then go on from `version` of this `stream`.
     """
 
@@ -40,6 +41,7 @@ class FeedBatch:
     epoch: str
     changes: tuple[FeedChange, ...]
     is_reset: bool = False
+    complete: bool = True
 
 
 class _Entry(NamedTuple):

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Instance
+from seedcore.core.model import Instance, InstanceFilter
 
 
 class InstanceIndex:
@@ -41,6 +41,15 @@ class InstanceIndex:
         """Everybody behind a key (logical id, instance id), in key order."""
         for index in range(bisect_right(self._order, after), len(self._order)):
             yield self.by_id[self._order[index][1]]
+
+    def wanted(self, wanted: InstanceFilter, epoch: str, after: tuple[str, str]) -> Iterator[Instance]:
+        """Whom a filter wants behind a key, in key order, the leases apart; `epoch` is the current one."""
+        if wanted.logical_id is None:
+            candidates = self.behind(after)
+        else:
+            mine = sorted(self.of(wanted.logical_id), key=lambda row: row.instance_id)
+            candidates = (row for row in mine if (row.logical_id, row.instance_id) > after)
+        return (row for row in candidates if wanted.matches(row, epoch))
 
     def put(self, instance: Instance) -> None:
         """Add an instance, or replace it. Its agent never changes."""

@@ -481,6 +481,18 @@ def check_timeout(timeout_s: float | None) -> float | None:
     return timeout_s
 
 
+def check_beats(instance_ids: Sequence[str], loads: Mapping[str, float], limit: int) -> None:
+    """Refuse beats that are no list of ids, or too many, and loads that are none, or of others."""
+    if not isinstance(instance_ids, (list, tuple)) or len(instance_ids) > limit:
+        raise InvalidInputError("instance_ids", f"must be a list of at most {limit} ids")
+    if not all(isinstance(instance_id, str) for instance_id in instance_ids):
+        raise InvalidInputError("instance_ids", "must be UUIDs as text")
+    if not isinstance(loads, Mapping) or len(loads) > len(instance_ids):
+        raise InvalidInputError("loads", "must be a mapping of some of the instance ids to their loads")
+    for load in loads.values():
+        check_load(load)
+
+
 def check_lease(lease_s: float) -> float:
     """A lease from just above nothing to a day, in seconds, or InvalidInputError."""
     if not 0 < lease_s <= MAX_LEASE_S:

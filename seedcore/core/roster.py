@@ -384,9 +384,7 @@ class Roster:
     ) -> tuple[list[Instance], bool]:
         """Up to `limit` wanted instances behind `after` in key order, and whether there are more."""
         found: list[Instance] = []
-        for instance in self._live.behind(after):
-            if not wanted.matches(instance, self.epoch):
-                continue
+        for instance in self._live.wanted(wanted, self.epoch, after):
             if wanted.fresh_only and self.terms.has_lapsed(self.silence_s(instance.instance_id, now_s)):
                 continue
             if len(found) == limit:

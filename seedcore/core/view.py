@@ -70,9 +70,7 @@ class LiveView:
         """Up to `limit` wanted instances behind `after` in key order, and whether there are more. `fresh_only` leaves
         nobody out: a lease that is over is a death, which the feed tells."""
         found: list[Instance] = []
-        for instance in self._instances.behind(after):
-            if not wanted.matches(instance, self.epoch):
-                continue
+        for instance in self._instances.wanted(wanted, self.epoch, after):
             if len(found) == limit:
                 return found, True
             found.append(instance)

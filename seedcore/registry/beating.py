@@ -102,6 +102,14 @@ class BeatLoop:
                 self._woken.set()
 
     async def _run(self) -> None:
+        try:
+            await self._beat_on()
+        finally:
+            # an event loop that has ended is kept by nothing of ours
+            self._task = None
+            _forget(self, self._connection)
+
+    async def _beat_on(self) -> None:
         while self._beating:
             self._woken.clear()
             wait_s = self._due[0][0] - _now_s() if self._due else None
@@ -189,3 +197,11 @@ def beat_loop(connection: RegistryConnection) -> BeatLoop:
     if id(connection) not in loops:
         loops[id(connection)] = BeatLoop(connection)
     return loops[id(connection)]
+
+
+def _forget(ended: BeatLoop, connection: RegistryConnection) -> None:
+    loops = _loops.get(asyncio.get_running_loop(), {})
+    if loops.get(id(connection)) is ended:
+        del loops[id(connection)]
+    if not loops:
+        _loops.pop(asyncio.get_running_loop(), None)

@@ -129,7 +129,7 @@ class RegistryConnection:
         relay = self._relays.relay if self._relays is not None else None
         if self._relays is not None and relay is not None:
             try:
-                return cast(BeatAnswer, await self._relays.ask(relay, "beat_many", instance_ids, loads, is_urgent=True))
+                return cast(BeatAnswer, await self._relays.ask(relay, "beat_many", instance_ids, loads))
             except RegistryUnavailableError as error:
                 self._relays.rest(error)
         answer = cast(BeatAnswer, await self._call("beat_many", instance_ids, loads))

@@ -110,6 +110,7 @@ class Expiry:
             return
         self._rate.note(len(self._roster), now_s)
         self._roster.terms = self._rate.judged
+        self._roster.tell_verdicts(now_s)
         hears_all = await self._listen_in_the_database(now_s)
         # we may have been stalled while the database was asked
         now_s = self.attentive_now_s()

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 MAX_AGE_S = 4.0
 _WAIT_S = 2.0
+_CALL_S = 1.0
 _RETRY_S, _RETRY_MAX_S = 0.1, 2.0
 
 
@@ -51,6 +52,7 @@ class Follower:
         self._confirmed = asyncio.Event()
         self.view = LiveView()
         self.resets = 0
+        self._resets_in_a_row = 0
 
     @property
     def is_current(self) -> bool:
@@ -101,14 +103,27 @@ class Follower:
     async def _step(self) -> None:
         view = self.view
         wait_s = 0.0 if view.stream is None else _WAIT_S
+        asked_s = time.monotonic()
         batch = await self._connection.changes(view.stream, view.version, wait_s, None, self._organ_id, self._labels)
+        if not batch.complete:
+            raise RegistryUnavailableError("it is still recovering, or superseded")
         if batch.is_reset:
+            await self._pause_between_resets()
             await self._load(batch)
             return
+        self._resets_in_a_row = 0
         for logical_id in view.apply(batch):
             if self._on_change is not None:
                 self._on_change(logical_id)
-        self._trust()
+        # it was true when it was said: no later than its wait allows, whenever we came to read it
+        self._trust(min(time.monotonic(), asked_s + wait_s + _CALL_S))
+
+    async def _pause_between_resets(self) -> None:
+        """With more changes than the feed remembers everybody lists anew, again and again: not all at once."""
+        if self._resets_in_a_row:
+            pause_s = min(_RETRY_MAX_S, _RETRY_S * 2**self._resets_in_a_row)
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+        self._resets_in_a_row += 1
 
     async def _load(self, reset: FeedBatch) -> None:
         """List everybody. What it had stays readable meanwhile, and is not trusted."""
@@ -131,8 +146,8 @@ class Follower:
             self._on_reset()
         # trusted with the next answer: it tells what changed while we listed
 
-    def _trust(self) -> None:
-        self._trusted_until_s = time.monotonic() + MAX_AGE_S
+    def _trust(self, said_s: float) -> None:
+        self._trusted_until_s = said_s + MAX_AGE_S
         self.view.as_of = utc_now()
         self._confirmed.set()
 

@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from seedcore.core.errors import RegistryError, RegistryUnavailableError
-from seedcore.core.model import BeatAnswer, Receipt, SequencedChange
+from seedcore.core.model import BeatAnswer, Receipt, SequencedChange, check_beats, check_instance_id
 from seedcore.core.waiting import within
 from seedcore.registry.connection import RegistryConnection
-from seedcore.registry.outbox import BeatBox, ChangeBox
+from seedcore.registry.outbox import MAX_BEATS_A_MESSAGE, BeatBox, ChangeBox
 from seedcore.registry.processes import ActorStateWatch, OnExit, PidfdWatch, Watch, Watched
 
 MAX_WATCHED_A_CALL = 1000
@@ -83,6 +83,10 @@ class Relay:
 
         Raises what the registry raises, RegistryUnavailableError where it cannot be asked.
         """
+        # one caller's mistake is not the node's
+        check_beats(instance_ids, loads if loads is not None else {}, MAX_BEATS_A_MESSAGE)
+        for instance_id in instance_ids:
+            check_instance_id(instance_id)
         return await self._beats.say(instance_ids, loads)
 
     async def deliver(self, changes: Sequence[SequencedChange]) -> list[Receipt | RegistryError]:

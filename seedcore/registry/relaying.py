@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from typing import Any
 
@@ -36,13 +37,18 @@ class RelayFinder:
         self._patience_s = _PATIENCE_S
         self._rests_until_s = 0.0
         self._looking: asyncio.Task[None] | None = None
-        self.relay: ActorHandle | None = None
+        self._relay: ActorHandle | None = None
+
+    @property
+    def relay(self) -> ActorHandle | None:
+        """The relay to speak to now."""
+        return self._relay if time.monotonic() >= self._rests_until_s else None
 
     def learn(self, answer: BeatAnswer) -> None:
         """Take what the registry says of the relay on this node; it is looked up in the background."""
         # a silent relay must not cost a beat so much time that its agent is late
         self._patience_s = min(_PATIENCE_S, answer.beat_interval_s / 4)
-        if answer.relay == self._name or time.monotonic() < self._rests_until_s:
+        if answer.relay == self._name:
             return
         self.forget()
         if answer.relay is not None:
@@ -51,24 +57,21 @@ class RelayFinder:
 
     def forget(self) -> None:
         """Use none until another is named."""
-        self._name, self.relay = None, None
+        self._name, self._relay = None, None
 
     def rest(self, error: RegistryUnavailableError) -> None:
         """It failed: speak to the registry itself for a while."""
-        logger.info("the relay of this node is not used for %g s: %s", _REST_S, error.why)
-        self.forget()
-        self._rests_until_s = time.monotonic() + _REST_S
+        rest_s = _REST_S * random.uniform(0.5, 1.5)
+        logger.info("the relay of this node is not used for %.1f s: %s", rest_s, error.why)
+        self._rests_until_s = time.monotonic() + rest_s
 
-    async def ask(self, relay: ActorHandle, method: str, *said: object, is_urgent: bool = False) -> Any:
-        """The relay's answer; at once where it is urgent, and within the bound of a call where the database may take
-        its time. Raises RegistryUnavailableError where it, or the registry behind it, gives none."""
+    async def ask(self, relay: ActorHandle, method: str, *said: object) -> Any:
+        """The relay's answer, within the bound of a call while the relay itself answers: then it is the registry, or the
+        database, that takes its time. Raises RegistryUnavailableError where there is none."""
         asked = asyncio.ensure_future(result_of(getattr(relay, method).remote(*said)))
         try:
             done, _ = await asyncio.wait({asked}, timeout=self._patience_s)
-            if not done and is_urgent:
-                raise RegistryUnavailableError(f"no answer from the relay within {self._patience_s:g} s")
             if not done:
-                # busy with the registry, or silent itself
                 await within(result_of(relay.__ray_ready__.remote()), self._patience_s / 2)
             return await within(asked, self._call_timeout_s)
         except asyncio.TimeoutError:
@@ -85,10 +88,12 @@ class RelayFinder:
             relay = await find_actor(name, self._namespace, self._call_timeout_s)
         except DirectoryUnavailableError as error:
             logger.debug("the relay is not found: %s", error)
-            relay = None
-        if self._name == name:
-            self.relay = relay
-            if relay is None:
+        else:
+            if self._name == name:
+                self._relay = relay
+        finally:
+            # whatever kept us from it: the next answer names it again
+            if self._name == name and self._relay is None:
                 self._name = None
 
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
-from seedcore.core.errors import RegistryError, RegistryUnavailableError, VersionMismatchError
+from seedcore.core.errors import BacklogFullError, RegistryError, RegistryUnavailableError, VersionMismatchError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import BeatAnswer, Json, Receipt, check_cause, check_load
 from seedcore.core.waiting import end
@@ -189,7 +189,7 @@ class Reporter:
 
     def take_failure(self, error: RegistryError) -> None:
         """The beat was not taken. What does not heal by waiting, someone may mend all the same: try more rarely."""
-        is_away = isinstance(error, (RegistryUnavailableError, VersionMismatchError))
+        is_away = isinstance(error, (RegistryUnavailableError, VersionMismatchError, BacklogFullError))
         self._slowdown = 1.0 if is_away else _REFUSED_SLOWDOWN
         self._note(str(error))
 
@@ -284,7 +284,7 @@ class _LoopThread:
     """An event loop on a thread of its own, for all reporters of the process; it ends when the last one leaves."""
 
     _shared: _LoopThread | None = None
-    _door = threading.Lock()
+    _door = threading.RLock()  # a signal's handler may come in while its thread is inside
 
     def __init__(self) -> None:
         self._users = 0

@@ -56,10 +56,10 @@ from seedcore.core.model import (
     Source,
     StatusChange,
     Verdict,
+    check_beats,
     check_cause,
     check_epoch,
     check_instance_id,
-    check_load,
     check_seq,
     check_status,
     check_text,
@@ -216,15 +216,8 @@ class Registry:
     async def beat_many(self, instance_ids: Sequence[str], loads: Mapping[str, float] | None = None) -> BeatAnswer:
         """Renew many leases in one call, at most MAX_BEATS_A_MESSAGE. `loads` of some of them, by instance id, in
         whatever unit the agents of a logical id share."""
-        if not isinstance(instance_ids, (list, tuple)) or len(instance_ids) > MAX_BEATS_A_MESSAGE:
-            raise InvalidInputError("instance_ids", f"must be a list of at most {MAX_BEATS_A_MESSAGE} ids")
-        if not all(isinstance(instance_id, str) for instance_id in instance_ids):
-            raise InvalidInputError("instance_ids", "must be UUIDs as text")
         told = loads if loads is not None else {}
-        if not isinstance(told, dict) or len(told) > len(instance_ids):
-            raise InvalidInputError("loads", "must be a mapping of some of the instance ids to their loads")
-        for load in told.values():
-            check_load(load)
+        check_beats(instance_ids, told, MAX_BEATS_A_MESSAGE)
         now_s = self._clock.monotonic()
         renewal = self._roster.renew(instance_ids, now_s)
         if renewal.unknown or renewal.dead:
@@ -365,21 +358,21 @@ class Registry:
         ).validated()
         feed = self._roster.feed
         batch = feed.since(stream, version, wanted)
-        if batch.is_reset or batch.changes or wait_s == 0:
-            return batch
-        if feed.followers >= self._config.max_followers:
-            raise FollowersFullError(self._config.max_followers)
-        news = asyncio.Event()
-        number = feed.follow(wanted, news.set)
-        try:
-            await within(news.wait(), wait_s)
-            # many followers are answered more rarely, with more each time: together they get so many answers a second
-            await asyncio.sleep(min(_FEED_LINGER_MAX_S, feed.followers / _FEED_ANSWERS_A_S))
-        except asyncio.TimeoutError:
-            pass
-        finally:
-            feed.unfollow(number)
-        return feed.since(stream, version, wanted)
+        if not batch.is_reset and not batch.changes and wait_s > 0:
+            if feed.followers >= self._config.max_followers:
+                raise FollowersFullError(self._config.max_followers)
+            news = asyncio.Event()
+            number = feed.follow(wanted, news.set)
+            try:
+                await within(news.wait(), wait_s)
+                # many followers are answered more rarely, with more each time: so many answers a second in all
+                await asyncio.sleep(min(_FEED_LINGER_MAX_S, feed.followers / _FEED_ANSWERS_A_S))
+            except asyncio.TimeoutError:
+                pass
+            finally:
+                feed.unfollow(number)
+            batch = feed.since(stream, version, wanted)
+        return batch if self._writer.is_complete else replace(batch, complete=False)
 
     async def get_instance(self, instance_id: str) -> Answer[Instance]:
         """One instance, dead or alive.

@@ -45,6 +45,7 @@ Settled: TypeAlias = Outcome | StoreRejectedError | FencedError
 C = TypeVar("C", RegisterChange, StatusChange)
 
 _COMPARE_PAGE = 1000
+_ONLY_LOOK_S = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,7 @@ class Writer:
         self.is_failing = False
         self.fenced_by: FencedError | None = None
         self._fenced_tries = 0
+        self._refused_since_s: float | None = None
 
     # Taking work
 
@@ -215,8 +217,11 @@ class Writer:
                 else:
                     # it answers: what was wrong with it before is over
                     self._note_back()
+                    if self._refused_since_s is None:
+                        self._refused_since_s = self._clock.monotonic()
                 continue
             except RegistryError as error:
+                self._refused_since_s = None
                 self._note_problem(error)
             except Exception as error:
                 logger.exception("the write loop failed and goes on")
@@ -249,6 +254,7 @@ class Writer:
         logger.error("%s", error, extra={"pending_changes": self.pending_changes})
         self.fenced_by = error
         self._fenced_tries = 0
+        self._refused_since_s = None
         self._problem = None
         self.is_failing = False
         self._changes.clear()
@@ -262,14 +268,17 @@ class Writer:
     async def _take_the_term_back(self) -> None:
         """Fenced: take the next term once the registry that took ours over is seen at work no more.
 
-        One of our own cluster, that Ray had replaced, may have started late. Another cluster's leaves us superseded for
-        good. Raises FencedError while we are.
+        One of our own cluster, that Ray had replaced, may have started late; another cluster's may have ended. Raises
+        FencedError while we are superseded.
         """
         # ever more rarely, since the database logs each refusal
         self._fenced_tries += 1
         period_s = self._config.epoch_check_s * min(4, self._fenced_tries)
         await asyncio.sleep(period_s * random.uniform(0.9, 1.1))
-        await self._recover(idle_s=self._config.term_idle_s)
+        # while a database is away nobody is seen at work in it: its holder gets the time to be seen again
+        idle_s = self._config.term_idle_s
+        refused_s = 0.0 if self._refused_since_s is None else self._clock.monotonic() - self._refused_since_s
+        await self._recover(idle_s=idle_s if refused_s >= idle_s else _ONLY_LOOK_S)
         logger.warning("the newer registry is gone; this one writes again", extra={"term": self.term})
         self.fenced_by = None
 

@@ -35,6 +35,7 @@ from seedcore.core.errors import (
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import MAX_PAGE, Instance, Json, Listing, Source, Verdict, check_timeout
 from seedcore.core.selection import Policy, best, choose
+from seedcore.core.view import LiveView
 from seedcore.core.waiting import end
 from seedcore.registry.client import every_page
 from seedcore.registry.clock import utc_now
@@ -198,6 +199,8 @@ class Tier0MemoryManager:
         self._doubt(logical_id)
         if self._mode is Mode.RAY:
             return await self._locate_without_registry(logical_id, "the mode is ray")
+        if policy is Policy.ROUND_ROBIN:
+            self._count_turn(logical_id)
         located = await self._locate_in_view(logical_id, allow_late, policy, key)
         if located is not None:
             return located
@@ -303,7 +306,9 @@ class Tier0MemoryManager:
         except (NotResolvableError, CannotKnowError) as error:
             logger.debug("not by the snapshot: %s", error)
             return None
-        if is_told_gone(handle) or view.verdict(chosen.instance_id) is Verdict.UNKNOWN:
+        # the feed may have told something of it while Ray's table was asked
+        is_same = follower.view is view and follower.is_current
+        if not is_same or is_told_gone(handle) or not self._still_stands(view, chosen, allow_late, policy):
             return None
         if policy is Policy.NEWEST and view.verdict(chosen.instance_id) is Verdict.FRESH:
             self._hold(logical_id, handle)
@@ -315,18 +320,27 @@ class Tier0MemoryManager:
     def _chosen(
         self, candidates: Sequence[Instance], loads: Mapping[str, float], logical_id: str, policy: Policy, key: str
     ) -> Instance | None:
-        if policy is Policy.ROUND_ROBIN:
-            if len(self._turns) > _MAX_TURNS:
-                self._turns.clear()
-            self._turns[logical_id] += 1
         return choose(
             candidates,
             policy,
             node_id=own_node_id() if policy is Policy.SAME_NODE else None,
             loads=loads,
-            turn=self._turns[logical_id] if policy is Policy.ROUND_ROBIN else 0,
+            turn=self._turns.get(logical_id, 0),
             key=key,
         )
+
+    def _count_turn(self, logical_id: str) -> None:
+        if len(self._turns) > _MAX_TURNS:
+            self._turns.clear()
+        self._turns[logical_id] += 1
+
+    def _still_stands(self, view: LiveView, chosen: Instance, allow_late: bool, policy: Policy) -> bool:
+        """Whether it may still be handed out, and, where the newest is wanted, is the one."""
+        candidates = view.candidates(chosen.logical_id, allow_late=allow_late)
+        if policy is Policy.NEWEST:
+            newest = choose(candidates, policy)
+            return newest is not None and newest.instance_id == chosen.instance_id
+        return any(row.instance_id == chosen.instance_id for row in candidates)
 
     def _hold(self, logical_id: str, handle: ActorHandle) -> None:
         """Hand it out from now on, until something changes. Its first call makes Ray tell us what becomes of it."""
