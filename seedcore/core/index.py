@@ -16,8 +16,9 @@ class InstanceIndex:
     def __init__(self) -> None:
         self.by_id: dict[str, Instance] = {}
         self.statuses: Counter[Status] = Counter()
-        self._of: dict[str, tuple[str, ...]] = {}
-        self._order: list[tuple[str, str]] = []
+        # most agents have one instance: then it is no tuple
+        self._of: dict[str, str | tuple[str, ...]] = {}
+        self._order: list[str] = []
 
     def __len__(self) -> int:
         return len(self.by_id)
@@ -31,7 +32,7 @@ class InstanceIndex:
 
     def of(self, logical_id: str) -> list[Instance]:
         """The instances of one agent, in the order in which they came."""
-        return [self.by_id[instance_id] for instance_id in self._of.get(logical_id, ())]
+        return [self.by_id[instance_id] for instance_id in self._ids_of(logical_id)]
 
     def has_agent(self, logical_id: str) -> bool:
         """Whether an agent has any instance."""
@@ -39,8 +40,8 @@ class InstanceIndex:
 
     def behind(self, after: tuple[str, str]) -> Iterator[Instance]:
         """Everybody behind a key (logical id, instance id), in key order."""
-        for index in range(bisect_right(self._order, after), len(self._order)):
-            yield self.by_id[self._order[index][1]]
+        for index in range(bisect_right(self._order, after, key=self._key), len(self._order)):
+            yield self.by_id[self._order[index]]
 
     def wanted(self, wanted: InstanceFilter, epoch: str, after: tuple[str, str]) -> Iterator[Instance]:
         """Whom a filter wants behind a key, in key order, the leases apart; `epoch` is the current one."""
@@ -53,28 +54,38 @@ class InstanceIndex:
 
     def put(self, instance: Instance) -> None:
         """Add an instance, or replace it. Its agent never changes."""
-        known = self.by_id.get(instance.instance_id)
-        if known is None:
-            self._of[instance.logical_id] = (*self._of.get(instance.logical_id, ()), instance.instance_id)
-            insort(self._order, (instance.logical_id, instance.instance_id))
-        else:
-            self.statuses[known.status] -= 1
+        instance_id = instance.instance_id
+        known = self.by_id.get(instance_id)
+        self.by_id[instance_id] = instance
         self.statuses[instance.status] += 1
-        self.by_id[instance.instance_id] = instance
+        if known is not None:
+            self.statuses[known.status] -= 1
+            return
+        siblings = self._ids_of(instance.logical_id)
+        self._of[instance.logical_id] = (*siblings, instance_id) if siblings else instance_id
+        insort(self._order, instance_id, key=self._key)
 
     def pop(self, instance_id: str) -> Instance | None:
         """Remove an instance and return it."""
-        known = self.by_id.pop(instance_id, None)
+        known = self.by_id.get(instance_id)
         if known is None:
             return None
+        del self._order[bisect_left(self._order, self._key(instance_id), key=self._key)]
+        del self.by_id[instance_id]
         self.statuses[known.status] -= 1
-        siblings = tuple(other for other in self._of[known.logical_id] if other != instance_id)
+        siblings = tuple(other for other in self._ids_of(known.logical_id) if other != instance_id)
         if siblings:
-            self._of[known.logical_id] = siblings
+            self._of[known.logical_id] = siblings if len(siblings) > 1 else siblings[0]
         else:
             del self._of[known.logical_id]
-        del self._order[bisect_left(self._order, (known.logical_id, instance_id))]
         return known
+
+    def _ids_of(self, logical_id: str) -> tuple[str, ...]:
+        ids = self._of.get(logical_id, ())
+        return (ids,) if isinstance(ids, str) else ids
+
+    def _key(self, instance_id: str) -> tuple[str, str]:
+        return self.by_id[instance_id].logical_id, instance_id
 
     def clear(self) -> None:
         """Remove everybody."""

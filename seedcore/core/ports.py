@@ -187,7 +187,7 @@ class DeathWitness(Protocol):
         ...
 
     def add(self, instance: Instance) -> None:
-        """Watch an instance from now on."""
+        """Watch an instance from now on; again when anything of it changes."""
         ...
 
     def drop(self, instance: Instance) -> None:

@@ -45,8 +45,8 @@ class Renewal:
 class Roster:
     """All live instances. Every method is synchronous; one event loop owns it.
 
-    `on_appear` is called with each instance that comes to live, `on_vanish` with each that lives no more; both, with
-    what was and what is, when where it lives changes.
+    `on_appear` is called with each instance that comes to live, and when anything of it changes; `on_vanish` with each
+    that lives no more, or moves to another node.
     """
 
     def __init__(self, terms: LeaseTerms, capacity: int, feed: Feed | None = None) -> None:
@@ -403,8 +403,8 @@ class Roster:
             if known is not None:
                 self.feed.append(known, None)
             return
-        if instance is not known and _whereabouts(instance) != _whereabouts(known):
-            if known is not None:
+        if instance is not known:
+            if known is not None and known.node_id != instance.node_id:
                 self.on_vanish(known)
             self.on_appear(instance)
         self._live.put(instance)
@@ -444,16 +444,3 @@ def _remember(causes: OrderedDict[str, str | None], key: str, cause: str | None)
 
 def _ignore(_: object) -> None:
     """Nobody listens."""
-
-
-def _whereabouts(instance: Instance | None) -> tuple[object, ...] | None:
-    if instance is None:
-        return None
-    return (
-        instance.node_id,
-        instance.pid,
-        instance.process_key,
-        instance.actor_name,
-        instance.namespace,
-        instance.actor_id,
-    )

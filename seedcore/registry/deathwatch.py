@@ -46,7 +46,7 @@ class _Node:
     """Whom a relay shall watch, and what it has not been told yet."""
 
     def __init__(self) -> None:
-        self.wanted: dict[str, Watched] = {}
+        self.wanted: dict[str, Instance] = {}
         self.to_watch: dict[str, Watched] = {}
         self.to_drop: dict[str, None] = {}
         self.unwatched: set[str] = set()
@@ -67,7 +67,8 @@ class _Node:
 
     def take_relay(self, name: str) -> None:
         """A new relay, which has been told nothing."""
-        self.to_watch, self.to_drop = dict(self.wanted), {}
+        self.to_watch = {instance_id: _watched(instance) for instance_id, instance in self.wanted.items()}
+        self.to_drop = {}
         self.relay = name
         self.changed.set()
 
@@ -84,15 +85,17 @@ class _Node:
 
     def try_again(self) -> None:
         """Tell the relay anew of those that it could not watch: it may have been short of descriptors, or of Ray."""
-        self.to_watch.update((instance_id, self.wanted[instance_id]) for instance_id in self.unwatched)
+        self.to_watch.update((instance_id, _watched(self.wanted[instance_id])) for instance_id in self.unwatched)
 
-    def add(self, watched: Watched) -> None:
-        if self.wanted.get(watched.instance_id) != watched:
-            self.wanted[watched.instance_id] = watched
-            if self.has_relay:
-                self.to_watch[watched.instance_id] = watched
-                self.to_drop.pop(watched.instance_id, None)
-                self.changed.set()
+    def add(self, instance: Instance) -> None:
+        instance_id = instance.instance_id
+        known = self.wanted.get(instance_id)
+        # the registry's own object, and no copy of it
+        self.wanted[instance_id] = instance
+        if self.has_relay and (known is None or _watched(known) != _watched(instance)):
+            self.to_watch[instance_id] = _watched(instance)
+            self.to_drop.pop(instance_id, None)
+            self.changed.set()
 
     def drop(self, instance_id: str) -> None:
         self.unwatched.discard(instance_id)
@@ -100,6 +103,17 @@ class _Node:
             self.to_watch.pop(instance_id, None)
             self.to_drop[instance_id] = None
             self.changed.set()
+
+
+def _watched(instance: Instance) -> Watched:
+    return Watched(
+        instance.instance_id,
+        instance.pid,
+        instance.process_key,
+        instance.actor_name,
+        instance.namespace,
+        instance.actor_id,
+    )
 
 
 class Cluster(Protocol):
@@ -179,19 +193,10 @@ class DeathWatch:
         self._table = None
 
     def add(self, instance: Instance) -> None:
-        """Watch an instance from now on. One without a node is not watched."""
+        """Watch an instance from now on; again when anything of it changes. One without a node is not watched."""
         if instance.node_id is None:
             return
-        self._nodes.setdefault(instance.node_id, _Node()).add(
-            Watched(
-                instance.instance_id,
-                instance.pid,
-                instance.process_key,
-                instance.actor_name,
-                instance.namespace,
-                instance.actor_id,
-            )
-        )
+        self._nodes.setdefault(instance.node_id, _Node()).add(instance)
 
     def drop(self, instance: Instance) -> None:
         """Watch it no more."""

@@ -7,6 +7,7 @@ this one cannot see. Neither sees a process that hangs: beats do.
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import select
 from collections.abc import Callable
@@ -55,7 +56,13 @@ class Watch(Protocol):
 
 def own_process_key() -> str | None:
     """What tells this process from any other, also from a later one with its id; None where Linux does not say."""
-    return process_key_of(os.getpid())
+    return _own_key(os.getpid())
+
+
+@functools.lru_cache(maxsize=1)
+def _own_key(pid: int) -> str | None:
+    # one object for all agents of a process: so it is when they have travelled together
+    return process_key_of(pid)
 
 
 def process_key_of(pid: int) -> str | None:

@@ -66,8 +66,8 @@ class RelayFinder:
         self._rests_until_s = time.monotonic() + rest_s
 
     async def ask(self, relay: ActorHandle, method: str, *said: object) -> Any:
-        """The relay's answer, within the bound of a call while the relay itself answers: then it is the registry, or the
-        database, that takes its time. Raises RegistryUnavailableError where there is none."""
+        """The relay's answer, within the bound of a call while the relay itself answers: then the registry, or the
+        database, takes its time. Raises RegistryUnavailableError where there is none."""
         asked = asyncio.ensure_future(result_of(getattr(relay, method).remote(*said)))
         try:
             done, _ = await asyncio.wait({asked}, timeout=self._patience_s)

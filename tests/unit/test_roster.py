@@ -495,8 +495,9 @@ def test_listeners_hear_who_comes_moves_and_goes(roster: Roster) -> None:
     roster.on_vanish = lambda row: heard.append(f"-{row.instance_id[-1]} {row.pid}")
     enter(roster, 1)
     roster.register(joins(1, seq=9, pid=7), 0.0, START)
+    roster.register(joins(1, seq=10, pid=8, node_id="there"), 0.0, START)
     roster.renew([iid(1)], 1.0)
     roster.adopt(instance(2, "other"), 1.0)
     roster.forget(iid(2))
     roster.set_status(turns(1, Status.DEAD, 10), 2.0, START)
-    assert heard == ["+1 None", "-1 None", "+1 7", "+2 None", "-2 None", "-1 7"]
+    assert heard == ["+1 None", "+1 None", "+1 7", "-1 7", "+1 8", "+2 None", "-2 None", "-1 8"]
