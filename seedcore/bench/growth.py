@@ -6,7 +6,10 @@ The agents are real reporters, many to a process; their beats are gathered by th
 from __future__ import annotations
 
 import asyncio
+import math
 import time
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import psutil
@@ -72,15 +75,28 @@ async def measure(
         found = await _one(bench, size, seconds, beat_s, hosts)
         costs.append(found)
         figures += [Figure(f"{size:,} agents: {name}", value, _UNITS[name]) for name, value in found.items()]
-    small, large = costs[0], costs[-1]
+    large = costs[-1]
     ratios = [
-        Ratio("processor per beat, largest / smallest", large["per beat"] / small["per beat"], "<= 1"),
-        Ratio("memory per agent, largest / smallest", large["per agent"] / small["per agent"], "<= 1"),
         Ratio("flush p99 / half of the flush interval", large["flush p99"] / 0.5, "<= 1"),
         Ratio("HOT share", large["HOT share"], ">= 0.95"),
     ]
+    for (few, less), (many, more) in pairwise(zip(sizes, costs, strict=True)):
+        ratios += [
+            Ratio(
+                f"slope of processor, {few:,} to {many:,}", slope(less["of one core"], more["of one core"], few, many)
+            ),
+            Ratio(f"slope of memory, {few:,} to {many:,}", slope(less["of agents"], more["of agents"], few, many)),
+        ]
+    if len(sizes) > 1:
+        # of the last step: where the fixed costs of a registry weigh least
+        ratios[-2:] = [replace(ratio, bound="<= 1.1") for ratio in ratios[-2:]]
     notes = [f"a beat every {beat_s:g} s for {seconds:g} s; {hosts} processes"]
     return Result("growth", figures, ratios, notes=notes)
+
+
+def slope(less: float, more: float, few: int, many: int) -> float:
+    """How a cost grows with the agents: 1 is in proportion, above it each of them costs more than before."""
+    return math.log(more / less) / math.log(many / few)
 
 
 _UNITS = {
@@ -89,6 +105,7 @@ _UNITS = {
     "of one core": "%",
     "per beat": "us",
     "memory": "MiB",
+    "of agents": "MiB",
     "per agent": "KiB",
     "beats dropped": "",
     "found late": "",
@@ -149,6 +166,7 @@ async def _steady(
         "of one core": busy_s / elapsed_s * 100,
         "per beat": busy_s / max(1, beats) * 1e6,
         "memory": memory_bytes / 2**20,
+        "of agents": (memory_bytes - empty_bytes) / 2**20,
         "per agent": (memory_bytes - empty_bytes) / size / 1024,
         "beats dropped": float(after.flush.beats_dropped),
         "found late": float(after.became_silent - before.became_silent),

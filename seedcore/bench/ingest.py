@@ -76,7 +76,9 @@ async def run(bench: Bench) -> Result:
             Ratio("committed / floor", ours["committed"] / low, ">= 15"),
             Ratio("committed / ceiling", ours["committed"] / high, ">= 0.4"),
         ],
-        notes=[f"{agents:,} agents; registry, feeder and PostgreSQL share this machine"],
+        notes=[
+            f"{agents:,} agents, the same rows one after the other; registry, feeder and PostgreSQL share this machine"
+        ],
     )
 
 

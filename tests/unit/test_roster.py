@@ -499,5 +499,5 @@ def test_listeners_hear_who_comes_moves_and_goes(roster: Roster) -> None:
     roster.renew([iid(1)], 1.0)
     roster.adopt(instance(2, "other"), 1.0)
     roster.forget(iid(2))
-    roster.set_status(turns(1, Status.DEAD, 10), 2.0, START)
+    roster.set_status(turns(1, Status.DEAD, 11), 2.0, START)
     assert heard == ["+1 None", "+1 None", "+1 7", "-1 7", "+1 8", "+2 None", "-2 None", "-1 8"]
