@@ -93,10 +93,13 @@ $$;
 
 -- A Ray cluster that was replaced does not take the database back while the registry that replaced it is at work; once
 -- that has not been seen for p_idle_s seconds, it does, with a new epoch: two clusters that started while the database
--- was away may have come in either order.
-create or replace function begin_registry(
+-- was away may have come in either order. Answers also the lease that was in force, by which agents still beat; null
+-- where no registry was here before.
+drop function begin_registry(text, text, double precision, double precision);
+
+create function begin_registry(
     p_ray_cluster text, p_epoch text, p_lease_s double precision, p_idle_s double precision default null)
-returns table (epoch text, number bigint, term bigint)
+returns table (epoch text, number bigint, term bigint, lease_before_s double precision)
 language plpgsql as $$
 declare
     meta       cluster_metadata;
@@ -136,6 +139,9 @@ begin
        set ray_cluster = p_ray_cluster, lease_s = p_lease_s, term = m.term + 1, leases_from = now(),
            term_seen_at = now(), updated_at = now()
      where m.id = 1;
-    return query select m.current_epoch, m.epoch_number, m.term from cluster_metadata m where m.id = 1;
+    return query
+        select m.current_epoch, m.epoch_number, m.term,
+               case when meta.ray_cluster is not null then meta.lease_s end
+          from cluster_metadata m where m.id = 1;
 end
 $$;

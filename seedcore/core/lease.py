@@ -67,6 +67,13 @@ class BeatRate:
         """What their silence is measured by."""
         return self._terms(self._judged_steps)
 
+    def remember(self, lease_s: float | None, now: float) -> None:
+        """Note the lease of the registry before: agents still beat as it had asked them to, until we tell them."""
+        if lease_s is None or lease_s <= self.judged.lease_s:
+            return
+        self._judged_steps = math.ceil(math.log(lease_s / self._base.lease_s, _STEP) - 1e-9)
+        self._judged_until_s = now + self.judged.lease_s
+
     def note(self, living: int, now: float) -> None:
         """Note how many there are."""
         needed = self._needed(living)

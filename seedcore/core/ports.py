@@ -99,6 +99,11 @@ class Store(InstanceReader, Protocol):
         """The writer's term, None before `begin`."""
         ...
 
+    @property
+    def lease_before_s(self) -> float | None:
+        """The lease that was in force when this store began; None where no registry had been there."""
+        ...
+
     async def renew_every_lease(self) -> None:
         """Count nobody's silence from before now: it was our absence."""
         ...

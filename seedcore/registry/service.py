@@ -103,7 +103,7 @@ class Registry:
             config.max_instances,
             Feed(uuid.uuid4().hex, config.feed_capacity),
         )
-        self._writer = Writer(config, store_factory, self._roster, self._clock)
+        self._writer = Writer(config, store_factory, self._roster, self._rate, self._clock)
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
         self._expiry = Expiry(config, self._clock, self._roster, self._writer, self._rate, watch_factory)

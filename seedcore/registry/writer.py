@@ -19,6 +19,7 @@ from typing import TypeAlias, TypeVar
 
 from seedcore.core.batch import BeatBatch, ChangeBatch
 from seedcore.core.errors import FencedError, RegistryError, StoreRejectedError, StoreUnavailableError, first_line
+from seedcore.core.lease import BeatRate
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import (
     Beat,
@@ -59,11 +60,14 @@ class _Waiting:
 class Writer:
     """One flush in flight at a time. `run()` is the loop; it ends only by cancellation."""
 
-    def __init__(self, config: RegistryConfig, store_factory: StoreFactory, roster: Roster, clock: Clock) -> None:
+    def __init__(
+        self, config: RegistryConfig, store_factory: StoreFactory, roster: Roster, rate: BeatRate, clock: Clock
+    ) -> None:
         self._config = config
         self._clock = clock
         self._store_factory = store_factory
         self._roster = roster
+        self._rate = rate
         self._store: Store | None = None
         self._beats = BeatBatch(config.max_instances)
         self._changes = ChangeBatch(config.change_capacity)
@@ -320,6 +324,7 @@ class Writer:
             self._roster.forget_everybody()
         for instance in loaded:
             self._roster.adopt(instance, heard_s)
+        self._rate.remember(store.lease_before_s, heard_s)
         # nor must those who were heard before stand out as silent among them
         self._roster.credit(math.inf, heard_s)
         self._next_compare_s = 0.0

@@ -80,6 +80,7 @@ class MemoryStore:
         self._now = now
         self._tables = tables if tables is not None else Tables(now())
         self._term: int | None = None
+        self._lease_before_s: float | None = None
 
     async def open(self) -> None:
         """Nothing to prepare."""
@@ -106,6 +107,7 @@ class MemoryStore:
         if is_new and self._tables.ray_cluster is not None:
             self._tables.superseded.add(self._tables.ray_cluster)
             self._tables.superseded.discard(ray_cluster)
+        self._lease_before_s = None if self._tables.ray_cluster is None else self._tables.lease_s
         self._tables.ray_cluster = ray_cluster
         self._tables.lease_s = lease_s
         self._tables.leases_from = self._now()
@@ -117,6 +119,10 @@ class MemoryStore:
     @property
     def term(self) -> int | None:
         return self._term
+
+    @property
+    def lease_before_s(self) -> float | None:
+        return self._lease_before_s
 
     def _fence(self) -> None:
         if self._term is not None and self._term != self._tables.term:

@@ -97,6 +97,7 @@ class PostgresStore:
         self._migrated = False
         self._opening = asyncio.Lock()
         self._term: int | None = None
+        self._lease_before_s: float | None = None
         self._hand = uuid.uuid4().hex
         self.statements = 0
 
@@ -159,12 +160,16 @@ class PostgresStore:
         rows = await self._run(
             "begin_registry", {"ray_cluster": ray_cluster, "epoch": epoch, "lease_s": lease_s, "idle_s": idle_s}
         )
-        self._term = rows[0][2]
+        self._term, self._lease_before_s = rows[0][2], rows[0][3]
         return Epoch(name=rows[0][0], number=rows[0][1])
 
     @property
     def term(self) -> int | None:
         return self._term
+
+    @property
+    def lease_before_s(self) -> float | None:
+        return self._lease_before_s
 
     async def renew_term(self, lease_s: float) -> None:
         await self._run("renew_term", {"term": self._term, "lease_s": check_lease(lease_s)})

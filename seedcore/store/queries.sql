@@ -1,7 +1,7 @@
 -- Every statement the store sends, one name each. Parsed by seedcore/store/queries.py.
 
--- begin_registry: a registry starts; answers the epoch it works in and its term
-select epoch, number, term from begin_registry(%(ray_cluster)s, %(epoch)s, %(lease_s)s, %(idle_s)s);
+-- begin_registry: a registry starts; answers the epoch it works in, its term, and the lease before
+select epoch, number, term, lease_before_s from begin_registry(%(ray_cluster)s, %(epoch)s, %(lease_s)s, %(idle_s)s);
 
 -- renew_term: the registry of this term is at work, with this lease
 select renew_term(%(term)s, %(lease_s)s);

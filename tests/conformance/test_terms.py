@@ -101,6 +101,13 @@ async def test_a_replaced_cluster_takes_the_registry_back_from_one_that_is_seen_
     assert (await world.store.begin("cluster-a", None, LEASE_S)).name == "epoch-3"
 
 
+async def test_a_start_answers_the_lease_that_was_in_force(world: World, rival: Store) -> None:
+    await world.store.begin("cluster-a", None, LEASE_S)
+    await world.store.renew_term(2 * LEASE_S)
+    await rival.begin("cluster-a", None, LEASE_S)
+    assert rival.lease_before_s == 2 * LEASE_S
+
+
 async def test_a_start_gives_every_lease_its_whole_length_again(world: World) -> None:
     await enter(world, 1)
     await enter(world, 2, "other")

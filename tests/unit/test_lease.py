@@ -151,3 +151,18 @@ def test_a_fleet_that_grows_is_judged_by_the_longer_interval_at_once() -> None:
     rate.note(51, 1.0)
     assert rate.asked == rate.judged
     assert rate.asked.beat_interval_s == pytest.approx(5.5)
+
+
+def test_a_registry_that_follows_one_with_a_longer_lease_judges_by_that_until_agents_have_heard_of_its_own() -> None:
+    before = BeatRate(TERMS, 10.0)
+    before.note(150, 0.0)
+    rate = BeatRate(TERMS, 1000.0)
+    rate.remember(before.asked.lease_s, 100.0)
+    rate.note(150, 101.0)
+    assert rate.asked == TERMS
+    assert rate.judged.lease_s == pytest.approx(before.asked.lease_s)
+    rate.note(150, 100.0 + rate.judged.lease_s)
+    assert rate.judged == TERMS
+    for lease_s in (None, 1.0, TERMS.lease_s):
+        rate.remember(lease_s, 200.0)
+        assert rate.judged == TERMS
