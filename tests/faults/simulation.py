@@ -428,6 +428,10 @@ class SimStore:
     def term(self) -> int | None:
         return self._inner.term
 
+    @property
+    def lease_before_s(self) -> float | None:
+        return self._inner.lease_before_s
+
     async def open(self) -> None:
         await self._travel()
 

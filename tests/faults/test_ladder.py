@@ -14,7 +14,7 @@ from ray import serve
 
 from seedcore.core.errors import StoreUnavailableError
 from seedcore.core.model import Source
-from seedcore.core.waiting import within
+from seedcore.core.waiting import end, within
 from seedcore.registry import RegistryClient
 from seedcore.registry.actor import stop_registry
 from seedcore.runtime import start_registry
@@ -336,16 +336,24 @@ async def test_without_both_rays_listing_answers_and_everything_heals(world: Wor
         return {row.logical_id for row in listing} == {*FLEET, "gnu"}
 
     await eventually(knows_the_fleet_again)
+
+    async def beat_for_ever() -> None:
+        # an agent: however long the rest takes to be well again, it is no silent one
+        while True:
+            await client.beat()
+            await asyncio.sleep(world.settings.beat_interval_s / 2)
+
+    beating = asyncio.create_task(beat_for_ever())
     await world.settle()
     assert await instances(world) == before
 
     async def is_committed() -> bool:
-        await client.beat()
-        return world.rows("select status::text, cause from registry_instance where logical_id = 'gnu'") == [
-            ("draining", "while both were away")
-        ]
+        found = world.rows("select status::text, cause from registry_instance where logical_id = 'gnu'")
+        assert found == [("draining", "while both were away")], found
+        return True
 
     await eventually(is_committed)
+    await end(beating)
     await client.set_status("dead")
 
 
