@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from seedcore.core.errors import (
+    FencedError,
     FollowersFullError,
     InvalidInputError,
     RegistryReplacedError,
     RegistryUnavailableError,
+    StoreUnavailableError,
     UnknownInstanceError,
 )
 from seedcore.core.feed import FeedBatch
@@ -212,6 +214,47 @@ async def test_loads_come_with_beats_and_are_listed(registry: Registry) -> None:
             await registry.beat_many([iid(1)], told)
     with pytest.raises(InvalidInputError, match="some of the instance ids"):
         await registry.beat_many([iid(1)], {iid(1): 1.0, iid(2): 1.0})
+
+
+async def test_a_superseded_registry_leaves_the_holder_time_to_be_seen_after_an_outage(
+    elapsed: Elapsed, database: SlowReads, tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def store() -> MemoryStore:
+        return database
+
+    async def away(*_: object) -> Epoch:
+        raise StoreUnavailableError("away for the test")
+
+    config = replace(CONFIG, epoch_check_s=0.01, term_idle_s=20.0)
+    registry = Registry(config, store, clock=elapsed.clock(), watch_factory=NobodyWatches)
+    registry.start()
+    try:
+        await eventually(lambda: registry._writer.is_complete)
+        rival = MemoryStore(elapsed.clock().utc, tables)
+        await rival.begin(CONFIG.ray_cluster, None, 15.0)
+
+        def is_fenced() -> bool:
+            elapsed.now_s += 0.02
+            return registry._writer.fenced_by is not None
+
+        await eventually(is_fenced)
+        # nobody was seen at work in it for a minute: it was away, for the holder too
+        with monkeypatch.context() as outage:
+            outage.setattr(database, "begin", away)
+            await eventually(lambda: registry._writer.is_failing)
+            elapsed.now_s += 60.0
+        await eventually(lambda: not registry._writer.is_failing)
+        tries = registry._writer._fenced_tries
+        await eventually(lambda: registry._writer._fenced_tries > tries + 5)
+        assert registry._writer.fenced_by is not None
+        await rival.renew_term(15.0)
+        # who is not seen while the database answers is gone
+        elapsed.now_s += 21.0
+        await eventually(lambda: registry._writer.fenced_by is None)
+        with pytest.raises(FencedError):
+            await rival.renew_term(15.0)
+    finally:
+        await registry.stop()
 
 
 async def test_the_interval_follows_the_fleet(elapsed: Elapsed, database: SlowReads, tables: Tables) -> None:
