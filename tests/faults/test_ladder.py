@@ -191,21 +191,21 @@ async def test_what_the_copy_of_the_registrys_memory_says_and_what_only_the_regi
         assert (answer["source"], len(answer["results"])) == ("snapshot", len(FLEET))
         answer = (await client.post(world.url + "/v1/resolve", json={"logical_ids": ["ant", "nobody"]})).json()
         assert (answer["source"], answer["results"][1]["why"]) == ("registry", "no live instance is registered")
-    client_of_one = RegistryClient("gnu", settings=world.settings)
+    client_of_one = RegistryClient("gnat", settings=world.settings)
     await client_of_one.set_status("alive")
 
     async def is_listed() -> bool:
-        page = await world.get("/v1/instances?logical_id=gnu")
+        page = await world.get("/v1/instances?logical_id=gnat")
         return bool(page["source"] == "snapshot" and len(page["items"]) == 1)
 
     await eventually(is_listed)
     await client_of_one.set_status("dead")
 
     async def is_gone() -> bool:
-        return not (await world.get("/v1/instances?logical_id=gnu"))["items"]
+        return not (await world.get("/v1/instances?logical_id=gnat"))["items"]
 
     await eventually(is_gone)
-    assert [item["logical_id"] for item in (await world.get("/v1/instances?status=dead&logical_id=gnu"))["items"]]
+    assert [item["logical_id"] for item in (await world.get("/v1/instances?status=dead&logical_id=gnat"))["items"]]
 
 
 async def test_the_registry_is_killed_and_comes_back_with_everybody(world: World) -> None:
