@@ -14,7 +14,7 @@ from tests.faults.mutants import MUTANTS
 pytestmark = pytest.mark.timeout(300)
 
 ROOT = Path(__file__).resolve().parents[2]
-HISTORIES = 150
+HISTORIES = 100
 ENOUGH_TO_NOTICE = 600
 
 
