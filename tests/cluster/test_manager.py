@@ -453,7 +453,8 @@ async def test_a_silent_registry_is_waited_for_once_and_heard_again_by_itself(
 ) -> None:
     await manager.create_agent("met", agent_class=Worker, arguments={"settings": settings})
     mine = RegistryConnection(settings.namespace, 2.0)
-    caller = Tier0MemoryManager(settings, connection=mine)
+    # one that follows would answer from its copy
+    caller = Tier0MemoryManager(settings.model_copy(update={"follow": False}), connection=mine)
     assert (await caller.locate("met")).source is Source.REGISTRY
     pid = (await registry.hello()).pid
     os.kill(pid, signal.SIGSTOP)
