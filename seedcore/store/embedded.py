@@ -156,7 +156,8 @@ class Record:
 
     def write(self, layout: Layout) -> None:
         """Publish it at once. Only the guardian that holds the lock may."""
-        fresh = layout.record.with_suffix(".new")
+        # a guardian whose folder was moved away may still write here
+        fresh = layout.record.with_suffix(f".new-{os.getpid()}")
         fresh.write_text(
             json.dumps(
                 {
