@@ -86,10 +86,3 @@ class InstanceIndex:
 
     def _key(self, instance_id: str) -> tuple[str, str]:
         return self.by_id[instance_id].logical_id, instance_id
-
-    def clear(self) -> None:
-        """Remove everybody."""
-        self.by_id.clear()
-        self.statuses.clear()
-        self._of.clear()
-        self._order.clear()

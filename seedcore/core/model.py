@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import Enum
+from sys import intern
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar, overload
 
 from seedcore.core.errors import InvalidInputError
@@ -404,6 +405,11 @@ class Resolution:
     why: str | None = None
     is_known: bool = False
     verdict: Verdict = Verdict.UNKNOWN
+
+
+def one_object(text: str | None) -> str | None:
+    """The same text, as the one object of all that are equal: what many instances have in common is held once."""
+    return None if text is None else intern(text)
 
 
 def new_instance_id() -> str:

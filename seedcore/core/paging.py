@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from collections.abc import Iterable
+from itertools import islice
 
 from seedcore.core.errors import InvalidInputError
 from seedcore.core.model import MAX_ID_CHARS, MAX_PAGE, Instance, check_instance_id, check_text
@@ -12,6 +14,12 @@ from seedcore.core.model import MAX_ID_CHARS, MAX_PAGE, Instance, check_instance
 _FIRST_ID = "00000000-0000-0000-0000-000000000000"
 _LAST_ID = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 _START = ("", _FIRST_ID)
+
+
+def first_page(rows: Iterable[Instance], limit: int) -> tuple[list[Instance], bool]:
+    """Up to `limit` of them, and whether there are more; no more of them are made than that takes."""
+    found = list(islice(rows, limit + 1))
+    return found[:limit], len(found) > limit
 
 
 def encode_cursor(last: Instance) -> str:

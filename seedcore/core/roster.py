@@ -26,6 +26,7 @@ from seedcore.core.model import (
     StatusChange,
     Verdict,
 )
+from seedcore.core.paging import first_page
 from seedcore.core.rules import apply_registration, apply_status, first_registration
 from seedcore.core.selection import best
 from seedcore.core.verdict import Beats, Evidence, Witness, judge
@@ -383,14 +384,10 @@ class Roster:
         self, wanted: InstanceFilter, after: tuple[str, str], limit: int, now_s: float
     ) -> tuple[list[Instance], bool]:
         """Up to `limit` wanted instances behind `after` in key order, and whether there are more."""
-        found: list[Instance] = []
-        for instance in self._live.wanted(wanted, self.epoch, after):
-            if wanted.fresh_only and self.terms.has_lapsed(self.silence_s(instance.instance_id, now_s)):
-                continue
-            if len(found) == limit:
-                return found, True
-            found.append(instance)
-        return found, False
+        rows = self._live.wanted(wanted, self.epoch, after)
+        if wanted.fresh_only:
+            rows = (row for row in rows if not self.terms.has_lapsed(self.silence_s(row.instance_id, now_s)))
+        return first_page(rows, limit)
 
     def count_by_status(self) -> dict[Status, int]:
         """How many live instances there are in each status."""

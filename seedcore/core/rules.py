@@ -8,7 +8,7 @@ from sys import intern
 
 from seedcore.core import lifecycle
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import NOTHING, Instance, Outcome, OutcomeKind, RegisterChange, StatusChange
+from seedcore.core.model import NOTHING, Instance, Outcome, OutcomeKind, RegisterChange, StatusChange, one_object
 
 
 def first_registration(change: RegisterChange, epoch: str, now: datetime) -> Instance:
@@ -24,14 +24,14 @@ def first_registration(change: RegisterChange, epoch: str, now: datetime) -> Ins
         last_heartbeat=now,
         seq=change.seq,
         actor_name=registration.actor_name,
-        namespace=_one(registration.namespace),
+        namespace=one_object(registration.namespace),
         actor_id=registration.actor_id,
         serve_route=registration.serve_route,
-        organ_id=_one(registration.organ_id),
+        organ_id=one_object(registration.organ_id),
         labels=dict(registration.labels) or NOTHING,
         metadata=dict(registration.metadata) or NOTHING,
-        node_id=_one(registration.node_id),
-        ip_address=_one(registration.ip_address),
+        node_id=one_object(registration.node_id),
+        ip_address=one_object(registration.ip_address),
         pid=registration.pid,
         process_key=registration.process_key,
     )
@@ -75,11 +75,6 @@ def apply_status(known: Instance, change: StatusChange, now: datetime) -> tuple[
         last_heartbeat=known.last_heartbeat if change.seq is None else now,
     )
     return _answer(OutcomeKind.APPLIED, changed)
-
-
-def _one(text: str | None) -> str | None:
-    # registries hold instances by the 100,000: what many have in common is one object
-    return None if text is None else intern(text)
 
 
 def _answer(kind: OutcomeKind, row: Instance) -> tuple[Outcome, Instance]:

@@ -12,6 +12,7 @@ from seedcore.core.feed import FeedBatch, FeedChange
 from seedcore.core.index import InstanceIndex
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Instance, InstanceFilter, Listing, Verdict
+from seedcore.core.paging import first_page
 
 
 class LiveView:
@@ -30,8 +31,8 @@ class LiveView:
 
     def load(self, reset: FeedBatch, pages: Iterable[Listing]) -> None:
         """Begin anew from the pages that were listed after `reset`: what changed meanwhile the feed tells again."""
-        self._instances.clear()
-        self._verdicts.clear()
+        self._instances = InstanceIndex()
+        self._verdicts = {}
         for page in pages:
             for instance in page.items:
                 self._instances.put(instance)
@@ -43,10 +44,6 @@ class LiveView:
         concerned = {logical_id for change in batch.changes for logical_id in [self._take(change)] if logical_id}
         self.version, self.epoch = batch.version, batch.epoch
         return concerned
-
-    def has_agent(self, logical_id: str) -> bool:
-        """Whether an agent has any live instance."""
-        return self._instances.has_agent(logical_id)
 
     def candidates(self, logical_id: str, *, allow_late: bool = False) -> list[Instance]:
         """The instances of an agent that may be handed out: alive and fresh, or late ones where that is allowed and
@@ -69,12 +66,7 @@ class LiveView:
     def page(self, wanted: InstanceFilter, after: tuple[str, str], limit: int) -> tuple[list[Instance], bool]:
         """Up to `limit` wanted instances behind `after` in key order, and whether there are more. `fresh_only` leaves
         nobody out: a lease that is over is a death, which the feed tells."""
-        found: list[Instance] = []
-        for instance in self._instances.wanted(wanted, self.epoch, after):
-            if len(found) == limit:
-                return found, True
-            found.append(instance)
-        return found, False
+        return first_page(self._instances.wanted(wanted, self.epoch, after), limit)
 
     def _take(self, change: FeedChange) -> str | None:
         if change.instance is None:

@@ -9,6 +9,7 @@ import asyncio
 import heapq
 import logging
 import random
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from typing import Protocol
@@ -16,6 +17,7 @@ from weakref import WeakKeyDictionary
 
 from seedcore.core.errors import RegistryError
 from seedcore.core.model import BeatAnswer
+from seedcore.core.waiting import within
 from seedcore.registry.connection import RegistryConnection
 from seedcore.registry.outbox import MAX_BEATS_A_MESSAGE
 
@@ -114,7 +116,8 @@ class BeatLoop:
             self._woken.clear()
             wait_s = self._due[0][0] - _now_s() if self._due else None
             if wait_s is None or wait_s > 0:
-                await self._woken_or_after(wait_s)
+                with suppress(asyncio.TimeoutError):
+                    await within(self._woken.wait(), wait_s)
                 continue
             due = self._take_due()
             together = [beater for beater in due if not beater.has_more_to_say]
@@ -123,13 +126,6 @@ class BeatLoop:
             for beater in due:
                 if beater.has_more_to_say:
                     self._speak(beater)
-
-    async def _woken_or_after(self, wait_s: float | None) -> None:
-        waiter = asyncio.ensure_future(self._woken.wait())
-        try:
-            await asyncio.wait({waiter}, timeout=wait_s)
-        finally:
-            waiter.cancel()
 
     def _take_due(self) -> list[Beater]:
         until_s = _now_s() + self._due[0][2].pause_s * _TOGETHER

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -109,16 +110,10 @@ class RegistryConnection:
 
     async def deliver(self, changes: Sequence[SequencedChange]) -> list[Receipt | RegistryError]:
         """See Registry.deliver. Raises RegistryReplacedError as `set_status`."""
-        relay = self._relays.relay if self._relays is not None else None
-        if self._relays is not None and relay is not None:
-            try:
-                answers = await self._relays.ask(relay, "deliver", changes)
-                return cast("list[Receipt | RegistryError]", answers)
-            except RegistryReplacedError:
-                raise
-            except RegistryUnavailableError as error:
-                self._relays.rest(error)
-        return cast("list[Receipt | RegistryError]", await self._call_once("deliver", changes))
+        answers = None if self._relays is None else await self._relays.ask("deliver", changes)
+        if answers is None:
+            answers = await self._call_once("deliver", changes)
+        return cast("list[Receipt | RegistryError]", answers)
 
     async def beat(self, instance_id: str) -> BeatAnswer:
         """See Registry.beat."""
@@ -126,12 +121,13 @@ class RegistryConnection:
 
     async def beat_many(self, instance_ids: Sequence[str], loads: Mapping[str, float] | None = None) -> BeatAnswer:
         """See Registry.beat_many."""
-        relay = self._relays.relay if self._relays is not None else None
-        if self._relays is not None and relay is not None:
-            try:
-                return cast(BeatAnswer, await self._relays.ask(relay, "beat_many", instance_ids, loads))
-            except RegistryUnavailableError as error:
-                self._relays.rest(error)
+        relayed = None
+        if self._relays is not None:
+            # a beat is a beat, whoever hears it
+            with suppress(RegistryReplacedError):
+                relayed = await self._relays.ask("beat_many", instance_ids, loads)
+        if relayed is not None:
+            return cast(BeatAnswer, relayed)
         answer = cast(BeatAnswer, await self._call("beat_many", instance_ids, loads))
         if self._relays is not None:
             self._relays.learn(answer)

@@ -14,6 +14,7 @@ from seedcore.core.errors import (
     DirectoryUnavailableError,
     InvalidInputError,
     RegistryError,
+    RegistryReplacedError,
     RegistryUnavailableError,
     first_line,
 )
@@ -59,15 +60,32 @@ class RelayFinder:
         """Use none until another is named."""
         self._name, self._relay = None, None
 
-    def rest(self, error: RegistryUnavailableError) -> None:
+    def _rest(self, error: RegistryUnavailableError) -> None:
         """It failed: speak to the registry itself for a while."""
         rest_s = _REST_S * random.uniform(0.5, 1.5)
         logger.info("the relay of this node is not used for %.1f s: %s", rest_s, error.why)
         self._rests_until_s = time.monotonic() + rest_s
 
-    async def ask(self, relay: ActorHandle, method: str, *said: object) -> Any:
-        """The relay's answer, within the bound of a call while the relay itself answers: then the registry, or the
-        database, takes its time. Raises RegistryUnavailableError where there is none."""
+    async def ask(self, method: str, *said: object) -> Any:
+        """The relay's answer; None where there is no relay to speak to now, or it gives none, and then it rests.
+
+        Raises what the registry raises through it.
+        """
+        relay = self.relay
+        if relay is None:
+            return None
+        try:
+            return await self._answer(relay, method, *said)
+        except RegistryReplacedError:
+            # said to another registry it may mean something else: the caller's to decide
+            raise
+        except RegistryUnavailableError as error:
+            self._rest(error)
+            return None
+
+    async def _answer(self, relay: ActorHandle, method: str, *said: object) -> Any:
+        """Within the bound of a call, while the relay itself answers: then the registry, or the database, takes its
+        time."""
         asked = asyncio.ensure_future(result_of(getattr(relay, method).remote(*said)))
         try:
             done, _ = await asyncio.wait({asked}, timeout=self._patience_s)

@@ -47,6 +47,7 @@ from seedcore.core.model import (
     check_epoch,
     check_instance_id,
     check_lease,
+    one_object,
 )
 from seedcore.core.paging import check_limit, decode_cursor, encode_cursor
 from seedcore.core.waiting import within
@@ -387,14 +388,14 @@ def _instance(row: Row) -> Instance:
         last_heartbeat=started_at if row[6] == started_at else row[6],
         seq=row[7],
         actor_name=row[8],
-        namespace=row[9] and intern(row[9]),
+        namespace=one_object(row[9]),
         actor_id=row[10],
         serve_route=row[11],
-        organ_id=row[12] and intern(row[12]),
+        organ_id=one_object(row[12]),
         labels=row[13],
         metadata=row[14],
-        node_id=row[15] and intern(row[15]),
-        ip_address=row[16] and intern(row[16]),
+        node_id=one_object(row[15]),
+        ip_address=one_object(row[16]),
         pid=row[17],
         stopped_at=row[18],
         cause=row[19],

@@ -19,7 +19,7 @@ from seedcore.registry.follower import Follower
 from seedcore.registry.service import Registry
 from seedcore.store.memory import MemoryStore, Tables
 from tests.builders import START, iid, joins
-from tests.unit.test_service import NobodyWatches
+from tests.unit.registries import joined_registry
 from tests.waiting import eventually
 
 CONFIG = RegistryConfig("cluster", flush_interval_s=0.01, linger_s=0.0, epoch_check_s=0.01, feed_capacity=5)
@@ -32,18 +32,8 @@ def tables() -> Tables:
 
 @pytest.fixture
 async def registry(tables: Tables) -> AsyncIterator[Registry]:
-    async def store() -> MemoryStore:
-        return MemoryStore(lambda: START, tables)
-
-    registry = Registry(CONFIG, store, watch_factory=NobodyWatches)
-    registry.start()
-
-    async def is_ready() -> bool:
-        return (await registry.health()).is_ready
-
-    await eventually(is_ready)
-    yield registry
-    await registry.stop()
+    async with joined_registry(CONFIG, tables) as registry:
+        yield registry
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from seedcore.registry.service import Registry
 from seedcore.settings import Settings
 from seedcore.store.memory import MemoryStore, Tables
 from tests.builders import START
+from tests.unit.registries import joined_registry
 from tests.unit.test_service import NobodyWatches
 from tests.waiting import eventually
 
@@ -31,20 +32,8 @@ CONFIG = RegistryConfig("cluster", flush_interval_s=0.01, linger_s=0.0, durable_
 @pytest.fixture
 async def registry() -> AsyncIterator[Registry]:
     """One that has joined its store."""
-    tables = Tables(START)
-
-    async def store() -> MemoryStore:
-        return MemoryStore(lambda: START, tables)
-
-    registry = Registry(CONFIG, store, watch_factory=NobodyWatches)
-    registry.start()
-
-    async def is_ready() -> bool:
-        return (await registry.health()).is_ready
-
-    await eventually(is_ready)
-    yield registry
-    await registry.stop()
+    async with joined_registry(CONFIG, Tables(START)) as registry:
+        yield registry
 
 
 @pytest.fixture

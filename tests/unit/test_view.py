@@ -85,7 +85,7 @@ class Fleet:
         for agent in range(AGENTS):
             name = f"agent-{agent}"
             mine = [row for row in rows if row.logical_id == name]
-            assert self.view.has_agent(name) == bool(mine)
+            assert self.view.page(replace(ALL, logical_id=name), decode_cursor(None), 100) == (mine, False)
             alive = {row.instance_id: told.get(row.instance_id) for row in mine if row.status is Status.ALIVE}
             fresh = {instance_id for instance_id, verdict in alive.items() if verdict is None}
             late = {instance_id for instance_id, verdict in alive.items() if verdict is Verdict.LATE}

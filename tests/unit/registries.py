@@ -1,0 +1,31 @@
+"""A registry over the memory store, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from seedcore.registry.config import RegistryConfig
+from seedcore.registry.service import Registry
+from seedcore.store.memory import MemoryStore, Tables
+from tests.builders import START
+from tests.unit.test_service import NobodyWatches
+from tests.waiting import eventually
+
+
+@asynccontextmanager
+async def joined_registry(config: RegistryConfig, tables: Tables) -> AsyncIterator[Registry]:
+    """One that has joined its store."""
+
+    async def store() -> MemoryStore:
+        return MemoryStore(lambda: START, tables)
+
+    registry = Registry(config, store, watch_factory=NobodyWatches)
+    registry.start()
+
+    async def is_ready() -> bool:
+        return (await registry.health()).is_ready
+
+    await eventually(is_ready)
+    yield registry
+    await registry.stop()
