@@ -2,3 +2,5 @@
 
 `run.py` runs them all; `seedcore bench` is its command. The figures depend on the machine, the ratios are promised.
 """
+
+NAMES = ("ingest", "resolve", "propagation", "death", "restart", "http", "growth")

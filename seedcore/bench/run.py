@@ -10,20 +10,21 @@ from dataclasses import replace
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from seedcore.bench import death, feed, growth, http, ingest, resolve, restart
+from seedcore.bench import NAMES, death, feed, growth, http, ingest, resolve, restart
 from seedcore.bench.environment import Bench, environment
 from seedcore.bench.report import Result, show
 from seedcore.core.errors import InvalidInputError
 
-BENCHMARKS: Mapping[str, Callable[[Bench], Awaitable[Result]]] = {
-    "ingest": ingest.run,
-    "resolve": resolve.run,
-    "propagation": feed.run,
-    "death": death.run,
-    "restart": restart.run,
-    "http": http.run,
-    "growth": growth.run,
-}
+_RUNS: tuple[Callable[[Bench], Awaitable[Result]], ...] = (
+    ingest.run,
+    resolve.run,
+    feed.run,
+    death.run,
+    restart.run,
+    http.run,
+    growth.run,
+)
+BENCHMARKS: Mapping[str, Callable[[Bench], Awaitable[Result]]] = dict(zip(NAMES, _RUNS, strict=True))
 
 
 def run_all(console: Console, names: Sequence[str], *, is_quick: bool, dsn: str | None) -> list[Result]:

@@ -14,9 +14,7 @@ import typer
 from rich.console import Console
 
 from seedcore import __version__
-from seedcore.bench.environment import machine
-from seedcore.bench.report import require_plot, write_json, write_plot
-from seedcore.bench.run import BENCHMARKS, run_all
+from seedcore.bench import NAMES
 from seedcore.cli import demo as demo_command
 from seedcore.cli.cluster import join_cluster
 from seedcore.cli.render import agent_json, epochs_json, listing_json, show_agent, show_epochs, show_listing
@@ -127,7 +125,7 @@ def demo(
 
 @app.command("bench")
 def bench_command(
-    names: Annotated[list[str] | None, typer.Argument(help=f"Which: {', '.join(BENCHMARKS)}. Default: all.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help=f"Which: {', '.join(NAMES)}. Default: all.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes, within a minute; promises nothing.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the ratios here (.png, .svg, .pdf).")] = None,
@@ -139,6 +137,11 @@ def bench_command(
 
     Exit code 1 where a ratio is not what the project promises, unless it was --quick.
     """
+    # of no use to any other command, and slow to import
+    from seedcore.bench.environment import machine
+    from seedcore.bench.report import require_plot, write_json, write_plot
+    from seedcore.bench.run import run_all
+
     if plot is not None:
         require_plot()
     results = run_all(out, names or [], is_quick=quick, dsn=dsn)

@@ -579,12 +579,14 @@ async def test_database_that_was_emptied_is_made_anew_and_everybody_comes_back(s
     stage.comes_back = True
     stage.run("drop schema public cascade", "create schema public")
 
-    def everybody_is_stored() -> bool:
+    def stored() -> set[str]:
         with stage.admin() as connection:
-            rows = connection.execute(
-                "select instance_id::text from registry_instance where status = 'alive'"
-            ).fetchall()
-        assert {row[0] for row in rows} == set(stage.beating)
+            rows = connection.execute("select instance_id::text from registry_instance where status = 'alive'")
+            return {row[0] for row in rows}
+
+    async def everybody_is_stored() -> bool:
+        # it may have to wait for a migration, and the one that migrates is in this loop
+        assert await asyncio.to_thread(stored) == set(stage.beating)
         return True
 
     await eventually(everybody_is_stored)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -89,3 +91,13 @@ async def test_a_refusal_before_the_kill_is_not_measured() -> None:
 
     assert await first_refusal_after(10.0, refused(8.0)(), lambda: refused(refusals.pop(0))()) == 12.0
     assert await first_refusal_after(10.0, refused(11.0)(), refused(99.0)) == 11.0
+
+
+def test_the_command_needs_no_extra_and_imports_no_benchmark_until_one_is_asked_for() -> None:
+    asked = "import sys; sys.modules['matplotlib'] = None; import seedcore.cli, seedcore.bench.run"
+    assert subprocess.run([sys.executable, "-c", asked], capture_output=True, check=False).returncode == 0
+    listed = (
+        "import sys, seedcore.cli; print(sorted(name for name in sys.modules if name.startswith('seedcore.bench')))"
+    )
+    done = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['seedcore.bench']"
