@@ -14,11 +14,12 @@ import ray
 
 from seedcore.core.errors import NotResolvableError
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Source
+from seedcore.core.model import Instance, Source
 from seedcore.core.selection import Policy
 from seedcore.registry.actor import stop_registry
 from seedcore.registry.client import RegistryClient
 from seedcore.registry.connection import RegistryConnection, shared_connection
+from seedcore.registry.handles import HandleFinder
 from seedcore.registry.lookup import actor_id_of
 from seedcore.registry.reporter import Reporter
 from seedcore.runtime import start_registry
@@ -93,6 +94,27 @@ async def test_one_that_drains_is_handed_out_no_more_and_returns(
         return False
 
     await eventually(is_refused, every_s=0.005)
+
+
+async def test_one_that_changes_while_rays_table_is_asked_is_not_handed_out(
+    manager: Tier0MemoryManager, caller: Tier0MemoryManager, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await create(manager, settings, "changing")
+    await until_followed(caller, "changing")
+    agent = await caller.resolve("changing")
+    vouched = HandleFinder.vouched
+
+    async def and_meanwhile_it_drains(finder: HandleFinder, instance: Instance) -> Any:
+        handle = await vouched(finder, instance)
+        assert caller._follower is not None
+        view = caller._follower.view
+        await agent.drain.remote("meanwhile")
+        await eventually(lambda: not view.candidates("changing"))
+        return handle
+
+    monkeypatch.setattr(HandleFinder, "vouched", and_meanwhile_it_drains)
+    with pytest.raises(NotResolvableError, match="it is draining"):
+        await caller.locate("changing")
 
 
 async def test_one_that_hangs_is_handed_out_no_more(
