@@ -21,9 +21,11 @@ def joins(number: int, logical_id: str = "agent", seq: int = 0, **details: Any) 
     return RegisterChange(Registration(iid(number), logical_id, **details), seq)
 
 
-def turns(number: int, status: Status, seq: int | None = None, cause: str | None = None) -> StatusChange:
+def turns(
+    number: int, status: Status, seq: int | None = None, cause: str | None = None, until: datetime | None = None
+) -> StatusChange:
     """The number-th instance changes its status."""
-    return StatusChange(iid(number), status, seq, cause)
+    return StatusChange(iid(number), status, seq, cause, until=until)
 
 
 def instance(number: int = 1, logical_id: str = "agent", age_s: float = 0.0, **details: Any) -> Instance:

@@ -49,7 +49,7 @@ _OWN_CLUSTERS = {
 def _group_of(nodeid: str) -> str:
     """Which tests go together, in their order, in one worker: those of a file, or all that have a Ray cluster."""
     path = PurePath(nodeid.partition("::")[0])
-    needs_ray = path.parent.name in {"cluster", "faults"} and path.name not in _OWN_CLUSTERS
+    needs_ray = path.parent.name in {"cluster", "faults", "web"} and path.name not in _OWN_CLUSTERS
     return "ray" if needs_ray else path.name
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
+from itertools import takewhile
 from typing import NamedTuple
 
 from seedcore.core.model import Instance, InstanceFilter, Verdict
@@ -23,6 +23,7 @@ class FeedChange:
 
     version: int
     instance_id: str
+    logical_id: str
     instance: Instance | None
     verdict: Verdict = Verdict.FRESH
 
@@ -45,6 +46,7 @@ class FeedBatch:
 
 
 class _Entry(NamedTuple):
+    version: int
     before: Instance | None
     after: Instance | None
     verdict: Verdict
@@ -53,32 +55,43 @@ class _Entry(NamedTuple):
         """Whether it concerns who wants these: a step into the selection, within it, or out of it."""
         return _is_wanted(self.before, wanted, epoch) or _is_wanted(self.after, wanted, epoch)
 
-    def told(self, version: int, wanted: InstanceFilter, epoch: str) -> FeedChange:
+    def told(self, wanted: InstanceFilter, epoch: str) -> FeedChange:
         """The same for a follower who wants these."""
         some = self.after if self.after is not None else self.before
         assert some is not None
         after = self.after if _is_wanted(self.after, wanted, epoch) else None
-        return FeedChange(version, some.instance_id, after, self.verdict)
+        return FeedChange(self.version, some.instance_id, some.logical_id, after, self.verdict)
 
 
 class Feed:
     """Remembers the last `capacity` changes. One event loop owns it.
 
-    `stream` names this feed: versions of another mean nothing here.
+    `stream` names this feed: versions of another mean nothing here. A copy of a feed retells what it was told, under
+    the same name and the same versions.
     """
 
     def __init__(self, stream: str, capacity: int) -> None:
         self.stream = stream
         self.version = 0
         self.epoch = ""
+        self._reaches_back_to = 0
         self._entries: deque[_Entry] = deque(maxlen=capacity)
         self._followers: dict[int, tuple[InstanceFilter, Callable[[], None]] | None] = {}
         self._serial = 0
 
-    def append(self, before: Instance | None, after: Instance | None, verdict: Verdict = Verdict.FRESH) -> None:
-        """Note a change of an instance, or of the verdict on it; None: it was, or is, not there."""
-        self.version += 1
-        entry = _Entry(before, after, verdict)
+    def append(
+        self,
+        before: Instance | None,
+        after: Instance | None,
+        verdict: Verdict = Verdict.FRESH,
+        version: int | None = None,
+    ) -> None:
+        """Note a change of an instance, or of the verdict on it; None: it was, or is, not there. `version` is the one
+        that a copy was told."""
+        self.version = self.version + 1 if version is None else version
+        entry = _Entry(self.version, before, after, verdict)
+        if len(self._entries) == self._entries.maxlen:
+            self._reaches_back_to = self._entries[0].version if self._entries else self.version
         self._entries.append(entry)
         for number, waiting in self._followers.items():
             if waiting is not None and entry.selected_by(waiting[0], self.epoch):
@@ -86,24 +99,24 @@ class Feed:
 
     def start_over(self, epoch: str) -> None:
         """Listings show another epoch from now on: everybody has to list again."""
-        self.version += 1
-        self.epoch = epoch
+        self.become(self.stream, self.version + 1, epoch)
+
+    def become(self, stream: str, version: int, epoch: str) -> None:
+        """Know nothing before `version` of `stream`: everybody has to list again."""
+        self.stream, self.version, self.epoch = stream, version, epoch
+        self._reaches_back_to = version
         self._entries.clear()
         for number in self._followers:
             self._wake(number)
 
     def since(self, stream: str | None, version: int, wanted: InstanceFilter) -> FeedBatch:
         """What came after `version` of `stream`, of whom `wanted` selects, their leases apart."""
-        missing = self.version - version
-        if stream != self.stream or not 0 <= missing <= len(self._entries):
+        if stream != self.stream or not self._reaches_back_to <= version <= self.version:
             return FeedBatch(self.stream, version, self.version, self.epoch, (), is_reset=True)
-        entries = islice(self._entries, len(self._entries) - missing, None)
-        changes = tuple(
-            entry.told(number, wanted, self.epoch)
-            for number, entry in enumerate(entries, version + 1)
-            if entry.selected_by(wanted, self.epoch)
-        )
-        return FeedBatch(self.stream, version, self.version, self.epoch, changes)
+        newest_first = takewhile(lambda entry: entry.version > version, reversed(self._entries))
+        changes = [entry.told(wanted, self.epoch) for entry in newest_first if entry.selected_by(wanted, self.epoch)]
+        changes.reverse()
+        return FeedBatch(self.stream, version, self.version, self.epoch, tuple(changes))
 
     def follow(self, wanted: InstanceFilter, wake: Callable[[], None]) -> int:
         """Call `wake` once, at the next change that `wanted` selects; count as a follower until `unfollow`."""

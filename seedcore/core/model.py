@@ -16,6 +16,7 @@ from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar, overload
 
 from seedcore.core.errors import InvalidInputError
 from seedcore.core.lifecycle import Status
+from seedcore.core.selector import Selector
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 T = TypeVar("T")
@@ -26,6 +27,7 @@ NOTHING: Mapping[str, Any] = {}
 MAX_ID_CHARS = 255
 MAX_EPOCH_CHARS = 128
 MAX_TEXT_CHARS = 1024
+MAX_REASON_CHARS = 512
 MAX_LABELS = 64
 MAX_LABEL_KEY_CHARS = 63
 MAX_LABEL_VALUE_CHARS = 255
@@ -33,6 +35,7 @@ MAX_METADATA_BYTES = 16 * 1024
 MAX_METADATA_DEPTH = 32
 MAX_PAGE = 1000
 MAX_LEASE_S = 86_400
+MAX_DRAIN_S = 365 * 86_400
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -136,13 +139,15 @@ class Instance:
     process_key: str | None = None
     stopped_at: datetime | None = None
     cause: str | None = None
+    drain_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StatusChange:
     """One step of an instance's life. `seq` is the client's number for it; None is another hand's, or the registry's.
 
-    `number` is the taking registry's for such a change, so that it is applied once however often it is sent.
+    `number` is the taking registry's for such a change, so that it is applied once however often it is sent. `until`
+    says when a draining ends by itself; None: not by itself.
     """
 
     instance_id: str
@@ -150,6 +155,7 @@ class StatusChange:
     seq: int | None = None
     cause: str | None = None
     number: int | None = None
+    until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,7 +320,8 @@ class BeatAnswer:
 class InstanceFilter:
     """Which instances a listing wants. None means any; labels must all be equal.
 
-    `epoch` None means the current one; `fresh_only` leaves out instances whose lease has run out.
+    `epoch` None means the current one; `fresh_only` leaves out instances whose lease has run out; of `selector` every
+    requirement must hold. `verdicts` can be told only where beats are listened to.
     """
 
     statuses: frozenset[Status] | None = frozenset({Status.ALIVE})
@@ -323,6 +330,9 @@ class InstanceFilter:
     logical_id: str | None = None
     epoch: str | None = None
     fresh_only: bool = True
+    node_id: str | None = None
+    selector: Selector = ()
+    verdicts: frozenset[Verdict] | None = None
 
     def validated(self) -> InstanceFilter:
         """The same filter, or InvalidInputError naming the first bad field."""
@@ -330,19 +340,23 @@ class InstanceFilter:
             check_text("organ_id", self.organ_id, MAX_ID_CHARS)
         if self.logical_id is not None:
             check_text("logical_id", self.logical_id, MAX_ID_CHARS)
+        if self.node_id is not None:
+            check_text("node_id", self.node_id, MAX_ID_CHARS)
         if self.epoch is not None:
             check_epoch(self.epoch)
         check_labels(self.labels)
         return self
 
     def matches(self, instance: Instance, current_epoch: str) -> bool:
-        """Whether `instance` is wanted, its lease apart."""
+        """Whether `instance` is wanted, its lease and its verdict apart."""
         return (
             (self.statuses is None or instance.status in self.statuses)
             and instance.cluster_epoch == (self.epoch or current_epoch)
             and (self.organ_id is None or instance.organ_id == self.organ_id)
             and (self.logical_id is None or instance.logical_id == self.logical_id)
+            and (self.node_id is None or instance.node_id == self.node_id)
             and all(instance.labels.get(key) == value for key, value in self.labels.items())
+            and all(requirement.holds(instance.labels) for requirement in self.selector)
         )
 
 
@@ -457,6 +471,13 @@ def check_status(value: Status | str) -> Status:
         raise InvalidInputError("status", f"must be one of {legal}, not {_shown(value)}") from None
 
 
+def operators_cause(reason: str | None) -> str:
+    """The cause of what an operator does, with the reason that was given for it."""
+    if reason is None:
+        return "by an operator"
+    return f"by an operator: {check_text('reason', reason, MAX_REASON_CHARS)}"
+
+
 def check_cause(value: str | None) -> str | None:
     """A short free text, or InvalidInputError."""
     return None if value is None else check_text("cause", value, MAX_TEXT_CHARS)
@@ -497,6 +518,20 @@ def check_beats(instance_ids: Sequence[str], loads: Mapping[str, float], limit: 
         raise InvalidInputError("loads", "must be a mapping of some of the instance ids to their loads")
     for load in loads.values():
         check_load(load)
+
+
+def check_until(change: StatusChange) -> StatusChange:
+    """A change of which only a draining ends by itself, or InvalidInputError."""
+    if change.until is not None and change.status is not Status.DRAINING:
+        raise InvalidInputError("until", f"only draining ends by itself, not {change.status}")
+    return change
+
+
+def check_drain_s(drain_s: float) -> float:
+    """How long a draining lasts before it ends by itself, in seconds, or InvalidInputError."""
+    if type(drain_s) not in {int, float} or not 0 < drain_s <= MAX_DRAIN_S:
+        raise InvalidInputError("for_s", f"must be above 0 and at most {MAX_DRAIN_S} seconds, not {_shown(drain_s)}")
+    return drain_s
 
 
 def check_lease(lease_s: float) -> float:

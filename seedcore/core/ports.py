@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -139,6 +139,10 @@ class Store(InstanceReader, Protocol):
         has none, by its number among those of this store."""
         ...
 
+    async def explain_deaths(self, causes: Mapping[str, str]) -> list[str]:
+        """Tell better why instances died: the cause that is known, and more. The ids of those whose cause it is now."""
+        ...
+
     async def beat_many(self, beats: Sequence[Beat]) -> list[LostBeat]:
         """Renew leases; the newest time wins. Returns only the beats that renewed nothing."""
         ...
@@ -158,11 +162,15 @@ class Store(InstanceReader, Protocol):
 
 
 OnDeath = Callable[[str, Witness, Witness, str], None]
+OnExplained = Callable[[str, str], None]
 
 
 class DeathWitness(Protocol):
     """Who sees deaths besides the beats: processes, nodes, actors. It tells, by `on_death(instance_id, process, node,
-    cause)` in the event loop that started it, at least once; it declares nobody dead."""
+    cause)` in the event loop that started it, at least once; it declares nobody dead. `on_explained(instance_id,
+    cause)` is called where more than that cause becomes known of a death that it told of."""
+
+    on_explained: OnExplained
 
     @property
     def problem(self) -> str | None:

@@ -10,6 +10,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from itertools import islice
+from typing import TypeVar
 
 from seedcore.core.errors import RegistryFullError
 from seedcore.core.feed import Feed
@@ -30,6 +32,8 @@ from seedcore.core.paging import first_page
 from seedcore.core.rules import apply_registration, apply_status, first_registration
 from seedcore.core.selection import best
 from seedcore.core.verdict import Beats, Evidence, Witness, judge
+
+T = TypeVar("T")
 
 MAX_REMEMBERED_DEAD = 10_000
 _SILENT = {Beats.SUSPECT, Beats.LAPSED}
@@ -62,7 +66,8 @@ class Roster:
         self._told: dict[str, Verdict] = {}
         self.became_silent = 0
         self._dead: OrderedDict[str, str | None] = OrderedDict()
-        self._last_cause: OrderedDict[str, str | None] = OrderedDict()
+        self._last_dead: OrderedDict[str, str] = OrderedDict()
+        self._drains: dict[str, datetime] = {}
         self._doubted: set[str] = set()
         self._loads: dict[str, float] = {}
         self._strangers: dict[str, datetime] = {}
@@ -167,6 +172,16 @@ class Roster:
         known = self._live.get(instance_id)
         if known is not None:
             self._put(replace(known, status=Status.DEAD, cause=cause), 0.0)
+
+    def explain(self, instance_id: str, cause: str) -> None:
+        """Tell better why one died that is remembered as dead: the cause that is known, and more."""
+        if cause.startswith(self._dead.get(instance_id) or "\0"):
+            self._dead[instance_id] = cause
+
+    def drained_long_enough(self, at: datetime, limit: int) -> list[str]:
+        """Up to `limit` instances whose draining has come to the end that was set for it."""
+        over = (instance_id for instance_id, until in self._drains.items() if until <= at)
+        return list(islice(over, limit))
 
     def forget(self, instance_id: str) -> None:
         """Drop an instance that the store does not have; its next beat finds it unknown."""
@@ -387,6 +402,9 @@ class Roster:
         rows = self._live.wanted(wanted, self.epoch, after)
         if wanted.fresh_only:
             rows = (row for row in rows if not self.terms.has_lapsed(self.silence_s(row.instance_id, now_s)))
+        verdicts = wanted.verdicts
+        if verdicts is not None:
+            rows = (row for row in rows if self.verdict(row.instance_id, now_s) in verdicts)
         return first_page(rows, limit)
 
     def count_by_status(self) -> dict[Status, int]:
@@ -405,6 +423,10 @@ class Roster:
                 self.on_vanish(known)
             self.on_appear(instance)
         self._live.put(instance)
+        if instance.drain_until is not None:
+            self._drains[instance.instance_id] = instance.drain_until
+        else:
+            self._drains.pop(instance.instance_id, None)
         self._hear(instance.instance_id, heard_s)
         if instance is not known and instance != known:
             self.feed.append(known, instance, self._told.get(instance.instance_id, Verdict.FRESH))
@@ -414,29 +436,31 @@ class Roster:
         if known is not None:
             self._unlink(known)
         _remember(self._dead, instance.instance_id, instance.cause)
-        _remember(self._last_cause, instance.logical_id, instance.cause)
+        _remember(self._last_dead, instance.logical_id, instance.instance_id)
 
     def _last_death(self, logical_id: str) -> str:
-        if logical_id not in self._last_cause:
+        instance_id = self._last_dead.get(logical_id)
+        if instance_id is None:
             return ""
-        cause = self._last_cause[logical_id]
+        cause = self._dead.get(instance_id)
         return f", the last one is dead ({cause})" if cause else ", the last one is dead"
 
     def _unlink(self, instance: Instance) -> None:
         self._heard.pop(instance.instance_id, None)
         self._told.pop(instance.instance_id, None)
         self._loads.pop(instance.instance_id, None)
+        self._drains.pop(instance.instance_id, None)
         self._doubted.discard(instance.instance_id)
         self._strangers.pop(instance.instance_id, None)
         self.on_vanish(instance)
 
 
-def _remember(causes: OrderedDict[str, str | None], key: str, cause: str | None) -> None:
+def _remember(deaths: OrderedDict[str, T], key: str, told: T) -> None:
     """Note a death as the newest; the oldest one makes room for it."""
-    causes[key] = cause
-    causes.move_to_end(key)
-    while len(causes) > MAX_REMEMBERED_DEAD:
-        causes.popitem(last=False)
+    deaths[key] = told
+    deaths.move_to_end(key)
+    while len(deaths) > MAX_REMEMBERED_DEAD:
+        deaths.popitem(last=False)
 
 
 def _ignore(_: object) -> None:

@@ -33,7 +33,7 @@ def first_registration(change: RegisterChange, epoch: str, now: datetime) -> Ins
         node_id=one_object(registration.node_id),
         ip_address=one_object(registration.ip_address),
         pid=registration.pid,
-        process_key=registration.process_key,
+        process_key=one_object(registration.process_key),
     )
 
 
@@ -51,26 +51,29 @@ def apply_registration(known: Instance, change: RegisterChange, now: datetime) -
         started_at=known.started_at,
         status_changed_at=known.status_changed_at,
         cause=known.cause,
+        drain_until=known.drain_until,
     )
     return _answer(OutcomeKind.UNCHANGED, fresh)
 
 
 def apply_status(known: Instance, change: StatusChange, now: datetime) -> tuple[Outcome, Instance]:
-    """Change a status under the transition table. A sequence number at or below the known one is a replay."""
+    """Change a status under the transition table. A sequence number at or below the known one is a replay. A draining
+    that lasts already can be given another end, and then another cause."""
     if change.seq is not None and change.seq <= known.seq:
         return _answer(OutcomeKind.UNCHANGED, known)
-    if known.status is change.status:
+    if known.status is change.status and known.drain_until == change.until:
         return _answer(OutcomeKind.UNCHANGED, known if change.seq is None else replace(known, seq=change.seq))
     if known.status is Status.DEAD:
         return _answer(OutcomeKind.DEAD, known)
-    if not lifecycle.is_allowed(known.status, change.status):
+    if known.status is not change.status and not lifecycle.is_allowed(known.status, change.status):
         return _answer(OutcomeKind.FORBIDDEN, known)
     changed = replace(
         known,
         status=change.status,
         seq=known.seq if change.seq is None else change.seq,
         cause=change.cause,
-        status_changed_at=now,
+        status_changed_at=known.status_changed_at if known.status is change.status else now,
+        drain_until=change.until,
         stopped_at=now if change.status is Status.DEAD else None,
         last_heartbeat=known.last_heartbeat if change.seq is None else now,
     )

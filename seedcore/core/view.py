@@ -5,7 +5,9 @@ Of one feed at a time. Times of beats are not followed, only what they make of a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 
 from seedcore.core.feed import FeedBatch, FeedChange
@@ -13,6 +15,15 @@ from seedcore.core.index import InstanceIndex
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Instance, InstanceFilter, Listing, Verdict
 from seedcore.core.paging import first_page
+
+
+@dataclass(frozen=True, slots=True)
+class FleetCounts:
+    """How many instances there are by status, by verdict and by organ (None: of no organ)."""
+
+    statuses: Mapping[Status, int]
+    verdicts: Mapping[Verdict, int]
+    organs: Mapping[str | None, int]
 
 
 class LiveView:
@@ -54,6 +65,10 @@ class LiveView:
             return fresh
         return [row for row in alive if self._verdicts[row.instance_id] is Verdict.LATE]
 
+    def get(self, instance_id: str) -> Instance | None:
+        """The instance with this id."""
+        return self._instances.get(instance_id)
+
     def verdict(self, instance_id: str) -> Verdict:
         """What the feed has told of an instance."""
         return Verdict.UNKNOWN if instance_id not in self._instances else self._verdicts.get(instance_id, Verdict.FRESH)
@@ -66,7 +81,20 @@ class LiveView:
     def page(self, wanted: InstanceFilter, after: tuple[str, str], limit: int) -> tuple[list[Instance], bool]:
         """Up to `limit` wanted instances behind `after` in key order, and whether there are more. `fresh_only` leaves
         nobody out: a lease that is over is a death, which the feed tells."""
-        return first_page(self._instances.wanted(wanted, self.epoch, after), limit)
+        rows = self._instances.wanted(wanted, self.epoch, after)
+        verdicts = wanted.verdicts
+        if verdicts is not None:
+            rows = (row for row in rows if self._verdicts.get(row.instance_id, Verdict.FRESH) in verdicts)
+        return first_page(rows, limit)
+
+    def counts(self) -> FleetCounts:
+        """How many there are, by what one wants to know first."""
+        rows = self._instances.by_id.values()
+        return FleetCounts(
+            statuses=Counter(row.status for row in rows),
+            verdicts=Counter(self._verdicts.get(instance_id, Verdict.FRESH) for instance_id in self._instances.by_id),
+            organs=Counter(row.organ_id for row in rows),
+        )
 
     def _take(self, change: FeedChange) -> str | None:
         if change.instance is None:

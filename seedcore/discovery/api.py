@@ -9,7 +9,21 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from seedcore.core.model import MAX_METADATA_DEPTH, MAX_PAGE, Answer, Instance, Listing, Resolution, Source, Verdict
+from seedcore.core.errors import RegistryError
+from seedcore.core.model import (
+    MAX_DRAIN_S,
+    MAX_METADATA_DEPTH,
+    MAX_PAGE,
+    MAX_REASON_CHARS,
+    Answer,
+    Instance,
+    Listing,
+    Receipt,
+    Resolution,
+    Source,
+    Transition,
+    Verdict,
+)
 from seedcore.discovery.ladder import NameListing
 from seedcore.registry.answers import Description
 
@@ -74,7 +88,8 @@ class InstanceOut(BaseModel):
     status_changed_at: datetime | None = None
     last_heartbeat: datetime | None = None
     stopped_at: datetime | None = None
-    cause: str | None = None
+    cause: str | None = Field(None, description="why it is what it is: why it drains, or died")
+    drain_until: datetime | None = Field(None, description="when its draining ends by itself; null: not by itself")
 
 
 class InstanceAnswer(Stamp):
@@ -86,6 +101,9 @@ class InstanceAnswer(Stamp):
 class InstancePage(Stamp):
     """A page of instances."""
 
+    stream: str | None = Field(
+        None, description="with `version`, where /v1/watch and `since` go on from: STREAM:VERSION"
+    )
     items: list[InstanceOut]
     next_cursor: str | None = Field(description="pass as `cursor` for the next page; null on the last one")
 
@@ -119,12 +137,66 @@ class LiveOut(BaseModel):
     silence_s: float
 
 
+class TransitionOut(BaseModel):
+    """A step of an instance's life. `from_status` null: it was registered; `seq` null: not by the agent itself."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    instance_id: str
+    from_status: str | None
+    to_status: str
+    seq: int | None
+    cause: str | None
+    at: datetime
+
+
 class AgentAnswer(Stamp):
-    """One agent: its live instances, and its newest ones dead or alive."""
+    """One agent: its live instances, its newest ones dead or alive, and their newest steps, newest first."""
 
     logical_id: str
     live: list[LiveOut]
     history: list[InstanceOut]
+    transitions: list[TransitionOut] = []
+
+
+class HistoryAnswer(Stamp):
+    """The steps of an agent's instances, newest first."""
+
+    logical_id: str
+    transitions: list[TransitionOut]
+
+
+class ReasonRequest(BaseModel):
+    """What an operator wants to be remembered."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: str | None = Field(None, min_length=1, max_length=MAX_REASON_CHARS)
+
+
+class DrainRequest(ReasonRequest):
+    """Take an agent out of discovery, for a while or until it is undrained."""
+
+    for_s: float | None = Field(
+        None, gt=0, le=MAX_DRAIN_S, description="seconds until it is alive again by itself; null: not by itself"
+    )
+
+
+class TurnedOut(BaseModel):
+    """What became of one instance. `durable` false: taken, and not in the database yet, `why` says what keeps it; a
+    `status` of null: refused, `why` says so."""
+
+    instance_id: str
+    status: str | None
+    durable: bool
+    why: str | None
+
+
+class TurnedAnswer(Stamp):
+    """What an operator's change did to each instance."""
+
+    logical_id: str
+    results: list[TurnedOut]
 
 
 class EpochAnswer(Stamp):
@@ -140,6 +212,68 @@ class RungsOut(BaseModel):
     registry: str
     postgres: str
     ray: str
+
+
+class ServiceOut(BaseModel):
+    """This deployment."""
+
+    version: str
+    mode: str
+    namespace: str
+
+
+class RegistryOut(BaseModel):
+    """The registry actor's own report: see `seedcore health --help` for each of them. Times in seconds."""
+
+    pid: int
+    node_id: str
+    started_at: datetime
+    code_version: str
+    recovered: bool
+    store_kind: str
+    store_problem: str | None
+    term: int | None
+    fenced_by: int | None
+    beat_interval_s: float
+    lease_s: float
+    beats_per_s: float | None
+    flush_s: float
+    pending_changes: int
+    pending_beats: int
+    beats_dropped: int
+    is_frozen: bool
+    silent: int
+    credited_s: float
+    relays: int
+    watched: int
+    watch_problem: str | None
+    followers: int
+    healed: int
+    compared_at: datetime | None
+    notes: list[str]
+
+
+class EpochOut(BaseModel):
+    """A fleet generation."""
+
+    name: str
+    number: int
+
+
+class OverviewAnswer(Stamp):
+    """The fleet at a glance. `by_organ` has the largest ones, "" for those of none; what cannot be told is empty.
+    `registry` is the actor's report of `as_of_registry`, null while there never was one."""
+
+    service: ServiceOut
+    rungs: RungsOut
+    instances: int
+    by_status: dict[str, int]
+    by_verdict: dict[str, int]
+    by_organ: dict[str, int]
+    epoch: EpochOut | None
+    registry: RegistryOut | None
+    registry_problem: str | None
+    as_of_registry: datetime | None
 
 
 class ReadyAnswer(BaseModel):
@@ -198,7 +332,8 @@ def page_of(listing: Listing | NameListing) -> InstancePage:
         items = [InstanceOut(logical_id=name, actor_name=name) for name in listing.names]
     else:
         items = [_listed_out(instance, listing) for instance in listing.items]
-    return InstancePage(items=items, next_cursor=listing.next_cursor, **stamp_of(listing))
+    stream = listing.stream if isinstance(listing, Listing) else None
+    return InstancePage(items=items, next_cursor=listing.next_cursor, stream=stream, **stamp_of(listing))
 
 
 def resolve_answer(answer: Answer[list[Resolution]]) -> ResolveAnswer:
@@ -227,6 +362,30 @@ def resolve_by_name(logical_ids: Sequence[str], listing: NameListing) -> Resolve
     return ResolveAnswer(results=results, **stamp_of(listing))
 
 
+def transitions_out(steps: Sequence[Transition]) -> list[TransitionOut]:
+    """Steps as the API shows them."""
+    return [TransitionOut.model_validate(step) for step in steps]
+
+
+def turned_answer(logical_id: str, turned: Mapping[str, Receipt | RegistryError], as_of: datetime) -> TurnedAnswer:
+    """An operator's change as the API shows it."""
+    results = [
+        TurnedOut(instance_id=instance_id, status=outcome.status.value, durable=outcome.durable, why=outcome.why)
+        if isinstance(outcome, Receipt)
+        else TurnedOut(instance_id=instance_id, status=None, durable=False, why=str(outcome))
+        for instance_id, outcome in turned.items()
+    ]
+    is_complete = all(isinstance(outcome, Receipt) for outcome in turned.values())
+    return TurnedAnswer(
+        logical_id=logical_id,
+        results=results,
+        source=Source.REGISTRY.value,
+        as_of=as_of,
+        version=0,
+        complete=is_complete,
+    )
+
+
 def agent_answer(described: Description) -> AgentAnswer:
     """An agent as the API shows it."""
     return AgentAnswer(
@@ -240,5 +399,6 @@ def agent_answer(described: Description) -> AgentAnswer:
             for observed in described.live
         ],
         history=[instance_out(instance) for instance in described.history],
+        transitions=transitions_out(described.steps),
         **stamp_of(described),
     )

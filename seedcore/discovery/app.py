@@ -10,8 +10,10 @@ import logging
 from collections.abc import Sequence
 
 from seedcore.core.errors import RegistryError, RegistryUnavailableError, StoreUnavailableError
+from seedcore.core.feed import Feed
 from seedcore.core.ports import InstanceReader
 from seedcore.discovery.ladder import DiscoveryLadder
+from seedcore.discovery.overview import Overviews
 from seedcore.registry.connection import NoRegistry, RegistryConnection
 from seedcore.registry.directory import RayDirectory
 from seedcore.registry.follower import Follower
@@ -22,6 +24,7 @@ from seedcore.settings import Mode, Settings
 
 logger = logging.getLogger(__name__)
 
+FEED_CAPACITY = 10_000
 _KEEP_PERIOD_S = 5.0
 
 
@@ -34,7 +37,7 @@ def ladder_of(settings: Settings, connection: RegistryConnection | None = None) 
         _no_reader if settings.mode is Mode.RAY else store_recipe(settings).reader,
         RayDirectory(settings.namespace, settings.call_timeout_s),
         HandleFinder(settings.namespace, settings.probe_timeout_s),
-        Follower(connection) if follows else None,
+        Follower(connection, feed=Feed("", FEED_CAPACITY)) if follows else None,
     )
 
 
@@ -54,6 +57,7 @@ class Discovery:
         self.settings = settings
         self._connection = _connection_of(settings)
         self.ladder = ladder_of(settings, self._connection)
+        self.overviews = Overviews(settings, self.ladder)
         self._keeping: asyncio.Task[None] | None = None
         if keep_registry and settings.registry_enabled and settings.mode is not Mode.RAY:
             self._keeping = asyncio.get_running_loop().create_task(self._keep_registry())

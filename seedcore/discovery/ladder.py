@@ -16,10 +16,12 @@ from seedcore.core.errors import (
     DirectoryUnavailableError,
     InvalidInputError,
     NotResolvableError,
+    RegistryError,
     RegistryUnavailableError,
     StoreUnavailableError,
     UnknownInstanceError,
 )
+from seedcore.core.feed import Feed
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import (
     MAX_PAGE,
@@ -28,10 +30,13 @@ from seedcore.core.model import (
     Instance,
     InstanceFilter,
     Listing,
+    Receipt,
     Resolution,
     Source,
+    Transition,
     Verdict,
     check_instance_id,
+    operators_cause,
 )
 from seedcore.core.paging import check_limit, decode_cursor, encode_cursor, encode_name_cursor
 from seedcore.core.ports import ActorDirectory, InstanceReader
@@ -47,6 +52,7 @@ from seedcore.registry.lookup import ActorHandle
 logger = logging.getLogger(__name__)
 
 HISTORY_LIMIT = 20
+STEPS_LIMIT = 100
 
 ReaderFactory = Callable[[], Awaitable[InstanceReader]]
 
@@ -104,6 +110,32 @@ class DiscoveryLadder:
         if self._reader is not None:
             await self._reader.close()
 
+    @property
+    def feed(self) -> Feed | None:
+        """The copy of the registry's feed, as far as it was told; None where none is followed."""
+        if self._follower is None:
+            return None
+        self._follower.start()
+        return self._follower.feed
+
+    def is_unchanged(self, stream: str, version: int, wanted: InstanceFilter) -> bool:
+        """Whether nothing that is wanted has changed after a version of a stream, as far as is remembered."""
+        feed = self.feed
+        if feed is None:
+            return False
+        batch = feed.since(stream, version, wanted)
+        return not batch.is_reset and not batch.changes
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the registry confirms the copy of its memory now."""
+        return self._follower is not None and self._follower.is_current
+
+    def last_view(self) -> LiveView | None:
+        """The copy of the registry's memory as it was last confirmed, however long ago; None where it never was."""
+        view = None if self._follower is None else self._follower.view
+        return view if view is not None and view.as_of is not None else None
+
     def view(self) -> LiveView | None:
         """The copy of the registry's memory, while it is up to date."""
         if self._follower is None:
@@ -128,30 +160,24 @@ class DiscoveryLadder:
         incomplete: Listing | None = None
         problems: list[str] = []
         try:
-            listing = await self._connection.list_active(
-                None if wanted.statuses is None else tuple(wanted.statuses),
-                wanted.organ_id,
-                wanted.labels,
-                limit,
-                cursor,
-                epoch=wanted.epoch,
-                logical_id=wanted.logical_id,
-                fresh_only=wanted.fresh_only,
-            )
+            listing = await self._connection.page(wanted, limit, cursor)
             if listing.complete:
                 return listing
             incomplete = listing
             problems.append("the registry is still recovering, or superseded")
         except (RegistryUnavailableError, StoreUnavailableError) as error:
             problems.append(str(error))
-        try:
-            return await (await self._open_reader()).list_instances(wanted, limit, cursor)
-        except StoreUnavailableError as error:
-            problems.append(str(error))
+        if wanted.verdicts is not None:
+            problems.append("the database does not listen to beats, and knows no verdicts")
+        else:
+            try:
+                return await (await self._open_reader()).list_instances(wanted, limit, cursor)
+            except StoreUnavailableError as error:
+                problems.append(str(error))
         if incomplete is not None and incomplete.items:
             return incomplete
-        if wanted.statuses != frozenset({Status.ALIVE}) or wanted.organ_id or wanted.labels or wanted.epoch:
-            problems.append("and Ray's listing knows neither status, organ, labels nor epoch")
+        if wanted != InstanceFilter(logical_id=wanted.logical_id, fresh_only=wanted.fresh_only):
+            problems.append("and Ray's listing knows names alone: no status, organ, node, labels, epoch or verdict")
             raise CannotKnowError("*", "; ".join(problems))
         try:
             return await self._list_names(wanted.logical_id, limit, cursor)
@@ -235,10 +261,25 @@ class DiscoveryLadder:
         except RegistryUnavailableError as error:
             problem = str(error)
         try:
-            history = await (await self._open_reader()).history(logical_id, HISTORY_LIMIT)
+            reader = await self._open_reader()
+            history = await reader.history(logical_id, HISTORY_LIMIT)
+            steps = await reader.transitions(logical_id, STEPS_LIMIT)
         except StoreUnavailableError as error:
             raise CannotKnowError(logical_id, f"{problem}; {error}") from error
-        return Description(logical_id, (), tuple(history), Source.POSTGRES, utc_now(), 0, complete=True)
+        return Description(
+            logical_id, (), tuple(history), Source.POSTGRES, utc_now(), 0, complete=True, steps=tuple(steps)
+        )
+
+    async def transitions(self, logical_id: str, limit: int) -> Answer[list[Transition]]:
+        """The newest steps of an agent's instances. Raises InvalidInputError or CannotKnowError."""
+        try:
+            steps, source = await self._connection.transitions(logical_id, limit), Source.REGISTRY
+        except (RegistryUnavailableError, StoreUnavailableError) as error:
+            try:
+                steps, source = await (await self._open_reader()).transitions(logical_id, limit), Source.POSTGRES
+            except StoreUnavailableError as own:
+                raise CannotKnowError(logical_id, f"{error}; {own}") from own
+        return Answer(steps, source, utc_now(), 0, complete=True)
 
     async def instance(self, instance_id: str) -> Answer[Instance]:
         """One instance, dead or alive. Raises UnknownInstanceError, InvalidInputError or CannotKnowError."""
@@ -267,6 +308,16 @@ class DiscoveryLadder:
             raise CannotKnowError("*", f"{problem}; {error}") from error
         return Answer(found, Source.POSTGRES, utc_now(), 0, complete=True)
 
+    async def turn_agent(
+        self, logical_id: str, status: Status, reason: str | None, for_s: float | None = None
+    ) -> dict[str, Receipt | RegistryError]:
+        """An operator's change of an agent, for a reason. Raises as Registry.turn_agent, RegistryUnavailableError."""
+        return await self._connection.turn_agent(logical_id, status, operators_cause(reason), for_s=for_s)
+
+    async def turn_instance(self, instance_id: str, status: Status, reason: str | None) -> Receipt:
+        """An operator's change of one instance, for a reason. Raises as Registry.set_status."""
+        return await self._connection.set_status(instance_id, status, cause=operators_cause(reason))
+
     async def registry_health(self) -> Health | str:
         """The registry's own report, or why there is none."""
         try:
@@ -292,14 +343,22 @@ class DiscoveryLadder:
                 return f"superseded by the registry of term {health.fenced_by}: it only reads"
             return None if health.recovered else "the registry is still recovering"
 
-        async def ray_listing() -> str | None:
-            try:
-                await self._directory.names()
-            except DirectoryUnavailableError as error:
-                return str(error)
-            return None
+        return RungState(*await asyncio.gather(registry(), postgres(), self.ray_problem()))
 
-        return RungState(*await asyncio.gather(registry(), postgres(), ray_listing()))
+    async def ray_problem(self) -> str | None:
+        """Why Ray's listing cannot be read now, or None."""
+        try:
+            await self._directory.names()
+        except DirectoryUnavailableError as error:
+            return str(error)
+        return None
+
+    async def count_names(self) -> int:
+        """How many agents' actors Ray lists. Raises CannotKnowError."""
+        try:
+            return len(await self._directory.names())
+        except DirectoryUnavailableError as error:
+            raise CannotKnowError("*", str(error)) from error
 
     async def _open_reader(self) -> InstanceReader:
         async with self._opening:

@@ -3,49 +3,50 @@ analyses a route twice, which newer ones do not."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from http import HTTPStatus
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
 from ray import serve
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from seedcore import __version__
-from seedcore.core.errors import (
-    CannotKnowError,
-    InvalidInputError,
-    NotResolvableError,
-    RegistryError,
-    RegistryUnavailableError,
-    StoreUnavailableError,
-    UnknownInstanceError,
-)
+from seedcore.core.errors import CannotKnowError, InvalidInputError, NotResolvableError
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import MAX_PAGE, InstanceFilter
+from seedcore.core.model import MAX_PAGE, MAX_REASON_CHARS, InstanceFilter, Verdict
+from seedcore.core.selector import MAX_SELECTOR_CHARS, parse_selector
+from seedcore.discovery import page
 from seedcore.discovery.api import (
     AgentAnswer,
+    DrainRequest,
     EpochAnswer,
     HealthAnswer,
+    HistoryAnswer,
     InstanceAnswer,
     InstancePage,
-    Problem,
+    OverviewAnswer,
     ReadyAnswer,
+    ReasonRequest,
     ResolveAnswer,
     ResolveRequest,
     RungsOut,
+    TurnedAnswer,
     agent_answer,
     instance_out,
     page_of,
     resolve_answer,
     resolve_by_name,
     stamp_of,
+    transitions_out,
+    turned_answer,
 )
 from seedcore.discovery.app import Discovery
+from seedcore.discovery.problems import NOT_FOUND, PROBLEMS, REFUSED, TOO_LONG, install, problem_media_type
+from seedcore.discovery.watch import Position, events, require_feed
+from seedcore.registry.clock import utc_now
+
+_MAX_ANSWERS = 100
 
 
 def parse_labels(texts: Sequence[str]) -> dict[str, str]:
@@ -59,111 +60,6 @@ def parse_labels(texts: Sequence[str]) -> dict[str, str]:
     return labels
 
 
-# MAX_PAGE logical ids of MAX_ID_CHARS, each of them four bytes of UTF-8, take less
-_MAX_BODY_BYTES = 1024 * 1024
-_MAX_ANSWERS = 100
-
-_STATUS_OF_ERROR: tuple[tuple[type[RegistryError], int], ...] = (
-    (InvalidInputError, 422),
-    (NotResolvableError, 404),
-    (UnknownInstanceError, 404),
-    (CannotKnowError, 503),
-    (RegistryUnavailableError, 503),
-    (StoreUnavailableError, 503),
-)
-
-_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    422: {"model": Problem, "description": "A value breaks a stated limit"},
-    503: {"model": Problem, "description": "Nobody who could tell can be asked now"},
-}
-_TOO_LONG: dict[int | str, dict[str, Any]] = {413: {"model": Problem, "description": "The body is too long"}}
-_NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is none"}}
-
-
-class BoundedBody:
-    """Refuses a request's body once it is known to be too long: it is neither read to its end nor kept."""
-
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app = app
-        self._max_bytes = max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-        too_long = HTTPException(413, f"the body must have at most {self._max_bytes} bytes")
-        received = 0
-
-        async def receive_bounded() -> Message:
-            nonlocal received
-            if declared.isdigit() and int(declared) > self._max_bytes:
-                raise too_long
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._max_bytes:
-                raise too_long
-            return message
-
-        await self._app(scope, receive_bounded, send)
-
-
-api = FastAPI(
-    title="SeedCore Registry",
-    version=__version__,
-    description="Who is alive, by logical id. Every answer says its source, its time and whether it is complete.",
-)
-
-
-api.add_middleware(BoundedBody, max_bytes=_MAX_BODY_BYTES)
-
-
-def _problem(status: int, title: str, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    body = Problem(title=title, status=status, detail=detail)
-    return JSONResponse(body.model_dump(), status_code=status, headers=headers, media_type="application/problem+json")
-
-
-@api.exception_handler(RegistryError)
-async def _registry_error(_request: Request, error: Exception) -> JSONResponse:
-    status = next((code for kind, code in _STATUS_OF_ERROR if isinstance(error, kind)), 500)
-    # "*": the question was about no agent in particular
-    is_general = isinstance(error, CannotKnowError) and error.logical_id == "*"
-    detail = f"cannot know now: {error.why}" if isinstance(error, CannotKnowError) and is_general else str(error)
-    return _problem(status, type(error).__name__.removesuffix("Error"), detail)
-
-
-@api.exception_handler(RequestValidationError)
-async def _invalid_request(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    is_of_body = first["loc"][0] == "body"
-    if first["type"] == "json_invalid":
-        # its place is a position in the text, not a field
-        detail = f"body: is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}"
-    elif is_of_body and isinstance(error.body, bytes):
-        sent = request.headers.get("content-type", "no content type")
-        detail = f"body: must be JSON and be sent as Content-Type: application/json, not {sent[:80]}"
-    else:
-        where = ".".join(str(part) for part in first["loc"] if part not in {"query", "body", "path"})
-        detail = f"{where or 'body'}: {first['msg']}"
-    return _problem(422, "InvalidInput", detail)
-
-
-@api.exception_handler(HTTPException)
-async def _http_error(request: Request, error: Exception) -> JSONResponse:
-    """No such route, no such method, an unreadable body: found before a route of ours is asked."""
-    assert isinstance(error, HTTPException)
-    title = HTTPStatus(error.status_code).phrase
-    detail = error.detail if error.detail != title else f"{title}: {request.method} {request.url.path[:200]}"
-    return _problem(error.status_code, title, detail, error.headers)
-
-
-@api.exception_handler(Exception)
-async def _own_fault(_request: Request, _error: Exception) -> JSONResponse:
-    """A defect of ours. It is raised again behind this answer, and logged with its traceback."""
-    return _problem(500, "InternalError", "the request failed for a fault of this service; its log says why")
-
-
 async def this_replica() -> Discovery:
     """The deployment's object that this request was routed to."""
     replica = serve.get_replica_context().servable_object
@@ -171,41 +67,73 @@ async def this_replica() -> Discovery:
     return replica
 
 
-Replica = Annotated[Discovery, Depends(this_replica)]
-
-
-def _json(body: str) -> Response:
-    return Response(body, media_type="application/json")
-
-
-_answers: dict[tuple[object, ...], str] = {}
-
-
-@api.get("/v1/instances", responses=_PROBLEMS, response_model=InstancePage)
-async def list_instances(
-    replica: Replica,
-    request: Request,
+async def wanted_instances(
     status: Annotated[list[Status] | None, Query(description="repeatable; default alive")] = None,
+    verdict: Annotated[list[Verdict] | None, Query(description="repeatable; default any")] = None,
     organ: Annotated[str | None, Query(description="organ id")] = None,
+    node: Annotated[str | None, Query(description="Ray node id")] = None,
+    selector: Annotated[
+        str | None,
+        Query(description="labels in Kubernetes' syntax: env in (a, b), tier!=x, !spot", max_length=MAX_SELECTOR_CHARS),
+    ] = None,
     label: Annotated[list[str] | None, Query(description="key=value; repeatable, all must hold")] = None,
     logical_id: Annotated[str | None, Query(description="instances of one agent")] = None,
     epoch: Annotated[str | None, Query(description="default: the current one")] = None,
-    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
-    cursor: Annotated[str | None, Query(description="next_cursor of the page before")] = None,
-    consistent: Annotated[bool, Query(description="ask the registry itself, not a copy up to 4 s old")] = False,
-) -> Response:
-    """A page of instances in the order of logical id."""
-    wanted = InstanceFilter(
+) -> InstanceFilter:
+    """Which instances a request wants."""
+    return InstanceFilter(
         statuses=frozenset(status) if status else frozenset({Status.ALIVE}),
+        verdicts=frozenset(verdict) if verdict else None,
         organ_id=organ,
+        node_id=node,
+        selector=parse_selector(selector if selector is not None else ""),
         labels=parse_labels(label if label is not None else []),
         logical_id=logical_id,
         epoch=epoch,
-    )
+    ).validated()
+
+
+Replica = Annotated[Discovery, Depends(this_replica)]
+Wanted = Annotated[InstanceFilter, Depends(wanted_instances)]
+Reason = Annotated[str | None, Query(description="what shall be remembered", min_length=1, max_length=MAX_REASON_CHARS)]
+
+v1 = APIRouter(prefix="/v1")
+_answers: dict[tuple[object, ...], str] = {}
+
+
+@v1.get("/overview", responses=PROBLEMS, tags=["fleet"])
+async def get_overview(replica: Replica) -> OverviewAnswer:
+    """The fleet at a glance, and how registry and database are."""
+    return await replica.overviews.now()
+
+
+@v1.get(
+    "/instances",
+    responses={**PROBLEMS, 304: {"description": "Nothing that is wanted has changed"}},
+    response_model=InstancePage,
+    tags=["fleet"],
+)
+async def list_instances(
+    replica: Replica,
+    request: Request,
+    wanted: Wanted,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
+    cursor: Annotated[str | None, Query(description="next_cursor of the page before")] = None,
+    consistent: Annotated[bool, Query(description="ask the registry itself, not a copy up to 4 s old")] = False,
+    since: Annotated[
+        str | None, Query(description="STREAM:VERSION of an earlier answer: 304 unless something wanted has changed")
+    ] = None,
+    if_none_match: Annotated[str | None, Header(description="the ETag of an earlier answer: as `since`")] = None,
+) -> Response:
+    """A page of instances in the order of logical id."""
     view = None if consistent else replica.ladder.view()
-    if view is None:
-        page = page_of(await replica.ladder.list_instances(wanted, limit, cursor, consistent=consistent))
-        return _json(page.model_dump_json())
+    if view is None or not view.knows(wanted):
+        listing = await replica.ladder.list_instances(wanted, limit, cursor, consistent=consistent)
+        return _json(page_of(listing).model_dump_json())
+    known = Position.parsed(since) if since is not None else _position_of(if_none_match)
+    headers = {"ETag": f'W/"{view.stream}:{view.version}"', "Cache-Control": "no-cache"}
+    if known is not None and replica.ladder.is_unchanged(known.stream, known.version, wanted):
+        return Response(status_code=304, headers=headers)
     # the same question about the same version has the same answer
     question = (request.url.query, view.stream, view.version, view.as_of)
     body = _answers.get(question)
@@ -214,26 +142,96 @@ async def list_instances(
         if len(_answers) >= _MAX_ANSWERS:
             _answers.clear()
         _answers[question] = body
-    return _json(body)
+    return _json(body, headers)
 
 
-@api.get("/v1/instances/{instance_id}", responses={**_PROBLEMS, **_NOT_FOUND})
+@v1.get("/instances/{instance_id}", responses={**PROBLEMS, **NOT_FOUND}, tags=["fleet"])
 async def get_instance(replica: Replica, instance_id: str) -> InstanceAnswer:
     """One instance, dead or alive."""
     answer = await replica.ladder.instance(instance_id)
     return InstanceAnswer(instance=instance_out(answer.value), **stamp_of(answer))
 
 
-@api.get("/v1/agents/{logical_id:path}", responses={**_PROBLEMS, **_NOT_FOUND})
+@v1.get(
+    "/watch",
+    responses={**PROBLEMS, 200: {"content": {"text/event-stream": {}}, "description": "events, for ever"}},
+    response_class=StreamingResponse,
+    tags=["fleet"],
+)
+async def watch(
+    replica: Replica,
+    wanted: Wanted,
+    after: Annotated[str | None, Query(description="STREAM:VERSION of an answer; default: from now on")] = None,
+    last_event_id: Annotated[str | None, Header(description="where to go on; wins over `after`")] = None,
+    everyone: Annotated[bool, Query(description="of every living status, whatever `status` says")] = False,
+) -> StreamingResponse:
+    """What changes, as server-sent events: `change` with the instance, or null where it is gone or not wanted any more;
+    `reset` where what happened before is not remembered (list again); `state` every two seconds, which says whether the
+    registry confirms what this deployment knows. Each event's id can be given as Last-Event-ID."""
+    feed = require_feed(replica.ladder)
+    position = last_event_id if last_event_id is not None else after
+    start = Position.parsed(position) if position is not None else None
+    selected = replace(wanted, statuses=None) if everyone else wanted
+    return StreamingResponse(
+        events(replica.ladder, feed, start, selected),
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+    )
+
+
+@v1.get("/agents/{logical_id:path}", responses={**PROBLEMS, **NOT_FOUND}, tags=["agents"])
 async def get_agent(replica: Replica, logical_id: str) -> AgentAnswer:
-    """One agent: its live instances and its newest ones dead or alive."""
+    """One agent: its live instances, its newest ones dead or alive, and their steps."""
     described = await replica.ladder.describe(logical_id)
     if described.complete and not described.live and not described.history:
         raise NotResolvableError(logical_id, "nobody ever registered under this logical id")
     return agent_answer(described)
 
 
-@api.post("/v1/resolve", responses={**_PROBLEMS, **_TOO_LONG})
+@v1.get("/history/{logical_id:path}", responses={**PROBLEMS, **NOT_FOUND}, tags=["agents"])
+async def get_history(
+    replica: Replica, logical_id: str, limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100
+) -> HistoryAnswer:
+    """The steps of an agent's instances with their causes, newest first."""
+    answer = await replica.ladder.transitions(logical_id, limit)
+    if not answer.value:
+        raise NotResolvableError(logical_id, "nothing is remembered of this logical id")
+    return HistoryAnswer(logical_id=logical_id, transitions=transitions_out(answer.value), **stamp_of(answer))
+
+
+_CHANGES = {**PROBLEMS, **NOT_FOUND, **REFUSED, **TOO_LONG}
+
+
+@v1.post("/agents/{logical_id:path}/drain", responses=_CHANGES, tags=["operations"])
+async def drain(replica: Replica, logical_id: str, request: DrainRequest) -> TurnedAnswer:
+    """Hand an agent out no more, for a while or until it is undrained. It goes on with what it does."""
+    turned = await replica.ladder.turn_agent(logical_id, Status.DRAINING, request.reason, request.for_s)
+    return turned_answer(logical_id, turned, utc_now())
+
+
+@v1.post("/agents/{logical_id:path}/undrain", responses=_CHANGES, tags=["operations"])
+async def undrain(replica: Replica, logical_id: str, request: ReasonRequest) -> TurnedAnswer:
+    """Hand a draining agent out again."""
+    turned = await replica.ladder.turn_agent(logical_id, Status.ALIVE, request.reason)
+    return turned_answer(logical_id, turned, utc_now())
+
+
+@v1.delete("/agents/{logical_id:path}", responses={**PROBLEMS, **NOT_FOUND, **REFUSED}, tags=["operations"])
+async def deregister_agent(replica: Replica, logical_id: str, reason: Reason = None) -> TurnedAnswer:
+    """Declare every instance of an agent dead, for good. One that still runs registers again, as a new instance."""
+    turned = await replica.ladder.turn_agent(logical_id, Status.DEAD, reason)
+    return turned_answer(logical_id, turned, utc_now())
+
+
+@v1.delete("/instances/{instance_id}", responses={**PROBLEMS, **NOT_FOUND, **REFUSED}, tags=["operations"])
+async def deregister_instance(replica: Replica, instance_id: str, reason: Reason = None) -> InstanceAnswer:
+    """Declare one instance dead, for good."""
+    await replica.ladder.turn_instance(instance_id, Status.DEAD, reason)
+    answer = await replica.ladder.instance(instance_id)
+    return InstanceAnswer(instance=instance_out(answer.value), **stamp_of(answer))
+
+
+@v1.post("/resolve", responses={**PROBLEMS, **TOO_LONG}, tags=["agents"])
 async def resolve_over_http(replica: Replica, request: ResolveRequest) -> ResolveAnswer:
     """The best instance of each agent, or why there is none."""
     try:
@@ -243,31 +241,67 @@ async def resolve_over_http(replica: Replica, request: ResolveRequest) -> Resolv
         return resolve_by_name(request.logical_ids, names)
 
 
-@api.get("/v1/epoch", responses=_PROBLEMS)
+@v1.get("/epoch", responses=PROBLEMS, tags=["fleet"])
 async def get_epoch(replica: Replica) -> EpochAnswer:
     """The current epoch."""
     answer = await replica.ladder.epoch()
     return EpochAnswer(epoch=answer.value.name, number=answer.value.number, **stamp_of(answer))
 
 
-@api.get("/healthz")
+health = APIRouter(tags=["health"])
+
+
+@health.get("/healthz")
 async def healthz(replica: Replica) -> HealthAnswer:
     """This replica is up. Always 200; says how the registry is."""
-    health = await replica.ladder.registry_health()
-    is_report = not isinstance(health, str)
+    report = await replica.ladder.registry_health()
     return HealthAnswer(
         status="ok",
         version=__version__,
         mode=replica.settings.mode.value,
-        registry=asdict(health) if not isinstance(health, str) else None,
-        registry_problem=None if is_report else str(health),
+        registry=None if isinstance(report, str) else asdict(report),
+        registry_problem=report if isinstance(report, str) else None,
     )
 
 
-@api.get("/readyz", responses={503: {"model": ReadyAnswer, "description": "No rung answers"}})
+@health.get("/readyz", responses={503: {"model": ReadyAnswer, "description": "No rung answers"}})
 async def readyz(replica: Replica) -> JSONResponse:
     """200 while the registry, the database or Ray's listing can answer; says which."""
     rungs = await replica.ladder.rungs()
     shown = RungsOut(registry=rungs.registry or "ok", postgres=rungs.postgres or "ok", ray=rungs.ray or "ok")
     body = ReadyAnswer(ready=rungs.is_ready, rungs=shown)
     return JSONResponse(body.model_dump(), status_code=200 if rungs.is_ready else 503)
+
+
+def _json(body: str, headers: dict[str, str] | None = None) -> Response:
+    return Response(body, media_type="application/json", headers=headers)
+
+
+def _position_of(etag: str | None) -> Position | None:
+    """What an ETag of ours names; None of any other."""
+    if etag is None:
+        return None
+    try:
+        return Position.parsed(etag.strip().removeprefix("W/").strip('"'))
+    except InvalidInputError:
+        return None
+
+
+class Api(FastAPI):
+    """Its document names the media types that it really sends."""
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            self.openapi_schema = problem_media_type(super().openapi())
+        return self.openapi_schema
+
+
+api = Api(
+    title="SeedCore Registry",
+    version=__version__,
+    description="Who is alive, by logical id. Every answer says its source, its time and whether it is complete.",
+)
+install(api)
+api.include_router(v1)
+api.include_router(health)
+api.include_router(page.router)

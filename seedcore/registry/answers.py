@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from seedcore.core.model import Instance, Source, Verdict
+from seedcore.core.model import Instance, Source, Transition, Verdict
 
-PROTOCOL = 5
+PROTOCOL = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,8 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """An agent: its live instances, and its newest instances dead ones included (empty when `complete` is False
-    because the database could not be read)."""
+    """An agent: its live instances, and its newest instances dead ones included, and their newest steps (both empty
+    when `complete` is False because the database could not be read)."""
 
     logical_id: str
     live: tuple[Observed, ...]
@@ -43,6 +43,7 @@ class Description:
     as_of: datetime
     version: int
     complete: bool
+    steps: tuple[Transition, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class Health:
     `watch_problem` says which of them cannot, and why; `relays` are at work, and watch `watched` of the instances.
     `followers` wait for a change. `silent` are not fresh now, `became_silent` counts how often anybody was found so.
     `healed` counts instances that memory and database knew differently, as their comparison, last at `compared_at`,
-    found; `pruned` counts what was forgotten of the history.
+    found; `pruned` counts what was forgotten of the history. `beats_a_s` come in a second now.
     """
 
     hello: Hello
@@ -99,6 +100,7 @@ class Health:
     pruned: int
     compared_at: datetime | None
     flush: FlushCounts
+    beats_a_s: float | None = None
     notes: tuple[str, ...] = field(default=())
 
     @property

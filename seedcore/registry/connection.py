@@ -29,6 +29,7 @@ from seedcore.core.model import (
     Epoch,
     EpochRecord,
     Instance,
+    InstanceFilter,
     Listing,
     Receipt,
     RegisterChange,
@@ -36,6 +37,7 @@ from seedcore.core.model import (
     Resolution,
     SequencedChange,
     StatusChange,
+    Transition,
     Verdict,
     check_status,
 )
@@ -52,7 +54,7 @@ REGISTRY_NAME = RESERVED_PREFIX + "registry"
 _SILENT_PAUSE_S = 1.0
 _LINGER_S = 0.001
 # what the registry answers from memory, and so at once: only their silence is the registry's own
-_FROM_MEMORY = frozenset({"hello", "resolve", "list_active", "changes", "beat_many", "health"})
+_FROM_MEMORY = frozenset({"hello", "resolve", "list_active", "page", "changes", "beat_many", "health"})
 
 
 class RegistryConnection:
@@ -99,14 +101,23 @@ class RegistryConnection:
         cause: str | None = None,
         *,
         after: str | None = None,
+        for_s: float | None = None,
     ) -> Receipt:
         """See Registry.set_status. Also raises RegistryReplacedError, and is not sent to the registry that came
         instead: that may not have what came before it."""
         if seq is None:
             # without a number of its own it must not be said twice
-            return cast(Receipt, await self._call_once("set_status", instance_id, status, None, cause))
+            return cast(Receipt, await self._call_once("set_status", instance_id, status, None, cause, for_s=for_s))
         change = StatusChange(instance_id, check_status(status), seq, cause)
         return await self._box().say(SequencedChange(change, after))
+
+    async def turn_agent(
+        self, logical_id: str, status: Status | str, cause: str | None = None, *, for_s: float | None = None
+    ) -> dict[str, Receipt | RegistryError]:
+        """See Registry.turn_agent."""
+        # its changes have no numbers of their agents: they must not be said twice
+        answer = await self._call_once("turn_agent", logical_id, status, cause, for_s=for_s)
+        return cast("dict[str, Receipt | RegistryError]", answer)
 
     async def deliver(self, changes: Sequence[SequencedChange]) -> list[Receipt | RegistryError]:
         """See Registry.deliver. Raises RegistryReplacedError as `set_status`."""
@@ -179,6 +190,11 @@ class RegistryConnection:
             ),
         )
 
+    async def page(self, wanted: InstanceFilter, limit: int = 100, cursor: str | None = None) -> Listing:
+        """See Registry.page."""
+        wants_dead = wanted.statuses is not None and Status.DEAD in wanted.statuses
+        return cast(Listing, await self._read("page", wanted, limit, cursor, needs_database=wants_dead))
+
     async def changes(
         self,
         stream: str | None,
@@ -202,6 +218,10 @@ class RegistryConnection:
     async def current_epoch(self) -> Answer[Epoch]:
         """See Registry.current_epoch."""
         return cast("Answer[Epoch]", await self._read("current_epoch"))
+
+    async def transitions(self, logical_id: str, limit: int = 100) -> list[Transition]:
+        """See Registry.transitions."""
+        return cast("list[Transition]", await self._read("transitions", logical_id, limit))
 
     async def describe(self, logical_id: str) -> Description:
         """See Registry.describe."""

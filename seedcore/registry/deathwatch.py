@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from seedcore.core.errors import DirectoryUnavailableError, first_line
 from seedcore.core.model import Instance
-from seedcore.core.ports import OnDeath
+from seedcore.core.ports import OnDeath, OnExplained
 from seedcore.core.verdict import Witness
 from seedcore.core.waiting import end, within
 from seedcore.registry.directory import RESERVED_PREFIX
@@ -174,6 +174,7 @@ class DeathWatch:
 
     def __init__(self, on_death: OnDeath, cluster: Cluster) -> None:
         self._on_death = on_death
+        self.on_explained: OnExplained = _ignore
         self._cluster = cluster
         self._nodes: dict[str, _Node] = {}
         self._table: asyncio.Task[None] | None = None
@@ -343,7 +344,9 @@ class DeathWatch:
         while True:
             for ended in await _exits(relay, handled):
                 handled = ended.number
-                if ended.instance_id in node.wanted:
+                if ended.is_explained:
+                    self.on_explained(ended.instance_id, ended.cause)
+                elif ended.instance_id in node.wanted:
                     self._on_death(ended.instance_id, Witness.GONE, Witness.ALIVE, ended.cause)
             node.problem = None
 
@@ -363,6 +366,10 @@ class DeathWatch:
                 await within(node.changed.wait(), _UNWATCHED_S if node.unwatched else None)
             except asyncio.TimeoutError:
                 node.try_again()
+
+
+def _ignore(_instance_id: str, _cause: str) -> None:
+    """Nobody listens."""
 
 
 @functools.cache

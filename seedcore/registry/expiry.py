@@ -47,6 +47,7 @@ class Expiry:
         self._writer = writer
         self._rate = rate
         self.watch = watch_factory(self._take_report)
+        self.watch.on_explained = writer.explain
         roster.on_appear = self.watch.add
         roster.on_vanish = self.watch.drop
         self._lateness = MassLateness(config.freeze_floor, config.freeze_share, config.freeze_max_s)
@@ -115,6 +116,7 @@ class Expiry:
         # we may have been stalled while the database was asked
         now_s = self.attentive_now_s()
         self._roster.tell_verdicts(now_s)
+        self._end_drains()
         lapsed = self._roster.lapsed(now_s, len(self._roster))
         was_frozen = self._lateness.is_frozen
         silent = self._roster.count_silent(now_s)
@@ -163,12 +165,23 @@ class Expiry:
         return self._verdict(known)
 
     def declare_dead(self, instance_id: str, cause: str) -> None:
-        """Our own verdict, committed like any other change. Raises BacklogFullError or FencedError."""
-        self._writer.require_room()
-        change = StatusChange(instance_id, Status.DEAD, cause=cause, number=self._writer.next_number())
-        if self._roster.set_status(change, self._clock.monotonic(), self._clock.utc()).kind is OutcomeKind.APPLIED:
-            self._writer.enqueue(change)
+        """Our own verdict. Raises BacklogFullError or FencedError."""
+        if self._decide(instance_id, Status.DEAD, cause):
             logger.info("instance declared dead: %s", cause, extra={"instance_id": instance_id})
+
+    def _decide(self, instance_id: str, status: Status, cause: str) -> bool:
+        """A change of our own, committed like any other; whether it changed anything."""
+        self._writer.require_room()
+        change = StatusChange(instance_id, status, cause=cause, number=self._writer.next_number())
+        is_new = self._roster.set_status(change, self._clock.monotonic(), self._clock.utc()).kind is OutcomeKind.APPLIED
+        if is_new:
+            self._writer.enqueue(change)
+        return is_new
+
+    def _end_drains(self) -> None:
+        """Make alive again whom an operator drained for a while that is over."""
+        for instance_id in self._roster.drained_long_enough(self._clock.utc(), self._config.sweep_limit):
+            self._decide(instance_id, Status.ALIVE, "its draining has come to the end that was set for it")
 
     def _take_report(self, instance_id: str, process: Witness, node: Witness, cause: str) -> None:
         """Act on what the death watch saw of an instance."""

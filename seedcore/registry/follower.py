@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Mapping
 
 from seedcore.core.errors import RegistryError, RegistryUnavailableError
-from seedcore.core.feed import FeedBatch
-from seedcore.core.model import MAX_PAGE, Listing
+from seedcore.core.feed import Feed, FeedBatch
+from seedcore.core.model import MAX_PAGE, Instance, Listing
 from seedcore.core.view import LiveView
 from seedcore.core.waiting import end, within
 from seedcore.registry.clock import utc_now
@@ -39,14 +39,17 @@ class Follower:
         labels: Mapping[str, str] | None = None,
         on_change: Callable[[str], None] | None = None,
         on_reset: Callable[[], None] | None = None,
+        feed: Feed | None = None,
     ) -> None:
         """Follows whom organ and labels select. `on_change` is called with each logical id whose instances, or the
-        verdict on them, changed; `on_reset` when everything may have. Tries no connection."""
+        verdict on them, changed; `on_reset` when everything may have. `feed` becomes a copy of the registry's feed, for
+        followers of this process. Tries no connection."""
         self._connection = connection
         self._organ_id = organ_id
         self._labels = labels
         self._on_change = on_change
         self._on_reset = on_reset
+        self.feed = feed
         self._task: asyncio.Task[None] | None = None
         self._trusted_until_s = 0.0
         self._confirmed = asyncio.Event()
@@ -112,11 +115,23 @@ class Follower:
             await self._load(batch)
             return
         self._resets_in_a_row = 0
+        if self.feed is not None:
+            self._retell(self.feed, batch)
         for logical_id in view.apply(batch):
             if self._on_change is not None:
                 self._on_change(logical_id)
         # it was true when it was said: no later than its wait allows, whenever we came to read it
         self._trust(min(time.monotonic(), asked_s + wait_s + _CALL_S))
+
+    def _retell(self, feed: Feed, batch: FeedBatch) -> None:
+        # several of one instance may be in a batch: what each of them left is what the next one changes
+        seen: dict[str, Instance | None] = {}
+        for change in batch.changes:
+            before = seen.get(change.instance_id, self.view.get(change.instance_id))
+            seen[change.instance_id] = change.instance
+            if before is not None or change.instance is not None:
+                feed.append(before, change.instance, change.verdict, change.version)
+        feed.version = batch.version
 
     async def _pause_between_resets(self) -> None:
         """With more changes than the feed remembers everybody lists anew, again and again: not all at once."""
@@ -141,6 +156,8 @@ class Follower:
             pages.append(page)
             cursor = page.next_cursor
         self.view.load(reset, pages)
+        if self.feed is not None:
+            self.feed.become(reset.stream, reset.version, reset.epoch)
         self.resets += 1
         if self._on_reset is not None:
             self._on_reset()

@@ -7,14 +7,21 @@ in a daemon thread (which cannot hold up the interpreter's exit) under a time li
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import ray
+from ray._private.state import state
+from ray.core.generated import common_pb2, gcs_pb2
 
 from seedcore.core.errors import DirectoryUnavailableError
 from seedcore.core.waiting import within
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -22,6 +29,10 @@ ActorHandle = Any  # ray.actor.ActorHandle, or its Ray Client twin: both without
 
 _AT_ONCE = 16
 _RESTARTING, _DEAD = 3, 4  # of ray's ActorTableData.ActorState
+_WORKER_POLL_S = 0.02
+_MAX_EXPLANATION_CHARS = 500
+_NOT_TOLD = ("SYSTEM_ERROR", "")
+_NOT_IN_A_LINE = re.compile(r"\x1b\[[0-9;]*m|[\x00-\x1f\x7f\ud800-\udfff]+")
 _SLOT_POLL_S, _SLOT_POLL_MAX_S = 0.005, 0.05
 _slots = threading.BoundedSemaphore(_AT_ONCE)
 
@@ -114,6 +125,70 @@ def can_be_told(handle: ActorHandle) -> bool:
 def connected_cluster() -> str | None:
     """The address of the cluster that this process is connected to, or None."""
     return str(ray.get_runtime_context().gcs_address) if ray.is_initialized() else None
+
+
+def own_worker_id() -> str | None:
+    """The Ray worker that this process is; None of a driver, and outside Ray."""
+    if not ray.is_initialized():
+        return None
+    context = ray.get_runtime_context()
+    return str(context.get_worker_id()) if context.worker.mode == ray.WORKER_MODE else None
+
+
+async def why_worker_ended(worker_id: str, timeout_s: float) -> str | None:
+    """What Ray knows of a worker's end beyond that its process is gone; None where it knows no more.
+
+    Raises DirectoryUnavailableError where Ray does not tell within `timeout_s` seconds.
+    """
+    ends_s = time.monotonic() + timeout_s
+    pause_s = _WORKER_POLL_S
+    while True:
+        ended = await in_thread(lambda: _worker_end(worker_id), max(0.001, ends_s - time.monotonic()))
+        if ended is not None:
+            return explained(*ended)
+        if time.monotonic() > ends_s:
+            raise DirectoryUnavailableError(f"Ray does not know yet that worker {worker_id} has ended")
+        # the node that it ran on has not told the GCS yet
+        await asyncio.sleep(pause_s)
+        pause_s = min(0.5, pause_s * 1.5)
+
+
+def _worker_end(worker_id: str) -> tuple[str, str] | None:
+    """The type and the detail of a worker's end; None while Ray takes it for alive.
+
+    Only the GCS's worker table tells it of an actor that Ray restarts, and no public call reads that without the
+    dashboard: what is private of Ray is used here and nowhere else, and a Ray that has it otherwise tells nothing.
+    """
+    try:
+        found = state._connect_and_get_accessor().get_worker_info(ray.WorkerID(bytes.fromhex(worker_id)))
+        if found is None:
+            return _NOT_TOLD
+        row = gcs_pb2.WorkerTableData.FromString(found)
+        return None if row.is_alive else (common_pb2.WorkerExitType.Name(row.exit_type), row.exit_detail)
+    except (AttributeError, TypeError, ValueError) as error:
+        logger.debug("Ray's worker table is not read: %r", error)
+        return _NOT_TOLD
+
+
+def explained(kind: str, detail: str) -> str | None:
+    """One line for the type and the detail of a worker's end in Ray's words; None where a signal or an exit code says
+    as much."""
+    if kind == "NODE_OUT_OF_MEMORY":
+        return "Ray killed it since its node ran low on memory"
+    if kind == "SYSTEM_ERROR":
+        return None
+    said, _, traceback = detail.partition("Traceback:")
+    if traceback:
+        # frames are indented; the exception stands behind the last of them
+        lines = [line for line in traceback.splitlines() if line.strip()]
+        behind = len(lines)
+        while behind > 0 and not lines[behind - 1].startswith((" ", "\t")):
+            behind -= 1
+        exception = lines[behind] if behind < len(lines) else lines[-1].strip()
+        said = f"an exception in its start-up: {exception}"
+    else:
+        said = f"Ray says: {said}"
+    return _NOT_IN_A_LINE.sub(" ", said).strip()[:_MAX_EXPLANATION_CHARS]
 
 
 def actor_id_of(handle: ActorHandle) -> str:

@@ -7,9 +7,12 @@ this one cannot see. Neither sees a process that hangs: beats do.
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import fcntl
 import functools
 import os
 import select
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -17,12 +20,14 @@ from typing import NamedTuple, Protocol
 from seedcore.core.errors import DirectoryUnavailableError
 from seedcore.core.waiting import end
 from seedcore.registry.handles import Proof, probe
-from seedcore.registry.lookup import ActorHandle, actor_id_of, can_be_told, find_actor, is_told_gone
+from seedcore.registry.lookup import ActorHandle, actor_id_of, can_be_told, find_actor, is_told_gone, own_worker_id
 
-OnExit = Callable[[str, str], None]
+OnExit = Callable[[str, str, str | None], None]
+"""Called with an instance's id, the cause of its end, and its process key."""
 
 _OUR_NAMESPACE = "/proc/self/ns/pid"
 _START_TIME_FIELD = 19  # of /proc/PID/stat, counted behind the process's name in brackets
+_WORKER_MARK = "/"
 _PROBES_AT_ONCE = 100
 _PROBE_S = 2.0
 
@@ -39,7 +44,7 @@ class Watched(NamedTuple):
 
 
 class Watch(Protocol):
-    """Reports each exit once, by a call of `on_exit(instance_id, cause)`; never of one that lives."""
+    """Reports each exit once, by a call of its OnExit; never of one that lives."""
 
     async def add(self, watched: Watched) -> bool:
         """Watch an instance; False where this watch cannot. One that has ended already is reported."""
@@ -55,14 +60,16 @@ class Watch(Protocol):
 
 
 def own_process_key() -> str | None:
-    """What tells this process from any other, also from a later one with its id; None where Linux does not say."""
-    return _own_key(os.getpid())
+    """What tells this process from any other, also from a later one with its id; None where Linux does not say. Behind
+    it, in a worker of Ray, the worker's id."""
+    return _own_key(os.getpid(), own_worker_id())
 
 
 @functools.lru_cache(maxsize=1)
-def _own_key(pid: int) -> str | None:
+def _own_key(pid: int, worker_id: str | None) -> str | None:
     # one object for all agents of a process: so it is when they have travelled together
-    return process_key_of(pid)
+    key = process_key_of(pid)
+    return key if key is None or worker_id is None else f"{key}{_WORKER_MARK}{worker_id}"
 
 
 def process_key_of(pid: int) -> str | None:
@@ -71,6 +78,11 @@ def process_key_of(pid: int) -> str | None:
         return _read_key(pid)
     except OSError:
         return None
+
+
+def worker_id_of(process_key: str) -> str | None:
+    """The id of the Ray worker that a process was, None of one that was none."""
+    return process_key.partition(_WORKER_MARK)[2] or None
 
 
 def _read_key(pid: int) -> str | None:
@@ -102,7 +114,7 @@ class PidfdWatch:
             except OSError:
                 return False
             if descriptor is None:
-                self._on_exit(watched.instance_id, _exited(pid))
+                self._on_exit(watched.instance_id, exited(pid, None), key)
                 return True
             self._descriptors[key] = descriptor
             asyncio.get_running_loop().add_reader(descriptor, self._ended, key, pid)
@@ -124,10 +136,11 @@ class PidfdWatch:
         self._home.clear()
 
     def _ended(self, key: str, pid: int) -> None:
+        cause = exited(pid, exit_status(self._descriptors[key]))
         tenants = self._close(key)
         for instance_id in sorted(tenants):
             del self._home[instance_id]
-            self._on_exit(instance_id, _exited(pid))
+            self._on_exit(instance_id, cause, key)
 
     def _close(self, key: str) -> set[str]:
         descriptor = self._descriptors.pop(key)
@@ -144,6 +157,7 @@ class ActorStateWatch:
         self._poll_s = poll_s
         self._timeout_s = timeout_s
         self._handles: dict[str, ActorHandle] = {}
+        self._keys: dict[str, str | None] = {}
         self._polling: asyncio.Task[None] | None = None
         self._probing: set[asyncio.Task[None]] = set()
         self._free = asyncio.Semaphore(_PROBES_AT_ONCE)
@@ -156,11 +170,12 @@ class ActorStateWatch:
         except DirectoryUnavailableError:
             return False
         if handle is None or actor_id_of(handle) != watched.actor_id:
-            self._on_exit(watched.instance_id, "Ray has no such actor any more")
+            self._on_exit(watched.instance_id, "Ray has no such actor any more", watched.process_key)
             return True
         if not can_be_told(handle):
             return False
         self._handles[watched.instance_id] = handle
+        self._keys[watched.instance_id] = watched.process_key
         probing = asyncio.create_task(self._probe(watched.instance_id, handle), name="actor-probe")
         self._probing.add(probing)
         probing.add_done_callback(self._probing.discard)
@@ -170,11 +185,13 @@ class ActorStateWatch:
 
     def discard(self, instance_id: str) -> None:
         self._handles.pop(instance_id, None)
+        self._keys.pop(instance_id, None)
 
     async def close(self) -> None:
         polling, self._polling = self._polling, None
         await end(polling, *self._probing)
         self._handles.clear()
+        self._keys.clear()
 
     async def _probe(self, instance_id: str, handle: ActorHandle) -> None:
         """Call it once: only then does Ray keep us informed. A busy one answers later, which needs no waiting for."""
@@ -184,8 +201,9 @@ class ActorStateWatch:
 
     def _end(self, instance_id: str, handle: ActorHandle) -> None:
         if self._handles.get(instance_id) is handle:
+            key = self._keys.get(instance_id)
             self.discard(instance_id)
-            self._on_exit(instance_id, _died())
+            self._on_exit(instance_id, "Ray says that its actor died", key)
 
     async def _poll(self) -> None:
         while True:
@@ -204,7 +222,7 @@ def _open(pid: int, key: str) -> int | None:
         return None
     try:
         # only now: the id may have passed on before the descriptor held it
-        if _read_key(pid) == key:
+        if _read_key(pid) == key.partition(_WORKER_MARK)[0]:
             return descriptor
     except OSError:
         # we may be out of descriptors, or /proc may hide the living (hidepid): the kernel knows
@@ -228,9 +246,41 @@ def _is_of_our_namespace(key: str) -> bool:
         return False
 
 
-def _exited(pid: int) -> str:
-    return f"its process exited (pid {pid})"
+class _PidfdInfo(ctypes.Structure):
+    """`struct pidfd_info` of linux/pidfd.h, as far as its first version goes."""
+
+    _fields_ = (
+        ("mask", ctypes.c_uint64),
+        ("cgroup_id", ctypes.c_uint64),
+        ("ids", ctypes.c_uint32 * 11),
+        ("exit_status", ctypes.c_int32),
+    )
 
 
-def _died() -> str:
-    return "Ray says that its actor died"
+_PIDFD_INFO_EXIT = 1 << 3
+_READ_AND_WRITE = 3
+# _IOWR(0xFF, 11, struct pidfd_info), as ioctl.h of all our architectures makes it
+_PIDFD_GET_INFO = _READ_AND_WRITE << 30 | ctypes.sizeof(_PidfdInfo) << 16 | 0xFF << 8 | 11
+
+
+def exit_status(descriptor: int) -> int | None:
+    """How the process of a pidfd ended, as wait(2) would tell its parent; None where the kernel does not tell others
+    (Linux before 6.15)."""
+    info = _PidfdInfo(mask=_PIDFD_INFO_EXIT)
+    try:
+        fcntl.ioctl(descriptor, _PIDFD_GET_INFO, info)
+    except OSError:
+        return None
+    return info.exit_status if info.mask & _PIDFD_INFO_EXIT else None
+
+
+def exited(pid: int, status: int | None) -> str:
+    """The cause of a death: what is known of a process's end. `status` as of wait(2)."""
+    if status is None:
+        return f"its process exited (pid {pid})"
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        # real-time signals have no names
+        name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+        return f"its process was killed by {name} (pid {pid})"
+    return f"its process exited with code {os.WEXITSTATUS(status)} (pid {pid})"

@@ -8,28 +8,38 @@ it refuses, and the agents speak to the registry themselves.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from seedcore.core.errors import RegistryError, RegistryUnavailableError
+from seedcore.core.errors import DirectoryUnavailableError, RegistryError, RegistryUnavailableError
 from seedcore.core.model import BeatAnswer, Receipt, SequencedChange, check_beats, check_instance_id
 from seedcore.core.waiting import within
 from seedcore.registry.connection import RegistryConnection
+from seedcore.registry.lookup import why_worker_ended
 from seedcore.registry.outbox import MAX_BEATS_A_MESSAGE, BeatBox, ChangeBox
-from seedcore.registry.processes import ActorStateWatch, OnExit, PidfdWatch, Watch, Watched
+from seedcore.registry.processes import ActorStateWatch, OnExit, PidfdWatch, Watch, Watched, worker_id_of
+
+logger = logging.getLogger(__name__)
 
 MAX_WATCHED_A_CALL = 1000
 _CHANGES_LINGER_S = 0.003
+_EXPLAIN_S = 5.0
+_QUESTIONS_AT_ONCE = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """An instance whose process or actor has ended. `number` grows by one with each that a relay reports."""
+    """An instance whose process or actor has ended. `number` grows by one with each that a relay reports.
+
+    Reported again with `is_explained` where more than the cause becomes known: the cause, and more.
+    """
 
     number: int
     instance_id: str
     cause: str
+    is_explained: bool = False
 
 
 class Relay:
@@ -40,14 +50,20 @@ class Relay:
         watches: Sequence[Callable[[OnExit], Watch]] = (PidfdWatch, ActorStateWatch),
         registry: RegistryConnection | None = None,
         gather_s: float = 0.25,
+        why_ended: Callable[[str, float], Awaitable[str | None]] = why_worker_ended,
     ) -> None:
-        """`registry` is where it passes on what it gathers for `gather_s` seconds; without one it only watches."""
+        """`registry` is where it passes on what it gathers for `gather_s` seconds; without one it only watches.
+        `why_ended` is asked what is known of a worker's end, with the seconds that the answer may take."""
         self._registry = registry
         self._beats = BeatBox(self._pass_beats_on, gather_s)
         self._changes = ChangeBox(self._pass_changes_on, _CHANGES_LINGER_S)
         self._exits: deque[Exit] = deque()
         self._count = 0
         self._news = asyncio.Event()
+        self._why_ended = why_ended
+        self._unexplained: dict[str, list[Exit]] = {}
+        self._explaining: set[asyncio.Task[None]] = set()
+        self._may_ask = asyncio.Semaphore(_QUESTIONS_AT_ONCE)
         self._watches = tuple(watch(self._note) for watch in watches)
 
     async def watch(self, instances: Sequence[Watched]) -> list[str]:
@@ -116,10 +132,36 @@ class Relay:
                 return True
         return False
 
-    def _note(self, instance_id: str, cause: str) -> None:
+    def _note(self, instance_id: str, cause: str, process_key: str | None) -> None:
+        told = self._tell(instance_id, cause)
+        worker_id = None if process_key is None else worker_id_of(process_key)
+        if worker_id is None:
+            return
+        self._unexplained.setdefault(worker_id, []).append(told)
+        if len(self._unexplained[worker_id]) == 1:
+            task = asyncio.create_task(self._explain(worker_id), name="exit-explained")
+            self._explaining.add(task)
+            task.add_done_callback(self._explaining.discard)
+
+    def _tell(self, instance_id: str, cause: str, *, is_explained: bool = False) -> Exit:
         self._count += 1
-        self._exits.append(Exit(self._count, instance_id, cause))
+        told = Exit(self._count, instance_id, cause, is_explained)
+        self._exits.append(told)
         self._news.set()
+        return told
+
+    async def _explain(self, worker_id: str) -> None:
+        """Tell of everybody who lived in a process why it ended, once that is known."""
+        why: str | None = None
+        try:
+            async with self._may_ask:
+                why = await self._why_ended(worker_id, _EXPLAIN_S)
+        except DirectoryUnavailableError as error:
+            logger.info("not known why a worker ended: %s", error)
+        finally:
+            ended = self._unexplained.pop(worker_id)
+        for one in ended if why else ():
+            self._tell(one.instance_id, f"{one.cause}: {why}", is_explained=True)
 
 
 class RelayActor(Relay):

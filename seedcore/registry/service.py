@@ -12,6 +12,7 @@ import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 
 from typing_extensions import assert_never
 
@@ -24,6 +25,7 @@ from seedcore.core.errors import (
     InstanceConflictError,
     InstanceDeadError,
     InvalidInputError,
+    NotResolvableError,
     RegistryError,
     RegistryReplacedError,
     RegistryUnavailableError,
@@ -34,7 +36,7 @@ from seedcore.core.errors import (
 )
 from seedcore.core.feed import Feed, FeedBatch
 from seedcore.core.lease import BeatRate, LeaseTerms
-from seedcore.core.lifecycle import Status
+from seedcore.core.lifecycle import Status, is_allowed
 from seedcore.core.model import (
     MAX_ID_CHARS,
     MAX_PAGE,
@@ -55,14 +57,17 @@ from seedcore.core.model import (
     SequencedChange,
     Source,
     StatusChange,
+    Transition,
     Verdict,
     check_beats,
     check_cause,
+    check_drain_s,
     check_epoch,
     check_instance_id,
     check_seq,
     check_status,
     check_text,
+    check_until,
 )
 from seedcore.core.paging import check_limit, decode_cursor, encode_cursor
 from seedcore.core.ports import DeathWitness, OnDeath
@@ -78,6 +83,7 @@ from seedcore.registry.writer import StoreFactory, Writer, key_of
 logger = logging.getLogger(__name__)
 
 HISTORY_LIMIT = 20
+STEPS_LIMIT = 100
 MAX_FEED_WAIT_S = 30.0
 _FEED_ANSWERS_A_S = 1000.0
 _FEED_LINGER_MAX_S = 0.5
@@ -166,9 +172,12 @@ class Registry:
         cause: str | None = None,
         *,
         after: str | None = None,
+        for_s: float | None = None,
     ) -> Receipt:
         """Change an instance's status. `seq` is the agent's own number of the change; others leave it out. `after` is
-        what the receipt of the change before it named as `registry`, where that change may not be durable.
+        what the receipt of the change before it named as `registry`, where that change may not be durable. A draining
+        that is to end by itself does so after `for_s` seconds, and the instance is alive again; one that lasts already
+        can be given another end.
 
         Raises InvalidInputError, UnknownInstanceError, InstanceDeadError, ForbiddenTransitionError, BacklogFullError,
         FencedError, or RegistryReplacedError where another registry took the change before; then nothing has changed.
@@ -177,7 +186,10 @@ class Registry:
         if after is not None and after != self._roster.feed.stream:
             raise RegistryReplacedError("it was restarted between two changes")
         number = self._writer.next_number() if seq is None else None
-        change = StatusChange(instance_id, check_status(status), check_seq(seq), check_cause(cause), number)
+        until = None if for_s is None else self._clock.utc() + timedelta(seconds=check_drain_s(for_s))
+        change = check_until(
+            StatusChange(instance_id, check_status(status), check_seq(seq), check_cause(cause), number, until)
+        )
         if not self._writer.is_waiting(key_of(change)):
             self._writer.require_room()
             known = self._roster.get(instance_id)
@@ -188,6 +200,40 @@ class Registry:
                 return self._receipt(known, known.seq if seq is None else seq, durable)
             self._writer.enqueue(change)
         return await self._receipt_when_settled(change)
+
+    async def turn_agent(
+        self, logical_id: str, status: Status | str, cause: str | None = None, *, for_s: float | None = None
+    ) -> dict[str, Receipt | RegistryError]:
+        """An operator's change of every instance of an agent that can become `status`, as `set_status` makes it: each
+        one's receipt, or its refusal, by instance id.
+
+        Raises InvalidInputError, NotResolvableError where no instance lives, ForbiddenTransitionError where none of
+        them can become that.
+        """
+        check_text("logical_id", logical_id, MAX_ID_CHARS)
+        wanted, rows = check_status(status), self._roster.instances_of(logical_id)
+        if not rows:
+            raise NotResolvableError(logical_id, "no live instance is registered")
+        able = [row for row in rows if row.status is wanted or is_allowed(row.status, wanted)]
+        if wanted is Status.ALIVE:
+            # who starts says by itself that it is ready
+            able = [row for row in able if row.status is Status.DRAINING]
+        if not able:
+            now = ", ".join(sorted({row.status.value for row in rows}))
+            raise ForbiddenTransitionError(rows[0].instance_id, now, wanted.value)
+        ids = [row.instance_id for row in able]
+        turned = await asyncio.gather(*(self._turned(instance_id, wanted, cause, for_s) for instance_id in ids))
+        return dict(zip(ids, turned, strict=True))
+
+    async def _turned(
+        self, instance_id: str, status: Status, cause: str | None, for_s: float | None
+    ) -> Receipt | RegistryError:
+        try:
+            return await self.set_status(instance_id, status, None, cause, for_s=for_s)
+        except InvalidInputError:
+            raise
+        except RegistryError as error:
+            return error
 
     async def deliver(self, changes: Sequence[SequencedChange]) -> list[Receipt | RegistryError]:
         """Many agents' registrations and status changes, at most MAX_CHANGES_A_MESSAGE: each one's receipt, or its
@@ -312,7 +358,14 @@ class Registry:
             logical_id=logical_id,
             epoch=epoch,
             fresh_only=fresh_only,
-        ).validated()
+        )
+        return await self.page(wanted, limit, cursor)
+
+    async def page(self, wanted: InstanceFilter, limit: int = 100, cursor: str | None = None) -> Listing:
+        """As `list_active`, of whom a filter wants."""
+        if not isinstance(wanted, InstanceFilter):
+            raise InvalidInputError("wanted", f"must be an InstanceFilter, not {type(wanted).__name__}")
+        wanted.validated()
         if wanted.statuses is not None and Status.DEAD in wanted.statuses:
             return await self._writer.store().list_instances(wanted, limit, cursor)
         after = decode_cursor(cursor)
@@ -395,13 +448,20 @@ class Registry:
         epoch = await self._writer.store().current_epoch()
         return Answer(epoch, Source.REGISTRY, self._clock.utc(), self._roster.version, complete=True)
 
+    async def transitions(self, logical_id: str, limit: int = 100) -> list[Transition]:
+        """The newest steps of an agent's instances, newest first. Raises StoreUnavailableError."""
+        check_text("logical_id", logical_id, MAX_ID_CHARS)
+        return await self._writer.store().transitions(logical_id, check_limit(limit))
+
     async def describe(self, logical_id: str) -> Description:
         """One agent: its live instances from memory, its history from the database if that answers."""
         check_text("logical_id", logical_id, MAX_ID_CHARS)
         history: list[Instance] = []
+        steps: list[Transition] = []
         complete = False
         try:
             history = await self._writer.store().history(logical_id, HISTORY_LIMIT)
+            steps = await self._writer.store().transitions(logical_id, STEPS_LIMIT)
             complete = True
         except StoreUnavailableError as error:
             logger.info("history not readable: %s", error)
@@ -414,7 +474,8 @@ class Registry:
             )
             for row in self._roster.instances_of(logical_id)
         )
-        return Description(logical_id, live, tuple(history), Source.REGISTRY, at, self._roster.version, complete)
+        version = self._roster.version
+        return Description(logical_id, live, tuple(history), Source.REGISTRY, at, version, complete, tuple(steps))
 
     async def health(self) -> Health:
         """The registry's own state."""
@@ -445,6 +506,7 @@ class Registry:
             pruned=self._writer.pruned,
             compared_at=self._writer.compared_at,
             flush=self._writer.counts,
+            beats_a_s=self._writer.beats_a_s,
             notes=self._config.notes,
         )
 

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -46,6 +46,7 @@ Settled: TypeAlias = Outcome | StoreRejectedError | FencedError
 C = TypeVar("C", RegisterChange, StatusChange)
 
 _COMPARE_PAGE = 1000
+_RATE_S = 10.0
 _ONLY_LOOK_S = 1e9
 
 
@@ -74,6 +75,7 @@ class Writer:
         self._waiting: dict[Key, _Waiting] = {}
         self._unsettled: Counter[str] = Counter()
         self._numbers = 0
+        self._explanations: dict[str, str] = {}
         self._wake = asyncio.Event()
         self._next_beat_flush_s = 0.0
         self._next_epoch_check_s = 0.0
@@ -83,6 +85,7 @@ class Writer:
         self.healed = 0
         self.compared_at: datetime | None = None
         self._counts = FlushCounts()
+        self._offered: deque[tuple[float, int]] = deque([(clock.monotonic(), 0)])
         self.recovered = False
         self.recovered_s = 0.0
         self._owes_grace = False
@@ -126,6 +129,14 @@ class Writer:
         """Take beats; a fenced writer has no use for them."""
         if self.fenced_by is None:
             self._beats.offer_all(instance_ids, now_s)
+
+    def explain(self, instance_id: str, cause: str) -> None:
+        """Note that more is known of a death: the cause, and more. Told as soon as the database takes it, unless too
+        many wait for that."""
+        self._roster.explain(instance_id, cause)
+        if self.fenced_by is None and len(self._explanations) < self._config.change_capacity:
+            self._explanations[instance_id] = cause
+            self._wake.set()
 
     def owe_grace(self) -> None:
         """Note an absence of ours: the leases in the database start again before the next flush."""
@@ -263,6 +274,7 @@ class Writer:
         self.is_failing = False
         self._changes.clear()
         self._beats.take(len(self._beats))
+        self._explanations.clear()
         for waiting in self._waiting.values():
             if not waiting.settled.done():
                 waiting.settled.set_result(error)
@@ -367,7 +379,19 @@ class Writer:
         beats_due = now_s >= self._next_beat_flush_s
         if beats_due:
             self._next_beat_flush_s = now_s + self._config.flush_interval_s
+            self._note_rate(now_s)
         await self._flush(beats_due)
+
+    @property
+    def beats_a_s(self) -> float | None:
+        """Beats offered a second, over the last _RATE_S seconds; None before anything can be said."""
+        (first_s, first), (last_s, last) = self._offered[0], self._offered[-1]
+        return (last - first) / (last_s - first_s) if last_s > first_s else None
+
+    def _note_rate(self, now_s: float) -> None:
+        self._offered.append((now_s, self._beats.counts.offered))
+        while now_s - self._offered[0][0] > _RATE_S:
+            self._offered.popleft()
 
     async def _flush(self, beats_due: bool) -> None:
         """Commit every waiting change, then the beats if due. A failed batch goes back to its place."""
@@ -375,6 +399,7 @@ class Writer:
         statements = 0
         while changes := self._changes.take(self._config.batch_limit):
             statements += await self._commit_changes(changes)
+        statements += await self._commit_explanations()
         # only the beats that are here now: those that come meanwhile must not keep changes waiting
         waiting = len(self._beats) if beats_due else 0
         while waiting > 0 and (heard := self._beats.take(self._config.beat_batch_limit)):
@@ -388,6 +413,21 @@ class Writer:
                 statements=self._counts.statements + statements,
                 last_flush_s=self._clock.monotonic() - started_s,
             )
+
+    async def _commit_explanations(self) -> int:
+        """Tell the database what became known of deaths, whose changes it has by now."""
+        if not self._explanations:
+            return 0
+        assert self._store is not None
+        told = dict(islice(self._explanations.items(), self._config.batch_limit))
+        try:
+            await self._store.explain_deaths(told)
+        except StoreRejectedError as error:
+            logger.warning("the database refused what is known of deaths: %s", error)
+        for instance_id, cause in told.items():
+            if self._explanations.get(instance_id) == cause:
+                del self._explanations[instance_id]
+        return 1
 
     # Changes
 
@@ -519,7 +559,7 @@ class Writer:
                 )
             )
         elif known is not None and known.seq > state.seq:
-            self.enqueue(StatusChange(instance_id, known.status, known.seq, known.cause))
+            self.enqueue(StatusChange(instance_id, known.status, known.seq, known.cause, until=known.drain_until))
         else:
             await self._correct(instance_id)
 

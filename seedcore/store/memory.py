@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
@@ -31,6 +31,7 @@ from seedcore.core.model import (
     check_instance_id,
     check_lease,
     check_seq,
+    check_until,
 )
 from seedcore.core.paging import check_limit, decode_cursor, encode_cursor
 from seedcore.core.rules import apply_registration, apply_status, first_registration
@@ -227,6 +228,7 @@ class MemoryStore:
         with _refusing():
             for change in changes:
                 check_seq(change.seq)
+                check_until(change)
         return [self._set_status(change) for change in changes]
 
     def _set_status(self, change: StatusChange) -> Outcome:
@@ -252,6 +254,21 @@ class MemoryStore:
 
     def _declare_dead(self, row: Instance, cause: str) -> None:
         self._set_status(StatusChange(row.instance_id, Status.DEAD, cause=cause))
+
+    async def explain_deaths(self, causes: Mapping[str, str]) -> list[str]:
+        self._fence()
+        rows, steps = self._tables.rows, self._tables.transitions
+        dead = sorted(
+            row.instance_id
+            for row in (rows[instance_id] for instance_id in causes if instance_id in rows)
+            if row.status is Status.DEAD and causes[row.instance_id].startswith(row.cause or "\0")
+        )
+        for instance_id in dead:
+            rows[instance_id] = replace(rows[instance_id], cause=causes[instance_id])
+        for index, step in enumerate(steps):
+            if step.instance_id in dead and step.to_status is Status.DEAD:
+                steps[index] = replace(step, cause=causes[step.instance_id])
+        return dead
 
     async def beat_many(self, beats: Sequence[Beat]) -> list[LostBeat]:
         self._fence()

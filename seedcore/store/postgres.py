@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from sys import intern
 
@@ -50,6 +50,7 @@ from seedcore.core.model import (
     one_object,
 )
 from seedcore.core.paging import check_limit, decode_cursor, encode_cursor
+from seedcore.core.selector import Selector
 from seedcore.core.waiting import within
 from seedcore.store.connections import (
     Connection,
@@ -210,10 +211,15 @@ class PostgresStore:
                 "causes": [change.cause for change in changes],
                 "hand": self._hand,
                 "numbers": [change.number for change in changes],
+                "untils": [change.until for change in changes],
                 "term": self._term,
             },
         )
         return [_outcome(row) for row in rows]
+
+    async def explain_deaths(self, causes: Mapping[str, str]) -> list[str]:
+        parameters: dict[str, object] = {"ids": list(causes), "causes": list(causes.values()), "term": self._term}
+        return [row[0] for row in await self._run("explain_deaths", parameters)]
 
     async def beat_many(self, beats: Sequence[Beat]) -> list[LostBeat]:
         # as one literal the ids take a third of the time that a list of them does
@@ -265,6 +271,8 @@ class PostgresStore:
             "organ_id": wanted.organ_id,
             "logical_id": wanted.logical_id,
             "labels": json.dumps(dict(wanted.validated().labels)),
+            "node_id": wanted.node_id,
+            "selector": _requirements(wanted.selector),
             "fresh_only": wanted.fresh_only,
             "after_logical_id": after_logical_id,
             "after_instance_id": after_instance_id,
@@ -341,6 +349,16 @@ def checked_dsn(dsn: str) -> str:
     return dsn
 
 
+def _requirements(selector: Selector) -> str:
+    """A selector as labels_match reads it."""
+    return json.dumps(
+        [
+            {"key": requirement.key, "op": requirement.operator.value, "values": requirement.values}
+            for requirement in selector
+        ]
+    )
+
+
 def _row_of(change: RegisterChange) -> dict[str, object]:
     registration = change.registration
     return {
@@ -399,5 +417,6 @@ def _instance(row: Row) -> Instance:
         pid=row[17],
         stopped_at=row[18],
         cause=row[19],
-        process_key=row[20],
+        process_key=one_object(row[20]),
+        drain_until=row[21],
     )

@@ -33,8 +33,12 @@ select outcome, status, cluster_epoch, cause from register_instances(fenced(%(te
 select outcome, status, cluster_epoch, cause
   from set_instance_statuses(
       fenced(%(term)s::bigint, %(ids)s::uuid[]), %(statuses)s::instancestatus[], %(seqs)s::bigint[], %(causes)s::text[],
-      %(hand)s::text, %(numbers)s::bigint[])
+      %(hand)s::text, %(numbers)s::bigint[], %(untils)s::timestamptz[])
  order by ord;
+
+-- explain_deaths: tell better why these died
+select explained::text
+  from explain_deaths(fenced(%(term)s::bigint, %(ids)s::uuid[]), %(causes)s::text[]) as explained;
 
 -- beat_many: one batch of beats
 select instance_id::text, outcome from beat_many(fenced(%(term)s::bigint, %(ids)s::uuid[]), %(ages_s)b::double precision[]);
@@ -53,13 +57,15 @@ select prune_history(%(keep_s)s::double precision, fenced(%(term)s::bigint, %(li
 select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.started_at, r.status_changed_at,
        r.last_heartbeat, r.seq, r.actor_name, r.namespace, r.actor_id, r.serve_route, r.organ_id, r.labels,
        r.metadata, r.node_id, host(r.ip_address), r.pid, r.stopped_at, r.cause,
-       r.process_key
+       r.process_key, r.drain_until
   from registry_instance r
  where (%(statuses)s::instancestatus[] is null or r.status = any(%(statuses)s::instancestatus[]))
    and r.cluster_epoch = coalesce(%(epoch)s, (select m.current_epoch from cluster_metadata m where m.id = 1))
    and (%(organ_id)s::text is null or r.organ_id = %(organ_id)s)
    and (%(logical_id)s::text is null or r.logical_id = %(logical_id)s)
+   and (%(node_id)s::text is null or r.node_id = %(node_id)s)
    and r.labels @> %(labels)s::jsonb
+   and (%(selector)s = '[]' or labels_match(r.labels, %(selector)s::jsonb))
    and (not %(fresh_only)s or r.status = 'dead'
         or r.last_heartbeat >= (select least(now(), m.beats_seen_at) - make_interval(secs => m.lease_s)
                                   from cluster_metadata m where m.id = 1)
@@ -73,7 +79,7 @@ select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.sta
 select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.started_at, r.status_changed_at,
        r.last_heartbeat, r.seq, r.actor_name, r.namespace, r.actor_id, r.serve_route, r.organ_id, r.labels,
        r.metadata, r.node_id, host(r.ip_address), r.pid, r.stopped_at, r.cause,
-       r.process_key
+       r.process_key, r.drain_until
   from registry_instance r
  where r.status <> 'dead'
    and (r.logical_id, r.instance_id) > (%(after_logical_id)s, %(after_instance_id)s::uuid)
@@ -97,7 +103,7 @@ select r.instance_id::text, r.last_heartbeat
 select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.started_at, r.status_changed_at,
        r.last_heartbeat, r.seq, r.actor_name, r.namespace, r.actor_id, r.serve_route, r.organ_id, r.labels,
        r.metadata, r.node_id, host(r.ip_address), r.pid, r.stopped_at, r.cause,
-       r.process_key
+       r.process_key, r.drain_until
   from active_instance r
  where r.logical_id = any(%(logical_ids)s);
 
@@ -105,7 +111,7 @@ select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.sta
 select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.started_at, r.status_changed_at,
        r.last_heartbeat, r.seq, r.actor_name, r.namespace, r.actor_id, r.serve_route, r.organ_id, r.labels,
        r.metadata, r.node_id, host(r.ip_address), r.pid, r.stopped_at, r.cause,
-       r.process_key
+       r.process_key, r.drain_until
   from registry_instance r
  where r.instance_id = %(instance_id)s::uuid;
 
@@ -113,7 +119,7 @@ select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.sta
 select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.started_at, r.status_changed_at,
        r.last_heartbeat, r.seq, r.actor_name, r.namespace, r.actor_id, r.serve_route, r.organ_id, r.labels,
        r.metadata, r.node_id, host(r.ip_address), r.pid, r.stopped_at, r.cause,
-       r.process_key
+       r.process_key, r.drain_until
   from registry_instance r
  where r.logical_id = %(logical_id)s
  order by r.started_at desc, r.instance_id

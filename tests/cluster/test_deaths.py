@@ -103,7 +103,7 @@ async def watch_and_sleeper(
     watch: Watch
     made: list[Any] = []
 
-    def note(instance_id: str, cause: str) -> None:
+    def note(instance_id: str, cause: str, _process_key: str | None) -> None:
         reported.append((instance_id, cause))
 
     def make_process() -> Sleeper:
@@ -189,7 +189,7 @@ async def test_what_cannot_be_watched_is_said(watch_and_sleeper: Contract) -> No
 
 async def test_a_process_id_that_was_used_again_is_another_process() -> None:
     reported: list[str] = []
-    watch = PidfdWatch(lambda instance_id, _: reported.append(instance_id))
+    watch = PidfdWatch(lambda instance_id, _cause, _key: reported.append(instance_id))
     namespace = (own_process_key() or "").partition("-")[0]
     mine = Watched(new_instance_id(), os.getpid(), f"{namespace}-1", None, None, None)
     assert await watch.add(mine)
@@ -199,7 +199,7 @@ async def test_a_process_id_that_was_used_again_is_another_process() -> None:
 
 async def test_all_who_live_in_a_process_die_with_it() -> None:
     reported: list[str] = []
-    watch = PidfdWatch(lambda instance_id, _: reported.append(instance_id))
+    watch = PidfdWatch(lambda instance_id, _cause, _key: reported.append(instance_id))
     child = sleeping_process()
     key = process_key_of(child.pid)
     tenants = sorted(new_instance_id() for _ in range(5))
@@ -220,7 +220,7 @@ async def main():
     children = [subprocess.Popen(["sleep", "60"]) for _ in range(12)]
     keys = [process_key_of(child.pid) for child in children]
     reported = []
-    watch = PidfdWatch(lambda instance_id, _: reported.append(instance_id))
+    watch = PidfdWatch(lambda instance_id, _cause, _key: reported.append(instance_id))
     await asyncio.sleep(0)
     used = len(os.listdir("/proc/self/fd"))
     resource.setrlimit(resource.RLIMIT_NOFILE, (used + 6, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
@@ -243,7 +243,7 @@ def test_a_watch_without_descriptors_calls_nobody_dead() -> None:
 
 async def test_a_hidden_process_is_not_called_dead_and_an_ended_one_is(monkeypatch: pytest.MonkeyPatch) -> None:
     reported: list[str] = []
-    watch = PidfdWatch(lambda instance_id, _: reported.append(instance_id))
+    watch = PidfdWatch(lambda instance_id, _cause, _key: reported.append(instance_id))
     living, ended = sleeping_process(), sleeping_process()
     keys = process_key_of(living.pid), process_key_of(ended.pid)
     ended.kill()
@@ -397,7 +397,7 @@ async def test_a_killed_agent_is_dead_at_once_and_for_the_right_reason(
     def stored() -> list[tuple[Any, ...]]:
         return rows(settings, "select cause from registry_instance where logical_id = 'victim' and status = 'dead'")
 
-    assert await eventually(stored) == [(f"its process exited (pid {pid})",)]
+    assert await eventually(stored) == [(f"its process was killed by SIGKILL (pid {pid})",)]
     with pytest.raises(NotResolvableError):
         await manager.resolve("victim")
     assert await (await manager.resolve("bystander")).ping.remote() == "pong"
@@ -420,7 +420,7 @@ async def test_a_restarted_agent_is_a_new_incarnation_of_the_same_name(
         return (
             [row[0] for row in history if row[0] != "dead"] == ["alive"]
             and [row[1] for row in dead] == [pid]
-            and dead[0][2] == f"its process exited (pid {pid})"
+            and dead[0][2] == f"its process was killed by SIGKILL (pid {pid})"
         )
 
     await eventually(stored)
@@ -449,7 +449,7 @@ async def test_a_killed_relay_is_nobodys_death_and_another_takes_its_place(
     async def orphan_is_dead() -> bool:
         return rows(
             settings, "select cause from registry_instance where logical_id = 'orphan' and status = 'dead'"
-        ) == [(f"its process exited (pid {orphan})",)]
+        ) == [(f"its process was killed by SIGKILL (pid {orphan})",)]
 
     await eventually(orphan_is_dead, within_s=60)
     assert not set(relays(ray_cluster)) & set(killed)
@@ -477,7 +477,7 @@ async def test_a_hung_relay_is_said_and_another_takes_its_place(
         def is_told() -> bool:
             return rows(
                 settings, "select cause from registry_instance where logical_id = 'unseen' and status = 'dead'"
-            ) == [(f"its process exited (pid {orphan})",)]
+            ) == [(f"its process was killed by SIGKILL (pid {orphan})",)]
 
         await eventually(is_told, within_s=60)
 
@@ -502,7 +502,7 @@ async def test_who_died_while_the_registry_was_away_is_found_when_it_is_back(
     async def is_told() -> bool:
         return rows(
             settings, "select cause from registry_instance where logical_id = 'fallen' and status = 'dead'"
-        ) == [(f"its process exited (pid {victim})",)]
+        ) == [(f"its process was killed by SIGKILL (pid {victim})",)]
 
     await eventually(is_told, within_s=60)
     assert await manager.execute_task_on_agent("standing", "pid") == living
@@ -562,7 +562,7 @@ async def test_a_lost_node_takes_its_agents_with_it_and_nobody_else(
 
     [(cause,)] = await eventually(stored, within_s=60)
     # whichever witness is first: the raylet's workers end with it, the relay among them
-    assert cause == "its node died" or cause.startswith("its process exited")
+    assert cause == "its node died" or cause.startswith("its process ")
     assert await (await manager.resolve("local")).ping.remote() == "pong"
     ray_cluster.remove_node(node)
 

@@ -73,7 +73,7 @@ async def test_a_proven_handle_is_handed_out_until_its_agent_dies(
 
     await eventually(is_refused, every_s=0.005)
     with pytest.raises(
-        NotResolvableError, match=r"the last one is dead \((its process exited|Ray says that its actor died)"
+        NotResolvableError, match=r"the last one is dead \((its process was killed by SIGKILL|Ray says that)"
     ):
         await caller.resolve("held")
 

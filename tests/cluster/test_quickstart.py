@@ -20,7 +20,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.faults.conftest import free_port
+from tests.serving import free_port
 from tests.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,7 +153,7 @@ async def test_serve_demo_list_interrupt_and_serve_again(newcomer: Newcomer) -> 
         "register",
         "resolved by registry; it counted 8 words",
         "it is draining",
-        "declared dead; cause: its process exited",
+        "declared dead; cause: its process was killed by SIGKILL",
     ):
         assert step in shown
     page = newcomer.get("/v1/instances")
@@ -163,7 +163,7 @@ async def test_serve_demo_list_interrupt_and_serve_again(newcomer: Newcomer) -> 
     assert "draining" in newcomer.run("seedcore", "ls", "--all").stdout
     gone = json.loads(newcomer.run("seedcore", "ls", "--all", "--status", "dead", "--json").stdout)
     assert [item["logical_id"] for item in gone["items"]] == ["demo-vision-2"]
-    assert "its process exited" in newcomer.run("seedcore", "get", "demo-vision-2").stdout
+    assert "its process was killed by SIGKILL" in newcomer.run("seedcore", "get", "demo-vision-2").stdout
     nobody = newcomer.run("seedcore", "get", "nobody", check=False)
     assert (nobody.returncode, nobody.stderr) == (3, "seedcore: nobody ever registered as 'nobody'\n")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
@@ -20,7 +21,7 @@ from seedcore.core.model import (
     RegisterChange,
     Registration,
 )
-from tests.builders import iid, joins, turns
+from tests.builders import START, iid, joins, turns
 from tests.conformance.worlds import EVERYONE, World, enter, row_of
 
 FULL = Registration(
@@ -377,3 +378,81 @@ async def test_history_is_pruned_the_oldest_first_and_a_little_at_a_time(world: 
 async def test_a_prune_that_makes_no_sense_is_refused(world: World, keep_s: float, limit: int) -> None:
     with pytest.raises(StoreRejectedError):
         await world.store.prune_history(keep_s, limit)
+
+
+# Draining that ends by itself
+
+HOUR = timedelta(hours=1)
+
+
+async def test_draining_keeps_the_end_that_was_set_for_it_until_it_ends(world: World) -> None:
+    await enter(world, 1)
+    (outcome,) = await world.store.set_status_many([turns(1, Status.DRAINING, None, "upkeep", START)])
+    assert outcome.kind is OutcomeKind.APPLIED
+    row = await row_of(world, 1)
+    assert (row.drain_until, row.cause) == (START, "upkeep")
+    (again,) = await world.store.set_status_many([turns(1, Status.DRAINING, None, "upkeep", START)])
+    assert again.kind is OutcomeKind.UNCHANGED
+    assert (await row_of(world, 1)) == row
+    await world.store.set_status_many([turns(1, Status.ALIVE, None, "done")])
+    assert (await row_of(world, 1)).drain_until is None
+
+
+async def test_draining_that_lasts_can_be_given_another_end_and_that_is_history(world: World) -> None:
+    await enter(world, 1)
+    await world.store.set_status_many([turns(1, Status.DRAINING, None, "upkeep", START)])
+    since = (await row_of(world, 1)).status_changed_at
+    (outcome,) = await world.store.set_status_many([turns(1, Status.DRAINING, None, "takes longer", START + HOUR)])
+    assert (outcome.kind, outcome.cause) == (OutcomeKind.APPLIED, "takes longer")
+    row = await row_of(world, 1)
+    assert (row.status, row.drain_until, row.status_changed_at) == (Status.DRAINING, START + HOUR, since)
+    steps = await world.store.transitions("agent", 2)
+    assert [(step.from_status, step.to_status, step.cause) for step in steps] == [
+        (Status.DRAINING, Status.DRAINING, "takes longer"),
+        (Status.ALIVE, Status.DRAINING, "upkeep"),
+    ]
+
+
+async def test_agent_that_drains_by_itself_does_so_without_the_end_that_an_operator_set(world: World) -> None:
+    await enter(world, 1)
+    await world.store.set_status_many([turns(1, Status.DRAINING, None, "upkeep", START)])
+    await world.store.set_status_many([turns(1, Status.DRAINING, 9, "leaving")])
+    row = await row_of(world, 1)
+    assert (row.drain_until, row.cause, row.seq) == (None, "leaving", 9)
+
+
+async def test_only_draining_ends_by_itself(world: World) -> None:
+    await enter(world, 1)
+    before = await row_of(world, 1)
+    with pytest.raises(StoreRejectedError):
+        await world.store.set_status_many([turns(1, Status.DRAINING), turns(1, Status.DEAD, until=START)])
+    assert await row_of(world, 1) == before
+
+
+@pytest.mark.parametrize("how", ["by a change", "by its lease"])
+async def test_who_dies_while_it_drains_has_no_end_of_draining(world: World, how: str) -> None:
+    await enter(world, 1)
+    await world.store.set_status_many([turns(1, Status.DRAINING, None, None, START)])
+    if how == "by a change":
+        await world.store.set_status_many([turns(1, Status.DEAD)])
+    else:
+        await world.age(iid(1), 300.0)
+        assert await world.store.expire_stale(15.0, 10) == [iid(1)]
+    row = await row_of(world, 1)
+    assert (row.status, row.drain_until) == (Status.DEAD, None)
+
+
+# What becomes known of a death later
+
+
+async def test_cause_of_a_death_is_told_better_in_the_row_and_in_the_history(world: World) -> None:
+    for number in (1, 2, 3):
+        await enter(world, number)
+    await world.store.set_status_many([turns(number, Status.DEAD, None, "it exited") for number in (1, 2)])
+    causes = {iid(1): "it exited: no memory", iid(2): "something else", iid(3): "alive", iid(9): "unknown"}
+    assert await world.store.explain_deaths(causes) == [iid(1)]
+    assert await world.store.explain_deaths(causes) == [iid(1)]
+    assert [(await row_of(world, number)).cause for number in (1, 2, 3)] == ["it exited: no memory", "it exited", None]
+    deaths = [step for step in await world.store.transitions("agent", 9) if step.to_status is Status.DEAD]
+    assert {step.instance_id: step.cause for step in deaths} == {iid(1): "it exited: no memory", iid(2): "it exited"}
+    assert await world.store.explain_deaths({}) == []

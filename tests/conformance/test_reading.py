@@ -10,6 +10,7 @@ from seedcore.core.errors import InvalidInputError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Beat, Instance, InstanceFilter, Source
 from seedcore.core.selection import best
+from seedcore.core.selector import parse_selector
 from tests.builders import iid, joins, turns
 from tests.conformance.worlds import EVERYONE, World, enter, row_of
 
@@ -250,3 +251,41 @@ async def test_opening_and_closing_twice_is_harmless(world: World) -> None:
     await world.store.close()
     await world.store.open()
     assert (await row_of(world, 1)).status is Status.ALIVE
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("", [1, 2, 3]),
+        ("zone=a", [1]),
+        ("zone==a", [1]),
+        ("zone != a", [2, 3]),
+        ("zone in (a, b)", [1, 2]),
+        ("zone notin (a,b)", [3]),
+        ("gpu", [2]),
+        ("!gpu", [1, 3]),
+        ("gpu=", [2]),
+        ("gpu!=", [1, 3]),
+        ("zone in (a,b),!gpu", [1]),
+        ("zone=a,zone=b", []),
+        ("nobody in (a)", []),
+    ],
+)
+async def test_selector_selects_the_same_in_the_database_as_in_memory(
+    world: World, text: str, numbers: list[int]
+) -> None:
+    await enter(world, 1, labels={"zone": "a"})
+    await enter(world, 2, labels={"zone": "b", "gpu": ""})
+    await enter(world, 3, labels={"tier": "1"})
+    wanted = InstanceFilter(selector=parse_selector(text))
+    assert [row.instance_id for row in await world.store.list_instances(wanted, 10)] == [iid(n) for n in numbers]
+    everyone = await world.store.list_instances(InstanceFilter(), 10)
+    assert [row.instance_id for row in everyone if wanted.matches(row, "epoch-1")] == [iid(n) for n in numbers]
+
+
+async def test_listing_of_a_node_has_those_that_live_there(world: World) -> None:
+    await enter(world, 1, node_id="n1")
+    await enter(world, 2, node_id="n2")
+    await enter(world, 3)
+    listing = await world.store.list_instances(InstanceFilter(node_id="n1"), 10)
+    assert [row.instance_id for row in listing] == [iid(1)]

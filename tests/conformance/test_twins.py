@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from typing import NamedTuple
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from seedcore.core.errors import RegistryError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Answer, Beat, Instance, InstanceFilter, Listing, Outcome, Transition
+from seedcore.core.selector import parse_selector
 from tests.builders import START, iid, joins, turns
 from tests.conformance.worlds import MemoryWorld, PostgresWorld, World
 
@@ -46,12 +48,18 @@ REGISTRATIONS = st.builds(
     pid=st.none() | st.integers(1, 9),
     ip_address=st.sampled_from([None, "10.0.0.1", "2001:db8::1"]),
 )
-CHANGES = st.builds(turns, NUMBERS, st.sampled_from(Status), st.none() | SEQS, st.sampled_from([None, "why", "so"]))
+CAUSES = st.sampled_from([None, "why", "so"])
+UNTILS = st.sampled_from([None, START, START + timedelta(hours=1)])
+CHANGES = st.builds(turns, NUMBERS, st.sampled_from(Status), st.none() | SEQS, CAUSES) | st.builds(
+    turns, NUMBERS, st.just(Status.DRAINING), st.none() | SEQS, CAUSES, UNTILS
+)
+EXPLANATIONS = st.dictionaries(NUMBERS.map(iid), st.sampled_from(["why: because", "so it is", "else"]), max_size=3)
 BEATS = st.builds(Beat, st.integers(1, 7).map(iid), AGES_S)
 STEPS = st.one_of(
     st.builds(Step, st.just("register_many"), st.tuples(st.lists(REGISTRATIONS, min_size=1, max_size=4))),
     st.builds(Step, st.just("set_status_many"), st.tuples(st.lists(CHANGES, min_size=1, max_size=4))),
     st.builds(Step, st.just("beat_many"), st.tuples(st.lists(BEATS, max_size=5))),
+    st.builds(Step, st.just("explain_deaths"), st.tuples(EXPLANATIONS)),
     st.builds(Step, st.just("expire_stale"), st.tuples(st.none() | LEASES_S, st.integers(1, 3))),
     st.builds(Step, st.just("expire_old_epochs"), st.tuples(st.integers(1, 3))),
     st.builds(Step, st.just("set_current_epoch"), st.tuples(EPOCHS)),
@@ -90,7 +98,7 @@ async def perform(world: World, step: Step) -> object:
         answer = timeless(await getattr(world.store, step.name)(*step.arguments))
     except RegistryError as error:
         return type(error), str(error)
-    if isinstance(answer, list) and step.name in {"beat_many", "expire_stale", "expire_old_epochs"}:
+    if isinstance(answer, list) and step.name in {"beat_many", "explain_deaths", "expire_stale", "expire_old_epochs"}:
         return set(answer)  # the order of these is not promised
     return answer
 
@@ -112,6 +120,7 @@ async def everything(world: World) -> list[object]:
     for narrowed in (
         InstanceFilter(organ_id="vision"),
         InstanceFilter(labels={"k": "v"}),
+        InstanceFilter(selector=parse_selector("k in (v, w), l != v, m notin (1), !n")),
         InstanceFilter(logical_id="B"),
     ):
         told.append(timeless(await world.store.list_instances(narrowed, 100)))

@@ -535,7 +535,7 @@ class SimWatch:
     def ended(self, key: str) -> None:
         for instance_id in [one for one, its in self._watched.items() if its == key]:
             del self._watched[instance_id]
-            self._on_exit(instance_id, "its process exited (simulated)")
+            self._on_exit(instance_id, "its process exited (simulated)", key)
 
     async def close(self) -> None:
         self._watched.clear()

@@ -23,6 +23,7 @@ import pytest
 from seedcore.core.errors import StoreUnavailableError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Instance, Receipt, Registration, Verdict
+from seedcore.core.ports import OnExplained
 from seedcore.core.verdict import Witness
 from seedcore.core.waiting import end
 from seedcore.registry.config import RegistryConfig
@@ -65,6 +66,7 @@ class NoWitness:
 
     problem: str | None = None
     relays = watched = 0
+    on_explained: OnExplained
 
     def relay_of(self, node_id: str) -> None: ...
 

@@ -19,7 +19,7 @@ from seedcore.registry import RegistryClient
 from seedcore.registry.actor import stop_registry
 from seedcore.runtime import start_registry
 from seedcore.tier0 import Tier0MemoryManager
-from tests.faults.conftest import FLEET, World, word_of
+from tests.serving import FLEET, World, word_of
 from tests.waiting import eventually
 
 

@@ -16,6 +16,7 @@ ROWS = 20_000
 ALIVE = {"statuses": ["alive"], "fresh_only": True}
 PAGE = {
     "statuses": None, "epoch": None, "organ_id": None, "logical_id": None, "labels": "{}", "fresh_only": False,
+    "node_id": None, "selector": "[]",
     "after_logical_id": "agent-05000", "after_instance_id": "00000000-0000-0000-0000-000000000000", "limit": 101,
 }  # fmt: skip
 HOT_READS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -25,6 +26,10 @@ HOT_READS: dict[str, tuple[str, dict[str, Any]]] = {
     "first page": ("list_instances", {**PAGE, **ALIVE, "after_logical_id": ""}),
     "page of every status": ("list_instances", PAGE),
     "page of an organ": ("list_instances", {**PAGE, **ALIVE, "organ_id": "organ-3"}),
+    "page of a selector": (
+        "list_instances",
+        {**PAGE, **ALIVE, "selector": '[{"key": "gpu", "op": "absent", "values": []}]'},
+    ),
     "page of an agent": ("list_instances", {**PAGE, "logical_id": "agent-07000", "after_logical_id": ""}),
     "page of the dead": ("list_instances", {**PAGE, "statuses": ["dead"]}),
     "live": ("load_live", {**{key: PAGE[key] for key in ("after_logical_id", "after_instance_id")}, "limit": 1000}),

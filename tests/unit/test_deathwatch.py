@@ -148,7 +148,7 @@ async def test_a_relay_that_cannot_be_ended_is_still_replaced(cluster: LocalClus
     await eventually(lambda: cluster.made)
     cluster.made[0].is_hung = True
     await eventually(lambda: len(cluster.made) > 1 and iid(1) in cluster.made[1].eyes.watched)
-    cluster.made[1].eyes.on_exit(iid(1), "over")
+    cluster.made[1].eyes.on_exit(iid(1), "over", None)
     await eventually(lambda: watch[1] == [iid(1)])
 
 
@@ -187,7 +187,7 @@ async def test_exits_are_heard_while_the_relay_takes_its_time_to_be_told(
         watch[0].add(on_node(number))
     # the first one does not keep the second one from being watched
     await eventually(lambda: cluster.made and iid(2) in cluster.made[0].eyes.watched)
-    cluster.made[0].eyes.on_exit(iid(2), "over")
+    cluster.made[0].eyes.on_exit(iid(2), "over", None)
     await eventually(lambda: watch[1] == [iid(2)])
     assert len(cluster.made) == 1
     busy.set()

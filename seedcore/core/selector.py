@@ -1,0 +1,101 @@
+"""Label selectors in Kubernetes' syntax: `env in (prod, staging), tier != batch, gpu, !spot`.
+
+As https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/ has it: all requirements must hold, and one
+that names values it does not want (`!=`, `notin`) also takes whom it finds without the label.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from typing_extensions import assert_never
+
+from seedcore.core.errors import InvalidInputError
+
+MAX_SELECTOR_CHARS = 4096
+MAX_REQUIREMENTS = 64
+
+_KEY = r"(?P<key>[^\s=!,()]+)"
+_WORD = r"[^\s=!,()]*"
+_FORMS = (
+    re.compile(rf"{_KEY}\s*(?P<sign>==?|!=)\s*(?P<value>{_WORD})"),
+    re.compile(rf"{_KEY}\s+(?P<word>in|notin)\s*\((?P<values>[^()]*)\)"),
+    re.compile(rf"(?P<no>!)?\s*{_KEY}"),
+)
+_END = re.compile(r"\s*(,|$)\s*")
+
+
+class Operator(str, Enum):
+    """What a requirement says of a label."""
+
+    IN = "in"
+    NOT_IN = "notin"
+    EXISTS = "exists"
+    ABSENT = "absent"
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """One condition on one label; `values` for IN and NOT_IN."""
+
+    key: str
+    operator: Operator
+    values: tuple[str, ...] = ()
+
+    def holds(self, labels: Mapping[str, str]) -> bool:
+        """Whether labels fulfil it."""
+        operator = self.operator
+        if operator is Operator.IN:
+            return labels.get(self.key) in self.values
+        if operator is Operator.NOT_IN:
+            return labels.get(self.key) not in self.values
+        if operator is Operator.EXISTS:
+            return self.key in labels
+        if operator is Operator.ABSENT:
+            return self.key not in labels
+        assert_never(operator)
+
+
+Selector = tuple[Requirement, ...]
+
+
+def parse_selector(text: str) -> Selector:
+    """The requirements of a selector, none for an empty one, or InvalidInputError that shows the place."""
+    if not isinstance(text, str) or len(text) > MAX_SELECTOR_CHARS:
+        raise InvalidInputError("selector", f"must be text of at most {MAX_SELECTOR_CHARS} characters")
+    requirements: list[Requirement] = []
+    rest = text.strip()
+    while rest:
+        requirement, rest = _next_requirement(rest)
+        requirements.append(requirement)
+        if len(requirements) > MAX_REQUIREMENTS:
+            raise InvalidInputError("selector", f"must have at most {MAX_REQUIREMENTS} requirements")
+    return tuple(requirements)
+
+
+def _next_requirement(text: str) -> tuple[Requirement, str]:
+    for form in _FORMS:
+        found = form.match(text)
+        end = _END.match(text, found.end()) if found else None
+        if found is not None and end is not None:
+            rest = text[end.end() :]
+            if end.group(1) == "," and not rest:
+                raise InvalidInputError("selector", "must not end with a comma")
+            return _requirement(found), rest
+    raise InvalidInputError(
+        "selector",
+        f"cannot be read from {text[:60]!r} on; write it like `env in (prod, staging), tier != batch, gpu, !spot`",
+    )
+
+
+def _requirement(found: re.Match[str]) -> Requirement:
+    parts = found.groupdict()
+    key = parts["key"]
+    if parts.get("sign") is not None:
+        return Requirement(key, Operator.NOT_IN if parts["sign"] == "!=" else Operator.IN, (parts["value"],))
+    if parts.get("word") is not None:
+        return Requirement(key, Operator(parts["word"]), tuple(value.strip() for value in parts["values"].split(",")))
+    return Requirement(key, Operator.ABSENT if parts["no"] else Operator.EXISTS)

@@ -1,0 +1,111 @@
+"""Server-sent events: what changes, as it changes, to whoever watches (https://html.spec.whatwg.org/, section 9.2)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from seedcore.core.errors import CannotKnowError, FollowersFullError, InvalidInputError
+from seedcore.core.feed import Feed, FeedBatch, FeedChange
+from seedcore.core.model import InstanceFilter
+from seedcore.core.waiting import within
+from seedcore.discovery.api import instance_out
+from seedcore.discovery.ladder import DiscoveryLadder
+
+MAX_WATCHERS = 500
+_STATE_S = 2.0
+_LINGER_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a watcher has read: a version of a stream, written STREAM:VERSION."""
+
+    stream: str
+    version: int
+
+    @classmethod
+    def parsed(cls, text: str) -> Position:
+        """The position that a text names, or InvalidInputError."""
+        stream, _, version = text.rpartition(":")
+        if not (version.isascii() and version.isdecimal() and len(version) < 19):
+            raise InvalidInputError("position", f"must be STREAM:VERSION as an answer has named it, not {text[:80]!r}")
+        return cls(stream, int(version))
+
+    def __str__(self) -> str:
+        return f"{self.stream}:{self.version}"
+
+
+def require_feed(ladder: DiscoveryLadder) -> Feed:
+    """The feed that can be watched here. Raises CannotKnowError, or FollowersFullError where too many watch."""
+    feed = ladder.feed
+    if feed is None:
+        raise CannotKnowError("*", "this deployment follows no registry (SEEDCORE_FOLLOW, SEEDCORE_MODE)")
+    if feed.followers >= MAX_WATCHERS:
+        raise FollowersFullError(MAX_WATCHERS)
+    return feed
+
+
+async def events(
+    ladder: DiscoveryLadder, feed: Feed, position: Position | None, wanted: InstanceFilter
+) -> AsyncIterator[str]:
+    """The events after a position (None: from now on), for ever."""
+    at = position if position is not None else Position(feed.stream, feed.version)
+    news = asyncio.Event()
+    number = feed.follow(wanted, news.set)
+    try:
+        while True:
+            batch = feed.since(at.stream, at.version, wanted)
+            at = Position(batch.stream, batch.version)
+            for text in _told(batch, at):
+                yield text
+            # also so that who reconnects after a quiet time need not begin anew
+            yield _event("state", {"current": ladder.is_current, "as_of": _as_of(ladder)}, at)
+            await _until_news(news)
+            feed.unfollow(number)
+            news.clear()
+            number = feed.follow(wanted, news.set)
+    finally:
+        feed.unfollow(number)
+
+
+async def _until_news(news: asyncio.Event) -> None:
+    """Until something changes, or it is time to say that nothing has."""
+    try:
+        await within(news.wait(), _STATE_S)
+    except asyncio.TimeoutError:
+        return
+    # many changes travel together
+    await asyncio.sleep(_LINGER_S)
+
+
+def _told(batch: FeedBatch, at: Position) -> list[str]:
+    if batch.is_reset:
+        return [_event("reset", {"why": "what happened before is not remembered: list everything again"}, at)]
+    return [_event("change", _change_out(change), Position(batch.stream, change.version)) for change in batch.changes]
+
+
+def _change_out(change: FeedChange) -> dict[str, object]:
+    shown = None
+    if change.instance is not None:
+        row = instance_out(change.instance)
+        row.verdict = change.verdict.value
+        row.last_heartbeat = None
+        shown = row.model_dump(mode="json")
+    return {
+        "version": change.version,
+        "instance_id": change.instance_id,
+        "logical_id": change.logical_id,
+        "instance": shown,
+    }
+
+
+def _as_of(ladder: DiscoveryLadder) -> str | None:
+    view = ladder.last_view()
+    return None if view is None or view.as_of is None else view.as_of.isoformat()
+
+
+def _event(name: str, data: dict[str, object], at: Position) -> str:
+    return f"event: {name}\nid: {at}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n"

@@ -1,0 +1,128 @@
+"""A cluster with Serve, a database of its own that can be stopped, a fleet, and ways to ask over HTTP."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import psycopg
+import ray
+from pydantic import SecretStr
+from ray import serve
+
+from seedcore.discovery.app import Discovery
+from seedcore.discovery.routes import api
+from seedcore.registry.actor import stop_registry
+from seedcore.registry.connection import RegistryConnection
+from seedcore.runtime import start_registry
+from seedcore.settings import Settings
+from seedcore.tier0 import Tier0MemoryManager
+from seedcore.tier0.answers import AgentSpec
+from tests.cluster.agents import Worker
+from tests.servers import PostgresServer
+from tests.waiting import eventually
+
+FLEET = ("ant", "bee", "cat")
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything a fault can hit."""
+
+    server: PostgresServer
+    settings: Settings
+    registry: RegistryConnection
+    manager: Tier0MemoryManager
+    url: str
+
+    def rows(self, query: str, *parameters: object) -> list[tuple[Any, ...]]:
+        assert self.settings.pg_dsn is not None
+        with psycopg.connect(self.settings.pg_dsn.get_secret_value(), autocommit=True) as connection:
+            return connection.execute(query, parameters).fetchall()
+
+    async def get(self, path: str) -> dict[str, Any]:
+        async with httpx.AsyncClient(timeout=30) as client:
+            answer = await client.get(self.url + path)
+        answer.raise_for_status()
+        return dict(answer.json())
+
+    async def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """An answer, whatever its status."""
+        async with httpx.AsyncClient(timeout=30) as client:
+            return await client.request(method, self.url + path, **options)
+
+    async def names(self) -> tuple[str, list[str]]:
+        """Who HTTP lists, and by whose word: an up-to-date copy of the registry's memory is the registry's."""
+        page = await self.get("/v1/instances")
+        return word_of(page), [item["logical_id"] for item in page["items"]]
+
+    async def settle(self) -> None:
+        """Until the registry runs, the database answers, and the whole fleet is listed."""
+        self.server.start()
+        await start_registry(self.settings)
+
+        async def is_whole() -> bool:
+            health = await self.registry.health()
+            assert health.is_ready, health
+            source, names = await self.names()
+            assert (source, set(FLEET) - set(names)) == ("registry", set()), (source, names)
+            return True
+
+        await eventually(is_whole, within_s=40)
+
+
+def word_of(page: Mapping[str, Any]) -> str:
+    """Whose word an answer is."""
+    return "registry" if page["source"] == "snapshot" else str(page["source"])
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def deployed(server: PostgresServer, namespace: str) -> Iterator[tuple[Settings, str]]:
+    """Ray, Serve and discovery, which here does not restart the registry by itself."""
+    settings = Settings(
+        namespace=namespace,
+        pg_dsn=SecretStr(server.dsn(server.create_database())),
+        beat_interval_s=0.5,
+        lease_s=4.0,
+        flush_interval_s=0.2,
+        durable_wait_s=1.0,
+    )
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
+    port = free_port()
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    deployment: Any = serve.deployment(name="Discovery", ray_actor_options={"num_cpus": 0})(
+        serve.ingress(api)(Discovery)
+    )
+    serve.run(deployment.bind(settings, False), name="seedcore", route_prefix="/")
+    yield settings, f"http://127.0.0.1:{port}"
+    serve.shutdown()
+    ray.shutdown()
+
+
+@asynccontextmanager
+async def fleet(server: PostgresServer, settings: Settings, url: str) -> AsyncIterator[World]:
+    """Everything up and the fleet listed; whatever the test broke is mended for the next one."""
+    manager = Tier0MemoryManager(settings)
+    registry = RegistryConnection(settings.namespace, settings.call_timeout_s)
+    world = World(server, settings, registry, manager, url)
+    server.start()
+    await start_registry(settings)
+    made = await manager.create_agents_batch(
+        [AgentSpec(name, agent_class=Worker, arguments={"settings": settings}) for name in FLEET]
+    )
+    assert not made.failures
+    await world.settle()
+    yield world
+    server.start()
+    await manager.shutdown_agents(timeout_s=5)
+    await stop_registry(settings.namespace)

@@ -1,0 +1,286 @@
+"""The HTTP API: what is asked for is what is answered, and what is done is done."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+
+from seedcore.core.lifecycle import Status
+from seedcore.registry import RegistryClient
+from seedcore.registry.actor import stop_registry
+from seedcore.runtime import start_registry
+from tests.serving import FLEET, World
+from tests.waiting import eventually
+
+
+async def joined(world: World, logical_id: str, **details: Any) -> RegistryClient:
+    client = RegistryClient(logical_id, settings=world.settings, **details)
+    await client.set_status(Status.ALIVE)
+    return client
+
+
+async def listed(world: World, query: str) -> list[str]:
+    page = await world.get(f"/v1/instances?{query}")
+    return [item["logical_id"] for item in page["items"]]
+
+
+@asynccontextmanager
+async def watching(world: World, query: str = "", **headers: str) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
+    """The events of /v1/watch, each with its name, id and data."""
+
+    async def events(answer: httpx.Response) -> AsyncIterator[dict[str, Any]]:
+        event: dict[str, Any] = {}
+        async for line in answer.aiter_lines():
+            if not line:
+                yield event
+                event = {}
+                continue
+            field, _, value = line.partition(": ")
+            event[field] = json.loads(value) if field == "data" else value
+
+    async with (
+        httpx.AsyncClient(timeout=30) as client,
+        client.stream("GET", f"{world.url}/v1/watch?{query}", headers=headers) as answer,
+    ):
+        assert answer.status_code == 200, await answer.aread()
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        yield events(answer)
+
+
+async def next_event(events: AsyncIterator[dict[str, Any]], *names: str) -> dict[str, Any]:
+    async for event in events:
+        if event["event"] in names:
+            return event
+    raise AssertionError("the stream has ended")
+
+
+async def test_filters_select_by_every_property_of_an_instance(world: World) -> None:
+    red = await joined(world, "red", organ_id="eye", labels={"tier": "a", "gpu": ""})
+    blue = await joined(world, "blue", organ_id="ear", labels={"tier": "b"})
+    await eventually(lambda: _is_listed(world, "red", "blue"))
+    assert await listed(world, "organ=eye") == ["red"]
+    assert await listed(world, "selector=" + quote("tier in (a, b), !gpu")) == ["blue"]
+    assert await listed(world, "selector=tier!=a&organ=ear") == ["blue"]
+    assert await listed(world, "label=tier=a") == ["red"]
+    node = (await world.get("/v1/instances?logical_id=ant"))["items"][0]["node_id"]
+    assert set(FLEET) <= set(await listed(world, f"node={node}"))
+    assert await listed(world, "node=elsewhere") == []
+    assert await listed(world, "verdict=fresh&organ=eye") == ["red"]
+    assert await listed(world, "verdict=suspect") == []
+    await red.beat()
+    assert await listed(world, "consistent=true&verdict=fresh&organ=eye") == ["red"]
+    for bad in ("selector=tier+in", "verdict=dead", "status=gone", "epoch=", "node=%00", "since=soon"):
+        answer = await world.ask("GET", f"/v1/instances?{bad}")
+        assert answer.status_code == 422, (bad, answer.text)
+        assert answer.headers["content-type"] == "application/problem+json"
+    for client in (red, blue):
+        await client.set_status(Status.DEAD)
+
+
+async def _is_listed(world: World, *names: str) -> bool:
+    page = await world.get("/v1/instances")
+    return page["source"] == "snapshot" and set(names) <= {item["logical_id"] for item in page["items"]}
+
+
+async def test_an_unchanged_list_costs_nothing(world: World) -> None:
+    await eventually(lambda: _is_listed(world, *FLEET))
+    first = await world.ask("GET", "/v1/instances?organ=none")
+    etag = first.headers["etag"]
+    page = first.json()
+    assert etag == f'W/"{page["stream"]}:{page["version"]}"'
+    again = await world.ask("GET", "/v1/instances?organ=none", headers={"If-None-Match": etag})
+    assert (again.status_code, again.content) == (304, b"")
+    newcomer = await joined(world, "newcomer")
+    await eventually(lambda: _is_listed(world, "newcomer"))
+    # what was not asked for changes nothing
+    position = f"{page['stream']}:{page['version']}"
+    assert (await world.ask("GET", f"/v1/instances?organ=none&since={position}")).status_code == 304
+    changed = await world.ask("GET", "/v1/instances", headers={"If-None-Match": etag})
+    assert changed.status_code == 200
+    assert "newcomer" in [item["logical_id"] for item in changed.json()["items"]]
+    assert changed.headers["etag"] != etag
+    foreign = await world.ask("GET", "/v1/instances?organ=none", headers={"If-None-Match": '"of another service"'})
+    assert foreign.status_code == 200
+    await newcomer.set_status(Status.DEAD)
+
+
+async def test_an_operators_drain_takes_an_agent_out_and_ends_by_itself(world: World) -> None:
+    answer = await world.ask("POST", "/v1/agents/ant/drain", json={"reason": "a new disk", "for_s": 1.5})
+    assert answer.status_code == 200, answer.text
+    (result,) = answer.json()["results"]
+    assert (result["status"], result["durable"]) == ("draining", True)
+    agent = await world.get("/v1/agents/ant")
+    (live,) = agent["live"]
+    assert live["instance"]["cause"] == "by an operator: a new disk"
+    assert live["instance"]["drain_until"] is not None
+    resolution = await world.ask("POST", "/v1/resolve", json={"logical_ids": ["ant"]})
+    if resolution.json()["source"] != "snapshot":
+        assert resolution.json()["results"][0]["instance"] is None
+
+    async def is_back() -> bool:
+        return bool((await world.get("/v1/agents/ant"))["live"][0]["instance"]["status"] == "alive")
+
+    await eventually(is_back)
+    history = await world.get("/v1/history/ant?limit=2")
+    assert [(step["from_status"], step["to_status"], step["cause"]) for step in history["transitions"]] == [
+        ("draining", "alive", "its draining has come to the end that was set for it"),
+        ("alive", "draining", "by an operator: a new disk"),
+    ]
+
+
+async def test_a_drain_survives_the_registry_and_can_be_lengthened_and_ended(world: World) -> None:
+    await world.ask("POST", "/v1/agents/bee/drain", json={"for_s": 3600})
+    await stop_registry(world.settings.namespace)
+    await start_registry(world.settings)
+
+    async def instance() -> dict[str, Any]:
+        agent = await world.get("/v1/agents/bee")
+        assert agent["source"] == "registry"
+        found: dict[str, Any] = agent["live"][0]["instance"]
+        return found
+
+    before = await eventually(instance)
+    assert (before["status"], before["cause"]) == ("draining", "by an operator")
+    longer = await world.ask("POST", "/v1/agents/bee/drain", json={"reason": "takes longer", "for_s": 7200})
+    assert longer.status_code == 200, longer.text
+    after = await instance()
+    assert after["drain_until"] > before["drain_until"]
+    undrained = await world.ask("POST", "/v1/agents/bee/undrain", json={"reason": "done"})
+    assert undrained.json()["results"][0]["status"] == "alive"
+    assert (await instance())["drain_until"] is None
+
+
+async def test_what_cannot_be_done_is_refused_and_changes_nothing(world: World) -> None:
+    version = (await world.get("/v1/instances?consistent=true"))["version"]
+    for method, path, body, status, says in [
+        ("POST", "/v1/agents/nobody/drain", {}, 404, "no live instance"),
+        ("POST", "/v1/agents/ant/undrain", {}, 409, "alive"),
+        ("POST", "/v1/agents/ant/drain", {"for_s": 0}, 422, "for_s"),
+        ("POST", "/v1/agents/ant/drain", {"for_s": 1e300}, 422, "for_s"),
+        ("POST", "/v1/agents/ant/drain", {"for_s": "soon"}, 422, "for_s"),
+        ("POST", "/v1/agents/ant/drain", {"reason": ""}, 422, "reason"),
+        ("POST", "/v1/agents/ant/drain", {"reason": "a\x00b"}, 422, "reason"),
+        ("POST", "/v1/agents/ant/drain", {"reason": "x" * 600}, 422, "reason"),
+        ("POST", "/v1/agents/ant/drain", {"unknown": 1}, 422, "unknown"),
+        ("POST", f"/v1/agents/{'x' * 300}/drain", {}, 422, "logical_id"),
+        ("DELETE", "/v1/agents/nobody", None, 404, "no live instance"),
+        ("DELETE", "/v1/instances/junk", None, 422, "instance_id"),
+        ("DELETE", "/v1/instances/00000000-0000-4000-8000-000000000009", None, 404, "not registered"),
+        ("GET", "/v1/history/nobody", None, 404, "nothing is remembered"),
+    ]:
+        answer = await world.ask(method, path, **({} if body is None else {"json": body}))
+        assert answer.status_code == status, (path, body, answer.text)
+        assert says in answer.json()["detail"], (path, body, answer.text)
+    form = await world.ask("POST", "/v1/agents/ant/drain", data={"reason": "a form of another site"})
+    assert form.status_code == 422
+    plain = await world.ask("POST", "/v1/agents/ant/drain", content=b"{}", headers={"Content-Type": "text/plain"})
+    assert plain.status_code == 422
+    assert (await world.get("/v1/instances?consistent=true"))["version"] == version
+
+
+async def test_a_deregistered_agent_is_gone_for_good_and_its_history_says_why(world: World) -> None:
+    client = await joined(world, "goner/with a slash")
+    path, instance_id = quote("goner/with a slash", safe=""), client.instance_id
+    answer = await world.ask("DELETE", f"/v1/agents/{path}?reason=no+longer+needed")
+    assert answer.status_code == 200, answer.text
+    agent = await world.get(f"/v1/agents/{path}")
+    assert agent["live"] == []
+    assert agent["history"][0]["cause"] == "by an operator: no longer needed"
+    assert agent["transitions"][0]["to_status"] == "dead"
+    other = await joined(world, "one of two")
+    gone = await world.ask("DELETE", f"/v1/instances/{other.instance_id}")
+    assert gone.json()["instance"]["status"] == "dead"
+    assert (await client.beat()).dead == (instance_id,)
+
+
+async def test_watchers_are_told_what_they_want_and_go_on_where_they_were(world: World) -> None:
+    await eventually(lambda: _is_listed(world, *FLEET))
+    page = await world.get("/v1/instances?status=alive")
+    at = f"{page['stream']}:{page['version']}"
+    async with watching(world, f"after={at}&organ=eye&everyone=true") as events:
+        assert (await next_event(events, "state"))["data"]["current"] is True
+        other = await joined(world, "other", organ_id="ear")
+        eye = await joined(world, "eye", organ_id="eye")
+        event = await next_event(events, "change", "reset")
+        assert event["event"] == "change"
+        assert (event["data"]["logical_id"], event["data"]["instance"]["organ_id"]) == ("eye", "eye")
+        while event["data"]["instance"]["status"] != "alive":
+            event = await next_event(events, "change")
+        position = event["id"]
+    await eye.set_status(Status.DEAD)
+    async with watching(world, "organ=eye&everyone=true", **{"Last-Event-ID": position}) as events:
+        event = await next_event(events, "change", "reset")
+        assert (event["event"], event["data"]["logical_id"], event["data"]["instance"]) == ("change", "eye", None)
+    async with watching(world, "after=another:7") as events:
+        event = await next_event(events, "change", "reset")
+        assert event["event"] == "reset"
+    assert (await world.ask("GET", "/v1/watch?after=junk")).status_code == 422
+    await other.set_status(Status.DEAD)
+
+
+async def test_watchers_are_told_that_the_registry_is_away_and_then_what_changed(world: World) -> None:
+    await eventually(lambda: _is_listed(world, *FLEET))
+    async with watching(world) as events:
+        await stop_registry(world.settings.namespace)
+        while (await next_event(events, "state"))["data"]["current"]:
+            pass
+        await start_registry(world.settings)
+        # another registry's feed: what happened before is not remembered
+        await next_event(events, "reset")
+        while not (await next_event(events, "state"))["data"]["current"]:
+            pass
+
+
+async def test_the_overview_counts_the_fleet_and_tells_how_everything_is(world: World) -> None:
+    client = await joined(world, "counted", organ_id="heart")
+
+    async def overview() -> dict[str, Any]:
+        seen = await world.get("/v1/overview")
+        assert seen["by_organ"].get("heart") == 1, seen
+        assert seen["source"] == "snapshot", seen
+        return seen
+
+    seen = await eventually(overview)
+    assert seen["instances"] == sum(seen["by_status"].values()) == sum(seen["by_verdict"].values())
+    assert seen["rungs"] == {"registry": "ok", "postgres": "ok", "ray": "ok"}
+    assert seen["epoch"]["number"] >= 1
+    assert seen["registry"]["beats_per_s"] > 0
+    assert seen["registry_problem"] is None
+    await client.set_status(Status.DEAD)
+
+
+async def test_the_overview_tells_of_what_is_away(world: World) -> None:
+    await eventually(lambda: _is_listed(world, *FLEET))
+    world.server.stop()
+
+    async def without_database() -> bool:
+        seen = await world.get("/v1/overview")
+        return bool(seen["rungs"]["postgres"] != "ok" and seen["registry"]["store_problem"])
+
+    await eventually(without_database)
+    world.server.start()
+    await stop_registry(world.settings.namespace)
+
+    async def without_registry() -> bool:
+        seen = await world.get("/v1/overview")
+        assert seen["registry"] is not None, "its last report is kept"
+        return bool(seen["registry_problem"] and seen["source"] == "snapshot" and not seen["complete"])
+
+    await eventually(without_registry)
+
+
+async def test_many_looks_at_once_cost_one(world: World) -> None:
+    answers = await asyncio.gather(*(world.get("/v1/overview") for _ in range(8)))
+    assert len({answer["as_of_registry"] for answer in answers}) <= 2
+
+
+@pytest.mark.parametrize("path", ["/page/nothing.js", "/page/..%2fapi.py", "/page/"])
+async def test_what_is_no_part_of_the_page_is_not_there(world: World, path: str) -> None:
+    assert (await world.ask("GET", path)).status_code == 404
