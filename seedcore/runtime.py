@@ -18,7 +18,7 @@ from seedcore.settings import Settings
 from seedcore.store.claim import Claim
 from seedcore.store.connections import PoolLimits
 from seedcore.store.embedded import EmbeddedPostgres, dsn_if_running
-from seedcore.store.postgres import PostgresStore, checked_dsn, migrate_database
+from seedcore.store.postgres import PostgresStore, ServerState, checked_dsn, inspect_database, migrate_database
 
 _EMBEDDED_NOTE = (
     "embedded PostgreSQL: data and registry live on the head node and are for one node; "
@@ -53,23 +53,28 @@ class StoreRecipe:
 
         Raises StoreUnavailableError where the embedded server does not run on this node.
         """
-        if self.dsn is not None:
-            dsn = self.dsn.get_secret_value()
-        else:
-            found = await asyncio.to_thread(dsn_if_running, self.data_dir)
-            if found is None:
-                raise StoreUnavailableError(
-                    f"no embedded PostgreSQL runs on this node with data in {self.data_dir}; "
-                    "set SEEDCORE_PG_DSN to use one from several nodes"
-                )
-            dsn = found
-        store = PostgresStore(dsn, PoolLimits(max_size=2, connect_timeout_s=2.0), read_only=True)
+        store = PostgresStore(await self._readable_dsn(), PoolLimits(max_size=2, connect_timeout_s=2.0), read_only=True)
         await store.open()
         return store
+
+    async def inspect(self) -> ServerState:
+        """The database as it is, which is not changed, nor is a server started. Raises as `reader`."""
+        return await inspect_database(await self._readable_dsn())
 
     async def migrate(self) -> list[str]:
         """Bring the schema up to date; the names of what was applied."""
         return await migrate_database(await self._writable_dsn())
+
+    async def _readable_dsn(self) -> str:
+        if self.dsn is not None:
+            return self.dsn.get_secret_value()
+        found = await asyncio.to_thread(dsn_if_running, self.data_dir)
+        if found is None:
+            raise StoreUnavailableError(
+                f"no embedded PostgreSQL runs on this node with data in {self.data_dir}; "
+                "set SEEDCORE_PG_DSN to use one from several nodes"
+            )
+        return found
 
     async def _writable_dsn(self) -> str:
         if self.dsn is not None:

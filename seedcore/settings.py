@@ -118,6 +118,11 @@ class Settings(BaseSettings):
     ray_address: str | None = Field(
         None, validation_alias=AliasChoices("RAY_ADDRESS"), description="Ray cluster that the command connects to"
     )
+    url: str | None = Field(
+        None,
+        validation_alias=AliasChoices("SEEDCORE_URL"),
+        description="deployment that the command asks over HTTP, instead of joining the Ray cluster",
+    )
     mode: Mode = Field(
         Mode.HYBRID, validation_alias=AliasChoices("SEEDCORE_MODE"), description="where callers look for agents"
     )

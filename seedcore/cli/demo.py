@@ -14,6 +14,7 @@ from seedcore.cli.cluster import join_cluster, join_or_start_cluster
 from seedcore.cli.render import show_listing
 from seedcore.core.errors import AgentCallError, NotResolvableError, RegistryUnavailableError
 from seedcore.core.lifecycle import Status
+from seedcore.discovery.api import page_of
 from seedcore.registry.answers import Health
 from seedcore.registry.client import every_page
 from seedcore.registry.connection import RegistryConnection
@@ -74,7 +75,7 @@ async def run(settings: Settings, console: Console, agents: int) -> None:
     for agent_id, why in created.failures.items():
         raise AgentCallError(agent_id, why)
     await _registered(connection, set(ids))
-    show_listing(console, await every_page(connection, labels={"app": "demo"}))
+    show_listing(console, page_of(await every_page(connection, labels={"app": "demo"})))
 
     worker, drained, lost = f"{_PREFIX}vision-1", f"{_PREFIX}memory-1", f"{_PREFIX}vision-2"
     console.rule(f"3. {worker} is resolved and works")
@@ -95,11 +96,11 @@ async def run(settings: Settings, console: Console, agents: int) -> None:
     await _show_unresolvable(manager, console, lost)
 
     console.rule("6. What is left")
-    show_listing(
-        console, await every_page(connection, statuses=(Status.ALIVE, Status.DRAINING), labels={"app": "demo"})
-    )
+    left = await every_page(connection, statuses=(Status.ALIVE, Status.DRAINING), labels={"app": "demo"})
+    show_listing(console, page_of(left))
     console.print(
-        "Look again with `seedcore ls --all` or `seedcore get " + lost + "`; end it with `seedcore demo --down`."
+        f"Look again with `seedcore ls --all`, ask `seedcore why {lost}`, or open the page of a running deployment; "
+        "end it with `seedcore demo --down`."
     )
 
 

@@ -1,78 +1,163 @@
-"""Answers as tables and as JSON."""
+"""Answers as tables and as lines."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from seedcore.core.model import EpochRecord, Instance, Listing
-from seedcore.discovery.api import agent_answer, page_of
-from seedcore.discovery.ladder import NameListing
-from seedcore.registry.answers import Description
+from seedcore.cli.output import counted
+from seedcore.cli.why import Reason
+from seedcore.core.model import EpochRecord
+from seedcore.discovery.api import AgentAnswer, InstanceOut, InstancePage, OverviewAnswer, TransitionOut, TurnedAnswer
 
-_STATUS_STYLE = {"alive": "green", "starting": "cyan", "draining": "yellow", "dead": "red"}
+_STYLE = {
+    "alive": "green",
+    "fresh": "green",
+    "starting": "cyan",
+    "draining": "yellow",
+    "late": "yellow",
+    "suspect": "red",
+    "dead": "red",
+}
+_STEPS_SHOWN = 10
 
 
-def show_listing(console: Console, listing: Listing | NameListing) -> None:
+def show_listing(console: Console, page: InstancePage) -> None:
     """A table of instances, and what the answer is worth."""
-    table = Table("AGENT", "STATUS", "ORGAN", "NODE", "PID", "LAST BEAT", "INSTANCE", box=None, pad_edge=False)
-    if isinstance(listing, NameListing):
-        for name in listing.names:
-            table.add_row(Text(name), "?", "", "", "", "", "")
-    else:
-        for instance in listing.items:
-            table.add_row(*_cells(instance))
+    table = _table("AGENT", "STATUS", "VERDICT", "ORGAN", "NODE", "PID", "LAST BEAT", "INSTANCE")
+    for item in page.items:
+        table.add_row(
+            Text(item.logical_id),
+            _state(item.status),
+            _state(item.verdict),
+            Text(item.organ_id or "-"),
+            _short(item.node_id),
+            str(item.pid or "-"),
+            "-" if item.last_heartbeat is None else f"{_seconds_since(item.last_heartbeat):.1f} s ago",
+            _short(item.instance_id),
+        )
     console.print(table)
-    count = table.row_count
-    worth = "" if listing.complete else ", incomplete"
-    more = ", more follow" if listing.next_cursor is not None else ""
-    console.print(f"{count} agent{'' if count == 1 else 's'} (source: {listing.source}{worth}{more})", style="dim")
+    console.print(f"{counted(table.row_count, 'agent')} ({_worth(page)})", style="dim")
 
 
-def show_agent(console: Console, described: Description) -> None:
-    """One agent: the living, then its history."""
-    console.print(Text(described.logical_id, style="bold"))
-    live = Table("INSTANCE", "STATUS", "VERDICT", "SILENT", "ACTOR", "NODE", "PID", "EPOCH", box=None, pad_edge=False)
-    for observed in described.live:
+def show_agent(console: Console, agent: AgentAnswer) -> None:
+    """One agent: the living, then those that were, then their steps."""
+    console.print(Text(agent.logical_id, style="bold"))
+    live = _table("INSTANCE", "STATUS", "VERDICT", "SILENT", "ACTOR", "NODE", "PID", "EPOCH")
+    for observed in agent.live:
         row = observed.instance
         live.add_row(
             row.instance_id,
-            _status(row),
-            observed.verdict.value,
+            _state(row.status),
+            _state(observed.verdict),
             f"{observed.silence_s:.1f} s",
             Text(row.actor_name or "-"),
             _short(row.node_id),
             str(row.pid or "-"),
-            Text(row.cluster_epoch),
+            Text(row.cluster_epoch or "-"),
         )
-    if described.live:
+    if agent.live:
         console.print(live)
-    past = Table("INSTANCE", "STATUS", "STARTED", "ENDED", "CAUSE", "EPOCH", title="History", box=None, pad_edge=False)
-    past.title_justify = "left"
-    for row in described.history:
+        for observed in agent.live:
+            _show_details(console, observed.instance)
+    past = _table("INSTANCE", "STATUS", "STARTED", "ENDED", "CAUSE", "EPOCH", title="History")
+    for row in agent.history:
         past.add_row(
             row.instance_id,
-            _status(row),
+            _state(row.status),
             _time(row.started_at),
             _time(row.stopped_at),
             Text(row.cause or ""),
-            Text(row.cluster_epoch),
+            Text(row.cluster_epoch or ""),
         )
-    if described.history:
+    if agent.history:
         console.print(past)
-    worth = "" if described.complete else ", history unknown now"
-    console.print(f"source: {described.source}{worth}", style="dim")
+    _show_steps(console, agent.transitions)
+    console.print(_worth(agent) if agent.complete else f"source: {agent.source}, history unknown now", style="dim")
+
+
+def show_reason(console: Console, reason: Reason, agent: AgentAnswer) -> None:
+    """Why an agent is as it is, and how it came to that."""
+    line = Text.assemble((reason.logical_id, "bold"), " is ", _state(reason.state), f": {reason.why}")
+    console.print(line, soft_wrap=True)
+    if reason.since is not None:
+        console.print(f"since {_time(reason.since)}, {_ago(reason.since)}", style="dim")
+    if reason.advice is not None:
+        told = reason.advice if reason.actor_id is None else reason.advice.replace("ACTOR_ID", reason.actor_id)
+        console.print(Text(told), soft_wrap=True)
+    _show_steps(console, agent.transitions)
+
+
+def show_event(console: Console, data: Mapping[str, Any], before: str | None, cause: str | None) -> None:
+    """One change, as a line."""
+    instance = data["instance"]
+    now = instance["status"] if instance is not None else "dead"
+    line = Text.assemble((datetime.now().astimezone().strftime("%H:%M:%S "), "dim"), (data["logical_id"], "bold"), " ")
+    if before is not None and before != now:
+        line.append_text(_state(before)).append(" -> ")
+    line.append_text(_state(now))
+    if instance is not None and instance["verdict"] not in {None, "fresh"}:
+        line.append(" ").append_text(_state(instance["verdict"]))
+    told = cause if instance is None else instance["cause"]
+    line.append(f": {told}" if told else "").append(f"  {_short(data['instance_id'])}", style="dim")
+    console.print(line, soft_wrap=True)
+
+
+def show_overview(console: Console, overview: OverviewAnswer) -> None:
+    """The fleet, the registry and the database at a glance."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    rungs = overview.rungs
+    fleet = ", ".join(f"{count} {name}" for name, count in overview.by_status.items() if count) or "nobody"
+    if overview.by_verdict:
+        fleet += " (" + ", ".join(f"{count} {name}" for name, count in overview.by_verdict.items()) + ")"
+    table.add_row("agents", fleet)
+    if overview.epoch is not None:
+        table.add_row("epoch", Text(overview.epoch.name))
+    table.add_row("mode", overview.service.mode)
+    for name, state in (("registry", rungs.registry), ("PostgreSQL", rungs.postgres), ("Ray's listing", rungs.ray)):
+        table.add_row(name, Text(state, style="green" if state == "ok" else "red"))
+    report = overview.registry
+    if report is not None:
+        rate = "-" if report.beats_per_s is None else f"{report.beats_per_s:.0f} a second"
+        table.add_row("beats", f"{rate}, every {report.beat_interval_s:g} s, lease {report.lease_s:g} s")
+        table.add_row(
+            "last flush", f"{report.flush_s * 1000:.0f} ms; {counted(report.pending_changes, 'change')} waiting"
+        )
+        table.add_row("deaths", f"{counted(report.watched, 'agent')} watched by {counted(report.relays, 'relay')}")
+        if report.watch_problem is not None:
+            table.add_row("", Text(report.watch_problem, style="red"))
+        table.add_row("expiry", Text("frozen", style="red") if report.is_frozen else "at work")
+        table.add_row("actor", f"pid {report.pid}, term {report.term}, version {report.code_version}")
+        for note in report.notes:
+            table.add_row("note", Text(note))
+    console.print(table)
+    console.print(f"{_worth(overview)}, as of {_time(overview.as_of)}", style="dim")
+
+
+def show_turned(console: Console, answers: Sequence[TurnedAnswer]) -> None:
+    """What became of each agent."""
+    for answer in answers:
+        for result in answer.results:
+            line = Text.assemble((answer.logical_id, "bold"), " ")
+            if result.status is None:
+                line.append("is as it was", style="red")
+            else:
+                line.append("is ").append_text(_state(result.status))
+            if result.why is not None:
+                line.append(f": {result.why}" if result.durable else f"; not in the database yet: {result.why}")
+            console.print(line, soft_wrap=True)
 
 
 def show_epochs(console: Console, records: Sequence[EpochRecord]) -> None:
     """A table of epochs, newest first."""
-    table = Table("EPOCH", "NUMBER", "STATE", "LIVE", "STAGED", "SHOWN", "RETIRED", box=None, pad_edge=False)
+    table = _table("EPOCH", "NUMBER", "STATE", "LIVE", "STAGED", "SHOWN", "RETIRED")
     for record in records:
         table.add_row(
             Text(record.name),
@@ -91,34 +176,58 @@ def epochs_json(records: Sequence[EpochRecord]) -> str:
     return json.dumps([{**asdict(record), "state": record.state} for record in records], indent=2, default=str)
 
 
-def listing_json(listing: Listing | NameListing) -> str:
-    """The listing as the HTTP API would say it."""
-    return json.dumps(page_of(listing).model_dump(mode="json"), indent=2)
+def _table(*columns: str, title: str | None = None) -> Table:
+    table = Table(*columns, title=title, box=None, pad_edge=False)
+    table.title_justify = "left"
+    return table
 
 
-def agent_json(described: Description) -> str:
-    """The agent as the HTTP API would say it."""
-    return json.dumps(agent_answer(described).model_dump(mode="json"), indent=2)
+def _show_details(console: Console, row: InstanceOut) -> None:
+    if row.status == "draining":
+        until = "" if row.drain_until is None else f", until {_time(row.drain_until)}"
+        console.print(Text(f"draining: {row.cause or 'it said so'}{until}", style=_STYLE["draining"]))
+    for name, told in (("labels", row.labels), ("metadata", row.metadata)):
+        if told:
+            console.print(Text(f"{name}: {json.dumps(told, ensure_ascii=False)}", style="dim"))
 
 
-def _cells(instance: Instance) -> list[Text | str]:
-    return [
-        Text(instance.logical_id),
-        _status(instance),
-        Text(instance.organ_id or "-"),
-        _short(instance.node_id),
-        str(instance.pid or "-"),
-        f"{max(0.0, (datetime.now(timezone.utc) - instance.last_heartbeat).total_seconds()):.1f} s ago",
-        instance.instance_id[:8],
-    ]
+def _show_steps(console: Console, steps: Sequence[TransitionOut]) -> None:
+    if not steps:
+        return
+    table = _table("WHEN", "INSTANCE", "STEP", "CAUSE", title="What happened, newest first")
+    for step in steps[:_STEPS_SHOWN]:
+        came_from = "registered, " if step.from_status is None else f"{step.from_status} -> "
+        table.add_row(
+            _time(step.at),
+            _short(step.instance_id),
+            Text(came_from).append_text(_state(step.to_status)),
+            Text(step.cause or ""),
+        )
+    console.print(table)
 
 
-def _status(instance: Instance) -> Text:
-    return Text(instance.status.value, style=_STATUS_STYLE[instance.status.value])
+def _worth(answer: InstancePage | AgentAnswer | OverviewAnswer) -> str:
+    return f"source: {answer.source}{'' if answer.complete else ', incomplete'}"
 
 
-def _short(node_id: str | None) -> str:
-    return node_id[:8] if node_id else "-"
+def _state(state: str | None) -> Text:
+    return Text(state or "?", style=_STYLE.get(state or "", ""))
+
+
+def _short(identity: str | None) -> str:
+    return identity[:8] if identity else "-"
+
+
+def _seconds_since(at: datetime) -> float:
+    return max(0.0, (datetime.now(timezone.utc) - at).total_seconds())
+
+
+def _ago(at: datetime) -> str:
+    seconds = _seconds_since(at)
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
 
 
 def _time(at: datetime | None) -> str:

@@ -205,7 +205,7 @@ class VersionMismatchError(RegistryError):
     def __str__(self) -> str:
         return (
             f"the running registry speaks protocol {self.running}, this code {self.ours}: "
-            "replace it with `seedcore registry stop` and start it again from this version"
+            "replace it with `seedcore registry upgrade`, run where this version is installed"
         )
 
 

@@ -131,6 +131,10 @@ class DiscoveryLadder:
         """Whether the registry confirms the copy of its memory now."""
         return self._follower is not None and self._follower.is_current
 
+    async def until_current(self, timeout_s: float) -> bool:
+        """Wait for the copy to be up to date; whether it is within `timeout_s` seconds."""
+        return self._follower is not None and await self._follower.until_current(timeout_s)
+
     def last_view(self) -> LiveView | None:
         """The copy of the registry's memory as it was last confirmed, however long ago; None where it never was."""
         view = None if self._follower is None else self._follower.view

@@ -70,7 +70,7 @@ class Overviews:
         return OverviewAnswer(
             service=self._service,
             rungs=rungs,
-            epoch=await self._epoch_now(),
+            epoch=await self._epoch_now(health.epoch if isinstance(health, Health) else None),
             registry=None if report is None else _registry_out(report),
             registry_problem=problem,
             as_of_registry=None if report is None else report.as_of,
@@ -111,9 +111,8 @@ class Overviews:
             self._counted = key, view.counts()
         return self._counted[1]
 
-    async def _epoch_now(self) -> EpochOut | None:
-        view = self._ladder.last_view()
-        if view is None or (self._epoch is not None and self._epoch.name == view.epoch):
+    async def _epoch_now(self, name: str | None) -> EpochOut | None:
+        if name is None or (self._epoch is not None and self._epoch.name == name):
             return self._epoch
         try:
             epoch = (await self._ladder.epoch()).value

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from seedcore.core.errors import CannotKnowError, FollowersFullError, InvalidInputError
-from seedcore.core.feed import Feed, FeedBatch, FeedChange
+from seedcore.core.feed import Feed, FeedChange
 from seedcore.core.model import InstanceFilter
 from seedcore.core.waiting import within
 from seedcore.discovery.api import instance_out
@@ -48,10 +48,10 @@ def require_feed(ladder: DiscoveryLadder) -> Feed:
     return feed
 
 
-async def events(
+async def happenings(
     ladder: DiscoveryLadder, feed: Feed, position: Position | None, wanted: InstanceFilter
-) -> AsyncIterator[str]:
-    """The events after a position (None: from now on), for ever."""
+) -> AsyncIterator[tuple[str, dict[str, object], Position]]:
+    """Name, data and position of each event after a position (None: from now on), for ever."""
     at = position if position is not None else Position(feed.stream, feed.version)
     news = asyncio.Event()
     number = feed.follow(wanted, news.set)
@@ -59,16 +59,26 @@ async def events(
         while True:
             batch = feed.since(at.stream, at.version, wanted)
             at = Position(batch.stream, batch.version)
-            for text in _told(batch, at):
-                yield text
+            if batch.is_reset:
+                yield "reset", {"why": "what happened before is not remembered: list everything again"}, at
+            for change in batch.changes:
+                yield "change", _change_out(change), Position(batch.stream, change.version)
             # also so that who reconnects after a quiet time need not begin anew
-            yield _event("state", {"current": ladder.is_current, "as_of": _as_of(ladder)}, at)
+            yield "state", {"current": ladder.is_current, "as_of": _as_of(ladder)}, at
             await _until_news(news)
             feed.unfollow(number)
             news.clear()
             number = feed.follow(wanted, news.set)
     finally:
         feed.unfollow(number)
+
+
+async def events(
+    ladder: DiscoveryLadder, feed: Feed, position: Position | None, wanted: InstanceFilter
+) -> AsyncIterator[str]:
+    """The same as text/event-stream."""
+    async for name, data, at in happenings(ladder, feed, position, wanted):
+        yield f"event: {name}\nid: {at}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n"
 
 
 async def _until_news(news: asyncio.Event) -> None:
@@ -79,12 +89,6 @@ async def _until_news(news: asyncio.Event) -> None:
         return
     # many changes travel together
     await asyncio.sleep(_LINGER_S)
-
-
-def _told(batch: FeedBatch, at: Position) -> list[str]:
-    if batch.is_reset:
-        return [_event("reset", {"why": "what happened before is not remembered: list everything again"}, at)]
-    return [_event("change", _change_out(change), Position(batch.stream, change.version)) for change in batch.changes]
 
 
 def _change_out(change: FeedChange) -> dict[str, object]:
@@ -105,7 +109,3 @@ def _change_out(change: FeedChange) -> dict[str, object]:
 def _as_of(ladder: DiscoveryLadder) -> str | None:
     view = ladder.last_view()
     return None if view is None or view.as_of is None else view.as_of.isoformat()
-
-
-def _event(name: str, data: dict[str, object], at: Position) -> str:
-    return f"event: {name}\nid: {at}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n"

@@ -170,6 +170,39 @@ def _worker_end(worker_id: str) -> tuple[str, str] | None:
         return _NOT_TOLD
 
 
+async def ray_remembers(name: str, namespace: str, timeout_s: float) -> str:
+    """What Ray knows of an actor of that name, living or dead, in one line."""
+    try:
+        return await in_thread(lambda: _remembered(name, namespace), timeout_s)
+    except DirectoryUnavailableError as error:
+        return f"nor can Ray be asked about an actor of that name: {error.why}"
+
+
+def _remembered(name: str, namespace: str) -> str:
+    unknown = f"nor does Ray know an actor of that name in namespace {namespace!r}"
+    try:
+        rows = map(gcs_pb2.ActorTableData.FromString, state._connect_and_get_accessor().get_actor_table(None, None))
+        newest = max(
+            (row for row in rows if (row.name, row.ray_namespace) == (name, namespace)),
+            key=lambda row: row.timestamp,
+            default=None,
+        )
+    except (AttributeError, TypeError, ValueError) as error:
+        logger.debug("Ray's actor table is not read: %r", error)
+        return unknown
+    if newest is None:
+        return unknown
+    if newest.state != gcs_pb2.ActorTableData.DEAD:
+        return "Ray has an actor of that name, which does not report to the registry"
+    cause = newest.death_cause
+    if cause.HasField("creation_task_failure_context"):
+        text = cause.creation_task_failure_context.formatted_exception_string
+        why = explained("USER_ERROR", f"Traceback: {text}") if text else "an exception in its start-up"
+    else:
+        why = _in_a_line(cause.actor_died_error_context.error_message) or "Ray does not say why"
+    return f"Ray remembers an actor of that name, which has died: {why}"
+
+
 def explained(kind: str, detail: str) -> str | None:
     """One line for the type and the detail of a worker's end in Ray's words; None where a signal or an exit code says
     as much."""
@@ -188,7 +221,11 @@ def explained(kind: str, detail: str) -> str | None:
         said = f"an exception in its start-up: {exception}"
     else:
         said = f"Ray says: {said}"
-    return _NOT_IN_A_LINE.sub(" ", said).strip()[:_MAX_EXPLANATION_CHARS]
+    return _in_a_line(said)
+
+
+def _in_a_line(text: str) -> str:
+    return _NOT_IN_A_LINE.sub(" ", text).strip()[:_MAX_EXPLANATION_CHARS]
 
 
 def actor_id_of(handle: ActorHandle) -> str:

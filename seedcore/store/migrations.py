@@ -92,6 +92,13 @@ async def is_up_to_date(connection: psycopg.AsyncConnection[Any]) -> bool:
     return recorded is not None and _step_after(recorded, known_migrations()) is None
 
 
+async def compare(connection: psycopg.AsyncConnection[Any]) -> tuple[list[str], list[str]]:
+    """Which of this code's migrations the database lacks, and which of its own this code does not know."""
+    recorded = await _recorded(connection) or []
+    names = [migration.name for migration in known_migrations()]
+    return names[len(recorded) :], [name for _, name, _ in recorded[len(names) :]]
+
+
 async def _next_step(connection: psycopg.AsyncConnection[Any], migrations: list[Migration]) -> Migration | None:
     recorded = await _recorded(connection)
     if recorded is None:

@@ -10,6 +10,7 @@ import json
 import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from sys import intern
 
@@ -62,7 +63,7 @@ from seedcore.store.connections import (
     reaching,
     tells_of_schema,
 )
-from seedcore.store.migrations import is_up_to_date, migrate
+from seedcore.store.migrations import compare, is_up_to_date, migrate
 from seedcore.store.queries import queries
 
 logger = logging.getLogger(__name__)
@@ -309,6 +310,35 @@ class PostgresStore:
             Transition(row[0], row[1], None if row[2] is None else Status(row[2]), Status(row[3]), *row[4:])
             for row in rows
         ]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerState:
+    """A database as it is. `missing` are migrations that it lacks, `unknown` those that this code does not know."""
+
+    version: str
+    version_number: int
+    now: datetime
+    missing: tuple[str, ...]
+    unknown: tuple[str, ...]
+
+
+async def inspect_database(dsn: str) -> ServerState:
+    """Look at a database without changing it. Raises ConfigurationError or StoreUnavailableError."""
+    limits = PoolLimits(connect_timeout_s=5.0)
+    try:
+        connection = await Connection.connect(checked_dsn(dsn), autocommit=True, **reaching(dsn, limits))
+        async with connection:
+            with answering(connection, limits.answer_s):
+                cursor = await connection.execute(
+                    "select current_setting('server_version'), current_setting('server_version_num')::int, "
+                    "clock_timestamp()"
+                )
+                version, number, now = (await cursor.fetchall())[0]
+                missing, unknown = await compare(connection)
+    except psycopg.Error as error:
+        raise StoreUnavailableError(explained(error)) from error
+    return ServerState(version, number, now, tuple(missing), tuple(unknown))
 
 
 async def migrate_database(dsn: str, limits: PoolLimits | None = None) -> list[str]:

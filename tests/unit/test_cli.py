@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from seedcore.bench.death import Watcher, first_refusal_after
-from seedcore.cli.app import objection_to_flip
+from seedcore.cli.steering import objection_to_flip
 from seedcore.core.errors import AgentCallError, CannotKnowError, NotResolvableError
 from seedcore.core.model import EpochRecord
 from seedcore.settings import Settings

@@ -1,0 +1,255 @@
+"""Who is asked: the registry of the Ray cluster that this command joins, or a deployment over HTTP from outside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+from urllib.parse import quote
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from seedcore.cli.cluster import join_cluster
+from seedcore.core.errors import (
+    CannotKnowError,
+    NotResolvableError,
+    RegistryError,
+    RegistryUnavailableError,
+    first_line,
+)
+from seedcore.core.lifecycle import Status
+from seedcore.core.model import MAX_PAGE, InstanceFilter, Verdict
+from seedcore.core.selector import parse_selector
+from seedcore.discovery.api import (
+    AgentAnswer,
+    InstancePage,
+    OverviewAnswer,
+    Problem,
+    TurnedAnswer,
+    agent_answer,
+    page_of,
+    turned_answer,
+)
+from seedcore.discovery.app import ladder_of
+from seedcore.discovery.overview import Overviews
+from seedcore.discovery.watch import happenings, require_feed
+from seedcore.registry.clock import utc_now
+from seedcore.registry.lookup import ray_remembers
+from seedcore.settings import Settings
+
+A = TypeVar("A", bound=BaseModel)
+
+_HTTP_S = 15.0
+_FOLLOWED_S = 15.0
+_VERB = {Status.DRAINING: "drain", Status.ALIVE: "undrain"}
+
+
+class HttpProblemError(RegistryError):
+    """A deployment refused a request, in its own words."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(status, detail)
+        self.status = status
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return self.detail
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which instances a command wants. `statuses` empty: every living one."""
+
+    statuses: tuple[Status, ...] = (Status.ALIVE,)
+    verdicts: tuple[Verdict, ...] = ()
+    organ: str | None = None
+    node: str | None = None
+    selector: str = ""
+    epoch: str | None = None
+    with_lapsed: bool = False
+
+    def filter(self) -> InstanceFilter:
+        """As the registry takes it. Raises InvalidInputError."""
+        return InstanceFilter(
+            statuses=frozenset(self.statuses) if self.statuses else None,
+            verdicts=frozenset(self.verdicts) if self.verdicts else None,
+            organ_id=self.organ,
+            node_id=self.node,
+            selector=parse_selector(self.selector),
+            epoch=self.epoch,
+            fresh_only=not self.with_lapsed,
+        ).validated()
+
+    def parameters(self) -> dict[str, Any]:
+        """As the HTTP API takes it."""
+        self.filter()
+        living = tuple(status for status in Status if status is not Status.DEAD)
+        single = {"organ": self.organ, "node": self.node, "selector": self.selector or None, "epoch": self.epoch}
+        return {
+            "status": [status.value for status in self.statuses or living],
+            "verdict": [verdict.value for verdict in self.verdicts],
+            **{name: value for name, value in single.items() if value is not None},
+        }
+
+
+class Asked(Protocol):
+    """Whoever answers the command."""
+
+    async def listing(self, wanted: Wanted) -> InstancePage:
+        """Every page of a listing, as one."""
+        ...
+
+    async def agent(self, logical_id: str) -> AgentAnswer:
+        """One agent. Raises NotResolvableError where nobody ever registered under it, and says what else is known."""
+        ...
+
+    async def overview(self) -> OverviewAnswer:
+        """The fleet at a glance."""
+        ...
+
+    async def turn(self, logical_id: str, status: Status, reason: str | None, for_s: float | None) -> TurnedAnswer:
+        """An operator's change of an agent."""
+        ...
+
+    def watch(self, wanted: Wanted) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        """Names and data of events, as /v1/watch sends them."""
+        ...
+
+
+class Cluster:
+    """Implements Asked: the ladder of discovery, in this process."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Joins the cluster. Raises NoClusterError."""
+        join_cluster(settings)
+        self._settings = settings
+        # one question is asked faster than everybody is listed
+        self._ladder = ladder_of(settings.model_copy(update={"follow": False}))
+
+    async def listing(self, wanted: Wanted) -> InstancePage:
+        asked = wanted.filter()
+        page = page_of(await self._ladder.list_instances(asked, MAX_PAGE, None))
+        while page.next_cursor is not None:
+            following = page_of(await self._ladder.list_instances(asked, MAX_PAGE, page.next_cursor))
+            page = _joined(page, following)
+        return page
+
+    async def agent(self, logical_id: str) -> AgentAnswer:
+        described = await self._ladder.describe(logical_id)
+        if described.complete and not described.live and not described.history:
+            known = await ray_remembers(logical_id, self._settings.namespace, self._settings.call_timeout_s)
+            raise NotResolvableError(logical_id, f"nobody ever registered under this logical id; {known}")
+        return agent_answer(described)
+
+    async def overview(self) -> OverviewAnswer:
+        return await Overviews(self._settings, self._ladder).now()
+
+    async def turn(self, logical_id: str, status: Status, reason: str | None, for_s: float | None) -> TurnedAnswer:
+        return turned_answer(logical_id, await self._ladder.turn_agent(logical_id, status, reason, for_s), utc_now())
+
+    async def watch(self, wanted: Wanted) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        ladder = ladder_of(self._settings.model_copy(update={"follow": True}))
+        try:
+            feed = require_feed(ladder)
+            if not await ladder.until_current(_FOLLOWED_S):
+                raise RegistryUnavailableError(f"it could not be followed within {_FOLLOWED_S:g} s")
+            async for name, data, _ in happenings(ladder, feed, None, wanted.filter()):
+                yield name, data
+        finally:
+            await ladder.close()
+
+
+class Deployment:
+    """Implements Asked: the HTTP API at a URL."""
+
+    def __init__(self, url: str) -> None:
+        """Tries no connection."""
+        self._url = url.rstrip("/")
+
+    async def listing(self, wanted: Wanted) -> InstancePage:
+        parameters = {**wanted.parameters(), "limit": MAX_PAGE}
+        page = await self._ask(InstancePage, "GET", "/v1/instances", params=parameters)
+        while page.next_cursor is not None:
+            following = {**parameters, "cursor": page.next_cursor}
+            page = _joined(page, await self._ask(InstancePage, "GET", "/v1/instances", params=following))
+        return page
+
+    async def agent(self, logical_id: str) -> AgentAnswer:
+        return await self._ask(AgentAnswer, "GET", f"/v1/agents/{quote(logical_id, safe='')}")
+
+    async def overview(self) -> OverviewAnswer:
+        return await self._ask(OverviewAnswer, "GET", "/v1/overview")
+
+    async def turn(self, logical_id: str, status: Status, reason: str | None, for_s: float | None) -> TurnedAnswer:
+        path = f"/v1/agents/{quote(logical_id, safe='')}"
+        told: dict[str, Any] = {} if reason is None else {"reason": reason}
+        if status is Status.DEAD:
+            return await self._ask(TurnedAnswer, "DELETE", path, params=told)
+        if for_s is not None:
+            told["for_s"] = for_s
+        return await self._ask(TurnedAnswer, "POST", f"{path}/{_VERB[status]}", json=told)
+
+    async def watch(self, wanted: Wanted) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        parameters = {**wanted.parameters(), "everyone": not wanted.statuses}
+        async with self._client(read_s=30.0) as client, client.stream("GET", "/v1/watch", params=parameters) as answer:
+            if answer.is_error:
+                await answer.aread()
+                raise _problem(answer)
+            name = ""
+            async for line in answer.aiter_lines():
+                field, _, value = line.partition(": ")
+                if field == "event":
+                    name = value
+                elif field == "data":
+                    yield name, json.loads(value)
+
+    async def _ask(self, kind: type[A], method: str, path: str, **options: Any) -> A:
+        async with self._client() as client:
+            answer = await client.request(method, path, **options)
+        if answer.is_error:
+            raise _problem(answer)
+        try:
+            return kind.model_validate_json(answer.content)
+        except ValidationError as error:
+            raise RegistryUnavailableError(
+                f"what answers at {self._url} is no SeedCore deployment of this version: {first_line(error)}"
+            ) from error
+
+    @asynccontextmanager
+    async def _client(self, read_s: float = _HTTP_S) -> AsyncIterator[httpx.AsyncClient]:
+        try:
+            async with httpx.AsyncClient(base_url=self._url, timeout=httpx.Timeout(_HTTP_S, read=read_s)) as client:
+                yield client
+        except httpx.InvalidURL as error:
+            raise RegistryUnavailableError(f"{self._url} is no URL: {error}") from error
+        except httpx.HTTPError as error:
+            why = first_line(error) or type(error).__name__
+            raise RegistryUnavailableError(f"{self._url} does not answer: {why}") from error
+
+
+def asked(settings: Settings) -> Asked:
+    """Whoever the settings say: a URL, or the Ray cluster."""
+    return Deployment(settings.url) if settings.url is not None else Cluster(settings)
+
+
+def _joined(page: InstancePage, following: InstancePage) -> InstancePage:
+    if following.source != page.source:
+        raise CannotKnowError("*", "the source of the list changed on the way; ask again")
+    return page.model_copy(update={"items": [*page.items, *following.items], "next_cursor": following.next_cursor})
+
+
+def _problem(answer: httpx.Response) -> RegistryError:
+    try:
+        detail = Problem.model_validate_json(answer.content).detail
+    except ValidationError:
+        detail = f"HTTP {answer.status_code} from {answer.request.url.host}, which says nothing more"
+    return HttpProblemError(answer.status_code, detail)
+
+
+def shown_ids(ids: Sequence[str], limit: int = 5) -> str:
+    """Some names, and how many more there are."""
+    more = "" if len(ids) <= limit else f" and {len(ids) - limit} more"
+    return ", ".join(ids[:limit]) + more

@@ -1,0 +1,205 @@
+"""`seedcore fleet up|down FILE`: the agents that a file lists, made or stopped. Doing it twice changes nothing."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from seedcore.agents import RayAgent
+from seedcore.cli.cluster import join_cluster
+from seedcore.cli.output import EXIT_FAILED, JsonOption, out
+from seedcore.cli.reading import answered
+from seedcore.core.errors import InvalidInputError, first_line
+from seedcore.core.model import Json
+from seedcore.settings import load_settings
+from seedcore.tier0 import Tier0MemoryManager
+from seedcore.tier0.answers import AgentSpec, Gathered
+
+T = TypeVar("T")
+
+MAX_FILE_BYTES = 10 * 1024 * 1024
+MAX_AGENTS = 10_000
+# each is a process that has to start: this many at once are quick, and a failure is seen early
+_AT_ONCE = 8
+
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="YAML: see docs/how-to/fleet.md.")]
+
+fleet_app = typer.Typer(help="The agents that a file lists.", no_args_is_help=True)
+
+
+class AgentGroup(BaseModel):
+    """Agents that are alike. `ids` names them, or `id` one of them; with `count`, `{n}` in `id` counts from 1."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    agent_class: str = Field("seedcore.agents:RayAgent", alias="class")
+    id: str | None = None
+    ids: list[str] = []
+    count: Annotated[int, Field(ge=1, le=MAX_AGENTS)] | None = None
+    organ: str | None = None
+    labels: dict[str, str] = {}
+    metadata: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
+    num_cpus: Annotated[float, Field(ge=0)] = 0
+    resources: dict[str, Annotated[float, Field(ge=0)]] = {}
+    max_restarts: Annotated[int, Field(ge=-1)] = -1
+
+    def names(self) -> list[str]:
+        """The logical ids, or InvalidInputError."""
+        if (self.id is None) is not bool(self.ids):
+            raise InvalidInputError("agents", "each entry needs either id or ids")
+        if self.id is None:
+            if self.count is not None:
+                raise InvalidInputError("count", "goes with id, and not with ids")
+            return self.ids
+        if self.count is None:
+            return [self.id]
+        if "{n}" not in self.id:
+            raise InvalidInputError("id", f"must have {{n}} in it where there is a count, not {self.id!r}")
+        return [self.id.replace("{n}", str(number)) for number in range(1, self.count + 1)]
+
+
+class FleetFile(BaseModel):
+    """A fleet."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    agents: list[AgentGroup]
+
+
+@fleet_app.command("up")
+def fleet_up(file: FileArgument, as_json: JsonOption = False) -> None:
+    """Make every agent of the file that does not live yet."""
+    specs = specs_of(read_fleet(file))
+    settings = load_settings()
+    join_cluster(settings)
+    manager = Tier0MemoryManager(settings)
+
+    async def make(chunk: Sequence[AgentSpec]) -> Gathered[Any]:
+        return await manager.create_agents_batch(chunk)
+
+    failures = answered(_in_chunks("making agents", specs, make))
+    _end(failures, len(specs), "up", as_json)
+
+
+@fleet_app.command("down")
+def fleet_down(file: FileArgument, as_json: JsonOption = False) -> None:
+    """Stop every agent of the file. Others are left alone."""
+    names = names_of(read_fleet(file))
+    settings = load_settings()
+    join_cluster(settings)
+    manager = Tier0MemoryManager(settings)
+
+    async def stop(chunk: Sequence[str]) -> Gathered[Any]:
+        return await manager.shutdown_agents(chunk)
+
+    failures = answered(_in_chunks("stopping agents", names, stop))
+    _end(failures, len(names), "down", as_json)
+
+
+def read_fleet(file: Path) -> FleetFile:
+    """What a file says, or InvalidInputError that names the place."""
+    try:
+        if file.stat().st_size > MAX_FILE_BYTES:
+            raise InvalidInputError("FILE", f"{file} has more than {MAX_FILE_BYTES} bytes")
+        told = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInputError("FILE", f"{file} cannot be read: {first_line(error)}") from None
+    except yaml.YAMLError as error:
+        raise InvalidInputError("FILE", f"{file} is not YAML: {' '.join(str(error).split())}") from None
+    try:
+        return FleetFile.model_validate(told)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise InvalidInputError("FILE", f"{file}: {where}: {first['msg'][:1].lower()}{first['msg'][1:]}") from None
+
+
+def names_of(fleet: FleetFile) -> list[str]:
+    """Every logical id, or InvalidInputError."""
+    names = [name for group in fleet.agents for name in group.names()]
+    if len(names) > MAX_AGENTS:
+        raise InvalidInputError("agents", f"must be at most {MAX_AGENTS}, not {len(names)}")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise InvalidInputError("agents", f"name each agent once, not {twice[:5]} again")
+    return names
+
+
+def specs_of(fleet: FleetFile) -> list[AgentSpec]:
+    """What to make, or InvalidInputError, before anything is made."""
+    names_of(fleet)
+    return [
+        AgentSpec(
+            name,
+            group.organ,
+            agent_class,
+            group.labels,
+            group.metadata,
+            group.arguments,
+            group.num_cpus,
+            group.resources,
+            group.max_restarts,
+            is_detached=True,
+        )
+        for group in fleet.agents
+        for agent_class in [_class_named(group.agent_class)]
+        for name in group.names()
+    ]
+
+
+def _class_named(path: str) -> type[Any]:
+    """The class that `module:Class` names. Modules beside the caller can be named too."""
+    module_name, colon, class_name = path.partition(":")
+    if not colon or not module_name or not class_name:
+        raise InvalidInputError("class", f"must be written module:Class, not {path!r}")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise InvalidInputError("class", f"{path} cannot be imported: {first_line(error)}") from None
+    if not (isinstance(found, type) and issubclass(found, RayAgent)):
+        raise InvalidInputError("class", f"{path} is no subclass of RayAgent")
+    return found
+
+
+async def _in_chunks(
+    what: str, things: Sequence[T], work: Callable[[Sequence[T]], Awaitable[Gathered[Any]]]
+) -> dict[str, str]:
+    """Do some at a time, with progress; what went wrong, by agent."""
+    failures: dict[str, str] = {}
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[failed]}")
+    # progress is for people: a pipe gets the result alone
+    with Progress(*columns, console=out, disable=not out.is_terminal) as progress:
+        task = progress.add_task(what, total=len(things), failed="")
+        for start in range(0, len(things), _AT_ONCE):
+            chunk = things[start : start + _AT_ONCE]
+            gathered = await work(chunk)
+            failures |= {agent: str(error) for agent, error in gathered.failures.items()}
+            told = f"{len(failures)} failed" if failures else ""
+            progress.update(task, advance=len(chunk), failed=told)
+    return failures
+
+
+def _end(failures: dict[str, str], total: int, word: str, as_json: bool) -> None:
+    if as_json:
+        told: dict[str, Json] = {word: total - len(failures), "failures": failures}
+        typer.echo(json.dumps(told, indent=2))
+    else:
+        typer.echo(f"{total - len(failures)} of {total} agents are {word}")
+        for agent, why in sorted(failures.items()):
+            typer.echo(f"seedcore: {agent}: {why}", err=True)
+    if failures:
+        raise typer.Exit(EXIT_FAILED)

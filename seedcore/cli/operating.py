@@ -1,0 +1,142 @@
+"""Commands that change what agents are: drain, undrain, deregister."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+import typer
+
+from seedcore.cli.asking import Asked, Wanted, asked, shown_ids
+from seedcore.cli.output import EXIT_FAILED, JsonOption, out
+from seedcore.cli.reading import NodeOption, OrganOption, SelectorOption, answered
+from seedcore.cli.render import show_turned
+from seedcore.core.errors import InvalidInputError, RegistryError
+from seedcore.core.lifecycle import Status
+from seedcore.discovery.api import TurnedAnswer
+from seedcore.settings import load_settings
+
+_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])?")
+
+AgentsArgument = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Logical ids.")]
+ReasonOption = Annotated[str | None, typer.Option("--reason", "-r", help="Kept in the history.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of `90`, `90s`, `15m`, `1h` or `2d`, or InvalidInputError."""
+    found = _DURATION.fullmatch(text.strip())
+    if found is None:
+        raise InvalidInputError("--for", f"must be a duration like 90s, 15m, 1h or 2d, not {text[:40]!r}")
+    return float(found.group(1)) * _UNITS_S[found.group(2) or "s"]
+
+
+def drain_command(
+    agents: AgentsArgument = None,
+    organ: OrganOption = None,
+    node: NodeOption = None,
+    selector: SelectorOption = "",
+    reason: ReasonOption = None,
+    duration: Annotated[
+        str | None, typer.Option("--for", help="Alive again by itself after this long: 90s, 15m, 1h, 2d.")
+    ] = None,
+    yes: YesOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Hand agents out no more: those named, or all of a node, an organ or a selector. They go on with what they do."""
+    for_s = None if duration is None else parse_duration(duration)
+    _turn(
+        "drain",
+        Status.DRAINING,
+        agents,
+        Wanted((Status.ALIVE, Status.STARTING), (), organ, node, selector),
+        reason,
+        for_s,
+        yes=yes,
+        as_json=as_json,
+    )
+
+
+def undrain_command(
+    agents: AgentsArgument = None,
+    organ: OrganOption = None,
+    node: NodeOption = None,
+    selector: SelectorOption = "",
+    reason: ReasonOption = None,
+    yes: YesOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Hand draining agents out again."""
+    _turn(
+        "undrain",
+        Status.ALIVE,
+        agents,
+        Wanted((Status.DRAINING,), (), organ, node, selector),
+        reason,
+        None,
+        yes=yes,
+        as_json=as_json,
+    )
+
+
+def deregister_command(
+    agents: Annotated[list[str], typer.Argument(metavar="ID...", help="Logical ids.")],
+    reason: ReasonOption = None,
+    yes: YesOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Declare agents dead, for good. One that still runs registers again, as a new instance."""
+    if not yes:
+        typer.confirm(f"Declare {shown_ids(agents)} dead?", abort=True)
+    _turn("deregister", Status.DEAD, agents, None, reason, None, yes=True, as_json=as_json)
+
+
+def _turn(
+    verb: str,
+    status: Status,
+    agents: list[str] | None,
+    wanted: Wanted | None,
+    reason: str | None,
+    for_s: float | None,
+    *,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    is_narrowed = wanted is not None and (wanted.organ, wanted.node, wanted.selector) != (None, None, "")
+    if bool(agents) is is_narrowed:
+        raise InvalidInputError("ID", f"say whom to {verb}: either ids, or --node, --organ or --selector")
+    source = asked(load_settings())
+    if not agents:
+        assert wanted is not None
+        agents = sorted({item.logical_id for item in answered(source.listing(wanted)).items})
+        if not agents:
+            typer.echo(f"nobody to {verb}")
+            return
+        if not yes:
+            typer.confirm(f"{verb} {len(agents)} agents ({shown_ids(agents)})?", abort=True)
+    turned, failures = answered(_turn_all(source, agents, status, reason, for_s))
+    if as_json:
+        typer.echo("[" + ",\n".join(answer.model_dump_json(indent=2) for answer in turned) + "]")
+    else:
+        show_turned(out, turned)
+    for failure in failures[1:]:
+        typer.echo(f"seedcore: {failure}", err=True)
+    if failures:
+        raise failures[0]
+    if not all(answer.complete for answer in turned):
+        raise typer.Exit(EXIT_FAILED)
+
+
+async def _turn_all(
+    source: Asked, agents: list[str], status: Status, reason: str | None, for_s: float | None
+) -> tuple[list[TurnedAnswer], list[RegistryError]]:
+    """One after the other; one that is refused does not stop the others."""
+    turned: list[TurnedAnswer] = []
+    failures: list[RegistryError] = []
+    for agent in agents:
+        try:
+            turned.append(await source.turn(agent, status, reason, for_s))
+        except RegistryError as error:
+            failures.append(error)
+    return turned, failures

@@ -1,0 +1,179 @@
+"""Commands that only look: ls, get, why, watch, health."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import aclosing
+from dataclasses import asdict
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from seedcore.cli.asking import Asked, HttpProblemError, Wanted, asked
+from seedcore.cli.output import EXIT_FAILED, JsonOption, out, print_json
+from seedcore.cli.render import show_agent, show_event, show_listing, show_overview, show_reason
+from seedcore.cli.why import reason_of
+from seedcore.core.errors import NotResolvableError, RegistryError
+from seedcore.core.lifecycle import Status
+from seedcore.core.model import Verdict
+from seedcore.discovery.api import OverviewAnswer
+from seedcore.settings import load_settings
+
+T = TypeVar("T")
+
+AgentArgument = Annotated[str, typer.Argument(metavar="ID", help="Logical id.")]
+OrganOption = Annotated[str | None, typer.Option(help="Only this organ.")]
+NodeOption = Annotated[str | None, typer.Option(help="Only this Ray node.")]
+SelectorOption = Annotated[
+    str, typer.Option("--selector", "-l", help="Labels as in kubectl: 'env in (a, b), tier!=x, !spot'.")
+]
+EpochOption = Annotated[str | None, typer.Option(help="Of this epoch; default: the one that is shown.")]
+
+
+def answered(question: Coroutine[Any, Any, T]) -> T:
+    """The answer to a question, in an event loop of its own."""
+    return asyncio.run(question)
+
+
+def list_command(
+    status: Annotated[list[Status] | None, typer.Option(help="Repeatable; default alive.")] = None,
+    verdict: Annotated[list[Verdict] | None, typer.Option(help="Repeatable; default any.")] = None,
+    everything: Annotated[
+        bool,
+        typer.Option("--all", "-a", help="Also whose lease is over; every living status, unless --status says which."),
+    ] = False,
+    organ: OrganOption = None,
+    node: NodeOption = None,
+    selector: SelectorOption = "",
+    label: Annotated[list[str] | None, typer.Option(help="key=value; repeatable, all must hold.")] = None,
+    epoch: EpochOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the agents of the current epoch."""
+    wanted = Wanted(
+        statuses=tuple(status) if status else () if everything else (Status.ALIVE,),
+        verdicts=tuple(verdict or ()),
+        organ=organ,
+        node=node,
+        selector=",".join(part for part in (selector, *(label or ())) if part),
+        epoch=epoch,
+        with_lapsed=everything,
+    )
+    page = answered(asked(load_settings()).listing(wanted))
+    if as_json:
+        print_json(page)
+    else:
+        show_listing(out, page)
+
+
+def get_command(agent_id: AgentArgument, as_json: JsonOption = False) -> None:
+    """Show one agent: who lives under its logical id, who did, and what became of them."""
+    agent = answered(asked(load_settings()).agent(agent_id))
+    if as_json:
+        print_json(agent)
+    else:
+        show_agent(out, agent)
+
+
+def why_command(agent_id: AgentArgument, as_json: JsonOption = False) -> None:
+    """Say why an agent is as it is: why it died, drains, or is silent."""
+    agent = answered(asked(load_settings()).agent(agent_id))
+    reason = reason_of(agent)
+    if as_json:
+        typer.echo(json.dumps(asdict(reason), indent=2, default=str))
+    else:
+        show_reason(out, reason, agent)
+
+
+def watch_command(
+    organ: OrganOption = None,
+    node: NodeOption = None,
+    selector: SelectorOption = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON for each event.")] = False,
+) -> None:
+    """Print what changes, as it changes, until interrupted."""
+    wanted = Wanted(statuses=(), organ=organ, node=node, selector=selector, with_lapsed=True)
+    answered(_watch(asked(load_settings()), wanted, as_json=as_json))
+
+
+async def _watch(source: Asked, wanted: Wanted, *, as_json: bool) -> None:
+    known = {item.instance_id: item.status for item in (await source.listing(wanted)).items}
+    is_current = True
+    async for name, data in _reconnecting(source, wanted):
+        if as_json:
+            typer.echo(json.dumps({"event": name, **data}))
+        elif name == "state":
+            if data["current"] is not is_current:
+                is_current = bool(data["current"])
+                out.print(
+                    "the registry confirms again" if is_current else "the registry does not answer now", style="dim"
+                )
+        elif name == "reset":
+            out.print(f"-- {data['why']}", style="dim")
+        else:
+            before = known.get(data["instance_id"])
+            instance = data["instance"]
+            cause = None if instance is not None else await _cause_of_death(source, data)
+            show_event(out, data, before, cause)
+            if instance is None:
+                known.pop(data["instance_id"], None)
+            else:
+                known[data["instance_id"]] = instance["status"]
+
+
+async def _reconnecting(source: Asked, wanted: Wanted) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    """The events, also after who sends them was away."""
+    has_begun = False
+    while True:
+        try:
+            async with aclosing(source.watch(wanted)) as events:  # type: ignore[type-var]
+                async for event in events:
+                    has_begun = True
+                    yield event
+        except HttpProblemError:
+            raise
+        except RegistryError as error:
+            if not has_begun:
+                raise
+            out.print(f"-- {error}; asking again", style="dim")
+        await asyncio.sleep(1.0)
+
+
+async def _cause_of_death(source: Asked, data: dict[str, Any]) -> str | None:
+    try:
+        agent = await source.agent(data["logical_id"])
+    except (RegistryError, NotResolvableError):
+        return None
+    return next((row.cause for row in agent.history if row.instance_id == data["instance_id"]), None)
+
+
+def health_command(as_json: JsonOption = False) -> None:
+    """Show how registry, database and fleet are. Exit code 1 where something is wrong."""
+    overview = answered(asked(load_settings()).overview())
+    if as_json:
+        print_json(overview)
+    else:
+        show_overview(out, overview)
+    if troubles(overview):
+        raise typer.Exit(EXIT_FAILED)
+
+
+def troubles(overview: OverviewAnswer) -> list[str]:
+    """What is wrong, a line each."""
+    rungs = overview.rungs
+    found = [
+        f"{name}: {state}"
+        for name, state in (("registry", rungs.registry), ("PostgreSQL", rungs.postgres), ("Ray's listing", rungs.ray))
+        if state != "ok"
+    ]
+    report = overview.registry
+    if report is not None and overview.registry_problem is None:
+        if report.is_frozen:
+            found.append("expiry is frozen: too many agents went silent at once; only deaths that Ray confirms count")
+        if report.watch_problem is not None:
+            found.append(f"deaths are not pushed everywhere: {report.watch_problem}")
+        if report.beats_dropped:
+            found.append(f"{report.beats_dropped} beats were dropped")
+    return found
