@@ -112,5 +112,6 @@ async def start_registry(settings: Settings) -> Hello:
         max_instances=settings.max_instances,
         keep_history_s=settings.keep_history_days * 86_400,
         notes=(_EMBEDDED_NOTE,) if recipe.dsn is None else (),
+        log_format=settings.log_format,
     )
     return await ensure_registry(config, recipe, settings.namespace)

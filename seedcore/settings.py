@@ -7,7 +7,7 @@ import os
 from enum import Enum
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import platformdirs
 from pydantic import AfterValidator, AliasChoices, Field, SecretStr, ValidationError, model_validator
@@ -158,6 +158,11 @@ class Settings(BaseSettings):
         2.0,
         validation_alias=AliasChoices("SEEDCORE_DURABLE_WAIT_SEC"),
         description="how long a status change waits for its commit before it answers durable=False",
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text",
+        validation_alias=AliasChoices("SEEDCORE_LOG_FORMAT"),
+        description="logs of registry and discovery: text, or a line of JSON each",
     )
     call_timeout_s: Seconds = Field(
         5.0, validation_alias=AliasChoices("SEEDCORE_CALL_TIMEOUT_SEC"), description="bound of a call to the registry"

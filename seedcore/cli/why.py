@@ -62,7 +62,8 @@ def reason_of(agent: AgentAnswer) -> Reason:
 
 def _of_the_dead(agent: AgentAnswer) -> Reason:
     if not agent.history:
-        return Reason(agent.logical_id, "unknown", "nobody lives, and its history cannot be read now", None)
+        known = "nobody is registered" if agent.complete else "nobody lives, and its history cannot be read now"
+        return Reason(agent.logical_id, "unknown", known, None)
     newest: InstanceOut = max(
         agent.history, key=lambda row: (row.stopped_at is not None, row.stopped_at or row.started_at)
     )

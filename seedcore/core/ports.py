@@ -100,6 +100,11 @@ class Store(InstanceReader, Protocol):
         ...
 
     @property
+    def pool(self) -> Mapping[str, int]:
+        """How many connections there are, by what they do now; empty where there are none."""
+        ...
+
+    @property
     def lease_before_s(self) -> float | None:
         """The lease that was in force when this store began; None where no registry had been there."""
         ...

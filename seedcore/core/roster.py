@@ -6,7 +6,7 @@ travel, the wall clock (`at`). Of the dead only ids and causes are remembered, a
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -320,6 +320,15 @@ class Roster:
     def silent(self) -> int:
         """How many are not fresh, as far as it was told."""
         return len(self._told)
+
+    def count_by_verdict(self) -> Counter[tuple[Status, Verdict]]:
+        """How many live instances there are in each status with each verdict, as far as it was told."""
+        counts = Counter({(status, Verdict.FRESH): count for status, count in self._live.statuses.items()})
+        for instance_id, verdict in self._told.items():
+            status = self._live.by_id[instance_id].status
+            counts[status, Verdict.FRESH] -= 1
+            counts[status, verdict] += 1
+        return counts
 
     def note_loads(self, loads: Mapping[str, float]) -> None:
         """Note what the living told of their loads with a beat."""

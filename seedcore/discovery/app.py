@@ -18,7 +18,9 @@ from seedcore.registry.connection import NoRegistry, RegistryConnection
 from seedcore.registry.directory import RayDirectory
 from seedcore.registry.follower import Follower
 from seedcore.registry.handles import HandleFinder
+from seedcore.registry.logs import log_to_stderr
 from seedcore.registry.lookup import ActorHandle
+from seedcore.registry.metrics import CallerMetrics
 from seedcore.runtime import start_registry, store_recipe
 from seedcore.settings import Mode, Settings
 
@@ -32,12 +34,14 @@ def ladder_of(settings: Settings, connection: RegistryConnection | None = None) 
     """The ladder that the settings ask for: in mode ray it has the last rung alone."""
     connection = connection if connection is not None else _connection_of(settings)
     follows = settings.follow and settings.mode is not Mode.RAY
+    metrics = CallerMetrics("discovery")
     return DiscoveryLadder(
         connection,
         _no_reader if settings.mode is Mode.RAY else store_recipe(settings).reader,
         RayDirectory(settings.namespace, settings.call_timeout_s),
         HandleFinder(settings.namespace, settings.probe_timeout_s),
-        Follower(connection, feed=Feed("", FEED_CAPACITY)) if follows else None,
+        Follower(connection, feed=Feed("", FEED_CAPACITY), metrics=metrics) if follows else None,
+        metrics,
     )
 
 
@@ -54,6 +58,7 @@ class Discovery:
     """One replica. `routes.py` answers HTTP through its ladder; its methods answer in-cluster callers with handles."""
 
     def __init__(self, settings: Settings, keep_registry: bool) -> None:
+        log_to_stderr(settings.log_format)
         self.settings = settings
         self._connection = _connection_of(settings)
         self.ladder = ladder_of(settings, self._connection)

@@ -48,6 +48,7 @@ from seedcore.registry.connection import RegistryConnection
 from seedcore.registry.follower import Follower
 from seedcore.registry.handles import HandleFinder
 from seedcore.registry.lookup import ActorHandle
+from seedcore.registry.metrics import CallerMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -93,8 +94,10 @@ class DiscoveryLadder:
         directory: ActorDirectory,
         finder: HandleFinder,
         follower: Follower | None = None,
+        metrics: CallerMetrics | None = None,
     ) -> None:
-        """With a `follower`, what it knows is answered from its copy, and nobody is asked."""
+        """With a `follower`, what that knows is answered from its copy. `metrics` count resolutions."""
+        self._metrics = metrics if metrics is not None else CallerMetrics("discovery")
         self._connection = connection
         self._follower = follower
         self._reader_factory = reader_factory
@@ -194,6 +197,11 @@ class DiscoveryLadder:
 
         Raises InvalidInputError, or CannotKnowError where neither registry nor database answers.
         """
+        answer = await self._resolve(logical_ids, allow_late=allow_late)
+        self._metrics.resolved[answer.source.value] += len(answer.value)
+        return answer
+
+    async def _resolve(self, logical_ids: Sequence[str], *, allow_late: bool) -> Answer[list[Resolution]]:
         view = self.view()
         if view is not None:
             found_all = _resolved_in(view, logical_ids, allow_late)

@@ -16,7 +16,9 @@ from seedcore.registry.config import RegistryConfig
 from seedcore.registry.connection import REGISTRY_NAME, RegistryConnection
 from seedcore.registry.deathwatch import DeathWatch, RayCluster
 from seedcore.registry.handles import end_actor
+from seedcore.registry.logs import log_to_stderr
 from seedcore.registry.lookup import find_actor
+from seedcore.registry.metrics import PERIOD_S, RegistryMetrics
 from seedcore.registry.service import Registry
 from seedcore.registry.writer import StoreFactory
 
@@ -32,7 +34,7 @@ class RegistryActor(Registry):
     """A Registry that serves as soon as Ray has made it, also after a restart."""
 
     def __init__(self, config: RegistryConfig, store_factory: StoreFactory) -> None:
-        _log_to_stderr()
+        log_to_stderr(config.log_format)
         node_id = ray.get_runtime_context().get_node_id()
         cluster = RayCluster(config.namespace, config.call_timeout_s, min(_GATHER_S, config.beat_interval_s / 20))
         super().__init__(
@@ -40,17 +42,20 @@ class RegistryActor(Registry):
             store_factory,
             watch_factory=lambda on_death: DeathWatch(on_death, cluster),
         )
+        self._metrics = RegistryMetrics()
+        self._writer.on_flush = self._metrics.note_flush
         self.start()
+        self._telling = asyncio.create_task(self._tell_metrics(), name="registry-metrics")
 
-
-def _log_to_stderr() -> None:
-    """What an operator reads: a worker's stderr, which Ray keeps in its logs and shows to the driver."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    ours = logging.getLogger("seedcore")
-    ours.addHandler(handler)
-    ours.setLevel(logging.INFO)
-    ours.propagate = False
+    async def _tell_metrics(self) -> None:
+        while True:
+            await asyncio.sleep(PERIOD_S)
+            try:
+                by_verdict = self._roster.count_by_verdict()
+                counts = {(status.value, verdict.value): count for (status, verdict), count in by_verdict.items()}
+                self._metrics.tell(await self.health(), counts, self._writer.pool)
+            except Exception:
+                logger.exception("metrics were not told; going on")
 
 
 async def ensure_registry(

@@ -71,7 +71,8 @@ class Health:
     `watch_problem` says which of them cannot, and why; `relays` are at work, and watch `watched` of the instances.
     `followers` wait for a change. `silent` are not fresh now, `became_silent` counts how often anybody was found so.
     `healed` counts instances that memory and database knew differently, as their comparison, last at `compared_at`,
-    found; `pruned` counts what was forgotten of the history. `beats_a_s` come in a second now.
+    found; `pruned` counts what was forgotten of the history. `beats_a_s` come in a second now;
+    `fences` counts how often a newer registry took over.
     """
 
     hello: Hello
@@ -101,6 +102,7 @@ class Health:
     compared_at: datetime | None
     flush: FlushCounts
     beats_a_s: float | None = None
+    fences: int = 0
     notes: tuple[str, ...] = field(default=())
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,3 +42,4 @@ class RegistryConfig:
     freeze_max_s: float = 300.0
     stop_deadline_s: float = 5.0
     notes: tuple[str, ...] = ()
+    log_format: Literal["text", "json"] = "text"

@@ -19,6 +19,7 @@ from seedcore.core.view import LiveView
 from seedcore.core.waiting import end, within
 from seedcore.registry.clock import utc_now
 from seedcore.registry.connection import RegistryConnection
+from seedcore.registry.metrics import PERIOD_S, CallerMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -40,16 +41,20 @@ class Follower:
         on_change: Callable[[str], None] | None = None,
         on_reset: Callable[[], None] | None = None,
         feed: Feed | None = None,
+        metrics: CallerMetrics | None = None,
     ) -> None:
         """Follows whom organ and labels select. `on_change` is called with each logical id whose instances, or the
         verdict on them, changed; `on_reset` when everything may have. `feed` becomes a copy of the registry's feed, for
-        followers of this process. Tries no connection."""
+        followers of this process. `metrics` are told as long as it follows. Tries no connection."""
         self._connection = connection
         self._organ_id = organ_id
         self._labels = labels
         self._on_change = on_change
         self._on_reset = on_reset
         self.feed = feed
+        self._metrics = metrics
+        self._next_told_s = 0.0
+        self._confirmed_s: float | None = None
         self._task: asyncio.Task[None] | None = None
         self._trusted_until_s = 0.0
         self._confirmed = asyncio.Event()
@@ -90,6 +95,7 @@ class Follower:
     async def _follow(self) -> None:
         pause_s = _RETRY_S
         while True:
+            self._tell_metrics()
             try:
                 await self._step()
                 pause_s = _RETRY_S
@@ -122,6 +128,16 @@ class Follower:
                 self._on_change(logical_id)
         # it was true when it was said: no later than its wait allows, whenever we came to read it
         self._trust(min(time.monotonic(), asked_s + wait_s + _CALL_S))
+
+    def _tell_metrics(self) -> None:
+        now_s = time.monotonic()
+        if self._metrics is None or now_s < self._next_told_s:
+            return
+        self._next_told_s = now_s + PERIOD_S
+        try:
+            self._metrics.tell(None if self._confirmed_s is None else now_s - self._confirmed_s)
+        except Exception:
+            logger.exception("metrics were not told; going on")
 
     def _retell(self, feed: Feed, batch: FeedBatch) -> None:
         # several of one instance may be in a batch: what each of them left is what the next one changes
@@ -164,6 +180,7 @@ class Follower:
         # trusted with the next answer: it tells what changed while we listed
 
     def _trust(self, said_s: float) -> None:
+        self._confirmed_s = said_s
         self._trusted_until_s = said_s + MAX_AGE_S
         self.view.as_of = utc_now()
         self._confirmed.set()

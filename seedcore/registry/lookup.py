@@ -208,16 +208,16 @@ def explained(kind: str, detail: str) -> str | None:
     as much."""
     if kind == "NODE_OUT_OF_MEMORY":
         return "Ray killed it since its node ran low on memory"
-    if kind == "SYSTEM_ERROR":
+    if kind == "SYSTEM_ERROR" or not detail.strip():
         return None
     said, _, traceback = detail.partition("Traceback:")
-    if traceback:
+    if kind == "USER_ERROR":
         # frames are indented; the exception stands behind the last of them
         lines = [line for line in traceback.splitlines() if line.strip()]
         behind = len(lines)
         while behind > 0 and not lines[behind - 1].startswith((" ", "\t")):
             behind -= 1
-        exception = lines[behind] if behind < len(lines) else lines[-1].strip()
+        exception = lines[behind] if behind < len(lines) else said
         said = f"an exception in its start-up: {exception}"
     else:
         said = f"Ray says: {said}"
@@ -225,7 +225,7 @@ def explained(kind: str, detail: str) -> str | None:
 
 
 def _in_a_line(text: str) -> str:
-    return _NOT_IN_A_LINE.sub(" ", text).strip()[:_MAX_EXPLANATION_CHARS]
+    return " ".join(_NOT_IN_A_LINE.sub(" ", text).split())[:_MAX_EXPLANATION_CHARS]
 
 
 def actor_id_of(handle: ActorHandle) -> str:

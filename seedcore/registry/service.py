@@ -507,6 +507,7 @@ class Registry:
             compared_at=self._writer.compared_at,
             flush=self._writer.counts,
             beats_a_s=self._writer.beats_a_s,
+            fences=self._writer.fences,
             notes=self._config.notes,
         )
 

@@ -11,7 +11,7 @@ import logging
 import math
 import random
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
@@ -92,6 +92,8 @@ class Writer:
         self._problem: str | None = "not connected to the database yet"
         self.is_failing = False
         self.fenced_by: FencedError | None = None
+        self.fences = 0
+        self.on_flush: Callable[[float, int], None] = _ignore
         self._fenced_tries = 0
         self._refused_since_s: float | None = None
 
@@ -169,6 +171,11 @@ class Writer:
     def is_complete(self) -> bool:
         """Whether our memory is the whole truth: we have read the database, and nobody newer writes it."""
         return self.recovered and self.fenced_by is None
+
+    @property
+    def pool(self) -> Mapping[str, int]:
+        """The store's connections by what they do."""
+        return {} if self._store is None else self._store.pool
 
     @property
     def counts(self) -> FlushCounts:
@@ -268,6 +275,7 @@ class Writer:
         """A newer registry writes. What waits was never acknowledged as durable: its agents keep it."""
         logger.error("%s", error, extra={"pending_changes": self.pending_changes})
         self.fenced_by = error
+        self.fences += 1
         self._fenced_tries = 0
         self._refused_since_s = None
         self._problem = None
@@ -396,6 +404,7 @@ class Writer:
     async def _flush(self, beats_due: bool) -> None:
         """Commit every waiting change, then the beats if due. A failed batch goes back to its place."""
         started_s = self._clock.monotonic()
+        before = self._counts
         statements = 0
         while changes := self._changes.take(self._config.batch_limit):
             statements += await self._commit_changes(changes)
@@ -413,6 +422,9 @@ class Writer:
                 statements=self._counts.statements + statements,
                 last_flush_s=self._clock.monotonic() - started_s,
             )
+            counts = self._counts
+            rows = counts.changes_committed + counts.beats_committed - before.changes_committed - before.beats_committed
+            self.on_flush(counts.last_flush_s, rows)
 
     async def _commit_explanations(self) -> int:
         """Tell the database what became known of deaths, whose changes it has by now."""
@@ -593,6 +605,10 @@ class Writer:
             if not self.is_unsettled(beat.instance_id) and beat.instance_id in self._roster:
                 await self._correct(beat.instance_id)
         self._counts = replace(self._counts, beats_committed=self._counts.beats_committed + len(heard) - len(lost))
+
+
+def _ignore(_seconds: float, _rows: int) -> None:
+    """Nobody measures."""
 
 
 def key_of(change: Change) -> Key:

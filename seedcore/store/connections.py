@@ -92,6 +92,17 @@ class Connections:
         self._circuit = Circuit(_RETRY_MIN_S, _RETRY_MAX_S)
         self._problem: str | None = None
 
+    @property
+    def use(self) -> dict[str, int]:
+        """How many connections there are, by what they do: busy or idle; and how many callers wait for one."""
+        stats = {} if self._pool is None else self._pool.get_stats()
+        idle = stats.get("pool_available", 0)
+        return {
+            "busy": stats.get("pool_size", 0) - idle,
+            "idle": idle,
+            "waiting": stats.get("requests_waiting", 0),
+        }
+
     def open(self) -> None:
         """Let connections be made. Idempotent."""
         self._is_open = True

@@ -255,6 +255,10 @@ class MemoryStore:
     def _declare_dead(self, row: Instance, cause: str) -> None:
         self._set_status(StatusChange(row.instance_id, Status.DEAD, cause=cause))
 
+    @property
+    def pool(self) -> Mapping[str, int]:
+        return {}
+
     async def explain_deaths(self, causes: Mapping[str, str]) -> list[str]:
         self._fence()
         rows, steps = self._tables.rows, self._tables.transitions

@@ -218,6 +218,10 @@ class PostgresStore:
         )
         return [_outcome(row) for row in rows]
 
+    @property
+    def pool(self) -> Mapping[str, int]:
+        return self._connections.use
+
     async def explain_deaths(self, causes: Mapping[str, str]) -> list[str]:
         parameters: dict[str, object] = {"ids": list(causes), "causes": list(causes.values()), "term": self._term}
         return [row[0] for row in await self._run("explain_deaths", parameters)]

@@ -45,6 +45,7 @@ from seedcore.registry.follower import Follower
 from seedcore.registry.handles import HandleFinder, Proof, end_actor, probe
 from seedcore.registry.identity import own_node_id
 from seedcore.registry.lookup import ActorHandle, is_told_gone
+from seedcore.registry.metrics import CallerMetrics
 from seedcore.settings import Mode, Settings, get_settings
 from seedcore.tier0.answers import AgentSpec, Fleet, Gathered, KnownAgent, Located, Pruned, SystemSummary
 from seedcore.tier0.calls import bounded_call, gather
@@ -84,9 +85,12 @@ class Tier0MemoryManager:
         self._finder = HandleFinder(namespace, self._settings.probe_timeout_s)
         self._proven: OrderedDict[str, ActorHandle] = OrderedDict()
         self._snapshot = Snapshot(self._settings.max_instances)
+        self._metrics = CallerMetrics("manager")
         self._follower: Follower | None = None
         if self._mode is not Mode.RAY and self._settings.follow:
-            self._follower = Follower(self._connection, on_change=self._doubt, on_reset=self._proven.clear)
+            self._follower = Follower(
+                self._connection, on_change=self._doubt, on_reset=self._proven.clear, metrics=self._metrics
+            )
         self._proving: set[asyncio.Task[None]] = set()
         self._turns: Counter[str] = Counter()
         self._registry_was_away = False
@@ -188,6 +192,7 @@ class Tier0MemoryManager:
         if policy is Policy.NEWEST and self._follower is not None and self._follower.is_current:
             handle = self._proven.get(logical_id)
             if handle is not None and not is_told_gone(handle):
+                self._metrics.resolved[Source.SNAPSHOT.value] += 1
                 return handle
         return (await self.locate(logical_id, allow_late=allow_late, policy=policy, key=key)).handle
 
@@ -195,6 +200,19 @@ class Tier0MemoryManager:
         self, logical_id: str, *, allow_late: bool = False, policy: Policy = Policy.NEWEST, key: str = ""
     ) -> Located:
         """As `resolve`, with the source of the answer, and looked up anew."""
+        resolved = self._metrics.resolved
+        try:
+            located = await self._locate(logical_id, allow_late, policy, key)
+        except NotResolvableError:
+            resolved["none"] += 1
+            raise
+        except CannotKnowError:
+            resolved["unknown"] += 1
+            raise
+        resolved[located.source.value] += 1
+        return located
+
+    async def _locate(self, logical_id: str, allow_late: bool, policy: Policy, key: str) -> Located:
         check_agent_id(logical_id, "logical_id")
         self._doubt(logical_id)
         if self._mode is Mode.RAY:

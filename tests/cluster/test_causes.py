@@ -1,0 +1,190 @@
+"""Why an agent died, in words: whatever ended it, its history names it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import RayError
+
+from seedcore.cli.why import Reason, reason_of
+from seedcore.discovery.api import agent_answer
+from seedcore.registry import ThreadReporter
+from seedcore.registry.connection import RegistryConnection
+from seedcore.registry.lookup import explained, ray_remembers
+from seedcore.settings import Settings
+from seedcore.tier0 import Tier0MemoryManager
+from tests.cluster.agents import Blocking, Unmakeable, Worker
+from tests.waiting import eventually
+
+PROGRAM = Path(sys.executable).parent / "seedcore"
+
+
+class Raises:
+    """Reports that it lives, and then finds that it cannot."""
+
+    def __init__(self, agent_id: str, settings: Settings) -> None:
+        self.reporter = ThreadReporter(agent_id, settings=settings)
+        self.reporter.start()
+        raise ValueError("no such model: \x1b[31mgpt\x1b[0m\nand a second line")
+
+
+async def why(registry: RegistryConnection, agent_id: str) -> Reason:
+    return reason_of(agent_answer(await registry.describe(agent_id)))
+
+
+async def until_dead(registry: RegistryConnection, agent_id: str, pattern: str) -> Reason:
+    """Its reason, once it is dead and more is known than that its process is gone."""
+
+    async def reason() -> Reason:
+        found = await why(registry, agent_id)
+        assert found.state == "dead", found
+        assert re.search(pattern, found.why), found
+        return found
+
+    return await eventually(reason)
+
+
+async def create(manager: Tier0MemoryManager, settings: Settings, name: str) -> Any:
+    """One whose process is watched."""
+
+    async def is_watched() -> bool:
+        health = await manager.connection.health()
+        return health.watched == sum(health.instances.values())
+
+    handle = await _created(manager, settings, name)
+    await eventually(is_watched)
+    return handle
+
+
+async def _created(manager: Tier0MemoryManager, settings: Settings, name: str) -> Any:
+    return await manager.create_agent(name, agent_class=Worker, arguments={"settings": settings}, max_restarts=0)
+
+
+async def test_a_signal_and_an_exit_code_are_named(
+    registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings
+) -> None:
+    for name, number in (("killed", signal.SIGKILL), ("crashed", signal.SIGSEGV)):
+        handle = await create(manager, settings, name)
+        pid = await handle.execute_task.remote("pid")
+        os.kill(pid, number)
+        reason = await until_dead(registry, name, f"its process was killed by {number.name} \\(pid {pid}\\)")
+        assert reason.advice is not None
+    handle = await create(manager, settings, "quits")
+    pid = await handle.execute_task.remote("pid")
+    handle.execute_task.remote("die")
+    await until_dead(registry, "quits", f"its process exited with code 1 \\(pid {pid}\\)")
+
+
+async def test_what_its_constructor_raised_is_named(registry: RegistryConnection, settings: Settings) -> None:
+    actor_class: Any = ray.remote(Raises)
+    handle = actor_class.options(name="raises", namespace=settings.namespace, num_cpus=0).remote("raises", settings)
+    with pytest.raises(RayError):
+        await handle.__ray_ready__.remote()
+    reason = await until_dead(registry, "raises", "an exception in its start-up: ValueError: no such model: gpt")
+    assert "\x1b" not in reason.why
+    history = await registry.transitions("raises", 5)
+    assert history[0].cause == reason.why
+
+
+async def test_one_that_never_came_to_register_is_found_in_rays_memory(
+    registry: RegistryConnection, settings: Settings
+) -> None:
+    actor_class: Any = ray.remote(Unmakeable)
+    handle = actor_class.options(name="unmakeable", namespace=settings.namespace, num_cpus=0).remote()
+    with pytest.raises(RayError):
+        await handle.__ray_ready__.remote()
+    told = await ray_remembers("unmakeable", settings.namespace, 5.0)
+    assert "which has died: an exception in its start-up: ValueError: not like this" in told
+    environment = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "SEEDCORE_NS": settings.namespace}
+    answer = await asyncio.to_thread(
+        lambda: subprocess.run(
+            [PROGRAM, "why", "unmakeable"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, **environment},
+        )
+    )
+    assert answer.returncode == 3, answer
+    assert "ValueError: not like this" in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+async def test_who_was_ended_by_ray_is_told_so(
+    registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings
+) -> None:
+    handle = await create(manager, settings, "ended")
+    await handle.execute_task.remote("pid")
+    ray.kill(handle, no_restart=True)
+    await until_dead(registry, "ended", r"its process .*\(pid \d+\): Ray says: .*kill")
+
+
+async def test_draining_stopping_and_an_old_epoch_are_named(
+    registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings
+) -> None:
+    handle = await create(manager, settings, "drains")
+    await handle.drain.remote("makes room")
+    drains = await why(registry, "drains")
+    assert (drains.state, drains.why) == ("draining", "makes room")
+    await registry.turn_agent("drains", "draining", "by an operator: upkeep", for_s=60)
+    assert re.match(r"by an operator: upkeep, until \d{4}-", (await why(registry, "drains")).why)
+    actor_class: Any = ray.remote(Blocking)
+    blocking = actor_class.options(name="stops", namespace=settings.namespace, num_cpus=0).remote("stops", settings)
+    await blocking.finish.remote()
+    await until_dead(registry, "stops", "^done$")
+    await create(manager, settings, "old")
+    await registry.set_current_epoch("green")
+    await until_dead(registry, "old", "epoch")
+
+
+async def test_one_that_hangs_is_late_then_dead_by_its_lease(
+    registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings
+) -> None:
+    handle = await create(manager, settings, "hangs")
+    # among others, or so much silence would freeze expiry
+    for number in range(4):
+        await create(manager, settings, f"goes-on-{number}")
+    pid = await handle.execute_task.remote("pid")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+
+        async def is_late() -> bool:
+            reason = await why(registry, "hangs")
+            return reason.state in {"late", "suspect"} and "silent for" in reason.why
+
+        await eventually(is_late)
+        await until_dead(registry, "hangs", r"lease expired: silent for \d+ s")
+    finally:
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("kind", "detail", "told"),
+    [
+        ("SYSTEM_ERROR", "connection error code 2", None),
+        ("NODE_OUT_OF_MEMORY", "Task was killed due to the node running low on memory.", "ran low on memory"),
+        ("INTENDED_SYSTEM_EXIT", "Worker exits\n because it was idle.", "Ray says: Worker exits because it was idle."),
+        ("USER_ERROR", "Traceback: ", "an exception in its start-up"),
+        ("USER_ERROR", "x Traceback: f\n  File 1\nKeyError: 'a'\n", "an exception in its start-up: KeyError: 'a'"),
+        ("USER_ERROR", "x Traceback: f\n  File 1\n" + "E" * 2000, "an exception in its start-up: E"),
+        ("INTENDED_USER_EXIT", "", None),
+    ],
+)
+def test_what_ray_says_of_a_worker_becomes_a_line(kind: str, detail: str, told: str | None) -> None:
+    line = explained(kind, detail)
+    if told is None:
+        assert line is None
+    else:
+        assert line is not None
+        assert told in line
+        assert len(line) <= 500
+        assert line.isprintable()
