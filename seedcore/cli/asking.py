@@ -193,7 +193,7 @@ class Deployment:
         return await self._ask(TurnedAnswer, "POST", f"{path}/{_VERB[status]}", json=told)
 
     async def watch(self, wanted: Wanted) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-        parameters = {**wanted.parameters(), "everyone": not wanted.statuses}
+        parameters = wanted.parameters()
         async with self._client(read_s=30.0) as client, client.stream("GET", "/v1/watch", params=parameters) as answer:
             if answer.is_error:
                 await answer.aread()

@@ -15,7 +15,7 @@ from seedcore.cli.asking import Asked, HttpProblemError, Wanted, asked
 from seedcore.cli.output import EXIT_FAILED, JsonOption, out, print_json
 from seedcore.cli.render import show_agent, show_event, show_listing, show_overview, show_reason
 from seedcore.cli.why import reason_of
-from seedcore.core.errors import NotResolvableError, RegistryError
+from seedcore.core.errors import RegistryError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Verdict
 from seedcore.discovery.api import OverviewAnswer
@@ -115,8 +115,7 @@ async def _watch(source: Asked, wanted: Wanted, *, as_json: bool) -> None:
         else:
             before = known.get(data["instance_id"])
             instance = data["instance"]
-            cause = None if instance is not None else await _cause_of_death(source, data)
-            show_event(out, data, before, cause)
+            show_event(out, data, before)
             if instance is None:
                 known.pop(data["instance_id"], None)
             else:
@@ -139,14 +138,6 @@ async def _reconnecting(source: Asked, wanted: Wanted) -> AsyncIterator[tuple[st
                 raise
             out.print(f"-- {error}; asking again", style="dim")
         await asyncio.sleep(1.0)
-
-
-async def _cause_of_death(source: Asked, data: dict[str, Any]) -> str | None:
-    try:
-        agent = await source.agent(data["logical_id"])
-    except (RegistryError, NotResolvableError):
-        return None
-    return next((row.cause for row in agent.history if row.instance_id == data["instance_id"]), None)
 
 
 def health_command(as_json: JsonOption = False) -> None:

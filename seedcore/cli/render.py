@@ -95,7 +95,7 @@ def show_reason(console: Console, reason: Reason, agent: AgentAnswer) -> None:
     _show_steps(console, agent.transitions)
 
 
-def show_event(console: Console, data: Mapping[str, Any], before: str | None, cause: str | None) -> None:
+def show_event(console: Console, data: Mapping[str, Any], before: str | None) -> None:
     """One change, as a line."""
     instance = data["instance"]
     now = instance["status"] if instance is not None else "dead"
@@ -105,8 +105,7 @@ def show_event(console: Console, data: Mapping[str, Any], before: str | None, ca
     line.append_text(_state(now))
     if instance is not None and instance["verdict"] not in {None, "fresh"}:
         line.append(" ").append_text(_state(instance["verdict"]))
-    told = cause if instance is None else instance["cause"]
-    line.append(f": {told}" if told else "").append(f"  {_short(data['instance_id'])}", style="dim")
+    line.append(f": {data['cause']}" if data["cause"] else "").append(f"  {_short(data['instance_id'])}", style="dim")
     console.print(line, soft_wrap=True)
 
 

@@ -19,13 +19,14 @@ from seedcore.core.model import Instance, InstanceFilter, Verdict
 @dataclass(frozen=True, slots=True)
 class FeedChange:
     """What became of an instance at a version; `instance` None: it is dead, unknown, or not selected any more.
-    `verdict` is what its beats say of it."""
+    `verdict` is what its beats say of it, `cause` why it died."""
 
     version: int
     instance_id: str
     logical_id: str
     instance: Instance | None
     verdict: Verdict = Verdict.FRESH
+    cause: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class _Entry(NamedTuple):
     before: Instance | None
     after: Instance | None
     verdict: Verdict
+    cause: str | None
 
     def selected_by(self, wanted: InstanceFilter, epoch: str) -> bool:
         """Whether it concerns who wants these: a step into the selection, within it, or out of it."""
@@ -60,7 +62,7 @@ class _Entry(NamedTuple):
         some = self.after if self.after is not None else self.before
         assert some is not None
         after = self.after if _is_wanted(self.after, wanted, epoch) else None
-        return FeedChange(self.version, some.instance_id, some.logical_id, after, self.verdict)
+        return FeedChange(self.version, some.instance_id, some.logical_id, after, self.verdict, self.cause)
 
 
 class Feed:
@@ -84,12 +86,13 @@ class Feed:
         before: Instance | None,
         after: Instance | None,
         verdict: Verdict = Verdict.FRESH,
+        cause: str | None = None,
         version: int | None = None,
     ) -> None:
-        """Note a change of an instance, or of the verdict on it; None: it was, or is, not there. `version` is the one
-        that a copy was told."""
+        """Note a change of an instance, or of the verdict on it; None: it was, or is, not there, `cause` says why.
+        `version` is the one that a copy was told."""
         self.version = self.version + 1 if version is None else version
-        entry = _Entry(self.version, before, after, verdict)
+        entry = _Entry(self.version, before, after, verdict, cause)
         if len(self._entries) == self._entries.maxlen:
             self._reaches_back_to = self._entries[0].version if self._entries else self.version
         self._entries.append(entry)

@@ -425,7 +425,7 @@ class Roster:
         if instance.status is Status.DEAD:
             self._bury(instance)
             if known is not None:
-                self.feed.append(known, None)
+                self.feed.append(known, None, cause=instance.cause)
             return
         if instance is not known:
             if known is not None and known.node_id != instance.node_id:

@@ -160,18 +160,21 @@ async def get_instance(replica: Replica, instance_id: str) -> InstanceAnswer:
 )
 async def watch(
     replica: Replica,
+    request: Request,
     wanted: Wanted,
     after: Annotated[str | None, Query(description="STREAM:VERSION of an answer; default: from now on")] = None,
     last_event_id: Annotated[str | None, Header(description="where to go on; wins over `after`")] = None,
-    everyone: Annotated[bool, Query(description="of every living status, whatever `status` says")] = False,
 ) -> StreamingResponse:
-    """What changes, as server-sent events: `change` with the instance, or null where it is gone or not wanted any more;
-    `reset` where what happened before is not remembered (list again); `state` every two seconds, which says whether the
-    registry confirms what this deployment knows. Each event's id can be given as Last-Event-ID."""
+    """What changes, as server-sent events, of every living status unless `status` says which.
+
+    `change` has the instance, or null where it has died (`cause` says why) or is not wanted any more; `reset` comes
+    where what happened before is not remembered: list again; `state`, every two seconds, says whether the registry
+    confirms what this deployment knows. Each event's id can be given as Last-Event-ID.
+    """
     feed = require_feed(replica.ladder)
     position = last_event_id if last_event_id is not None else after
     start = Position.parsed(position) if position is not None else None
-    selected = replace(wanted, statuses=None) if everyone else wanted
+    selected = wanted if request.query_params.get("status") else replace(wanted, statuses=None)
     return StreamingResponse(
         events(replica.ladder, feed, start, selected),
         media_type="text/event-stream",

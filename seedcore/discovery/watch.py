@@ -103,6 +103,7 @@ def _change_out(change: FeedChange) -> dict[str, object]:
         "instance_id": change.instance_id,
         "logical_id": change.logical_id,
         "instance": shown,
+        "cause": change.cause if change.instance is None else change.instance.cause,
     }
 
 

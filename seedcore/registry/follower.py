@@ -146,7 +146,7 @@ class Follower:
             before = seen.get(change.instance_id, self.view.get(change.instance_id))
             seen[change.instance_id] = change.instance
             if before is not None or change.instance is not None:
-                feed.append(before, change.instance, change.verdict, change.version)
+                feed.append(before, change.instance, change.verdict, change.cause, change.version)
         feed.version = batch.version
 
     async def _pause_between_resets(self) -> None:

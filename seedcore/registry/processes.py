@@ -27,6 +27,7 @@ OnExit = Callable[[str, str, str | None], None]
 
 _OUR_NAMESPACE = "/proc/self/ns/pid"
 _START_TIME_FIELD = 19  # of /proc/PID/stat, counted behind the process's name in brackets
+_EXIT_STATUS_FIELD = 49
 _WORKER_MARK = "/"
 _PROBES_AT_ONCE = 100
 _PROBE_S = 2.0
@@ -88,10 +89,14 @@ def worker_id_of(process_key: str) -> str | None:
 def _read_key(pid: int) -> str | None:
     """The key of a process; None of a zombie. Raises OSError where it cannot be read, which is no proof of an end."""
     namespace = os.stat(_OUR_NAMESPACE).st_ino
-    # in front of the bracket its name, which may be any bytes
-    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].decode().split()
+    fields = _stat_fields(pid)
     # a zombie has ended: it waits for nobody but its parent
     return None if fields[0] in "ZX" else f"{namespace}-{pid}-{fields[_START_TIME_FIELD]}"
+
+
+def _stat_fields(pid: int) -> list[str]:
+    # in front of the bracket its name, which may be any bytes
+    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].decode().split()
 
 
 class PidfdWatch:
@@ -136,7 +141,7 @@ class PidfdWatch:
         self._home.clear()
 
     def _ended(self, key: str, pid: int) -> None:
-        cause = exited(pid, exit_status(self._descriptors[key]))
+        cause = exited(pid, exit_status(self._descriptors[key], pid))
         tenants = self._close(key)
         for instance_id in sorted(tenants):
             del self._home[instance_id]
@@ -263,9 +268,25 @@ _READ_AND_WRITE = 3
 _PIDFD_GET_INFO = _READ_AND_WRITE << 30 | ctypes.sizeof(_PidfdInfo) << 16 | 0xFF << 8 | 11
 
 
-def exit_status(descriptor: int) -> int | None:
-    """How the process of a pidfd ended, as wait(2) would tell its parent; None where the kernel does not tell others
-    (Linux before 6.15)."""
+def exit_status(descriptor: int, pid: int) -> int | None:
+    """How the ended process of a pidfd has ended, as wait(2) tells its parent; None where nobody tells us.
+
+    While its parent has not asked, /proc has it; after that the descriptor (Linux 6.15).
+    """
+    told = _status_of_zombie(pid)
+    # asked in between: its id may be another's by now, but not the descriptor
+    return told if told is not None else _status_by_descriptor(descriptor)
+
+
+def _status_of_zombie(pid: int) -> int | None:
+    try:
+        fields = _stat_fields(pid)
+    except OSError:
+        return None
+    return int(fields[_EXIT_STATUS_FIELD]) if fields[0] in "ZX" else None
+
+
+def _status_by_descriptor(descriptor: int) -> int | None:
     info = _PidfdInfo(mask=_PIDFD_INFO_EXIT)
     try:
         fcntl.ioctl(descriptor, _PIDFD_GET_INFO, info)

@@ -1,0 +1,223 @@
+// The panel of one agent: asked for again while it is open.
+
+import { agentPath, getJson, postJson } from "./api.js";
+import { earlierItems, headline, instanceCard, tickTimes, timelineItems } from "./agent_view.js";
+import { now } from "./clock.js";
+import { byId, mark, setAttribute, setText } from "./dom.js";
+import { longSpan } from "./format.js";
+import { describeOutcome, describeRefusal, describeVerdict } from "./words.js";
+
+const EVERY_MS = 5000;
+
+/** How long an outcome is told. */
+const OUTCOME_MS = 30_000;
+
+/** Changes that come together are one question. */
+const SETTLE_MS = 150;
+
+const PARTS = {
+  "agent-live": {
+    item: (answer, at) => answer.live.map((observed) => instanceCard(observed, at)),
+    of: ({ live }) => live,
+  },
+  timeline: { item: timelineItems, of: ({ transitions }) => transitions },
+  earlier: { item: earlierItems, of: ({ live, history }) => [live.length, history] },
+};
+
+export class AgentPanel {
+  #root = byId("agent");
+  #id = null;
+  #answer = null;
+  #problem = null;
+  #readAt = null;
+  #asking = null;
+  #mustAskAgain = false;
+  #timer = null;
+  #shown = {};
+  #outcomeTimer = null;
+  #onClose;
+  #canDrain = true;
+
+  /** `onClose()` when the reader closes it, `onDrain(id)` when they want to drain. */
+  constructor({ onClose, onDrain }) {
+    this.#onClose = onClose;
+    byId("agent-close").addEventListener("click", () => this.#onClose());
+    byId("drain").addEventListener("click", () => onDrain(this.#id));
+    byId("undrain").addEventListener("click", () => this.#undrain());
+  }
+
+  get id() {
+    return this.#id;
+  }
+
+  open(id) {
+    if (id === this.#id) return;
+    this.close();
+    this.#id = id;
+    this.#root.hidden = false;
+    this.#root.scrollTop = 0;
+    setText(byId("agent-name"), id);
+    this.#ask();
+    this.#show();
+  }
+
+  close() {
+    this.#asking?.abort();
+    clearTimeout(this.#timer);
+    this.#id = this.#answer = this.#problem = this.#readAt = this.#asking = null;
+    this.#shown = {};
+    this.#mustAskAgain = false;
+    this.#root.hidden = true;
+    this.#say(null);
+  }
+
+  focus() {
+    byId("agent-name").focus({ preventScroll: true });
+  }
+
+  /** Something of an agent has changed. */
+  changed(id) {
+    if (id === this.#id) this.#askIn(SETTLE_MS);
+  }
+
+  /** Whether the registry is there to drain. */
+  allowDraining(isAllowed) {
+    if (this.#canDrain === isAllowed) return;
+    this.#canDrain = isAllowed;
+    if (this.#id !== null) this.#showActions();
+  }
+
+  tick() {
+    if (this.#id === null) return;
+    this.#showHeadline();
+    this.#showProblem();
+    tickTimes(this.#root, now());
+  }
+
+  /** What a drain came to, if its agent is still open. */
+  tellOutcome(id, outcome) {
+    if (id !== this.#id) return;
+    this.#say(outcome);
+    this.#askIn(0);
+  }
+
+  #askIn(ms) {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.#ask(), ms);
+  }
+
+  // one question at a time; a change meanwhile asks once more
+  async #ask() {
+    if (this.#asking !== null) {
+      this.#mustAskAgain = true;
+      return;
+    }
+    const asking = new AbortController();
+    this.#asking = asking;
+    try {
+      const answer = await getJson(agentPath(this.#id), { signal: asking.signal });
+      if (asking.signal.aborted) return;
+      this.#answer = answer;
+      this.#problem = null;
+      this.#readAt = now();
+      if (answer.live.length === 0) this.#say(null);
+    } catch (error) {
+      if (asking.signal.aborted) return;
+      this.#problem = error;
+      if (error.status === 404) this.#answer = null;
+    }
+    this.#asking = null;
+    this.#askIn(this.#mustAskAgain ? SETTLE_MS : EVERY_MS);
+    this.#mustAskAgain = false;
+    this.#show();
+  }
+
+  async #undrain() {
+    const id = this.#id;
+    const button = byId("undrain");
+    button.disabled = true;
+    try {
+      this.tellOutcome(id, describeOutcome("undrain", await postJson(`${agentPath(id)}/undrain`, {}), null, now()));
+    } catch (error) {
+      this.tellOutcome(id, { level: "bad", text: describeRefusal("undrain", error) });
+    }
+    button.disabled = false;
+  }
+
+  #show() {
+    const answer = this.#answer;
+    setAttribute(this.#root, "aria-busy", answer === null && this.#problem === null);
+    this.#showHeadline();
+    this.#showProblem();
+    this.#showActions();
+    for (const [name, { item, of }] of Object.entries(PARTS)) {
+      const content = answer === null ? [] : of(answer);
+      this.#showPart(name, content, () => item(answer, now()));
+    }
+    for (const { instance, verdict, silence_s: silence } of answer?.live ?? []) {
+      const node = this.#root.querySelector(`[data-silence="${CSS.escape(instance.instance_id ?? "")}"]`);
+      if (node) setText(node, describeVerdict(verdict, silence));
+    }
+    const isHistoryMissing = answer !== null && !answer.complete && answer.transitions.length === 0;
+    byId("history-missing").hidden = !isHistoryMissing;
+  }
+
+  // made anew only when it changed: what is marked or has the focus stays. Each beat changes the silence only.
+  #showPart(name, content, make) {
+    const signature = JSON.stringify(content, (key, value) =>
+      key === "silence_s" || key === "last_heartbeat" ? undefined : value,
+    );
+    if (this.#shown[name] === signature) return;
+    this.#shown[name] = signature;
+    const nodes = content.length === 0 ? [] : make();
+    byId(name).replaceChildren(...nodes);
+    byId(`${name}-section`).hidden = nodes.length === 0;
+  }
+
+  #showHeadline() {
+    const { kind, text, detail = "" } = this.#describe();
+    const box = byId("agent-headline");
+    setAttribute(box, "data-status", kind);
+    if (box.firstElementChild?.className !== `mark mark-${kind}`) box.firstElementChild.replaceWith(mark(kind));
+    setText(byId("agent-state"), text);
+    setText(byId("agent-detail"), detail);
+  }
+
+  #describe() {
+    if (this.#answer !== null) return headline(this.#answer, now());
+    if (this.#problem === null) return { kind: "unknown", text: "Reading" };
+    if (this.#problem.status === 404) {
+      return { kind: "unknown", text: "Nobody ever registered under this id.", detail: this.#problem.message };
+    }
+    return { kind: "unknown", text: "What is known of it cannot be read now.", detail: this.#problem.message };
+  }
+
+  #showProblem() {
+    const isStale = this.#answer !== null && this.#problem !== null;
+    byId("agent-stale").hidden = !isStale;
+    if (!isStale) return;
+    setText(
+      byId("agent-stale"),
+      `This was read ${longSpan(now() - this.#readAt)} ago. Since then: ${this.#problem.message}.`,
+    );
+  }
+
+  #showActions() {
+    const statuses = (this.#answer?.live ?? []).map(({ instance }) => instance.status);
+    const canDrain = statuses.some((status) => status === "alive" || status === "starting");
+    const canUndrain = statuses.includes("draining");
+    byId("drain").hidden = !canDrain;
+    byId("undrain").hidden = !canUndrain;
+    for (const id of ["drain", "undrain"]) byId(id).disabled = !this.#canDrain;
+    byId("agent-actions").hidden = !canDrain && !canUndrain;
+    byId("drain-impossible").hidden = this.#canDrain;
+  }
+
+  #say(outcome) {
+    clearTimeout(this.#outcomeTimer);
+    if (outcome !== null) this.#outcomeTimer = setTimeout(() => this.#say(null), OUTCOME_MS);
+    const box = byId("outcome");
+    setText(box, outcome?.text ?? "");
+    setAttribute(box, "data-level", outcome?.level ?? null);
+  }
+}

@@ -1,0 +1,43 @@
+// Calls of the HTTP API. Addresses are relative: the app may be mounted under a prefix.
+
+import { learnTime } from "./clock.js";
+
+/** Why a call came to nothing. `status` is 0 where no answer came: `isTimeout` tells slow from unreachable. */
+class ApiError extends Error {
+  constructor(message, { status = 0, isTimeout = false } = {}) {
+    super(message);
+    this.status = status;
+    this.isTimeout = isTimeout;
+  }
+}
+
+export const getJson = (path, options) => call(path, {}, options);
+
+export const postJson = (path, body, options) =>
+  call(
+    path,
+    { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) },
+    { timeoutMs: 15_000, ...options },
+  );
+
+export const agentPath = (id) => `v1/agents/${encodeURIComponent(id)}`;
+
+async function call(path, init, { signal, timeoutMs = 8000 } = {}) {
+  const timeout = AbortSignal.timeout(timeoutMs);
+  const either = signal ? AbortSignal.any([signal, timeout]) : timeout;
+  try {
+    const response = await fetch(path, { ...init, signal: either, cache: "no-store" });
+    const body = await response.json().catch((error) => {
+      if (either.aborted) throw error;
+      return null;
+    });
+    if (!response.ok) throw new ApiError(body?.detail || `HTTP status ${response.status}`, { status: response.status });
+    if (body === null) throw new ApiError("the answer is not JSON", { status: response.status });
+    learnTime(body.as_of, response.headers.get("date"));
+    return body;
+  } catch (error) {
+    if (error instanceof ApiError || signal?.aborted) throw error;
+    if (timeout.aborted) throw new ApiError(`no answer within ${timeoutMs / 1000} s`, { isTimeout: true });
+    throw new ApiError("the server cannot be reached");
+  }
+}

@@ -1,0 +1,230 @@
+// The page: brings what is known (fleet, roster, feed) and what is asked for (route) together, once a frame.
+
+import { AgentPanel } from "./agent.js";
+import { agentPath, getJson } from "./api.js";
+import { Banners } from "./banners.js";
+import { DeathCauses } from "./causes.js";
+import { now } from "./clock.js";
+import { byId, setAttribute, setText } from "./dom.js";
+import { DrainDialog } from "./drain.js";
+import { Feed } from "./feed.js";
+import { Fleet, FleetView } from "./fleet.js";
+import { count, longSpan } from "./format.js";
+import { Grid } from "./grid.js";
+import { findProblems } from "./problems.js";
+import { Roster } from "./roster.js";
+import { hrefOf, Route } from "./route.js";
+import { Toolbar } from "./toolbar.js";
+
+/** After a frame that took long the next one waits this many times as long. */
+const REST_FACTOR = 4;
+
+/** A hidden page gets no frames. */
+const NO_FRAME_MS = 1000;
+
+/** Timings that are kept for whoever measures the page. */
+const MAX_MEASURES = 100;
+
+/** The panel covers the list on a screen as narrow as that: see agent.css. */
+const narrow = matchMedia("(max-width: 1099px)");
+
+const roster = new Roster();
+const route = new Route(() => onRoute());
+const feed = new Feed(roster, {
+  onChange: () => requestFrame(),
+  onAgent: (id) => panel.changed(id),
+});
+const fleet = new Fleet(() => {
+  toolbar.setOrgans(new Set([...roster.organs(), ...Object.keys(fleet.overview?.by_organ ?? {})]), route.state);
+  panel.allowDraining(fleet.overview === null || fleet.overview.registry !== null);
+  showFleet();
+  requestFrame();
+});
+const fleetView = new FleetView((name, value) => route.go({ [name]: route.state[name] === value ? null : value }));
+const banners = new Banners();
+const causes = new DeathCauses({
+  onCause: (row, cause) => {
+    roster.tellCause(row, cause);
+    requestFrame();
+  },
+  onLiving: (row) => {
+    roster.withdraw(row);
+    requestFrame();
+  },
+});
+const toolbar = new Toolbar({
+  onType: (q) => {
+    searchStart ??= performance.now();
+    route.type(q);
+  },
+  onEnter: (q) => void openExactly(q),
+  onDown: () => grid.focus(),
+  onChange: (patch) => route.go(patch),
+});
+const grid = new Grid({
+  now,
+  hrefOf: (id) => hrefOf({ ...route.state, agent: id }),
+  onOpen: (id) => route.go({ agent: id }),
+  onSort: (column) => {
+    const { sort, isDescending } = route.state;
+    route.go({ sort: column, isDescending: column === sort && !isDescending });
+  },
+  onDeadInSight: (row) => causes.ask(row),
+});
+const panel = new AgentPanel({ onClose: () => route.go({ agent: null }), onDrain: (id) => drainDialog.open(id) });
+const drainDialog = new DrainDialog((id, outcome) => panel.tellOutcome(id, outcome));
+
+let shownQuestion = "";
+let frame = null;
+let frameTimer = null;
+let lastFrame = { end: 0, cost: 0 };
+let searchStart = null;
+let isFirstViewMarked = false;
+let measures = 0;
+
+function requestFrame({ isUrgent = false } = {}) {
+  if (frame !== null) return;
+  const rest = isUrgent ? 0 : lastFrame.end + REST_FACTOR * lastFrame.cost - performance.now();
+  if (rest > 0) {
+    frameTimer ??= setTimeout(() => {
+      frameTimer = null;
+      requestFrame({ isUrgent: true });
+    }, rest);
+    return;
+  }
+  clearTimeout(frameTimer);
+  frame = requestAnimationFrame(show);
+  frameTimer = setTimeout(show, NO_FRAME_MS);
+}
+
+function show() {
+  cancelAnimationFrame(frame);
+  clearTimeout(frameTimer);
+  frame = frameTimer = null;
+  const start = performance.now();
+  showList();
+  lastFrame = { end: performance.now(), cost: performance.now() - start };
+  measureSearch();
+}
+
+function showList() {
+  const { state } = route;
+  const { rows, living } = roster.view(state);
+  const question = hrefOf({ ...state, agent: null });
+  grid.show(rows, { ...state, openId: state.agent, isSameView: question === shownQuestion });
+  shownQuestion = question;
+  toolbar.showCount(living, roster.size);
+  const { isListing, problem } = feed.state;
+  toolbar.showEmpty({ isEmpty: rows.length === 0, isLoading: isListing, problem, state, all: roster.size });
+  showLive();
+  if (!isFirstViewMarked && (rows.length > 0 || !isListing)) {
+    isFirstViewMarked = true;
+    performance.mark("seedcore:first-view");
+  }
+}
+
+function showFleet() {
+  fleetView.show(fleet, route.state);
+  const { overview, fetch } = fleet;
+  banners.show(findProblems({ overview, fetch, feed: feed.state, isListFull: roster.isFull, now: now() }));
+}
+
+function showLive() {
+  const [level, text] = describeLive(feed.state);
+  setAttribute(byId("live"), "data-level", level);
+  setAttribute(byId("live").firstElementChild, "class", `mark mark-${level}`);
+  setText(byId("live-text"), text);
+}
+
+function describeLive({ isListing, isConnected, isCurrent, loaded, asOf, source, problem }) {
+  const age = asOf === null ? "" : ` of ${longSpan(now() - asOf)} ago`;
+  if (problem !== null) return ["bad", "List not read"];
+  if (isListing) {
+    if (loaded === 0) return ["none", "Reading the list"];
+    const all = fleet.overview?.instances ?? 0;
+    return ["none", all > loaded ? `Reading ${count(loaded)} of ${count(all)}` : `Reading, ${count(loaded)} so far`];
+  }
+  if (source === "postgres" || source === "ray") return ["warn", `List${age}`];
+  if (!isConnected) return ["warn", "Reconnecting"];
+  if (isCurrent === false) return ["warn", `Copy${age}`];
+  return ["good", "Live"];
+}
+
+function onRoute() {
+  const { agent } = route.state;
+  const wasOpen = panel.id;
+  if (agent === null) panel.close();
+  else panel.open(agent);
+  for (const covered of [byId("top"), byId("banners"), byId("overview"), byId("list")]) {
+    covered.inert = agent !== null && narrow.matches;
+  }
+  // a page that is opened at an agent leaves the focus where the browser puts it
+  if (agent !== null && agent !== wasOpen && isFirstViewMarked) panel.focus();
+  if (agent === null && wasOpen !== null) grid.focus();
+  toolbar.show(route.state);
+  showFleet();
+  requestFrame({ isUrgent: true });
+}
+
+// an id typed in full opens, also of one that is dead; other words go to the list
+async function openExactly(id) {
+  if (id === "") return;
+  if (roster.hasAgent(id) || (await isKnown(id))) route.go({ agent: id });
+  else if (route.state.q.trim() === id) grid.focus();
+}
+
+async function isKnown(id) {
+  try {
+    await getJson(agentPath(id));
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+// from the key to the frame that shows its answer
+function measureSearch() {
+  if (searchStart === null) return;
+  const start = searchStart;
+  searchStart = null;
+  requestAnimationFrame(() => {
+    if (measures >= MAX_MEASURES) {
+      performance.clearMeasures("seedcore:search");
+      measures = 0;
+    }
+    measures += 1;
+    performance.measure("seedcore:search", { start, end: performance.now() });
+  });
+}
+
+function onKey(event) {
+  if (event.defaultPrevented || byId("drain-dialog").open) return;
+  const isTyping = event.target.closest("input, select, textarea") !== null;
+  if (event.key === "/" && !isTyping && !event.ctrlKey && !event.metaKey && !event.altKey) {
+    event.preventDefault();
+    toolbar.focusSearch();
+  } else if (event.key === "Escape" && route.state.agent !== null) {
+    route.go({ agent: null });
+  }
+}
+
+function tick() {
+  feed.tick();
+  panel.tick();
+  showFleet();
+  if (roster.expire(now())) requestFrame();
+  else grid.paint();
+  showLive();
+}
+
+document.addEventListener("keydown", onKey);
+narrow.addEventListener("change", () => onRoute());
+byId("more").addEventListener("click", () => {
+  const isOpen = byId("overview").classList.toggle("is-open");
+  setAttribute(byId("more"), "aria-expanded", String(isOpen));
+  setText(byId("more"), isOpen ? "Fewer figures" : "All figures");
+});
+setInterval(tick, 1000);
+feed.start();
+void fleet.ask();
+onRoute();

@@ -1,0 +1,30 @@
+// Small helpers for the document. Data only ever become text nodes and attribute values, never markup.
+
+/** An element with attributes and children; a child is a node or text, and null or false is left out. */
+export function h(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) setAttribute(element, name, value);
+  for (const child of children.flat()) {
+    if (child !== null && child !== undefined && child !== false) element.append(child);
+  }
+  return element;
+}
+
+/** Sets an attribute, or takes it away where the value is null or false; leaves the document alone where it is so. */
+export function setAttribute(element, name, value) {
+  if (value === null || value === undefined || value === false) {
+    if (element.hasAttribute(name)) element.removeAttribute(name);
+    return;
+  }
+  const text = value === true ? "" : String(value);
+  if (element.getAttribute(name) !== text) element.setAttribute(name, text);
+}
+
+export function setText(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+export const byId = (id) => document.getElementById(id);
+
+/** A shape that stands for a status or verdict; the word is always beside it. */
+export const mark = (kind) => h("span", { class: `mark mark-${kind}`, "aria-hidden": "true" });

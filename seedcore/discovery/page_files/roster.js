@@ -1,0 +1,229 @@
+// The instances that the page knows, in the order of the reader's choice.
+
+import { parseTime, shortId } from "./format.js";
+
+export const MAX_ROWS = 200_000;
+
+/** How long a row that died is still shown, and how long one that came is highlighted. */
+const DEAD_SHOWN_MS = 10_000;
+const NEW_SHOWN_MS = 4000;
+
+const STATUS_RANK = { starting: 0, alive: 1, draining: 2 };
+const VERDICT_RANK = { fresh: 0, late: 1, suspect: 2, unknown: 3 };
+
+const SORT_KEYS = {
+  agent: (row) => row.sortId,
+  status: (row) => STATUS_RANK[row.status] ?? 9,
+  verdict: (row) => VERDICT_RANK[row.verdict] ?? 9,
+  organ: (row) => row.organ,
+  node: (row) => row.node,
+  pid: (row) => row.pid ?? -1,
+  epoch: (row) => row.epoch,
+  started: (row) => row.startedAt ?? 0,
+  since: (row) => row.changedAt ?? 0,
+};
+
+export class Roster {
+  #rows = new Map();
+  #ordered = [];
+  #added = [];
+  #isUnordered = false;
+  #order = { sort: "agent", isDescending: false };
+  #passing = new Set(); // rows that are dead or new: they change by time alone
+  #deadCount = 0;
+  #generation = 0;
+  #stream = null;
+  #isListing = false;
+  #gone = new Map(); // what left while a listing is read: a page of it may still have them
+
+  /** How many live, as far as is known. */
+  get size() {
+    return this.#rows.size - this.#deadCount;
+  }
+
+  get isFull() {
+    return this.#rows.size >= MAX_ROWS;
+  }
+
+  beginListing(stream) {
+    this.#generation += 1;
+    this.#stream = stream;
+    this.#isListing = true;
+    this.#gone.clear();
+  }
+
+  addPage(page) {
+    // versions of another stream say nothing about ours: then whatever the feed has told is newer
+    const version = page.stream !== null && page.stream === this.#stream ? page.version : -1;
+    for (const instance of page.items) {
+      const key = keyOf(instance);
+      const known = this.#rows.get(key);
+      const isOlder = known?.generation === this.#generation && known.version > version;
+      if (!isOlder && !((this.#gone.get(key) ?? -2) >= version)) this.#put(key, instance, version, false);
+    }
+  }
+
+  /** Rows that the listing did not have are no more. */
+  endListing() {
+    this.#isListing = false;
+    this.#gone.clear();
+    for (const row of this.#rows.values()) {
+      if (row.generation !== this.#generation && row.diedAt === null) this.#remove(row);
+    }
+  }
+
+  /** Takes one change of the feed. */
+  apply({ instance_id: instanceId, instance, version, cause }, now) {
+    const known = this.#rows.get(instanceId);
+    if (known?.generation === this.#generation && known.version >= version) return;
+    if (instance !== null && instance.status !== "dead") {
+      this.#put(instanceId, instance, version, true, now);
+      return;
+    }
+    if (this.#isListing) this.#gone.set(instanceId, version);
+    if (known && known.diedAt === null) {
+      this.#deadCount += 1;
+      this.#passing.add(known);
+      Object.assign(known, { version, generation: this.#generation, diedAt: now, cause: cause ?? null });
+      known.revision += 1;
+    }
+  }
+
+  /** Forgets whom everybody has seen dead; whether anything changes by it. */
+  expire(now) {
+    let hasChanged = false;
+    for (const row of this.#passing) {
+      if (row.diedAt !== null && now - row.diedAt >= DEAD_SHOWN_MS) {
+        this.#remove(row);
+        hasChanged = true;
+      } else if (row.diedAt === null && now - row.bornAt >= NEW_SHOWN_MS) {
+        row.bornAt = null;
+        row.revision += 1;
+        this.#passing.delete(row);
+        hasChanged = true;
+      }
+    }
+    return hasChanged;
+  }
+
+  /** Why a dead one died, learned afterwards. */
+  tellCause(row, cause) {
+    row.cause = cause;
+    row.revision += 1;
+  }
+
+  /** It left the list, but it did not die. */
+  withdraw(row) {
+    if (!row.isGone && row.diedAt !== null) this.#remove(row);
+  }
+
+  hasAgent(id) {
+    for (const row of this.#rows.values()) if (row.id === id) return true;
+    return false;
+  }
+
+  organs() {
+    const found = new Set();
+    for (const row of this.#rows.values()) found.add(row.organ);
+    return found;
+  }
+
+  /** The rows to show, and how many of them live. */
+  view({ q, status, verdict, organ, sort, isDescending }) {
+    this.#sort(sort, isDescending);
+    const words = q.toLowerCase().split(/\s+/).filter(Boolean);
+    const rows = this.#ordered.filter(
+      (row) =>
+        (status === null || row.status === status) &&
+        (verdict === null || row.verdict === verdict) &&
+        (organ === null || row.organ === organ) &&
+        words.every((word) => row.haystack.includes(word)),
+    );
+    const dead = this.#deadCount === 0 ? 0 : rows.reduce((n, row) => n + (row.diedAt === null ? 0 : 1), 0);
+    return { rows, living: rows.length - dead };
+  }
+
+  #put(key, instance, version, isNews, now) {
+    const known = this.#rows.get(key);
+    if (known === undefined) {
+      if (this.isFull) return;
+      const row = { key, revision: 0, diedAt: null, cause: null, bornAt: null, isGone: false };
+      if (isNews) {
+        row.bornAt = now;
+        this.#passing.add(row);
+      }
+      this.#fill(row, instance, version);
+      this.#rows.set(key, row);
+      this.#added.push(row);
+      return;
+    }
+    const before = SORT_KEYS[this.#order.sort](known);
+    if (known.diedAt !== null) {
+      this.#deadCount -= 1;
+      this.#passing.delete(known);
+      Object.assign(known, { diedAt: null, cause: null, bornAt: null });
+    }
+    this.#fill(known, instance, version);
+    if (SORT_KEYS[this.#order.sort](known) !== before) this.#isUnordered = true;
+  }
+
+  #fill(row, instance, version) {
+    const labels = Object.entries(instance.labels ?? {})
+      .map(([name, value]) => `${name}=${value}`)
+      .join("  ");
+    const id = instance.logical_id;
+    Object.assign(row, {
+      id,
+      sortId: sortable(id),
+      instanceId: instance.instance_id,
+      status: instance.status ?? "unknown",
+      verdict: instance.verdict ?? "unknown",
+      organ: instance.organ_id ?? "",
+      node: instance.node_id ?? "",
+      pid: instance.pid ?? null,
+      epoch: instance.cluster_epoch ?? "",
+      startedAt: parseTime(instance.started_at),
+      changedAt: parseTime(instance.status_changed_at),
+      drainUntil: parseTime(instance.drain_until),
+      labels,
+      haystack: [id, instance.organ_id, instance.node_id, instance.actor_name, labels].join("\n").toLowerCase(),
+      generation: this.#generation,
+      version,
+      revision: row.revision + 1,
+    });
+  }
+
+  #remove(row) {
+    if (row.diedAt !== null) this.#deadCount -= 1;
+    this.#rows.delete(row.key);
+    this.#passing.delete(row);
+    row.isGone = true;
+    this.#isUnordered = true;
+  }
+
+  // what is in order nearly stays so: sorting it again costs little more than looking at it once
+  #sort(sort, isDescending) {
+    const isOther = sort !== this.#order.sort || isDescending !== this.#order.isDescending;
+    if (!isOther && !this.#isUnordered && this.#added.length === 0) return;
+    this.#order = { sort, isDescending };
+    this.#ordered = this.#ordered.concat(this.#added).filter((row) => !row.isGone);
+    this.#ordered.sort(comparison(SORT_KEYS[sort], isDescending));
+    this.#added = [];
+    this.#isUnordered = false;
+  }
+}
+
+/** One line of where and what it is, for a title. */
+export const placeOf = (row) => [row.organ, row.node && `node ${shortId(row.node)}`].filter(Boolean).join(", ");
+
+// a listing that only Ray gave has names and no instances
+const keyOf = (instance) => instance.instance_id ?? `name:${instance.logical_id}`;
+
+/** Numbers in it compare as numbers: agent-2 comes before agent-10. */
+const sortable = (id) => id.toLowerCase().replace(/\d+/g, (digits) => digits.padStart(10, "0"));
+
+function comparison(key, isDescending) {
+  const sign = isDescending ? -1 : 1;
+  const compare = (a, b) => (a < b ? -1 : a > b ? 1 : 0);
+  return (a, b) => sign * compare(key(a), key(b)) || compare(a.sortId, b.sortId) || compare(a.key, b.key);
+}
