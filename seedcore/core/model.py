@@ -16,7 +16,7 @@ from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar, overload
 
 from seedcore.core.errors import InvalidInputError
 from seedcore.core.lifecycle import Status
-from seedcore.core.selector import Selector
+from seedcore.core.selector import Requirement, Selector
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 T = TypeVar("T")
@@ -336,6 +336,12 @@ class InstanceFilter:
 
     def validated(self) -> InstanceFilter:
         """The same filter, or InvalidInputError naming the first bad field."""
+        for status in check_kind("statuses", self.statuses, (frozenset, type(None))) or ():
+            check_kind("status", status, Status)
+        for verdict in check_kind("verdicts", self.verdicts, (frozenset, type(None))) or ():
+            check_kind("verdict", verdict, Verdict)
+        for requirement in check_kind("selector", self.selector, tuple):
+            check_kind("requirement", requirement, Requirement)
         if self.organ_id is not None:
             check_text("organ_id", self.organ_id, MAX_ID_CHARS)
         if self.logical_id is not None:
@@ -442,6 +448,15 @@ def check_instance_id(value: str) -> str:
     return value
 
 
+def check_kind(name: str, value: T, kind: type[Any] | tuple[type[Any], ...]) -> T:
+    """The value, or InvalidInputError where it is of another kind."""
+    if not isinstance(value, kind):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        wanted = " or ".join(one.__name__ for one in kinds)
+        raise InvalidInputError(name, f"must be of type {wanted}, not {type(value).__name__}")
+    return value
+
+
 def check_text(name: str, value: str, max_chars: int) -> str:
     """Refuse what is not a string, empty, too long, or has characters that a name cannot have."""
     if not isinstance(value, str):
@@ -476,6 +491,15 @@ def operators_cause(reason: str | None) -> str:
     if reason is None:
         return "by an operator"
     return f"by an operator: {check_text('reason', reason, MAX_REASON_CHARS)}"
+
+
+def check_statuses(values: Sequence[Status | str] | None) -> frozenset[Status] | None:
+    """The statuses of a list of names, None for any, or InvalidInputError."""
+    if values is None:
+        return None
+    if not isinstance(values, (list, tuple, set, frozenset)):
+        raise InvalidInputError("statuses", f"must be a list of statuses, not {_shown(values)}")
+    return frozenset(check_status(value) for value in values)
 
 
 def check_cause(value: str | None) -> str | None:

@@ -64,8 +64,10 @@ from seedcore.core.model import (
     check_drain_s,
     check_epoch,
     check_instance_id,
+    check_kind,
     check_seq,
     check_status,
+    check_statuses,
     check_text,
     check_until,
 )
@@ -150,7 +152,7 @@ class Registry:
         Raises InvalidInputError, InstanceDeadError, InstanceConflictError, RetiredEpochError, EpochLimitError,
         BacklogFullError, RegistryFullError or FencedError; then nothing has changed.
         """
-        registration.validated()
+        check_kind("registration", registration, Registration).validated()
         check_seq(seq)
         change = RegisterChange(registration, seq)
         if not self._writer.is_waiting(key_of(change)):
@@ -243,8 +245,9 @@ class Registry:
         return await asyncio.gather(*(self._taken(change) for change in changes))
 
     async def _taken(self, sequenced: SequencedChange) -> Receipt | RegistryError:
-        change, after = sequenced
         try:
+            change, after = check_kind("change", sequenced, SequencedChange)
+            check_kind("change", change, (RegisterChange, StatusChange))
             if isinstance(change, RegisterChange):
                 return await self.register(change.registration, change.seq)
             return await self.set_status(change.instance_id, change.status, change.seq, change.cause, after=after)
@@ -252,7 +255,7 @@ class Registry:
             return error
         except Exception as error:
             # one agent's trouble with a fault of ours is not the others'
-            logger.exception("a change failed", extra={"instance_id": change.instance_id})
+            logger.exception("a change failed")
             return RegistryUnavailableError(f"it failed inside the actor: {error!r}")
 
     async def beat(self, instance_id: str) -> BeatAnswer:
@@ -352,7 +355,7 @@ class Registry:
         The dead are in the database alone: asking for them raises StoreUnavailableError while it is away.
         """
         wanted = InstanceFilter(
-            statuses=None if statuses is None else frozenset(check_status(status) for status in statuses),
+            statuses=check_statuses(statuses),
             organ_id=organ_id,
             labels=labels if labels is not None else {},
             logical_id=logical_id,
@@ -363,9 +366,7 @@ class Registry:
 
     async def page(self, wanted: InstanceFilter, limit: int = 100, cursor: str | None = None) -> Listing:
         """As `list_active`, of whom a filter wants."""
-        if not isinstance(wanted, InstanceFilter):
-            raise InvalidInputError("wanted", f"must be an InstanceFilter, not {type(wanted).__name__}")
-        wanted.validated()
+        check_kind("wanted", wanted, InstanceFilter).validated()
         if wanted.statuses is not None and Status.DEAD in wanted.statuses:
             return await self._writer.store().list_instances(wanted, limit, cursor)
         after = decode_cursor(cursor)
@@ -401,10 +402,10 @@ class Registry:
         """
         if type(version) is not int or version < 0:
             raise InvalidInputError("version", f"must be a whole number from 0, not {version!r}")
-        if not 0 <= wait_s <= MAX_FEED_WAIT_S:
+        if type(wait_s) not in {int, float} or not 0 <= wait_s <= MAX_FEED_WAIT_S:
             raise InvalidInputError("wait_s", f"must be from 0 to {MAX_FEED_WAIT_S:g} seconds, not {wait_s!r}")
         wanted = InstanceFilter(
-            statuses=None if statuses is None else frozenset(check_status(status) for status in statuses),
+            statuses=check_statuses(statuses),
             organ_id=organ_id,
             labels=labels if labels is not None else {},
             logical_id=logical_id,
