@@ -33,6 +33,7 @@ settings.load_profile("seedcore")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-postgres15", action="store_true", help="fail, not skip, where it is not installed")
+    parser.addoption("--require-browser", action="store_true", help="fail, not skip, where there is no Chromium")
 
 
 # their own processes under their own names, or no Ray at all: these may run beside a test that has a Ray cluster in its
@@ -49,7 +50,7 @@ _OWN_CLUSTERS = {
 def _group_of(nodeid: str) -> str:
     """Which tests go together, in their order, in one worker: those of a file, or all that have a Ray cluster."""
     path = PurePath(nodeid.partition("::")[0])
-    needs_ray = path.parent.name in {"cluster", "faults", "web"} and path.name not in _OWN_CLUSTERS
+    needs_ray = path.parent.name in {"cluster", "faults", "web", "browser"} and path.name not in _OWN_CLUSTERS
     return "ray" if needs_ray else path.name
 
 

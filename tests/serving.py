@@ -87,13 +87,15 @@ def free_port() -> int:
 
 
 @contextmanager
-def deployed(server: PostgresServer, namespace: str) -> Iterator[tuple[Settings, str]]:
+def deployed(
+    server: PostgresServer, namespace: str, *, dsn: str | None = None, lease_s: float = 4.0
+) -> Iterator[tuple[Settings, str]]:
     """Ray, Serve and discovery, which here does not restart the registry by itself."""
     settings = Settings(
         namespace=namespace,
-        pg_dsn=SecretStr(server.dsn(server.create_database())),
+        pg_dsn=SecretStr(dsn if dsn is not None else server.dsn(server.create_database())),
         beat_interval_s=0.5,
-        lease_s=4.0,
+        lease_s=lease_s,
         flush_interval_s=0.2,
         durable_wait_s=1.0,
     )
@@ -107,6 +109,19 @@ def deployed(server: PostgresServer, namespace: str) -> Iterator[tuple[Settings,
     yield settings, f"http://127.0.0.1:{port}"
     serve.shutdown()
     ray.shutdown()
+
+
+async def following(settings: Settings, url: str, agents: int) -> None:
+    """Start the registry, and wait until the deployment has a copy of so many agents."""
+    await start_registry(settings)
+
+    async def is_whole() -> bool:
+        async with httpx.AsyncClient(timeout=30) as client:
+            seen = (await client.get(f"{url}/v1/overview")).json()
+        assert (seen["source"], seen["instances"]) == ("snapshot", agents), seen
+        return True
+
+    await eventually(is_whole, within_s=60)
 
 
 @asynccontextmanager

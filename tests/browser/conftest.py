@@ -1,0 +1,70 @@
+"""A cluster with Serve, a fleet, and a real browser that looks at it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, Page, async_playwright
+
+from seedcore.settings import Settings
+from tests.servers import PostgresServer, embedded_binaries, running_server
+from tests.serving import World, deployed, fleet
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    with running_server(embedded_binaries()) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def deployment(server: PostgresServer) -> Iterator[tuple[Settings, str]]:
+    with deployed(server, "browser") as (settings, url):
+        yield settings, url
+
+
+@pytest_asyncio.fixture
+async def world(deployment: tuple[Settings, str], server: PostgresServer) -> AsyncIterator[World]:
+    async with fleet(server, *deployment) as world:
+        yield world
+
+
+def chromium_of(request: pytest.FixtureRequest) -> str:
+    """The browser's program, or the test is skipped; CI asks for it and does not skip."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        missing = "there is no Chromium here (apt-get install chromium)"
+        if request.config.getoption("--require-browser"):
+            pytest.fail(missing)
+        pytest.skip(missing)
+    return found
+
+
+@pytest_asyncio.fixture
+async def browser(request: pytest.FixtureRequest) -> AsyncIterator[Browser]:
+    program = chromium_of(request)
+    async with async_playwright() as playwright:
+        # as root it has no sandbox of its own, and what it shows is ours
+        browser = await playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        await browser.close()
+
+
+@pytest_asyncio.fixture
+async def page(browser: Browser) -> AsyncIterator[Page]:
+    """A window in which nothing goes wrong unnoticed."""
+    page = await browser.new_page(viewport={"width": 1440, "height": 900})
+    troubles: list[str] = []
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    page.on(
+        "console",
+        # an answer of 404 or 503 is told by the browser itself
+        lambda told: (
+            troubles.append(told.text) if told.type == "error" and "Failed to load resource" not in told.text else None
+        ),
+    )
+    yield page
+    assert troubles == []

@@ -1,0 +1,165 @@
+"""The dashboard page, in a real browser, before a real fleet."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+from urllib.parse import quote
+
+from playwright.async_api import Browser, Page, expect
+
+from seedcore.core.lifecycle import Status
+from seedcore.registry import RegistryClient
+from seedcore.registry.actor import stop_registry
+from seedcore.runtime import start_registry
+from tests.cluster.agents import Worker
+from tests.serving import FLEET, World
+from tests.waiting import eventually
+
+PATIENCE_MS = 20_000
+
+
+async def opened(page: Page, world: World, fragment: str = "") -> None:
+    """The page, with the whole fleet in its list and the feed at work."""
+    await page.goto(f"{world.url}/{fragment}")
+    await expect(page.locator("#live")).to_have_attribute("data-level", "good", timeout=PATIENCE_MS)
+    for name in FLEET:
+        await expect(row_of(page, name).first).to_be_visible(timeout=PATIENCE_MS)
+
+
+def row_of(page: Page, logical_id: str) -> Any:
+    return page.locator(f'#grid-body .row[data-logical-id="{logical_id}"]')
+
+
+async def create(world: World, name: str) -> int:
+    """An agent that Ray does not restart; its process, which is watched."""
+    handle = await world.manager.create_agent(
+        name, agent_class=Worker, arguments={"settings": world.settings}, max_restarts=0
+    )
+
+    async def is_watched() -> bool:
+        health = await world.registry.health()
+        return health.watched == sum(health.instances.values())
+
+    await eventually(is_watched)
+    pid: int = await handle.execute_task.remote("pid")
+    return pid
+
+
+async def test_an_agent_appears_dies_and_its_timeline_says_why(page: Page, world: World) -> None:
+    await opened(page, world)
+    loads: list[str] = []
+    page.on("load", lambda _: loads.append("again"))
+    pid = await create(world, "mayfly")
+    row = row_of(page, "mayfly")
+    await expect(row).to_have_attribute("data-status", "alive", timeout=PATIENCE_MS)
+    os.kill(pid, signal.SIGKILL)
+    await expect(row).to_have_attribute("data-status", "dead", timeout=PATIENCE_MS)
+    await expect(row).to_contain_text("SIGKILL")
+    await row.click()
+    await expect(page.locator("#agent-state")).to_contain_text("Dead", timeout=PATIENCE_MS)
+    await expect(page.locator("#agent-headline")).to_contain_text("its process was killed by SIGKILL")
+    await expect(page.locator('#timeline li[data-status="dead"]')).to_contain_text("SIGKILL")
+    await expect(page.locator("#timeline li")).to_have_count(3)
+    # it leaves the list in the end, and its page stays
+    await expect(row).to_have_count(0, timeout=PATIENCE_MS)
+    assert loads == []
+    await page.goto(f"{world.url}/#/agent/mayfly")
+    await expect(page.locator("#agent-headline")).to_contain_text("killed by SIGKILL", timeout=PATIENCE_MS)
+
+
+async def test_an_agent_is_drained_and_undrained_by_buttons(page: Page, world: World) -> None:
+    await opened(page, world, "#/agent/ant")
+    await page.locator("#drain").click()
+    await page.locator("#drain-reason").fill("a new disk")
+    await page.get_by_label("15 min").check()
+    await page.locator("#drain-confirm").click()
+    await expect(row_of(page, "ant")).to_have_attribute("data-status", "draining", timeout=PATIENCE_MS)
+    await expect(page.locator("#agent-headline")).to_contain_text("a new disk")
+    agent = await world.get("/v1/agents/ant")
+    assert agent["live"][0]["instance"]["cause"] == "by an operator: a new disk"
+    assert agent["live"][0]["instance"]["drain_until"] is not None
+    await page.locator("#undrain").click()
+    await expect(row_of(page, "ant")).to_have_attribute("data-status", "alive", timeout=PATIENCE_MS)
+    assert (await world.get("/v1/agents/ant"))["live"][0]["instance"]["status"] == "alive"
+
+
+async def test_it_says_that_the_database_is_away_and_that_it_is_back(page: Page, world: World) -> None:
+    await opened(page, world)
+    world.server.stop()
+    banner = page.locator('#banners [data-problem="database"]')
+    await expect(banner).to_be_visible(timeout=PATIENCE_MS)
+    await expect(banner).to_contain_text("PostgreSQL does not answer")
+    # what the registry knows goes on
+    client = RegistryClient("born-meanwhile", settings=world.settings)
+    await client.set_status(Status.ALIVE)
+    await expect(row_of(page, "born-meanwhile")).to_be_visible(timeout=PATIENCE_MS)
+    world.server.start()
+    await expect(banner).to_have_count(0, timeout=PATIENCE_MS)
+    await client.set_status(Status.DEAD)
+
+
+async def test_it_says_that_the_registry_is_away_and_keeps_the_last_list(page: Page, world: World) -> None:
+    await opened(page, world, "#/agent/ant")
+    await stop_registry(world.settings.namespace)
+    banner = page.locator('#banners [data-problem="registry"]')
+    await expect(banner).to_be_visible(timeout=PATIENCE_MS)
+    await expect(row_of(page, "ant")).to_be_visible()
+    await expect(page.locator("#drain")).to_be_disabled()
+    await start_registry(world.settings)
+    await expect(banner).to_have_count(0, timeout=PATIENCE_MS)
+    await expect(page.locator("#live")).to_have_attribute("data-level", "good", timeout=PATIENCE_MS)
+    await expect(page.locator("#drain")).to_be_enabled(timeout=PATIENCE_MS)
+
+
+async def test_it_is_used_by_keyboard_alone(page: Page, world: World) -> None:
+    await opened(page, world)
+    await page.keyboard.press("/")
+    await expect(page.locator("#search")).to_be_focused()
+    await page.keyboard.type("ant")
+    await expect(page.locator("#grid-body .row")).to_have_count(1)
+    await page.keyboard.press("ArrowDown")
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#agent-name")).to_have_text("ant")
+    await expect(page.locator("#timeline li").first).to_be_visible(timeout=PATIENCE_MS)
+    await page.keyboard.press("Escape")
+    await expect(page.locator("#agent")).to_be_hidden()
+    assert "q=ant" in page.url
+    await page.go_back()
+    await expect(page.locator("#agent")).to_be_visible()
+
+
+async def test_what_agents_say_of_themselves_is_text_and_nothing_else(page: Page, world: World) -> None:
+    hostile = '<img src=x onerror="document.title=1">/../%2e é 漢'
+    client = RegistryClient(
+        hostile, organ_id="<b>organ</b>", labels={"<i>": "</script>"}, metadata={"a": "<u>"}, settings=world.settings
+    )
+    await client.set_status(Status.ALIVE)
+    await opened(page, world)
+    await page.locator("#search").fill("onerror")
+    await expect(page.locator("#grid-body .row .c-agent")).to_contain_text(hostile)
+    await page.goto(f"{world.url}/#/agent/{quote(hostile, safe='')}")
+    await expect(page.locator("#agent-name")).to_have_text(hostile)
+    await expect(page.locator("#timeline li").first).to_be_visible(timeout=PATIENCE_MS)
+    assert await page.locator("#agent img, #grid-body img, #agent b b").count() == 0
+    assert "SeedCore" in await page.title()
+    await client.set_status(Status.DEAD)
+
+
+async def test_on_a_phone_nothing_is_wider_than_the_screen(browser: Browser, world: World) -> None:
+    page = await browser.new_page(viewport={"width": 390, "height": 844}, has_touch=True, color_scheme="dark")
+    await opened(page, world)
+    widths = "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+    wide, screen = await page.evaluate(widths)
+    assert wide <= screen
+    await row_of(page, "ant").click()
+    await expect(page.locator("#agent-name")).to_have_text("ant")
+    box = await page.locator("#agent").bounding_box()
+    assert box is not None
+    assert (box["x"], box["width"]) == (0, 390)
+    for button in ("#agent-close", "#drain"):
+        target = await page.locator(button).bounding_box()
+        assert target is not None
+        assert min(target["width"], target["height"]) >= 44
+    await page.close()
