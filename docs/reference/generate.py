@@ -63,7 +63,9 @@ def http_page() -> str:
             parameters = operation.get("parameters", [])
             if parameters:
                 lines += ["| parameter | in | meaning |", "|---|---|---|"]
-                lines += [f"| `{one['name']}` | {one['in']} | {_cell(one.get('description', ''))} |" for one in parameters]
+                lines += [
+                    f"| `{one['name']}` | {one['in']} | {_cell(one.get('description', ''))} |" for one in parameters
+                ]
                 lines.append("")
             answers = {code: answer["description"] for code, answer in operation["responses"].items()}
             told = "; ".join(f"{code} {' '.join(text.split())}" for code, text in sorted(answers.items()))

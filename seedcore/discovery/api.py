@@ -262,7 +262,7 @@ class EpochOut(BaseModel):
 
 class OverviewAnswer(Stamp):
     """The fleet at a glance. `by_organ` has the largest ones, "" for those of none; what cannot be told is empty.
-    `registry` is the actor's report of `as_of_registry`, null while there never was one."""
+    `registry` is the actor's report, null while it does not answer; `as_of_registry` is when it did last."""
 
     service: ServiceOut
     rungs: RungsOut

@@ -26,14 +26,14 @@ _PATIENCE_S = 2.0
 
 
 class Overviews:
-    """Use from one event loop. Remembers the registry's last report, to say how old it is once there is no newer."""
+    """Use from one event loop. Remembers when the registry answered last."""
 
     def __init__(self, settings: Settings, ladder: DiscoveryLadder) -> None:
         self._service = ServiceOut(version=__version__, mode=settings.mode.value, namespace=settings.namespace)
         self._ladder = ladder
         self._made: asyncio.Task[OverviewAnswer] | None = None
         self._made_s = 0.0
-        self._report: Health | None = None
+        self._answered_at: datetime | None = None
         self._counted: tuple[object, FleetCounts] | None = None
         self._epoch: EpochOut | None = None
 
@@ -55,7 +55,7 @@ class Overviews:
         health = await self._ladder.registry_health()
         problem: str | None = None
         if isinstance(health, Health):
-            self._report = health
+            self._answered_at = health.as_of
             rungs = await self._rungs_by(health)
         else:
             problem = health
@@ -66,14 +66,13 @@ class Overviews:
                 if isinstance(asked, str)
                 else RungsOut(registry=problem, postgres=asked.postgres or "ok", ray=asked.ray or "ok")
             )
-        report = self._report
         return OverviewAnswer(
             service=self._service,
             rungs=rungs,
             epoch=await self._epoch_now(health.epoch if isinstance(health, Health) else None),
-            registry=None if report is None else _registry_out(report),
+            registry=_registry_out(health) if isinstance(health, Health) else None,
             registry_problem=problem,
-            as_of_registry=None if report is None else report.as_of,
+            as_of_registry=self._answered_at,
             **await self._count(health if isinstance(health, Health) else None),
         )
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import ray
 from ray.exceptions import ActorDiedError, RayActorError
 
-from seedcore.core.errors import RegistryUnavailableError, VersionMismatchError
+from seedcore.core.errors import RegistryUnavailableError, VersionMismatchError, first_line
 from seedcore.core.waiting import within
 from seedcore.registry.answers import PROTOCOL, Hello
 from seedcore.registry.config import RegistryConfig
@@ -106,8 +106,9 @@ async def stop_registry(namespace: str, timeout_s: float = 10.0) -> bool:
         return False
     try:
         await within(_stopped(handle), timeout_s)
-    except (asyncio.TimeoutError, ActorDiedError, RayActorError) as error:
-        logger.warning("the registry did not stop by itself: %s", error)
+    except (asyncio.TimeoutError, ActorDiedError, RayActorError, AttributeError) as error:
+        # one of another version may know no such call
+        logger.warning("the registry did not stop by itself: %s", first_line(error))
     if not await end_actor(handle, timeout_s):
         raise RegistryUnavailableError(f"the registry actor was ended but is not gone after {timeout_s:g} s")
     return True

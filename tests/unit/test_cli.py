@@ -6,16 +6,35 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from seedcore.bench.death import Watcher, first_refusal_after
+from seedcore.cli.app import exit_code_of
+from seedcore.cli.asking import HttpProblemError
+from seedcore.cli.fleet import FleetFile, read_fleet, specs_of
+from seedcore.cli.operating import parse_duration
 from seedcore.cli.steering import objection_to_flip
-from seedcore.core.errors import AgentCallError, CannotKnowError, NotResolvableError
-from seedcore.core.model import EpochRecord
+from seedcore.cli.why import reason_of
+from seedcore.core.errors import (
+    AgentCallError,
+    CannotKnowError,
+    InvalidInputError,
+    NotResolvableError,
+    RegistryError,
+    RegistryUnavailableError,
+    StoreUnavailableError,
+    UnknownInstanceError,
+)
+from seedcore.core.lifecycle import Status
+from seedcore.core.model import EpochRecord, Instance, Source, Verdict
+from seedcore.discovery.api import AgentAnswer, agent_answer
+from seedcore.registry.answers import Description, Observed
 from seedcore.settings import Settings
-from tests.builders import START
+from tests.builders import START, instance
 
 
 def epoch(name: str, state: str, live: int = 0) -> EpochRecord:
@@ -101,3 +120,111 @@ def test_the_command_needs_no_extra_and_imports_no_benchmark_until_one_is_asked_
     )
     done = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['seedcore.bench']"
+
+
+# What is read of a command's words and files
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("15m", 900), ("1h", 3600), ("1.5d", 129_600)])
+def test_durations_are_read(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-1h", "1w", "1 h", "h", "nan", "1e9"])
+def test_what_is_no_duration_is_refused_with_examples(text: str) -> None:
+    with pytest.raises(InvalidInputError, match="90s, 15m, 1h or 2d"):
+        parse_duration(text)
+
+
+def fleet(tmp_path: Path, text: str) -> FleetFile:
+    file = tmp_path / "fleet.yaml"
+    file.write_text(text)
+    return read_fleet(file)
+
+
+def test_a_fleet_file_names_each_agent(tmp_path: Path) -> None:
+    text = (
+        "agents:\n - {id: 'a-{n}', count: 2}\n - {ids: [b, c], organ: x}\n - {id: d, class: 'seedcore.agents:RayAgent'}"
+    )
+    assert [spec.agent_id for spec in specs_of(fleet(tmp_path, text))] == ["a-1", "a-2", "b", "c", "d"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("agents: [", "is not YAML"),
+        ("[]", "the file: input should be"),
+        ("agents: 5", "agents: input should be a valid list"),
+        ("agents: [{id: a, colour: red}]", "agents.0.colour: extra inputs are not permitted"),
+        ("agents: [{organ: x}]", "either id or ids"),
+        ("agents: [{id: a, ids: [b]}]", "either id or ids"),
+        ("agents: [{id: a, count: 2}]", r"must have \{n\} in it"),
+        ("agents: [{ids: [a], count: 2}]", "goes with id"),
+        ("agents: [{id: a}, {ids: [b, a]}]", r"not \['a'\] again"),
+        ("agents: [{id: 'a{n}', count: 99999}]", "count: input should be less than or equal to 10000"),
+        ("agents: [{id: a, class: nowhere}]", "must be written module:Class"),
+        ("agents: [{id: a, class: 'nowhere:Nothing'}]", "cannot be imported: No module named 'nowhere'"),
+        ("agents: [{id: a, class: 'json:JSONDecoder'}]", "is no subclass of RayAgent"),
+        ("agents: [{id: a, num_cpus: -1}]", "agents.0.num_cpus: input should be greater than or equal to 0"),
+    ],
+)
+def test_a_wrong_fleet_file_is_refused_before_anything_is_made(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(InvalidInputError, match=says):
+        specs_of(fleet(tmp_path, text))
+
+
+def test_a_fleet_file_that_is_not_there_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="cannot be read"):
+        read_fleet(tmp_path / "none.yaml")
+
+
+# Exit codes
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (NotResolvableError("a", "gone"), 3),
+        (UnknownInstanceError("a"), 3),
+        (CannotKnowError("a", "away"), 4),
+        (RegistryUnavailableError("away"), 4),
+        (StoreUnavailableError("away"), 4),
+        (HttpProblemError(404, "none"), 3),
+        (HttpProblemError(503, "away"), 4),
+        (HttpProblemError(409, "no"), 1),
+        (InvalidInputError("a", "wrong"), 1),
+    ],
+)
+def test_a_script_is_told_by_the_exit_code_what_went_wrong(error: RegistryError, code: int) -> None:
+    assert exit_code_of(error) == code
+
+
+# Why
+
+
+def agent(live: list[tuple[Instance, Verdict]], *history: Instance) -> AgentAnswer:
+    observed = tuple(Observed(row, verdict, 0.5) for row, verdict in live)
+    return agent_answer(Description("agent", observed, history, Source.REGISTRY, START, 1, complete=True))
+
+
+def test_of_several_instances_the_one_nearest_to_being_handed_out_is_told_of() -> None:
+    draining = instance(1, status=Status.DRAINING, cause="upkeep")
+    late, fresh = (instance(2), Verdict.LATE), (instance(3), Verdict.FRESH)
+    assert reason_of(agent([(draining, Verdict.FRESH), late, fresh])).state == "alive"
+    assert reason_of(agent([(draining, Verdict.FRESH), late])).state == "late"
+    assert reason_of(agent([(draining, Verdict.FRESH)])).why == "upkeep"
+    assert reason_of(agent([(instance(1, status=Status.STARTING), Verdict.FRESH)])).state == "starting"
+
+
+def test_of_the_dead_the_last_one_is_told_of_with_what_helps() -> None:
+    first = instance(1, status=Status.DEAD, stopped_at=START, cause="stopped")
+    last = instance(
+        2, status=Status.DEAD, stopped_at=START + timedelta(1), cause="its process was killed by SIGKILL (pid 7)"
+    )
+    reason = reason_of(agent([], first, last))
+    assert (reason.state, reason.why, reason.since) == ("dead", last.cause, last.stopped_at)
+    assert reason.advice is not None
+    assert "dmesg" in reason.advice
+    assert reason_of(agent([])).state == "unknown"
+    no_cause = reason_of(agent([], instance(1, status=Status.DEAD, stopped_at=START)))
+    assert no_cause.why == "no cause was given"
