@@ -53,7 +53,10 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     422: {"model": Problem, "description": "A value breaks a stated limit"},
     503: {"model": Problem, "description": "Nobody who could tell can be asked now"},
 }
-TOO_LONG: dict[int | str, dict[str, Any]] = {413: {"model": Problem, "description": "The body is too long"}}
+BODY: dict[int | str, dict[str, Any]] = {
+    400: {"model": Problem, "description": "The body is no text"},
+    413: {"model": Problem, "description": "The body is too long"},
+}
 NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is none"}}
 
 

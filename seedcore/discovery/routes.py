@@ -42,7 +42,7 @@ from seedcore.discovery.api import (
     turned_answer,
 )
 from seedcore.discovery.app import Discovery
-from seedcore.discovery.problems import NOT_FOUND, PROBLEMS, REFUSED, TOO_LONG, install, problem_media_type
+from seedcore.discovery.problems import BODY, NOT_FOUND, PROBLEMS, REFUSED, install, problem_media_type
 from seedcore.discovery.watch import Position, events, require_feed
 from seedcore.registry.clock import utc_now
 
@@ -202,7 +202,7 @@ async def get_history(
     return HistoryAnswer(logical_id=logical_id, transitions=transitions_out(answer.value), **stamp_of(answer))
 
 
-_CHANGES = {**PROBLEMS, **NOT_FOUND, **REFUSED, **TOO_LONG}
+_CHANGES = {**PROBLEMS, **NOT_FOUND, **REFUSED, **BODY}
 
 
 @v1.post("/agents/{logical_id:path}/drain", responses=_CHANGES, tags=["operations"])
@@ -234,7 +234,7 @@ async def deregister_instance(replica: Replica, instance_id: str, reason: Reason
     return InstanceAnswer(instance=instance_out(answer.value), **stamp_of(answer))
 
 
-@v1.post("/resolve", responses={**PROBLEMS, **TOO_LONG}, tags=["agents"])
+@v1.post("/resolve", responses={**PROBLEMS, **BODY}, tags=["agents"])
 async def resolve_over_http(replica: Replica, request: ResolveRequest) -> ResolveAnswer:
     """The best instance of each agent, or why there is none."""
     try:
