@@ -87,37 +87,6 @@ def script_of(commands: list[str], url: str) -> str:
     return "\n".join(lines)
 
 
-@pytest.mark.parametrize("page", PAGES)
-@pytest.mark.timeout(300)
-async def test_every_block_of_a_page_runs(newcomer: Newcomer, page: str) -> None:
-    blocks = blocks_of(page)
-    folder = newcomer.folder / page.replace("/", "-")
-    folder.mkdir()
-    commands = commands_of(blocks)
-    for block in blocks:
-        assert block.kind in {"console", "python", "yaml", "sql", "text"}, f"nobody runs a block of kind {block.kind!r}"
-        if block.kind in {"python", "yaml"}:
-            name = FILE_NAME.match(block.text)
-            assert name is not None, "the block begins with no file name"
-            (folder / name[1]).write_text(block.text)
-            told = "\n".join(commands) + "".join(other.text for other in blocks if other is not block)
-            assert Path(name[1]).stem in told, f"{name[1]} is used by no command"
-        if block.kind == "sql":
-            run_sql(newcomer, block.text)
-    script = script_of(commands, newcomer.url)
-    answer = newcomer.run("bash", "-c", f"cd {shlex.quote(str(folder))}\n{script}", check=False)
-    assert answer.returncode == 0, f"{answer.stdout[-3000:]}\n{answer.stderr[-3000:]}"
-    assert "Traceback" not in answer.stderr
-
-
-def run_sql(newcomer: Newcomer, text: str) -> None:
-    dsn = dsn_if_running(newcomer.data_dir)
-    assert dsn is not None
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        for statement in filter(str.strip, text.split(";")):
-            connection.execute(statement.encode())
-
-
 @pytest.mark.timeout(300)
 async def test_the_readmes_agents_join_the_running_cluster_and_the_demo_leaves_others_alone(
     newcomer: Newcomer,
@@ -149,3 +118,34 @@ async def test_the_readmes_agents_join_the_running_cluster_and_the_demo_leaves_o
     assert "'demo-vision-2': is not of the demo" in refused.stderr
     assert listed() == ["counter-1", "demo-mine", "demo-vision-2", "existing-1"]
     newcomer.run("seedcore", "deregister", "--yes", "counter-1", "demo-mine", "demo-vision-2", "existing-1")
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.timeout(300)
+async def test_every_block_of_a_page_runs(newcomer: Newcomer, page: str) -> None:
+    blocks = blocks_of(page)
+    folder = newcomer.folder / page.replace("/", "-")
+    folder.mkdir()
+    commands = commands_of(blocks)
+    for block in blocks:
+        assert block.kind in {"console", "python", "yaml", "sql", "text"}, f"nobody runs a block of kind {block.kind!r}"
+        if block.kind in {"python", "yaml"}:
+            name = FILE_NAME.match(block.text)
+            assert name is not None, "the block begins with no file name"
+            (folder / name[1]).write_text(block.text)
+            told = "\n".join(commands) + "".join(other.text for other in blocks if other is not block)
+            assert Path(name[1]).stem in told, f"{name[1]} is used by no command"
+        if block.kind == "sql":
+            run_sql(newcomer, block.text)
+    script = script_of(commands, newcomer.url)
+    answer = newcomer.run("bash", "-c", f"cd {shlex.quote(str(folder))}\n{script}", check=False)
+    assert answer.returncode == 0, f"{answer.stdout[-3000:]}\n{answer.stderr[-3000:]}"
+    assert "Traceback" not in answer.stderr
+
+
+def run_sql(newcomer: Newcomer, text: str) -> None:
+    dsn = dsn_if_running(newcomer.data_dir)
+    assert dsn is not None
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        for statement in filter(str.strip, text.split(";")):
+            connection.execute(statement.encode())
