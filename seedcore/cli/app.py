@@ -13,7 +13,7 @@ import typer
 from seedcore import __version__
 from seedcore.bench import NAMES
 from seedcore.cli import demo as demo_module
-from seedcore.cli.asking import HttpProblemError
+from seedcore.cli.asking import HttpProblemError, NobodyError, NobodySelectedError
 from seedcore.cli.doctor import doctor_command
 from seedcore.cli.fleet import fleet_app
 from seedcore.cli.operating import deregister_command, drain_command, undrain_command
@@ -124,7 +124,7 @@ def exit_code_of(error: RegistryError) -> int:
     """What a script is told of an error."""
     if isinstance(error, HttpProblemError):
         return {404: EXIT_NOT_FOUND, 503: EXIT_CANNOT_KNOW}.get(error.status, EXIT_FAILED)
-    if isinstance(error, (NotResolvableError, UnknownInstanceError)):
+    if isinstance(error, (NobodyError, NobodySelectedError, NotResolvableError, UnknownInstanceError)):
         return EXIT_NOT_FOUND
     if isinstance(error, (CannotKnowError, RegistryUnavailableError, StoreUnavailableError)):
         return EXIT_CANNOT_KNOW

@@ -15,7 +15,6 @@ from pydantic import BaseModel, ValidationError
 from seedcore.cli.cluster import join_cluster
 from seedcore.core.errors import (
     CannotKnowError,
-    NotResolvableError,
     RegistryError,
     RegistryUnavailableError,
     first_line,
@@ -57,6 +56,29 @@ class HttpProblemError(RegistryError):
 
     def __str__(self) -> str:
         return self.detail
+
+
+class NobodyError(RegistryError):
+    """Nobody ever registered under a logical id; `known` is what else is known of it."""
+
+    def __init__(self, logical_id: str, known: str) -> None:
+        super().__init__(logical_id, known)
+        self.logical_id = logical_id
+        self.known = known
+
+    def __str__(self) -> str:
+        return f"nobody ever registered as {self.logical_id!r}; {self.known}"
+
+
+class NobodySelectedError(RegistryError):
+    """Nobody is as a command's options want them."""
+
+    def __init__(self, verb: str) -> None:
+        super().__init__(verb)
+        self.verb = verb
+
+    def __str__(self) -> str:
+        return f"nobody to {self.verb}: no agent is of that node (its whole id), organ and selector, in a status for it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +125,7 @@ class Asked(Protocol):
         ...
 
     async def agent(self, logical_id: str) -> AgentAnswer:
-        """One agent. Raises NotResolvableError where nobody ever registered under it, and says what else is known."""
+        """One agent. Raises NobodyError where nobody ever registered under it."""
         ...
 
     async def overview(self) -> OverviewAnswer:
@@ -141,7 +163,7 @@ class Cluster:
         described = await self._ladder.describe(logical_id)
         if described.complete and not described.live and not described.history:
             known = await ray_remembers(logical_id, self._settings.namespace, self._settings.call_timeout_s)
-            raise NotResolvableError(logical_id, f"nobody ever registered under this logical id; {known}")
+            raise NobodyError(logical_id, known)
         return agent_answer(described)
 
     async def overview(self) -> OverviewAnswer:
@@ -153,7 +175,7 @@ class Cluster:
     async def watch(self, wanted: Wanted) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         ladder = ladder_of(self._settings.model_copy(update={"follow": True}))
         try:
-            feed = require_feed(ladder)
+            feed = require_feed(ladder, 1)
             if not await ladder.until_current(_FOLLOWED_S):
                 raise RegistryUnavailableError(f"it could not be followed within {_FOLLOWED_S:g} s")
             async for name, data, _ in happenings(ladder, feed, None, wanted.filter()):
@@ -243,10 +265,10 @@ def _joined(page: InstancePage, following: InstancePage) -> InstancePage:
 
 def _problem(answer: httpx.Response) -> RegistryError:
     try:
-        detail = Problem.model_validate_json(answer.content).detail
+        return HttpProblemError(answer.status_code, Problem.model_validate_json(answer.content).detail)
     except ValidationError:
-        detail = f"HTTP {answer.status_code} from {answer.request.url.host}, which says nothing more"
-    return HttpProblemError(answer.status_code, detail)
+        where = answer.request.url
+        return RegistryUnavailableError(f"{where} answers {answer.status_code}, and not as a SeedCore deployment does")
 
 
 def shown_ids(ids: Sequence[str], limit: int = 5) -> str:

@@ -38,6 +38,9 @@ FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="YAML: see do
 fleet_app = typer.Typer(help="The agents that a file lists.", no_args_is_help=True)
 
 
+Share = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
 class AgentGroup(BaseModel):
     """Agents that are alike. `ids` names them, or `id` one of them; with `count`, `{n}` in `id` counts from 1."""
 
@@ -51,8 +54,8 @@ class AgentGroup(BaseModel):
     labels: dict[str, str] = {}
     metadata: dict[str, Any] = {}
     arguments: dict[str, Any] = {}
-    num_cpus: Annotated[float, Field(ge=0)] = 0
-    resources: dict[str, Annotated[float, Field(ge=0)]] = {}
+    num_cpus: Share = 0
+    resources: dict[str, Share] = {}
     max_restarts: Annotated[int, Field(ge=-1)] = -1
 
     def names(self) -> list[str]:
@@ -168,7 +171,7 @@ def _class_named(path: str) -> type[Any]:
         sys.path.insert(0, os.getcwd())
     try:
         found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # noqa: BLE001 - whatever the module does when it is imported
         raise InvalidInputError("class", f"{path} cannot be imported: {first_line(error)}") from None
     if not (isinstance(found, type) and issubclass(found, RayAgent)):
         raise InvalidInputError("class", f"{path} is no subclass of RayAgent")

@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from seedcore.cli.asking import Asked, Wanted, asked, shown_ids
+from seedcore.cli.asking import Asked, NobodySelectedError, Wanted, asked, shown_ids
 from seedcore.cli.output import EXIT_FAILED, JsonOption, out
 from seedcore.cli.reading import NodeOption, OrganOption, SelectorOption, answered
 from seedcore.cli.render import show_turned
 from seedcore.core.errors import InvalidInputError, RegistryError
 from seedcore.core.lifecycle import Status
+from seedcore.core.model import check_drain_s
 from seedcore.discovery.api import TurnedAnswer
 from seedcore.settings import load_settings
 
@@ -29,7 +30,7 @@ def parse_duration(text: str) -> float:
     found = _DURATION.fullmatch(text.strip())
     if found is None:
         raise InvalidInputError("--for", f"must be a duration like 90s, 15m, 1h or 2d, not {text[:40]!r}")
-    return float(found.group(1)) * _UNITS_S[found.group(2) or "s"]
+    return check_drain_s(float(found.group(1)) * _UNITS_S[found.group(2) or "s"])
 
 
 def drain_command(
@@ -111,8 +112,8 @@ def _turn(
         assert wanted is not None
         agents = sorted({item.logical_id for item in answered(source.listing(wanted)).items})
         if not agents:
-            typer.echo(f"nobody to {verb}")
-            return
+            # who names a node by a slip must not believe that it is drained
+            raise NobodySelectedError(verb)
         if not yes:
             typer.confirm(f"{verb} {len(agents)} agents ({shown_ids(agents)})?", abort=True)
     turned, failures = answered(_turn_all(source, agents, status, reason, for_s))

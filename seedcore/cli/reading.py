@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from seedcore.cli.asking import Asked, HttpProblemError, Wanted, asked
+from seedcore.cli.asking import Asked, Wanted, asked
 from seedcore.cli.output import EXIT_FAILED, JsonOption, out, print_json
 from seedcore.cli.render import show_agent, show_event, show_listing, show_overview, show_reason
 from seedcore.cli.why import reason_of
@@ -112,6 +112,7 @@ async def _watch(source: Asked, wanted: Wanted, *, as_json: bool) -> None:
                 )
         elif name == "reset":
             out.print(f"-- {data['why']}", style="dim")
+            known = {item.instance_id: item.status for item in (await source.listing(wanted)).items}
         else:
             before = known.get(data["instance_id"])
             instance = data["instance"]
@@ -131,12 +132,10 @@ async def _reconnecting(source: Asked, wanted: Wanted) -> AsyncIterator[tuple[st
                 async for event in events:
                     has_begun = True
                     yield event
-        except HttpProblemError:
-            raise
         except RegistryError as error:
             if not has_begun:
                 raise
-            out.print(f"-- {error}; asking again", style="dim")
+            typer.echo(f"seedcore: {error}; asking again", err=True)
         await asyncio.sleep(1.0)
 
 

@@ -113,7 +113,8 @@ def show_overview(console: Console, overview: OverviewAnswer) -> None:
     """The fleet, the registry and the database at a glance."""
     table = Table(show_header=False, box=None, pad_edge=False)
     rungs = overview.rungs
-    fleet = ", ".join(f"{count} {name}" for name, count in overview.by_status.items() if count) or "nobody"
+    unknown = f"{overview.instances}, of unknown status" if overview.instances else "nobody"
+    fleet = ", ".join(f"{count} {name}" for name, count in overview.by_status.items() if count) or unknown
     if overview.by_verdict:
         fleet += " (" + ", ".join(f"{count} {name}" for name, count in overview.by_verdict.items()) + ")"
     table.add_row("agents", fleet)

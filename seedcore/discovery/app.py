@@ -27,6 +27,7 @@ from seedcore.settings import Mode, Settings
 logger = logging.getLogger(__name__)
 
 FEED_CAPACITY = 10_000
+MAX_WATCHERS = 250
 _KEEP_PERIOD_S = 5.0
 
 
@@ -57,7 +58,9 @@ async def _no_reader() -> InstanceReader:
 class Discovery:
     """One replica. `routes.py` answers HTTP through its ladder; its methods answer in-cluster callers with handles."""
 
-    def __init__(self, settings: Settings, keep_registry: bool) -> None:
+    def __init__(self, settings: Settings, keep_registry: bool, max_watchers: int = MAX_WATCHERS) -> None:
+        """`max_watchers` of /v1/watch at once: each holds one of the requests that Serve lets a replica have."""
+        self.max_watchers = max_watchers
         log_to_stderr(settings.log_format)
         self.settings = settings
         self._connection = _connection_of(settings)

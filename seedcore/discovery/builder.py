@@ -21,7 +21,7 @@ class DiscoveryArgs(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     num_replicas: Annotated[int, Field(ge=1, le=100)] = 1
-    max_ongoing_requests: Annotated[int, Field(ge=1, le=10_000)] = 100
+    max_ongoing_requests: Annotated[int, Field(ge=4, le=10_000)] = 1000
     keep_registry: bool = True
 
 
@@ -39,5 +39,5 @@ def build(args: DiscoveryArgs) -> serve.Application:
         ray_actor_options={"num_cpus": 0},
         health_check_period_s=5,
     )(serve.ingress(api)(Discovery))
-    application: serve.Application = deployment.bind(settings, args.keep_registry)
+    application: serve.Application = deployment.bind(settings, args.keep_registry, args.max_ongoing_requests // 4)
     return application

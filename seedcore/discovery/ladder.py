@@ -340,13 +340,6 @@ class DiscoveryLadder:
     async def rungs(self) -> RungState:
         """Which rungs answer now."""
 
-        async def postgres() -> str | None:
-            try:
-                await (await self._open_reader()).current_epoch()
-            except StoreUnavailableError as error:
-                return str(error)
-            return None
-
         async def registry() -> str | None:
             health = await self.registry_health()
             if isinstance(health, str):
@@ -355,7 +348,15 @@ class DiscoveryLadder:
                 return f"superseded by the registry of term {health.fenced_by}: it only reads"
             return None if health.recovered else "the registry is still recovering"
 
-        return RungState(*await asyncio.gather(registry(), postgres(), self.ray_problem()))
+        return RungState(*await asyncio.gather(registry(), self.postgres_problem(), self.ray_problem()))
+
+    async def postgres_problem(self) -> str | None:
+        """Why the database cannot be read now, or None."""
+        try:
+            await (await self._open_reader()).current_epoch()
+        except StoreUnavailableError as error:
+            return str(error)
+        return None
 
     async def ray_problem(self) -> str | None:
         """Why Ray's listing cannot be read now, or None."""

@@ -22,7 +22,7 @@ from seedcore.settings import Settings
 
 MAX_ORGANS = 50
 _FOR_S = 1.0
-_PATIENCE_S = 2.0
+_PATIENCE_S = 1.5
 
 
 class Overviews:
@@ -52,7 +52,7 @@ class Overviews:
             self._made_s = time.monotonic()
 
     async def _look(self) -> OverviewAnswer:
-        health = await self._ladder.registry_health()
+        health = await _in_time(self._ladder.registry_health())
         problem: str | None = None
         if isinstance(health, Health):
             self._answered_at = health.as_of
@@ -60,12 +60,10 @@ class Overviews:
         else:
             problem = health
             # only now is it worth asking them
-            asked = await _in_time(self._ladder.rungs())
-            rungs = (
-                RungsOut(registry=problem, postgres=asked, ray=asked)
-                if isinstance(asked, str)
-                else RungsOut(registry=problem, postgres=asked.postgres or "ok", ray=asked.ray or "ok")
+            postgres, ray_listing = await asyncio.gather(
+                _in_time(self._ladder.postgres_problem()), _in_time(self._ladder.ray_problem())
             )
+            rungs = RungsOut(registry=problem, postgres=postgres or "ok", ray=ray_listing or "ok")
         return OverviewAnswer(
             service=self._service,
             rungs=rungs,

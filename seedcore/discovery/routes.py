@@ -171,7 +171,11 @@ async def watch(
     where what happened before is not remembered: list again; `state`, every two seconds, says whether the registry
     confirms what this deployment knows. Each event's id can be given as Last-Event-ID.
     """
-    feed = require_feed(replica.ladder)
+    if wanted.verdicts is not None or (wanted.statuses is not None and Status.DEAD in wanted.statuses):
+        raise InvalidInputError("status", "changes are of the living, and tell every verdict: filter what comes")
+    if wanted.epoch is not None:
+        raise InvalidInputError("epoch", "changes are of the epoch that is shown")
+    feed = require_feed(replica.ladder, replica.max_watchers)
     position = last_event_id if last_event_id is not None else after
     start = Position.parsed(position) if position is not None else None
     selected = wanted if request.query_params.get("status") else replace(wanted, statuses=None)

@@ -14,7 +14,6 @@ from seedcore.core.waiting import within
 from seedcore.discovery.api import instance_out
 from seedcore.discovery.ladder import DiscoveryLadder
 
-MAX_WATCHERS = 500
 _STATE_S = 2.0
 _LINGER_S = 0.05
 
@@ -38,13 +37,13 @@ class Position:
         return f"{self.stream}:{self.version}"
 
 
-def require_feed(ladder: DiscoveryLadder) -> Feed:
+def require_feed(ladder: DiscoveryLadder, max_watchers: int) -> Feed:
     """The feed that can be watched here. Raises CannotKnowError, or FollowersFullError where too many watch."""
     feed = ladder.feed
     if feed is None:
         raise CannotKnowError("*", "this deployment follows no registry (SEEDCORE_FOLLOW, SEEDCORE_MODE)")
-    if feed.followers >= MAX_WATCHERS:
-        raise FollowersFullError(MAX_WATCHERS)
+    if feed.followers >= max_watchers:
+        raise FollowersFullError(max_watchers)
     return feed
 
 

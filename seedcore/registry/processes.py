@@ -81,6 +81,11 @@ def process_key_of(pid: int) -> str | None:
         return None
 
 
+def lives(pid: int, process_key: str) -> bool:
+    """Whether the process with a key is there, in our PID namespace."""
+    return process_key_of(pid) == process_key.partition(_WORKER_MARK)[0]
+
+
 def worker_id_of(process_key: str) -> str | None:
     """The id of the Ray worker that a process was, None of one that was none."""
     return process_key.partition(_WORKER_MARK)[2] or None

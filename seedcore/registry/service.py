@@ -86,6 +86,7 @@ logger = logging.getLogger(__name__)
 
 HISTORY_LIMIT = 20
 STEPS_LIMIT = 100
+_PAST_S = 2.0
 MAX_FEED_WAIT_S = 30.0
 _FEED_ANSWERS_A_S = 1000.0
 _FEED_LINGER_MAX_S = 0.5
@@ -368,6 +369,8 @@ class Registry:
         """As `list_active`, of whom a filter wants."""
         check_kind("wanted", wanted, InstanceFilter).validated()
         if wanted.statuses is not None and Status.DEAD in wanted.statuses:
+            if wanted.verdicts is not None:
+                raise InvalidInputError("verdict", "the dead have none")
             return await self._writer.store().list_instances(wanted, limit, cursor)
         after = decode_cursor(cursor)
         now_s, at = self._expiry.attentive_now_s(), self._clock.utc()
@@ -461,10 +464,10 @@ class Registry:
         steps: list[Transition] = []
         complete = False
         try:
-            history = await self._writer.store().history(logical_id, HISTORY_LIMIT)
-            steps = await self._writer.store().transitions(logical_id, STEPS_LIMIT)
+            # who lives is known whatever the database does: nobody waits long for what was
+            history, steps = await within(self._past_of(logical_id), _PAST_S)
             complete = True
-        except StoreUnavailableError as error:
+        except (StoreUnavailableError, asyncio.TimeoutError) as error:
             logger.info("history not readable: %s", error)
         now_s, at = self._expiry.attentive_now_s(), self._clock.utc()
         live = tuple(
@@ -477,6 +480,10 @@ class Registry:
         )
         version = self._roster.version
         return Description(logical_id, live, tuple(history), Source.REGISTRY, at, version, complete, tuple(steps))
+
+    async def _past_of(self, logical_id: str) -> tuple[list[Instance], list[Transition]]:
+        store = self._writer.store()
+        return await store.history(logical_id, HISTORY_LIMIT), await store.transitions(logical_id, STEPS_LIMIT)
 
     async def health(self) -> Health:
         """The registry's own state."""

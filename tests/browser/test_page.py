@@ -155,6 +155,7 @@ async def test_on_a_phone_nothing_is_wider_than_the_screen(browser: Browser, wor
     assert wide <= screen
     await row_of(page, "ant").click()
     await expect(page.locator("#agent-name")).to_have_text("ant")
+    await expect(page.locator("#drain")).to_be_visible(timeout=PATIENCE_MS)
     box = await page.locator("#agent").bounding_box()
     assert box is not None
     assert (box["x"], box["width"]) == (0, 390)

@@ -201,7 +201,7 @@ async def test_another_protocol_is_refused_with_a_remedy(ray_cluster: None, sett
     actor: Any = ray.remote(OldRegistry)
     handle = actor.options(name=REGISTRY_NAME, namespace=settings.namespace, num_cpus=0).remote()
     connection = RegistryConnection(settings.namespace)
-    with pytest.raises(VersionMismatchError, match="seedcore registry stop"):
+    with pytest.raises(VersionMismatchError, match="seedcore registry upgrade"):
         await connection.health()
     with pytest.raises(VersionMismatchError):
         await start_registry(settings)

@@ -41,7 +41,7 @@ from seedcore.discovery.routes import api
 from seedcore.registry.client import every_page
 from seedcore.registry.connection import RegistryConnection
 from seedcore.registry.lookup import ActorHandle
-from seedcore.registry.processes import process_key_of
+from seedcore.registry.processes import lives
 from seedcore.runtime import start_registry
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
@@ -177,7 +177,7 @@ class Row:
     @property
     def lives(self) -> bool:
         """Whether its process does, by the kernel's word."""
-        return process_key_of(self.pid) == self.process_key
+        return lives(self.pid, self.process_key)
 
 
 @dataclass(frozen=True)

@@ -315,7 +315,7 @@ async def test_without_both_rays_listing_answers_and_everything_heals(world: Wor
         assert answer["source"] == "ray"
         assert [found["instance"] is not None for found in answer["results"]] == [True, False]
         cannot = await http.get(world.url + "/v1/instances?organ=any")
-        assert (cannot.status_code, "neither status, organ" in cannot.json()["detail"]) == (503, True)
+        assert (cannot.status_code, "no status, organ" in cannot.json()["detail"]) == (503, True)
         check_problem(await http.get(world.url + "/v1/epoch"), 503, "cannot know now: the registry is away")
     ready = await world.get("/readyz")
     assert (ready["ready"], ready["rungs"]["ray"]) == (True, "ok")

@@ -14,7 +14,7 @@ import pytest
 
 from seedcore.bench.death import Watcher, first_refusal_after
 from seedcore.cli.app import exit_code_of
-from seedcore.cli.asking import HttpProblemError
+from seedcore.cli.asking import HttpProblemError, NobodyError
 from seedcore.cli.fleet import FleetFile, read_fleet, specs_of
 from seedcore.cli.operating import parse_duration
 from seedcore.cli.steering import objection_to_flip
@@ -185,6 +185,7 @@ def test_a_fleet_file_that_is_not_there_is_told_so(tmp_path: Path) -> None:
     ("error", "code"),
     [
         (NotResolvableError("a", "gone"), 3),
+        (NobodyError("a", "nor does Ray"), 3),
         (UnknownInstanceError("a"), 3),
         (CannotKnowError("a", "away"), 4),
         (RegistryUnavailableError("away"), 4),

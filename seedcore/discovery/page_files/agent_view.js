@@ -47,6 +47,10 @@ function headlineOfDead(last, isComplete, now) {
       : "No instance of it is known to live. Its history cannot be read now.";
     return { kind: "unknown", text };
   }
+  if (last.status !== "dead") {
+    // the database alone answers: it does not listen to beats
+    return { kind: last.status, text: `Was ${last.status} when the database last heard of it. The registry does not answer now.` };
+  }
   const stopped = parseTime(last.stopped_at) ?? parseTime(last.status_changed_at);
   const length = stopped === null ? "Dead" : `Dead for ${longSpan(now - stopped)}`;
   return { kind: "dead", text: `${length}: ${because(last.cause) ?? "no cause was recorded"}` };
