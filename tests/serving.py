@@ -27,6 +27,7 @@ from tests.servers import PostgresServer
 from tests.waiting import eventually
 
 FLEET = ("ant", "bee", "cat")
+WATCHERS = 8
 
 
 @dataclass(frozen=True)
@@ -102,10 +103,10 @@ def deployed(
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
     port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    deployment: Any = serve.deployment(name="Discovery", ray_actor_options={"num_cpus": 0})(
+    deployment: Any = serve.deployment(name="Discovery", max_ongoing_requests=100, ray_actor_options={"num_cpus": 0})(
         serve.ingress(api)(Discovery)
     )
-    serve.run(deployment.bind(settings, False), name="seedcore", route_prefix="/")
+    serve.run(deployment.bind(settings, False, WATCHERS), name="seedcore", route_prefix="/")
     yield settings, f"http://127.0.0.1:{port}"
     serve.shutdown()
     ray.shutdown()

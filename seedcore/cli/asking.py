@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -34,7 +34,7 @@ from seedcore.discovery.api import (
 )
 from seedcore.discovery.app import ladder_of
 from seedcore.discovery.overview import Overviews
-from seedcore.discovery.watch import happenings, require_feed
+from seedcore.discovery.watch import Position, happenings, require_feed
 from seedcore.registry.clock import utc_now
 from seedcore.registry.lookup import ray_remembers
 from seedcore.settings import Settings
@@ -117,6 +117,14 @@ class Wanted:
         }
 
 
+class Event(NamedTuple):
+    """What has happened, and the position after it."""
+
+    name: str
+    data: dict[str, Any]
+    at: str
+
+
 class Asked(Protocol):
     """Whoever answers the command."""
 
@@ -136,8 +144,8 @@ class Asked(Protocol):
         """An operator's change of an agent."""
         ...
 
-    def watch(self, wanted: Wanted) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-        """Names and data of events, as /v1/watch sends them."""
+    def watch(self, wanted: Wanted, after: str | None) -> AsyncIterator[Event]:
+        """Events as /v1/watch sends them, after a position that a listing or an event has named (None: from now on)."""
         ...
 
 
@@ -172,14 +180,15 @@ class Cluster:
     async def turn(self, logical_id: str, status: Status, reason: str | None, for_s: float | None) -> TurnedAnswer:
         return turned_answer(logical_id, await self._ladder.turn_agent(logical_id, status, reason, for_s), utc_now())
 
-    async def watch(self, wanted: Wanted) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    async def watch(self, wanted: Wanted, after: str | None) -> AsyncIterator[Event]:
+        position = None if after is None else Position.parsed(after)
         ladder = ladder_of(self._settings.model_copy(update={"follow": True}))
         try:
             feed = require_feed(ladder, 1)
             if not await ladder.until_current(_FOLLOWED_S):
                 raise RegistryUnavailableError(f"it could not be followed within {_FOLLOWED_S:g} s")
-            async for name, data, _ in happenings(ladder, feed, None, wanted.filter()):
-                yield name, data
+            async for name, data, at in happenings(ladder, feed, position, wanted.filter()):
+                yield Event(name, data, str(at))
         finally:
             await ladder.close()
 
@@ -214,19 +223,18 @@ class Deployment:
             told["for_s"] = for_s
         return await self._ask(TurnedAnswer, "POST", f"{path}/{_VERB[status]}", json=told)
 
-    async def watch(self, wanted: Wanted) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-        parameters = wanted.parameters()
+    async def watch(self, wanted: Wanted, after: str | None) -> AsyncIterator[Event]:
+        parameters = {**wanted.parameters(), **({} if after is None else {"after": after})}
         async with self._client(read_s=30.0) as client, client.stream("GET", "/v1/watch", params=parameters) as answer:
             if answer.is_error:
                 await answer.aread()
                 raise _problem(answer)
-            name = ""
+            fields: dict[str, str] = {}
             async for line in answer.aiter_lines():
                 field, _, value = line.partition(": ")
-                if field == "event":
-                    name = value
-                elif field == "data":
-                    yield name, json.loads(value)
+                fields[field] = value
+                if field == "data":
+                    yield Event(fields["event"], json.loads(value), fields["id"])
 
     async def _ask(self, kind: type[A], method: str, path: str, **options: Any) -> A:
         async with self._client() as client:

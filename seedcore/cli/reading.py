@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from seedcore.cli.asking import Asked, Wanted, asked
+from seedcore.cli.asking import Asked, Event, Wanted, asked
 from seedcore.cli.output import EXIT_FAILED, JsonOption, out, print_json
 from seedcore.cli.render import show_agent, show_event, show_listing, show_overview, show_reason
 from seedcore.cli.why import reason_of
@@ -99,9 +99,11 @@ def watch_command(
 
 
 async def _watch(source: Asked, wanted: Wanted, *, as_json: bool) -> None:
-    known = {item.instance_id: item.status for item in (await source.listing(wanted)).items}
+    page = await source.listing(wanted)
+    known = {item.instance_id: item.status for item in page.items}
     is_current = True
-    async for name, data in _reconnecting(source, wanted):
+    begin = None if page.stream is None else f"{page.stream}:{page.version}"
+    async for name, data, _ in _reconnecting(source, wanted, begin):
         if as_json:
             typer.echo(json.dumps({"event": name, **data}))
         elif name == "state":
@@ -123,14 +125,14 @@ async def _watch(source: Asked, wanted: Wanted, *, as_json: bool) -> None:
                 known[data["instance_id"]] = instance["status"]
 
 
-async def _reconnecting(source: Asked, wanted: Wanted) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-    """The events, also after who sends them was away."""
+async def _reconnecting(source: Asked, wanted: Wanted, after: str | None) -> AsyncIterator[Event]:
+    """The events after a position, also after who sends them was away."""
     has_begun = False
     while True:
         try:
-            async with aclosing(source.watch(wanted)) as events:  # type: ignore[type-var]
+            async with aclosing(source.watch(wanted, after)) as events:  # type: ignore[type-var]
                 async for event in events:
-                    has_begun = True
+                    has_begun, after = True, event.at
                     yield event
         except RegistryError as error:
             if not has_begun:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from urllib.parse import quote
 
@@ -16,7 +18,7 @@ from seedcore.core.lifecycle import Status
 from seedcore.registry import RegistryClient
 from seedcore.registry.actor import stop_registry
 from seedcore.runtime import start_registry
-from tests.serving import FLEET, World
+from tests.serving import FLEET, WATCHERS, World
 from tests.waiting import eventually
 
 
@@ -225,6 +227,36 @@ async def test_watchers_are_told_what_they_want_and_go_on_where_they_were(world:
         assert event["event"] == "reset"
     assert (await world.ask("GET", "/v1/watch?after=junk")).status_code == 422
     await other.set_status(Status.DEAD)
+
+
+async def test_watchers_have_a_bound_and_leave_room_for_others(world: World) -> None:
+    async with AsyncExitStack() as stack:
+        for _ in range(WATCHERS):
+            events = await stack.enter_async_context(watching(world))
+            await next_event(events, "state")
+        refused = await world.ask("GET", "/v1/watch")
+        assert (refused.status_code, "followers" in refused.json()["detail"]) == (503, True), refused.text
+        assert (await world.ask("GET", "/v1/overview")).status_code == 200
+
+
+@pytest.mark.parametrize("query", ["verdict=late", "status=dead", "epoch=green"])
+async def test_what_changes_cannot_tell_is_no_filter_of_them(world: World, query: str) -> None:
+    assert (await world.ask("GET", f"/v1/watch?{query}")).status_code == 422
+
+
+async def test_a_registry_that_hangs_hides_neither_the_database_nor_the_list(world: World) -> None:
+    await eventually(lambda: _is_listed(world, *FLEET))
+    pid = (await world.registry.hello()).pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        seen = await world.get("/v1/overview")
+        while seen["registry"] is not None:
+            seen = await world.get("/v1/overview")
+        assert (seen["rungs"]["postgres"], seen["rungs"]["ray"]) == ("ok", "ok")
+        assert "no answer" in seen["registry_problem"]
+        assert seen["instances"] == len(FLEET)
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 async def test_watchers_are_told_that_the_registry_is_away_and_then_what_changed(world: World) -> None:
