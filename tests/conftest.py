@@ -48,17 +48,38 @@ _OWN_CLUSTERS = {
 
 
 def _group_of(nodeid: str) -> str:
-    """Which tests go together, in their order, in one worker: those of a file, or all that have a Ray cluster."""
+    """Which tests go together, in their order, in one worker: those of a file, or all that have a Ray cluster, or all
+    that have a deployment and no haste."""
     path = PurePath(nodeid.partition("::")[0])
-    needs_ray = path.parent.name in {"cluster", "faults", "web", "browser"} and path.name not in _OWN_CLUSTERS
-    return "ray" if needs_ray else path.name
+    if path.parent.name in {"web", "browser"}:
+        return "serve"
+    return "ray" if path.parent.name in {"cluster", "faults"} and path.name not in _OWN_CLUSTERS else path.name
 
 
 # the long ones first, or one worker ends with one of them while the other has nothing left
-_FIRST = ("ray", "test_quickstart.py", "test_simulation.py", "test_processes.py", "test_database_outages.py")
+_FIRST = (
+    "ray",
+    "test_quickstart.py",
+    "serve",
+    "test_docs.py",
+    "test_simulation.py",
+    "test_processes.py",
+    "test_database_outages.py",
+)
 
 
+# minutes of end-to-end work, for CI and for whoever has changed what they test: `pytest -m slow`
+_SLOW_FOLDERS = {"browser", "docs", "web"}
+_SLOW_FILES = {"test_causes.py", "test_memory.py", "test_metrics.py", "test_upgrade.py"}
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        path = PurePath(item.nodeid.partition("::")[0])
+        is_soak = item.get_closest_marker("soak") is not None
+        if not is_soak and (path.parent.name in _SLOW_FOLDERS or path.name in _SLOW_FILES):
+            item.add_marker(pytest.mark.slow)
     order = {group: place for place, group in enumerate(_FIRST)}
     items.sort(key=lambda item: order.get(_group_of(item.nodeid), len(_FIRST)))
 
