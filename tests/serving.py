@@ -27,7 +27,6 @@ from tests.servers import PostgresServer
 from tests.waiting import eventually
 
 FLEET = ("ant", "bee", "cat")
-WATCHERS = 8
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def deployed(
     deployment: Any = serve.deployment(name="Discovery", max_ongoing_requests=100, ray_actor_options={"num_cpus": 0})(
         serve.ingress(api)(Discovery)
     )
-    serve.run(deployment.bind(settings, False, WATCHERS), name="seedcore", route_prefix="/")
+    serve.run(deployment.bind(settings, False), name="seedcore", route_prefix="/")
     yield settings, f"http://127.0.0.1:{port}"
     serve.shutdown()
     ray.shutdown()

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import quote
 
@@ -18,7 +18,7 @@ from seedcore.core.lifecycle import Status
 from seedcore.registry import RegistryClient
 from seedcore.registry.actor import stop_registry
 from seedcore.runtime import start_registry
-from tests.serving import FLEET, WATCHERS, World
+from tests.serving import FLEET, World
 from tests.waiting import eventually
 
 
@@ -227,16 +227,6 @@ async def test_watchers_are_told_what_they_want_and_go_on_where_they_were(world:
         assert event["event"] == "reset"
     assert (await world.ask("GET", "/v1/watch?after=junk")).status_code == 422
     await other.set_status(Status.DEAD)
-
-
-async def test_watchers_have_a_bound_and_leave_room_for_others(world: World) -> None:
-    async with AsyncExitStack() as stack:
-        for _ in range(WATCHERS):
-            events = await stack.enter_async_context(watching(world))
-            await next_event(events, "state")
-        refused = await world.ask("GET", "/v1/watch")
-        assert (refused.status_code, "followers" in refused.json()["detail"]) == (503, True), refused.text
-        assert (await world.ask("GET", "/v1/overview")).status_code == 200
 
 
 @pytest.mark.parametrize("query", ["verdict=late", "status=dead", "epoch=green"])
