@@ -10,6 +10,8 @@ from typing import Any
 
 import httpx
 import psycopg
+import pytest
+import pytest_asyncio
 import ray
 from pydantic import SecretStr
 from ray import serve
@@ -23,10 +25,11 @@ from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
 from seedcore.tier0.answers import AgentSpec
 from tests.cluster.agents import Worker
-from tests.servers import PostgresServer
+from tests.servers import PostgresServer, embedded_binaries, running_server
 from tests.waiting import eventually
 
 FLEET = ("ant", "bee", "cat")
+WATCHERS = 8
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,27 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    """A server that a test may stop."""
+    with running_server(embedded_binaries()) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def deployment(request: pytest.FixtureRequest, server: PostgresServer) -> Iterator[tuple[Settings, str]]:
+    """Settings and URL of a deployment in a namespace named like the tests' folder."""
+    with deployed(server, request.path.parent.name) as (settings, url):
+        yield settings, url
+
+
+@pytest_asyncio.fixture
+async def world(deployment: tuple[Settings, str], server: PostgresServer) -> AsyncIterator[World]:
+    """Everything up and the fleet listed."""
+    async with fleet(server, *deployment) as world:
+        yield world
+
+
 @contextmanager
 def deployed(
     server: PostgresServer, namespace: str, *, dsn: str | None = None, lease_s: float = 4.0
@@ -105,7 +129,7 @@ def deployed(
     deployment: Any = serve.deployment(name="Discovery", max_ongoing_requests=100, ray_actor_options={"num_cpus": 0})(
         serve.ingress(api)(Discovery)
     )
-    serve.run(deployment.bind(settings, False), name="seedcore", route_prefix="/")
+    serve.run(deployment.bind(settings, False, WATCHERS), name="seedcore", route_prefix="/")
     yield settings, f"http://127.0.0.1:{port}"
     serve.shutdown()
     ray.shutdown()

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from urllib.parse import quote
 
@@ -18,7 +18,7 @@ from seedcore.core.lifecycle import Status
 from seedcore.registry import RegistryClient
 from seedcore.registry.actor import stop_registry
 from seedcore.runtime import start_registry
-from tests.serving import FLEET, World
+from tests.serving import FLEET, WATCHERS, World
 from tests.waiting import eventually
 
 
@@ -202,6 +202,8 @@ async def test_a_deregistered_agent_is_gone_for_good_and_its_history_says_why(wo
     gone = await world.ask("DELETE", f"/v1/instances/{other.instance_id}")
     assert gone.json()["instance"]["status"] == "dead"
     assert (await client.beat()).dead == (instance_id,)
+    # it has come back, as a new instance
+    await client.set_status(Status.DEAD)
 
 
 async def test_watchers_are_told_what_they_want_and_go_on_where_they_were(world: World) -> None:
@@ -227,6 +229,24 @@ async def test_watchers_are_told_what_they_want_and_go_on_where_they_were(world:
         assert event["event"] == "reset"
     assert (await world.ask("GET", "/v1/watch?after=junk")).status_code == 422
     await other.set_status(Status.DEAD)
+
+
+async def test_watchers_have_a_bound_and_leave_room_for_others(world: World) -> None:
+    # held: one that nobody reads any more is closed with its last reference
+    held = []
+    async with AsyncExitStack() as stack:
+        for _ in range(WATCHERS):
+            held.append(await stack.enter_async_context(watching(world)))
+            await next_event(held[-1], "state")
+        refused = await world.ask("GET", "/v1/watch")
+        assert (refused.status_code, "followers" in refused.json()["detail"]) == (503, True), refused.text
+        assert (await world.ask("GET", "/v1/overview")).status_code == 200
+
+    async def is_accepted() -> bool:
+        async with watching(world) as events:
+            return bool(await next_event(events, "state"))
+
+    await eventually(is_accepted)
 
 
 @pytest.mark.parametrize("query", ["verdict=late", "status=dead", "epoch=green"])
