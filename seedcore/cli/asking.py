@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -161,11 +161,11 @@ class Cluster:
 
     async def listing(self, wanted: Wanted) -> InstancePage:
         asked = wanted.filter()
-        page = page_of(await self._ladder.list_instances(asked, MAX_PAGE, None))
-        while page.next_cursor is not None:
-            following = page_of(await self._ladder.list_instances(asked, MAX_PAGE, page.next_cursor))
-            page = _joined(page, following)
-        return page
+
+        async def page(cursor: str | None) -> InstancePage:
+            return page_of(await self._ladder.list_instances(asked, MAX_PAGE, cursor))
+
+        return await _every_page(page)
 
     async def agent(self, logical_id: str) -> AgentAnswer:
         described = await self._ladder.describe(logical_id)
@@ -202,11 +202,12 @@ class Deployment:
 
     async def listing(self, wanted: Wanted) -> InstancePage:
         parameters = {**wanted.parameters(), "limit": MAX_PAGE}
-        page = await self._ask(InstancePage, "GET", "/v1/instances", params=parameters)
-        while page.next_cursor is not None:
-            following = {**parameters, "cursor": page.next_cursor}
-            page = _joined(page, await self._ask(InstancePage, "GET", "/v1/instances", params=following))
-        return page
+
+        async def page(cursor: str | None) -> InstancePage:
+            place = {} if cursor is None else {"cursor": cursor}
+            return await self._ask(InstancePage, "GET", "/v1/instances", params={**parameters, **place})
+
+        return await _every_page(page)
 
     async def agent(self, logical_id: str) -> AgentAnswer:
         return await self._ask(AgentAnswer, "GET", f"/v1/agents/{quote(logical_id, safe='')}")
@@ -265,10 +266,16 @@ def asked(settings: Settings) -> Asked:
     return Deployment(settings.url) if settings.url is not None else Cluster(settings)
 
 
-def _joined(page: InstancePage, following: InstancePage) -> InstancePage:
-    if following.source != page.source:
-        raise CannotKnowError("*", "the source of the list changed on the way; ask again")
-    return page.model_copy(update={"items": [*page.items, *following.items], "next_cursor": following.next_cursor})
+async def _every_page(ask: Callable[[str | None], Awaitable[InstancePage]]) -> InstancePage:
+    """All pages of a listing as one, of the first one's version; `ask` gets the one behind a cursor."""
+    page = await ask(None)
+    items, cursor = page.items, page.next_cursor
+    while cursor is not None:
+        following = await ask(cursor)
+        if following.source != page.source:
+            raise CannotKnowError("*", "the source of the list changed on the way; ask again")
+        items, cursor = items + following.items, following.next_cursor
+    return page.model_copy(update={"items": items, "next_cursor": None})
 
 
 def _problem(answer: httpx.Response) -> RegistryError:

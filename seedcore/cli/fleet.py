@@ -84,31 +84,27 @@ class FleetFile(BaseModel):
 @fleet_app.command("up")
 def fleet_up(file: FileArgument, as_json: JsonOption = False) -> None:
     """Make every agent of the file that does not live yet."""
-    specs = specs_of(read_fleet(file))
-    settings = load_settings()
-    join_cluster(settings)
-    manager = Tier0MemoryManager(settings)
-
-    async def make(chunk: Sequence[AgentSpec]) -> Gathered[Any]:
-        return await manager.create_agents_batch(chunk)
-
-    failures = answered(_in_chunks("making agents", specs, make))
-    _end(failures, len(specs), "up", as_json)
+    _work("making agents", specs_of(read_fleet(file)), Tier0MemoryManager.create_agents_batch, "up", as_json)
 
 
 @fleet_app.command("down")
 def fleet_down(file: FileArgument, as_json: JsonOption = False) -> None:
     """Stop every agent of the file. Others are left alone."""
-    names = names_of(read_fleet(file))
+    _work("stopping agents", names_of(read_fleet(file)), Tier0MemoryManager.shutdown_agents, "down", as_json)
+
+
+def _work(
+    what: str,
+    things: Sequence[T],
+    work: Callable[[Tier0MemoryManager, Sequence[T]], Awaitable[Gathered[Any]]],
+    word: str,
+    as_json: bool,
+) -> None:
     settings = load_settings()
     join_cluster(settings)
     manager = Tier0MemoryManager(settings)
-
-    async def stop(chunk: Sequence[str]) -> Gathered[Any]:
-        return await manager.shutdown_agents(chunk)
-
-    failures = answered(_in_chunks("stopping agents", names, stop))
-    _end(failures, len(names), "down", as_json)
+    failures = answered(_in_chunks(what, things, lambda chunk: work(manager, chunk)))
+    _end(failures, len(things), word, as_json)
 
 
 def read_fleet(file: Path) -> FleetFile:

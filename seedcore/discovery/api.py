@@ -24,7 +24,7 @@ from seedcore.core.model import (
     Transition,
     Verdict,
 )
-from seedcore.discovery.ladder import NameListing
+from seedcore.discovery.ladder import NameListing, RungState
 from seedcore.registry.answers import Description
 
 
@@ -300,6 +300,11 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str
+
+
+def rungs_out(rungs: RungState) -> RungsOut:
+    """Who answers, as the API shows it."""
+    return RungsOut(registry=rungs.registry or "ok", postgres=rungs.postgres or "ok", ray=rungs.ray or "ok")
 
 
 def stamp_of(answer: Answer[Any] | Listing | NameListing | Description) -> dict[str, Any]:

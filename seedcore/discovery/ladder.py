@@ -42,7 +42,7 @@ from seedcore.core.paging import check_limit, decode_cursor, encode_cursor, enco
 from seedcore.core.ports import ActorDirectory, InstanceReader
 from seedcore.core.selection import best
 from seedcore.core.view import LiveView
-from seedcore.registry.answers import Description, Health
+from seedcore.registry.answers import HISTORY_LIMIT, STEPS_LIMIT, Description, Health
 from seedcore.registry.clock import utc_now
 from seedcore.registry.connection import RegistryConnection
 from seedcore.registry.follower import Follower
@@ -51,9 +51,6 @@ from seedcore.registry.lookup import ActorHandle
 from seedcore.registry.metrics import CallerMetrics
 
 logger = logging.getLogger(__name__)
-
-HISTORY_LIMIT = 20
-STEPS_LIMIT = 100
 
 ReaderFactory = Callable[[], Awaitable[InstanceReader]]
 
@@ -85,7 +82,7 @@ class RungState:
 
 
 class DiscoveryLadder:
-    """Read-only; use from one event loop. Waits are bounded by those of the rungs."""
+    """Reads, and passes on what operators change. Use from one event loop. Waits are bounded by those of the rungs."""
 
     def __init__(
         self,
@@ -341,12 +338,7 @@ class DiscoveryLadder:
         """Which rungs answer now."""
 
         async def registry() -> str | None:
-            health = await self.registry_health()
-            if isinstance(health, str):
-                return health
-            if health.fenced_by is not None:
-                return f"superseded by the registry of term {health.fenced_by}: it only reads"
-            return None if health.recovered else "the registry is still recovering"
+            return registry_problem(await self.registry_health())
 
         return RungState(*await asyncio.gather(registry(), self.postgres_problem(), self.ray_problem()))
 
@@ -400,6 +392,15 @@ class DiscoveryLadder:
             return await self.handle_of(logical_id)
         except (NotResolvableError, CannotKnowError) as error:
             return str(error)
+
+
+def registry_problem(health: Health | str) -> str | None:
+    """What is wrong with the registry by its report, or by there being none; None where nothing is."""
+    if isinstance(health, str):
+        return health
+    if health.fenced_by is not None:
+        return f"superseded by the registry of term {health.fenced_by}: it only reads"
+    return None if health.recovered else "the registry is still recovering"
 
 
 def _listing_of(view: LiveView, wanted: InstanceFilter, after: tuple[str, str], limit: int) -> Listing:

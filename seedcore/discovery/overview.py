@@ -11,11 +11,11 @@ from typing import Any
 
 from seedcore import __version__
 from seedcore.core.errors import RegistryError
-from seedcore.core.model import Source
+from seedcore.core.model import NOTHING, Source
 from seedcore.core.view import FleetCounts, LiveView
 from seedcore.core.waiting import within
-from seedcore.discovery.api import EpochOut, OverviewAnswer, RegistryOut, RungsOut, ServiceOut
-from seedcore.discovery.ladder import DiscoveryLadder
+from seedcore.discovery.api import EpochOut, OverviewAnswer, RegistryOut, ServiceOut, rungs_out
+from seedcore.discovery.ladder import DiscoveryLadder, RungState, registry_problem
 from seedcore.registry.answers import Health
 from seedcore.registry.clock import utc_now
 from seedcore.settings import Settings
@@ -52,54 +52,49 @@ class Overviews:
             self._made_s = time.monotonic()
 
     async def _look(self) -> OverviewAnswer:
-        health = await _in_time(self._ladder.registry_health())
-        problem: str | None = None
-        if isinstance(health, Health):
+        told: Health | str = await _in_time(self._ladder.registry_health())
+        health = told if isinstance(told, Health) else None
+        if health is not None:
             self._answered_at = health.as_of
-            rungs = await self._rungs_by(health)
+            # it knows how its database is
+            postgres, ray_listing = health.store_problem, await _in_time(self._ladder.ray_problem())
         else:
-            problem = health
-            # only now is it worth asking them
             postgres, ray_listing = await asyncio.gather(
                 _in_time(self._ladder.postgres_problem()), _in_time(self._ladder.ray_problem())
             )
-            rungs = RungsOut(registry=problem, postgres=postgres or "ok", ray=ray_listing or "ok")
         return OverviewAnswer(
             service=self._service,
-            rungs=rungs,
-            epoch=await self._epoch_now(health.epoch if isinstance(health, Health) else None),
-            registry=_registry_out(health) if isinstance(health, Health) else None,
-            registry_problem=problem,
+            rungs=rungs_out(RungState(registry_problem(told), postgres, ray_listing)),
+            epoch=await self._epoch_now(None if health is None else health.epoch),
+            registry=None if health is None else _registry_out(health),
+            registry_problem=told if isinstance(told, str) else None,
             as_of_registry=self._answered_at,
-            **await self._count(health if isinstance(health, Health) else None),
-        )
-
-    async def _rungs_by(self, health: Health) -> RungsOut:
-        """The registry knows how its database is; it answers, and so does Ray's table, or says why not."""
-        registry = "ok"
-        if health.fenced_by is not None:
-            registry = f"superseded by the registry of term {health.fenced_by}: it only reads"
-        elif not health.recovered:
-            registry = "the registry is still recovering"
-        return RungsOut(
-            registry=registry,
-            postgres=health.store_problem or "ok",
-            ray=await _in_time(self._ladder.ray_problem()) or "ok",
+            **await self._count(health),
         )
 
     async def _count(self, health: Health | None) -> dict[str, Any]:
         """Who there is, by the best source there is, and what that is worth."""
         view = self._ladder.view()
-        if view is not None:
-            return _counted(self._counts_of(view), Source.SNAPSHOT, view.as_of, view.version, is_complete=True)
-        if health is not None:
-            statuses = dict(health.instances)
-            return _counted_so(statuses, Source.REGISTRY, health.as_of, complete=health.is_ready)
-        last = self._ladder.last_view()
-        if last is not None:
-            return _counted(self._counts_of(last), Source.SNAPSHOT, last.as_of, last.version, is_complete=False)
-        names = await self._ladder.count_names()
-        return {**_counted_so({}, Source.RAY, utc_now(), complete=False), "instances": names}
+        if view is None and health is not None:
+            statuses = health.instances
+            return _counted(
+                Source.REGISTRY, health.as_of, sum(statuses.values()), statuses, is_complete=health.is_ready
+            )
+        is_current = view is not None
+        view = view if view is not None else self._ladder.last_view()
+        if view is None:
+            return _counted(Source.RAY, utc_now(), await self._ladder.count_names(), {}, is_complete=False)
+        counts = self._counts_of(view)
+        return _counted(
+            Source.SNAPSHOT,
+            view.as_of if view.as_of is not None else utc_now(),
+            sum(counts.statuses.values()),
+            {status.value: count for status, count in counts.statuses.items()},
+            {verdict.value: count for verdict, count in counts.verdicts.items()},
+            {organ or "": count for organ, count in counts.organs.items()},
+            version=view.version,
+            is_complete=is_current,
+        )
 
     def _counts_of(self, view: LiveView) -> FleetCounts:
         # counting a hundred thousand takes its time, and most of the time nothing has changed
@@ -127,31 +122,25 @@ async def _in_time(question: Awaitable[Any]) -> Any:
 
 
 def _counted(
-    counts: FleetCounts, source: Source, as_of: datetime | None, version: int, *, is_complete: bool
+    source: Source,
+    as_of: datetime,
+    instances: int,
+    statuses: Mapping[str, int],
+    verdicts: Mapping[str, int] = NOTHING,
+    organs: Mapping[str, int] = NOTHING,
+    *,
+    version: int = 0,
+    is_complete: bool,
 ) -> dict[str, Any]:
-    organs = Counter({organ or "": count for organ, count in counts.organs.items()})
-    return {
-        "source": source.value,
-        "as_of": as_of if as_of is not None else utc_now(),
-        "version": version,
-        "complete": is_complete,
-        "instances": sum(counts.statuses.values()),
-        "by_status": {status.value: count for status, count in counts.statuses.items()},
-        "by_verdict": {verdict.value: count for verdict, count in counts.verdicts.items()},
-        "by_organ": dict(organs.most_common(MAX_ORGANS)),
-    }
-
-
-def _counted_so(statuses: Mapping[str, int], source: Source, as_of: datetime, *, complete: bool) -> dict[str, Any]:
     return {
         "source": source.value,
         "as_of": as_of,
-        "version": 0,
-        "complete": complete,
-        "instances": sum(statuses.values()),
+        "version": version,
+        "complete": is_complete,
+        "instances": instances,
         "by_status": statuses,
-        "by_verdict": {},
-        "by_organ": {},
+        "by_verdict": verdicts,
+        "by_organ": dict(Counter(organs).most_common(MAX_ORGANS)),
     }
 
 

@@ -30,13 +30,13 @@ from seedcore.discovery.api import (
     ReasonRequest,
     ResolveAnswer,
     ResolveRequest,
-    RungsOut,
     TurnedAnswer,
     agent_answer,
     instance_out,
     page_of,
     resolve_answer,
     resolve_by_name,
+    rungs_out,
     stamp_of,
     transitions_out,
     turned_answer,
@@ -275,8 +275,7 @@ async def healthz(replica: Replica) -> HealthAnswer:
 async def readyz(replica: Replica) -> JSONResponse:
     """200 while the registry, the database or Ray's listing can answer; says which."""
     rungs = await replica.ladder.rungs()
-    shown = RungsOut(registry=rungs.registry or "ok", postgres=rungs.postgres or "ok", ray=rungs.ray or "ok")
-    body = ReadyAnswer(ready=rungs.is_ready, rungs=shown)
+    body = ReadyAnswer(ready=rungs.is_ready, rungs=rungs_out(rungs))
     return JSONResponse(body.model_dump(), status_code=200 if rungs.is_ready else 503)
 
 

@@ -51,9 +51,7 @@ class RegistryActor(Registry):
         while True:
             await asyncio.sleep(PERIOD_S)
             try:
-                by_verdict = self._roster.count_by_verdict()
-                counts = {(status.value, verdict.value): count for (status, verdict), count in by_verdict.items()}
-                self._metrics.tell(await self.health(), counts, self._writer.pool)
+                self._metrics.tell(await self.health(), self._roster.count_by_verdict(), self._writer.pool)
             except Exception:
                 logger.exception("metrics were not told; going on")
 

@@ -9,6 +9,8 @@ from datetime import datetime
 from seedcore.core.model import Instance, Source, Transition, Verdict
 
 PROTOCOL = 6
+HISTORY_LIMIT = 20
+STEPS_LIMIT = 100
 
 
 @dataclass(frozen=True, slots=True)

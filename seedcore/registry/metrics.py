@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from ray.util import metrics
 
-from seedcore.core.lifecycle import LIVE_STATUSES
+from seedcore.core.lifecycle import LIVE_STATUSES, Status
 from seedcore.core.model import Verdict
 from seedcore.registry.answers import Health
 
@@ -39,17 +39,15 @@ class Totals:
     """Tells a counter what a total has grown by. Totals begin at zero with their process."""
 
     def __init__(self) -> None:
-        self._told: dict[tuple[str, str], float] = {}
+        self._told: dict[tuple[str, ...], float] = {}
 
-    def tell(self, name: str, told: str, total: float, label: str | None = None, value: str = "") -> None:
-        """`total` is of `name`, or of those of it whose `label` has a value."""
-        grown = total - self._told.get((name, value), 0.0)
+    def tell(self, name: str, told: str, total: float, **labels: str) -> None:
+        """`total` is of those of `name` that have these labels."""
+        key = (name, *labels.values())
+        grown = total - self._told.get(key, 0.0)
         if grown > 0:
-            self._told[name, value] = total
-            if label is None:
-                _counter(name, told).inc(grown)
-            else:
-                _counter(name, told, (label,)).inc(grown, {label: value})
+            self._told[key] = total
+            _counter(name, told, tuple(labels)).inc(grown, labels)
 
 
 class RegistryMetrics:
@@ -63,15 +61,12 @@ class RegistryMetrics:
         _histogram("flush_seconds", "Duration of a flush", tuple(_SECONDS)).observe(seconds)
         _histogram("flush_rows", "Rows that a flush has committed", tuple(_ROWS)).observe(rows)
 
-    def tell(
-        self, health: Health, by_status_and_verdict: Mapping[tuple[str, str], int], pool: Mapping[str, int]
-    ) -> None:
+    def tell(self, health: Health, instances: Mapping[tuple[Status, Verdict], int], pool: Mapping[str, int]) -> None:
         """Everything once."""
         for status in LIVE_STATUSES:
             for verdict in (Verdict.FRESH, Verdict.LATE, Verdict.SUSPECT):
-                count = by_status_and_verdict.get((status.value, verdict.value), 0)
                 _gauge("instances", "Living instances", ("status", "verdict")).set(
-                    count, {"status": status.value, "verdict": verdict.value}
+                    instances.get((status, verdict), 0), {"status": status.value, "verdict": verdict.value}
                 )
         _gauge("database_up", "1 while the database answers").set(health.store_problem is None)
         _gauge("recovered", "1 once the registry has read the database").set(health.recovered)
@@ -89,10 +84,10 @@ class RegistryMetrics:
             _gauge("pool_connections", "Connections of the registry's pool", ("state",)).set(count, {"state": state})
         flush, tell = health.flush, self._totals.tell
         beats = "Beats by what became of them"
-        tell("beats_total", beats, flush.beats_offered, "outcome", "offered")
-        tell("beats_total", beats, flush.beats_committed, "outcome", "committed")
-        tell("beats_total", beats, flush.beats_coalesced, "outcome", "coalesced")
-        tell("beats_total", beats, flush.beats_dropped, "outcome", "dropped")
+        tell("beats_total", beats, flush.beats_offered, outcome="offered")
+        tell("beats_total", beats, flush.beats_committed, outcome="committed")
+        tell("beats_total", beats, flush.beats_coalesced, outcome="coalesced")
+        tell("beats_total", beats, flush.beats_dropped, outcome="dropped")
         tell("changes_committed_total", "Registrations and status changes committed", flush.changes_committed)
         tell("flush_failures_total", "Rounds of the write loop that failed", flush.failures)
         tell("fences_total", "How often a newer registry took over", health.fences)
@@ -110,16 +105,13 @@ class CallerMetrics:
         """`component` tells managers from discovery."""
         self.resolved: Tally[str] = Tally()
         self._component = component
-        self._totals: dict[str, int] = {}
+        self._totals = Totals()
 
     def tell(self, lag_s: float | None) -> None:
         """Everything once; `lag_s` is how long ago the registry confirmed the copy, None where it never did."""
-        resolves = _counter("resolves_total", "Resolutions by where the answer came from", ("component", "source"))
+        told = "Resolutions by where the answer came from"
         for source, total in self.resolved.items():
-            grown = total - self._totals.get(source, 0)
-            if grown > 0:
-                self._totals[source] = total
-                resolves.inc(grown, {"component": self._component, "source": source})
+            self._totals.tell("resolves_total", told, total, component=self._component, source=source)
         if lag_s is not None:
             lag = _gauge("feed_lag_seconds", "Since the registry confirmed the copy", ("component",))
             lag.set(lag_s, {"component": self._component})

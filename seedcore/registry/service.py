@@ -75,7 +75,7 @@ from seedcore.core.paging import check_limit, decode_cursor, encode_cursor
 from seedcore.core.ports import DeathWitness, OnDeath
 from seedcore.core.roster import Roster
 from seedcore.core.waiting import end, within
-from seedcore.registry.answers import PROTOCOL, Description, Health, Hello, Observed
+from seedcore.registry.answers import HISTORY_LIMIT, PROTOCOL, STEPS_LIMIT, Description, Health, Hello, Observed
 from seedcore.registry.clock import Clock
 from seedcore.registry.config import RegistryConfig
 from seedcore.registry.expiry import Expiry
@@ -84,8 +84,6 @@ from seedcore.registry.writer import StoreFactory, Writer, key_of
 
 logger = logging.getLogger(__name__)
 
-HISTORY_LIMIT = 20
-STEPS_LIMIT = 100
 _PAST_S = 2.0
 MAX_FEED_WAIT_S = 30.0
 _FEED_ANSWERS_A_S = 1000.0

@@ -3,33 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright
 
-from seedcore.settings import Settings
-from tests.servers import PostgresServer, embedded_binaries, running_server
-from tests.serving import World, deployed, fleet
+from tests.serving import deployment, server, world
 
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[PostgresServer]:
-    with running_server(embedded_binaries()) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def deployment(server: PostgresServer) -> Iterator[tuple[Settings, str]]:
-    with deployed(server, "browser") as (settings, url):
-        yield settings, url
-
-
-@pytest_asyncio.fixture
-async def world(deployment: tuple[Settings, str], server: PostgresServer) -> AsyncIterator[World]:
-    async with fleet(server, *deployment) as world:
-        yield world
+__all__ = ["browser", "deployment", "page", "server", "world"]
 
 
 def chromium_of(request: pytest.FixtureRequest) -> str:

@@ -5,7 +5,6 @@ pytest -m soak tests/browser -s
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import pytest
@@ -48,7 +47,7 @@ async def _visits(browser: Browser, url: str, folder: Path) -> tuple[list[float]
         first_views.append(await page.evaluate("performance.getEntriesByName('seedcore:first-view')[0].startTime"))
         await expect(page.locator("#grid")).to_have_attribute("aria-rowcount", str(AGENTS + 1), timeout=30_000)
         await page.locator("#search").press_sequentially(f"00{visit}", delay=120)
-        await asyncio.sleep(0.5)
+        await page.wait_for_function("performance.getEntriesByName('seedcore:search').length >= 3")
         strokes += await page.evaluate("performance.getEntriesByName('seedcore:search').map((one) => one.duration)")
         await page.screenshot(path=folder / f"{visit}.png")
         await page.close()
