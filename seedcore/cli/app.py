@@ -14,14 +14,25 @@ from seedcore import __version__
 from seedcore.bench import NAMES
 from seedcore.cli import demo as demo_module
 from seedcore.cli.asking import HttpProblemError, NobodyError, NobodySelectedError
+from seedcore.cli.cluster import NoClusterError
 from seedcore.cli.doctor import doctor_command
 from seedcore.cli.fleet import fleet_app
 from seedcore.cli.operating import deregister_command, drain_command, undrain_command
-from seedcore.cli.output import EXIT_CANNOT_KNOW, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_NOT_FOUND, JsonOption, fail, out
+from seedcore.cli.output import (
+    EXIT_CANNOT_KNOW,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_NOT_FOUND,
+    EXIT_USAGE,
+    JsonOption,
+    fail,
+    out,
+)
 from seedcore.cli.reading import get_command, health_command, list_command, watch_command, why_command
 from seedcore.cli.steering import epoch_app, registry_app
 from seedcore.core.errors import (
     CannotKnowError,
+    InvalidInputError,
     NotResolvableError,
     RegistryError,
     RegistryUnavailableError,
@@ -123,11 +134,13 @@ def bench_command(
 def exit_code_of(error: RegistryError) -> int:
     """What a script is told of an error."""
     if isinstance(error, HttpProblemError):
-        return {404: EXIT_NOT_FOUND, 503: EXIT_CANNOT_KNOW}.get(error.status, EXIT_FAILED)
+        return {404: EXIT_NOT_FOUND, 422: EXIT_USAGE, 503: EXIT_CANNOT_KNOW}.get(error.status, EXIT_FAILED)
     if isinstance(error, (NobodyError, NobodySelectedError, NotResolvableError, UnknownInstanceError)):
         return EXIT_NOT_FOUND
-    if isinstance(error, (CannotKnowError, RegistryUnavailableError, StoreUnavailableError)):
+    if isinstance(error, (CannotKnowError, NoClusterError, RegistryUnavailableError, StoreUnavailableError)):
         return EXIT_CANNOT_KNOW
+    if isinstance(error, InvalidInputError):
+        return EXIT_USAGE
     return EXIT_FAILED
 
 

@@ -21,7 +21,7 @@ from seedcore.core.errors import (
 )
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import MAX_PAGE, InstanceFilter, Verdict
-from seedcore.core.selector import parse_selector
+from seedcore.core.selector import parse_labels, parse_selector
 from seedcore.discovery.api import (
     AgentAnswer,
     InstancePage,
@@ -90,6 +90,7 @@ class Wanted:
     organ: str | None = None
     node: str | None = None
     selector: str = ""
+    labels: tuple[str, ...] = ()
     epoch: str | None = None
     with_lapsed: bool = False
 
@@ -101,6 +102,7 @@ class Wanted:
             organ_id=self.organ,
             node_id=self.node,
             selector=parse_selector(self.selector),
+            labels=parse_labels(self.labels),
             epoch=self.epoch,
             fresh_only=not self.with_lapsed,
         ).validated()
@@ -113,6 +115,7 @@ class Wanted:
         return {
             "status": [status.value for status in self.statuses or living],
             "verdict": [verdict.value for verdict in self.verdicts],
+            "label": list(self.labels),
             **{name: value for name, value in single.items() if value is not None},
         }
 

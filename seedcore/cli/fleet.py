@@ -186,7 +186,11 @@ async def _in_chunks(
         for start in range(0, len(things), _AT_ONCE):
             chunk = things[start : start + _AT_ONCE]
             gathered = await work(chunk)
-            failures |= {agent: str(error) for agent, error in gathered.failures.items()}
+            for agent, error in gathered.failures.items():
+                # at once: the next ones may take long
+                failures[agent] = str(error)
+                progress.console.file.flush()
+                typer.echo(f"seedcore: {agent}: {error}", err=True)
             told = f"{len(failures)} failed" if failures else ""
             progress.update(task, advance=len(chunk), failed=told)
     return failures
@@ -198,7 +202,5 @@ def _end(failures: dict[str, str], total: int, word: str, as_json: bool) -> None
         typer.echo(json.dumps(told, indent=2))
     else:
         typer.echo(f"{total - len(failures)} of {total} agents are {word}")
-        for agent, why in sorted(failures.items()):
-            typer.echo(f"seedcore: {agent}: {why}", err=True)
     if failures:
         raise typer.Exit(EXIT_FAILED)

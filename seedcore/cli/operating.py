@@ -56,6 +56,7 @@ def drain_command(
         for_s,
         yes=yes,
         as_json=as_json,
+        lasts=" until it is undrained" if duration is None else f" for {duration}",
     )
 
 
@@ -89,7 +90,7 @@ def deregister_command(
 ) -> None:
     """Declare agents dead, for good. One that still runs registers again, as a new instance."""
     if not yes:
-        typer.confirm(f"Declare {shown_ids(agents)} dead?", abort=True)
+        typer.confirm(f"Declare {shown_ids(agents)} dead?", abort=True, err=True)
     _turn("deregister", Status.DEAD, agents, None, reason, None, yes=True, as_json=as_json)
 
 
@@ -103,6 +104,7 @@ def _turn(
     *,
     yes: bool,
     as_json: bool,
+    lasts: str = "",
 ) -> None:
     is_narrowed = wanted is not None and (wanted.organ, wanted.node, wanted.selector) != (None, None, "")
     if bool(agents) is is_narrowed:
@@ -115,12 +117,12 @@ def _turn(
             # who names a node by a slip must not believe that it is drained
             raise NobodySelectedError(verb)
         if not yes:
-            typer.confirm(f"{verb} {len(agents)} agents ({shown_ids(agents)})?", abort=True)
+            typer.confirm(f"{verb} {len(agents)} agents ({shown_ids(agents)})?", abort=True, err=True)
     turned, failures = answered(_turn_all(source, agents, status, reason, for_s))
     if as_json:
         typer.echo("[" + ",\n".join(answer.model_dump_json(indent=2) for answer in turned) + "]")
     else:
-        show_turned(out, turned)
+        show_turned(out, turned, lasts)
     for failure in failures[1:]:
         typer.echo(f"seedcore: {failure}", err=True)
     if failures:

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from rich.console import Console
 
 EXIT_FAILED = 1
+EXIT_USAGE = 2
 EXIT_NOT_FOUND = 3
 EXIT_CANNOT_KNOW = 4
 EXIT_INTERRUPTED = 130

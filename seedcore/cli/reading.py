@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import aclosing
 from dataclasses import asdict
+from datetime import datetime
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -57,7 +58,8 @@ def list_command(
         verdicts=tuple(verdict or ()),
         organ=organ,
         node=node,
-        selector=",".join(part for part in (selector, *(label or ())) if part),
+        selector=selector,
+        labels=tuple(label or ()),
         epoch=epoch,
         with_lapsed=everything,
     )
@@ -82,7 +84,7 @@ def why_command(agent_id: AgentArgument, as_json: JsonOption = False) -> None:
     agent = answered(asked(load_settings()).agent(agent_id))
     reason = reason_of(agent)
     if as_json:
-        typer.echo(json.dumps(asdict(reason), indent=2, default=str))
+        typer.echo(json.dumps(asdict(reason), indent=2, default=datetime.isoformat))
     else:
         show_reason(out, reason, agent)
 

@@ -141,15 +141,15 @@ def show_overview(console: Console, overview: OverviewAnswer) -> None:
     console.print(f"{_worth(overview)}, as of {_time(overview.as_of)}", style="dim")
 
 
-def show_turned(console: Console, answers: Sequence[TurnedAnswer]) -> None:
-    """What became of each agent."""
+def show_turned(console: Console, answers: Sequence[TurnedAnswer], lasts: str = "") -> None:
+    """What became of each agent; `lasts` says how long it stays so."""
     for answer in answers:
         for result in answer.results:
             line = Text.assemble((answer.logical_id, "bold"), " ")
             if result.status is None:
                 line.append("is as it was", style="red")
             else:
-                line.append("is ").append_text(_state(result.status))
+                line.append("is ").append_text(_state(result.status)).append(lasts)
             if result.why is not None:
                 line.append(f": {result.why}" if result.durable else f"; not in the database yet: {result.why}")
             console.print(line, soft_wrap=True)

@@ -109,6 +109,8 @@ class Registration:
             _check_ip(self.ip_address)
         if self.pid is not None and not (type(self.pid) is int and 0 < self.pid < 2**31):
             raise InvalidInputError("pid", f"must be a positive 32-bit integer, not {self.pid!r}")
+        if self.logical_id in {".", ".."}:
+            raise InvalidInputError("logical_id", f"must not be {self.logical_id!r}: no URL can name it")
         check_labels(self.labels)
         _check_metadata(self.metadata)
         return self
@@ -140,6 +142,7 @@ class Instance:
     stopped_at: datetime | None = None
     cause: str | None = None
     drain_until: datetime | None = None
+    held: bool = False
 
 
 @dataclass(frozen=True, slots=True)

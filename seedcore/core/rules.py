@@ -52,16 +52,22 @@ def apply_registration(known: Instance, change: RegisterChange, now: datetime) -
         status_changed_at=known.status_changed_at,
         cause=known.cause,
         drain_until=known.drain_until,
+        held=known.held,
     )
     return _answer(OutcomeKind.UNCHANGED, fresh)
 
 
 def apply_status(known: Instance, change: StatusChange, now: datetime) -> tuple[Outcome, Instance]:
     """Change a status under the transition table. A sequence number at or below the known one is a replay. A draining
-    that lasts already can be given another end, and then another cause."""
+    that lasts already can be given another end and another cause. One by another hand than the agent's holds: that the
+    agent says it is alive is noted, and does not end it."""
     if change.seq is not None and change.seq <= known.seq:
         return _answer(OutcomeKind.UNCHANGED, known)
-    if known.status is change.status and known.drain_until == change.until:
+    holds = change.seq is None and change.status is Status.DRAINING
+    is_same = (known.status, known.drain_until, known.held) == (change.status, change.until, holds)
+    if (is_same and (not holds or known.cause == change.cause)) or (
+        known.held and change.seq is not None and change.status is Status.ALIVE
+    ):
         return _answer(OutcomeKind.UNCHANGED, known if change.seq is None else replace(known, seq=change.seq))
     if known.status is Status.DEAD:
         return _answer(OutcomeKind.DEAD, known)
@@ -74,6 +80,7 @@ def apply_status(known: Instance, change: StatusChange, now: datetime) -> tuple[
         cause=change.cause,
         status_changed_at=known.status_changed_at if known.status is change.status else now,
         drain_until=change.until,
+        held=holds,
         stopped_at=now if change.status is Status.DEAD else None,
         last_heartbeat=known.last_heartbeat if change.seq is None else now,
     )

@@ -7,7 +7,7 @@ that names values it does not want (`!=`, `notin`) also takes whom it finds with
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -18,7 +18,8 @@ from seedcore.core.errors import InvalidInputError
 MAX_SELECTOR_CHARS = 4096
 MAX_REQUIREMENTS = 64
 
-_KEY = r"(?P<key>[^\s=!,()]+)"
+# gt and lt are no part of it: a label is text
+_KEY = r"(?P<key>[^\s=!,()<>]+)"
 _WORD = r"[^\s=!,()]*"
 _FORMS = (
     re.compile(rf"{_KEY}\s*(?P<sign>==?|!=)\s*(?P<value>{_WORD})"),
@@ -74,6 +75,17 @@ def parse_selector(text: str) -> Selector:
         if len(requirements) > MAX_REQUIREMENTS:
             raise InvalidInputError("selector", f"must have at most {MAX_REQUIREMENTS} requirements")
     return tuple(requirements)
+
+
+def parse_labels(texts: Sequence[str]) -> dict[str, str]:
+    """Equality selectors `key=value`, or InvalidInputError."""
+    labels: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise InvalidInputError("label", f"must be written key=value, not {text[:80]!r}")
+        labels[key] = value
+    return labels
 
 
 def _next_requirement(text: str) -> tuple[Requirement, str]:

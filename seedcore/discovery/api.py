@@ -90,6 +90,9 @@ class InstanceOut(BaseModel):
     stopped_at: datetime | None = None
     cause: str | None = Field(None, description="why it is what it is: why it drains, or died")
     drain_until: datetime | None = Field(None, description="when its draining ends by itself; null: not by itself")
+    held: bool = Field(
+        False, description="draining by another hand than the agent's: that it says it is alive does not end that"
+    )
 
 
 class InstanceAnswer(Stamp):
@@ -223,7 +226,7 @@ class ServiceOut(BaseModel):
 
 
 class RegistryOut(BaseModel):
-    """The registry actor's own report: see `seedcore health --help` for each of them. Times in seconds."""
+    """The registry actor's own report. Times in seconds."""
 
     pid: int
     node_id: str

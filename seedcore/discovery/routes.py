@@ -3,7 +3,7 @@ analyses a route twice, which newer ones do not."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Annotated, Any
 
@@ -15,7 +15,7 @@ from seedcore import __version__
 from seedcore.core.errors import CannotKnowError, InvalidInputError, NotResolvableError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import MAX_PAGE, MAX_REASON_CHARS, InstanceFilter, Verdict
-from seedcore.core.selector import MAX_SELECTOR_CHARS, parse_selector
+from seedcore.core.selector import MAX_SELECTOR_CHARS, parse_labels, parse_selector
 from seedcore.discovery import page
 from seedcore.discovery.api import (
     AgentAnswer,
@@ -47,17 +47,6 @@ from seedcore.discovery.watch import Position, events, require_feed
 from seedcore.registry.clock import utc_now
 
 _MAX_ANSWERS = 100
-
-
-def parse_labels(texts: Sequence[str]) -> dict[str, str]:
-    """Equality selectors `key=value`, or InvalidInputError."""
-    labels: dict[str, str] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise InvalidInputError("label", f"must be written key=value, not {text[:80]!r}")
-        labels[key] = value
-    return labels
 
 
 async def this_replica() -> Discovery:
@@ -126,11 +115,11 @@ async def list_instances(
     if_none_match: Annotated[str | None, Header(description="the ETag of an earlier answer: as `since`")] = None,
 ) -> Response:
     """A page of instances in the order of logical id."""
+    known = Position.parsed(since) if since is not None else _position_of(if_none_match)
     view = None if consistent else replica.ladder.view()
     if view is None or not view.knows(wanted):
         listing = await replica.ladder.list_instances(wanted, limit, cursor, consistent=consistent)
         return _json(page_of(listing).model_dump_json())
-    known = Position.parsed(since) if since is not None else _position_of(if_none_match)
     headers = {"ETag": f'W/"{view.stream}:{view.version}"', "Cache-Control": "no-cache"}
     if known is not None and replica.ladder.is_unchanged(known.stream, known.version, wanted):
         return Response(status_code=304, headers=headers)
@@ -283,14 +272,12 @@ def _json(body: str, headers: dict[str, str] | None = None) -> Response:
     return Response(body, media_type="application/json", headers=headers)
 
 
-def _position_of(etag: str | None) -> Position | None:
-    """What an ETag of ours names; None of any other."""
-    if etag is None:
-        return None
-    try:
-        return Position.parsed(etag.strip().removeprefix("W/").strip('"'))
-    except InvalidInputError:
-        return None
+def _position_of(etags: str | None) -> Position | None:
+    """What the first ETag of ours names; None of any other."""
+    for etag in (etags or "").split(","):
+        with suppress(InvalidInputError):
+            return Position.parsed(etag.strip().removeprefix("W/").strip('"'))
+    return None
 
 
 class Api(FastAPI):

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from seedcore.core.model import Instance, Source, Transition, Verdict
 
-PROTOCOL = 6
+PROTOCOL = 7
 HISTORY_LIMIT = 20
 STEPS_LIMIT = 100
 

@@ -54,6 +54,8 @@ REGISTRY_NAME = RESERVED_PREFIX + "registry"
 _SILENT_PAUSE_S = 1.0
 _LINGER_S = 0.001
 # what the registry answers from memory, and so at once: only their silence is the registry's own
+# what an operator asks for by hand is not asked for again by itself
+_IN_DOUBT = {"turn_agent": "; it may be done all the same: look before you ask again"}
 _FROM_MEMORY = frozenset({"hello", "resolve", "list_active", "page", "changes", "beat_many", "health"})
 
 
@@ -317,7 +319,7 @@ class RegistryConnection:
             reference = getattr(handle, method).remote(*args, **kwargs)
             answer = await within(result_of(reference), bound_s)
         except asyncio.TimeoutError:
-            why = f"no answer to {method} within {bound_s:g} s"
+            why = f"no answer to {method} within {bound_s:g} s{_IN_DOUBT.get(method, '')}"
             if needs_database or method not in _FROM_MEMORY:
                 # it may be the database that is silent, while the registry answers others
                 raise RegistryUnavailableError(why) from None
@@ -327,9 +329,9 @@ class RegistryConnection:
             raise cause_of(error, method) from None
         except ActorDiedError as error:
             self._handle = None
-            raise RegistryReplacedError(first_line(error)) from error
+            raise RegistryReplacedError(first_line(error) + _IN_DOUBT.get(method, "")) from error
         except (RayActorError, RayError) as error:
-            raise RegistryUnavailableError(first_line(error)) from error
+            raise RegistryUnavailableError(first_line(error) + _IN_DOUBT.get(method, "")) from error
         self._hearing.note_answer()
         return answer
 

@@ -192,6 +192,9 @@ def _remembered(name: str, namespace: str) -> str:
         return unknown
     if newest is None:
         return unknown
+    if newest.state in {gcs_pb2.ActorTableData.DEPENDENCIES_UNREADY, gcs_pb2.ActorTableData.PENDING_CREATION}:
+        wanted = ", ".join(f"{name}: {amount:g}" for name, amount in sorted(newest.required_resources.items()))
+        return f"Ray has not started its actor yet: no node has room for it ({wanted or 'it needs no resources'})"
     if newest.state != gcs_pb2.ActorTableData.DEAD:
         return "Ray has an actor of that name, which does not report to the registry"
     cause = newest.death_cause

@@ -571,7 +571,10 @@ class Writer:
                 )
             )
         elif known is not None and known.seq > state.seq:
-            self.enqueue(StatusChange(instance_id, known.status, known.seq, known.cause, until=known.drain_until))
+            self.enqueue(StatusChange(instance_id, known.status, known.seq, known.cause))
+            if known.held:
+                hold = StatusChange(instance_id, known.status, None, known.cause, self.next_number(), known.drain_until)
+                self.enqueue(hold)
         else:
             await self._correct(instance_id)
 

@@ -453,4 +453,5 @@ def _instance(row: Row) -> Instance:
         cause=row[19],
         process_key=one_object(row[20]),
         drain_until=row[21],
+        held=row[22],
     )

@@ -57,7 +57,7 @@ select prune_history(%(keep_s)s::double precision, fenced(%(term)s::bigint, %(li
 select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.started_at, r.status_changed_at,
        r.last_heartbeat, r.seq, r.actor_name, r.namespace, r.actor_id, r.serve_route, r.organ_id, r.labels,
        r.metadata, r.node_id, host(r.ip_address), r.pid, r.stopped_at, r.cause,
-       r.process_key, r.drain_until
+       r.process_key, r.drain_until, r.held
   from registry_instance r
  where (%(statuses)s::instancestatus[] is null or r.status = any(%(statuses)s::instancestatus[]))
    and r.cluster_epoch = coalesce(%(epoch)s, (select m.current_epoch from cluster_metadata m where m.id = 1))
@@ -79,7 +79,7 @@ select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.sta
 select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.started_at, r.status_changed_at,
        r.last_heartbeat, r.seq, r.actor_name, r.namespace, r.actor_id, r.serve_route, r.organ_id, r.labels,
        r.metadata, r.node_id, host(r.ip_address), r.pid, r.stopped_at, r.cause,
-       r.process_key, r.drain_until
+       r.process_key, r.drain_until, r.held
   from registry_instance r
  where r.status <> 'dead'
    and (r.logical_id, r.instance_id) > (%(after_logical_id)s, %(after_instance_id)s::uuid)
@@ -103,7 +103,7 @@ select r.instance_id::text, r.last_heartbeat
 select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.started_at, r.status_changed_at,
        r.last_heartbeat, r.seq, r.actor_name, r.namespace, r.actor_id, r.serve_route, r.organ_id, r.labels,
        r.metadata, r.node_id, host(r.ip_address), r.pid, r.stopped_at, r.cause,
-       r.process_key, r.drain_until
+       r.process_key, r.drain_until, r.held
   from active_instance r
  where r.logical_id = any(%(logical_ids)s);
 
@@ -111,7 +111,7 @@ select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.sta
 select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.started_at, r.status_changed_at,
        r.last_heartbeat, r.seq, r.actor_name, r.namespace, r.actor_id, r.serve_route, r.organ_id, r.labels,
        r.metadata, r.node_id, host(r.ip_address), r.pid, r.stopped_at, r.cause,
-       r.process_key, r.drain_until
+       r.process_key, r.drain_until, r.held
   from registry_instance r
  where r.instance_id = %(instance_id)s::uuid;
 
@@ -119,7 +119,7 @@ select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.sta
 select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.started_at, r.status_changed_at,
        r.last_heartbeat, r.seq, r.actor_name, r.namespace, r.actor_id, r.serve_route, r.organ_id, r.labels,
        r.metadata, r.node_id, host(r.ip_address), r.pid, r.stopped_at, r.cause,
-       r.process_key, r.drain_until
+       r.process_key, r.drain_until, r.held
   from registry_instance r
  where r.logical_id = %(logical_id)s
  order by r.started_at desc, r.instance_id

@@ -24,7 +24,7 @@ from seedcore.core.model import MAX_ID_CHARS, Registration, check_text, new_inst
 from seedcore.core.waiting import within
 from seedcore.registry.client import check_not_ours
 from seedcore.registry.handles import end_actor
-from seedcore.registry.lookup import ActorHandle, actor_id_of, find_actor
+from seedcore.registry.lookup import ActorHandle, actor_id_of, find_actor, ray_remembers
 from seedcore.tier0.answers import AgentSpec
 
 _TIMEOUT_S = 60.0
@@ -127,7 +127,8 @@ class _Creation:
                 raise error.cause from None
             raise self._failed(handle, f"start failed: {error.cause!r}") from error
         except asyncio.TimeoutError:
-            raise self._failed(handle, f"did not start within {_TIMEOUT_S:g} s") from None
+            known = await ray_remembers(self._spec.agent_id, self._namespace, _LOOK_UP_S)
+            raise self._failed(handle, f"did not start within {_TIMEOUT_S:g} s; {known}") from None
         except (AttributeError, TypeError) as error:
             raise self._failed(handle, f"it is no agent: {first_line(error)}") from None
         except RayActorError:

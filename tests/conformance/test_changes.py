@@ -193,9 +193,11 @@ async def test_store_keeps_the_transition_table(world: World, current: Status, w
     before = await enter(world, 1, status=current.value)
     (outcome,) = await world.store.set_status_many([turns(1, wanted, cause="because")])
     row = await row_of(world, 1)
-    if is_allowed(current, wanted):
+    if is_allowed(current, wanted) or current is wanted is Status.DRAINING:
+        # who drains on its own account is held from now on
         assert outcome == Outcome(OutcomeKind.APPLIED, wanted, "epoch-1", "because")
         assert (row.status, row.cause) == (wanted, "because")
+        assert row.held == (wanted is Status.DRAINING)
         assert row.status_changed_at >= before.status_changed_at
         assert row.stopped_at == (row.status_changed_at if wanted is Status.DEAD else None)
     else:
@@ -256,13 +258,14 @@ async def test_change_without_a_number_of_its_agents_is_applied_once_however_oft
     await world.store.set_status_many([turns(1, Status.ALIVE, 1)])
     batch = [
         replace(turns(1, Status.DRAINING, cause="an operator"), number=1),
-        turns(1, Status.ALIVE, 2, "the agent"),
-        replace(turns(1, Status.DRAINING, cause="an operator again"), number=2),
+        turns(1, Status.DRAINING, 2, "the agent"),
         turns(1, Status.ALIVE, 3),
+        replace(turns(1, Status.DRAINING, cause="an operator again"), number=2),
+        replace(turns(1, Status.ALIVE, cause="released"), number=3),
     ]
     await world.store.set_status_many(batch)
     outcomes = await world.store.set_status_many(batch)
-    assert [outcome.kind for outcome in outcomes] == [OutcomeKind.UNCHANGED] * 4
+    assert [outcome.kind for outcome in outcomes] == [OutcomeKind.UNCHANGED] * 5
     row = await row_of(world, 1)
     assert (row.status, row.seq) == (Status.ALIVE, 3)
     steps = await world.store.transitions("agent", 10)
@@ -271,11 +274,12 @@ async def test_change_without_a_number_of_its_agents_is_applied_once_however_oft
         None,
         "an operator",
         "the agent",
-        "an operator again",
         None,
+        "an operator again",
+        "released",
     ]
     # a new one counts
-    [outcome] = await world.store.set_status_many([replace(turns(1, Status.DRAINING), number=3)])
+    [outcome] = await world.store.set_status_many([replace(turns(1, Status.DRAINING), number=4)])
     assert outcome.kind is OutcomeKind.APPLIED
 
 
@@ -301,8 +305,8 @@ async def test_registrys_own_change_uses_none_of_the_agents_numbers(world: World
     await world.store.set_status_many([turns(1, Status.ALIVE, 2)])
     await world.store.set_status_many([turns(1, Status.DRAINING, None, "operator")])
     assert (await row_of(world, 1)).seq == 2
-    (outcome,) = await world.store.set_status_many([turns(1, Status.ALIVE, 3)])
-    assert outcome == Outcome(OutcomeKind.APPLIED, Status.ALIVE, "epoch-1", None)
+    (outcome,) = await world.store.set_status_many([turns(1, Status.DRAINING, 3)])
+    assert outcome == Outcome(OutcomeKind.APPLIED, Status.DRAINING, "epoch-1", None)
 
 
 async def test_agents_own_change_renews_its_lease_and_the_registrys_does_not(world: World) -> None:
@@ -311,7 +315,7 @@ async def test_agents_own_change_renews_its_lease_and_the_registrys_does_not(wor
     aged = await row_of(world, 1)
     await world.store.set_status_many([turns(1, Status.DRAINING, None)])
     assert (await row_of(world, 1)).last_heartbeat == aged.last_heartbeat
-    await world.store.set_status_many([turns(1, Status.ALIVE, 1)])
+    await world.store.set_status_many([turns(1, Status.DRAINING, 1)])
     assert (await row_of(world, 1)).last_heartbeat > aged.last_heartbeat
 
 
@@ -419,6 +423,58 @@ async def test_agent_that_drains_by_itself_does_so_without_the_end_that_an_opera
     await world.store.set_status_many([turns(1, Status.DRAINING, 9, "leaving")])
     row = await row_of(world, 1)
     assert (row.drain_until, row.cause, row.seq) == (None, "leaving", 9)
+
+
+async def test_who_is_held_says_alive_and_is_held_until_the_order_ends(world: World) -> None:
+    await enter(world, 1)
+    await world.store.set_status_many([turns(1, Status.DRAINING, None, "upkeep", START)])
+    (outcome,) = await world.store.set_status_many([turns(1, Status.ALIVE, 9, "ready")])
+    assert (outcome.kind, outcome.status, outcome.cause) == (OutcomeKind.UNCHANGED, Status.DRAINING, "upkeep")
+    row = await row_of(world, 1)
+    assert (row.status, row.held, row.drain_until, row.seq, row.cause) == (Status.DRAINING, True, START, 9, "upkeep")
+    await world.store.set_status_many([turns(1, Status.ALIVE, None, "done")])
+    row = await row_of(world, 1)
+    assert (row.status, row.held, row.seq) == (Status.ALIVE, False, 9)
+
+
+async def test_who_is_held_while_it_starts_does_not_become_alive_by_its_own_word(world: World) -> None:
+    await enter(world, 1, status="starting")
+    await world.store.set_status_many([turns(1, Status.DRAINING, None, "upkeep"), turns(1, Status.ALIVE, 9)])
+    row = await row_of(world, 1)
+    assert (row.status, row.held, row.seq) == (Status.DRAINING, True, 9)
+
+
+async def test_registration_again_leaves_who_is_held_as_it_is(world: World) -> None:
+    await enter(world, 1)
+    await world.store.set_status_many([turns(1, Status.DRAINING, None, "upkeep", START)])
+    await world.store.register_many([joins(1, seq=9)])
+    row = await row_of(world, 1)
+    assert (row.status, row.held, row.drain_until, row.seq) == (Status.DRAINING, True, START, 9)
+
+
+async def test_agent_that_drains_on_its_own_account_ends_that_by_itself(world: World) -> None:
+    await enter(world, 1)
+    for order in ([turns(1, Status.DRAINING, 8)], [turns(1, Status.DRAINING, None), turns(1, Status.DRAINING, 10)]):
+        await world.store.set_status_many(order)
+        assert not (await row_of(world, 1)).held
+        (outcome,) = await world.store.set_status_many([turns(1, Status.ALIVE, (order[-1].seq or 0) + 1)])
+        assert (outcome.kind, outcome.status) == (OutcomeKind.APPLIED, Status.ALIVE)
+
+
+async def test_order_holds_also_who_drains_already(world: World) -> None:
+    await enter(world, 1)
+    await world.store.set_status_many([turns(1, Status.DRAINING, 8, "upkeep")])
+    (outcome,) = await world.store.set_status_many([turns(1, Status.DRAINING, None, "upkeep")])
+    assert outcome.kind is OutcomeKind.APPLIED
+    assert (await row_of(world, 1)).held
+
+
+async def test_second_order_with_another_reason_is_history(world: World) -> None:
+    await enter(world, 1)
+    await world.store.set_status_many([turns(1, Status.DRAINING, None, "upkeep", START)])
+    (outcome,) = await world.store.set_status_many([turns(1, Status.DRAINING, None, "broken fan", START)])
+    assert (outcome.kind, outcome.cause) == (OutcomeKind.APPLIED, "broken fan")
+    assert [step.cause for step in await world.store.transitions("agent", 2)] == ["broken fan", "upkeep"]
 
 
 async def test_only_draining_ends_by_itself(world: World) -> None:

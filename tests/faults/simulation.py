@@ -44,10 +44,12 @@ from ray.exceptions import ActorDiedError
 from seedcore.core.errors import (
     DirectoryUnavailableError,
     FencedError,
+    InstanceDeadError,
     RegistryError,
     RegistryReplacedError,
     RegistryUnavailableError,
     StoreUnavailableError,
+    UnknownInstanceError,
 )
 from seedcore.core.feed import FeedBatch
 from seedcore.core.lifecycle import Status
@@ -848,7 +850,10 @@ class History:
                 continue
             if chance < 0.75:
                 wanted = Status.DRAINING if process.wanted is Status.ALIVE else Status.ALIVE
-                process.wanted, process.drained_by_hand = wanted, None
+                process.wanted = wanted
+                if wanted is Status.DRAINING:
+                    # its own draining takes the place of the one by hand; that it is alive does not end that
+                    process.drained_by_hand = None
                 world.note(f"{process.name} says {wanted}")
                 world.loop.run_in(process.name, self._say(process.reporter, wanted))
                 if world.random.random() < 0.2:
@@ -871,12 +876,30 @@ class History:
                 await connection.set_status(reporter.client.instance_id, wanted, None, "asked by an operator")
 
     async def _say_again(self) -> None:
-        """Once the last echo has arrived, the agent has the last word."""
+        """Once the last echo has arrived, the operator holds nobody, and the agent has the last word."""
         await asyncio.sleep(2 * CALL_TIMEOUT_S + 4.0)
         for process in self._living():
             if process.is_echoed and process.reporter is not None:
+                await self.world.loop.run_in("operator", self._release(process.reporter))
                 process.drained_by_hand = None
                 await self.world.loop.run_in(process.name, self._say(process.reporter, process.wanted))
+
+    async def _release(self, reporter: Reporter) -> None:
+        """End every draining by hand; one that is dead or back as another instance needs no more."""
+        while True:
+            instance_id = reporter.client.instance_id
+            try:
+                receipt = await SimConnection(self.world, "operator").set_status(
+                    instance_id, Status.ALIVE, None, "released by an operator"
+                )
+                if receipt.durable:
+                    return
+            except (InstanceDeadError, UnknownInstanceError):
+                if reporter.client.instance_id == instance_id:
+                    return
+            except RegistryError:
+                pass
+            await asyncio.sleep(1.0)
 
     async def _return(self, process: Process) -> None:
         world = self.world
@@ -1097,7 +1120,7 @@ class History:
             self.world.loop.run_in("world", self._return(process))
 
     async def _another_hand_drains(self) -> None:
-        """Somebody changes a status in SQL, past the registry."""
+        """Somebody drains an agent in SQL, past the registry; also one that drains on its own account."""
         world = self.world
         for process in self._living():
             client = None if process.reporter is None else process.reporter.client
@@ -1107,7 +1130,7 @@ class History:
             if any(since_s <= world.now_s < until_s for since_s, until_s in process.troubles):
                 # what it was told to say while it hung it says when it wakes, and that counts
                 continue
-            if process.wanted is Status.ALIVE and row.status is Status.ALIVE:
+            if row.status is process.wanted and process.drained_by_hand is None:
                 change = StatusChange(row.instance_id, Status.DRAINING, None, "by hand")
                 await MemoryStore(world.utc, world.tables).set_status_many([change])
                 process.drained_by_hand = row.instance_id

@@ -199,8 +199,8 @@ function showRegistry(overview) {
   figure("flush", ...latency(registry.flush_s));
   lines(
     "flush",
-    `${plural(registry.pending_changes, "change")} wait`,
-    `${plural(registry.pending_beats, "beat")} wait`,
+    `${plural(registry.pending_changes, "change")} waiting`,
+    `${plural(registry.pending_beats, "beat")} waiting`,
   );
   lines("registry", epochText, started === null ? "" : `for ${longSpan(now() - started)}`);
   setAttribute(
