@@ -28,7 +28,7 @@ from seedcore.cli.output import (
     fail,
     out,
 )
-from seedcore.cli.reading import get_command, health_command, list_command, watch_command, why_command
+from seedcore.cli.reading import deaths_command, get_command, health_command, list_command, watch_command, why_command
 from seedcore.cli.steering import epoch_app, registry_app
 from seedcore.core.errors import (
     CannotKnowError,
@@ -44,9 +44,9 @@ from seedcore.settings import load_settings
 
 _EPILOG = (
     "Joins the Ray cluster of this machine, or the one that RAY_ADDRESS names; with SEEDCORE_URL set (for example "
-    "http://127.0.0.1:8000) ls, get, why, watch, health, drain, undrain and deregister ask that deployment over HTTP "
-    "instead. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 there is no such agent, 4 nobody who could tell can be "
-    "asked now, 130 interrupted."
+    "http://127.0.0.1:8000) ls, deaths, get, why, watch, health, drain, undrain and deregister ask that deployment "
+    "over HTTP instead. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 there is no such agent, 4 nobody who could tell can "
+    "be asked now, 130 interrupted."
 )
 
 app = typer.Typer(
@@ -58,6 +58,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("ls")(list_command)
+app.command("deaths")(deaths_command)
 app.command("get")(get_command)
 app.command("why")(why_command)
 app.command("watch")(watch_command)

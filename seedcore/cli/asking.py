@@ -135,6 +135,10 @@ class Asked(Protocol):
         """Every page of a listing, as one."""
         ...
 
+    async def deaths(self, limit: int, within_s: float | None) -> InstancePage:
+        """Who died, the last first."""
+        ...
+
     async def agent(self, logical_id: str) -> AgentAnswer:
         """One agent. Raises NobodyError where nobody ever registered under it."""
         ...
@@ -169,6 +173,9 @@ class Cluster:
             return page_of(await self._ladder.list_instances(asked, MAX_PAGE, cursor))
 
         return await _every_page(page)
+
+    async def deaths(self, limit: int, within_s: float | None) -> InstancePage:
+        return page_of(await self._ladder.deaths(limit, None, within_s))
 
     async def agent(self, logical_id: str) -> AgentAnswer:
         described = await self._ladder.describe(logical_id)
@@ -211,6 +218,10 @@ class Deployment:
             return await self._ask(InstancePage, "GET", "/v1/instances", params={**parameters, **place})
 
         return await _every_page(page)
+
+    async def deaths(self, limit: int, within_s: float | None) -> InstancePage:
+        parameters = {"limit": limit, **({} if within_s is None else {"within_s": within_s})}
+        return await self._ask(InstancePage, "GET", "/v1/deaths", params=parameters)
 
     async def agent(self, logical_id: str) -> AgentAnswer:
         return await self._ask(AgentAnswer, "GET", f"/v1/agents/{quote(logical_id, safe='')}")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
 import typer
 
 from seedcore.cli.asking import Asked, NobodySelectedError, Wanted, asked, shown_ids
-from seedcore.cli.output import EXIT_FAILED, JsonOption, out
+from seedcore.cli.output import EXIT_FAILED, JsonOption, out, parse_duration
 from seedcore.cli.reading import NodeOption, OrganOption, SelectorOption, answered
 from seedcore.cli.render import show_turned
 from seedcore.core.errors import InvalidInputError, RegistryError
@@ -17,20 +16,9 @@ from seedcore.core.model import check_drain_s
 from seedcore.discovery.api import TurnedAnswer
 from seedcore.settings import load_settings
 
-_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])?")
-
 AgentsArgument = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Logical ids.")]
 ReasonOption = Annotated[str | None, typer.Option("--reason", "-r", help="Kept in the history.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-
-
-def parse_duration(text: str) -> float:
-    """Seconds of `90`, `90s`, `15m`, `1h` or `2d`, or InvalidInputError."""
-    found = _DURATION.fullmatch(text.strip())
-    if found is None:
-        raise InvalidInputError("--for", f"must be a duration like 90s, 15m, 1h or 2d, not {text[:40]!r}")
-    return check_drain_s(float(found.group(1)) * _UNITS_S[found.group(2) or "s"])
 
 
 def drain_command(
@@ -46,7 +34,7 @@ def drain_command(
     as_json: JsonOption = False,
 ) -> None:
     """Hand agents out no more: those named, or all of a node, an organ or a selector. They go on with what they do."""
-    for_s = None if duration is None else parse_duration(duration)
+    for_s = None if duration is None else check_drain_s(parse_duration("--for", duration))
     _turn(
         "drain",
         Status.DRAINING,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Annotated, NoReturn
 
@@ -9,11 +10,16 @@ import typer
 from pydantic import BaseModel
 from rich.console import Console
 
+from seedcore.core.errors import InvalidInputError
+
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_NOT_FOUND = 3
 EXIT_CANNOT_KNOW = 4
 EXIT_INTERRUPTED = 130
+
+_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])?")
 
 # a pipe has no width to respect: rows stay whole
 out = Console() if sys.stdout.isatty() else Console(width=200)
@@ -25,6 +31,14 @@ def fail(message: str, code: int) -> NoReturn:
     """End the command with one line on stderr."""
     typer.echo(f"seedcore: {message}", err=True)
     sys.exit(code)
+
+
+def parse_duration(option: str, text: str) -> float:
+    """Seconds of `90`, `90s`, `15m`, `1h` or `2d`, or InvalidInputError."""
+    found = _DURATION.fullmatch(text.strip())
+    if found is None:
+        raise InvalidInputError(option, f"must be a duration like 90s, 15m, 1h or 2d, not {text[:40]!r}")
+    return float(found.group(1)) * _UNITS_S[found.group(2) or "s"]
 
 
 def counted(count: int, thing: str) -> str:

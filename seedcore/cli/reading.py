@@ -13,12 +13,13 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from seedcore.cli.asking import Asked, Event, Wanted, asked
-from seedcore.cli.output import EXIT_FAILED, JsonOption, out, print_json
-from seedcore.cli.render import show_agent, show_event, show_listing, show_overview, show_reason
+from seedcore.cli.output import EXIT_FAILED, JsonOption, out, parse_duration, print_json
+from seedcore.cli.render import show_agent, show_deaths, show_event, show_listing, show_overview, show_reason
 from seedcore.cli.why import reason_of
 from seedcore.core.errors import RegistryError
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Verdict
+from seedcore.core.model import MAX_PAGE, Verdict
+from seedcore.core.paging import check_within_s
 from seedcore.discovery.api import OverviewAnswer
 from seedcore.settings import load_settings
 
@@ -68,6 +69,20 @@ def list_command(
         print_json(page)
     else:
         show_listing(out, page)
+
+
+def deaths_command(
+    within: Annotated[str | None, typer.Option(help="Only of the last 90s, 15m, 12h, 2d.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=MAX_PAGE, help="How many, the last first.")] = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """Who died of late, and why."""
+    within_s = None if within is None else check_within_s(parse_duration("--within", within))
+    page = answered(asked(load_settings()).deaths(limit, within_s))
+    if as_json:
+        print_json(page)
+    else:
+        show_deaths(out, page)
 
 
 def get_command(agent_id: AgentArgument, as_json: JsonOption = False) -> None:

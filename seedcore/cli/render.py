@@ -83,6 +83,24 @@ def show_agent(console: Console, agent: AgentAnswer) -> None:
     console.print(_worth(agent) if agent.complete else f"source: {agent.source}, history unknown now", style="dim")
 
 
+def show_deaths(console: Console, page: InstancePage) -> None:
+    """Who died, as a table, the last first."""
+    table = _table("DIED", "AGENT", "CAUSE", "ORGAN", "NODE", "PID", "EPOCH")
+    for row in page.items:
+        table.add_row(
+            _time(row.stopped_at),
+            Text(row.logical_id),
+            Text(row.cause or ""),
+            Text(row.organ_id or "-"),
+            _short(row.node_id),
+            str(row.pid or "-"),
+            Text(row.cluster_epoch or "-"),
+        )
+    console.print(table)
+    more = "" if page.next_cursor is None else "; there are more (--limit)"
+    console.print(f"{counted(len(page.items), 'death')}{more}", style="dim")
+
+
 def show_reason(console: Console, reason: Reason, agent: AgentAnswer) -> None:
     """Why an agent is as it is, and how it came to that."""
     line = Text.assemble((reason.logical_id, "bold"), " is ", _state(reason.state), f": {reason.why}")

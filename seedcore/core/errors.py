@@ -84,8 +84,6 @@ class ForbiddenTransitionError(RegistryError):
         self.wanted = wanted
 
     def __str__(self) -> str:
-        if self.wanted == self.current:
-            return f"instance {self.instance_id} is {self.current} already"
         return f"instance {self.instance_id} is {self.current} and cannot become {self.wanted}"
 
 

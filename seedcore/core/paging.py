@@ -6,10 +6,11 @@ import base64
 import binascii
 import json
 from collections.abc import Iterable
+from datetime import datetime, timezone
 from itertools import islice
 
 from seedcore.core.errors import InvalidInputError
-from seedcore.core.model import MAX_ID_CHARS, MAX_PAGE, Instance, check_instance_id, check_text
+from seedcore.core.model import MAX_ID_CHARS, MAX_KEPT_S, MAX_PAGE, Instance, check_instance_id, check_text
 
 _FIRST_ID = "00000000-0000-0000-0000-000000000000"
 _LAST_ID = "ffffffff-ffff-ffff-ffff-ffffffffffff"
@@ -37,6 +38,26 @@ def _encode(logical_id: str, instance_id: str) -> str:
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
+def encode_death_cursor(last: Instance) -> str:
+    """The cursor that continues with deaths before that of `last`."""
+    assert last.stopped_at is not None
+    return _encode(last.stopped_at.isoformat(), last.instance_id)
+
+
+def decode_death_cursor(cursor: str | None) -> tuple[datetime, str]:
+    """The (stopped_at, instance_id) that a page of deaths starts before, or InvalidInputError."""
+    if cursor is None:
+        return datetime.max.replace(tzinfo=timezone.utc), _LAST_ID
+    at, instance_id = decode_cursor(cursor)
+    try:
+        stopped_at = datetime.fromisoformat(at)
+    except ValueError:
+        raise _foreign() from None
+    if stopped_at.tzinfo is None:
+        raise _foreign()
+    return stopped_at, instance_id
+
+
 def decode_cursor(cursor: str | None) -> tuple[str, str]:
     """The (logical_id, instance_id) that a page starts behind, or InvalidInputError for what we did not issue."""
     if cursor is None:
@@ -47,7 +68,18 @@ def decode_cursor(cursor: str | None) -> tuple[str, str]:
         logical_id, instance_id = key if isinstance(key, list) else []
         return check_text("logical_id", logical_id, MAX_ID_CHARS), check_instance_id(instance_id)
     except (ValueError, TypeError, AttributeError, RecursionError, binascii.Error):
-        raise InvalidInputError("cursor", "is not one that this API issued; start again without it") from None
+        raise _foreign() from None
+
+
+def _foreign() -> InvalidInputError:
+    return InvalidInputError("cursor", "is not one that this API issued; start again without it")
+
+
+def check_within_s(within_s: float | None) -> float | None:
+    """A legal span to look back, in seconds, or InvalidInputError."""
+    if within_s is not None and not (type(within_s) in {int, float} and 0 < within_s <= MAX_KEPT_S):
+        raise InvalidInputError("within_s", f"must be more than 0 and at most {MAX_KEPT_S:g} seconds, not {within_s!r}")
+    return within_s
 
 
 def check_limit(limit: int) -> int:

@@ -55,6 +55,10 @@ class InstanceReader(Protocol):
         """The newest `limit` transitions of an agent's instances, in the reverse of the order they were committed."""
         ...
 
+    async def deaths(self, limit: int, cursor: str | None = None, within_s: float | None = None) -> Listing:
+        """Who died, of every agent and epoch, the last first; with `within_s` only within that many seconds."""
+        ...
+
     async def current_epoch(self) -> Epoch:
         """The epoch that discovery shows."""
         ...

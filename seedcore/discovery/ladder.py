@@ -290,6 +290,16 @@ class DiscoveryLadder:
                 raise CannotKnowError(logical_id, f"{error}; {own}") from own
         return Answer(steps, source, utc_now(), 0, complete=True)
 
+    async def deaths(self, limit: int, cursor: str | None = None, within_s: float | None = None) -> Listing:
+        """Who died, the last first. Raises InvalidInputError or CannotKnowError."""
+        try:
+            return await self._connection.deaths(limit, cursor, within_s)
+        except (RegistryUnavailableError, StoreUnavailableError) as error:
+            try:
+                return await (await self._open_reader()).deaths(limit, cursor, within_s)
+            except StoreUnavailableError as own:
+                raise CannotKnowError("*", f"{error}; {own}") from own
+
     async def instance(self, instance_id: str) -> Answer[Instance]:
         """One instance, dead or alive. Raises UnknownInstanceError, InvalidInputError or CannotKnowError."""
         check_instance_id(instance_id)

@@ -14,7 +14,7 @@ from ray import serve
 from seedcore import __version__
 from seedcore.core.errors import CannotKnowError, InvalidInputError, NotResolvableError
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import MAX_PAGE, MAX_REASON_CHARS, InstanceFilter, Verdict
+from seedcore.core.model import MAX_KEPT_S, MAX_PAGE, MAX_REASON_CHARS, InstanceFilter, Verdict
 from seedcore.core.selector import MAX_SELECTOR_CHARS, parse_labels, parse_selector
 from seedcore.discovery import page
 from seedcore.discovery.api import (
@@ -193,6 +193,19 @@ async def get_history(
     if not answer.value:
         raise NotResolvableError(logical_id, "nothing is remembered of this logical id")
     return HistoryAnswer(logical_id=logical_id, transitions=transitions_out(answer.value), **stamp_of(answer))
+
+
+@v1.get("/deaths", responses=PROBLEMS, tags=["fleet"])
+async def get_deaths(
+    replica: Replica,
+    within_s: Annotated[
+        float | None, Query(gt=0, le=MAX_KEPT_S, description="only of the last so many seconds")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
+    cursor: Annotated[str | None, Query(description="next_cursor of the page before")] = None,
+) -> InstancePage:
+    """Who died and why, of every agent and epoch that is remembered, the last first."""
+    return page_of(await replica.ladder.deaths(limit, cursor, within_s))
 
 
 _CHANGES = {**PROBLEMS, **NOT_FOUND, **REFUSED, **BODY}

@@ -225,6 +225,10 @@ class RegistryConnection:
         """See Registry.transitions."""
         return cast("list[Transition]", await self._read("transitions", logical_id, limit))
 
+    async def deaths(self, limit: int = 100, cursor: str | None = None, within_s: float | None = None) -> Listing:
+        """See Registry.deaths."""
+        return cast(Listing, await self._read("deaths", limit, cursor, within_s))
+
     async def describe(self, logical_id: str) -> Description:
         """See Registry.describe."""
         return cast(Description, await self._read("describe", logical_id))

@@ -71,7 +71,7 @@ from seedcore.core.model import (
     check_text,
     check_until,
 )
-from seedcore.core.paging import check_limit, decode_cursor, encode_cursor
+from seedcore.core.paging import check_limit, check_within_s, decode_cursor, decode_death_cursor, encode_cursor
 from seedcore.core.ports import DeathWitness, OnDeath
 from seedcore.core.roster import Roster
 from seedcore.core.waiting import end, within
@@ -218,7 +218,7 @@ class Registry:
         able = [row for row in rows if row.status is wanted or is_allowed(row.status, wanted)]
         if wanted is Status.ALIVE:
             # who starts says by itself that it is ready
-            able = [row for row in able if row.status is Status.DRAINING]
+            able = [row for row in able if row.status is not Status.STARTING]
         if not able:
             now = ", ".join(sorted({row.status.value for row in rows}))
             raise ForbiddenTransitionError(rows[0].instance_id, now, wanted.value)
@@ -454,6 +454,12 @@ class Registry:
         """The newest steps of an agent's instances, newest first. Raises StoreUnavailableError."""
         check_text("logical_id", logical_id, MAX_ID_CHARS)
         return await self._writer.store().transitions(logical_id, check_limit(limit))
+
+    async def deaths(self, limit: int = 100, cursor: str | None = None, within_s: float | None = None) -> Listing:
+        """Who died, of every agent and epoch, the last first; with `within_s` only within that many seconds. Raises
+        InvalidInputError or StoreUnavailableError."""
+        decode_death_cursor(cursor)
+        return await self._writer.store().deaths(check_limit(limit), cursor, check_within_s(within_s))
 
     async def describe(self, logical_id: str) -> Description:
         """One agent: its live instances from memory, its history from the database if that answers."""

@@ -33,7 +33,15 @@ from seedcore.core.model import (
     check_seq,
     check_until,
 )
-from seedcore.core.paging import check_limit, decode_cursor, encode_cursor
+from seedcore.core.paging import (
+    check_limit,
+    check_within_s,
+    decode_cursor,
+    decode_death_cursor,
+    encode_cursor,
+    encode_death_cursor,
+    first_page,
+)
 from seedcore.core.rules import apply_registration, apply_status, first_registration
 from seedcore.core.selection import best
 
@@ -410,6 +418,21 @@ class MemoryStore:
     async def history(self, logical_id: str, limit: int) -> list[Instance]:
         check_limit(limit)
         return newest_first(row for row in self._tables.rows.values() if row.logical_id == logical_id)[:limit]
+
+    async def deaths(self, limit: int, cursor: str | None = None, within_s: float | None = None) -> Listing:
+        before, span_s = decode_death_cursor(cursor), check_within_s(within_s)
+        since = None if span_s is None else self._now() - timedelta(seconds=span_s)
+        ended = sorted(
+            (row.stopped_at, row.instance_id)
+            for row in self._tables.rows.values()
+            if row.stopped_at is not None and (since is None or row.stopped_at >= since)
+        )
+        earlier = (self._tables.rows[key[1]] for key in reversed(ended) if key < before)
+        items, has_more = first_page(earlier, check_limit(limit))
+        next_cursor = encode_death_cursor(items[-1]) if has_more else None
+        return Listing(
+            tuple(items), Source.POSTGRES, self._now(), self._tables.version, complete=True, next_cursor=next_cursor
+        )
 
     async def transitions(self, logical_id: str, limit: int) -> list[Transition]:
         check_limit(limit)

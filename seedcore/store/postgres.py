@@ -50,7 +50,14 @@ from seedcore.core.model import (
     check_lease,
     one_object,
 )
-from seedcore.core.paging import check_limit, decode_cursor, encode_cursor
+from seedcore.core.paging import (
+    check_limit,
+    check_within_s,
+    decode_cursor,
+    decode_death_cursor,
+    encode_cursor,
+    encode_death_cursor,
+)
 from seedcore.core.selector import Selector
 from seedcore.core.waiting import within
 from seedcore.store.connections import (
@@ -307,6 +314,14 @@ class PostgresStore:
     async def history(self, logical_id: str, limit: int) -> list[Instance]:
         rows = await self._run("history", {"logical_id": logical_id, "limit": check_limit(limit)})
         return [_instance(row) for row in rows]
+
+    async def deaths(self, limit: int, cursor: str | None = None, within_s: float | None = None) -> Listing:
+        before, before_id = decode_death_cursor(cursor)
+        asked = {"before": before, "before_id": before_id, "limit": check_limit(limit) + 1}
+        stamps, rows = await self._run_all([("stamp", {}), ("deaths", {**asked, "within_s": check_within_s(within_s)})])
+        items = tuple(_instance(row) for row in rows[:limit])
+        next_cursor = encode_death_cursor(items[-1]) if len(rows) > limit else None
+        return Listing(items, Source.POSTGRES, stamps[0][0], stamps[0][1], complete=True, next_cursor=next_cursor)
 
     async def transitions(self, logical_id: str, limit: int) -> list[Transition]:
         rows = await self._run("transitions", {"logical_id": logical_id, "limit": check_limit(limit)})

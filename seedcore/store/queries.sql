@@ -125,6 +125,19 @@ select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.sta
  order by r.started_at desc, r.instance_id
  limit %(limit)s;
 
+-- deaths: who died, the last first
+select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.started_at, r.status_changed_at,
+       r.last_heartbeat, r.seq, r.actor_name, r.namespace, r.actor_id, r.serve_route, r.organ_id, r.labels,
+       r.metadata, r.node_id, host(r.ip_address), r.pid, r.stopped_at, r.cause,
+       r.process_key, r.drain_until, r.held
+  from registry_instance r
+ where r.status = 'dead'
+   and (r.stopped_at, r.instance_id) < (%(before)s::timestamptz, %(before_id)s::uuid)
+   and (%(within_s)s::double precision is null
+        or r.stopped_at >= now() - make_interval(secs => %(within_s)s::double precision))
+ order by r.stopped_at desc, r.instance_id desc
+ limit %(limit)s;
+
 -- transitions: the newest steps of an agent's instances
 select t.instance_id::text, t.logical_id, t.from_status::text, t.to_status::text, t.seq, t.cause, t.at
   from registry_transition t

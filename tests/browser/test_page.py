@@ -69,6 +69,25 @@ async def test_an_agent_appears_dies_and_its_timeline_says_why(page: Page, world
     await expect(page.locator("#agent-headline")).to_contain_text("killed by SIGKILL", timeout=PATIENCE_MS)
 
 
+async def test_who_died_is_listed_with_the_cause_the_last_first(page: Page, world: World) -> None:
+    for name in ("moth", "midge"):
+        os.kill(await create(world, name), signal.SIGKILL)
+
+        async def is_dead(name: str = name) -> bool:
+            return any(item["logical_id"] == name for item in (await world.get("/v1/deaths"))["items"])
+
+        await eventually(is_dead)
+    await opened(page, world)
+    await page.get_by_role("button", name="Deaths").click()
+    lines = page.locator("#deaths-list li")
+    await expect(lines.nth(0)).to_contain_text("midge", timeout=PATIENCE_MS)
+    await expect(lines.nth(1)).to_contain_text("moth")
+    await expect(lines.nth(0)).to_contain_text("killed by SIGKILL")
+    await lines.nth(1).get_by_role("link").click()
+    await expect(page.locator("#deaths-dialog")).to_be_hidden()
+    await expect(page.locator("#agent-name")).to_have_text("moth", timeout=PATIENCE_MS)
+
+
 async def test_an_agent_is_drained_and_undrained_by_buttons(page: Page, world: World) -> None:
     await opened(page, world, "#/agent/ant")
     await page.locator("#drain").click()

@@ -9,6 +9,7 @@ import pytest
 from seedcore.core.errors import InvalidInputError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Beat, Instance, InstanceFilter, Source
+from seedcore.core.paging import encode_name_cursor
 from seedcore.core.selection import best
 from seedcore.core.selector import parse_selector
 from tests.builders import iid, joins, turns
@@ -200,6 +201,53 @@ async def test_history_is_newest_first_with_the_dead_in_it_and_bounded(world: Wo
     assert [row.instance_id for row in await world.store.history("agent", 100)] == order
     assert [row.instance_id for row in await world.store.history("agent", 4)] == order[:4]
     assert await world.store.history("nobody", 10) == []
+
+
+async def test_deaths_are_read_the_last_first_page_by_page(world: World) -> None:
+    for number, name in ((3, "a"), (1, "b"), (2, "c")):
+        await enter(world, number, name)
+        await world.store.set_status_many([turns(number, Status.DEAD, None, f"cause {number}")])
+    # these die at the same moment
+    for number in (9, 7, 8):
+        await enter(world, number, "d")
+    await world.pass_time()
+    await world.store.set_status_many([turns(number, Status.DEAD) for number in (9, 7, 8)])
+    await enter(world, 50, "living")
+    order = [iid(number) for number in (9, 8, 7, 2, 1, 3)]
+    whole = await world.store.deaths(10)
+    assert [row.instance_id for row in whole] == order
+    assert (whole.next_cursor, whole.complete, whole[3].cause) == (None, True, "cause 2")
+    found, cursor = [], None
+    while True:
+        page = await world.store.deaths(2, cursor)
+        assert len(page) <= 2
+        found += [row.instance_id for row in page]
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    assert found == order
+    assert (await world.store.deaths(6)).next_cursor is None
+    assert [row.instance_id for row in await world.store.deaths(10, None, 3600.0)] == order
+
+
+async def test_deaths_of_longer_ago_are_left_out_where_a_span_is_asked_for(world: World) -> None:
+    await enter(world, 1, status="dead")
+    await world.age_history(1800.0)
+    await enter(world, 2, status="dead")
+    assert [row.instance_id for row in await world.store.deaths(10, None, 3600.0)] == [iid(2), iid(1)]
+    assert [row.instance_id for row in await world.store.deaths(10, None, 900.0)] == [iid(2)]
+
+
+@pytest.mark.parametrize("cursor", ["junk", "", encode_name_cursor("no time"), encode_name_cursor("2026-01-01")])
+async def test_cursor_that_names_no_death_is_refused(world: World, cursor: str) -> None:
+    with pytest.raises(InvalidInputError, match="start again without it"):
+        await world.store.deaths(10, cursor)
+
+
+@pytest.mark.parametrize(("limit", "within_s"), [(0, None), (10**6, None), (10, 0.0), (10, -1.0), (10, float("nan"))])
+async def test_deaths_within_no_span_are_refused(world: World, limit: int, within_s: float | None) -> None:
+    with pytest.raises(InvalidInputError):
+        await world.store.deaths(limit, None, within_s)
 
 
 async def test_every_step_is_remembered_once_with_its_number_and_cause(world: World) -> None:

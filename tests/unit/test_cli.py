@@ -15,8 +15,9 @@ import pytest
 from seedcore.bench.death import Watcher, first_refusal_after
 from seedcore.cli.app import exit_code_of
 from seedcore.cli.asking import HttpProblemError, NobodyError
+from seedcore.cli.cluster import NoClusterError
 from seedcore.cli.fleet import FleetFile, read_fleet, specs_of
-from seedcore.cli.operating import parse_duration
+from seedcore.cli.output import parse_duration
 from seedcore.cli.steering import objection_to_flip
 from seedcore.cli.why import reason_of
 from seedcore.core.errors import (
@@ -127,13 +128,13 @@ def test_the_command_needs_no_extra_and_imports_no_benchmark_until_one_is_asked_
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("15m", 900), ("1h", 3600), ("1.5d", 129_600)])
 def test_durations_are_read(text: str, seconds: float) -> None:
-    assert parse_duration(text) == seconds
+    assert parse_duration("--for", text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "soon", "-1h", "1w", "1 h", "h", "nan", "1e9"])
+@pytest.mark.parametrize("text", ["", "soon", "-1h", "1w", "1 h", "h", "nan", "-5"])
 def test_what_is_no_duration_is_refused_with_examples(text: str) -> None:
     with pytest.raises(InvalidInputError, match="90s, 15m, 1h or 2d"):
-        parse_duration(text)
+        parse_duration("--for", text)
 
 
 def fleet(tmp_path: Path, text: str) -> FleetFile:
@@ -193,7 +194,9 @@ def test_a_fleet_file_that_is_not_there_is_told_so(tmp_path: Path) -> None:
         (HttpProblemError(404, "none"), 3),
         (HttpProblemError(503, "away"), 4),
         (HttpProblemError(409, "no"), 1),
-        (InvalidInputError("a", "wrong"), 1),
+        (HttpProblemError(422, "wrong"), 2),
+        (InvalidInputError("a", "wrong"), 2),
+        (NoClusterError("Could not find any running Ray instance"), 4),
     ],
 )
 def test_a_script_is_told_by_the_exit_code_what_went_wrong(error: RegistryError, code: int) -> None:

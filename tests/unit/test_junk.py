@@ -62,6 +62,7 @@ CALLS: dict[str, st.SearchStrategy[tuple[Any, ...]]] = {
     "get_instance": st.tuples(JUNK),
     "describe": st.tuples(JUNK),
     "transitions": st.tuples(JUNK, JUNK),
+    "deaths": st.tuples(JUNK, JUNK, JUNK),
 }
 
 

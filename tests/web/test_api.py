@@ -158,6 +158,8 @@ async def test_a_drain_survives_the_registry_and_can_be_lengthened_and_ended(wor
     assert after["drain_until"] > before["drain_until"]
     undrained = await world.ask("POST", "/v1/agents/bee/undrain", json={"reason": "done"})
     assert undrained.json()["results"][0]["status"] == "alive"
+    again = await world.ask("POST", "/v1/agents/bee/undrain", json={})
+    assert (again.status_code, again.json()["results"][0]["status"]) == (200, "alive")
     assert (await instance())["drain_until"] is None
 
 
@@ -165,7 +167,6 @@ async def test_what_cannot_be_done_is_refused_and_changes_nothing(world: World) 
     version = (await world.get("/v1/instances?consistent=true"))["version"]
     for method, path, body, status, says in [
         ("POST", "/v1/agents/nobody/drain", {}, 404, "no live instance"),
-        ("POST", "/v1/agents/ant/undrain", {}, 409, "alive"),
         ("POST", "/v1/agents/ant/drain", {"for_s": 0}, 422, "for_s"),
         ("POST", "/v1/agents/ant/drain", {"for_s": 1e300}, 422, "for_s"),
         ("POST", "/v1/agents/ant/drain", {"for_s": "soon"}, 422, "for_s"),
@@ -178,6 +179,9 @@ async def test_what_cannot_be_done_is_refused_and_changes_nothing(world: World) 
         ("DELETE", "/v1/instances/junk", None, 422, "instance_id"),
         ("DELETE", "/v1/instances/00000000-0000-4000-8000-000000000009", None, 404, "not registered"),
         ("GET", "/v1/history/nobody", None, 404, "nothing is remembered"),
+        ("GET", "/v1/deaths?within_s=0", None, 422, "within_s"),
+        ("GET", "/v1/deaths?cursor=junk", None, 422, "cursor"),
+        ("GET", "/v1/instances?since=junk&consistent=true", None, 422, "position"),
     ]:
         answer = await world.ask(method, path, **({} if body is None else {"json": body}))
         assert answer.status_code == status, (path, body, answer.text)
@@ -198,6 +202,8 @@ async def test_a_deregistered_agent_is_gone_for_good_and_its_history_says_why(wo
     assert agent["live"] == []
     assert agent["history"][0]["cause"] == "by an operator: no longer needed"
     assert agent["transitions"][0]["to_status"] == "dead"
+    last = (await world.get("/v1/deaths?limit=1&within_s=600"))["items"]
+    assert [(row["instance_id"], row["cause"]) for row in last] == [(instance_id, "by an operator: no longer needed")]
     other = await joined(world, "one of two")
     gone = await world.ask("DELETE", f"/v1/instances/{other.instance_id}")
     assert gone.json()["instance"]["status"] == "dead"

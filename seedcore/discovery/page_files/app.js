@@ -6,6 +6,7 @@ import { Banners } from "./banners.js";
 import { DeathCauses } from "./causes.js";
 import { now } from "./clock.js";
 import { byId, setAttribute, setText } from "./dom.js";
+import { DeathsDialog } from "./deaths.js";
 import { DrainDialog } from "./drain.js";
 import { Feed } from "./feed.js";
 import { Fleet, FleetView } from "./fleet.js";
@@ -72,6 +73,7 @@ const grid = new Grid({
   onDeadInSight: (row) => causes.ask(row),
 });
 const panel = new AgentPanel({ onClose: () => route.go({ agent: null }), onDrain: (id) => drainDialog.open(id) });
+new DeathsDialog((id) => hrefOf({ ...route.state, agent: id }));
 const drainDialog = new DrainDialog((id, outcome) => panel.tellOutcome(id, outcome));
 
 let shownQuestion = "";
@@ -198,7 +200,7 @@ function measureSearch() {
 }
 
 function onKey(event) {
-  if (event.defaultPrevented || byId("drain-dialog").open) return;
+  if (event.defaultPrevented || document.querySelector("dialog[open]") !== null) return;
   const isTyping = event.target.closest("input, select, textarea") !== null;
   if (event.key === "/" && !isTyping && !event.ctrlKey && !event.metaKey && !event.altKey) {
     event.preventDefault();

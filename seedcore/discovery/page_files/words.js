@@ -27,6 +27,7 @@ const MOVES = {
   "starting>draining": "Draining from the start",
   "starting>dead": "Died while it started",
   "alive>draining": "Draining: it gets no new work",
+  "draining>draining": "Draining, on other terms",
   "draining>alive": "Undrained: it takes work again",
   "draining>dead": "Died while it drained",
   "alive>dead": "Died",
