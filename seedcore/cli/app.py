@@ -45,8 +45,8 @@ from seedcore.settings import load_settings
 _EPILOG = (
     "Joins the Ray cluster of this machine, or the one that RAY_ADDRESS names; with SEEDCORE_URL set (for example "
     "http://127.0.0.1:8000) ls, deaths, get, why, watch, health, drain, undrain and deregister ask that deployment "
-    "over HTTP instead. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 there is no such agent, 4 nobody who could tell can "
-    "be asked now, 130 interrupted."
+    "over HTTP instead. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 there is no such agent, 4 nobody who could "
+    "tell can be asked now, 130 interrupted."
 )
 
 app = typer.Typer(
