@@ -56,6 +56,15 @@ def _address(value: str) -> str:
     return value
 
 
+def _networks(value: str) -> str:
+    for text in filter(None, (part.strip() for part in value.split(","))):
+        try:
+            ipaddress.ip_network(text)
+        except ValueError:
+            raise ValueError(f"must be networks like 10.0.0.0/8, not {text[:80]!r}") from None
+    return value
+
+
 def _folder(value: Path) -> Path:
     try:
         folder = value.expanduser()
@@ -123,6 +132,36 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("SEEDCORE_URL"),
         description="deployment that the command asks over HTTP, instead of joining the Ray cluster",
     )
+    http_token: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("SEEDCORE_HTTP_TOKEN"),
+        description="token that the command shows to SEEDCORE_URL",
+    )
+    http_tokens_file: Folder | None = Field(
+        None,
+        validation_alias=AliasChoices("SEEDCORE_HTTP_TOKENS_FILE"),
+        description="hashes of the tokens that HTTP takes, a line each, as `seedcore token new` prints it",
+    )
+    http_anonymous: Literal["none", "read", "write"] | None = Field(
+        None,
+        validation_alias=AliasChoices("SEEDCORE_HTTP_ANONYMOUS"),
+        description="what HTTP lets do who shows no token; default read where Serve listens on loopback, else none",
+    )
+    http_trusted_proxies: Annotated[str, AfterValidator(_networks)] = Field(
+        "",
+        validation_alias=AliasChoices("SEEDCORE_HTTP_TRUSTED_PROXIES"),
+        description="networks of proxies whose header says what a caller may do, with commas between them",
+    )
+    http_trusted_header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,100}$")] = Field(
+        "X-SeedCore-Right",
+        validation_alias=AliasChoices("SEEDCORE_HTTP_TRUSTED_HEADER"),
+        description="that header: read or write",
+    )
+    http_max_requests_a_s: Annotated[float, Field(ge=1, le=1_000_000)] = Field(
+        500,
+        validation_alias=AliasChoices("SEEDCORE_HTTP_MAX_REQUESTS_PER_SEC"),
+        description="HTTP requests a second of one address to one replica, on average over 2 s",
+    )
     mode: Mode = Field(
         Mode.HYBRID, validation_alias=AliasChoices("SEEDCORE_MODE"), description="where callers look for agents"
     )
@@ -186,6 +225,12 @@ class Settings(BaseSettings):
                 f"{BEATS_A_LEASE * self.beat_interval_s:g} seconds, not {self.lease_s:g}",
             )
         return self
+
+    @property
+    def proxy_networks(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+        """The networks of trusted proxies."""
+        parts = filter(None, (part.strip() for part in self.http_trusted_proxies.split(",")))
+        return tuple(ipaddress.ip_network(part) for part in parts)
 
     @property
     def effective_lease_s(self) -> float:

@@ -6,6 +6,8 @@ import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,6 +18,7 @@ import ray
 from pydantic import SecretStr
 from ray import serve
 
+from seedcore.discovery.access import Right, new_token
 from seedcore.discovery.app import Discovery
 from seedcore.discovery.routes import api
 from seedcore.registry.actor import stop_registry
@@ -33,6 +36,29 @@ WATCHERS = 8
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """Secrets of a deployment, by what they allow, and the file that has their hashes."""
+
+    file: Path
+    read: str
+    write: str
+    expired: str
+
+    @classmethod
+    def written(cls, folder: Path) -> Tokens:
+        """New ones, the file in a folder."""
+        past = datetime.now(timezone.utc) - timedelta(seconds=1)
+        made = [
+            new_token("reader", Right.READ),
+            new_token("writer", Right.WRITE),
+            new_token("bygone", Right.WRITE, past),
+        ]
+        file = folder / "tokens"
+        file.write_text("".join(f"{token.line()}\n" for _, token in made))
+        return cls(file, *(secret for secret, _ in made))
+
+
+@dataclass(frozen=True)
 class World:
     """Everything a fault can hit."""
 
@@ -41,6 +67,7 @@ class World:
     registry: RegistryConnection
     manager: Tier0MemoryManager
     url: str
+    tokens: Tokens
 
     def rows(self, query: str, *parameters: object) -> list[tuple[Any, ...]]:
         assert self.settings.pg_dsn is not None
@@ -48,13 +75,13 @@ class World:
             return connection.execute(query, parameters).fetchall()
 
     async def get(self, path: str) -> dict[str, Any]:
-        async with httpx.AsyncClient(timeout=30) as client:
-            answer = await client.get(self.url + path)
+        answer = await self.ask("GET", path)
         answer.raise_for_status()
         return dict(answer.json())
 
     async def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """An answer, whatever its status."""
+        """An answer to who may write, whatever its status."""
+        options["headers"] = {"Authorization": f"Bearer {self.tokens.write}", **options.get("headers", {})}
         async with httpx.AsyncClient(timeout=30) as client:
             return await client.request(method, self.url + path, **options)
 
@@ -97,22 +124,36 @@ def server() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture(scope="module")
-def deployment(request: pytest.FixtureRequest, server: PostgresServer) -> Iterator[tuple[Settings, str]]:
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Tokens:
+    """Secrets that the deployment takes."""
+    return Tokens.written(tmp_path_factory.mktemp("tokens"))
+
+
+@pytest.fixture(scope="module")
+def deployment(
+    request: pytest.FixtureRequest, server: PostgresServer, tokens: Tokens
+) -> Iterator[tuple[Settings, str]]:
     """Settings and URL of a deployment in a namespace named like the tests' folder."""
-    with deployed(server, request.path.parent.name) as (settings, url):
+    with deployed(server, request.path.parent.name, tokens=tokens) as (settings, url):
         yield settings, url
 
 
 @pytest_asyncio.fixture
-async def world(deployment: tuple[Settings, str], server: PostgresServer) -> AsyncIterator[World]:
+async def world(deployment: tuple[Settings, str], server: PostgresServer, tokens: Tokens) -> AsyncIterator[World]:
     """Everything up and the fleet listed."""
-    async with fleet(server, *deployment) as world:
+    async with fleet(server, *deployment, tokens) as world:
         yield world
 
 
 @contextmanager
 def deployed(
-    server: PostgresServer, namespace: str, *, dsn: str | None = None, lease_s: float = 4.0
+    server: PostgresServer,
+    namespace: str,
+    *,
+    tokens: Tokens | None = None,
+    dsn: str | None = None,
+    lease_s: float = 4.0,
+    **more: Any,
 ) -> Iterator[tuple[Settings, str]]:
     """Ray, Serve and discovery, which here does not restart the registry by itself."""
     settings = Settings(
@@ -122,6 +163,8 @@ def deployed(
         lease_s=lease_s,
         flush_interval_s=0.2,
         durable_wait_s=1.0,
+        http_tokens_file=None if tokens is None else tokens.file,
+        **more,
     )
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
     port = free_port()
@@ -149,11 +192,11 @@ async def following(settings: Settings, url: str, agents: int) -> None:
 
 
 @asynccontextmanager
-async def fleet(server: PostgresServer, settings: Settings, url: str) -> AsyncIterator[World]:
+async def fleet(server: PostgresServer, settings: Settings, url: str, tokens: Tokens) -> AsyncIterator[World]:
     """Everything up and the fleet listed; whatever the test broke is mended for the next one."""
     manager = Tier0MemoryManager(settings)
     registry = RegistryConnection(settings.namespace, settings.call_timeout_s)
-    world = World(server, settings, registry, manager, url)
+    world = World(server, settings, registry, manager, url, tokens)
     server.start()
     await start_registry(settings)
     made = await manager.create_agents_batch(

@@ -30,6 +30,7 @@ from seedcore.cli.output import (
 )
 from seedcore.cli.reading import deaths_command, get_command, health_command, list_command, watch_command, why_command
 from seedcore.cli.steering import epoch_app, registry_app
+from seedcore.cli.tokens import token_app
 from seedcore.core.errors import (
     CannotKnowError,
     InvalidInputError,
@@ -70,6 +71,7 @@ app.command("doctor")(doctor_command)
 app.add_typer(fleet_app, name="fleet")
 app.add_typer(epoch_app, name="epoch")
 app.add_typer(registry_app, name="registry")
+app.add_typer(token_app, name="token")
 
 
 @app.callback(invoke_without_command=True)

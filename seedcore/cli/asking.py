@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import quote
 
 import httpx
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, SecretStr, ValidationError
 
 from seedcore.cli.cluster import join_cluster
 from seedcore.core.errors import (
@@ -206,9 +206,10 @@ class Cluster:
 class Deployment:
     """Implements Asked: the HTTP API at a URL."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, token: SecretStr | None = None) -> None:
         """Tries no connection."""
         self._url = url.rstrip("/")
+        self._headers = {} if token is None else {"Authorization": f"Bearer {token.get_secret_value()}"}
 
     async def listing(self, wanted: Wanted) -> InstancePage:
         parameters = {**wanted.parameters(), "limit": MAX_PAGE}
@@ -266,7 +267,8 @@ class Deployment:
     @asynccontextmanager
     async def _client(self, read_s: float = _HTTP_S) -> AsyncIterator[httpx.AsyncClient]:
         try:
-            async with httpx.AsyncClient(base_url=self._url, timeout=httpx.Timeout(_HTTP_S, read=read_s)) as client:
+            timeout = httpx.Timeout(_HTTP_S, read=read_s)
+            async with httpx.AsyncClient(base_url=self._url, timeout=timeout, headers=self._headers) as client:
                 yield client
         except httpx.InvalidURL as error:
             raise RegistryUnavailableError(f"{self._url} is no URL: {error}") from error
@@ -277,7 +279,7 @@ class Deployment:
 
 def asked(settings: Settings) -> Asked:
     """Whoever the settings say: a URL, or the Ray cluster."""
-    return Deployment(settings.url) if settings.url is not None else Cluster(settings)
+    return Deployment(settings.url, settings.http_token) if settings.url is not None else Cluster(settings)
 
 
 async def _every_page(ask: Callable[[str | None], Awaitable[InstancePage]]) -> InstancePage:
@@ -294,7 +296,10 @@ async def _every_page(ask: Callable[[str | None], Awaitable[InstancePage]]) -> I
 
 def _problem(answer: httpx.Response) -> RegistryError:
     try:
-        return HttpProblemError(answer.status_code, Problem.model_validate_json(answer.content).detail)
+        detail = Problem.model_validate_json(answer.content).detail
+        if answer.status_code in {401, 403}:
+            detail += " (the command takes it from SEEDCORE_HTTP_TOKEN)"
+        return HttpProblemError(answer.status_code, detail)
     except ValidationError:
         where = answer.request.url
         return RegistryUnavailableError(f"{where} answers {answer.status_code}, and not as a SeedCore deployment does")

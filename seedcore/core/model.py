@@ -490,11 +490,10 @@ def check_status(value: Status | str) -> Status:
         raise InvalidInputError("status", f"must be one of {legal}, not {_shown(value)}") from None
 
 
-def operators_cause(reason: str | None) -> str:
-    """The cause of what an operator does, with the reason that was given for it."""
-    if reason is None:
-        return "by an operator"
-    return f"by an operator: {check_text('reason', reason, MAX_REASON_CHARS)}"
+def operators_cause(reason: str | None, who: str | None = None) -> str:
+    """The cause of what an operator does, with the reason that was given for it and the name of who is known."""
+    by = "by an operator" if who is None else f"by an operator ({who})"
+    return by if reason is None else f"{by}: {check_text('reason', reason, MAX_REASON_CHARS)}"
 
 
 def check_statuses(values: Sequence[Status | str] | None) -> frozenset[Status] | None:

@@ -283,7 +283,7 @@ class ReadyAnswer(BaseModel):
     """Whether anything can be answered, and by whom."""
 
     ready: bool
-    rungs: RungsOut
+    rungs: RungsOut | None = Field(description="null: whoever asks may not read")
 
 
 class HealthAnswer(BaseModel):
@@ -292,8 +292,17 @@ class HealthAnswer(BaseModel):
     status: str
     version: str
     mode: str
-    registry: dict[str, Any] | None
-    registry_problem: str | None
+    registry: dict[str, Any] | None = None
+    registry_problem: str | None = None
+
+
+class AccessAnswer(BaseModel):
+    """What whoever asks may do: none, read or write; `problem` is what is wrong with the token that was shown."""
+
+    right: str
+    name: str | None
+    problem: str | None
+    anonymous: str = Field(description="what who shows no token may do")
 
 
 class Problem(BaseModel):

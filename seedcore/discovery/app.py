@@ -9,9 +9,13 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
+from ray.serve.context import _get_global_client
+
 from seedcore.core.errors import RegistryError, RegistryUnavailableError, StoreUnavailableError
 from seedcore.core.feed import Feed
 from seedcore.core.ports import InstanceReader
+from seedcore.discovery.access import Access
+from seedcore.discovery.guard import Rates
 from seedcore.discovery.ladder import DiscoveryLadder
 from seedcore.discovery.overview import Overviews
 from seedcore.registry.connection import NoRegistry, RegistryConnection
@@ -55,6 +59,12 @@ async def _no_reader() -> InstanceReader:
     raise StoreUnavailableError("the mode is ray")
 
 
+def listening_host() -> str | None:
+    """The address that Serve's proxies listen on, or None where Serve does not run yet."""
+    client = _get_global_client(raise_if_no_controller_running=False)
+    return None if client is None else client.http_config.host
+
+
 class Discovery:
     """One replica. `routes.py` answers HTTP through its ladder; its methods answer in-cluster callers with handles."""
 
@@ -63,6 +73,8 @@ class Discovery:
         self.max_watchers = max_watchers
         log_to_stderr(settings.log_format)
         self.settings = settings
+        self.access = Access(settings, listening_host())
+        self.rates = Rates(settings.http_max_requests_a_s)
         self._connection = _connection_of(settings)
         self.ladder = ladder_of(settings, self._connection)
         self.overviews = Overviews(settings, self.ladder)

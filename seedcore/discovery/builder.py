@@ -9,7 +9,8 @@ import ray
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
-from seedcore.discovery.app import Discovery
+from seedcore.discovery.access import Access, check_bind
+from seedcore.discovery.app import Discovery, listening_host
 from seedcore.discovery.routes import api
 from seedcore.runtime import store_recipe
 from seedcore.settings import load_settings
@@ -31,6 +32,9 @@ def build(args: DiscoveryArgs) -> serve.Application:
     Raises ConfigurationError, or StoreUnavailableError where another cluster's registry has the embedded database.
     """
     settings = load_settings()
+    check_bind(settings, listening_host())
+    # a file that cannot be read is told here, in one line, and not by each replica
+    Access(settings, None)
     store_recipe(settings).require_free_for(ray.get_runtime_context().get_session_name())
     deployment: Any = serve.deployment(
         name="Discovery",

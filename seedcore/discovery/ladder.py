@@ -328,14 +328,21 @@ class DiscoveryLadder:
         return Answer(found, Source.POSTGRES, utc_now(), 0, complete=True)
 
     async def turn_agent(
-        self, logical_id: str, status: Status, reason: str | None, for_s: float | None = None
+        self,
+        logical_id: str,
+        status: Status,
+        reason: str | None,
+        for_s: float | None = None,
+        who: str | None = None,
     ) -> dict[str, Receipt | RegistryError]:
         """An operator's change of an agent, for a reason. Raises as Registry.turn_agent, RegistryUnavailableError."""
-        return await self._connection.turn_agent(logical_id, status, operators_cause(reason), for_s=for_s)
+        return await self._connection.turn_agent(logical_id, status, operators_cause(reason, who), for_s=for_s)
 
-    async def turn_instance(self, instance_id: str, status: Status, reason: str | None) -> Receipt:
+    async def turn_instance(
+        self, instance_id: str, status: Status, reason: str | None, who: str | None = None
+    ) -> Receipt:
         """An operator's change of one instance, for a reason. Raises as Registry.set_status."""
-        return await self._connection.set_status(instance_id, status, cause=operators_cause(reason))
+        return await self._connection.set_status(instance_id, status, cause=operators_cause(reason, who))
 
     async def registry_health(self) -> Health | str:
         """The registry's own report, or why there is none."""

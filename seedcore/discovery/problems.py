@@ -50,7 +50,10 @@ _STATUS_OF_ERROR: tuple[tuple[type[RegistryError], int], ...] = (
 )
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
+    401: {"model": Problem, "description": "It needs a token that is known and has not expired"},
+    403: {"model": Problem, "description": "The token does not give the right to this"},
     422: {"model": Problem, "description": "A value breaks a stated limit"},
+    429: {"model": Problem, "description": "This address asks too often: again after Retry-After"},
     503: {"model": Problem, "description": "Nobody who could tell can be asked now"},
 }
 BODY: dict[int | str, dict[str, Any]] = {
@@ -111,7 +114,8 @@ def problem_media_type(document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-def _problem(status: int, title: str, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+def problem(status: int, title: str, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """An answer that says what is wrong."""
     body = Problem(title=title, status=status, detail=detail)
     return JSONResponse(body.model_dump(), status_code=status, headers=headers, media_type=_PROBLEM_TYPE)
 
@@ -121,7 +125,7 @@ async def _registry_error(_request: Request, error: Exception) -> JSONResponse:
     # "*": the question was about no agent in particular
     is_general = isinstance(error, CannotKnowError) and error.logical_id == "*"
     detail = f"cannot know now: {error.why}" if isinstance(error, CannotKnowError) and is_general else str(error)
-    return _problem(status, type(error).__name__.removesuffix("Error"), detail)
+    return problem(status, type(error).__name__.removesuffix("Error"), detail)
 
 
 async def _invalid_request(request: Request, error: Exception) -> JSONResponse:
@@ -137,7 +141,7 @@ async def _invalid_request(request: Request, error: Exception) -> JSONResponse:
     else:
         where = ".".join(str(part) for part in first["loc"] if part not in {"query", "body", "path"})
         detail = f"{where or 'body'}: {first['msg']}"
-    return _problem(422, "InvalidInput", detail)
+    return problem(422, "InvalidInput", detail)
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
@@ -145,9 +149,9 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     title = HTTPStatus(error.status_code).phrase
     detail = error.detail if error.detail != title else f"{title}: {request.method} {request.url.path[:200]}"
-    return _problem(error.status_code, title, detail, error.headers)
+    return problem(error.status_code, title, detail, error.headers)
 
 
 async def _own_fault(_request: Request, _error: Exception) -> JSONResponse:
     """A defect of ours. It is raised again behind this answer, and logged with its traceback."""
-    return _problem(500, "InternalError", "the request failed for a fault of this service; its log says why")
+    return problem(500, "InternalError", "the request failed for a fault of this service; its log says why")

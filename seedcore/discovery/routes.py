@@ -3,12 +3,15 @@ analyses a route twice, which newer ones do not."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.security import HTTPBearer
+from fastapi_offline import FastAPIOffline
 from ray import serve
 
 from seedcore import __version__
@@ -17,7 +20,9 @@ from seedcore.core.lifecycle import Status
 from seedcore.core.model import MAX_KEPT_S, MAX_PAGE, MAX_REASON_CHARS, InstanceFilter, Verdict
 from seedcore.core.selector import MAX_SELECTOR_CHARS, parse_labels, parse_selector
 from seedcore.discovery import page
+from seedcore.discovery.access import Caller, Right
 from seedcore.discovery.api import (
+    AccessAnswer,
     AgentAnswer,
     DrainRequest,
     EpochAnswer,
@@ -42,6 +47,7 @@ from seedcore.discovery.api import (
     turned_answer,
 )
 from seedcore.discovery.app import Discovery
+from seedcore.discovery.guard import STATE, Guard
 from seedcore.discovery.problems import BODY, NOT_FOUND, PROBLEMS, REFUSED, install, problem_media_type
 from seedcore.discovery.watch import Position, events, require_feed
 from seedcore.registry.clock import utc_now
@@ -82,12 +88,31 @@ async def wanted_instances(
     ).validated()
 
 
+async def this_caller(request: Request) -> Caller:
+    """Who asks, as the guard found."""
+    caller = request.scope["state"][STATE]
+    assert isinstance(caller, Caller)
+    return caller
+
+
 Replica = Annotated[Discovery, Depends(this_replica)]
+Who = Annotated[Caller, Depends(this_caller)]
 Wanted = Annotated[InstanceFilter, Depends(wanted_instances)]
 Reason = Annotated[str | None, Query(description="what shall be remembered", min_length=1, max_length=MAX_REASON_CHARS)]
 
-v1 = APIRouter(prefix="/v1")
+_bearer = HTTPBearer(auto_error=False, description="Made by `seedcore token new`. The guard judges it.")
+
+# the scheme is named here for the document alone
+v1 = APIRouter(prefix="/v1", dependencies=[Depends(_bearer)])
 _answers: dict[tuple[object, ...], str] = {}
+
+
+@v1.get("/access", responses={429: PROBLEMS[429]}, tags=["health"])
+async def get_access(replica: Replica, who: Who) -> AccessAnswer:
+    """What whoever asks may do here, and what anybody may."""
+    return AccessAnswer(
+        right=str(who.right), name=who.name, problem=who.problem, anonymous=str(replica.access.anonymous)
+    )
 
 
 @v1.get("/overview", responses=PROBLEMS, tags=["fleet"])
@@ -212,30 +237,30 @@ _CHANGES = {**PROBLEMS, **NOT_FOUND, **REFUSED, **BODY}
 
 
 @v1.post("/agents/{logical_id:path}/drain", responses=_CHANGES, tags=["operations"])
-async def drain(replica: Replica, logical_id: str, request: DrainRequest) -> TurnedAnswer:
+async def drain(replica: Replica, who: Who, logical_id: str, request: DrainRequest) -> TurnedAnswer:
     """Hand an agent out no more, for a while or until it is undrained. It goes on with what it does."""
-    turned = await replica.ladder.turn_agent(logical_id, Status.DRAINING, request.reason, request.for_s)
+    turned = await replica.ladder.turn_agent(logical_id, Status.DRAINING, request.reason, request.for_s, who.name)
     return turned_answer(logical_id, turned, utc_now())
 
 
 @v1.post("/agents/{logical_id:path}/undrain", responses=_CHANGES, tags=["operations"])
-async def undrain(replica: Replica, logical_id: str, request: ReasonRequest) -> TurnedAnswer:
+async def undrain(replica: Replica, who: Who, logical_id: str, request: ReasonRequest) -> TurnedAnswer:
     """Hand a draining agent out again."""
-    turned = await replica.ladder.turn_agent(logical_id, Status.ALIVE, request.reason)
+    turned = await replica.ladder.turn_agent(logical_id, Status.ALIVE, request.reason, who=who.name)
     return turned_answer(logical_id, turned, utc_now())
 
 
 @v1.delete("/agents/{logical_id:path}", responses={**PROBLEMS, **NOT_FOUND, **REFUSED}, tags=["operations"])
-async def deregister_agent(replica: Replica, logical_id: str, reason: Reason = None) -> TurnedAnswer:
+async def deregister_agent(replica: Replica, who: Who, logical_id: str, reason: Reason = None) -> TurnedAnswer:
     """Declare every instance of an agent dead, for good. One that still runs registers again, as a new instance."""
-    turned = await replica.ladder.turn_agent(logical_id, Status.DEAD, reason)
+    turned = await replica.ladder.turn_agent(logical_id, Status.DEAD, reason, who=who.name)
     return turned_answer(logical_id, turned, utc_now())
 
 
 @v1.delete("/instances/{instance_id}", responses={**PROBLEMS, **NOT_FOUND, **REFUSED}, tags=["operations"])
-async def deregister_instance(replica: Replica, instance_id: str, reason: Reason = None) -> InstanceAnswer:
+async def deregister_instance(replica: Replica, who: Who, instance_id: str, reason: Reason = None) -> InstanceAnswer:
     """Declare one instance dead, for good."""
-    await replica.ladder.turn_instance(instance_id, Status.DEAD, reason)
+    await replica.ladder.turn_instance(instance_id, Status.DEAD, reason, who.name)
     answer = await replica.ladder.instance(instance_id)
     return InstanceAnswer(instance=instance_out(answer.value), **stamp_of(answer))
 
@@ -260,9 +285,11 @@ async def get_epoch(replica: Replica) -> EpochAnswer:
 health = APIRouter(tags=["health"])
 
 
-@health.get("/healthz")
-async def healthz(replica: Replica) -> HealthAnswer:
-    """This replica is up. Always 200; says how the registry is."""
+@health.get("/healthz", responses={429: PROBLEMS[429]})
+async def healthz(replica: Replica, who: Who) -> HealthAnswer:
+    """This replica is up. Always 200; tells who may read how the registry is."""
+    if who.right < Right.READ:
+        return HealthAnswer(status="ok", version=__version__, mode=replica.settings.mode.value)
     report = await replica.ladder.registry_health()
     return HealthAnswer(
         status="ok",
@@ -273,11 +300,11 @@ async def healthz(replica: Replica) -> HealthAnswer:
     )
 
 
-@health.get("/readyz", responses={503: {"model": ReadyAnswer, "description": "No rung answers"}})
-async def readyz(replica: Replica) -> JSONResponse:
-    """200 while the registry, the database or Ray's listing can answer; says which."""
+@health.get("/readyz", responses={429: PROBLEMS[429], 503: {"model": ReadyAnswer, "description": "No rung answers"}})
+async def readyz(replica: Replica, who: Who) -> JSONResponse:
+    """200 while the registry, the database or Ray's listing can answer; tells who may read which, and why not."""
     rungs = await replica.ladder.rungs()
-    body = ReadyAnswer(ready=rungs.is_ready, rungs=rungs_out(rungs))
+    body = ReadyAnswer(ready=rungs.is_ready, rungs=rungs_out(rungs) if who.right >= Right.READ else None)
     return JSONResponse(body.model_dump(), status_code=200 if rungs.is_ready else 503)
 
 
@@ -293,21 +320,29 @@ def _position_of(etags: str | None) -> Position | None:
     return None
 
 
-class Api(FastAPI):
-    """Its document names the media types that it really sends."""
+def _document(api: FastAPI) -> Callable[[], dict[str, Any]]:
+    """The OpenAPI document; it names the media types that are really sent."""
+    plain = api.openapi
 
-    def openapi(self) -> dict[str, Any]:
-        if self.openapi_schema is None:
-            self.openapi_schema = problem_media_type(super().openapi())
-        return self.openapi_schema
+    def openapi() -> dict[str, Any]:
+        if api.openapi_schema is None:
+            api.openapi_schema = problem_media_type(plain())
+        return api.openapi_schema
+
+    return openapi
 
 
-api = Api(
+# its page at /docs loads nothing from elsewhere
+api: FastAPI = FastAPIOffline(
+    redoc_url=None,
     title="SeedCore Registry",
     version=__version__,
     description="Who is alive, by logical id. Every answer says its source, its time and whether it is complete.",
 )
+api.openapi = _document(api)  # type: ignore[method-assign]
 install(api)
+# the last one added is the first one asked
+api.add_middleware(Guard)
 api.include_router(v1)
 api.include_router(health)
 api.include_router(page.router)

@@ -9,9 +9,9 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright
 
-from tests.serving import deployment, server, world
+from tests.serving import deployment, server, tokens, world
 
-__all__ = ["browser", "deployment", "page", "server", "world"]
+__all__ = ["browser", "deployment", "page", "server", "tokens", "world"]
 
 
 def chromium_of(request: pytest.FixtureRequest) -> str:

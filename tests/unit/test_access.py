@@ -1,0 +1,309 @@
+"""Who may do what over HTTP: tokens, proxies, and those who show nothing; every request passes the guard."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import httpx
+import pytest
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
+
+from seedcore.core.errors import ConfigurationError, InvalidInputError
+from seedcore.discovery.access import Access, Right, TokenFile, check_bind, is_loopback, new_token, parse_tokens
+from seedcore.discovery.guard import MAX_PEERS, STATE, Guard, Rates, needed_right
+from seedcore.settings import Settings
+
+NOW = datetime(2026, 3, 1, tzinfo=timezone.utc)
+LOOPBACK = "127.0.0.1"
+PUBLIC = "0.0.0.0"
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> dict[str, str]:
+    """Secrets by name, and the file of their hashes at `file`."""
+    past, future = datetime.now(timezone.utc) - timedelta(days=1), datetime.now(timezone.utc) + timedelta(days=1)
+    made = {
+        "reader": new_token("reader", Right.READ),
+        "writer": new_token("writer", Right.WRITE, future),
+        "bygone": new_token("bygone", Right.WRITE, past),
+    }
+    file = tmp_path / "tokens"
+    file.write_text("# who may ask\n\n" + "\n".join(token.line() for _, token in made.values()) + "\n")
+    return {"file": str(file), **{name: secret for name, (secret, _) in made.items()}}
+
+
+def settings_of(**values: object) -> Settings:
+    return Settings.model_validate(values)
+
+
+async def answered(_scope: Scope, _receive: Receive, _send: Send) -> None:
+    caller = _scope["state"][STATE]
+    await PlainTextResponse(f"{caller.name}: {caller.right}")(_scope, _receive, _send)
+
+
+def asker(access: Access, rates: Rates | None = None, peer: str = LOOPBACK) -> Callable[..., Awaitable[httpx.Response]]:
+    """Asks a guarded application that answers everything."""
+    judges = access, rates if rates is not None else Rates(1000)
+    transport = httpx.ASGITransport(Guard(answered, lambda: judges), client=(peer, 1))
+
+    async def ask(method: str, path: str, token: str | None = None, **headers: str) -> httpx.Response:
+        shown = {} if token is None else {"Authorization": f"Bearer {token}"}
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            return await client.request(method, path, headers={**shown, **headers})
+
+    return ask
+
+
+# What a request needs
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "right"),
+    [
+        ("GET", "/", Right.NONE),
+        ("GET", "/page/app.js", Right.NONE),
+        ("GET", "/healthz", Right.NONE),
+        ("GET", "/readyz", Right.NONE),
+        ("GET", "/v1/access", Right.NONE),
+        ("GET", "/v1/instances", Right.READ),
+        ("HEAD", "/v1/instances", Right.READ),
+        ("GET", "/page", Right.READ),
+        ("GET", "/some/route/of/tomorrow", Right.READ),
+        ("POST", "/v1/resolve", Right.READ),
+        ("POST", "/v1/resolve/", Right.WRITE),
+        ("POST", "/v1/agents/a/drain", Right.WRITE),
+        ("DELETE", "/v1/agents/a", Right.WRITE),
+        ("PUT", "/", Right.WRITE),
+        ("POST", "/healthz", Right.WRITE),
+        ("OPTIONS", "/v1/instances", Right.WRITE),
+        ("TRACE", "/", Right.WRITE),
+    ],
+)
+def test_what_is_not_opened_needs_a_right(method: str, path: str, right: Right) -> None:
+    assert needed_right(method, path) is right
+
+
+READ, WRITE, OPEN = ("GET", "/v1/instances"), ("POST", "/v1/agents/a/drain"), ("GET", "/healthz")
+
+
+@pytest.mark.parametrize(
+    ("anonymous", "who", "expected"),
+    [
+        # open, read, write
+        ("none", None, (200, 401, 401)),
+        ("none", "wrong", (200, 401, 401)),
+        ("none", "bygone", (200, 401, 401)),
+        ("none", "reader", (200, 200, 403)),
+        ("none", "writer", (200, 200, 200)),
+        ("read", None, (200, 200, 401)),
+        # who shows a token that does not hold is told so, also where it needed none
+        ("read", "wrong", (200, 401, 401)),
+        ("read", "bygone", (200, 401, 401)),
+        ("read", "reader", (200, 200, 403)),
+        ("read", "writer", (200, 200, 200)),
+        ("write", None, (200, 200, 200)),
+        ("write", "wrong", (200, 401, 401)),
+        ("write", "reader", (200, 200, 403)),
+    ],
+)
+async def test_each_right_is_what_was_granted(
+    tokens: dict[str, str], anonymous: str, who: str | None, expected: tuple[int, ...]
+) -> None:
+    access = Access(settings_of(SEEDCORE_HTTP_TOKENS_FILE=tokens["file"], SEEDCORE_HTTP_ANONYMOUS=anonymous), PUBLIC)
+    ask = asker(access)
+    secret = None if who is None else tokens.get(who, "sct_wrong")
+    answers = [await ask(method, path, secret) for method, path in (OPEN, READ, WRITE)]
+    assert tuple(answer.status_code for answer in answers) == expected
+    for answer in answers:
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        if answer.status_code in {401, 403}:
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert answer.headers["www-authenticate"].startswith('Bearer realm="seedcore"')
+            assert answer.json()["status"] == answer.status_code
+            assert secret is None or secret not in answer.text
+
+
+async def test_whose_token_it_is_is_known(tokens: dict[str, str]) -> None:
+    access = Access(settings_of(SEEDCORE_HTTP_TOKENS_FILE=tokens["file"]), PUBLIC)
+    assert (await asker(access)(*WRITE, tokens["writer"])).text == "writer: write"
+
+
+@pytest.mark.parametrize("shown", ["Basic d3JpdGVyOnBhc3N3b3Jk", "Bearer", "Bearer ", "bearer   ", "Token x", "é"])
+async def test_what_is_no_token_of_ours_is_none(tokens: dict[str, str], shown: str) -> None:
+    access = Access(settings_of(SEEDCORE_HTTP_TOKENS_FILE=tokens["file"], SEEDCORE_HTTP_ANONYMOUS="write"), PUBLIC)
+    caller = access.caller([(b"authorization", shown.encode("latin-1"))], None, NOW)
+    assert (caller.right, caller.name, bool(caller.problem)) == (Right.NONE, None, True)
+
+
+# Who shows nothing
+
+
+@pytest.mark.parametrize(
+    ("host", "right"), [(LOOPBACK, "read"), ("::1", "read"), ("localhost", "read"), (PUBLIC, "none"), (None, "none")]
+)
+def test_only_on_loopback_may_anybody_read_by_default(host: str | None, right: str) -> None:
+    assert str(Access(settings_of(), host).anonymous) == right
+
+
+@pytest.mark.parametrize("host", [PUBLIC, "::", "10.1.2.3", "db.example"])
+def test_an_open_deployment_on_a_network_is_refused_unless_it_is_meant(host: str, tokens: dict[str, str]) -> None:
+    with pytest.raises(ConfigurationError, match=r"SEEDCORE_HTTP_ANONYMOUS.*listens on .*seedcore token new"):
+        check_bind(settings_of(), host)
+    for said in (
+        {"SEEDCORE_HTTP_ANONYMOUS": "read"},
+        {"SEEDCORE_HTTP_ANONYMOUS": "none"},
+        {"SEEDCORE_HTTP_TOKENS_FILE": tokens["file"]},
+        {"SEEDCORE_HTTP_TRUSTED_PROXIES": "10.0.0.0/8"},
+    ):
+        check_bind(settings_of(**said), host)
+    check_bind(settings_of(), LOOPBACK)
+    check_bind(settings_of(), None)
+    assert not is_loopback(host)
+
+
+# A trusted proxy
+
+
+@pytest.mark.parametrize(
+    ("peer", "said", "expected"),
+    [
+        ("10.1.2.3", "write", 200),
+        ("10.1.2.3", "WRITE ", 200),
+        ("10.1.2.3", "read", 403),
+        ("10.1.2.3", "admin", 403),
+        ("10.1.2.3", "", 403),
+        ("10.1.2.3", None, 401),
+        ("192.168.0.1", "write", 401),
+        ("not an address", "write", 401),
+    ],
+)
+async def test_only_a_trusted_proxy_says_what_a_caller_may(peer: str, said: str | None, expected: int) -> None:
+    access = Access(settings_of(SEEDCORE_HTTP_TRUSTED_PROXIES="10.0.0.0/8, fd00::/8"), PUBLIC)
+    headers = {} if said is None else {"X-SeedCore-Right": said}
+    assert (await asker(access, peer=peer)(*WRITE, **headers)).status_code == expected
+
+
+# The file
+
+
+def test_a_new_token_is_kept_as_its_hash_alone() -> None:
+    secret, token = new_token("ci", Right.WRITE, NOW)
+    assert secret.startswith("sct_")
+    assert secret not in token.line()
+    assert parse_tokens(f"{token.line()}  \n") == (token,)
+    assert new_token("ci", Right.READ)[0] != secret
+
+
+@pytest.mark.parametrize("name", ["", "two words", "#comment", "x" * 101, "a\x00"])
+def test_a_name_that_the_file_could_not_hold_is_refused(name: str) -> None:
+    with pytest.raises(InvalidInputError):
+        new_token(name, Right.READ)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ci write",
+        "ci admin sha256:" + "0" * 64,
+        "ci write sha1:" + "0" * 40,
+        "ci write sha256:" + "0" * 62,
+        "ci write sha256:" + "x" * 64,
+        "ci write sha256:" + "0" * 64 + " tomorrow",
+        "ci write sha256:" + "0" * 64 + " 2026-01-01T00:00:00",
+        "ci write sha256:" + "0" * 64 + " 2026-01-01T00:00:00Z and more",
+        "ci write sct_a-secret-that-was-put-here-by-mistake",
+        "x" * 101 + " write sha256:" + "0" * 64,
+    ],
+)
+def test_a_line_that_is_wrong_is_named_and_not_shown(line: str) -> None:
+    with pytest.raises(InvalidInputError, match="line 2") as refused:
+        parse_tokens(f"# first\n{line}\n")
+    assert "by-mistake" not in str(refused.value)
+
+
+def test_more_tokens_than_are_compared_in_time_are_refused() -> None:
+    line = new_token("ci", Right.READ)[1].line()
+    with pytest.raises(InvalidInputError, match="at most 1000"):
+        parse_tokens(f"{line}\n" * 1001)
+
+
+@pytest.mark.parametrize("content", [None, "", "# nobody\n", "junk", b"\xff\xfe", "#" * (1024 * 1024 + 1)])
+def test_a_file_without_a_token_stops_the_start(tmp_path: Path, content: str | bytes | None) -> None:
+    file = tmp_path / "tokens"
+    if content is not None:
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ConfigurationError, match="SEEDCORE_HTTP_TOKENS_FILE"):
+        TokenFile(file)
+
+
+def test_tokens_are_rotated_without_a_restart(tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    (old, old_token), (new, next_token) = new_token("ci", Right.WRITE), new_token("ci", Right.WRITE)
+
+    def write(text: str) -> None:
+        # as Kubernetes and careful operators do: another file takes its place
+        beside = tmp_path / "beside"
+        beside.write_text(text)
+        os.replace(beside, file)
+
+    write(old_token.line())
+    tokens = TokenFile(file)
+    assert tokens.owner_of(old, NOW).right is Right.WRITE
+    write(f"{old_token.line()}\n{next_token.line()}\n")
+    assert [tokens.owner_of(secret, NOW).right for secret in (old, new)] == [Right.WRITE, Right.WRITE]
+    write("a slip of the hand")
+    assert [tokens.owner_of(secret, NOW).right for secret in (old, new)] == [Right.WRITE, Right.WRITE]
+    write(next_token.line())
+    assert [tokens.owner_of(secret, NOW).right for secret in (old, new)] == [Right.NONE, Right.WRITE]
+    write("# nobody any more\n")
+    assert tokens.owner_of(new, NOW).right is Right.NONE
+
+
+def test_a_token_ends_when_it_was_said_to(tmp_path: Path) -> None:
+    secret, token = new_token("ci", Right.READ, NOW)
+    file = tmp_path / "tokens"
+    file.write_text(token.line())
+    tokens = TokenFile(file)
+    assert tokens.owner_of(secret, NOW - timedelta(seconds=1)).right is Right.READ
+    ended = tokens.owner_of(secret, NOW)
+    assert (ended.right, ended.problem) == (Right.NONE, "the token has expired")
+
+
+# How often
+
+
+async def test_an_address_that_asks_too_often_waits_and_others_do_not(tokens: dict[str, str]) -> None:
+    access = Access(settings_of(SEEDCORE_HTTP_TRUSTED_PROXIES="10.0.0.0/8"), LOOPBACK)
+    rates = Rates(2)
+    answers = [(await asker(access, rates)(*READ)) for _ in range(6)]
+    assert [answer.status_code for answer in answers][:4] == [200] * 4
+    assert answers[-1].status_code == 429
+    assert int(answers[-1].headers["retry-after"]) >= 1
+    assert (await asker(access, rates, peer="192.168.7.7")(*READ)).status_code == 200
+    proxied = [(await asker(access, rates, peer="10.0.0.1")(*READ)).status_code for _ in range(6)]
+    assert proxied == [200] * 6
+
+
+def test_requests_are_counted_by_the_second_and_addresses_are_bounded() -> None:
+    rates = Rates(10)
+    assert [rates.wait_s("a", 0.0) for _ in range(20)] == [0.0] * 20
+    assert rates.wait_s("a", 0.0) == pytest.approx(0.1)
+    assert rates.wait_s("b", 0.0) == 0.0
+    assert rates.wait_s("a", 0.15) == 0.0
+    for number in range(MAX_PEERS + 10):
+        rates.wait_s(f"peer {number}", 1.0)
+    assert len(rates._buckets) == MAX_PEERS
+
+
+# Secrets
+
+
+def test_no_secret_shows_in_settings() -> None:
+    settings = settings_of(SEEDCORE_HTTP_TOKEN="sct_secret", SEEDCORE_PG_DSN="postgresql://me:hush@db/x")
+    for shown in (repr(settings), str(settings), str(settings.model_dump()), settings.model_dump_json()):
+        assert "sct_secret" not in shown
+        assert "hush" not in shown

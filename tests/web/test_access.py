@@ -1,0 +1,160 @@
+"""Every route of a real deployment that knows nobody without a token: what each token gets, and nothing more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from seedcore.settings import Settings
+from tests.servers import PostgresServer
+from tests.serving import Tokens, World, deployed
+from tests.waiting import eventually
+
+NOBODY = "00000000-0000-4000-8000-000000000009"
+
+# what a request is answered once it is allowed
+OPEN = {
+    ("GET", "/"): 200,
+    ("GET", "/page/app.js"): 200,
+    ("GET", "/page/none.js"): 404,
+    ("GET", "/docs"): 200,
+    ("GET", "/openapi.json"): 200,
+    ("GET", "/static-offline-docs/swagger-ui.css"): 200,
+    ("GET", "/healthz"): 200,
+    ("GET", "/readyz"): 200,
+    ("GET", "/v1/access"): 200,
+}
+READ = {
+    ("GET", "/v1/overview"): 200,
+    ("GET", "/v1/instances"): 200,
+    ("GET", f"/v1/instances/{NOBODY}"): 404,
+    ("GET", "/v1/agents/ant"): 200,
+    ("GET", "/v1/history/ant"): 200,
+    ("GET", "/v1/deaths"): 200,
+    ("GET", "/v1/epoch"): 200,
+    ("GET", "/v1/watch"): 200,
+    ("POST", "/v1/resolve"): 200,
+    ("GET", "/no/such/route"): 404,
+}
+WRITE = {
+    ("POST", "/v1/agents/nobody/drain"): 404,
+    ("POST", "/v1/agents/nobody/undrain"): 404,
+    ("DELETE", "/v1/agents/nobody"): 404,
+    ("DELETE", f"/v1/instances/{NOBODY}"): 404,
+    ("PUT", "/v1/instances"): 405,
+    ("POST", "/healthz"): 405,
+}
+
+
+@pytest.fixture(scope="module")
+def deployment(server: PostgresServer, tokens: Tokens) -> Iterator[tuple[Settings, str]]:
+    """One that nobody may even read without a token, and that trusts the proxy on this machine."""
+    with deployed(server, "access", tokens=tokens, http_anonymous="none", http_trusted_proxies="127.0.0.0/8") as (
+        settings,
+        url,
+    ):
+        yield settings, url
+
+
+async def status_of(world: World, method: str, path: str, headers: dict[str, str]) -> httpx.Response:
+    body: dict[str, Any] = {"json": {"logical_ids": ["ant"]} if path.endswith("resolve") else {}}
+    async with (
+        httpx.AsyncClient(base_url=world.url, timeout=30) as client,
+        client.stream(method, path, headers=headers, **(body if method == "POST" else {})) as answer,
+    ):
+        # a stream of events has no end
+        if "event-stream" not in answer.headers.get("content-type", ""):
+            await answer.aread()
+        return answer
+
+
+async def test_every_route_gives_each_caller_what_was_granted_and_no_more(world: World) -> None:
+    document = await world.get("/openapi.json")
+    named = {(method.upper(), path) for path, operations in document["paths"].items() for method in operations}
+    tried = {(method, path.split("?")[0]) for method, path in (*OPEN, *READ, *WRITE)}
+    shapes = {
+        (method, path.replace("{logical_id}", "nobody").replace("{instance_id}", NOBODY)) for method, path in named
+    }
+    missing = {(method, path.replace("nobody", "ant")) for method, path in shapes - tried} - tried
+    assert missing == set(), "a route that nobody tries here"
+
+    secrets = {"none": None, "wrong": "sct_wrong", "expired": world.tokens.expired}
+    secrets |= {"read": world.tokens.read, "write": world.tokens.write}
+    matrix: dict[tuple[str, str], dict[str, int]] = {}
+    for (method, path), allowed in {**OPEN, **READ, **WRITE}.items():
+        for who, secret in secrets.items():
+            headers = {} if secret is None else {"Authorization": f"Bearer {secret}"}
+            answer = await status_of(world, method, path, headers)
+            matrix.setdefault((method, path), {})[who] = answer.status_code
+            is_refused = (method, path) not in OPEN and who not in {"read", "write"}
+            expected = 401 if is_refused else 403 if who == "read" and (method, path) in WRITE else allowed
+            assert answer.status_code == expected, (method, path, who)
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            assert answer.headers["x-frame-options"] == "DENY"
+    print(*(f"{method:6} {path:60} {row}" for (method, path), row in matrix.items()), sep="\n")
+
+
+async def test_who_may_not_read_is_told_that_it_works_and_nothing_else(world: World) -> None:
+    async with httpx.AsyncClient(base_url=world.url, timeout=30) as stranger:
+        alive = (await stranger.get("/healthz")).json()
+        ready = (await stranger.get("/readyz")).json()
+        access = (await stranger.get("/v1/access")).json()
+    assert (alive["status"], alive["registry"], alive["registry_problem"]) == ("ok", None, None)
+    assert ready == {"ready": True, "rungs": None}
+    assert access == {"right": "none", "name": None, "problem": None, "anonymous": "none"}
+    known = (await world.ask("GET", "/v1/access")).json()
+    assert (known["right"], known["name"]) == ("write", "writer")
+    assert (await world.ask("GET", "/healthz")).json()["registry"] is not None
+    assert (await world.ask("GET", "/readyz")).json()["rungs"]["postgres"] == "ok"
+
+
+async def test_the_proxy_of_this_machine_says_what_its_callers_may(world: World) -> None:
+    async with httpx.AsyncClient(base_url=world.url, timeout=30) as proxy:
+        for said, expected in (("read", 403), ("write", 404), ("none", 403)):
+            drained = await proxy.post("/v1/agents/nobody/drain", json={}, headers={"X-SeedCore-Right": said})
+            assert drained.status_code == expected, said
+        # a token that does not hold is not made up for
+        both = {"X-SeedCore-Right": "write", "Authorization": "Bearer sct_wrong"}
+        assert (await proxy.get("/v1/instances", headers=both)).status_code == 401
+
+
+async def test_who_did_it_is_in_the_history(world: World) -> None:
+    done = await world.ask("POST", "/v1/agents/bee/drain", json={"reason": "a new fan"})
+    assert done.status_code == 200, done.text
+    await world.ask("POST", "/v1/agents/bee/undrain", json={})
+    steps = (await world.ask("GET", "/v1/history/bee?limit=2")).json()["transitions"]
+    assert [step["cause"] for step in steps] == ["by an operator (writer)", "by an operator (writer): a new fan"]
+
+
+async def test_a_token_taken_out_of_the_file_ends_at_once(world: World) -> None:
+    before = world.tokens.file.read_text()
+    try:
+        world.tokens.file.write_text("\n".join(line for line in before.splitlines() if "reader" not in line) + "\n")
+        reader = {"Authorization": f"Bearer {world.tokens.read}"}
+
+        async def is_refused() -> bool:
+            return (await status_of(world, "GET", "/v1/instances", reader)).status_code == 401
+
+        await eventually(is_refused)
+        assert (await world.ask("GET", "/v1/instances")).status_code == 200
+    finally:
+        world.tokens.file.write_text(before)
+
+
+async def test_no_secret_is_in_an_answer_or_a_log(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    secrets = (world.tokens.read, world.tokens.write, world.tokens.expired, "sct_wrong")
+    told = ""
+    for secret in secrets:
+        for path in ("/v1/overview", "/v1/access", "/healthz", "/v1/agents/ant", f"/v1/agents/{secret[:20]}"):
+            answer = await status_of(world, "GET", path, {"Authorization": f"Bearer {secret}"})
+            told += answer.text
+    await asyncio.sleep(0)
+    out, err = capfd.readouterr()
+    password = world.settings.pg_dsn
+    assert password is not None
+    for secret in (*secrets, password.get_secret_value()):
+        assert secret not in told + out + err
