@@ -88,8 +88,37 @@ async def test_who_died_is_listed_with_the_cause_the_last_first(page: Page, worl
     await expect(page.locator("#agent-name")).to_have_text("moth", timeout=PATIENCE_MS)
 
 
+async def test_who_may_only_read_is_asked_for_a_token_before_anything_is_changed(page: Page, world: World) -> None:
+    await opened(page, world, "#/agent/bee")
+    await page.locator("#drain").click()
+    token, error = page.locator("#token"), page.locator("#sign-in-error")
+    await expect(token).to_be_focused()
+    await token.fill("sct_wrong")
+    await page.keyboard.press("Enter")
+    await expect(error).to_have_text("the token is not known", timeout=PATIENCE_MS)
+    await token.fill(world.tokens.expired)
+    await page.keyboard.press("Enter")
+    await expect(error).to_have_text("the token has expired", timeout=PATIENCE_MS)
+    await token.fill(world.tokens.read)
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#sign-in")).to_have_text("reader (read)", timeout=PATIENCE_MS)
+    await page.locator("#drain").click()
+    await expect(page.locator("#sign-in-why")).to_contain_text("right to write")
+    await page.locator("#sign-out").click()
+    await expect(page.locator("#sign-in")).to_have_text("Sign in", timeout=PATIENCE_MS)
+    assert (await world.get("/v1/agents/bee"))["live"][0]["instance"]["status"] == "alive"
+
+
+async def signed_in(page: Page, world: World) -> None:
+    await page.locator("#sign-in").click()
+    await page.locator("#token").fill(world.tokens.write)
+    await page.locator("#sign-in-confirm").click()
+    await expect(page.locator("#sign-in")).to_have_text("writer (write)", timeout=PATIENCE_MS)
+
+
 async def test_an_agent_is_drained_and_undrained_by_buttons(page: Page, world: World) -> None:
     await opened(page, world, "#/agent/ant")
+    await signed_in(page, world)
     await page.locator("#drain").click()
     await page.locator("#drain-reason").fill("a new disk")
     await page.get_by_label("15 min").check()
@@ -97,7 +126,7 @@ async def test_an_agent_is_drained_and_undrained_by_buttons(page: Page, world: W
     await expect(row_of(page, "ant")).to_have_attribute("data-status", "draining", timeout=PATIENCE_MS)
     await expect(page.locator("#agent-headline")).to_contain_text("a new disk")
     agent = await world.get("/v1/agents/ant")
-    assert agent["live"][0]["instance"]["cause"] == "by an operator: a new disk"
+    assert agent["live"][0]["instance"]["cause"] == "by an operator (writer): a new disk"
     assert agent["live"][0]["instance"]["drain_until"] is not None
     await page.locator("#undrain").click()
     await expect(row_of(page, "ant")).to_have_attribute("data-status", "alive", timeout=PATIENCE_MS)

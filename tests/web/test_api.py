@@ -120,7 +120,7 @@ async def test_an_operators_drain_takes_an_agent_out_and_ends_by_itself(world: W
     assert (result["status"], result["durable"]) == ("draining", True)
     agent = await world.get("/v1/agents/ant")
     (live,) = agent["live"]
-    assert live["instance"]["cause"] == "by an operator: a new disk"
+    assert live["instance"]["cause"] == "by an operator (writer): a new disk"
     assert live["instance"]["drain_until"] is not None
     resolution = await world.ask("POST", "/v1/resolve", json={"logical_ids": ["ant"]})
     if resolution.json()["source"] != "snapshot":
@@ -133,7 +133,7 @@ async def test_an_operators_drain_takes_an_agent_out_and_ends_by_itself(world: W
     history = await world.get("/v1/history/ant?limit=2")
     assert [(step["from_status"], step["to_status"], step["cause"]) for step in history["transitions"]] == [
         ("draining", "alive", "its draining has come to the end that was set for it"),
-        ("alive", "draining", "by an operator: a new disk"),
+        ("alive", "draining", "by an operator (writer): a new disk"),
     ]
 
 
@@ -151,7 +151,7 @@ async def test_a_drain_survives_the_registry_and_can_be_lengthened_and_ended(wor
         return found
 
     before = await eventually(instance)
-    assert (before["status"], before["cause"]) == ("draining", "by an operator")
+    assert (before["status"], before["cause"]) == ("draining", "by an operator (writer)")
     longer = await world.ask("POST", "/v1/agents/bee/drain", json={"reason": "takes longer", "for_s": 7200})
     assert longer.status_code == 200, longer.text
     after = await instance()
@@ -200,10 +200,10 @@ async def test_a_deregistered_agent_is_gone_for_good_and_its_history_says_why(wo
     assert answer.status_code == 200, answer.text
     agent = await world.get(f"/v1/agents/{path}")
     assert agent["live"] == []
-    assert agent["history"][0]["cause"] == "by an operator: no longer needed"
+    assert agent["history"][0]["cause"] == "by an operator (writer): no longer needed"
     assert agent["transitions"][0]["to_status"] == "dead"
     last = (await world.get("/v1/deaths?limit=1&within_s=600"))["items"]
-    assert [(row["instance_id"], row["cause"]) for row in last] == [(instance_id, "by an operator: no longer needed")]
+    assert [(row["instance_id"], row["cause"]) for row in last] == [(instance_id, "by an operator (writer): no longer needed")]
     other = await joined(world, "one of two")
     gone = await world.ask("DELETE", f"/v1/instances/{other.instance_id}")
     assert gone.json()["instance"]["status"] == "dead"

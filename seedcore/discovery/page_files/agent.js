@@ -38,12 +38,12 @@ export class AgentPanel {
   #onClose;
   #canDrain = true;
 
-  /** `onClose()` when the reader closes it, `onDrain(id)` when they want to drain. */
-  constructor({ onClose, onDrain }) {
+  /** `onClose()` when the reader closes it, `onDrain(id)` when they want to drain; `mayUndrain()` asks for the right. */
+  constructor({ onClose, onDrain, mayUndrain }) {
     this.#onClose = onClose;
     byId("agent-close").addEventListener("click", () => this.#onClose());
     byId("drain").addEventListener("click", () => onDrain(this.#id));
-    byId("undrain").addEventListener("click", () => this.#undrain());
+    byId("undrain").addEventListener("click", () => mayUndrain() && this.#undrain());
   }
 
   get id() {

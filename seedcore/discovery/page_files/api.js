@@ -1,6 +1,7 @@
 // Calls of the HTTP API. Addresses are relative: the app may be mounted under a prefix.
 
 import { learnTime } from "./clock.js";
+import { authorization } from "./token.js";
 
 /** Why a call came to nothing. `status` is 0 where no answer came: `isTimeout` tells slow from unreachable. */
 class ApiError extends Error {
@@ -22,11 +23,12 @@ export const postJson = (path, body, options) =>
 
 export const agentPath = (id) => `v1/agents/${encodeURIComponent(id)}`;
 
-async function call(path, init, { signal, timeoutMs = 8000 } = {}) {
+async function call(path, init, { signal, timeoutMs = 8000, token = null } = {}) {
   const timeout = AbortSignal.timeout(timeoutMs);
   const either = signal ? AbortSignal.any([signal, timeout]) : timeout;
   try {
-    const response = await fetch(path, { ...init, signal: either, cache: "no-store" });
+    const headers = { ...init.headers, ...(token === null ? authorization() : { Authorization: `Bearer ${token}` }) };
+    const response = await fetch(path, { ...init, headers, signal: either, cache: "no-store" });
     const body = await response.json().catch((error) => {
       if (either.aborted) throw error;
       return null;

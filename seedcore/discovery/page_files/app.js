@@ -1,5 +1,6 @@
 // The page: brings what is known (fleet, roster, feed) and what is asked for (route) together, once a frame.
 
+import { Access } from "./access.js";
 import { AgentPanel } from "./agent.js";
 import { agentPath, getJson } from "./api.js";
 import { Banners } from "./banners.js";
@@ -29,6 +30,7 @@ const MAX_MEASURES = 100;
 /** The panel covers the list on a screen as narrow as that: see agent.css. */
 const narrow = matchMedia("(max-width: 1099px)");
 
+const access = new Access();
 const roster = new Roster();
 const route = new Route(() => onRoute());
 const feed = new Feed(roster, {
@@ -72,7 +74,11 @@ const grid = new Grid({
   },
   onDeadInSight: (row) => causes.ask(row),
 });
-const panel = new AgentPanel({ onClose: () => route.go({ agent: null }), onDrain: (id) => drainDialog.open(id) });
+const panel = new AgentPanel({
+  onClose: () => route.go({ agent: null }),
+  onDrain: (id) => access.allows("write") && drainDialog.open(id),
+  mayUndrain: () => access.allows("write"),
+});
 new DeathsDialog((id) => hrefOf({ ...route.state, agent: id }));
 const drainDialog = new DrainDialog((id, outcome) => panel.tellOutcome(id, outcome));
 
@@ -227,6 +233,7 @@ byId("more").addEventListener("click", () => {
   setText(byId("more"), isOpen ? "Fewer figures" : "All figures");
 });
 setInterval(tick, 1000);
+void access.learn();
 feed.start();
 void fleet.ask();
 onRoute();

@@ -3,6 +3,7 @@
 import { getJson } from "./api.js";
 import { learnTime, now } from "./clock.js";
 import { parseTime } from "./format.js";
+import { EventStream } from "./stream.js";
 
 const LIST = "v1/instances?limit=1000&status=starting&status=alive&status=draining";
 
@@ -87,38 +88,34 @@ export class Feed {
   #open() {
     this.#close();
     this.#heardAt = performance.now();
-    const stream = new EventSource(`v1/watch?after=${encodeURIComponent(this.#after)}`);
-    this.#stream = stream;
-    const on = (name, take) =>
-      stream.addEventListener(name, (event) => {
-        if (stream !== this.#stream) return;
+    this.#stream = new EventStream(`v1/watch?after=${encodeURIComponent(this.#after)}`, {
+      onOpen: () => this.#tell({ isConnected: true }),
+      onEvent: (name, data, id) => {
         this.#heardAt = performance.now();
-        if (event.lastEventId) this.#after = event.lastEventId;
-        take(event.data ? JSON.parse(event.data) : null);
-      });
-    on("open", () => this.#tell({ isConnected: true }));
-    on("change", (change) => {
+        if (id) this.#after = id;
+        this.#take[name]?.(data);
+      },
+      onEnd: () => this.#reconnect(),
+    });
+  }
+
+  #take = {
+    change: (change) => {
       this.#attempts = 0;
       this.#roster.apply(change, now());
       this.#onAgent(change.logical_id);
       this.#onChange();
-    });
-    on("state", ({ current, as_of: asOf }) => {
+    },
+    state: ({ current, as_of: asOf }) => {
       this.#attempts = 0;
       learnTime(asOf);
       this.#tell({ isConnected: true, isCurrent: current, asOf: parseTime(asOf) });
-    });
-    on("reset", () => {
+    },
+    reset: () => {
       this.#close();
       this.#later(this.#backoff());
-    });
-    stream.addEventListener("error", () => {
-      if (stream !== this.#stream) return;
-      this.#tell({ isConnected: false });
-      // otherwise the browser connects again by itself
-      if (stream.readyState === EventSource.CLOSED) this.#reconnect();
-    });
-  }
+    },
+  };
 
   #reconnect() {
     this.#close();
