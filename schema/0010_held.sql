@@ -1,23 +1,32 @@
--- Who drains by an operator's order stays so until the order ends: what the agent itself says of being ready is noted, and
--- counts from then on. An agent that drains on its own account ends that by itself.
+-- Who drains by an operator's order stays so until the order ends: what the agent itself says meanwhile is noted, and counts
+-- from then on. And what a database that was away is told late keeps the time at which it happened.
 
-alter table registry_instance add column held boolean not null default false;
+alter table registry_instance add column held instancestatus;
 comment on column registry_instance.held is
-    'draining by another hand than the agent''s: its own word of being alive is noted and does not end that';
+    'draining by another hand than the agent''s: what it says itself meanwhile, and is again once that has ended';
 
-update registry_instance set held = true where drain_until is not null;
+alter table registry_transition add column until timestamptz;
+comment on column registry_transition.until is 'when the draining that begins here ends by itself';
+
+update registry_instance set held = 'alive' where drain_until is not null;
+
+drop function set_instance_statuses(uuid[], instancestatus[], bigint[], text[], text, bigint[], timestamptz[]);
 
 -- Batch form. A null seq is a change that did not come from the agent: it is guarded by the transition table, and, where
--- p_hand and its number are given, applied once. p_untils says when a draining ends by itself; one that lasts already
--- can be given another end, and another cause. Answers one row for each change, in their order.
-create or replace function set_instance_statuses(
+-- p_hand and its number are given, applied once. Such a draining holds: what the agent says meanwhile is kept in `held`,
+-- and is what ends it gives back. p_untils says when a draining ends by itself; one that lasts already can be given another
+-- end, and another cause. p_ages says how many seconds ago it happened. Answers one row for each change, in their order.
+create function set_instance_statuses(
     p_ids uuid[], p_statuses instancestatus[], p_seqs bigint[], p_causes text[],
-    p_hand text default null, p_numbers bigint[] default null, p_untils timestamptz[] default null)
+    p_hand text default null, p_numbers bigint[] default null, p_untils timestamptz[] default null,
+    p_ages double precision[] default null)
 returns table (ord bigint, outcome text, status instancestatus, cluster_epoch text, cause text)
 language plpgsql as $$
 declare
     r        record;
     existing registry_instance;
+    becomes  instancestatus;
+    keeps    instancestatus;
 begin
     if p_ids is null or p_statuses is null
        or array_position(p_ids, null) is not null or array_position(p_statuses, null) is not null then
@@ -25,12 +34,15 @@ begin
     end if;
     if cardinality(p_statuses) <> cardinality(p_ids) or cardinality(p_seqs) <> cardinality(p_ids)
        or cardinality(p_causes) <> cardinality(p_ids) or cardinality(p_numbers) <> cardinality(p_ids)
-       or cardinality(p_untils) <> cardinality(p_ids) then
-        raise exception 'there must be as many statuses, seqs, causes, numbers and ends as instance ids'
+       or cardinality(p_untils) <> cardinality(p_ids) or cardinality(p_ages) <> cardinality(p_ids) then
+        raise exception 'there must be as many statuses, seqs, causes, numbers, ends and ages as instance ids'
             using errcode = '22023';
     end if;
     if exists (select from unnest(p_seqs) as s (seq) where s.seq < 0) then
         raise exception 'seq must not be negative' using errcode = '22023';
+    end if;
+    if exists (select from unnest(p_ages) as a (age) where not a.age between 0 and 1e9) then
+        raise exception 'ages must be from 0 to 1e9 seconds' using errcode = '22023';
     end if;
     if exists (select from unnest(p_statuses, p_untils) as u (wanted, ends_at)
                 where u.ends_at is not null and (u.wanted <> 'draining' or not isfinite(u.ends_at))) then
@@ -38,9 +50,9 @@ begin
     end if;
     for r in
         select c.id, c.wanted, c.seq, c.why, c.number, c.ends_at, c.ord as position,
-               c.seq is null and c.wanted = 'draining' as holds
-          from unnest(p_ids, p_statuses, p_seqs, p_causes, p_numbers, p_untils)
-               with ordinality as c (id, wanted, seq, why, number, ends_at, ord)
+               now() - make_interval(secs => coalesce(c.age, 0)) as happened_at
+          from unnest(p_ids, p_statuses, p_seqs, p_causes, p_numbers, p_untils, p_ages)
+               with ordinality as c (id, wanted, seq, why, number, ends_at, age, ord)
          order by c.id, c.ord
     loop
         ord := r.position;
@@ -48,33 +60,44 @@ begin
         status := existing.status;
         cluster_epoch := existing.cluster_epoch;
         cause := existing.cause;
+        becomes := r.wanted;
+        keeps := null;
+        if r.seq is null and r.wanted = 'draining' then
+            keeps := coalesce(existing.held, existing.status);
+        elsif r.seq is null and r.wanted = 'alive' then
+            becomes := coalesce(existing.held, 'alive');
+        end if;
         if existing.instance_id is null then
             outcome := 'unknown';
         elsif r.seq is not null and r.seq <= existing.seq then
             outcome := 'unchanged';
         elsif r.seq is null and existing.hand = p_hand and r.number <= existing.hand_number then
             outcome := 'unchanged';
-        elsif (existing.held and r.seq is not null and r.wanted = 'alive')
-              or (existing.status = r.wanted and existing.drain_until is not distinct from r.ends_at
-                  and existing.held = r.holds and (not r.holds or existing.cause is not distinct from r.why)) then
+        elsif existing.held is not null and r.seq is not null and r.wanted in ('alive', 'draining') then
+            update registry_instance i set seq = r.seq, held = r.wanted where i.instance_id = r.id;
+            outcome := 'unchanged';
+        elsif existing.status = becomes and existing.drain_until is not distinct from r.ends_at
+              and existing.held is not distinct from keeps
+              and (keeps is null or existing.cause is not distinct from r.why) then
             if r.seq is not null then
                 update registry_instance i set seq = r.seq where i.instance_id = r.id;
             end if;
             outcome := 'unchanged';
         elsif existing.status = 'dead' then
             outcome := 'dead';
-        elsif existing.status <> r.wanted and not status_may_become(existing.status, r.wanted) then
+        elsif existing.status <> becomes and becomes = r.wanted and not status_may_become(existing.status, becomes) then
             outcome := 'forbidden';
         else
             update registry_instance i
-               set status = r.wanted, seq = coalesce(r.seq, i.seq), cause = r.why, drain_until = r.ends_at,
-                   held = r.holds,
+               set status = becomes, seq = coalesce(r.seq, i.seq), cause = r.why, drain_until = r.ends_at, held = keeps,
+                   status_changed_at = case when i.status = becomes then i.status_changed_at
+                                            else greatest(i.status_changed_at + interval '1 microsecond', r.happened_at) end,
                    last_heartbeat = case when r.seq is null then i.last_heartbeat else now() end,
                    hand = case when r.seq is null and r.number is not null then p_hand else i.hand end,
                    hand_number = case when r.seq is null and r.number is not null then r.number else i.hand_number end
              where i.instance_id = r.id;
             outcome := 'applied';
-            status := r.wanted;
+            status := becomes;
             cause := r.why;
         end if;
         return next;
@@ -91,9 +114,11 @@ begin
         values (new.instance_id, new.logical_id, new.status, new.seq, new.cause);
     elsif new.status <> old.status
           or (new.status = 'draining'
-              and (new.drain_until, new.held, new.cause) is distinct from (old.drain_until, old.held, old.cause)) then
-        insert into registry_transition (instance_id, logical_id, from_status, to_status, seq, cause)
-        values (new.instance_id, new.logical_id, old.status, new.status, nullif(new.seq, old.seq), new.cause);
+              and ((new.held is null) <> (old.held is null)
+                   or (new.drain_until, new.cause) is distinct from (old.drain_until, old.cause))) then
+        insert into registry_transition (instance_id, logical_id, from_status, to_status, seq, cause, until, at)
+        values (new.instance_id, new.logical_id, old.status, new.status, nullif(new.seq, old.seq), new.cause,
+                new.drain_until, case when new.status = old.status then now() else new.status_changed_at end);
     end if;
     return null;
 end
@@ -107,18 +132,22 @@ begin
             using errcode = 'SC003';
     end if;
     if new.status <> old.status then
-        if not status_may_become(old.status, new.status) then
+        -- whoever had not said that it is ready when it was held is not handed out once that ends
+        if not status_may_become(old.status, new.status)
+           and not (old.status = 'draining' and new.status = 'starting' and old.held = 'starting') then
             raise exception 'instance % is % and cannot become %', old.instance_id, old.status, new.status
                 using errcode = 'SC002';
         end if;
-        new.status_changed_at := now();
+        if new.status_changed_at = old.status_changed_at then
+            new.status_changed_at := now();
+        end if;
         new.version := nextval('registry_version');
         if new.status = 'dead' then
-            new.stopped_at := now();
+            new.stopped_at := new.status_changed_at;
         end if;
         if new.status <> 'draining' then
             new.drain_until := null;
-            new.held := false;
+            new.held := null;
         end if;
     end if;
     return new;

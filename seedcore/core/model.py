@@ -143,7 +143,7 @@ class Instance:
     stopped_at: datetime | None = None
     cause: str | None = None
     drain_until: datetime | None = None
-    held: bool = False
+    held: Status | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +151,7 @@ class StatusChange:
     """One step of an instance's life. `seq` is the client's number for it; None is another hand's, or the registry's.
 
     `number` is the taking registry's for such a change, so that it is applied once however often it is sent. `until`
-    says when a draining ends by itself; None: not by itself.
+    says when a draining ends by itself; None: not by itself. `age_s` is how many seconds ago it happened.
     """
 
     instance_id: str
@@ -160,6 +160,7 @@ class StatusChange:
     cause: str | None = None
     number: int | None = None
     until: datetime | None = None
+    age_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +196,7 @@ class Beat(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Transition:
     """A committed step of an instance's life. `from_status` None: it was registered. `seq` is the agent's own number
-    of the change, None where another hand made it."""
+    of the change, None where another hand made it. `until` is when a draining ends by itself."""
 
     instance_id: str
     logical_id: str
@@ -204,6 +205,7 @@ class Transition:
     seq: int | None
     cause: str | None
     at: datetime
+    until: datetime | None = None
 
 
 class LiveState(NamedTuple):

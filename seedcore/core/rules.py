@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from sys import intern
 
 from seedcore.core import lifecycle
@@ -59,29 +59,35 @@ def apply_registration(known: Instance, change: RegisterChange, now: datetime) -
 
 def apply_status(known: Instance, change: StatusChange, now: datetime) -> tuple[Outcome, Instance]:
     """Change a status under the transition table. A sequence number at or below the known one is a replay. A draining
-    that lasts already can be given another end and another cause. One by another hand than the agent's holds: that the
-    agent says it is alive is noted, and does not end it."""
+    that lasts already can be given another end and another cause. One by another hand than the agent's holds: what the
+    agent says meanwhile is kept, and is what the end of it gives back."""
     if change.seq is not None and change.seq <= known.seq:
         return _answer(OutcomeKind.UNCHANGED, known)
-    holds = change.seq is None and change.status is Status.DRAINING
-    is_same = (known.status, known.drain_until, known.held) == (change.status, change.until, holds)
-    if (is_same and (not holds or known.cause == change.cause)) or (
-        known.held and change.seq is not None and change.status is Status.ALIVE
-    ):
+    becomes, keeps = change.status, None
+    if change.seq is None and change.status is Status.DRAINING:
+        keeps = known.held or known.status
+    elif change.seq is None and change.status is Status.ALIVE:
+        becomes = known.held or Status.ALIVE
+    elif change.seq is not None and known.held is not None and change.status in {Status.ALIVE, Status.DRAINING}:
+        return _answer(OutcomeKind.UNCHANGED, replace(known, held=change.status, seq=change.seq))
+    is_same = (known.status, known.drain_until, known.held) == (becomes, change.until, keeps)
+    if is_same and (keeps is None or known.cause == change.cause):
         return _answer(OutcomeKind.UNCHANGED, known if change.seq is None else replace(known, seq=change.seq))
     if known.status is Status.DEAD:
         return _answer(OutcomeKind.DEAD, known)
-    if known.status is not change.status and not lifecycle.is_allowed(known.status, change.status):
+    is_step = known.status is not becomes
+    if is_step and becomes is change.status and not lifecycle.is_allowed(known.status, becomes):
         return _answer(OutcomeKind.FORBIDDEN, known)
+    happened = max(known.status_changed_at + timedelta(microseconds=1), now - timedelta(seconds=change.age_s))
     changed = replace(
         known,
-        status=change.status,
+        status=becomes,
         seq=known.seq if change.seq is None else change.seq,
         cause=change.cause,
-        status_changed_at=known.status_changed_at if known.status is change.status else now,
+        status_changed_at=happened if is_step else known.status_changed_at,
         drain_until=change.until,
-        held=holds,
-        stopped_at=now if change.status is Status.DEAD else None,
+        held=keeps,
+        stopped_at=happened if becomes is Status.DEAD else None,
         last_heartbeat=known.last_heartbeat if change.seq is None else now,
     )
     return _answer(OutcomeKind.APPLIED, changed)

@@ -90,8 +90,8 @@ class InstanceOut(BaseModel):
     stopped_at: datetime | None = None
     cause: str | None = Field(None, description="why it is what it is: why it drains, or died")
     drain_until: datetime | None = Field(None, description="when its draining ends by itself; null: not by itself")
-    held: bool = Field(
-        False, description="draining by another hand than the agent's: that it says it is alive does not end that"
+    held: str | None = Field(
+        None, description="it drains by another hand than its own: what it says itself, and is again after that"
     )
 
 
@@ -151,6 +151,7 @@ class TransitionOut(BaseModel):
     seq: int | None
     cause: str | None
     at: datetime
+    until: datetime | None = Field(description="when the draining that begins here ends by itself")
 
 
 class AgentAnswer(Stamp):

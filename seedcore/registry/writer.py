@@ -445,7 +445,8 @@ class Writer:
 
     async def _commit_changes(self, changes: list[Change]) -> int:
         registrations = [change for change in changes if isinstance(change, RegisterChange)]
-        statuses = [change for change in changes if isinstance(change, StatusChange)]
+        now_s = self._clock.monotonic()
+        statuses = [self._aged(change, now_s) for change in changes if isinstance(change, StatusChange)]
         statements = 0
         assert self._store is not None
         try:
@@ -460,6 +461,11 @@ class Writer:
             # that was is harmless
             self._changes.put_back([*registrations, *statuses])
         return statements
+
+    def _aged(self, change: StatusChange, now_s: float) -> StatusChange:
+        """The change as it is told now: the history has when it happened, and not when the database could be told."""
+        waiting = self._waiting.get(key_of(change))
+        return change if waiting is None else replace(change, age_s=max(0.0, now_s - waiting.since_s))
 
     async def _commit_batch(self, batch: list[C], write: Callable[[Sequence[C]], Awaitable[list[Outcome]]]) -> int:
         """Commit a batch; where the database refuses its values, find the one at fault by halving."""
@@ -571,10 +577,11 @@ class Writer:
                 )
             )
         elif known is not None and known.seq > state.seq:
-            self.enqueue(StatusChange(instance_id, known.status, known.seq, known.cause))
-            if known.held:
+            if known.held is not None:
                 hold = StatusChange(instance_id, known.status, None, known.cause, self.next_number(), known.drain_until)
                 self.enqueue(hold)
+            said = known.held or known.status
+            self.enqueue(StatusChange(instance_id, said, known.seq, known.cause))
         else:
             await self._correct(instance_id)
 

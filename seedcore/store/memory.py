@@ -237,6 +237,8 @@ class MemoryStore:
             for change in changes:
                 check_seq(change.seq)
                 check_until(change)
+                if not 0 <= change.age_s <= 1e9:
+                    raise InvalidInputError("age_s", f"must be from 0 to 1e9 seconds, not {change.age_s!r}")
         return [self._set_status(change) for change in changes]
 
     def _set_status(self, change: StatusChange) -> Outcome:
@@ -257,7 +259,16 @@ class MemoryStore:
 
     def _remember(self, before: Status | None, row: Instance, seq: int | None) -> None:
         self._tables.transitions.append(
-            Transition(row.instance_id, row.logical_id, before, row.status, seq, row.cause, self._now())
+            Transition(
+                row.instance_id,
+                row.logical_id,
+                before,
+                row.status,
+                seq,
+                row.cause,
+                self._now() if before is row.status else row.status_changed_at,
+                row.drain_until,
+            )
         )
 
     def _declare_dead(self, row: Instance, cause: str) -> None:

@@ -220,6 +220,7 @@ class PostgresStore:
                 "hand": self._hand,
                 "numbers": [change.number for change in changes],
                 "untils": [change.until for change in changes],
+                "ages_s": [change.age_s for change in changes],
                 "term": self._term,
             },
         )
@@ -468,5 +469,5 @@ def _instance(row: Row) -> Instance:
         cause=row[19],
         process_key=one_object(row[20]),
         drain_until=row[21],
-        held=row[22],
+        held=None if row[22] is None else _STATUSES[row[22]],
     )

@@ -33,7 +33,8 @@ select outcome, status, cluster_epoch, cause from register_instances(fenced(%(te
 select outcome, status, cluster_epoch, cause
   from set_instance_statuses(
       fenced(%(term)s::bigint, %(ids)s::uuid[]), %(statuses)s::instancestatus[], %(seqs)s::bigint[], %(causes)s::text[],
-      %(hand)s::text, %(numbers)s::bigint[], %(untils)s::timestamptz[])
+      %(hand)s::text, %(numbers)s::bigint[], %(untils)s::timestamptz[],
+      %(ages_s)s::double precision[])
  order by ord;
 
 -- explain_deaths: tell better why these died
@@ -57,7 +58,7 @@ select prune_history(%(keep_s)s::double precision, fenced(%(term)s::bigint, %(li
 select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.started_at, r.status_changed_at,
        r.last_heartbeat, r.seq, r.actor_name, r.namespace, r.actor_id, r.serve_route, r.organ_id, r.labels,
        r.metadata, r.node_id, host(r.ip_address), r.pid, r.stopped_at, r.cause,
-       r.process_key, r.drain_until, r.held
+       r.process_key, r.drain_until, r.held::text
   from registry_instance r
  where (%(statuses)s::instancestatus[] is null or r.status = any(%(statuses)s::instancestatus[]))
    and r.cluster_epoch = coalesce(%(epoch)s, (select m.current_epoch from cluster_metadata m where m.id = 1))
@@ -79,7 +80,7 @@ select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.sta
 select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.started_at, r.status_changed_at,
        r.last_heartbeat, r.seq, r.actor_name, r.namespace, r.actor_id, r.serve_route, r.organ_id, r.labels,
        r.metadata, r.node_id, host(r.ip_address), r.pid, r.stopped_at, r.cause,
-       r.process_key, r.drain_until, r.held
+       r.process_key, r.drain_until, r.held::text
   from registry_instance r
  where r.status <> 'dead'
    and (r.logical_id, r.instance_id) > (%(after_logical_id)s, %(after_instance_id)s::uuid)
@@ -103,7 +104,7 @@ select r.instance_id::text, r.last_heartbeat
 select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.started_at, r.status_changed_at,
        r.last_heartbeat, r.seq, r.actor_name, r.namespace, r.actor_id, r.serve_route, r.organ_id, r.labels,
        r.metadata, r.node_id, host(r.ip_address), r.pid, r.stopped_at, r.cause,
-       r.process_key, r.drain_until, r.held
+       r.process_key, r.drain_until, r.held::text
   from active_instance r
  where r.logical_id = any(%(logical_ids)s);
 
@@ -111,7 +112,7 @@ select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.sta
 select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.started_at, r.status_changed_at,
        r.last_heartbeat, r.seq, r.actor_name, r.namespace, r.actor_id, r.serve_route, r.organ_id, r.labels,
        r.metadata, r.node_id, host(r.ip_address), r.pid, r.stopped_at, r.cause,
-       r.process_key, r.drain_until, r.held
+       r.process_key, r.drain_until, r.held::text
   from registry_instance r
  where r.instance_id = %(instance_id)s::uuid;
 
@@ -119,7 +120,7 @@ select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.sta
 select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.started_at, r.status_changed_at,
        r.last_heartbeat, r.seq, r.actor_name, r.namespace, r.actor_id, r.serve_route, r.organ_id, r.labels,
        r.metadata, r.node_id, host(r.ip_address), r.pid, r.stopped_at, r.cause,
-       r.process_key, r.drain_until, r.held
+       r.process_key, r.drain_until, r.held::text
   from registry_instance r
  where r.logical_id = %(logical_id)s
  order by r.started_at desc, r.instance_id
@@ -129,7 +130,7 @@ select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.sta
 select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.started_at, r.status_changed_at,
        r.last_heartbeat, r.seq, r.actor_name, r.namespace, r.actor_id, r.serve_route, r.organ_id, r.labels,
        r.metadata, r.node_id, host(r.ip_address), r.pid, r.stopped_at, r.cause,
-       r.process_key, r.drain_until, r.held
+       r.process_key, r.drain_until, r.held::text
   from registry_instance r
  where r.status = 'dead'
    and (r.stopped_at, r.instance_id) < (%(before)s::timestamptz, %(before_id)s::uuid)
@@ -139,7 +140,7 @@ select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.sta
  limit %(limit)s;
 
 -- transitions: the newest steps of an agent's instances
-select t.instance_id::text, t.logical_id, t.from_status::text, t.to_status::text, t.seq, t.cause, t.at
+select t.instance_id::text, t.logical_id, t.from_status::text, t.to_status::text, t.seq, t.cause, t.at, t.until
   from registry_transition t
  where t.logical_id = %(logical_id)s
  order by t.id desc

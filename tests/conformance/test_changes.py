@@ -197,7 +197,7 @@ async def test_store_keeps_the_transition_table(world: World, current: Status, w
         # who drains on its own account is held from now on
         assert outcome == Outcome(OutcomeKind.APPLIED, wanted, "epoch-1", "because")
         assert (row.status, row.cause) == (wanted, "because")
-        assert row.held == (wanted is Status.DRAINING)
+        assert row.held is (current if wanted is Status.DRAINING else None)
         assert row.status_changed_at >= before.status_changed_at
         assert row.stopped_at == (row.status_changed_at if wanted is Status.DEAD else None)
     else:
@@ -258,14 +258,15 @@ async def test_change_without_a_number_of_its_agents_is_applied_once_however_oft
     await world.store.set_status_many([turns(1, Status.ALIVE, 1)])
     batch = [
         replace(turns(1, Status.DRAINING, cause="an operator"), number=1),
+        replace(turns(1, Status.ALIVE, cause="released"), number=2),
         turns(1, Status.DRAINING, 2, "the agent"),
         turns(1, Status.ALIVE, 3),
-        replace(turns(1, Status.DRAINING, cause="an operator again"), number=2),
-        replace(turns(1, Status.ALIVE, cause="released"), number=3),
+        replace(turns(1, Status.DRAINING, cause="an operator again"), number=3),
+        replace(turns(1, Status.ALIVE, cause="released again"), number=4),
     ]
     await world.store.set_status_many(batch)
     outcomes = await world.store.set_status_many(batch)
-    assert [outcome.kind for outcome in outcomes] == [OutcomeKind.UNCHANGED] * 5
+    assert [outcome.kind for outcome in outcomes] == [OutcomeKind.UNCHANGED] * 6
     row = await row_of(world, 1)
     assert (row.status, row.seq) == (Status.ALIVE, 3)
     steps = await world.store.transitions("agent", 10)
@@ -273,13 +274,14 @@ async def test_change_without_a_number_of_its_agents_is_applied_once_however_oft
         None,
         None,
         "an operator",
+        "released",
         "the agent",
         None,
         "an operator again",
-        "released",
+        "released again",
     ]
     # a new one counts
-    [outcome] = await world.store.set_status_many([replace(turns(1, Status.DRAINING), number=4)])
+    [outcome] = await world.store.set_status_many([replace(turns(1, Status.DRAINING), number=5)])
     assert outcome.kind is OutcomeKind.APPLIED
 
 
@@ -306,14 +308,15 @@ async def test_registrys_own_change_uses_none_of_the_agents_numbers(world: World
     await world.store.set_status_many([turns(1, Status.DRAINING, None, "operator")])
     assert (await row_of(world, 1)).seq == 2
     (outcome,) = await world.store.set_status_many([turns(1, Status.DRAINING, 3)])
-    assert outcome == Outcome(OutcomeKind.APPLIED, Status.DRAINING, "epoch-1", None)
+    assert outcome == Outcome(OutcomeKind.UNCHANGED, Status.DRAINING, "epoch-1", "operator")
+    assert (await row_of(world, 1)).seq == 3
 
 
 async def test_agents_own_change_renews_its_lease_and_the_registrys_does_not(world: World) -> None:
     await enter(world, 1)
     await world.age(iid(1), 10.0)
     aged = await row_of(world, 1)
-    await world.store.set_status_many([turns(1, Status.DRAINING, None)])
+    await world.store.set_status_many([turns(1, Status.DRAINING, None), turns(1, Status.ALIVE, None)])
     assert (await row_of(world, 1)).last_heartbeat == aged.last_heartbeat
     await world.store.set_status_many([turns(1, Status.DRAINING, 1)])
     assert (await row_of(world, 1)).last_heartbeat > aged.last_heartbeat
@@ -417,31 +420,55 @@ async def test_draining_that_lasts_can_be_given_another_end_and_that_is_history(
     ]
 
 
-async def test_agent_that_drains_by_itself_does_so_without_the_end_that_an_operator_set(world: World) -> None:
-    await enter(world, 1)
+@pytest.mark.parametrize(
+    ("own", "said", "after"),
+    [
+        ("alive", None, Status.ALIVE),
+        ("starting", None, Status.STARTING),
+        ("starting", Status.ALIVE, Status.ALIVE),
+        ("alive", Status.DRAINING, Status.DRAINING),
+        ("draining", Status.ALIVE, Status.ALIVE),
+        ("draining", None, Status.DRAINING),
+    ],
+)
+async def test_who_is_held_stays_so_until_the_order_ends_and_is_then_what_it_said(
+    world: World, own: str, said: Status | None, after: Status
+) -> None:
+    await enter(world, 1, status=own)
     await world.store.set_status_many([turns(1, Status.DRAINING, None, "upkeep", START)])
-    await world.store.set_status_many([turns(1, Status.DRAINING, 9, "leaving")])
+    assert (await row_of(world, 1)).held is Status(own)
+    if said is not None:
+        (outcome,) = await world.store.set_status_many([turns(1, said, 9, "its own word")])
+        assert (outcome.kind, outcome.status, outcome.cause) == (OutcomeKind.UNCHANGED, Status.DRAINING, "upkeep")
     row = await row_of(world, 1)
-    assert (row.drain_until, row.cause, row.seq) == (None, "leaving", 9)
-
-
-async def test_who_is_held_says_alive_and_is_held_until_the_order_ends(world: World) -> None:
-    await enter(world, 1)
-    await world.store.set_status_many([turns(1, Status.DRAINING, None, "upkeep", START)])
-    (outcome,) = await world.store.set_status_many([turns(1, Status.ALIVE, 9, "ready")])
-    assert (outcome.kind, outcome.status, outcome.cause) == (OutcomeKind.UNCHANGED, Status.DRAINING, "upkeep")
+    assert (row.status, row.drain_until, row.cause) == (Status.DRAINING, START, "upkeep")
+    assert row.held is (said or Status(own))
+    assert (row.seq == 9) is (said is not None)
+    # another order does not change what it is without one
+    await world.store.set_status_many([turns(1, Status.DRAINING, None, "longer", START + HOUR)])
+    assert (await row_of(world, 1)).held is (said or Status(own))
+    (outcome,) = await world.store.set_status_many([turns(1, Status.ALIVE, None, "over")])
+    assert (outcome.kind, outcome.status, outcome.cause) == (OutcomeKind.APPLIED, after, "over")
     row = await row_of(world, 1)
-    assert (row.status, row.held, row.drain_until, row.seq, row.cause) == (Status.DRAINING, True, START, 9, "upkeep")
-    await world.store.set_status_many([turns(1, Status.ALIVE, None, "done")])
-    row = await row_of(world, 1)
-    assert (row.status, row.held, row.seq) == (Status.ALIVE, False, 9)
+    assert (row.status, row.held, row.drain_until, row.cause) == (after, None, None, "over")
+    if after is Status.STARTING:
+        (outcome,) = await world.store.set_status_many([turns(1, Status.ALIVE, 12)])
+        assert (outcome.kind, outcome.status) == (OutcomeKind.APPLIED, Status.ALIVE)
 
 
-async def test_who_is_held_while_it_starts_does_not_become_alive_by_its_own_word(world: World) -> None:
+@pytest.mark.parametrize("seq", [None, 9])
+async def test_nobody_can_ask_for_starting_again(world: World, seq: int | None) -> None:
     await enter(world, 1, status="starting")
-    await world.store.set_status_many([turns(1, Status.DRAINING, None, "upkeep"), turns(1, Status.ALIVE, 9)])
+    await world.store.set_status_many([turns(1, Status.DRAINING, None, "upkeep")])
+    (outcome,) = await world.store.set_status_many([turns(1, Status.STARTING, seq)])
+    assert outcome.kind is OutcomeKind.FORBIDDEN
+
+
+async def test_who_is_held_and_dies_is_dead(world: World) -> None:
+    await enter(world, 1)
+    await world.store.set_status_many([turns(1, Status.DRAINING, None, "upkeep"), turns(1, Status.DEAD, 9, "stopped")])
     row = await row_of(world, 1)
-    assert (row.status, row.held, row.seq) == (Status.DRAINING, True, 9)
+    assert (row.status, row.held, row.cause) == (Status.DEAD, None, "stopped")
 
 
 async def test_registration_again_leaves_who_is_held_as_it_is(world: World) -> None:
@@ -449,24 +476,51 @@ async def test_registration_again_leaves_who_is_held_as_it_is(world: World) -> N
     await world.store.set_status_many([turns(1, Status.DRAINING, None, "upkeep", START)])
     await world.store.register_many([joins(1, seq=9)])
     row = await row_of(world, 1)
-    assert (row.status, row.held, row.drain_until, row.seq) == (Status.DRAINING, True, START, 9)
+    assert (row.status, row.held, row.drain_until, row.seq) == (Status.DRAINING, Status.ALIVE, START, 9)
 
 
 async def test_agent_that_drains_on_its_own_account_ends_that_by_itself(world: World) -> None:
     await enter(world, 1)
-    for order in ([turns(1, Status.DRAINING, 8)], [turns(1, Status.DRAINING, None), turns(1, Status.DRAINING, 10)]):
-        await world.store.set_status_many(order)
-        assert not (await row_of(world, 1)).held
-        (outcome,) = await world.store.set_status_many([turns(1, Status.ALIVE, (order[-1].seq or 0) + 1)])
-        assert (outcome.kind, outcome.status) == (OutcomeKind.APPLIED, Status.ALIVE)
+    await world.store.set_status_many([turns(1, Status.DRAINING, 8)])
+    assert (await row_of(world, 1)).held is None
+    (outcome,) = await world.store.set_status_many([turns(1, Status.ALIVE, 9)])
+    assert (outcome.kind, outcome.status) == (OutcomeKind.APPLIED, Status.ALIVE)
+    # an operator can end it too
+    await world.store.set_status_many([turns(1, Status.DRAINING, 10), turns(1, Status.ALIVE, None)])
+    assert (await row_of(world, 1)).status is Status.ALIVE
 
 
-async def test_order_holds_also_who_drains_already(world: World) -> None:
+# When it happened
+
+
+async def test_change_that_is_told_late_keeps_the_time_at_which_it_happened(world: World) -> None:
+    before = await enter(world, 1)
+    await world.live_longer(3600.0)
+    await world.store.set_status_many([replace(turns(1, Status.DEAD, None, "killed"), age_s=600.0)])
+    row, step = await row_of(world, 1), (await world.store.transitions("agent", 1))[0]
+    assert row.stopped_at is not None
+    late_s = (before.status_changed_at - row.stopped_at).total_seconds()
+    assert late_s == pytest.approx(600.0, abs=60.0)
+    assert row.stopped_at == row.status_changed_at == step.at
+
+
+async def test_steps_of_one_life_keep_their_order_whatever_their_ages_say(world: World) -> None:
     await enter(world, 1)
-    await world.store.set_status_many([turns(1, Status.DRAINING, 8, "upkeep")])
-    (outcome,) = await world.store.set_status_many([turns(1, Status.DRAINING, None, "upkeep")])
-    assert outcome.kind is OutcomeKind.APPLIED
-    assert (await row_of(world, 1)).held
+    ages = [(turns(1, Status.DRAINING, 5), 1e6), (turns(1, Status.ALIVE, 6), 1e8), (turns(1, Status.DEAD, 7), 0.0)]
+    await world.store.set_status_many([replace(change, age_s=age_s) for change, age_s in ages])
+    times = [step.at for step in await world.store.transitions("agent", 10)]
+    assert times == sorted(times, reverse=True)
+    row = await row_of(world, 1)
+    assert row.stopped_at is not None
+    assert row.stopped_at > row.started_at
+
+
+@pytest.mark.parametrize("age_s", [-1.0, float("nan"), 1e10])
+async def test_age_that_cannot_be_is_refused_with_its_whole_batch(world: World, age_s: float) -> None:
+    before = await enter(world, 1)
+    with pytest.raises(StoreRejectedError):
+        await world.store.set_status_many([turns(1, Status.DRAINING), replace(turns(1, Status.DEAD), age_s=age_s)])
+    assert await row_of(world, 1) == before
 
 
 async def test_second_order_with_another_reason_is_history(world: World) -> None:
@@ -474,7 +528,8 @@ async def test_second_order_with_another_reason_is_history(world: World) -> None
     await world.store.set_status_many([turns(1, Status.DRAINING, None, "upkeep", START)])
     (outcome,) = await world.store.set_status_many([turns(1, Status.DRAINING, None, "broken fan", START)])
     assert (outcome.kind, outcome.cause) == (OutcomeKind.APPLIED, "broken fan")
-    assert [step.cause for step in await world.store.transitions("agent", 2)] == ["broken fan", "upkeep"]
+    steps = await world.store.transitions("agent", 2)
+    assert [(step.cause, step.until) for step in steps] == [("broken fan", START), ("upkeep", START)]
 
 
 async def test_only_draining_ends_by_itself(world: World) -> None:

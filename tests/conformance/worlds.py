@@ -34,6 +34,10 @@ class World(Protocol):
         """Make an instance's last beat lie that much further back; the registry has listened all the while."""
         ...
 
+    async def live_longer(self, seconds: float) -> None:
+        """Make every life begin, and every step of it lie, that much further back."""
+        ...
+
     async def silence(self, seconds: float) -> None:
         """Make the last beat that anybody recorded lie that much further back: the registry was away."""
         ...
@@ -70,6 +74,12 @@ class MemoryWorld:
         heard = row.last_heartbeat - timedelta(seconds=seconds)
         self.store._tables.rows[instance_id] = replace(row, last_heartbeat=heard)
         self.store._tables.leases_from -= timedelta(seconds=seconds)
+
+    async def live_longer(self, seconds: float) -> None:
+        rows, by = self.store._tables.rows, timedelta(seconds=seconds)
+        for row in list(rows.values()):
+            earlier = replace(row, started_at=row.started_at - by, status_changed_at=row.status_changed_at - by)
+            rows[row.instance_id] = earlier
 
     async def silence(self, seconds: float) -> None:
         self.store._tables.beats_seen_at -= timedelta(seconds=seconds)
@@ -119,6 +129,13 @@ class PostgresWorld:
             (seconds,),
         )
 
+    async def live_longer(self, seconds: float) -> None:
+        self._admin.execute(
+            "update registry_instance set started_at = started_at - make_interval(secs => %(by)s),"
+            " status_changed_at = status_changed_at - make_interval(secs => %(by)s)",
+            {"by": seconds},
+        )
+
     async def silence(self, seconds: float) -> None:
         self._admin.execute(
             "update cluster_metadata set beats_seen_at = beats_seen_at - make_interval(secs => %s)", (seconds,)
@@ -143,7 +160,8 @@ async def enter(
     await world.pass_time()
     await world.store.register_many([joins(number, logical_id, **details)])
     if status != "starting":
-        await world.store.set_status_many([turns(number, Status(status))])
+        # who drains here does so by its own word: another hand's would hold it
+        await world.store.set_status_many([turns(number, Status(status), 1 if status == "draining" else None)])
     return await row_of(world, number)
 
 

@@ -851,9 +851,6 @@ class History:
             if chance < 0.75:
                 wanted = Status.DRAINING if process.wanted is Status.ALIVE else Status.ALIVE
                 process.wanted = wanted
-                if wanted is Status.DRAINING:
-                    # its own draining takes the place of the one by hand; that it is alive does not end that
-                    process.drained_by_hand = None
                 world.note(f"{process.name} says {wanted}")
                 world.loop.run_in(process.name, self._say(process.reporter, wanted))
                 if world.random.random() < 0.2:

@@ -203,7 +203,9 @@ async def test_a_deregistered_agent_is_gone_for_good_and_its_history_says_why(wo
     assert agent["history"][0]["cause"] == "by an operator (writer): no longer needed"
     assert agent["transitions"][0]["to_status"] == "dead"
     last = (await world.get("/v1/deaths?limit=1&within_s=600"))["items"]
-    assert [(row["instance_id"], row["cause"]) for row in last] == [(instance_id, "by an operator (writer): no longer needed")]
+    assert [(row["instance_id"], row["cause"]) for row in last] == [
+        (instance_id, "by an operator (writer): no longer needed")
+    ]
     other = await joined(world, "one of two")
     gone = await world.ask("DELETE", f"/v1/instances/{other.instance_id}")
     assert gone.json()["instance"]["status"] == "dead"
