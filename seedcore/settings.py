@@ -8,6 +8,7 @@ from enum import Enum
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 import platformdirs
 from pydantic import AfterValidator, AliasChoices, Field, SecretStr, ValidationError, model_validator
@@ -53,6 +54,17 @@ def _address(value: str) -> str:
     # PostgreSQL knows none with a zone
     if "%" in value:
         raise ValueError(f"must be an IP address without a zone, not {value[:80]!r}")
+    return value
+
+
+def _url(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        is_url = parts.scheme in {"http", "https"} and parts.hostname is not None and (parts.port or 1) > 0
+    except ValueError:
+        is_url = False
+    if not is_url:
+        raise ValueError(f"must be a URL like http://127.0.0.1:8000, not {value[:80]!r}")
     return value
 
 
@@ -127,7 +139,7 @@ class Settings(BaseSettings):
     ray_address: str | None = Field(
         None, validation_alias=AliasChoices("RAY_ADDRESS"), description="Ray cluster that the command connects to"
     )
-    url: str | None = Field(
+    url: Annotated[str, AfterValidator(_url)] | None = Field(
         None,
         validation_alias=AliasChoices("SEEDCORE_URL"),
         description="deployment that the command asks over HTTP, instead of joining the Ray cluster",

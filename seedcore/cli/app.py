@@ -137,6 +137,9 @@ def bench_command(
 def exit_code_of(error: RegistryError) -> int:
     """What a script is told of an error."""
     if isinstance(error, HttpProblemError):
+        if error.title == "Not Found":
+            # no such route: what answers there is something else
+            return EXIT_CANNOT_KNOW
         return {404: EXIT_NOT_FOUND, 422: EXIT_USAGE, 503: EXIT_CANNOT_KNOW}.get(error.status, EXIT_FAILED)
     if isinstance(error, (NobodyError, NobodySelectedError, NotResolvableError, UnknownInstanceError)):
         return EXIT_NOT_FOUND

@@ -20,7 +20,7 @@ from seedcore.core.errors import (
     first_line,
 )
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import MAX_PAGE, InstanceFilter, Verdict
+from seedcore.core.model import MAX_PAGE, InstanceFilter, Verdict, check_logical_id
 from seedcore.core.selector import parse_labels, parse_selector
 from seedcore.discovery.api import (
     AgentAnswer,
@@ -49,10 +49,11 @@ _VERB = {Status.DRAINING: "drain", Status.ALIVE: "undrain"}
 class HttpProblemError(RegistryError):
     """A deployment refused a request, in its own words."""
 
-    def __init__(self, status: int, detail: str) -> None:
-        super().__init__(status, detail)
+    def __init__(self, status: int, detail: str, title: str = "") -> None:
+        super().__init__(status, detail, title)
         self.status = status
         self.detail = detail
+        self.title = title
 
     def __str__(self) -> str:
         return self.detail
@@ -225,13 +226,13 @@ class Deployment:
         return await self._ask(InstancePage, "GET", "/v1/deaths", params=parameters)
 
     async def agent(self, logical_id: str) -> AgentAnswer:
-        return await self._ask(AgentAnswer, "GET", f"/v1/agents/{quote(logical_id, safe='')}")
+        return await self._ask(AgentAnswer, "GET", _path_of(logical_id))
 
     async def overview(self) -> OverviewAnswer:
         return await self._ask(OverviewAnswer, "GET", "/v1/overview")
 
     async def turn(self, logical_id: str, status: Status, reason: str | None, for_s: float | None) -> TurnedAnswer:
-        path = f"/v1/agents/{quote(logical_id, safe='')}"
+        path = _path_of(logical_id)
         told: dict[str, Any] = {} if reason is None else {"reason": reason}
         if status is Status.DEAD:
             return await self._ask(TurnedAnswer, "DELETE", path, params=told)
@@ -277,6 +278,10 @@ class Deployment:
             raise RegistryUnavailableError(f"{self._url} does not answer: {why}") from error
 
 
+def _path_of(logical_id: str) -> str:
+    return f"/v1/agents/{quote(check_logical_id(logical_id), safe='')}"
+
+
 def asked(settings: Settings) -> Asked:
     """Whoever the settings say: a URL, or the Ray cluster."""
     return Deployment(settings.url, settings.http_token) if settings.url is not None else Cluster(settings)
@@ -296,10 +301,9 @@ async def _every_page(ask: Callable[[str | None], Awaitable[InstancePage]]) -> I
 
 def _problem(answer: httpx.Response) -> RegistryError:
     try:
-        detail = Problem.model_validate_json(answer.content).detail
-        if answer.status_code in {401, 403}:
-            detail += " (the command takes it from SEEDCORE_HTTP_TOKEN)"
-        return HttpProblemError(answer.status_code, detail)
+        told = Problem.model_validate_json(answer.content)
+        hint = " (the command takes it from SEEDCORE_HTTP_TOKEN)" if answer.status_code in {401, 403} else ""
+        return HttpProblemError(answer.status_code, told.detail + hint, told.title)
     except ValidationError:
         where = answer.request.url
         return RegistryUnavailableError(f"{where} answers {answer.status_code}, and not as a SeedCore deployment does")

@@ -39,7 +39,7 @@ def drain_command(
         "drain",
         Status.DRAINING,
         agents,
-        Wanted((Status.ALIVE, Status.STARTING), (), organ, node, selector),
+        Wanted((Status.ALIVE, Status.STARTING, Status.DRAINING), (), organ, node, selector),
         reason,
         for_s,
         yes=yes,

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from seedcore.cli.asking import Asked, Event, Wanted, asked
-from seedcore.cli.output import EXIT_FAILED, JsonOption, out, parse_duration, print_json
+from seedcore.cli.output import EXIT_FAILED, JsonOption, counted, out, parse_duration, print_json
 from seedcore.cli.render import show_agent, show_deaths, show_event, show_listing, show_overview, show_reason
 from seedcore.cli.why import reason_of
 from seedcore.core.errors import RegistryError
@@ -131,7 +131,15 @@ async def _watch(source: Asked, wanted: Wanted, *, as_json: bool) -> None:
                 )
         elif name == "reset":
             out.print(f"-- {data['why']}", style="dim")
-            known = {item.instance_id: item.status for item in (await source.listing(wanted)).items}
+            items = {item.instance_id: item for item in (await source.listing(wanted)).items}
+            for instance_id, item in items.items():
+                if known.get(instance_id) != item.status:
+                    told = {"instance_id": instance_id, "logical_id": item.logical_id, "cause": item.cause}
+                    show_event(out, {**told, "instance": item.model_dump(mode="json")}, known.get(instance_id))
+            gone = known.keys() - items.keys()
+            if gone:
+                out.print(f"-- {counted(len(gone), 'agent')} left the list meanwhile: seedcore deaths", style="dim")
+            known = {instance_id: item.status for instance_id, item in items.items()}
         else:
             before = known.get(data["instance_id"])
             instance = data["instance"]

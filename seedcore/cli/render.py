@@ -169,7 +169,11 @@ def show_turned(console: Console, answers: Sequence[TurnedAnswer], lasts: str = 
             else:
                 line.append("is ").append_text(_state(result.status)).append(lasts)
             if result.why is not None:
-                line.append(f": {result.why}" if result.durable else f"; not in the database yet: {result.why}")
+                line.append(
+                    f": {result.why}"
+                    if result.durable
+                    else f"; not in the database yet, and lost if the registry is: {result.why}"
+                )
             console.print(line, soft_wrap=True)
 
 
@@ -219,7 +223,7 @@ def _show_steps(console: Console, steps: Sequence[TransitionOut]) -> None:
             _time(step.at),
             _short(step.instance_id),
             Text(came_from).append_text(_state(step.to_status)),
-            Text(step.cause or ""),
+            Text((step.cause or "") + ("" if step.until is None else f", until {_time(step.until)}")),
         )
     console.print(table)
 

@@ -230,7 +230,9 @@ class CannotKnowError(RegistryError):
         self.why = why
 
     def __str__(self) -> str:
-        return f"cannot know now whether agent {self.logical_id!r} is alive: {self.why}"
+        # "*": the question was about no agent in particular
+        about = "" if self.logical_id == "*" else f" about agent {self.logical_id!r}"
+        return f"cannot know now{about}: {self.why}"
 
 
 class NotAcceptingWorkError(RegistryError):

@@ -110,8 +110,7 @@ class Registration:
             _check_ip(self.ip_address)
         if self.pid is not None and not (type(self.pid) is int and 0 < self.pid < 2**31):
             raise InvalidInputError("pid", f"must be a positive 32-bit integer, not {self.pid!r}")
-        if self.logical_id in {".", ".."}:
-            raise InvalidInputError("logical_id", f"must not be {self.logical_id!r}: no URL can name it")
+        check_logical_id(self.logical_id)
         check_labels(self.labels)
         _check_metadata(self.metadata)
         return self
@@ -476,6 +475,13 @@ def check_text(name: str, value: str, max_chars: int) -> str:
     if _SURROGATE.search(value):
         raise InvalidInputError(name, "must be valid Unicode text")
     return value
+
+
+def check_logical_id(value: str) -> str:
+    """A legal logical id, or InvalidInputError."""
+    if value in {".", ".."}:
+        raise InvalidInputError("logical_id", f"must not be {value!r}: no URL can name it")
+    return check_text("logical_id", value, MAX_ID_CHARS)
 
 
 def check_epoch(value: str) -> str:

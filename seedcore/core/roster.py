@@ -19,6 +19,7 @@ from seedcore.core.index import InstanceIndex
 from seedcore.core.lease import LeaseTerms
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import (
+    Epoch,
     Instance,
     InstanceFilter,
     Outcome,
@@ -195,6 +196,11 @@ class Roster:
         for instance_id in self.ids():
             self.forget(instance_id)
         self._dead.clear()
+
+    @property
+    def known_epoch(self) -> Epoch:
+        """The epoch that listings show, as the database said it last."""
+        return Epoch(self.epoch, self._epoch_number)
 
     def set_epoch(self, epoch: str, number: int = 0, *, is_anew: bool = False) -> None:
         """Make `epoch` the one that listings and resolution show, in one step.

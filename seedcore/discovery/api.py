@@ -59,7 +59,9 @@ class Stamp(BaseModel):
 
     source: str = Field(description="registry, snapshot, postgres or ray: who gave the answer")
     as_of: datetime
-    version: int = Field(description="grows with every change its source has seen; compare within one source")
+    version: int = Field(
+        description="grows with every change its source has seen, begins again with its stream; 0: not of one"
+    )
     complete: bool = Field(description="false: the source knows that it may be missing something")
 
 
@@ -113,6 +115,8 @@ class InstancePage(Stamp):
 
 class ResolveRequest(BaseModel):
     """Which agents to resolve."""
+
+    model_config = ConfigDict(extra="forbid")
 
     logical_ids: list[str] = Field(min_length=1, max_length=MAX_PAGE)
     allow_late: bool = Field(False, description="also an agent that has missed a beat, where nobody is fresh")
@@ -182,7 +186,11 @@ class DrainRequest(ReasonRequest):
     """Take an agent out of discovery, for a while or until it is undrained."""
 
     for_s: float | None = Field(
-        None, gt=0, le=MAX_DRAIN_S, description="seconds until it is alive again by itself; null: not by itself"
+        None,
+        gt=0,
+        le=MAX_DRAIN_S,
+        strict=True,
+        description="seconds until it is what it says itself again; null: until it is undrained",
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from seedcore.core.errors import (
@@ -216,7 +216,7 @@ class DiscoveryLadder:
             found = await (await self._open_reader()).best_instances(logical_ids)
         except StoreUnavailableError as error:
             if incomplete is not None:
-                return incomplete
+                return replace(incomplete, value=[_in_doubt(resolution) for resolution in incomplete.value])
             raise CannotKnowError(", ".join(logical_ids[:3]), str(error)) from error
         resolutions = [
             Resolution(
@@ -432,6 +432,13 @@ def _listing_of(view: LiveView, wanted: InstanceFilter, after: tuple[str, str], 
         stream=view.stream,
         verdicts={row.instance_id: view.verdict(row.instance_id) for row in rows},
     )
+
+
+def _in_doubt(resolution: Resolution) -> Resolution:
+    """What a registry that does not know everything yet says of whom it does not know."""
+    if resolution.instance is not None or resolution.is_known:
+        return resolution
+    return replace(resolution, why="cannot know now: the registry is still recovering, and the database is away")
 
 
 def _resolved_in(view: LiveView, logical_ids: Sequence[str], allow_late: bool) -> Answer[list[Resolution]] | None:

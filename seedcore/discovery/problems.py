@@ -122,10 +122,7 @@ def problem(status: int, title: str, detail: str, headers: Mapping[str, str] | N
 
 async def _registry_error(_request: Request, error: Exception) -> JSONResponse:
     status = next((code for kind, code in _STATUS_OF_ERROR if isinstance(error, kind)), 500)
-    # "*": the question was about no agent in particular
-    is_general = isinstance(error, CannotKnowError) and error.logical_id == "*"
-    detail = f"cannot know now: {error.why}" if isinstance(error, CannotKnowError) and is_general else str(error)
-    return problem(status, type(error).__name__.removesuffix("Error"), detail)
+    return problem(status, type(error).__name__.removesuffix("Error"), str(error))
 
 
 async def _invalid_request(request: Request, error: Exception) -> JSONResponse:

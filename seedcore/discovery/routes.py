@@ -3,12 +3,14 @@ analyses a route twice, which newer ones do not."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from itertools import islice
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
+from fastapi.dependencies.models import Dependant
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
@@ -53,6 +55,7 @@ from seedcore.discovery.watch import Position, events, require_feed
 from seedcore.registry.clock import utc_now
 
 _MAX_ANSWERS = 100
+_MAX_ETAGS = 20
 
 
 async def this_replica() -> Discovery:
@@ -102,8 +105,23 @@ Reason = Annotated[str | None, Query(description="what shall be remembered", min
 
 _bearer = HTTPBearer(auto_error=False, description="Made by `seedcore token new`. The guard judges it.")
 
+
+def _query_parameters(dependant: Dependant) -> set[str]:
+    own = {field.alias for field in dependant.query_params}
+    return own.union(*map(_query_parameters, dependant.dependencies))
+
+
+async def only_known_parameters(request: Request) -> None:
+    """Refuse what would be left out of account: a filter by a slip of the pen would list everybody."""
+    known = _query_parameters(request.scope["route"].dependant)
+    unknown = sorted(set(request.query_params) - known)
+    if unknown:
+        takes = f"this takes {', '.join(sorted(known))}" if known else "this takes none"
+        raise InvalidInputError(unknown[0][:80], f"is no query parameter: {takes}")
+
+
 # the scheme is named here for the document alone
-v1 = APIRouter(prefix="/v1", dependencies=[Depends(_bearer)])
+v1 = APIRouter(prefix="/v1", dependencies=[Depends(_bearer), Depends(only_known_parameters)])
 _answers: dict[tuple[object, ...], str] = {}
 
 
@@ -137,16 +155,18 @@ async def list_instances(
     since: Annotated[
         str | None, Query(description="STREAM:VERSION of an earlier answer: 304 unless something wanted has changed")
     ] = None,
-    if_none_match: Annotated[str | None, Header(description="the ETag of an earlier answer: as `since`")] = None,
+    if_none_match: Annotated[
+        list[str] | None, Header(description="ETags of earlier answers, with commas between them: as `since`")
+    ] = None,
 ) -> Response:
     """A page of instances in the order of logical id."""
-    known = Position.parsed(since) if since is not None else _position_of(if_none_match)
+    known = [Position.parsed(since)] if since is not None else _positions_of(if_none_match or [])
     view = None if consistent else replica.ladder.view()
     if view is None or not view.knows(wanted):
         listing = await replica.ladder.list_instances(wanted, limit, cursor, consistent=consistent)
         return _json(page_of(listing).model_dump_json())
     headers = {"ETag": f'W/"{view.stream}:{view.version}"', "Cache-Control": "no-cache"}
-    if known is not None and replica.ladder.is_unchanged(known.stream, known.version, wanted):
+    if any(replica.ladder.is_unchanged(position.stream, position.version, wanted) for position in known):
         return Response(status_code=304, headers=headers)
     # the same question about the same version has the same answer
     question = (request.url.query, view.stream, view.version, view.as_of)
@@ -312,12 +332,13 @@ def _json(body: str, headers: dict[str, str] | None = None) -> Response:
     return Response(body, media_type="application/json", headers=headers)
 
 
-def _position_of(etags: str | None) -> Position | None:
-    """What the first ETag of ours names; None of any other."""
-    for etag in (etags or "").split(","):
+def _positions_of(headers: Sequence[str]) -> list[Position]:
+    """What the ETags of ours name."""
+    positions: list[Position] = []
+    for etag in islice((etag for header in headers for etag in header.split(",")), _MAX_ETAGS):
         with suppress(InvalidInputError):
-            return Position.parsed(etag.strip().removeprefix("W/").strip('"'))
-    return None
+            positions.append(Position.parsed(etag.strip().removeprefix("W/").strip('"')))
+    return positions
 
 
 def _document(api: FastAPI) -> Callable[[], dict[str, Any]]:

@@ -38,7 +38,6 @@ from seedcore.core.feed import Feed, FeedBatch
 from seedcore.core.lease import BeatRate, LeaseTerms
 from seedcore.core.lifecycle import Status, is_allowed
 from seedcore.core.model import (
-    MAX_ID_CHARS,
     MAX_PAGE,
     Answer,
     BeatAnswer,
@@ -65,10 +64,10 @@ from seedcore.core.model import (
     check_epoch,
     check_instance_id,
     check_kind,
+    check_logical_id,
     check_seq,
     check_status,
     check_statuses,
-    check_text,
     check_until,
 )
 from seedcore.core.paging import check_limit, check_within_s, decode_cursor, decode_death_cursor, encode_cursor
@@ -211,7 +210,7 @@ class Registry:
         Raises InvalidInputError, NotResolvableError where no instance lives, ForbiddenTransitionError where none of
         them can become that.
         """
-        check_text("logical_id", logical_id, MAX_ID_CHARS)
+        check_logical_id(logical_id)
         wanted, rows = check_status(status), self._roster.instances_of(logical_id)
         if not rows:
             raise NotResolvableError(logical_id, "no live instance is registered")
@@ -327,7 +326,7 @@ class Registry:
         if not isinstance(logical_ids, (list, tuple)) or not 1 <= len(logical_ids) <= MAX_PAGE:
             raise InvalidInputError("logical_ids", f"must be a list of 1 to {MAX_PAGE} ids")
         for logical_id in logical_ids:
-            check_text("logical_id", logical_id, MAX_ID_CHARS)
+            check_logical_id(logical_id)
         now_s, at = self._expiry.attentive_now_s(), self._clock.utc()
         found = []
         for logical_id in logical_ids:
@@ -447,12 +446,18 @@ class Registry:
 
     async def current_epoch(self) -> Answer[Epoch]:
         """The epoch that listings show. Raises StoreUnavailableError until the database has said it."""
-        epoch = await self._writer.store().current_epoch()
+        try:
+            epoch = await self._writer.store().current_epoch()
+        except StoreUnavailableError:
+            if self._roster.epoch == "":
+                raise
+            # nobody flips one while the database is away
+            epoch = self._roster.known_epoch
         return Answer(epoch, Source.REGISTRY, self._clock.utc(), self._roster.version, complete=True)
 
     async def transitions(self, logical_id: str, limit: int = 100) -> list[Transition]:
         """The newest steps of an agent's instances, newest first. Raises StoreUnavailableError."""
-        check_text("logical_id", logical_id, MAX_ID_CHARS)
+        check_logical_id(logical_id)
         return await self._writer.store().transitions(logical_id, check_limit(limit))
 
     async def deaths(self, limit: int = 100, cursor: str | None = None, within_s: float | None = None) -> Listing:
@@ -463,7 +468,7 @@ class Registry:
 
     async def describe(self, logical_id: str) -> Description:
         """One agent: its live instances from memory, its history from the database if that answers."""
-        check_text("logical_id", logical_id, MAX_ID_CHARS)
+        check_logical_id(logical_id)
         history: list[Instance] = []
         steps: list[Transition] = []
         complete = False

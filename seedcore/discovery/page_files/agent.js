@@ -204,7 +204,8 @@ export class AgentPanel {
 
   #showActions() {
     const statuses = (this.#answer?.live ?? []).map(({ instance }) => instance.status);
-    const canDrain = statuses.some((status) => status === "alive" || status === "starting");
+    const canDrain = statuses.length > 0;
+    setText(byId("drain"), statuses.every((status) => status === "draining") ? "Drain otherwise" : "Drain");
     const canUndrain = statuses.includes("draining");
     byId("drain").hidden = !canDrain;
     byId("undrain").hidden = !canUndrain;

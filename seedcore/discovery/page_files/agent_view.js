@@ -137,6 +137,7 @@ export function timelineItems({ transitions }, now) {
         {},
         h("p", { class: "move" }, describeMove(move)),
         why && move.cause !== "stopped" && h("p", { class: "why" }, why),
+        move.until && h("p", { class: "why" }, drainSpan(parseTime(move.until), now)),
         h(
           "p",
           { class: "when" },

@@ -185,8 +185,9 @@ async function isKnown(id) {
   try {
     await getJson(agentPath(id));
     return true;
-  } catch {
-    return false;
+  } catch (error) {
+    // what cannot be told now its page says
+    return error.status !== 404;
   }
 }
 
