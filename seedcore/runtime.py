@@ -18,7 +18,14 @@ from seedcore.settings import Settings
 from seedcore.store.claim import Claim
 from seedcore.store.connections import PoolLimits
 from seedcore.store.embedded import EmbeddedPostgres, dsn_if_running
-from seedcore.store.postgres import PostgresStore, ServerState, checked_dsn, inspect_database, migrate_database
+from seedcore.store.postgres import (
+    PostgresStore,
+    ServerState,
+    checked_dsn,
+    grant_on_database,
+    inspect_database,
+    migrate_database,
+)
 
 _EMBEDDED_NOTE = (
     "embedded PostgreSQL: data and registry live on the head node and are for one node; "
@@ -64,6 +71,10 @@ class StoreRecipe:
     async def migrate(self) -> list[str]:
         """Bring the schema up to date; the names of what was applied."""
         return await migrate_database(await self._writable_dsn())
+
+    async def grant(self, role: str, password: str | None) -> bool:
+        """Let a role do what a registry needs; whether it was made. Run as the owner."""
+        return await grant_on_database(await self._writable_dsn(), role, password)
 
     async def _readable_dsn(self) -> str:
         if self.dsn is not None:

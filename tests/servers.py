@@ -9,6 +9,7 @@ import asyncio
 import importlib.util
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -97,6 +98,25 @@ class PostgresServer:
         """Start the server unless it runs; back when it takes connections."""
         if not self.is_running():
             self._run("pg_ctl", "start", "-w", "-l", str(self.folder / "server.log"))
+
+    def take_tls(self, certificate: bytes, key: bytes) -> int:
+        """Also listen on loopback, for TLS alone, from now on; the port."""
+        self._run("pg_ctl", "stop", "-w", "-m", "fast")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        for name, content in (("server.crt", certificate), ("server.key", key)):
+            file = self._data / name
+            file.write_bytes(content)
+            if self._user is not None:
+                shutil.chown(file, self._user)
+            file.chmod(0o600)
+        with (self._data / "postgresql.conf").open("a") as settings:
+            settings.write(f"ssl = on\nlisten_addresses = '127.0.0.1'\nport = {port}\n")
+        access = self._data / "pg_hba.conf"
+        access.write_text(f"hostnossl all all all reject\n{access.read_text()}")
+        self.start()
+        return port
 
     def stop(self) -> None:
         """Stop the server at once, as a crash would, unless it is stopped."""

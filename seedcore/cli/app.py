@@ -39,6 +39,7 @@ from seedcore.core.errors import (
     RegistryUnavailableError,
     StoreUnavailableError,
     UnknownInstanceError,
+    first_line,
 )
 from seedcore.runtime import store_recipe
 from seedcore.settings import load_settings
@@ -82,15 +83,41 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 @app.command("migrate")
-def migrate_command(as_json: JsonOption = False) -> None:
-    """Bring the database's schema up to date."""
-    applied = asyncio.run(store_recipe(load_settings()).migrate())
+def migrate_command(
+    role: Annotated[
+        str | None,
+        typer.Option("--grant", metavar="ROLE", help="Let this role do what a registry needs, and no more; make it."),
+    ] = None,
+    password_file: Annotated[
+        Path | None, typer.Option(help="Its password. Without: it keeps what it has, or logs in by certificate.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring the database's schema up to date. Run as the owner of the tables."""
+    if password_file is not None and role is None:
+        raise InvalidInputError("--password-file", "goes with --grant")
+    password = None if password_file is None else _secret_of(password_file)
+    recipe = store_recipe(load_settings())
+    applied = asyncio.run(recipe.migrate())
+    if role is not None:
+        made = asyncio.run(recipe.grant(role, password))
+        typer.echo(f"role {role} {'is made and ' if made else ''}has what a registry needs", err=as_json)
     if as_json:
         typer.echo(json.dumps({"applied": applied}))
         return
     for name in applied:
         typer.echo(f"applied {name}")
     typer.echo("the schema is up to date")
+
+
+def _secret_of(file: Path) -> str:
+    try:
+        secret = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInputError("--password-file", f"{file} cannot be read: {first_line(error)}") from None
+    if not secret:
+        raise InvalidInputError("--password-file", f"{file} is empty")
+    return secret
 
 
 @app.command("demo")

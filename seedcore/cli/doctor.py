@@ -29,6 +29,7 @@ from seedcore.registry.clock import utc_now
 from seedcore.registry.connection import RegistryConnection
 from seedcore.runtime import store_recipe
 from seedcore.settings import Mode, Settings, load_settings
+from seedcore.store.postgres import is_unverified
 
 _PATIENCE_S = 10.0
 _SKEW_S = 2.0
@@ -231,6 +232,9 @@ async def _database(settings: Settings) -> list[Finding]:
         findings.append(Finding("PostgreSQL", Grade.FAILED, told, "14 or newer is needed"))
     else:
         findings.append(Finding("PostgreSQL", Grade.OK, f"version {state.version}"))
+    if settings.pg_dsn is not None and is_unverified(settings.pg_dsn.get_secret_value()):
+        told = "nobody verifies that the server is the one it says it is"
+        findings.append(Finding("TLS", Grade.WARNING, told, "sslmode=verify-full&sslrootcert=FILE in SEEDCORE_PG_DSN"))
     if state.missing:
         told = f"{', '.join(state.missing)} missing"
         findings.append(

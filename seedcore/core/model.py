@@ -479,9 +479,9 @@ def check_text(name: str, value: str, max_chars: int) -> str:
 
 def check_logical_id(value: str) -> str:
     """A legal logical id, or InvalidInputError."""
-    if value in {".", ".."}:
+    if check_text("logical_id", value, MAX_ID_CHARS) in {".", ".."}:
         raise InvalidInputError("logical_id", f"must not be {value!r}: no URL can name it")
-    return check_text("logical_id", value, MAX_ID_CHARS)
+    return value
 
 
 def check_epoch(value: str) -> str:

@@ -63,9 +63,10 @@ _SETTINGS = {
     "log_destination": "stderr",
     "cluster_name": "seedcore",
 }
-_MAKE_DATABASE = f"""
-select 'create database {DATABASE}' where not exists (select from pg_database where datname = '{DATABASE}') \\gexec
-"""
+_MAKE_DATABASE = (
+    f"select 'create database {DATABASE}' "  # noqa: S608 - of a constant
+    f"where not exists (select from pg_database where datname = '{DATABASE}') \\gexec\n"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +169,7 @@ def _copy_programs(installed: Path, copy: Path, inside: Path) -> None:
     if libraries.exists():
         shutil.copytree(libraries, fresh / libraries.name, symlinks=True)
     for folder, _, files in os.walk(fresh):
-        os.chmod(folder, 0o755)
+        os.chmod(folder, 0o755)  # noqa: S103 - programs, which another user has to run
         for path in (Path(folder, name) for name in files):
             if not path.is_symlink():
                 path.chmod(0o755 if path.stat().st_mode & stat.S_IXUSR else 0o644)
@@ -205,7 +206,8 @@ def make_socket_dir(user: ServerUser, layout: Layout) -> Path:
     plain = re.fullmatch(r"[A-Za-z0-9._/-]+", str(folder)) is not None
     if not plain or len(os.fsencode(folder / SOCKET_NAME)) > _MAX_SOCKET_PATH_BYTES:
         digest = hashlib.sha256(os.fsencode(layout.data_dir)).hexdigest()[:16]
-        folder = Path(f"/tmp/seedcore-{os.geteuid()}-{digest}")
+        # whoever made it before us is found out below
+        folder = Path(f"/tmp/seedcore-{os.geteuid()}-{digest}")  # noqa: S108
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     seen = folder.lstat()

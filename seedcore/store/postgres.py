@@ -72,8 +72,11 @@ from seedcore.store.connections import (
 )
 from seedcore.store.migrations import compare, is_up_to_date, migrate
 from seedcore.store.queries import queries
+from seedcore.store.roles import check_role, grant
 
 logger = logging.getLogger(__name__)
+
+_LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
 _LOAD_PAGE = 5000
 _MIGRATION_S = 3600.0
@@ -383,8 +386,37 @@ async def _migrate_database(dsn: str, limits: PoolLimits) -> list[str]:
                 return await migrate(connection)
     except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction) as error:
         raise StoreUnavailableError(explained(error)) from error
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise SchemaError(
+            f"the schema is not up to date, and this role may not change it ({first_line(error)}): run "
+            "`seedcore migrate` as the owner, with --grant for this role"
+        ) from error
     except psycopg.Error as error:
         raise SchemaError(f"the schema could not be brought up to date: {first_line(error)}") from error
+
+
+async def grant_on_database(dsn: str, role: str, password: str | None, limits: PoolLimits | None = None) -> bool:
+    """Let a role do what a registry needs, as the owner behind `dsn`; whether it was made. Raises ConfigurationError,
+    InvalidInputError, StoreUnavailableError or SchemaError; then nothing has changed."""
+    limits = limits if limits is not None else PoolLimits()
+    check_role(role)
+    try:
+        connection = await Connection.connect(checked_dsn(dsn), autocommit=True, **reaching(dsn, limits))
+        async with connection:
+            with answering(connection, limits.answer_s):
+                return await grant(connection, role, password)
+    except psycopg.OperationalError as error:
+        raise StoreUnavailableError(explained(error)) from error
+    except psycopg.Error as error:
+        raise SchemaError(f"role {role} could not be given its rights: {first_line(error)}") from error
+
+
+def is_unverified(dsn: str) -> bool:
+    """Whether the DSN goes over a network to a server whose certificate nobody verifies."""
+    given = conninfo.conninfo_to_dict(checked_dsn(dsn))
+    hosts = str(given.get("host") or given.get("hostaddr") or "").split(",")
+    is_remote = any(host and not host.startswith(("/", "@")) and host not in _LOCAL_HOSTS for host in hosts)
+    return is_remote and given.get("sslmode") != "verify-full"
 
 
 def checked_dsn(dsn: str) -> str:
