@@ -44,6 +44,7 @@ ValueSource = Annotated[dict[str, Any], AfterValidator(_value_source)]
 Resources = Annotated[dict[str, Any], AfterValidator(_resources)]
 Count = Annotated[int, Field(ge=0, strict=True)]
 Text = Annotated[str, Field(min_length=1, strict=True)]
+Duration = Annotated[str, Field(pattern=r"^\d+(s|m|h)$")]
 
 
 class _Strict(BaseModel):
@@ -207,9 +208,85 @@ class DatabaseCluster(_Strict):
     spec: DatabaseClusterSpec
 
 
+# the Prometheus operator
+
+
+class Expression(_Strict):
+    """One demand on labels."""
+
+    key: Text
+    operator: Literal["In", "NotIn"]
+    values: list[Text]
+
+
+class Selector(_Strict):
+    """Demands on labels."""
+
+    matchLabels: dict[str, Text]
+    matchExpressions: list[Expression] = []
+
+
+class MetricsEndpoint(_Strict):
+    """A port of the pods, by its name."""
+
+    port: Text
+    interval: Duration
+
+
+class PodMonitorSpec(_Strict):
+    """Who is scraped."""
+
+    selector: Selector
+    podMetricsEndpoints: list[MetricsEndpoint]
+
+
+class PodMonitor(_Strict):
+    """monitoring.coreos.com/v1."""
+
+    apiVersion: Literal["monitoring.coreos.com/v1"]
+    kind: Literal["PodMonitor"]
+    metadata: Metadata
+    spec: PodMonitorSpec
+
+
+class Rule(_Strict):
+    """An alert; promtool reads its expression."""
+
+    alert: Text
+    expr: Text
+    wait: Duration | None = Field(None, alias="for")
+    labels: dict[str, Text]
+    annotations: dict[str, Text]
+
+
+class RuleGroup(_Strict):
+    """Rules that are evaluated together."""
+
+    name: Text
+    interval: Duration
+    rules: list[Rule]
+
+
+class Rules(_Strict):
+    """All groups."""
+
+    groups: list[RuleGroup]
+
+
+class PrometheusRule(_Strict):
+    """monitoring.coreos.com/v1."""
+
+    apiVersion: Literal["monitoring.coreos.com/v1"]
+    kind: Literal["PrometheusRule"]
+    metadata: Metadata
+    spec: Rules
+
+
 OTHERS: dict[tuple[str, str], type[BaseModel]] = {
     ("ray.io/v1", "RayService"): RayService,
     ("postgresql.cnpg.io/v1", "Cluster"): DatabaseCluster,
+    ("monitoring.coreos.com/v1", "PodMonitor"): PodMonitor,
+    ("monitoring.coreos.com/v1", "PrometheusRule"): PrometheusRule,
 }
 
 

@@ -18,6 +18,7 @@ from seedcore.settings import Settings
 from tests.deploy.conftest import DEPLOY
 from tests.deploy.kinds import check
 from tests.deploy.kustomize import Document, render
+from tests.deploy.rules import wrapped
 
 OVERLAYS = sorted(path.parent for path in (DEPLOY / "kubernetes" / "overlays").glob("*/kustomization.yaml"))
 README = (DEPLOY / "README.md").read_text()
@@ -199,6 +200,22 @@ def test_the_registry_can_live_where_the_head_gives_no_cpu(overlay: list[Documen
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     assert cluster["authOptions"]["mode"] == "token"
     assert cluster["gcsFaultToleranceOptions"]["redisAddress"] == "seedcore-redis:6379"
+
+
+def test_the_prometheus_operator_scrapes_every_node_of_ray_and_has_the_same_alerts(overlay: list[Document]) -> None:
+    objects = render(DEPLOY / "kubernetes" / "prometheus-operator")
+    for one in objects:
+        check(one)
+    (monitor,), (rule,) = the(objects, "PodMonitor"), the(objects, "PrometheusRule")
+    assert rule["spec"] == wrapped()["spec"], "run python -m tests.deploy.rules"
+    (service,) = the(overlay, "RayService")
+    nodes = list(templates([service]))
+    for template in nodes:
+        assert is_selected(template["metadata"]["labels"], monitor["spec"]["selector"])
+        ports = {port["name"]: port["containerPort"] for port in template["spec"]["containers"][0]["ports"]}
+        assert ports[monitor["spec"]["podMetricsEndpoints"][0]["port"]] == 8080
+    others = [template for template in templates(overlay) if template not in nodes]
+    assert not any(is_selected(one["metadata"]["labels"], monitor["spec"]["selector"]) for one in others)
 
 
 def serve_configs() -> dict[str, Document]:
