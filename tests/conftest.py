@@ -34,6 +34,7 @@ settings.load_profile("seedcore")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-postgres15", action="store_true", help="fail, not skip, where it is not installed")
     parser.addoption("--require-browser", action="store_true", help="fail, not skip, where there is no Chromium")
+    parser.addoption("--require-promtool", action="store_true", help="fail, not skip, where it is not installed")
 
 
 # their own processes under their own names, or no Ray at all: these may run beside a test that has a Ray cluster in its
@@ -70,7 +71,7 @@ _FIRST = (
 
 # minutes of end-to-end work, for CI and for whoever has changed what they test: `pytest -m slow`
 _SLOW_FOLDERS = {"browser", "docs", "web"}
-_SLOW_FILES = {"test_causes.py", "test_memory.py", "test_metrics.py", "test_upgrade.py"}
+_SLOW_FILES = {"test_causes.py", "test_dashboard.py", "test_memory.py", "test_metrics.py", "test_upgrade.py"}
 
 
 @pytest.hookimpl(tryfirst=True)

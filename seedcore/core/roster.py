@@ -66,6 +66,7 @@ class Roster:
         self._heard: dict[str, float] = {}
         self._told: dict[str, Verdict] = {}
         self.became_silent = 0
+        self.came_back = 0
         self._dead: OrderedDict[str, str | None] = OrderedDict()
         self._last_dead: OrderedDict[str, str] = OrderedDict()
         self._drains: dict[str, datetime] = {}
@@ -369,6 +370,7 @@ class Roster:
             return
         if verdict is Verdict.FRESH:
             del self._told[instance_id]
+            self.came_back += 1
         else:
             self.became_silent += instance_id not in self._told
             self._told[instance_id] = verdict

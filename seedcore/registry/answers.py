@@ -71,7 +71,8 @@ class Health:
     that took the database over, after which this one only reads. `is_frozen`: so many leases are over at once that
     none expires unless Ray confirms the death. `deaths_reported` counts what the relays and Ray's node table told;
     `watch_problem` says which of them cannot, and why; `relays` are at work, and watch `watched` of the instances.
-    `followers` wait for a change. `silent` are not fresh now, `became_silent` counts how often anybody was found so.
+    `followers` wait for a change. `silent` are not fresh now, `became_silent` counts how often anybody was found so,
+    `came_back` how often one of them was heard again; `deaths_declared` counts the registry's own verdicts.
     `healed` counts instances that memory and database knew differently, as their comparison, last at `compared_at`,
     found; `pruned` counts what was forgotten of the history. `beats_a_s` come in a second now;
     `fences` counts how often a newer registry took over.
@@ -105,6 +106,8 @@ class Health:
     flush: FlushCounts
     beats_a_s: float | None = None
     fences: int = 0
+    came_back: int = 0
+    deaths_declared: int = 0
     notes: tuple[str, ...] = field(default=())
 
     @property

@@ -57,6 +57,7 @@ class Expiry:
         self._tick_s = min(_TICK_S, self._sweep_period_s / 4)
         self._absence = AbsenceMeter(self._tick_s, clock.monotonic())
         self.deaths_reported = 0
+        self.deaths_declared = 0
 
     @property
     def is_frozen(self) -> bool:
@@ -167,6 +168,7 @@ class Expiry:
     def declare_dead(self, instance_id: str, cause: str) -> None:
         """Our own verdict. Raises BacklogFullError or FencedError."""
         if self._decide(instance_id, Status.DEAD, cause):
+            self.deaths_declared += 1
             logger.info("instance declared dead: %s", cause, extra={"instance_id": instance_id})
 
     def _decide(self, instance_id: str, status: Status, cause: str) -> bool:

@@ -5,6 +5,7 @@ Every name begins with `seedcore_` (Ray puts `ray_` in front), and no label name
 
 from __future__ import annotations
 
+import sys
 from collections import Counter as Tally
 from collections.abc import Mapping
 from functools import lru_cache
@@ -35,8 +36,13 @@ def _histogram(name: str, told: str, boundaries: tuple[float, ...]) -> metrics.H
     return metrics.Histogram(f"seedcore_{name}", description=told, boundaries=list(boundaries))
 
 
+# Ray's counters take no zero, and whoever asks what a series has grown by does not see what it begins with. This one
+# disappears in every sum
+_NEXT_TO_NOTHING = sys.float_info.min
+
+
 class Totals:
-    """Tells a counter what a total has grown by. Totals begin at zero with their process."""
+    """Tells a counter what a total has grown by. Totals begin at zero with their process, and are told from then on."""
 
     def __init__(self) -> None:
         self._told: dict[tuple[str, ...], float] = {}
@@ -44,7 +50,7 @@ class Totals:
     def tell(self, name: str, told: str, total: float, **labels: str) -> None:
         """`total` is of those of `name` that have these labels."""
         key = (name, *labels.values())
-        grown = total - self._told.get(key, 0.0)
+        grown = total - self._told[key] if key in self._told else max(total, _NEXT_TO_NOTHING)
         if grown > 0:
             self._told[key] = total
             _counter(name, told, tuple(labels)).inc(grown, labels)
@@ -93,7 +99,9 @@ class RegistryMetrics:
         tell("fences_total", "How often a newer registry took over", health.fences)
         tell("lease_credit_seconds_total", "Seconds of its own absence credited to every lease", health.credited_s)
         tell("deaths_pushed_total", "Deaths that relays or Ray's node table told", health.deaths_reported)
+        tell("deaths_declared_total", "Deaths that the registry declared, for whatever cause", health.deaths_declared)
         tell("became_silent_total", "How often an instance was found late", health.became_silent)
+        tell("came_back_total", "How often one that was found late was heard again", health.came_back)
         tell("healed_total", "Instances that memory and database knew differently", health.healed)
         tell("pruned_total", "Rows of history that were forgotten", health.pruned)
 

@@ -525,6 +525,8 @@ class Registry:
             flush=self._writer.counts,
             beats_a_s=self._writer.beats_a_s,
             fences=self._writer.fences,
+            came_back=self._roster.came_back,
+            deaths_declared=self._expiry.deaths_declared,
             notes=self._config.notes,
         )
 

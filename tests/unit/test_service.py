@@ -356,6 +356,25 @@ async def test_after_a_freeze_longer_than_a_lease_everybody_has_a_whole_lease_to
     assert (await registry.health()).instances["alive"] == 11
 
 
+async def test_who_was_late_for_nothing_and_who_died_are_counted_apart(registry: Registry, elapsed: Elapsed) -> None:
+    await registry.register(joins(2, "other").registration)
+    await registry.set_status(iid(2), Status.ALIVE, 2)
+
+    async def silence(seconds: float) -> None:
+        for _ in range(round(seconds * 10)):
+            elapsed.now_s += 0.1
+            await registry.resolve(["agent"])
+        await registry._expiry.sweep(elapsed.now_s)
+
+    await silence(8.0)
+    assert (await registry.health()).became_silent == 2
+    await registry.beat_many([iid(2)])
+    await silence(8.0)
+    health = await registry.health()
+    assert (health.became_silent, health.came_back, health.deaths_declared) == (3, 1, 1)
+    assert health.deaths_reported == 0
+
+
 async def test_a_correction_does_not_overwrite_what_happened_while_it_was_read(
     registry: Registry, database: SlowReads, tables: Tables
 ) -> None:

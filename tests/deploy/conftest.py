@@ -1,0 +1,22 @@
+"""Tools that the files of deploy/ are checked with."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+
+
+@pytest.fixture(scope="session")
+def promtool(request: pytest.FixtureRequest) -> str:
+    """The program, as Debian packages it with Prometheus."""
+    found = shutil.which("promtool")
+    if found is None:
+        missing = "promtool is not installed here (apt-get install prometheus)"
+        if request.config.getoption("--require-promtool"):
+            pytest.fail(missing)
+        pytest.skip(missing)
+    return found

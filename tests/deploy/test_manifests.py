@@ -1,0 +1,250 @@
+"""Kubernetes: every overlay renders to objects that are what their kinds may be, and that find each other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from pydantic import ValidationError
+from ray.serve.schema import ServeDeploySchema
+
+from seedcore.discovery.builder import DiscoveryArgs
+from seedcore.settings import Settings
+from tests.deploy.conftest import DEPLOY
+from tests.deploy.kinds import check
+from tests.deploy.kustomize import Document, render
+from tests.deploy.rules import wrapped
+
+OVERLAYS = sorted(path.parent for path in (DEPLOY / "kubernetes" / "overlays").glob("*/kustomization.yaml"))
+README = (DEPLOY / "README.md").read_text()
+# named by the deployment files before they are in seedcore.settings
+_SECURITY = {"SEEDCORE_HTTP_TOKENS_FILE", "SEEDCORE_HTTP_ANONYMOUS"}
+
+
+@pytest.fixture(params=OVERLAYS, ids=lambda folder: str(folder.name))
+def overlay(request: pytest.FixtureRequest) -> list[Document]:
+    folder: Path = request.param
+    return render(folder)
+
+
+def the(objects: list[Document], kind: str) -> list[Document]:
+    return [one for one in objects if one["kind"] == kind]
+
+
+def templates(objects: list[Document]) -> Iterator[Document]:
+    """Every pod template."""
+    for one in objects:
+        if one["kind"] == "RayService":
+            cluster = one["spec"]["rayClusterConfig"]
+            yield cluster["headGroupSpec"]["template"]
+            yield from (group["template"] for group in cluster["workerGroupSpecs"])
+        elif one["kind"] in {"Job", "StatefulSet"}:
+            yield one["spec"]["template"]
+
+
+def containers(objects: list[Document]) -> list[Document]:
+    return [container for template in templates(objects) for container in template["spec"]["containers"]]
+
+
+def is_selected(labels: dict[str, str], selector: Document) -> bool:
+    for expression in selector.get("matchExpressions", []):
+        assert expression["operator"] == "In"
+        if labels.get(expression["key"]) not in expression["values"]:
+            return False
+    return all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
+
+
+def test_there_is_an_overlay_for_cloudnative_pg_and_one_for_any_postgres() -> None:
+    assert [folder.name for folder in OVERLAYS] == ["any-postgres", "cloudnative-pg"]
+
+
+def test_every_object_is_what_its_kind_may_be(overlay: list[Document]) -> None:
+    for one in overlay:
+        check(one)
+        assert one["metadata"]["namespace"] == "seedcore"
+    kinds = {one["kind"] for one in overlay}
+    assert kinds >= {"RayService", "PodDisruptionBudget", "NetworkPolicy", "Service", "Job", "ConfigMap"}
+
+
+def _misspell(document: Document, *path: str | int) -> None:
+    node: Any = document
+    for step in path[:-1]:
+        node = node[step]
+    node[f"{path[-1]}x"] = node.pop(path[-1])
+
+
+_HEAD = ("spec", "rayClusterConfig", "headGroupSpec")
+MISTAKES: list[tuple[str, Callable[[Document], None]]] = [
+    ("RayService", lambda one: _misspell(one, "spec", "serveConfigV2")),
+    ("RayService", lambda one: _misspell(one, "spec", "rayClusterConfig", "authOptions", "secretName")),
+    ("RayService", lambda one: _misspell(one, *_HEAD, "template", "spec", "automountServiceAccountToken")),
+    ("RayService", lambda one: _misspell(one, *_HEAD, "template", "spec", "containers", 0, "livenessProbe", "httpGet")),
+    ("RayService", lambda one: one["spec"]["rayClusterConfig"]["headGroupSpec"]["rayStartParams"].update({"a": 1})),
+    ("Cluster", lambda one: _misspell(one, "spec", "storage", "size")),
+    ("Cluster", lambda one: _misspell(one, "spec", "resources", "requests")),
+    ("Job", lambda one: _misspell(one, "spec", "backoffLimit")),
+    ("PodDisruptionBudget", lambda one: _misspell(one, "spec", "minAvailable")),
+    ("NetworkPolicy", lambda one: _misspell(one, "spec", "policyTypes")),
+]
+
+
+@pytest.mark.parametrize("mistake", range(len(MISTAKES)))
+def test_a_mistake_is_noticed(mistake: int) -> None:
+    kind, make = MISTAKES[mistake]
+    one = the(render(DEPLOY / "kubernetes" / "overlays" / "cloudnative-pg"), kind)[0]
+    check(one)
+    make(one)
+    with pytest.raises((ValidationError, jsonschema.ValidationError)):
+        check(one)
+
+
+def test_pods_have_no_more_rights_than_they_use(overlay: list[Document]) -> None:
+    for template in templates(overlay):
+        pod = template["spec"]
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    for container in containers(overlay):
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert {"cpu", "memory"} <= set(container["resources"]["requests"])
+        assert "memory" in container["resources"]["limits"]
+        assert re.fullmatch(r"[\w./-]+:v?\d+\.\d+[\w.-]*", container["image"]), container["image"]
+
+
+def test_long_lived_pods_are_probed_and_no_probe_asks_the_database(overlay: list[Document]) -> None:
+    for template in templates(overlay):
+        if template["metadata"]["labels"]["app.kubernetes.io/component"] == "migrate":
+            continue
+        for container in template["spec"]["containers"]:
+            assert {"livenessProbe", "readinessProbe"} <= set(container)
+            assert "readyz" not in str(container)
+
+
+def test_every_secret_and_setting_that_is_used_is_there_or_told_of(overlay: list[Document]) -> None:
+    maps = {one["metadata"]["name"]: set(one["data"]) for one in the(overlay, "ConfigMap")}
+    wanted: set[tuple[str, str]] = set()
+
+    def look(node: Any) -> None:
+        if isinstance(node, list):
+            for item in node:
+                look(item)
+        elif isinstance(node, dict):
+            if "secretKeyRef" in node:
+                wanted.add((node["secretKeyRef"]["name"], node["secretKeyRef"]["key"]))
+            if "configMapKeyRef" in node:
+                assert node["configMapKeyRef"]["key"] in maps[node["configMapKeyRef"]["name"]]
+            if "configMapRef" in node:
+                assert node["configMapRef"]["name"] in maps
+            if "secretName" in node and "items" in node:
+                wanted.update((node["secretName"], item["key"]) for item in node["items"])
+            for value in node.values():
+                look(value)
+
+    look(overlay)
+    wanted.add(("seedcore-ray-token", "auth_token"))
+    made = {("seedcore-database-ca", "ca.crt")} if the(overlay, "Cluster") else set[tuple[str, str]]()
+    rows = set(re.findall(r"^\| `([\w-]+)` \| `([\w.-]+)` \|", README, re.MULTILINE))
+    assert wanted - made <= rows
+    assert {name for name, _ in wanted} <= {name for name, _ in rows}
+
+
+def test_every_setting_has_a_name_that_is_read(overlay: list[Document]) -> None:
+    known = {
+        str(name) for field in Settings.model_fields.values() for name in getattr(field.validation_alias, "choices", [])
+    } | _SECURITY
+    used = {key for one in the(overlay, "ConfigMap") for key in one["data"]}
+    used |= {variable["name"] for container in containers(overlay) for variable in container.get("env", [])}
+    assert {name for name in used if not name.startswith(("PGSSL", "REDIS_"))} <= known
+
+
+def test_services_budgets_and_policies_find_pods(overlay: list[Document]) -> None:
+    pods = [template["metadata"]["labels"] for template in templates(overlay)]
+    for cluster in the(overlay, "Cluster"):
+        # put there by the operator
+        pods.append({"cnpg.io/cluster": cluster["metadata"]["name"]})
+    for service in the(overlay, "Service"):
+        assert any(is_selected(labels, {"matchLabels": service["spec"]["selector"]}) for labels in pods)
+    for budget in the(overlay, "PodDisruptionBudget"):
+        assert sum(is_selected(labels, budget["spec"]["selector"]) for labels in pods) == 1
+        # of pods that belong to an object without a scale, Kubernetes takes no other
+        assert isinstance(budget["spec"]["minAvailable"], int)
+        assert "maxUnavailable" not in budget["spec"]
+    policies = [policy["spec"]["podSelector"] for policy in the(overlay, "NetworkPolicy")]
+    for selector in policies:
+        assert any(is_selected(labels, selector) for labels in pods)
+    for labels in pods:
+        assert any(is_selected(labels, selector) for selector in policies), labels
+
+
+def test_a_port_of_a_service_is_one_of_its_pods(overlay: list[Document]) -> None:
+    for service in the(overlay, "Service"):
+        for template in templates(overlay):
+            if not is_selected(template["metadata"]["labels"], {"matchLabels": service["spec"]["selector"]}):
+                continue
+            names = {port["name"] for one in template["spec"]["containers"] for port in one["ports"]}
+            assert {port["targetPort"] for port in service["spec"]["ports"]} <= names
+
+
+def test_the_registry_can_live_where_the_head_gives_no_cpu(overlay: list[Document]) -> None:
+    (service,) = the(overlay, "RayService")
+    cluster = service["spec"]["rayClusterConfig"]
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    assert cluster["authOptions"]["mode"] == "token"
+    assert cluster["gcsFaultToleranceOptions"]["redisAddress"] == "seedcore-redis:6379"
+
+
+def test_the_prometheus_operator_scrapes_every_node_of_ray_and_has_the_same_alerts(overlay: list[Document]) -> None:
+    objects = render(DEPLOY / "kubernetes" / "prometheus-operator")
+    for one in objects:
+        check(one)
+    (monitor,), (rule,) = the(objects, "PodMonitor"), the(objects, "PrometheusRule")
+    assert rule["spec"] == wrapped()["spec"], "run python -m tests.deploy.rules"
+    (service,) = the(overlay, "RayService")
+    nodes = list(templates([service]))
+    for template in nodes:
+        assert is_selected(template["metadata"]["labels"], monitor["spec"]["selector"])
+        ports = {port["name"]: port["containerPort"] for port in template["spec"]["containers"][0]["ports"]}
+        assert ports[monitor["spec"]["podMetricsEndpoints"][0]["port"]] == 8080
+    others = [template for template in templates(overlay) if template not in nodes]
+    assert not any(is_selected(one["metadata"]["labels"], monitor["spec"]["selector"]) for one in others)
+
+
+def serve_configs() -> dict[str, Document]:
+    (service,) = the(render(OVERLAYS[0]), "RayService")
+    return {
+        "kubernetes": yaml.safe_load(service["spec"]["serveConfigV2"]),
+        "compose": yaml.safe_load((DEPLOY / "compose" / "serve.yaml").read_text()),
+    }
+
+
+@pytest.mark.parametrize("where", ["kubernetes", "compose"])
+def test_ray_and_discovery_understand_what_serve_is_given(where: str) -> None:
+    config = ServeDeploySchema.model_validate(serve_configs()[where])
+    (application,) = config.applications
+    assert application.import_path == "seedcore.discovery:build"
+    replicas = DiscoveryArgs.model_validate(application.args).num_replicas
+    (deployment,) = application.deployments
+    assert deployment.name == "Discovery"
+    # where its Service, or the published port, leads
+    options = deployment.ray_actor_options
+    assert options.num_cpus == 0
+    assert set(options.resources) == {"discovery"}
+    assert replicas == (2 if where == "kubernetes" else 1)
+
+
+def test_as_many_pods_have_the_resource_as_discovery_has_replicas() -> None:
+    (service,) = the(render(OVERLAYS[0]), "RayService")
+    groups = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    having = [group for group in groups if "discovery" in group["rayStartParams"].get("resources", "")]
+    (group,) = having
+    assert group["replicas"] == serve_configs()["kubernetes"]["applications"][0]["args"]["num_replicas"]
+    assert group["template"]["metadata"]["labels"]["app.kubernetes.io/component"] == "discovery"
