@@ -79,8 +79,7 @@ def test_every_command_of_a_page_is_one_of_ours() -> None:
             assert found, f"{page.name}: {command}"
             section = reference.split(f"## {found[0]}\n")[1].split("\n## ")[0]
             for option in re.findall(r" (--[a-z-]+)", words):
-                # `--grant` comes with the least-privilege role
-                assert option in section or option == "--grant", f"{page.name}: {command}"
+                assert option in section, f"{page.name}: {command}"
 
 
 def test_alerts_and_panels_ask_for_metrics_that_the_reference_has() -> None:

@@ -23,7 +23,6 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 DOCKERFILE = DEPLOY / "Dockerfile"
 # one version of an image, not a name that moves
 PINNED = re.compile(r"[\w./-]+:v?\d+\.\d+(\.\d+)?(-[\w.-]+)?")
-_SECURITY = {"SEEDCORE_HTTP_ANONYMOUS"}
 
 
 def hadolint(file: Path) -> subprocess.CompletedProcess[str]:
@@ -114,7 +113,7 @@ def test_every_variable_is_told_of_and_every_setting_is_read() -> None:
     assert asked == told
     known = {
         str(name) for field in Settings.model_fields.values() for name in getattr(field.validation_alias, "choices", [])
-    } | _SECURITY
+    }
     used = {name for one in ("ray-head", "registry", "migrate") for name in SERVICES[one]["environment"]}
     assert {name for name in used if name.startswith("SEEDCORE_")} <= known
 

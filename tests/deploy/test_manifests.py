@@ -22,8 +22,6 @@ from tests.deploy.rules import wrapped
 
 OVERLAYS = sorted(path.parent for path in (DEPLOY / "kubernetes" / "overlays").glob("*/kustomization.yaml"))
 README = (DEPLOY / "README.md").read_text()
-# named by the deployment files before they are in seedcore.settings
-_SECURITY = {"SEEDCORE_HTTP_TOKENS_FILE", "SEEDCORE_HTTP_ANONYMOUS"}
 
 
 @pytest.fixture(params=OVERLAYS, ids=lambda folder: str(folder.name))
@@ -160,7 +158,7 @@ def test_every_secret_and_setting_that_is_used_is_there_or_told_of(overlay: list
 def test_every_setting_has_a_name_that_is_read(overlay: list[Document]) -> None:
     known = {
         str(name) for field in Settings.model_fields.values() for name in getattr(field.validation_alias, "choices", [])
-    } | _SECURITY
+    }
     used = {key for one in the(overlay, "ConfigMap") for key in one["data"]}
     used |= {variable["name"] for container in containers(overlay) for variable in container.get("env", [])}
     assert {name for name in used if not name.startswith(("PGSSL", "REDIS_"))} <= known
