@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,14 @@ from seedcore.settings import Settings
 from seedcore.store.claim import Claim
 from seedcore.store.connections import PoolLimits
 from seedcore.store.embedded import EmbeddedPostgres, dsn_if_running
-from seedcore.store.postgres import PostgresStore, ServerState, checked_dsn, inspect_database, migrate_database
+from seedcore.store.postgres import (
+    PostgresStore,
+    ServerState,
+    checked_dsn,
+    end_old_calls_of_database,
+    inspect_database,
+    migrate_database,
+)
 
 _EMBEDDED_NOTE = (
     "embedded PostgreSQL: data and registry live on the head node and are for one node; "
@@ -61,9 +69,13 @@ class StoreRecipe:
         """The database as it is, which is not changed, nor is a server started. Raises as `reader`."""
         return await inspect_database(await self._readable_dsn())
 
-    async def migrate(self) -> list[str]:
-        """Bring the schema up to date; the names of what was applied."""
-        return await migrate_database(await self._writable_dsn())
+    async def migrate(self, report: Callable[[str], None]) -> list[str]:
+        """Bring the schema up to date, also of an earlier SeedCore, as `report` hears; the names of what was applied."""
+        return await migrate_database(await self._writable_dsn(), adopting=report)
+
+    async def end_old_calls(self) -> bool:
+        """Drop the calls that an adoption kept for old clients; whether there were any."""
+        return await end_old_calls_of_database(await self._writable_dsn())
 
     async def _readable_dsn(self) -> str:
         if self.dsn is not None:

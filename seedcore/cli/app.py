@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -80,9 +81,18 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 @app.command("migrate")
-def migrate_command(as_json: JsonOption = False) -> None:
-    """Bring the database's schema up to date."""
-    applied = asyncio.run(store_recipe(load_settings()).migrate())
+def migrate_command(
+    end_old_calls: Annotated[
+        bool,
+        typer.Option("--end-old-calls", help="Afterwards drop what was kept for clients of an adopted database."),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring the database's schema up to date; adopt a database of the earlier SeedCore."""
+    recipe = store_recipe(load_settings())
+    applied = asyncio.run(recipe.migrate(partial(typer.echo, err=as_json)))
+    if end_old_calls and asyncio.run(recipe.end_old_calls()):
+        typer.echo("the calls of old clients are dropped", err=as_json)
     if as_json:
         typer.echo(json.dumps({"applied": applied}))
         return
