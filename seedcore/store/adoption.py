@@ -28,7 +28,7 @@ Report = Callable[[str], None]
 _BATCH = 5000
 _TELL_EVERY = 20
 _FEW = 500  # changes that are copied under the lock: some hundredths of a second
-_LOCK_WAIT_MS = 300
+_LOCK_WAIT_MS = 200
 _ATTEMPTS = 200
 _PAUSE_S = (0.05, 0.4)
 _ANSWER_S = 3600.0  # of one statement
@@ -349,6 +349,9 @@ async def _locked(
             await _catch_up(connection, _FEW)
         try:
             async with connection.transaction():
+                if catch_up:
+                    # before the old ones: those who call would wait for autovacuum
+                    await _do(connection, "lock_new")
                 await _set_lock_wait(connection)
                 await _do(connection, "lock_instances")
                 locked_at_s = time.monotonic()

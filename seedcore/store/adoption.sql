@@ -263,6 +263,10 @@ select coalesce(string_agg(distinct l.pid::text, ', '), 'nobody any more')
         where c.relnamespace = current_schema()::regnamespace
           and c.relname in ('cluster_metadata', 'registry_instance', 'active_instances', 'active_instance'));
 
+-- lock_new: nobody knows these but autovacuum, which gives way within a second
+lock table seedcore_adopting.registry_instance, seedcore_adopting.registry_transition, seedcore_adopting.cluster_epoch,
+           seedcore_adopting.cluster_metadata in access exclusive mode;
+
 -- lock_instances: waits for those at work, up to lock_timeout
 lock table registry_instance in access exclusive mode;
 
@@ -276,6 +280,8 @@ declare
     old_name text;
     old_at   timestamptz;
 begin
+    -- whether somebody lives in an epoch: the index says it at once
+    set local enable_seqscan = off;
     select m.current_epoch::text, coalesce(m.updated_at, now()) into old_name, old_at from cluster_metadata m;
     if old_name is null then
         old_name := 'epoch-1';
