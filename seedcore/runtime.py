@@ -70,7 +70,7 @@ class StoreRecipe:
         return await inspect_database(await self._readable_dsn())
 
     async def migrate(self, report: Callable[[str], None]) -> list[str]:
-        """Bring the schema up to date, also of an earlier SeedCore, as `report` hears; the names of what was applied."""
+        """Bring the schema up to date, also that of an earlier SeedCore; what was applied. `report` hears of it."""
         return await migrate_database(await self._writable_dsn(), adopting=report)
 
     async def end_old_calls(self) -> bool:

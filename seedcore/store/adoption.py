@@ -1,8 +1,8 @@
 """Adopts a database of the earlier SeedCore: its rows come into the shape of ours while its clients go on calling.
 
-The new shape is made beside the old one by the same files as ever, rows are copied in batches, what changes meanwhile is
-noted by a trigger and copied again, and one short transaction swaps the two. Owns what is said and tried, and in which
-order; the statements are in adoption.sql. docs/decisions/0018-adopting-old-databases.md says why.
+The new shape is made beside the old one by the same files as ever, rows are copied in batches, what changes meanwhile
+is noted by a trigger and copied again, and one short transaction swaps the two. Owns what is said and tried, and in
+which order; the statements are in adoption.sql. docs/decisions/0018-adopting-old-databases.md says why.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from uuid import UUID
 
 import psycopg
@@ -67,8 +68,8 @@ _CALLS: Mapping[str, tuple[str, ...]] = {
 
 
 async def is_earlier_database(connection: Connection) -> bool:
-    """Whether this is a database of the earlier SeedCore, by the names that are ours too: not where they are free, or our
-    own migrations made them. Raises SchemaError where they are taken by something else."""
+    """Whether this is a database of the earlier SeedCore, by the names that are ours too: not where they are free, or
+    our own migrations made them. Raises SchemaError where they are taken by something else."""
     rows = await _all(connection, "traces")
     if not rows or "schema_migration" in {name for _, name, _ in rows}:
         return False
@@ -76,8 +77,8 @@ async def is_earlier_database(connection: Connection) -> bool:
     if problem is None:
         return True
     raise SchemaError(
-        "the schema could not be brought up to date: the database has names of ours, but neither our schema nor that of "
-        f"the earlier SeedCore: {problem}. Nothing was changed"
+        "the schema could not be brought up to date: the database has names of ours, but neither our schema nor that "
+        f"of the earlier SeedCore: {problem}. Nothing was changed"
     )
 
 
@@ -115,8 +116,8 @@ def _plain(type_: str) -> str:
 async def adopt(connection: Connection, report: Report) -> None:
     """Bring a database of the EARLIER shape into ours, or go on where that was interrupted.
 
-    Raises SchemaError, before anything has changed, for what cannot be kept, and StoreUnavailableError where it is to be
-    started again: the tables were never free, or another does it now.
+    Raises SchemaError, before anything has changed, for what cannot be kept, and StoreUnavailableError where it is to
+    be started again: the tables were never free, or another does it now.
     """
     async with hold_starters(connection):
         with answering(connection, _ANSWER_S):
@@ -140,7 +141,7 @@ async def finish_if_interrupted(connection: Connection, report: Report) -> None:
 
 
 async def end_old_calls(connection: Connection) -> bool:
-    """Drop the calls that were kept for old clients, and make ours as a new database has them; whether there were any."""
+    """Drop the calls that were kept for old clients, and make ours as in a new database; whether there were any."""
     async with hold_starters(connection), connection.transaction():
         if not (await _all(connection, "has_kept_calls"))[0][0]:
             return False
@@ -170,7 +171,9 @@ async def _require_fit(connection: Connection) -> None:
 
 
 async def _require_fit_rows(connection: Connection) -> None:
-    unfit = [f"{count} with {problem} (one is {example})" for problem, count, example in await _all(connection, "unfit_rows")]
+    unfit = [
+        f"{count} with {problem} (one is {example})" for problem, count, example in await _all(connection, "unfit_rows")
+    ]
     if unfit:
         raise SchemaError(
             f"not adopted: registry_instance has rows that cannot be kept as they are: {'; '.join(unfit)}. Correct or "
@@ -213,23 +216,16 @@ async def _make_new_shape(connection: Connection, migrations: list[Migration]) -
         await make_whole(connection, migrations, lambda migration: migration.sql.replace(_TYPE, "", 1))
 
 
-class _new_shape_first:
-    """Names mean the new shape's, within the transaction."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._before = ""
-
-    async def __aenter__(self) -> None:
-        rows = await (await self._connection.execute("select current_setting('search_path'), current_schema()")).fetchall()
-        self._before = str(rows[0][0])
-        await self._connection.execute(
-            "select set_config('search_path', 'seedcore_adopting, ' || quote_ident(%s), false)", (rows[0][1],)
-        )
-
-    async def __aexit__(self, *_: object) -> None:
-        if not self._connection.broken and self._connection.info.transaction_status.name != "INERROR":
-            await self._connection.execute("select set_config('search_path', %s, false)", (self._before,))
+@asynccontextmanager
+async def _new_shape_first(connection: Connection) -> AsyncIterator[None]:
+    """Names mean the new shape's."""
+    cursor = await connection.execute("select current_setting('search_path'), current_schema()")
+    ((before, home),) = await cursor.fetchall()
+    path = "select set_config('search_path', 'seedcore_adopting, ' || quote_ident(%s), false)"
+    await connection.execute(path, (home,))
+    # where it fails, the transaction, or the connection, ends with it
+    yield
+    await connection.execute("select set_config('search_path', %s, false)", (before,))
 
 
 async def _copy(connection: Connection, report: Report) -> None:
@@ -253,7 +249,9 @@ async def _copy(connection: Connection, report: Report) -> None:
     await _catch_up(connection, 1000)
     differences = (await _all(connection, "differences"))[0][0]
     if differences:
-        raise SchemaError(f"not adopted: {differences} rows differ between the old table and its copy; the old one is in use")
+        raise SchemaError(
+            f"not adopted: {differences} rows differ between the old table and its copy; the old one is in use"
+        )
     report("every instance is copied; what changes is copied again")
 
 
@@ -299,8 +297,11 @@ async def _swap(connection: Connection, report: Report) -> None:
         nonlocal took_s
         while await _copy_again(connection):
             pass
+        logger.debug("the last changes took %.3f s", time.monotonic() - locked_at_s)
         for name in ("settle_epochs", "swap", "keep_calls", "keep_grants", "help_late_calls"):
+            began_s = time.monotonic()
             await _do(connection, name)
+            logger.debug("%s took %.3f s", name, time.monotonic() - began_s)
         took_s = time.monotonic() - locked_at_s
 
     await _locked(connection, report, swap, catch_up=True)
@@ -342,8 +343,8 @@ async def _locked(
     *,
     catch_up: bool = False,
 ) -> None:
-    """Do something while nobody uses the old tables, in one transaction. Waits for them a moment at a time, so that those
-    who queue behind wait no longer, and tries again. `work` hears when it had the lock."""
+    """Do something while nobody uses the old tables, in one transaction. Waits for them a moment at a time, so that
+    those who queue behind wait no longer, and tries again. `work` hears when it had the lock."""
     for attempt in range(_ATTEMPTS):
         if catch_up:
             await _catch_up(connection, _FEW)
@@ -383,9 +384,7 @@ async def _do(connection: Connection, name: str, parameters: Mapping[str, object
     await _sent(connection, name, parameters)
 
 
-async def _sent(
-    connection: Connection, name: str, parameters: Mapping[str, object] | None
-) -> psycopg.AsyncCursor[Row]:
+async def _sent(connection: Connection, name: str, parameters: Mapping[str, object] | None) -> psycopg.AsyncCursor[Row]:
     with answering(connection, _ANSWER_S):
         # never prepared: a plan for any batch would read the whole table
         return await connection.execute(queries("adoption.sql")[name], parameters, prepare=False)

@@ -139,6 +139,8 @@ create trigger seedcore_adoption after insert or update or delete on registry_in
 
 -- quiet: rows come as they are: no guard, and no history but what is written with them
 alter table seedcore_adopting.registry_instance disable trigger user;
+-- the first epoch of a new database, where the old one has its own. Once there are rows, all of them would be read for it
+delete from seedcore_adopting.cluster_epoch where exists (select from cluster_metadata m where m.current_epoch is not null);
 
 -- progress: how far an earlier attempt came; whether changes are noted
 select p.copied_to, p.copied, p.is_copied, p.is_told,
@@ -154,7 +156,7 @@ with batch as materialized (
 ), epochs as (
     insert into seedcore_adopting.cluster_epoch (epoch, number, staged_at)
     select f.cluster_epoch,
-           (select max(e.number) from seedcore_adopting.cluster_epoch e) + row_number() over (order by f.first),
+           (select coalesce(max(e.number), 0) from seedcore_adopting.cluster_epoch e) + row_number() over (order by f.first),
            f.first
       from (select b.cluster_epoch, min(b.started_at) as first from batch b group by b.cluster_epoch) as f
      where not exists (select from seedcore_adopting.cluster_epoch e where e.epoch = f.cluster_epoch)
@@ -195,7 +197,7 @@ with now_so as materialized (
 ), epochs as (
     insert into seedcore_adopting.cluster_epoch (epoch, number, staged_at)
     select f.cluster_epoch,
-           (select max(e.number) from seedcore_adopting.cluster_epoch e) + row_number() over (order by f.first),
+           (select coalesce(max(e.number), 0) from seedcore_adopting.cluster_epoch e) + row_number() over (order by f.first),
            f.first
       from (select b.cluster_epoch, min(b.started_at) as first from now_so b group by b.cluster_epoch) as f
      where not exists (select from seedcore_adopting.cluster_epoch e where e.epoch = f.cluster_epoch)
@@ -280,28 +282,27 @@ declare
     old_name text;
     old_at   timestamptz;
 begin
-    -- whether somebody lives in an epoch: the index says it at once
+    -- whether somebody lives in an epoch the index says at once, asked for one epoch after another
     set local enable_seqscan = off;
     select m.current_epoch::text, coalesce(m.updated_at, now()) into old_name, old_at from cluster_metadata m;
     if old_name is null then
         old_name := 'epoch-1';
         old_at := now();
-    else
-        insert into seedcore_adopting.cluster_epoch (epoch, number, staged_at)
-        values (old_name, (select max(e.number) + 1 from seedcore_adopting.cluster_epoch e), old_at)
-        on conflict (epoch) do nothing;
-        delete from seedcore_adopting.cluster_epoch e where e.epoch = 'epoch-1' and e.epoch <> old_name;
     end if;
+    insert into seedcore_adopting.cluster_epoch (epoch, number, staged_at)
+    values (old_name, (select coalesce(max(e.number), 0) + 1 from seedcore_adopting.cluster_epoch e), old_at)
+    on conflict (epoch) do nothing;
     -- numbers are unique at every moment
     update seedcore_adopting.cluster_epoch set number = -number;
     with kinds as (
         select e.epoch, e.staged_at,
                case when e.epoch = old_name then 1
-                    when e.staged_at > old_at and exists (
-                        select from seedcore_adopting.registry_instance r
-                         where r.cluster_epoch = e.epoch and r.status <> 'dead') then 2
+                    when e.staged_at > old_at and l.lives then 2
                     else 0 end as kind
           from seedcore_adopting.cluster_epoch e
+          left join lateral (
+              select true as lives from seedcore_adopting.registry_instance r
+               where r.cluster_epoch = e.epoch and r.status <> 'dead' limit 1) as l on true
     ), ranked as (
         -- 64 may wait: some room is left
         select k.epoch, k.staged_at,

@@ -366,8 +366,8 @@ async def migrate_database(
 ) -> list[str]:
     """Bring the database behind `dsn` up to date; the names of what was applied.
 
-    On a connection of its own: a migration may take longer than a statement of the hot path. One of the earlier SeedCore
-    is adopted only where `adopting` is given, which hears what is done.
+    On a connection of its own: a migration may take longer than a statement of the hot path. One of the earlier
+    SeedCore is adopted only where `adopting` is given, which hears what is done.
     Raises ConfigurationError, StoreUnavailableError or SchemaError.
     """
     checked_dsn(dsn)
@@ -396,17 +396,18 @@ async def _migrate_database(dsn: str, limits: PoolLimits, adopting: Callable[[st
         async with connection:
             with answering(connection, limits.answer_s):
                 is_current = await is_up_to_date(connection)
+                is_earlier = not is_current and await is_earlier_database(connection)
+            if is_earlier:
+                if adopting is None:
+                    raise SchemaError(
+                        "this is a database of the earlier SeedCore: run `seedcore migrate`, which adopts it"
+                    )
+                await adopt(connection, adopting)
+                return [migration.name for migration in known_migrations()]
             if adopting is not None:
                 await finish_if_interrupted(connection, adopting)
             if is_current:
                 return []
-            with answering(connection, limits.answer_s):
-                is_earlier = await is_earlier_database(connection)
-            if is_earlier:
-                if adopting is None:
-                    raise SchemaError("this is a database of the earlier SeedCore: run `seedcore migrate`, which adopts it")
-                await adopt(connection, adopting)
-                return [migration.name for migration in known_migrations()]
             with answering(connection, _MIGRATION_S):
                 return await migrate(connection)
     except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction) as error:

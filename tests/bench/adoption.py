@@ -42,7 +42,8 @@ def main() -> None:
             took_s = time.monotonic() - began_s
             time.sleep(2)
         _tell(f"{arguments.rows:,} instances, PostgreSQL {arguments.postgres}: {took_s:.0f} s in all")
-        _tell(f"old client: {said.calls} calls, {len(said.failures)} failed, the longest took {said.longest_s * 1000:.0f} ms: {said.longest}")
+        longest = f"the longest took {said.longest_s * 1000:.0f} ms: {said.longest}"
+        _tell(f"old client: {said.calls} calls, {len(said.failures)} failed, {longest}")
         _tell(f"in 10 s before: {before.calls} calls, the longest took {before.longest_s * 1000:.0f} ms")
         for failure in said.failures[:5]:
             _tell(failure)

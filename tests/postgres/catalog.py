@@ -21,7 +21,8 @@ union all
 select 'index', c.relname::text, pg_get_indexdef(c.oid)
   from pg_class c where c.relnamespace in (select oid from home) and c.relkind = 'i'
 union all
-select 'constraint', format('%s %s', k.conrelid::regclass, k.conname), format('%s %s', pg_get_constraintdef(k.oid), k.convalidated)
+select 'constraint', format('%s %s', k.conrelid::regclass, k.conname),
+       format('%s %s', pg_get_constraintdef(k.oid), k.convalidated)
   from pg_constraint k where k.connamespace in (select oid from home)
 union all
 select 'trigger', format('%s %s', t.tgrelid::regclass, t.tgname), format('%s %s', pg_get_triggerdef(t.oid), t.tgenabled)
@@ -33,10 +34,12 @@ union all
 select 'function', p.oid::regprocedure::text, pg_get_functiondef(p.oid)
   from pg_proc p where p.pronamespace in (select oid from home)
 union all
-select 'type', t.typname::text, (select string_agg(e.enumlabel, ',' order by e.enumsortorder) from pg_enum e where e.enumtypid = t.oid)
+select 'type', t.typname::text,
+       (select string_agg(e.enumlabel, ',' order by e.enumsortorder) from pg_enum e where e.enumtypid = t.oid)
   from pg_type t where t.typnamespace in (select oid from home) and t.typtype in ('e', 'd')
 union all
-select 'sequence', s.seqrelid::regclass::text, format('%s %s %s %s', s.seqtypid::regtype, s.seqstart, s.seqincrement, s.seqcycle)
+select 'sequence', s.seqrelid::regclass::text,
+       format('%s %s %s %s', s.seqtypid::regtype, s.seqstart, s.seqincrement, s.seqcycle)
   from pg_sequence s join pg_class c on c.oid = s.seqrelid where c.relnamespace in (select oid from home)
 union all
 select 'comment', format('%s %s', pg_describe_object(d.classoid, d.objoid, d.objsubid), d.objsubid), d.description

@@ -18,7 +18,8 @@ PAST = uuid.UUID(int=0xBEEF)
 _FILL = """
 insert into registry_instance (instance_id, logical_id, cluster_epoch, status, actor_name, serve_route, node_id,
                                ip_address, pid, started_at, stopped_at, last_heartbeat)
-select md5('instance ' || n)::uuid, 'agent-' || n %% (%(rows)s / 2 + 1), case when n %% 10 < 3 then %(current)s else %(past)s end,
+select md5('instance ' || n)::uuid, 'agent-' || n %% (%(rows)s / 2 + 1),
+       case when n %% 10 < 3 then %(current)s else %(past)s end,
        (case when n %% 10 < 2 then 'alive' when n %% 10 = 2 then 'draining' else 'dead' end)::instancestatus,
        'actor-' || n, '/agents/' || n, 'node-' || n %% 20, '10.0.0.1', 1000 + n %% 30000,
        now() - interval '1 day' + make_interval(secs => n / 100.0),

@@ -1,5 +1,5 @@
-"""What a schema file may do while registries of the version before are at work. PostgreSQL itself is the parser: a file is
-applied to a database with rows, and what it has done is read from the catalog."""
+"""What a schema file may do while registries of the version before are at work. PostgreSQL itself is the parser: a file
+is applied to a database with rows, and what it has done is read from the catalog."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ $$;
 create event trigger lint on table_rewrite execute function lint.note();
 """
 _ROWS = """
-select register_instance(('00000000-0000-4000-8000-00000000000' || n)::uuid, 'agent-' || n) from generate_series(1, 4) as n;
+select register_instance(('00000000-0000-4000-8000-00000000000' || n)::uuid, 'agent-' || n)
+  from generate_series(1, 4) as n;
 select set_instance_status('00000000-0000-4000-8000-000000000002', 'alive');
 select set_instance_status('00000000-0000-4000-8000-000000000003', 'draining', 0, null, now() + interval '1 hour');
 select set_instance_status('00000000-0000-4000-8000-000000000004', 'dead');
@@ -113,7 +114,9 @@ def _of_columns(before: _Seen, after: _Seen) -> list[str]:
         if new_kind != kind:
             problems.append(f"column {name} was {kind} and is {new_kind}")
         if is_now_required and not is_required:
-            problems.append(f"column {name} must be given now: older registries do not, and every row is read under a lock")
+            problems.append(
+                f"column {name} must be given now: older registries do not, and every row is read under a lock"
+            )
     return problems
 
 

@@ -32,7 +32,15 @@ def dump_and_restore(server: PostgresServer, before: str, after: str, folder: Pa
         run(server, "pg_restore", *options, f"--dbname={server.dsn(after)}", file)
     else:
         run(server, "pg_dump", "--format=plain", "--no-owner", f"--file={file}", server.dsn(before))
-        run(server, "psql", "--quiet", "--set=ON_ERROR_STOP=1", "--single-transaction", f"--file={file}", server.dsn(after))
+        run(
+            server,
+            "psql",
+            "--quiet",
+            "--set=ON_ERROR_STOP=1",
+            "--single-transaction",
+            f"--file={file}",
+            server.dsn(after),
+        )
 
 
 @pytest.fixture
@@ -43,7 +51,7 @@ def restored(server: PostgresServer) -> Iterator[str]:
     server.drop_database(name)
 
 
-@pytest.mark.parametrize("form", ["custom", "plain"])
+@pytest.mark.parametrize(("server", "form"), [("postgres15", "plain"), ("postgres18", "custom")], indirect=["server"])
 async def test_registry_of_another_cluster_goes_on_with_a_restored_dump(
     server: PostgresServer, database: str, restored: str, tmp_path: Path, form: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""Schema files after 0010 may be applied while registries of the version before are at work: CONTRIBUTING.md, "Schema"."""
+"""Schema files after 0010 may be applied while older registries are at work: CONTRIBUTING.md, "The schema"."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ def test_every_file_after_the_tenth_keeps_the_rules(at_ten: psycopg.Connection) 
     [
         ("create table more (id int)", "no comment"),
         (HEAD + "create index more on registry_instance (last_heartbeat)", "holds last_heartbeat"),
-        (HEAD + "create index more on registry_instance (status) where last_heartbeat > '2024-01-01'", "holds last_heart"),
+        (
+            HEAD + "create index more on registry_instance (status) where last_heartbeat > '2024-01-01'",
+            "holds last_heart",
+        ),
         (HEAD + "create index more on registry_instance (node_id)", "-- safe: "),
         (HEAD + "create index concurrently more on registry_instance (node_id)", "cannot run inside a transaction"),
         (HEAD + "alter table registry_instance alter column pid type bigint", "column used by a view"),
@@ -55,12 +58,19 @@ def test_every_file_after_the_tenth_keeps_the_rules(at_ten: psycopg.Connection) 
         (HEAD + "alter table registry_instance add constraint more check (pid < 1e9)", "constraint more reads all"),
         (HEAD + "update registry_instance set organ_id = 'none' where organ_id is null", "writes rows"),
         (HEAD + "drop function beat(uuid)", "function beat can no more"),
-        (HEAD + "create function prepare_epoch(a text, b int default 1) returns bool language sql as 'select true'", "ambig"),
         (
-            HEAD + "drop function beat(uuid); create function beat(a uuid, b int) returns text language sql as 'select 1'",
+            HEAD + "create function prepare_epoch(a text, b int default 1) returns bool language sql as 'select true'",
+            "ambig",
+        ),
+        (
+            HEAD
+            + "drop function beat(uuid); create function beat(a uuid, b int) returns text language sql as 'select 1'",
             "function beat can no more",
         ),
-        (HEAD + "drop function beat(uuid); create function beat(a uuid) returns int language sql as 'select 1'", "beat can"),
+        (
+            HEAD + "drop function beat(uuid); create function beat(a uuid) returns int language sql as 'select 1'",
+            "beat can",
+        ),
     ],
 )
 def test_file_that_would_stop_older_registries_is_noticed(at_ten: psycopg.Connection, text: str, told: str) -> None:
@@ -77,7 +87,8 @@ def test_file_that_would_stop_older_registries_is_noticed(at_ten: psycopg.Connec
         "-- safe: the column is new and empty\nalter table registry_instance add column more int check (more > 0)",
         "create table more (id int primary key, of text check (of <> '')); create index more_of on more (of)",
         "-- safe: a few\nupdate registry_instance set organ_id = 'none' where organ_id is null",
-        "drop function beat(uuid); create function beat(a uuid, b int default 1) returns text language sql as 'select 1'",
+        "drop function beat(uuid);"
+        " create function beat(a uuid, b int default 1) returns text language sql as 'select 1'",
         "create or replace view active_instance as select a.*, 1 as more from active_instances a",
     ],
 )
