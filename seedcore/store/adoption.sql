@@ -284,6 +284,8 @@ declare
 begin
     -- whether somebody lives in an epoch the index says at once, asked for one epoch after another
     set local enable_seqscan = off;
+    -- which makes plans look dear, and worth a compilation that takes longer than they do
+    set local jit = off;
     select m.current_epoch::text, coalesce(m.updated_at, now()) into old_name, old_at from cluster_metadata m;
     if old_name is null then
         old_name := 'epoch-1';
