@@ -76,9 +76,10 @@ async def is_earlier_database(connection: Connection) -> bool:
     problem = _difference([(str(kind), str(name), str(told)) for kind, name, told in rows])
     if problem is None:
         return True
+    names = ", ".join(sorted(str(name) for _, name, _ in rows))
     raise SchemaError(
-        "the schema could not be brought up to date: the database has names of ours, but neither our schema nor that "
-        f"of the earlier SeedCore: {problem}. Nothing was changed"
+        f"the schema could not be brought up to date: the database has names of ours ({names}), but neither our schema "
+        f"nor that of the earlier SeedCore: {problem}. Nothing was changed"
     )
 
 
@@ -86,9 +87,9 @@ def _difference(rows: list[tuple[str, str, str]]) -> str | None:
     """What differs first from the earlier SeedCore's database; None where nothing does."""
     found = {name: (kind, told) for kind, name, told in rows}
     for table, columns in _COLUMNS.items():
-        kind, told = found.get(table, ("nothing", ""))
+        kind, told = found.get(table, ("", ""))
         if kind != "table":
-            return f"{table} is {kind}, not a table"
+            return f"there is no table {table}"
         there = {name: _plain(type_) for name, _, type_ in (column.partition(" ") for column in told.split(", "))}
         if there != columns:
             wrong = sorted(set(there.items()) ^ set(columns.items()))

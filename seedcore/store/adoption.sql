@@ -541,8 +541,8 @@ drop schema seedcore_adopting cascade;
 
 -- at_work: the transactions that run now
 select coalesce(array_agg(distinct l.virtualtransaction), '{}')
-  from pg_locks l
- where l.locktype = 'virtualxid' and l.granted and l.pid <> pg_backend_pid();
+  from pg_locks l join pg_stat_activity a on a.pid = l.pid
+ where l.locktype = 'virtualxid' and l.granted and l.pid <> pg_backend_pid() and a.datname = current_database();
 
 -- still_at_work: how many of them run still
 select count(distinct l.virtualtransaction)

@@ -26,7 +26,7 @@ from tests.conformance import test_changes, test_epochs, test_leases, test_readi
 from tests.conformance.worlds import PostgresWorld
 from tests.postgres.catalog import catalog, differences
 from tests.postgres.earlier import CURRENT, PAST, SHAPE, OldClient, make_earlier
-from tests.servers import GUARDED_ROLE, PostgresServer, forget_everything
+from tests.servers import GUARDED_PASSWORD, GUARDED_ROLE, PostgresServer, forget_everything
 from tests.waiting import eventually
 
 # what does not depend on the version of PostgreSQL
@@ -273,6 +273,21 @@ async def test_who_might_call_and_read_may_do_so_afterwards(server: PostgresServ
         connection.execute("select set_current_epoch(%s)", (uuid.uuid4(),))
         assert connection.execute("select count(*) from active_instance").fetchone() == (0,)
     assert ask(bare_dsn, "select has_function_privilege('public', 'beat(uuid)', 'execute')") == [(False,)]
+
+
+@one_server
+async def test_owner_of_the_tables_needs_no_superuser(server: PostgresServer, bare_dsn: str) -> None:
+    database = str(psycopg.conninfo.conninfo_to_dict(bare_dsn)["dbname"])
+    ask(bare_dsn, f"grant all on schema public to {GUARDED_ROLE}")
+    owned = server.dsn(database, GUARDED_ROLE, GUARDED_PASSWORD)
+    make_earlier(owned, 20)
+    with pytest.raises(SchemaError, match="permission denied for database"):
+        await adopt(owned)
+    assert len(ask(owned, _ROWS)) == 20
+    ask(bare_dsn, f'grant create on database "{database}" to {GUARDED_ROLE}')
+    await adopt(owned)
+    assert await end_old_calls_of_database(owned)
+    assert len(ask(owned, _ROWS)) == 20
 
 
 # Rows that break our rules
