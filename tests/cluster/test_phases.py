@@ -8,10 +8,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+from pydantic import SecretStr
 
 from seedcore.core.errors import RegistryError
 from seedcore.core.lifecycle import Status
@@ -20,8 +22,12 @@ from seedcore.registry.actor import stop_registry
 from seedcore.registry.connection import RegistryConnection
 from seedcore.runtime import start_registry
 from seedcore.settings import Mode, Settings
+from seedcore.store.postgres import PostgresStore, migrate_database
 from seedcore.tier0 import Tier0MemoryManager
 from tests.cluster.agents import Worker
+from tests.postgres.dumps import dump_and_restore
+from tests.postgres.earlier import make_earlier
+from tests.servers import PostgresServer
 from tests.waiting import eventually
 
 FLEET = ("eye", "ear")
@@ -150,6 +156,35 @@ async def test_three_phases_forwards_and_backwards_without_an_interrupted_resolu
         assert caller.resolved > 100
     for actor in plain.values():
         ray.kill(actor)
+
+
+async def test_registry_of_this_cluster_starts_on_a_restored_dump_of_an_adopted_database(
+    ray_cluster: None, settings: Settings, postgres18: PostgresServer, tmp_path: Path
+) -> None:
+    adopted, restored = (postgres18.create_database(template=name) for name in ("template1", "template0"))
+    make_earlier(postgres18.dsn(adopted), 50)
+    await migrate_database(postgres18.dsn(adopted), adopting=lambda _: None)
+    lost = PostgresStore(postgres18.dsn(adopted))
+    await lost.open()
+    await lost.begin("the lost cluster", None, 15.0)
+    await lost.close()
+    dump_and_restore(postgres18, adopted, restored, tmp_path, "custom")
+
+    settings = settings.model_copy(update={"pg_dsn": SecretStr(postgres18.dsn(restored))})
+    await start_registry(settings)
+    registry = RegistryConnection(settings.namespace, settings.call_timeout_s)
+    await eventually(partial(_is_ready, registry))
+    assert (await registry.health()).epoch == "epoch-3"
+    actor = await bring_up("agent-1", "agent-1", settings)
+    manager = Tier0MemoryManager(settings)
+    assert await (await manager.resolve("agent-1")).get_id.remote() == "agent-1"
+    await manager.close()
+    before, now = sorted((await registry.describe("agent-1")).history, key=lambda row: row.status is Status.ALIVE)[-2:]
+    assert (before.status, now.status, now.cluster_epoch) == (Status.DEAD, Status.ALIVE, "epoch-3")
+    await end(actor)
+    await stop_registry(settings.namespace)
+    for name in (adopted, restored):
+        postgres18.drop_database(name)
 
 
 async def _is_ready(registry: RegistryConnection) -> bool:

@@ -92,7 +92,7 @@ class OldClient:
                     elif turn in (1, 4, 8):
                         target = ids[-1] if turn == 1 else ids[-1 - len(ids) // 2]
                         status = {1: "alive", 4: "draining", 8: "dead"}[turn]
-                        if said.statuses[target] != "dead":
+                        if said.statuses.get(target, "dead") != "dead":
                             self._timed(
                                 connection, "select set_instance_status(%s, %s::instancestatus)", (target, status)
                             )

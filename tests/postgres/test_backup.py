@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,31 +15,8 @@ from seedcore.core.model import InstanceFilter
 from seedcore.store.postgres import PostgresStore
 from tests.builders import iid, joins, turns
 from tests.postgres.catalog import catalog, differences
+from tests.postgres.dumps import dump_and_restore
 from tests.servers import PostgresServer
-
-
-def run(server: PostgresServer, program: str, *arguments: str) -> None:
-    subprocess.run([server.binaries / program, *arguments], check=True, capture_output=True, timeout=60)
-
-
-def dump_and_restore(server: PostgresServer, before: str, after: str, folder: Path, form: str) -> None:
-    """As docs/how-to/backup.md says."""
-    file = str(folder / "seedcore.dump")
-    if form == "custom":
-        run(server, "pg_dump", "--format=custom", "--no-owner", f"--file={file}", server.dsn(before))
-        options = ("--no-owner", "--exit-on-error", "--single-transaction")
-        run(server, "pg_restore", *options, f"--dbname={server.dsn(after)}", file)
-    else:
-        run(server, "pg_dump", "--format=plain", "--no-owner", f"--file={file}", server.dsn(before))
-        run(
-            server,
-            "psql",
-            "--quiet",
-            "--set=ON_ERROR_STOP=1",
-            "--single-transaction",
-            f"--file={file}",
-            server.dsn(after),
-        )
 
 
 @pytest.fixture
