@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from seedcore.store.postgres import (
     PostgresStore,
     ServerState,
     checked_dsn,
+    end_old_calls_of_database,
     grant_on_database,
     inspect_database,
     migrate_database,
@@ -68,9 +70,13 @@ class StoreRecipe:
         """The database as it is, which is not changed, nor is a server started. Raises as `reader`."""
         return await inspect_database(await self._readable_dsn())
 
-    async def migrate(self) -> list[str]:
-        """Bring the schema up to date; the names of what was applied."""
-        return await migrate_database(await self._writable_dsn())
+    async def migrate(self, report: Callable[[str], None]) -> list[str]:
+        """Bring the schema up to date, also that of an earlier SeedCore; what was applied. `report` hears of it."""
+        return await migrate_database(await self._writable_dsn(), adopting=report)
+
+    async def end_old_calls(self) -> bool:
+        """Drop the calls that an adoption kept for old clients; whether there were any."""
+        return await end_old_calls_of_database(await self._writable_dsn())
 
     async def grant(self, role: str, password: str | None) -> bool:
         """Let a role do what a registry needs; whether it was made. Run as the owner."""

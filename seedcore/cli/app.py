@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -91,14 +92,20 @@ def migrate_command(
     password_file: Annotated[
         Path | None, typer.Option(help="Its password. Without: it keeps what it has, or logs in by certificate.")
     ] = None,
+    end_old_calls: Annotated[
+        bool,
+        typer.Option("--end-old-calls", help="Afterwards drop what was kept for clients of an adopted database."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring the database's schema up to date. Run as the owner of the tables."""
+    """Bring the database's schema up to date; adopt a database of the earlier SeedCore. Run as the owner."""
     if password_file is not None and role is None:
         raise InvalidInputError("--password-file", "goes with --grant")
     password = None if password_file is None else _secret_of(password_file)
     recipe = store_recipe(load_settings())
-    applied = asyncio.run(recipe.migrate())
+    applied = asyncio.run(recipe.migrate(partial(typer.echo, err=as_json)))
+    if end_old_calls and asyncio.run(recipe.end_old_calls()):
+        typer.echo("the calls of old clients are dropped", err=as_json)
     if role is not None:
         made = asyncio.run(recipe.grant(role, password))
         typer.echo(f"role {role} {'is made and ' if made else ''}has what a registry needs", err=as_json)

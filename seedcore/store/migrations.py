@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psycopg
 
-from seedcore.core.errors import SchemaError
+from seedcore.core.errors import SchemaError, StoreUnavailableError
 
 logger = logging.getLogger(__name__)
 
@@ -79,11 +81,43 @@ async def migrate(connection: psycopg.AsyncConnection[Any], migrations: list[Mig
                 return applied
             logger.info("applying schema migration %s", step.name)
             await connection.execute(step.sql)
-            await connection.execute(
-                "insert into schema_migration (number, name, sha256) values (%s, %s, %s)",
-                (step.number, step.name, step.sha256),
-            )
+            await _record(connection, step)
         applied.append(step.name)
+
+
+@asynccontextmanager
+async def hold_starters(connection: psycopg.AsyncConnection[Any]) -> AsyncIterator[None]:
+    """Keep every other starter out over several transactions. Raises StoreUnavailableError where one is at work.
+
+    The lock ends with the connection, which must be nobody else's.
+    """
+    cursor = await connection.execute("select pg_try_advisory_lock(%s)", (_LOCK,))
+    row = await cursor.fetchone()
+    if row is None or not row[0]:
+        raise StoreUnavailableError("another process brings this database up to date now")
+    yield
+
+
+async def make_whole(
+    connection: psycopg.AsyncConnection[Any], migrations: list[Migration], text_of: Callable[[Migration], str]
+) -> None:
+    """Apply and record every migration in the caller's transaction, each as `text_of` says."""
+    await connection.execute(_CREATE)
+    for step in migrations:
+        await connection.execute(text_of(step))
+        await _record(connection, step)
+
+
+async def is_recorded_whole(connection: psycopg.AsyncConnection[Any], migrations: list[Migration]) -> bool:
+    """Whether exactly these migrations are recorded."""
+    recorded = await _recorded(connection) or []
+    return [sha256 for _, _, sha256 in recorded] == [migration.sha256 for migration in migrations]
+
+
+async def _record(connection: psycopg.AsyncConnection[Any], step: Migration) -> None:
+    await connection.execute(
+        "insert into schema_migration (number, name, sha256) values (%s, %s, %s)", (step.number, step.name, step.sha256)
+    )
 
 
 async def is_up_to_date(connection: psycopg.AsyncConnection[Any]) -> bool:

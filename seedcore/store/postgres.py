@@ -60,6 +60,7 @@ from seedcore.core.paging import (
 )
 from seedcore.core.selector import Selector
 from seedcore.core.waiting import within
+from seedcore.store.adoption import adopt, end_old_calls, finish_if_interrupted, is_earlier_database
 from seedcore.store.connections import (
     Connection,
     Connections,
@@ -70,7 +71,7 @@ from seedcore.store.connections import (
     reaching,
     tells_of_schema,
 )
-from seedcore.store.migrations import compare, is_up_to_date, migrate
+from seedcore.store.migrations import compare, is_up_to_date, known_migrations, migrate
 from seedcore.store.queries import queries
 from seedcore.store.roles import check_role, grant
 
@@ -364,24 +365,53 @@ async def inspect_database(dsn: str) -> ServerState:
     return ServerState(version, number, now, tuple(missing), tuple(unknown))
 
 
-async def migrate_database(dsn: str, limits: PoolLimits | None = None) -> list[str]:
+async def migrate_database(
+    dsn: str, limits: PoolLimits | None = None, *, adopting: Callable[[str], None] | None = None
+) -> list[str]:
     """Bring the database behind `dsn` up to date; the names of what was applied.
 
-    On a connection of its own: a migration may take longer than a statement of the hot path.
+    On a connection of its own: a migration may take longer than a statement of the hot path. One of the earlier
+    SeedCore is adopted only where `adopting` is given, which hears what is done.
     Raises ConfigurationError, StoreUnavailableError or SchemaError.
     """
     checked_dsn(dsn)
     # a caller that is cancelled does not wait until a deaf server has heard of it
-    return await within(_migrate_database(dsn, limits if limits is not None else PoolLimits()), None)
+    return await within(_migrate_database(dsn, limits if limits is not None else PoolLimits(), adopting), None)
 
 
-async def _migrate_database(dsn: str, limits: PoolLimits) -> list[str]:
+async def end_old_calls_of_database(dsn: str, limits: PoolLimits | None = None) -> bool:
+    """Drop the calls that an adoption kept for clients of the earlier SeedCore; whether there were any. Raises as
+    `migrate_database`."""
+    limits = limits if limits is not None else PoolLimits()
+    try:
+        connection = await Connection.connect(checked_dsn(dsn), autocommit=True, **reaching(dsn, limits))
+        async with connection:
+            with answering(connection, limits.answer_s):
+                return await end_old_calls(connection)
+    except psycopg.OperationalError as error:
+        raise StoreUnavailableError(explained(error)) from error
+    except psycopg.Error as error:
+        raise SchemaError(f"the old calls could not be dropped: {first_line(error)}") from error
+
+
+async def _migrate_database(dsn: str, limits: PoolLimits, adopting: Callable[[str], None] | None) -> list[str]:
     try:
         connection = await Connection.connect(dsn, autocommit=True, **reaching(dsn, limits))
         async with connection:
             with answering(connection, limits.answer_s):
-                if await is_up_to_date(connection):
-                    return []
+                is_current = await is_up_to_date(connection)
+                is_earlier = not is_current and await is_earlier_database(connection)
+            if is_earlier:
+                if adopting is None:
+                    raise SchemaError(
+                        "this is a database of the earlier SeedCore: run `seedcore migrate`, which adopts it"
+                    )
+                await adopt(connection, adopting)
+                return [migration.name for migration in known_migrations()]
+            if adopting is not None:
+                await finish_if_interrupted(connection, adopting)
+            if is_current:
+                return []
             with answering(connection, _MIGRATION_S):
                 return await migrate(connection)
     except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction) as error:

@@ -61,6 +61,7 @@ _MAX_PROVING = 100
 _MAX_TURNS = 10_000
 _RESTART_S = 10.0
 _RESTART_PAUSE_S = 0.1
+_IS_STARTING = f"it is {Status.STARTING}"
 
 
 class Tier0MemoryManager:
@@ -393,7 +394,9 @@ class Tier0MemoryManager:
         except (RegistryUnavailableError, DirectoryUnavailableError) as error:
             logger.info("not compared: %s", error)
 
-    async def _locate_by_registry(self, logical_id: str, allow_late: bool, policy: Policy, key: str) -> Located:
+    async def _locate_by_registry(
+        self, logical_id: str, allow_late: bool, policy: Policy, key: str, *, is_again: bool = False
+    ) -> Located:
         if policy is not Policy.NEWEST:
             located = await self._locate_by_policy(logical_id, allow_late, policy, key)
             if located is not None:
@@ -425,10 +428,19 @@ class Tier0MemoryManager:
         if not found.is_known:
             # what the registry said of it before holds no more
             self._snapshot.compare([found])
-        if found.is_known or self._mode is Mode.REGISTRY:
+        if self._mode is Mode.REGISTRY or (found.is_known and told != _IS_STARTING):
             raise NotResolvableError(logical_id, told)
-        await self._require_unregistered(logical_id, told)
+        history = await self._history(logical_id)
+        if not is_again and any(row.status is Status.ALIVE for row in history):
+            # it came after we had asked
+            return await self._locate_by_registry(logical_id, allow_late, policy, key, is_again=True)
+        if found.is_known and not history:
+            raise NotResolvableError(logical_id, told)
+        self._require_unreported(logical_id, history, told)
         try:
+            if history:
+                handle = await self._finder.of_name(logical_id)
+                return Located(logical_id, handle, Source.RAY, utc_now(), None)
             return await self._locate_without_registry(logical_id, None)
         except NotResolvableError as error:
             raise NotResolvableError(logical_id, f"{told}; {error.why}") from error
@@ -452,17 +464,23 @@ class Tier0MemoryManager:
             return Located(logical_id, handle, Source.REGISTRY, listing.as_of, chosen)
         return None
 
-    async def _require_unregistered(self, logical_id: str, told: str) -> None:
-        """Ray's listing is for those who do not report: raise NotResolvableError for one who did, and is dead."""
+    async def _history(self, logical_id: str) -> Sequence[Instance]:
+        """Every instance that the registry knows of, the newest first; none where it cannot be read."""
         try:
-            history = (await self._connection.describe(logical_id)).history
+            return (await self._connection.describe(logical_id)).history
         except RegistryUnavailableError as error:
             logger.info("its history is not readable: %s", error, extra={"logical_id": logical_id})
-            return
+            return ()
+
+    def _require_unreported(self, logical_id: str, history: Sequence[Instance], told: str) -> None:
+        """Ray's listing is for those who do not report: raise NotResolvableError for one who did, and is dead. While
+        the first that reports is starting, an actor of the agent's own name that does not report goes on."""
         if not history:
             return
         if history[0].status is not Status.DEAD:
-            # it registered after we had asked
+            is_first = all(row.status is Status.STARTING for row in history)
+            if is_first and all(row.actor_name != logical_id for row in history):
+                return
             raise NotResolvableError(logical_id, told)
         cause = f" ({history[0].cause})" if history[0].cause else ""
         raise NotResolvableError(logical_id, f"no live instance is registered, the last one is dead{cause}")

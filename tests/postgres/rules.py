@@ -1,0 +1,184 @@
+"""What a schema file may do while registries of the version before are at work. PostgreSQL itself is the parser: a file
+is applied to a database with rows, and what it has done is read from the catalog."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+import psycopg
+
+from seedcore.store.migrations import Migration
+
+_WATCH = """
+create schema lint;
+create table lint.rewritten (name text);
+create function lint.note() returns event_trigger language plpgsql as $$
+begin
+    insert into lint.rewritten values (pg_event_trigger_table_rewrite_oid()::regclass::text);
+end
+$$;
+create event trigger lint on table_rewrite execute function lint.note();
+"""
+_ROWS = """
+select register_instance(('00000000-0000-4000-8000-00000000000' || n)::uuid, 'agent-' || n)
+  from generate_series(1, 4) as n;
+select set_instance_status('00000000-0000-4000-8000-000000000002', 'alive');
+select set_instance_status('00000000-0000-4000-8000-000000000003', 'draining', 0, null, now() + interval '1 hour');
+select set_instance_status('00000000-0000-4000-8000-000000000004', 'dead');
+insert into superseded_cluster values ('before');
+"""
+_COLUMNS = """
+select c.relname || '.' || a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull
+  from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+ where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'v')
+"""
+_INDEXES = """
+select c.relname::text, x.indrelid::regclass::text, pg_get_indexdef(x.indexrelid)
+  from pg_index x join pg_class c on c.oid = x.indexrelid where c.relnamespace = 'public'::regnamespace
+"""
+_CONSTRAINTS = """
+select k.conname::text, k.conrelid::regclass::text, k.convalidated
+  from pg_constraint k where k.connamespace = 'public'::regnamespace and k.conrelid <> 0 and k.contype <> 'n'
+"""
+_FUNCTIONS = """
+select p.proname::text, p.proargtypes::oid[]::int[], p.pronargdefaults::int, pg_get_function_result(p.oid)
+  from pg_proc p where p.pronamespace = 'public'::regnamespace
+"""
+_ROW_VERSIONS = """
+select 'registry_instance', ctid::text, xmin::text from registry_instance
+union all
+select 'registry_transition', ctid::text, xmin::text from registry_transition
+"""
+
+
+@dataclass
+class _Seen:
+    """What the catalog tells of what older registries use."""
+
+    columns: dict[str, tuple[str, bool]] = field(default_factory=dict)
+    indexes: dict[str, tuple[str, str]] = field(default_factory=dict)
+    constraints: dict[tuple[str, str], bool] = field(default_factory=dict)
+    functions: list[tuple[str, list[int], int, str]] = field(default_factory=list)
+
+
+def _look(connection: psycopg.Connection) -> _Seen:
+    return _Seen(
+        {name: (kind, is_required) for name, kind, is_required in connection.execute(_COLUMNS)},
+        {name: (table, text) for name, table, text in connection.execute(_INDEXES)},
+        {(table, name): is_valid for name, table, is_valid in connection.execute(_CONSTRAINTS)},
+        [(name, list(types), defaults, result) for name, types, defaults, result in connection.execute(_FUNCTIONS)],
+    )
+
+
+def prepare(connection: psycopg.Connection) -> None:
+    """Rows, and an eye on rewritten tables, for a database that is then spoiled. Needs a superuser."""
+    connection.execute(_ROWS)
+    connection.execute(_WATCH)
+
+
+def problems_of(connection: psycopg.Connection, migration: Migration) -> list[str]:
+    """Apply a file to a database that was prepared and has all files before it; which rules it breaks."""
+    problems: list[str] = []
+    if not re.match(r"-- \S.{20,}", migration.sql):
+        problems.append("it begins with no comment that says what it is for")
+    before = _look(connection)
+    rows = connection.execute(_ROW_VERSIONS).fetchall()
+    try:
+        with connection.transaction():
+            connection.execute(migration.sql)
+    except psycopg.Error as error:
+        return [*problems, f"it fails on tables with rows: {str(error).splitlines()[0]}"]
+    after = _look(connection)
+    for (name,) in connection.execute("select distinct name from lint.rewritten").fetchall():
+        problems.append(f"it rewrites {name}, which nobody can use meanwhile: add a column, fill it in batches")
+    problems += _of_columns(before, after)
+    problems += _of_indexes(before, after, migration.sql)
+    problems += _of_constraints(before, after, migration.sql)
+    problems += _of_functions(before, after)
+    if not any("is gone" in problem or "rewrites" in problem for problem in problems) and not _has_reason(
+        migration.sql, r"(update|delete\s+from)\s"
+    ):
+        written = {row[0] for row in set(rows) - set(connection.execute(_ROW_VERSIONS).fetchall())}
+        problems += [f"it writes rows of {name}: say `-- safe: ` and why above" for name in sorted(written)]
+    return problems
+
+
+def _of_columns(before: _Seen, after: _Seen) -> list[str]:
+    problems = []
+    for name, (kind, is_required) in before.columns.items():
+        if name not in after.columns:
+            problems.append(f"column {name} is gone, which older registries read")
+            continue
+        new_kind, is_now_required = after.columns[name]
+        if new_kind != kind:
+            problems.append(f"column {name} was {kind} and is {new_kind}")
+        if is_now_required and not is_required:
+            problems.append(
+                f"column {name} must be given now: older registries do not, and every row is read under a lock"
+            )
+    return problems
+
+
+def _of_indexes(before: _Seen, after: _Seen, text: str) -> list[str]:
+    tables = {name.partition(".")[0] for name in before.columns}
+    problems = []
+    for name, (table, definition) in after.indexes.items():
+        if name in before.indexes or table not in tables:
+            continue
+        if "last_heartbeat" in definition:
+            problems.append(f"index {name} holds last_heartbeat: no beat would be a HOT update")
+        if not _has_reason(text, rf"create\s+(unique\s+)?index\s+(if\s+not\s+exists\s+)?{re.escape(name)}\b"):
+            problems.append(f"index {name} is built while nobody can write {table}: say `-- safe: ` and why above")
+    return problems
+
+
+def _of_constraints(before: _Seen, after: _Seen, text: str) -> list[str]:
+    tables = {name.partition(".")[0] for name in before.columns}
+    return [
+        f"constraint {name} reads all of {table} under a lock: add it as not valid, or say `-- safe: ` and why above"
+        for (table, name), is_valid in after.constraints.items()
+        if (table, name) not in before.constraints
+        and table in tables
+        and is_valid
+        and not _has_reason(text, rf"alter\s+table\s+{re.escape(table)}\b")
+    ]
+
+
+def _of_functions(before: _Seen, after: _Seen) -> list[str]:
+    """An older registry calls by position and by name, with as many arguments as it knows."""
+    problems = []
+    for name, types, defaults, result in before.functions:
+        heirs = [
+            (new_types, new_defaults)
+            for new_name, new_types, new_defaults, new_result in after.functions
+            if new_name == name
+            and new_types[: len(types)] == types
+            and len(new_types) - new_defaults <= len(types) - defaults
+            and _answers_as(result, new_result)
+        ]
+        if not heirs:
+            problems.append(f"function {name} can no more be called as older registries do")
+        elif len(heirs) > 1:
+            problems.append(f"function {name} is ambiguous as older registries call it: drop the one before")
+    return problems
+
+
+def _answers_as(before: str, after: str) -> bool:
+    """The same, or a row with more at its end."""
+    return after == before or (before.startswith("TABLE(") and after.startswith(before.rstrip(")") + ","))
+
+
+def _has_reason(text: str, statement: str) -> bool:
+    """Whether every statement that matches has a comment right above it that says why it is safe."""
+    lines = text.splitlines()
+    for match in re.finditer(rf"^\s*{statement}", text, re.IGNORECASE | re.MULTILINE):
+        # the match may begin with the line breaks before it
+        place = text.count("\n", 0, match.end() - len(match[0].lstrip()))
+        above = []
+        while place > 0 and lines[place - 1].lstrip().startswith("--"):
+            place -= 1
+            above.append(lines[place])
+        if not any("safe: " in line for line in above):
+            return False
+    return bool(re.search(rf"^\s*{statement}", text, re.IGNORECASE | re.MULTILINE))

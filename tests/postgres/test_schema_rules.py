@@ -1,0 +1,96 @@
+"""Schema files after 0010 may be applied while older registries are at work: CONTRIBUTING.md, "The schema"."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from seedcore.store.migrations import Migration, known_migrations
+from tests.postgres.rules import prepare, problems_of
+from tests.servers import PostgresServer
+
+# those are as they are
+FREE = 10
+LATER = [migration for migration in known_migrations() if migration.number > FREE]
+HEAD = "-- A file that breaks a rule, so that somebody notices.\n"
+
+
+@pytest.fixture
+def at_ten(postgres18: PostgresServer) -> Iterator[psycopg.Connection]:
+    """A database with the files that are free, and rows."""
+    name = postgres18.create_database(template="template1")
+    with psycopg.connect(postgres18.dsn(name), autocommit=True) as connection:
+        for migration in known_migrations()[:FREE]:
+            connection.execute(migration.sql)
+        prepare(connection)
+        yield connection
+    postgres18.drop_database(name)
+
+
+def test_every_file_after_the_tenth_keeps_the_rules(at_ten: psycopg.Connection) -> None:
+    assert [(file.name, problem) for file in LATER for problem in problems_of(at_ten, file)] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("create table more (id int)", "no comment"),
+        (HEAD + "create index more on registry_instance (last_heartbeat)", "holds last_heartbeat"),
+        (
+            HEAD + "create index more on registry_instance (status) where last_heartbeat > '2024-01-01'",
+            "holds last_heart",
+        ),
+        (HEAD + "create index more on registry_instance (node_id)", "-- safe: "),
+        (HEAD + "create index concurrently more on registry_instance (node_id)", "cannot run inside a transaction"),
+        (HEAD + "alter table registry_instance alter column pid type bigint", "column used by a view"),
+        (HEAD + "alter table registry_transition alter column seq type numeric", "rewrites registry_transition"),
+        (HEAD + "alter table registry_transition alter column cause type varchar", "was text and is"),
+        (HEAD + "alter table registry_instance add column more int not null", "fails on tables with rows"),
+        (HEAD + "alter table registry_instance add column more float not null default random()", "rewrites"),
+        (HEAD + "alter table registry_instance alter column node_id set not null", "fails on tables with rows"),
+        (HEAD + "alter table registry_instance alter column drain_until set not null", "fails on tables with rows"),
+        (HEAD + "alter table cluster_epoch alter column staged_at drop not null", ""),
+        (HEAD + "alter table registry_instance drop column organ_id cascade", "organ_id is gone"),
+        (HEAD + "alter table registry_instance rename column organ_id to organ", "organ_id is gone"),
+        (HEAD + "alter table registry_transition rename to history", "registry_transition.cause is gone"),
+        (HEAD + "alter table registry_instance add constraint more check (pid < 1e9)", "constraint more reads all"),
+        (HEAD + "update registry_instance set organ_id = 'none' where organ_id is null", "writes rows"),
+        (HEAD + "drop function beat(uuid)", "function beat can no more"),
+        (
+            HEAD + "create function prepare_epoch(a text, b int default 1) returns bool language sql as 'select true'",
+            "ambig",
+        ),
+        (
+            HEAD
+            + "drop function beat(uuid); create function beat(a uuid, b int) returns text language sql as 'select 1'",
+            "function beat can no more",
+        ),
+        (
+            HEAD + "drop function beat(uuid); create function beat(a uuid) returns int language sql as 'select 1'",
+            "beat can",
+        ),
+    ],
+)
+def test_file_that_would_stop_older_registries_is_noticed(at_ten: psycopg.Connection, text: str, told: str) -> None:
+    problems = problems_of(at_ten, Migration(FREE + 1, "more.sql", text))
+    assert any(told in problem for problem in problems) if told else problems == [], problems
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "-- safe: few rows have one\ncreate index more on registry_instance (node_id) where held",
+        "alter table registry_instance add column more int not null default 7",
+        "alter table registry_instance add constraint more check (pid < 1e9) not valid",
+        "-- safe: the column is new and empty\nalter table registry_instance add column more int check (more > 0)",
+        "create table more (id int primary key, of text check (of <> '')); create index more_of on more (of)",
+        "-- safe: a few\nupdate registry_instance set organ_id = 'none' where organ_id is null",
+        "drop function beat(uuid);"
+        " create function beat(a uuid, b int default 1) returns text language sql as 'select 1'",
+        "create or replace view active_instance as select a.*, 1 as more from active_instances a",
+    ],
+)
+def test_file_that_keeps_the_rules_is_not_refused(at_ten: psycopg.Connection, text: str) -> None:
+    assert problems_of(at_ten, Migration(FREE + 1, "more.sql", HEAD + text)) == []
