@@ -15,7 +15,7 @@ for _name in list(os.environ):
         del os.environ[_name]
 
 from collections.abc import Iterator  # noqa: E402
-from pathlib import PurePath  # noqa: E402
+from pathlib import Path, PurePath  # noqa: E402
 from typing import Any  # noqa: E402
 
 import pytest  # noqa: E402
@@ -33,6 +33,7 @@ settings.load_profile("seedcore")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-postgres15", action="store_true", help="fail, not skip, where it is not installed")
+    parser.addoption("--postgres", type=Path, help="bin folder of a PostgreSQL to be tried in place of the system's 15")
     parser.addoption("--require-browser", action="store_true", help="fail, not skip, where there is no Chromium")
     parser.addoption("--require-promtool", action="store_true", help="fail, not skip, where it is not installed")
 
@@ -100,6 +101,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Groups:
 @pytest.fixture(scope="session")
 def postgres15(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
     """A PostgreSQL 15 of the system, sorting text by language, as many installations do."""
+    given: Path | None = request.config.getoption("--postgres")
+    if given is not None:
+        with running_server(given) as server:
+            yield server
+        return
     binaries = system_binaries()
     if binaries is None:
         missing = "PostgreSQL 15 is not installed here (apt-get install postgresql-15)"
