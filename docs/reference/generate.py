@@ -115,7 +115,10 @@ def _methods(thing: type[Any]) -> list[str]:
 
 def _signature(name: str, thing: Any) -> str:
     try:
-        signature = str(inspect.signature(thing))
+        told = inspect.signature(thing)
+        # Ray adds one of its own to classes that became actors in this process
+        own = [parameter for parameter in told.parameters.values() if not parameter.name.startswith("_ray_")]
+        signature = str(told.replace(parameters=own))
     except (TypeError, ValueError):
         return name
     # annotations are kept as text, and of an object its address says nothing

@@ -17,7 +17,7 @@ from seedcore.bench.environment import Bench, environment
 from seedcore.bench.growth import measure
 from seedcore.bench.report import Figure, Ratio, Result, show, write_json, write_plot
 from seedcore.bench.run import BENCHMARKS
-from seedcore.cli.output import EXIT_FAILED
+from seedcore.cli.output import EXIT_USAGE
 
 PROGRAM = Path(sys.executable).parent / "seedcore"
 AGENTS = 100_000
@@ -44,7 +44,7 @@ def test_a_quick_run_prints_a_table_and_writes_json_and_a_plot(tmp_path: Path) -
 
 def test_a_benchmark_that_there_is_not_is_refused_before_anything_runs() -> None:
     done = run("ingets")
-    assert done.returncode == EXIT_FAILED
+    assert done.returncode == EXIT_USAGE
     assert "must be one of ingest, resolve, propagation, death, restart, http, growth, not 'ingets'" in done.stderr
 
 

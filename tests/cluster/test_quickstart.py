@@ -118,6 +118,6 @@ def test_a_wrong_setting_is_one_line_that_names_it(newcomer: Newcomer, environme
 @pytest.mark.parametrize("command", ["ls", "demo"])
 def test_without_the_cluster_that_is_named_a_command_says_how_to_start_one(newcomer: Newcomer, command: str) -> None:
     answer = newcomer.run("seedcore", command, check=False, RAY_ADDRESS="127.0.0.1:1")
-    assert answer.returncode == 1
+    assert answer.returncode == 4
     assert "serve run serve_config.yaml" in answer.stderr
     assert "Traceback" not in answer.stderr

@@ -568,7 +568,7 @@ async def test_dropped_table_is_told_to_the_operator_until_it_is_restored(stage:
     stage.run(
         "create table registry_transition (id bigint generated always as identity primary key, instance_id uuid,"
         " logical_id text, from_status instancestatus, to_status instancestatus, seq bigint, cause text,"
-        " at timestamptz default now())",
+        " at timestamptz default now(), until timestamptz)",
         "insert into registry_transition overriding system value table backup",
         "select setval(pg_get_serial_sequence('registry_transition', 'id'), (select max(id) from backup))",
         "drop table backup",

@@ -98,7 +98,7 @@ async def test_bad_input_over_http_is_a_problem_that_says_what(world: World) -> 
             answer = await client.post(world.url + "/v1/resolve", content=body, headers=headers)
             check_problem(answer, status, says)
         for method, path, status, says in BAD_ROUTES:
-            answer = await client.request(method, world.url + path)
+            answer = await world.ask(method, path)
             check_problem(answer, status, says)
             assert ("allow" in answer.headers) is (status == 405)
 
