@@ -54,7 +54,9 @@ class Place:
     @property
     def settings(self) -> Settings:
         """What callers and agents of this registry run with."""
-        return Settings(namespace=self.namespace, pg_dsn=SecretStr(self.dsn), call_timeout_s=30.0, http_max_requests_a_s=1e6)
+        return Settings(
+            namespace=self.namespace, pg_dsn=SecretStr(self.dsn), call_timeout_s=30.0, http_max_requests_a_s=1e6
+        )
 
     async def process(self) -> psutil.Process:
         """The registry's process."""

@@ -886,7 +886,9 @@ class History:
 
     async def _release(self, reporter: Reporter) -> None:
         """End every draining by hand; one that is dead or back as another instance needs no more."""
-        while True:
+        ends_s = self.world.now_s + CALM_S
+        # what cannot be ended for so long the calm will show
+        while self.world.now_s < ends_s:
             instance_id = reporter.client.instance_id
             try:
                 receipt = await SimConnection(self.world, "operator").set_status(
