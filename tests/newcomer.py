@@ -40,7 +40,7 @@ class Newcomer:
         self.config.write_text(yaml.safe_dump(config))
         self.environment = {
             **os.environ,
-            # as Ray does by itself for clusters that `serve run` starts: only who has the token that is made here gets in
+            # as Ray does by itself for clusters that `serve run` starts: only who has the token made here gets in
             "RAY_AUTH_MODE": "token",
             "HOME": str(folder),
             "SEEDCORE_DATA_DIR": str(self.data_dir),
