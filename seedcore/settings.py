@@ -68,8 +68,12 @@ def _url(value: str) -> str:
     return value
 
 
+def _parts(value: str) -> list[str]:
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
 def _networks(value: str) -> str:
-    for text in filter(None, (part.strip() for part in value.split(","))):
+    for text in _parts(value):
         try:
             ipaddress.ip_network(text)
         except ValueError:
@@ -241,8 +245,7 @@ class Settings(BaseSettings):
     @property
     def proxy_networks(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
         """The networks of trusted proxies."""
-        parts = filter(None, (part.strip() for part in self.http_trusted_proxies.split(",")))
-        return tuple(ipaddress.ip_network(part) for part in parts)
+        return tuple(map(ipaddress.ip_network, _parts(self.http_trusted_proxies)))
 
     @property
     def effective_lease_s(self) -> float:

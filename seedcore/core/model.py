@@ -91,7 +91,7 @@ class Registration:
     def validated(self) -> Registration:
         """The same registration, or InvalidInputError naming the first bad field."""
         check_instance_id(self.instance_id)
-        check_text("logical_id", self.logical_id, MAX_ID_CHARS)
+        check_logical_id(self.logical_id)
         for name, value in (
             ("actor_name", self.actor_name),
             ("namespace", self.namespace),
@@ -110,7 +110,6 @@ class Registration:
             _check_ip(self.ip_address)
         if self.pid is not None and not (type(self.pid) is int and 0 < self.pid < 2**31):
             raise InvalidInputError("pid", f"must be a positive 32-bit integer, not {self.pid!r}")
-        check_logical_id(self.logical_id)
         check_labels(self.labels)
         _check_metadata(self.metadata)
         return self

@@ -53,9 +53,9 @@ logger = logging.getLogger(__name__)
 REGISTRY_NAME = RESERVED_PREFIX + "registry"
 _SILENT_PAUSE_S = 1.0
 _LINGER_S = 0.001
-# what the registry answers from memory, and so at once: only their silence is the registry's own
 # what an operator asks for by hand is not asked for again by itself
 _IN_DOUBT = {"turn_agent": "; it may be done all the same: look before you ask again"}
+# what the registry answers from memory, and so at once: only their silence is the registry's own
 _FROM_MEMORY = frozenset({"hello", "resolve", "list_active", "page", "changes", "beat_many", "health"})
 
 
