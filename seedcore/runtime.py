@@ -12,6 +12,7 @@ from pydantic import SecretStr
 
 from seedcore.core.errors import StoreUnavailableError
 from seedcore.core.ports import Store
+from seedcore.core.wire import wire
 from seedcore.registry.actor import ensure_registry
 from seedcore.registry.answers import Hello
 from seedcore.registry.config import RegistryConfig
@@ -35,6 +36,7 @@ _EMBEDDED_NOTE = (
 )
 
 
+@wire
 @dataclass(frozen=True, slots=True)
 class StoreRecipe:
     """How a process gets its store. Travels to the actor; the DSN does not show in its repr."""

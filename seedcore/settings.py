@@ -7,7 +7,7 @@ import os
 from enum import Enum
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import platformdirs
@@ -241,6 +241,12 @@ class Settings(BaseSettings):
                 f"{BEATS_A_LEASE * self.beat_interval_s:g} seconds, not {self.lease_s:g}",
             )
         return self
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        # from a process of an older version: what that did not know is as it was
+        super().__setstate__(state)
+        for name, field in type(self).model_fields.items():
+            self.__dict__.setdefault(name, field.get_default(call_default_factory=True, validated_data={}))
 
     @property
     def proxy_networks(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:

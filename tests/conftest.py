@@ -72,7 +72,15 @@ _FIRST = (
 
 # minutes of end-to-end work, for CI and for whoever has changed what they test: `pytest -m slow`
 _SLOW_FOLDERS = {"browser", "docs", "web"}
-_SLOW_FILES = {"test_causes.py", "test_dashboard.py", "test_memory.py", "test_metrics.py", "test_upgrade.py"}
+_SLOW_FILES = {
+    "test_causes.py",
+    "test_dashboard.py",
+    "test_memory.py",
+    "test_metrics.py",
+    "test_mixed_versions.py",
+    "test_processes.py",
+    "test_upgrade.py",
+}
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -14,6 +14,7 @@ from seedcore.core.errors import InvalidInputError, NotAcceptingWorkError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Json, check_cause, check_timeout
 from seedcore.core.waiting import within
+from seedcore.core.wire import wire
 from seedcore.registry.identity import was_restarted
 from seedcore.registry.reporter import Reporter
 from seedcore.settings import Settings, get_settings
@@ -21,6 +22,7 @@ from seedcore.settings import Settings, get_settings
 logger = logging.getLogger(__name__)
 
 
+@wire
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
     """An agent's sign of life. Times in seconds."""
@@ -33,6 +35,7 @@ class Heartbeat:
     tasks_running: int
 
 
+@wire
 @dataclass(frozen=True, slots=True)
 class SummaryStats:
     """What an agent has done since it was made. Times in seconds."""

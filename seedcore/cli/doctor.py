@@ -22,9 +22,9 @@ from seedcore import __version__
 from seedcore.cli.cluster import NoClusterError, join_cluster
 from seedcore.cli.output import EXIT_FAILED, JsonOption, counted, out
 from seedcore.cli.reading import answered
-from seedcore.core.errors import ConfigurationError, RegistryError, StoreUnavailableError
+from seedcore.core.errors import ConfigurationError, RegistryError, StoreUnavailableError, VersionMismatchError
 from seedcore.core.waiting import within
-from seedcore.registry.answers import PROTOCOL, Health, Hello
+from seedcore.registry.answers import Health, Hello
 from seedcore.registry.clock import utc_now
 from seedcore.registry.connection import RegistryConnection
 from seedcore.runtime import store_recipe
@@ -158,11 +158,12 @@ async def _checked(check: str, look: Callable[[], Awaitable[list[Finding]]]) -> 
 async def _registry(connection: RegistryConnection, settings: Settings) -> list[Finding]:
     hello: Hello = await connection.hello()
     upgrade = "`seedcore registry upgrade`, and the same version on every node"
-    if hello.protocol != PROTOCOL:
-        told = (
-            f"speaks protocol {hello.protocol} (version {hello.code_version}), this command {PROTOCOL} ({__version__})"
-        )
-        return [Finding("registry", Grade.FAILED, told, upgrade)]
+    try:
+        hello.require_understood()
+    except VersionMismatchError as error:
+        return [
+            Finding("registry", Grade.FAILED, f"{error} (version {hello.code_version}, here {__version__})", upgrade)
+        ]
     asked_at = utc_now()
     health: Health = await connection.health()
     findings = [Finding("registry", Grade.OK, f"pid {hello.pid} on node {hello.node_id[:8]}, term {health.term}")]

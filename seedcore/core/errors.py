@@ -195,7 +195,7 @@ class DirectoryUnavailableError(RegistryError):
 
 
 class VersionMismatchError(RegistryError):
-    """The running registry actor speaks another protocol than this code."""
+    """The running registry actor and this code are too many versions apart to understand each other."""
 
     def __init__(self, running: int, ours: int) -> None:
         super().__init__(running, ours)
@@ -203,10 +203,10 @@ class VersionMismatchError(RegistryError):
         self.ours = ours
 
     def __str__(self) -> str:
-        return (
-            f"the running registry speaks protocol {self.running}, this code {self.ours}: "
-            "replace it with `seedcore registry upgrade`, run where this version is installed"
-        )
+        told = f"the running registry speaks protocol {self.running}, this code {self.ours}: "
+        if self.running > self.ours:
+            return f"{told}install the registry's version here too, then start this process again"
+        return f"{told}replace the registry with `seedcore registry upgrade`, run where this version is installed"
 
 
 class NotResolvableError(RegistryError):

@@ -14,8 +14,10 @@ from itertools import takewhile
 from typing import NamedTuple
 
 from seedcore.core.model import Instance, InstanceFilter, Verdict
+from seedcore.core.wire import wire
 
 
+@wire
 @dataclass(frozen=True, slots=True)
 class FeedChange:
     """What became of an instance at a version; `instance` None: it is dead, unknown, or not selected any more.
@@ -29,6 +31,7 @@ class FeedChange:
     cause: str | None = None
 
 
+@wire
 @dataclass(frozen=True, slots=True)
 class FeedBatch:
     """All selected changes after `since` up to `version`, in order; of `epoch`, the one that listings show.

@@ -17,6 +17,7 @@ from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar, overload
 from seedcore.core.errors import InvalidInputError
 from seedcore.core.lifecycle import Status
 from seedcore.core.selector import Requirement, Selector
+from seedcore.core.wire import wire
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 T = TypeVar("T")
@@ -66,6 +67,7 @@ class Verdict(str, Enum):
         return self.value
 
 
+@wire
 @dataclass(frozen=True, slots=True)
 class Registration:
     """What an agent tells of itself. `validated()` before it goes anywhere.
@@ -115,6 +117,7 @@ class Registration:
         return self
 
 
+@wire
 @dataclass(frozen=True, slots=True)
 class Instance:
     """One incarnation of an agent as a source knows it. Times are the database's, in UTC."""
@@ -144,6 +147,7 @@ class Instance:
     held: Status | None = None
 
 
+@wire
 @dataclass(frozen=True, slots=True)
 class StatusChange:
     """One step of an instance's life. `seq` is the client's number for it; None is another hand's, or the registry's.
@@ -161,6 +165,7 @@ class StatusChange:
     age_s: float = 0.0
 
 
+@wire
 @dataclass(frozen=True, slots=True)
 class RegisterChange:
     """A registration on its way to the store, with the client's sequence number."""
@@ -176,7 +181,9 @@ class RegisterChange:
 Change: TypeAlias = RegisterChange | StatusChange
 
 
-class SequencedChange(NamedTuple):
+@wire
+@dataclass(frozen=True, slots=True)
+class SequencedChange:
     """A change on its way to the registry; `after` names the registry process that took the one before it, where that
     may not be durable (see Receipt)."""
 
@@ -191,6 +198,7 @@ class Beat(NamedTuple):
     age_s: float = 0.0
 
 
+@wire
 @dataclass(frozen=True, slots=True)
 class Transition:
     """A committed step of an instance's life. `from_status` None: it was registered. `seq` is the agent's own number
@@ -254,6 +262,7 @@ class LostBeat:
     outcome: BeatOutcome
 
 
+@wire
 @dataclass(frozen=True, slots=True)
 class Epoch:
     """A fleet generation: its name and its monotonic number."""
@@ -262,6 +271,7 @@ class Epoch:
     number: int
 
 
+@wire
 @dataclass(frozen=True, slots=True)
 class EpochRecord:
     """An epoch's story: named at `staged_at`, shown from `current_at` (None: not yet) to `retired_at` (None: still,
@@ -282,6 +292,7 @@ class EpochRecord:
         return "staged" if self.current_at is None else "current"
 
 
+@wire
 @dataclass(frozen=True, slots=True)
 class Receipt:
     """The answer to `register` and `set_status`.
@@ -300,6 +311,7 @@ class Receipt:
     registry: str | None = None
 
 
+@wire
 @dataclass(frozen=True, slots=True)
 class BeatAnswer:
     """The answer to beats: which ids renewed nothing, and how often to beat from now on (seconds).
@@ -320,6 +332,7 @@ class BeatAnswer:
         return replace(self, unknown=unknown, dead=dead)
 
 
+@wire
 @dataclass(frozen=True, slots=True)
 class InstanceFilter:
     """Which instances a listing wants. None means any; labels must all be equal.
@@ -370,6 +383,7 @@ class InstanceFilter:
         )
 
 
+@wire
 @dataclass(frozen=True, slots=True)
 class Answer(Generic[T]):
     """A value with where it came from, when it was true, and whether it is the whole truth."""
@@ -381,6 +395,7 @@ class Answer(Generic[T]):
     complete: bool
 
 
+@wire
 @dataclass(frozen=True, slots=True)
 class Listing(Sequence[Instance]):
     """A page of instances in the order of (logical_id, instance_id), with what the answer is worth.
@@ -415,6 +430,7 @@ class Listing(Sequence[Instance]):
         return iter(self.items)
 
 
+@wire
 @dataclass(frozen=True, slots=True)
 class Resolution:
     """What a source knows of one logical id: its best instance, or why there is none.

@@ -14,6 +14,7 @@ from enum import Enum
 from typing_extensions import assert_never
 
 from seedcore.core.errors import InvalidInputError
+from seedcore.core.wire import wire
 
 MAX_SELECTOR_CHARS = 4096
 MAX_REQUIREMENTS = 64
@@ -38,6 +39,7 @@ class Operator(str, Enum):
     ABSENT = "absent"
 
 
+@wire
 @dataclass(frozen=True, slots=True)
 class Requirement:
     """One condition on one label; `values` for IN and NOT_IN."""

@@ -9,9 +9,9 @@ from dataclasses import replace
 import ray
 from ray.exceptions import ActorDiedError, RayActorError
 
-from seedcore.core.errors import RegistryUnavailableError, VersionMismatchError, first_line
+from seedcore.core.errors import RegistryUnavailableError, first_line
 from seedcore.core.waiting import within
-from seedcore.registry.answers import PROTOCOL, Hello
+from seedcore.registry.answers import Hello
 from seedcore.registry.config import RegistryConfig
 from seedcore.registry.connection import REGISTRY_NAME, RegistryConnection
 from seedcore.registry.deathwatch import DeathWatch, RayCluster
@@ -62,7 +62,7 @@ async def ensure_registry(
     """The registry actor of `namespace`, started unless it runs; safe when many start it at once.
 
     It is pinned to the head node, where an embedded database has its data. Raises VersionMismatchError where
-    an actor with another protocol holds the name, RegistryUnavailableError where none comes up in time.
+    an actor of a version too far from this one holds the name, RegistryUnavailableError where none comes up in time.
     """
     # get_if_exists may return an actor that is just dying: only an answer counts
     connection = RegistryConnection(namespace, call_timeout_s)
@@ -76,8 +76,7 @@ async def ensure_registry(
             logger.info("the registry actor is not up yet: %s", problem, extra={"attempt": attempt})
             await asyncio.sleep(0.2 * 2**attempt)
             continue
-        if hello.protocol != PROTOCOL:
-            raise VersionMismatchError(hello.protocol, PROTOCOL)
+        hello.require_understood()
         return hello
     raise RegistryUnavailableError(f"the registry actor does not come up: {problem}")
 

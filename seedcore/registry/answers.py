@@ -6,13 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from seedcore.core.errors import VersionMismatchError
 from seedcore.core.model import Instance, Source, Transition, Verdict
+from seedcore.core.wire import wire
 
-PROTOCOL = 7
+PROTOCOL = 8
+"""What this code speaks. It grows with anything that another side can notice."""
+OLDEST_PROTOCOL = 8
+"""The oldest that this code works with; at least what the release before spoke."""
 HISTORY_LIMIT = 20
 STEPS_LIMIT = 100
 
 
+@wire
 @dataclass(frozen=True, slots=True)
 class Hello:
     """The handshake: which code answers under the registry's name."""
@@ -22,8 +28,15 @@ class Hello:
     pid: int
     node_id: str
     started_at: datetime
+    oldest_protocol: int = PROTOCOL
+
+    def require_understood(self) -> None:
+        """Raise VersionMismatchError where neither side goes far enough towards the other."""
+        if self.protocol < OLDEST_PROTOCOL or self.oldest_protocol > PROTOCOL:
+            raise VersionMismatchError(self.protocol, PROTOCOL)
 
 
+@wire
 @dataclass(frozen=True, slots=True)
 class Observed:
     """A live instance with what its beats say of it. `silence_s` in seconds."""
@@ -33,6 +46,7 @@ class Observed:
     silence_s: float
 
 
+@wire
 @dataclass(frozen=True, slots=True)
 class Description:
     """An agent: its live instances, and its newest instances dead ones included, and their newest steps (both empty
@@ -48,6 +62,7 @@ class Description:
     steps: tuple[Transition, ...] = ()
 
 
+@wire
 @dataclass(frozen=True, slots=True)
 class FlushCounts:
     """What the write loop has done since the actor started."""
@@ -63,6 +78,7 @@ class FlushCounts:
     last_flush_s: float = 0.0
 
 
+@wire
 @dataclass(frozen=True, slots=True)
 class Health:
     """The registry's own state. `store_problem` None means that the database answers.

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from seedcore.core.wire import wire
 
+
+@wire
 @dataclass(frozen=True, slots=True)
 class RegistryConfig:
     """What a registry runs with. Times in seconds; capacities in entries."""

@@ -77,6 +77,7 @@ class RegistryConnection:
         self._call_timeout_s = call_timeout_s
         self._handle: ActorHandle | None = None
         self._spoken_to: ActorHandle | None = None
+        self._protocol = PROTOCOL
         self._cluster: str | None = None
         self._hearing = Circuit(_SILENT_PAUSE_S)
         self._silence = ""
@@ -303,9 +304,8 @@ class RegistryConnection:
         if self._spoken_to is handle:
             return
         hello = cast(Hello, await self._ask(handle, "hello"))
-        if hello.protocol != PROTOCOL:
-            raise VersionMismatchError(hello.protocol, PROTOCOL)
-        self._spoken_to = handle
+        hello.require_understood()
+        self._spoken_to, self._protocol = handle, hello.protocol
 
     async def _ask(
         self,
@@ -320,7 +320,7 @@ class RegistryConnection:
         call of a method that does not by itself."""
         bound_s = self._call_timeout_s + waits_s
         try:
-            reference = getattr(handle, method).remote(*args, **kwargs)
+            reference = self._asked(handle, method, *args, **kwargs)
             answer = await within(result_of(reference), bound_s)
         except asyncio.TimeoutError:
             why = f"no answer to {method} within {bound_s:g} s{_IN_DOUBT.get(method, '')}"
@@ -338,6 +338,15 @@ class RegistryConnection:
             raise RegistryUnavailableError(first_line(error) + _IN_DOUBT.get(method, "")) from error
         self._hearing.note_answer()
         return answer
+
+    def _asked(self, handle: ActorHandle, method: str, *args: object, **kwargs: object) -> Any:
+        try:
+            return getattr(handle, method).remote(*args, **kwargs)
+        except (AttributeError, TypeError):
+            # Ray knows the methods that the actor was made with, and what they take
+            if self._protocol == PROTOCOL:
+                raise
+            raise VersionMismatchError(self._protocol, PROTOCOL) from None
 
     def _silent(self, why: str) -> RegistryUnavailableError:
         self._silence = why

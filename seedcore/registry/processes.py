@@ -14,11 +14,13 @@ import os
 import select
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from seedcore.core.errors import DirectoryUnavailableError
 from seedcore.core.waiting import end
+from seedcore.core.wire import wire
 from seedcore.registry.handles import Proof, probe
 from seedcore.registry.lookup import ActorHandle, actor_id_of, can_be_told, find_actor, is_told_gone, own_worker_id
 
@@ -33,8 +35,10 @@ _PROBES_AT_ONCE = 100
 _PROBE_S = 2.0
 
 
-class Watched(NamedTuple):
-    """An instance and where it lives. A tuple: they come by the 100,000."""
+@wire
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """An instance and where it lives."""
 
     instance_id: str
     pid: int | None

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from seedcore.core.errors import DirectoryUnavailableError, RegistryError, RegistryUnavailableError
 from seedcore.core.model import BeatAnswer, Receipt, SequencedChange, check_beats, check_instance_id
 from seedcore.core.waiting import within
+from seedcore.core.wire import wire
 from seedcore.registry.connection import RegistryConnection
 from seedcore.registry.lookup import why_worker_ended
 from seedcore.registry.outbox import MAX_BEATS_A_MESSAGE, BeatBox, ChangeBox
@@ -29,6 +30,7 @@ _EXPLAIN_S = 5.0
 _QUESTIONS_AT_ONCE = 4
 
 
+@wire
 @dataclass(frozen=True, slots=True)
 class Exit:
     """An instance whose process or actor has ended. `number` grows by one with each that a relay reports.

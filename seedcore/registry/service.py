@@ -74,7 +74,16 @@ from seedcore.core.paging import check_limit, check_within_s, decode_cursor, dec
 from seedcore.core.ports import DeathWitness, OnDeath
 from seedcore.core.roster import Roster
 from seedcore.core.waiting import end, within
-from seedcore.registry.answers import HISTORY_LIMIT, PROTOCOL, STEPS_LIMIT, Description, Health, Hello, Observed
+from seedcore.registry.answers import (
+    HISTORY_LIMIT,
+    OLDEST_PROTOCOL,
+    PROTOCOL,
+    STEPS_LIMIT,
+    Description,
+    Health,
+    Hello,
+    Observed,
+)
 from seedcore.registry.clock import Clock
 from seedcore.registry.config import RegistryConfig
 from seedcore.registry.expiry import Expiry
@@ -113,7 +122,9 @@ class Registry:
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
         self._expiry = Expiry(config, self._clock, self._roster, self._writer, self._rate, watch_factory)
-        self._hello = Hello(PROTOCOL, __version__, os.getpid(), config.node_id, self._clock.utc())
+        self._hello = Hello(
+            PROTOCOL, __version__, os.getpid(), config.node_id, self._clock.utc(), oldest_protocol=OLDEST_PROTOCOL
+        )
 
     # Life
 
@@ -244,11 +255,13 @@ class Registry:
 
     async def _taken(self, sequenced: SequencedChange) -> Receipt | RegistryError:
         try:
-            change, after = check_kind("change", sequenced, SequencedChange)
+            change = check_kind("change", sequenced, SequencedChange).change
             check_kind("change", change, (RegisterChange, StatusChange))
             if isinstance(change, RegisterChange):
                 return await self.register(change.registration, change.seq)
-            return await self.set_status(change.instance_id, change.status, change.seq, change.cause, after=after)
+            return await self.set_status(
+                change.instance_id, change.status, change.seq, change.cause, after=sequenced.after
+            )
         except RegistryError as error:
             return error
         except Exception as error:

@@ -18,6 +18,7 @@ from seedcore.core.errors import SchemaError, StoreUnavailableError
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"^(?P<number>\d{4})_[a-z0-9_]+\.sql$")
+_CONTRACT = re.compile(r"^\d{4}_contract_")  # takes away what code that does not know the file may use
 _LOCK = 0x5EED_C0DE  # one key for every starter of this project
 _LOCK_TIMEOUT_S = 30.0  # a starter that hangs must not hang the others for ever
 
@@ -68,7 +69,8 @@ def known_migrations(folder: Path | None = None) -> list[Migration]:
 async def migrate(connection: psycopg.AsyncConnection[Any], migrations: list[Migration] | None = None) -> list[str]:
     """Bring the database up to date; the names of what was applied now.
 
-    Raises SchemaError where the database is newer than this code, or was made by a file that has changed.
+    One that a newer version has added to is left as it is. Raises SchemaError where a newer version has taken something
+    away from it (a file named NNNN_contract_...), or where it was made by a file that has changed.
     """
     migrations = migrations if migrations is not None else known_migrations()
     applied: list[str] = []
@@ -156,10 +158,12 @@ async def _read(connection: psycopg.AsyncConnection[Any]) -> list[tuple[int, str
 
 
 def _step_after(recorded: list[tuple[int, str, str]], migrations: list[Migration]) -> Migration | None:
-    if len(recorded) > len(migrations):
+    newer = [name for _, name, _ in recorded[len(migrations) :]]
+    gone = next((name for name in newer if _CONTRACT.match(name)), None)
+    if gone is not None:
         raise SchemaError(
-            f"the database has schema {recorded[-1][1]}, this code knows up to "
-            f"{migrations[-1].name if migrations else 'none'}: install the newer version of seedcore"
+            f"the database has schema {gone}, which this code is too old for (it knows up to "
+            f"{migrations[-1].name if migrations else 'none'}): install the newer version of seedcore"
         )
     for (_, name, sha256), migration in zip(recorded, migrations, strict=False):
         if sha256 != migration.sha256:

@@ -9,7 +9,7 @@ import psycopg
 from psycopg import sql
 
 from seedcore.core.errors import InvalidInputError, SchemaError
-from seedcore.store.migrations import is_up_to_date
+from seedcore.store.migrations import compare
 
 _ROLE = re.compile(r"[a-z_][a-z0-9_-]{0,62}")
 
@@ -33,8 +33,11 @@ async def grant(connection: psycopg.AsyncConnection[Any], role: str, password: s
     nothing has changed.
     """
     name = sql.Identifier(check_role(role))
-    if not await is_up_to_date(connection):
+    missing, unknown = await compare(connection)
+    if missing:
         raise SchemaError("the schema is not up to date: migrate first")
+    if unknown:
+        raise SchemaError(f"the schema is newer than this version ({unknown[-1]}): grant with the newer version")
     async with connection.transaction():
         known = await (await connection.execute("select rolsuper from pg_roles where rolname = %s", (role,))).fetchone()
         if known is not None and known[0]:

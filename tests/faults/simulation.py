@@ -677,7 +677,8 @@ class Office:
         if isinstance(result, Receipt):
             world.check_receipt(result, Status(args[1]) if method == "set_status" else None)
         if method == "deliver":
-            for (change, _), receipt in zip(args[0], result, strict=True):
+            for sequenced, receipt in zip(args[0], result, strict=True):
+                change = sequenced.change
                 if isinstance(receipt, Receipt):
                     world.check_receipt(receipt, change.status if isinstance(change, StatusChange) else None)
         if isinstance(result, FeedBatch):

@@ -90,11 +90,28 @@ async def test_file_that_changed_after_it_was_applied_is_refused(bare_dsn: str) 
 
 
 @pytest.mark.parametrize("ours", [[], [FIRST]])
-async def test_database_newer_than_the_code_is_refused(bare_dsn: str, ours: list[Migration]) -> None:
+async def test_database_that_newer_code_has_added_to_is_left_as_it_is(bare_dsn: str, ours: list[Migration]) -> None:
     await apply(bare_dsn, [FIRST, SECOND])
+    assert await apply(bare_dsn, ours) == []
+    assert recorded(bare_dsn) == [(1, FIRST.name), (2, SECOND.name)]
+
+
+@pytest.mark.parametrize("ours", [[], [FIRST]])
+@pytest.mark.parametrize("after", [[], [Migration(3, "0003_third.sql", "create table third (id int)")]])
+async def test_database_that_newer_code_has_taken_from_is_refused(
+    bare_dsn: str, ours: list[Migration], after: list[Migration]
+) -> None:
+    contract = Migration(2, "0002_contract_second.sql", SECOND.sql)
+    await apply(bare_dsn, [FIRST, contract, *after])
     with pytest.raises(SchemaError, match="install the newer version") as caught:
         await apply(bare_dsn, ours)
-    assert SECOND.name in str(caught.value)
+    assert contract.name in str(caught.value)
+
+
+async def test_newer_database_made_by_another_file_is_refused(bare_dsn: str) -> None:
+    await apply(bare_dsn, [FIRST, SECOND])
+    with pytest.raises(SchemaError, match="applied files never change"):
+        await apply(bare_dsn, [Migration(1, "0001_first.sql", FIRST.sql + " -- better")])
 
 
 @pytest.mark.parametrize("fault", ["create table half (id int); select 1/0", "not even sql", "create table half ("])

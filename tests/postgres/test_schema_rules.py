@@ -78,6 +78,14 @@ def test_file_that_would_stop_older_registries_is_noticed(at_ten: psycopg.Connec
     assert any(told in problem for problem in problems) if told else problems == [], problems
 
 
+def test_file_that_takes_away_says_so_in_its_name(at_ten: psycopg.Connection) -> None:
+    text = HEAD + "alter table cluster_epoch alter column staged_at set default now()"
+    told = problems_of(at_ten, Migration(FREE + 1, "0011_contract_more.sql", text))
+    assert [problem for problem in told if "takes nothing away" in problem] == told != []
+    text = HEAD + "drop function beat(uuid)"
+    assert problems_of(at_ten, Migration(FREE + 1, "0011_contract_more.sql", text)) == []
+
+
 @pytest.mark.parametrize(
     "text",
     [

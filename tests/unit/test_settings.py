@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
 
 from seedcore.core.errors import ConfigurationError
-from seedcore.settings import load_settings
+from seedcore.settings import Settings, load_settings
 
 
 @pytest.mark.parametrize(
@@ -49,3 +50,13 @@ def test_address_of_either_kind_is_taken(monkeypatch: pytest.MonkeyPatch, addres
     monkeypatch.setenv("POD_IP", address)
     monkeypatch.setenv("REGISTRY_BEAT_SEC", "0.05")
     assert load_settings().ip_address == address
+
+
+def test_settings_of_an_older_process_have_the_defaults_of_what_it_did_not_know() -> None:
+    sent = Settings(beat_interval_s=2.0, lease_s=9.0)
+    for name in ("lease_s", "data_dir"):
+        del sent.__dict__[name]
+    read = pickle.loads(pickle.dumps(sent))
+    assert read.beat_interval_s == 2.0
+    assert read.lease_s is None
+    assert read.data_dir == Settings().data_dir

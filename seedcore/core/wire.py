@@ -1,0 +1,34 @@
+"""Values that cross processes, where the other side may run an older or a newer version of this code.
+
+They are pickled by the order of their fields. So fields are only ever appended, each with a default that means what
+there was before: whoever does not know a field drops it, whoever misses one has its default.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def wire(cls: type[T]) -> type[T]:
+    """Let a frozen dataclass with slots be understood by older and newer versions of itself."""
+    members = fields(cls)  # type: ignore[arg-type]
+    names = tuple(member.name for member in members)
+
+    def __getstate__(self: Any) -> list[Any]:
+        return [getattr(self, name) for name in names]
+
+    def __setstate__(self: Any, state: list[Any]) -> None:
+        for name, value in zip(names, state, strict=False):
+            object.__setattr__(self, name, value)
+        for member in members[len(state) :]:
+            value = member.default if member.default_factory is MISSING else member.default_factory()
+            if value is MISSING:
+                raise TypeError(f"{cls.__name__}.{member.name} was not sent and has no default")
+            object.__setattr__(self, member.name, value)
+
+    for method in (__getstate__, __setstate__):
+        setattr(cls, method.__name__, method)
+    return cls
