@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,9 +28,10 @@ def restored(server: PostgresServer) -> Iterator[str]:
 
 @pytest.mark.parametrize(("server", "form"), [("postgres15", "plain"), ("postgres18", "custom")], indirect=["server"])
 async def test_registry_of_another_cluster_goes_on_with_a_restored_dump(
-    server: PostgresServer, database: str, restored: str, tmp_path: Path, form: str
+    request: pytest.FixtureRequest, server: PostgresServer, database: str, restored: str, tmp_path: Path, form: str
 ) -> None:
-    assert shutil.which(server.binaries / "pg_dump")
+    if not (server.binaries / "pg_dump").exists() and server.binaries == request.config.getoption("--postgres"):
+        pytest.skip(f"pg_dump is not in {server.binaries}")
     lost = PostgresStore(server.dsn(database))
     await lost.open()
     await lost.begin("the lost cluster", None, 15.0)
