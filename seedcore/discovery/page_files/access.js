@@ -1,7 +1,7 @@
 // What the reader may do here, and the dialog that takes a token.
 
 import { getJson } from "./api.js";
-import { byId, setText } from "./dom.js";
+import { byId, setAttribute, setText } from "./dom.js";
 import { hasToken, keepToken } from "./token.js";
 
 const RIGHTS = ["none", "read", "write"];
@@ -68,6 +68,7 @@ export class Access {
 
   #show({ name, right }) {
     setText(byId("sign-in"), name === null ? "Sign in" : `${name} (${right})`);
+    setAttribute(byId("sign-in"), "title", name === null ? "" : `Signed in as ${name}, who may ${right}`);
     byId("sign-in").hidden = name === null && right === "write";
   }
 }

@@ -12,6 +12,9 @@ class ApiError extends Error {
   }
 }
 
+/** Whether the reader, as known so far, may not see this. */
+export const isRefusal = (status) => status === 401 || status === 403;
+
 export const getJson = (path, options) => call(path, {}, options);
 
 export const postJson = (path, body, options) =>

@@ -122,8 +122,8 @@ function showList() {
   grid.show(rows, { ...state, openId: state.agent, isSameView: question === shownQuestion });
   shownQuestion = question;
   toolbar.showCount(living, roster.size);
-  const { isListing, problem } = feed.state;
-  toolbar.showEmpty({ isEmpty: rows.length === 0, isLoading: isListing, problem, state, all: roster.size });
+  const { isListing, problem, isRefused } = feed.state;
+  toolbar.showEmpty({ isEmpty: rows.length === 0, isLoading: isListing, problem, isRefused, state, all: roster.size });
   showLive();
   if (!isFirstViewMarked && (rows.length > 0 || !isListing)) {
     isFirstViewMarked = true;
@@ -144,8 +144,9 @@ function showLive() {
   setText(byId("live-text"), text);
 }
 
-function describeLive({ isListing, isConnected, isCurrent, loaded, asOf, source, problem }) {
+function describeLive({ isListing, isConnected, isCurrent, loaded, asOf, source, problem, isRefused }) {
   const age = asOf === null ? "" : ` of ${longSpan(now() - asOf)} ago`;
+  if (isRefused) return ["none", "Not signed in"];
   if (problem !== null) return ["bad", "List not read"];
   if (isListing) {
     if (loaded === 0) return ["none", "Reading the list"];

@@ -1,6 +1,6 @@
 // Keeps a roster up to date: lists everything once, then follows the changes.
 
-import { getJson } from "./api.js";
+import { getJson, isRefusal } from "./api.js";
 import { learnTime, now } from "./clock.js";
 import { parseTime } from "./format.js";
 import { EventStream } from "./stream.js";
@@ -21,7 +21,10 @@ const HIDDEN_MS = 60_000;
 
 export class Feed {
   /** What the reader should know of it; `onChange` tells of each change. */
-  state = { isListing: true, loaded: 0, isConnected: false, isCurrent: null, asOf: null, source: null, problem: null };
+  state = {
+    isListing: true, loaded: 0, isConnected: false, isCurrent: null, asOf: null, source: null,
+    problem: null, isRefused: false,
+  };
 
   #roster;
   #onChange;
@@ -64,7 +67,7 @@ export class Feed {
         if (isFirst) this.#begin(page);
         isFirst = false;
         this.#roster.addPage(page);
-        this.#tell({ loaded: this.state.loaded + page.items.length, problem: null });
+        this.#tell({ loaded: this.state.loaded + page.items.length, problem: null, isRefused: false });
         cursor = page.next_cursor;
       } while (cursor !== null && !this.#roster.isFull);
       this.#roster.endListing();
@@ -72,7 +75,7 @@ export class Feed {
       if (this.#after === null) this.#later(RELIST_MS);
     } catch (error) {
       if (run !== this.#run) return;
-      this.#tell({ problem: error.message });
+      this.#tell({ problem: error.message, isRefused: isRefusal(error.status) });
       this.#later(this.#backoff());
     }
   }

@@ -1,5 +1,6 @@
 // What is wrong, and what still works: each problem is a banner.
 
+import { isRefusal } from "./api.js";
 import { MAX_ROWS } from "./roster.js";
 import { count, longSpan, parseTime, plural } from "./format.js";
 
@@ -58,6 +59,16 @@ export function findProblems({ overview, fetch, feed, isListFull, now }) {
 }
 
 function addUnreachable(add, { overview, fetch, age }) {
+  if (isRefusal(fetch.status)) {
+    add(
+      "refused",
+      "info",
+      "Not signed in",
+      "Sign in to see the fleet.",
+      `To read here needs a token.${overview ? ` What you see is what this page read ${age(fetch.at)} ago.` : ""}`,
+    );
+    return;
+  }
   if (fetch.status === 503) {
     add(
       "api",

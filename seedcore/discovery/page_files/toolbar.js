@@ -97,10 +97,10 @@ export class Toolbar {
   }
 
   /** In place of rows: why there are none. */
-  showEmpty({ isEmpty, isLoading, problem, state, all }) {
+  showEmpty({ isEmpty, isLoading, problem, isRefused, state, all }) {
     byId("empty").hidden = !isEmpty;
     if (!isEmpty) return;
-    const [title, text] = describeEmpty({ isLoading, problem, state, all });
+    const [title, text] = describeEmpty({ isLoading, problem, isRefused, state, all });
     setText(byId("empty-title"), title);
     setText(byId("empty-text"), text);
     byId("empty-demo").hidden = isLoading || problem !== null || all > 0;
@@ -114,7 +114,8 @@ export class Toolbar {
 
 const isFiltered = ({ q, status, verdict, organ }) => q !== "" || status !== null || verdict !== null || organ !== null;
 
-function describeEmpty({ isLoading, problem, state, all }) {
+function describeEmpty({ isLoading, problem, isRefused, state, all }) {
+  if (isRefused && all === 0) return ["Not signed in", "The list is for those who may read."];
   if (problem !== null && all === 0) return ["The list cannot be read now", `It is tried again. ${problem}`];
   if (isLoading) return ["Reading the list", ""];
   if (all === 0) return ["No agents yet", "Whoever registers appears here at once."];
