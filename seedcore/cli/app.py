@@ -76,6 +76,21 @@ app.add_typer(registry_app, name="registry")
 app.add_typer(token_app, name="token")
 
 
+_TYPED_AS = {
+    "cluster_epoch": "epoch",
+    "for_s": "--for",
+    "label": "--label",
+    "label key": "--label",
+    "labels": "--label",
+    "logical_id": "agent",
+    "node_id": "--node",
+    "organ_id": "--organ",
+    "reason": "--reason",
+    "selector": "--selector",
+    "verdict": "--verdict",
+}
+
+
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
@@ -184,11 +199,18 @@ def exit_code_of(error: RegistryError) -> int:
     return EXIT_FAILED
 
 
+def message_of(error: RegistryError) -> str:
+    """What a person is told of an error: a wrong value by what was typed, not by what it is in Python."""
+    if isinstance(error, InvalidInputError):
+        return f"{_TYPED_AS.get(error.field, error.field)}: {error.why}"
+    return str(error)
+
+
 def main() -> None:
     """Run the command. Every error of ours is one line on stderr; no traceback reaches the user."""
     try:
         app()
     except RegistryError as error:
-        fail(str(error), exit_code_of(error))
+        fail(message_of(error), exit_code_of(error))
     except (KeyboardInterrupt, click.Abort):
         fail("interrupted", EXIT_INTERRUPTED)

@@ -22,7 +22,13 @@ from seedcore import __version__
 from seedcore.cli.cluster import NoClusterError, join_cluster
 from seedcore.cli.output import EXIT_FAILED, JsonOption, counted, out
 from seedcore.cli.reading import answered
-from seedcore.core.errors import ConfigurationError, RegistryError, StoreUnavailableError, VersionMismatchError
+from seedcore.core.errors import (
+    ConfigurationError,
+    RegistryError,
+    SchemaError,
+    StoreUnavailableError,
+    VersionMismatchError,
+)
 from seedcore.core.waiting import within
 from seedcore.registry.answers import Health, Hello
 from seedcore.registry.clock import utc_now
@@ -134,12 +140,17 @@ async def _look(settings: Settings, *, is_joined: bool) -> list[Finding]:
     else:
         findings.append(Finding("registry", Grade.SKIPPED, "there is no cluster to ask"))
     if is_joined or settings.pg_dsn is not None:
-        findings += await _checked("PostgreSQL", lambda: _database(settings))
+        findings += await look_at_database(settings)
     else:
         findings.append(Finding("PostgreSQL", Grade.SKIPPED, "the embedded one runs beside the registry"))
     if settings.pg_dsn is None:
         findings.append(_data_folder(settings.data_dir))
     return findings
+
+
+async def look_at_database(settings: Settings) -> list[Finding]:
+    """What is to be said of the database that the settings name."""
+    return await _checked("PostgreSQL", lambda: _database(settings))
 
 
 async def _checked(check: str, look: Callable[[], Awaitable[list[Finding]]]) -> list[Finding]:
@@ -151,6 +162,8 @@ async def _checked(check: str, look: Callable[[], Awaitable[list[Finding]]]) -> 
         return [
             Finding(check, Grade.FAILED, str(error), "start it, or correct SEEDCORE_PG_DSN; agents go on meanwhile")
         ]
+    except SchemaError as error:
+        return [Finding(check, Grade.FAILED, str(error), "let SEEDCORE_PG_DSN name a database of the registry's own")]
     except RegistryError as error:
         return [Finding(check, Grade.FAILED, str(error), "`seedcore registry start`, or `serve run serve_config.yaml`")]
 
@@ -236,7 +249,10 @@ async def _database(settings: Settings) -> list[Finding]:
     if settings.pg_dsn is not None and is_unverified(settings.pg_dsn.get_secret_value()):
         told = "nobody verifies that the server is the one it says it is"
         findings.append(Finding("TLS", Grade.WARNING, told, "sslmode=verify-full&sslrootcert=FILE in SEEDCORE_PG_DSN"))
-    if state.missing:
+    if state.is_earlier:
+        told = "it is a database of the earlier SeedCore, which no registry begins by itself"
+        findings.append(Finding("schema", Grade.FAILED, told, "`seedcore migrate` adopts it: docs/adopt.md"))
+    elif state.missing:
         told = f"{', '.join(state.missing)} missing"
         findings.append(
             Finding("schema", Grade.FAILED, told, "`seedcore migrate`, or start the registry, which does it")

@@ -34,7 +34,7 @@ def drain_command(
     as_json: JsonOption = False,
 ) -> None:
     """Hand agents out no more: those named, or all of a node, an organ or a selector. They go on with what they do."""
-    for_s = None if duration is None else check_drain_s(parse_duration("--for", duration))
+    for_s = parse_duration("--for", duration, check_drain_s)
     _turn(
         "drain",
         Status.DRAINING,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from typing import Annotated, NoReturn
 
 import typer
@@ -33,12 +34,18 @@ def fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def parse_duration(option: str, text: str) -> float:
-    """Seconds of `90`, `90s`, `15m`, `1h` or `2d`, or InvalidInputError."""
+def parse_duration(option: str, text: str | None, check: Callable[[float], float | None]) -> float | None:
+    """Seconds of `90`, `90s`, `15m`, `1h` or `2d`, None where the option is not given, or InvalidInputError that names
+    it. `check` raises InvalidInputError for what is out of bounds."""
+    if text is None:
+        return None
     found = _DURATION.fullmatch(text.strip())
     if found is None:
         raise InvalidInputError(option, f"must be a duration like 90s, 15m, 1h or 2d, not {text[:40]!r}")
-    return float(found.group(1)) * _UNITS_S[found.group(2) or "s"]
+    try:
+        return check(float(found.group(1)) * _UNITS_S[found.group(2) or "s"])
+    except InvalidInputError as error:
+        raise InvalidInputError(option, error.why) from None
 
 
 def counted(count: int, thing: str) -> str:

@@ -77,7 +77,7 @@ def deaths_command(
     as_json: JsonOption = False,
 ) -> None:
     """Who died of late, and why."""
-    within_s = None if within is None else check_within_s(parse_duration("--within", within))
+    within_s = parse_duration("--within", within, check_within_s)
     page = answered(asked(load_settings()).deaths(limit, within_s))
     if as_json:
         print_json(page)

@@ -32,7 +32,7 @@ def token_new(
 
     The line alone is on stdout: `seedcore token new ci >> tokens`.
     """
-    lasts_s = None if expires is None else check_within_s(parse_duration("--expires", expires))
+    lasts_s = parse_duration("--expires", expires, check_within_s)
     ends = None if lasts_s is None else datetime.now(timezone.utc) + timedelta(seconds=lasts_s)
     secret, token = new_token(name, Right[right.name], ends)
     if as_json:

@@ -338,17 +338,20 @@ class PostgresStore:
 
 @dataclass(frozen=True, slots=True)
 class ServerState:
-    """A database as it is. `missing` are migrations that it lacks, `unknown` those that this code does not know."""
+    """A database as it is. `missing` are migrations that it lacks, `unknown` those that this code does not know;
+    `is_earlier`: it is one of the earlier SeedCore, to be adopted."""
 
     version: str
     version_number: int
     now: datetime
     missing: tuple[str, ...]
     unknown: tuple[str, ...]
+    is_earlier: bool
 
 
 async def inspect_database(dsn: str) -> ServerState:
-    """Look at a database without changing it. Raises ConfigurationError or StoreUnavailableError."""
+    """Look at a database without changing it. Raises ConfigurationError, StoreUnavailableError, or SchemaError where
+    somebody else's tables have our names."""
     limits = PoolLimits(connect_timeout_s=5.0)
     try:
         connection = await Connection.connect(checked_dsn(dsn), autocommit=True, **reaching(dsn, limits))
@@ -360,9 +363,10 @@ async def inspect_database(dsn: str) -> ServerState:
                 )
                 version, number, now = (await cursor.fetchall())[0]
                 missing, unknown = await compare(connection)
+                is_earlier = bool(missing) and await is_earlier_database(connection)
     except psycopg.Error as error:
         raise StoreUnavailableError(explained(error)) from error
-    return ServerState(version, number, now, tuple(missing), tuple(unknown))
+    return ServerState(version, number, now, tuple(missing), tuple(unknown), is_earlier)
 
 
 async def migrate_database(

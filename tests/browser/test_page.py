@@ -109,6 +109,22 @@ async def test_who_may_only_read_is_asked_for_a_token_before_anything_is_changed
     assert (await world.get("/v1/agents/bee"))["live"][0]["instance"]["status"] == "alive"
 
 
+async def test_who_may_not_read_is_told_so_and_asked_for_a_token(page: Page, world: World) -> None:
+    await opened(page, world)
+    await page.evaluate("token => sessionStorage.setItem('seedcore:token', token)", world.tokens.expired)
+    await page.reload()
+    await expect(page.locator("#banners")).to_contain_text("Sign in to see the fleet", timeout=PATIENCE_MS)
+    await expect(page.locator("#live-text")).to_have_text("Not signed in")
+    await expect(page.locator("#empty-title")).to_have_text("Not signed in")
+    await expect(page.locator("#sign-in-error")).to_have_text("the token has expired")
+    await expect(page.locator("#token")).to_be_focused()
+    await page.locator("#token").fill(world.tokens.read)
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#sign-in")).to_have_text("reader (read)", timeout=PATIENCE_MS)
+    await expect(page.locator("#live-text")).to_have_text("Live", timeout=PATIENCE_MS)
+    await expect(page.locator("#banners")).not_to_contain_text("Sign in")
+
+
 async def signed_in(page: Page, world: World) -> None:
     await page.locator("#sign-in").click()
     await page.locator("#token").fill(world.tokens.write)

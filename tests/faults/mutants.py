@@ -123,7 +123,7 @@ MUTANTS: dict[str, Mutant] = {
     "no grace at the end of a freeze": Mutant(68, lambda: mock.patch.object(MassLateness, "is_spent", True)),
     "the client keeps nothing": Mutant(44, lambda: mock.patch.object(RegistryClient, "_send_all", _send_and_forget)),
     "a failed batch returns reversed": Mutant(
-        153, lambda: mock.patch.object(ChangeBatch, "put_back", _put_back_reversed)
+        301, lambda: mock.patch.object(ChangeBatch, "put_back", _put_back_reversed)
     ),
     "fenced for ever": Mutant(302, lambda: mock.patch.object(Writer, "_take_the_term_back", _stay_fenced)),
     "the feed forgets a change": Mutant(0, lambda: mock.patch.object(Feed, "append", _append_most)),

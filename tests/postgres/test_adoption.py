@@ -12,12 +12,15 @@ from typing import Any
 
 import psycopg
 import pytest
+from pydantic import SecretStr
 from typer.testing import CliRunner
 
 from seedcore.cli.app import app
+from seedcore.cli.doctor import Grade, look_at_database
 from seedcore.core.errors import SchemaError, StoreUnavailableError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Beat, InstanceFilter
+from seedcore.settings import Settings
 from seedcore.store import adoption
 from seedcore.store.migrations import known_migrations
 from seedcore.store.postgres import PostgresStore, end_old_calls_of_database, migrate_database
@@ -442,6 +445,22 @@ def test_command_adopts_and_tells_what_it_does(bare_dsn: str, monkeypatch: pytes
     assert "the schema is up to date" in CliRunner().invoke(app, ["migrate"]).output
 
 
+@one_server
+async def test_doctor_says_what_adopts_it_and_what_does_not(bare_dsn: str) -> None:
+    settings = Settings(pg_dsn=SecretStr(bare_dsn))
+    make_earlier(bare_dsn, 3)
+    [schema] = [finding for finding in await look_at_database(settings) if finding.check == "schema"]
+    assert schema.grade is Grade.FAILED
+    assert "`seedcore migrate` adopts it" in (schema.remedy or "")
+    await adopt(bare_dsn)
+    [schema] = [finding for finding in await look_at_database(settings) if finding.check == "schema"]
+    assert schema.grade is Grade.OK
+    ask(bare_dsn, "drop schema public cascade; create schema public; create table registry_instance (id int)")
+    [finding] = await look_at_database(settings)
+    assert finding.grade is Grade.FAILED
+    assert "a database of the registry's own" in (finding.remedy or "")
+
+
 # Interruptions
 
 
@@ -492,6 +511,8 @@ async def test_interrupted_adoption_is_started_again(bare_dsn: str, monkeypatch:
         patched.setattr(adoption, "_sent", send)
         with pytest.raises((StoreUnavailableError, SchemaError)):
             await migrate_database(bare_dsn, adopting=lambda _: None)
+    # the server notices a little later that the session is gone
+    await eventually(lambda: not ask(bare_dsn, "select 1 from pg_locks where locktype = 'advisory'"))
     ask(bare_dsn, "select beat(%s)", before[2][0])
     told: list[str] = []
     await migrate_database(bare_dsn, adopting=told.append)

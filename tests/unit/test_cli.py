@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from seedcore.bench.death import Watcher, first_refusal_after
-from seedcore.cli.app import exit_code_of
+from seedcore.cli.app import exit_code_of, message_of
 from seedcore.cli.asking import HttpProblemError, NobodyError
 from seedcore.cli.cluster import NoClusterError
 from seedcore.cli.fleet import FleetFile, read_fleet, specs_of
@@ -31,7 +31,8 @@ from seedcore.core.errors import (
     UnknownInstanceError,
 )
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import EpochRecord, Instance, Source, Verdict
+from seedcore.core.model import EpochRecord, Instance, Source, Verdict, check_drain_s
+from seedcore.core.paging import check_within_s
 from seedcore.discovery.api import AgentAnswer, agent_answer
 from seedcore.registry.answers import Description, Observed
 from seedcore.settings import Settings
@@ -128,13 +129,27 @@ def test_the_command_needs_no_extra_and_imports_no_benchmark_until_one_is_asked_
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("15m", 900), ("1h", 3600), ("1.5d", 129_600)])
 def test_durations_are_read(text: str, seconds: float) -> None:
-    assert parse_duration("--for", text) == seconds
+    assert parse_duration("--for", text, check_drain_s) == seconds
+    assert parse_duration("--for", None, check_drain_s) is None
 
 
 @pytest.mark.parametrize("text", ["", "soon", "-1h", "1w", "1 h", "h", "nan", "-5"])
 def test_what_is_no_duration_is_refused_with_examples(text: str) -> None:
     with pytest.raises(InvalidInputError, match="90s, 15m, 1h or 2d"):
-        parse_duration("--for", text)
+        parse_duration("--for", text, check_drain_s)
+
+
+@pytest.mark.parametrize(("option", "check"), [("--for", check_drain_s), ("--expires", check_within_s)])
+def test_a_duration_out_of_bounds_is_told_by_its_option(option: str, check: Any) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        parse_duration(option, "99999999d", check)
+    assert message_of(caught.value).startswith(f"{option}: must be ")
+
+
+def test_a_wrong_value_is_told_as_it_was_typed() -> None:
+    assert message_of(InvalidInputError("organ_id", "must not be empty")) == "--organ: must not be empty"
+    assert message_of(InvalidInputError("FILE", "f is not YAML")) == "FILE: f is not YAML"
+    assert message_of(StoreUnavailableError("away")) == str(StoreUnavailableError("away"))
 
 
 def fleet(tmp_path: Path, text: str) -> FleetFile:
