@@ -20,8 +20,10 @@ from seedcore.agents import RayAgent
 from seedcore.cli.cluster import join_cluster
 from seedcore.cli.output import EXIT_FAILED, JsonOption, out
 from seedcore.cli.reading import answered
-from seedcore.core.errors import InvalidInputError, first_line
-from seedcore.core.model import Json
+from seedcore.core.errors import InvalidInputError, RegistryUnavailableError, first_line
+from seedcore.core.lifecycle import Status
+from seedcore.core.model import MAX_PAGE, InstanceFilter, Json
+from seedcore.registry.connection import RegistryConnection
 from seedcore.settings import load_settings
 from seedcore.tier0 import Tier0MemoryManager
 from seedcore.tier0.answers import AgentSpec, Gathered
@@ -32,6 +34,7 @@ MAX_FILE_BYTES = 10 * 1024 * 1024
 MAX_AGENTS = 10_000
 # each is a process that has to start: this many at once are quick, and a failure is seen early
 _AT_ONCE = 8
+_SHOWN = 5
 
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="YAML: see docs/how-to/fleet.md.")]
 
@@ -84,13 +87,36 @@ class FleetFile(BaseModel):
 @fleet_app.command("up")
 def fleet_up(file: FileArgument, as_json: JsonOption = False) -> None:
     """Make every agent of the file that does not live yet."""
-    _work("making agents", specs_of(read_fleet(file)), Tier0MemoryManager.create_agents_batch, "up", as_json)
+    specs = specs_of(read_fleet(file))
+    _work("making agents", specs, Tier0MemoryManager.create_agents_batch, "up", as_json)
+    draining = answered(_draining_of({spec.agent_id for spec in specs}))
+    if draining and not as_json:
+        shown = ", ".join(draining[:_SHOWN]) + (", ..." if len(draining) > _SHOWN else "")
+        typer.echo(f"draining, and so not handed out, {'is' if len(draining) == 1 else 'are'} {shown}")
 
 
 @fleet_app.command("down")
 def fleet_down(file: FileArgument, as_json: JsonOption = False) -> None:
     """Stop every agent of the file. Others are left alone."""
     _work("stopping agents", names_of(read_fleet(file)), Tier0MemoryManager.shutdown_agents, "down", as_json)
+
+
+async def _draining_of(names: set[str]) -> list[str]:
+    """Who of these lives and is not handed out; nobody where that cannot be asked now."""
+    settings = load_settings()
+    connection = RegistryConnection(settings.namespace, settings.call_timeout_s)
+    wanted = InstanceFilter(statuses=frozenset({Status.DRAINING}), fresh_only=False)
+    found: set[str] = set()
+    cursor: str | None = None
+    try:
+        while True:
+            page = await connection.page(wanted, MAX_PAGE, cursor)
+            found.update(item.logical_id for item in page)
+            cursor = page.next_cursor
+            if cursor is None:
+                return sorted(found & names)
+    except RegistryUnavailableError:
+        return []
 
 
 def _work(

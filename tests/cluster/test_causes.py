@@ -95,6 +95,27 @@ async def test_what_its_constructor_raised_is_named(registry: RegistryConnection
     assert history[0].cause == reason.why
 
 
+async def command(settings: Settings, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "SEEDCORE_NS": settings.namespace}
+    return await asyncio.to_thread(
+        lambda: subprocess.run(
+            [PROGRAM, *words], capture_output=True, text=True, check=False, env={**os.environ, **environment}
+        )
+    )
+
+
+async def test_who_drains_is_named_when_a_fleet_is_brought_up_again(
+    registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings, tmp_path: Path
+) -> None:
+    for name in ("grazes", "rests"):
+        await create(manager, settings, name)
+    await registry.turn_agent("rests", "draining")
+    file = tmp_path / "fleet.yaml"
+    file.write_text("agents: [{ids: [grazes, rests]}]")
+    answer = await command(settings, "fleet", "up", str(file))
+    assert answer.stdout.splitlines() == ["2 of 2 agents are up", "draining, and so not handed out, is rests"], answer
+
+
 async def test_one_that_never_came_to_register_is_found_in_rays_memory(
     registry: RegistryConnection, settings: Settings
 ) -> None:
@@ -104,16 +125,7 @@ async def test_one_that_never_came_to_register_is_found_in_rays_memory(
         await handle.__ray_ready__.remote()
     told = await ray_remembers("unmakeable", settings.namespace, 5.0)
     assert "which has died: an exception in its start-up: ValueError: not like this" in told
-    environment = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "SEEDCORE_NS": settings.namespace}
-    answer = await asyncio.to_thread(
-        lambda: subprocess.run(
-            [PROGRAM, "why", "unmakeable"],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, **environment},
-        )
-    )
+    answer = await command(settings, "why", "unmakeable")
     assert answer.returncode == 3, answer
     assert "ValueError: not like this" in answer.stderr
     assert "Traceback" not in answer.stderr
