@@ -110,12 +110,12 @@ class Stranger:
 
 
 class OldRegistry:
-    """A registry of another protocol."""
+    """A registry of long ago."""
 
     async def hello(self) -> Hello:
         from datetime import datetime, timezone
 
-        return Hello(999, "9.9.9", os.getpid(), "", datetime.now(timezone.utc))
+        return Hello(1, "0.0.1", os.getpid(), "", datetime.now(timezone.utc), oldest_protocol=1)
 
 
 class Host:

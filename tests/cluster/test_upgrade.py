@@ -100,7 +100,7 @@ async def test_one_of_this_version_is_left_alone_and_one_of_another_protocol_is_
     await old.__ray_ready__.remote()
     before, after = await upgrade_registry(settings)
     assert before is not None
-    assert (before.code_version, after.code_version) == ("9.9.9", __version__)
+    assert (before.code_version, after.code_version) == ("0.0.1", __version__)
     again, same = await upgrade_registry(settings)
     assert again is not None
     assert again.pid == same.pid == after.pid
