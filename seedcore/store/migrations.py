@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import re
@@ -21,6 +22,9 @@ _NAME = re.compile(r"^(?P<number>\d{4})_[a-z0-9_]+\.sql$")
 _CONTRACT = re.compile(r"^\d{4}_contract_")  # takes away what code that does not know the file may use
 _LOCK = 0x5EED_C0DE  # one key for every starter of this project
 _LOCK_TIMEOUT_S = 30.0  # a starter that hangs must not hang the others for ever
+_STEP_LOCK_S = 1.0
+_STEP_PAUSE_S = 1.0
+_STEP_ATTEMPTS = 30
 
 _CREATE = """
 create table if not exists schema_migration (
@@ -70,21 +74,55 @@ async def migrate(connection: psycopg.AsyncConnection[Any], migrations: list[Mig
     """Bring the database up to date; the names of what was applied now.
 
     One that a newer version has added to is left as it is. Raises SchemaError where a newer version has taken something
-    away from it (a file named NNNN_contract_...), or where it was made by a file that has changed.
+    away from it (a file named NNNN_contract_...), or where it was made by a file that has changed;
+    StoreUnavailableError where a table is in use all the time.
     """
     migrations = migrations if migrations is not None else known_migrations()
     applied: list[str] = []
     while True:
-        async with connection.transaction():
-            await connection.execute("select set_config('lock_timeout', %s, true)", (f"{_LOCK_TIMEOUT_S * 1000:.0f}",))
-            await connection.execute("select pg_advisory_xact_lock(%s)", (_LOCK,))
-            step = await _next_step(connection, migrations)
-            if step is None:
-                return applied
-            logger.info("applying schema migration %s", step.name)
-            await connection.execute(step.sql)
-            await _record(connection, step)
+        step = await _apply_next(connection, migrations)
+        if step is None:
+            return applied
         applied.append(step.name)
+
+
+async def _apply_next(connection: psycopg.AsyncConnection[Any], migrations: list[Migration]) -> Migration | None:
+    """Apply one step; None where nothing is left.
+
+    Whoever waits for a table's lock keeps all others waiting behind him, so a step waits for a moment only, and lets
+    them by before it tries again.
+    """
+    attempts_left = _STEP_ATTEMPTS
+    while True:
+        is_our_turn = False
+        try:
+            async with connection.transaction():
+                await _wait_for_locks(connection, _LOCK_TIMEOUT_S)
+                await connection.execute("select pg_advisory_xact_lock(%s)", (_LOCK,))
+                is_our_turn = True
+                step = await _next_step(connection, migrations)
+                if step is None:
+                    return None
+                logger.info("applying schema migration %s", step.name)
+                await _wait_for_locks(connection, _STEP_LOCK_S)
+                await connection.execute(step.sql)
+                await _record(connection, step)
+                return step
+        except psycopg.errors.LockNotAvailable as error:
+            if not is_our_turn:
+                raise
+            attempts_left -= 1
+            if attempts_left == 0:
+                raise StoreUnavailableError(
+                    "a table that a schema migration changes is in use all the time: look for long transactions in "
+                    "pg_stat_activity, and start it again"
+                ) from error
+            logger.info("a table that a schema migration changes is in use; trying again")
+        await asyncio.sleep(_STEP_PAUSE_S)
+
+
+async def _wait_for_locks(connection: psycopg.AsyncConnection[Any], timeout_s: float) -> None:
+    await connection.execute("select set_config('lock_timeout', %s, true)", (f"{timeout_s * 1000:.0f}",))
 
 
 @asynccontextmanager

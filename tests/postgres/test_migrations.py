@@ -18,6 +18,7 @@ from seedcore.store.migrations import Migration, known_migrations, migrate, sche
 from seedcore.store.postgres import PostgresStore, migrate_database
 from tests.builders import iid, turns
 from tests.servers import GUARDED_PASSWORD, GUARDED_ROLE, PostgresServer
+from tests.waiting import eventually
 
 SHIPPED = known_migrations()
 FIRST = Migration(1, "0001_first.sql", "create table first (id int)")
@@ -138,6 +139,36 @@ async def test_role_that_may_not_create_tables_is_told_so(server: PostgresServer
         connection.execute("revoke create on schema public from public")
     with pytest.raises(SchemaError, match="permission denied"):
         await migrate_database(server.dsn(str(database), GUARDED_ROLE, GUARDED_PASSWORD))
+
+
+async def test_step_that_waits_for_a_table_lets_others_by(bare_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(migrations, "_STEP_LOCK_S", 0.2)
+    await apply(bare_dsn, [FIRST])
+    with psycopg.connect(bare_dsn) as reads, psycopg.connect(bare_dsn, autocommit=True) as other:
+        reads.execute("select * from first")
+        change = Migration(2, "0002_second.sql", "alter table first add column more int")
+        applying = asyncio.create_task(apply(bare_dsn, [FIRST, change]))
+        # it waits for the table, gives up, and waits again; whoever came behind it was served meanwhile
+        waits = "select pid from pg_locks where relation = 'first'::regclass and not granted"
+        for _ in range(2):
+            await eventually(lambda: other.execute(waits).fetchall())
+            await asyncio.to_thread(other.execute, "select * from first")
+            await eventually(lambda: not other.execute(waits).fetchall())
+        assert not applying.done()
+        reads.rollback()
+        assert await applying == [change.name]
+
+
+async def test_table_that_is_never_free_is_told_so(bare_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("_STEP_LOCK_S", 0.05), ("_STEP_PAUSE_S", 0.01), ("_STEP_ATTEMPTS", 3)):
+        monkeypatch.setattr(migrations, name, value)
+    await apply(bare_dsn, [FIRST])
+    with psycopg.connect(bare_dsn) as reads:
+        reads.execute("select * from first")
+        change = Migration(2, "0002_second.sql", "alter table first add column more int")
+        with pytest.raises(StoreUnavailableError, match="long transactions"):
+            await apply(bare_dsn, [FIRST, change])
+    assert recorded(bare_dsn) == [(1, FIRST.name)]
 
 
 async def test_starter_does_not_wait_for_ever_for_another(bare_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
