@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from enum import Enum
 from functools import lru_cache
 from pathlib import Path
@@ -64,7 +65,25 @@ def _url(value: str) -> str:
     except ValueError:
         is_url = False
     if not is_url:
-        raise ValueError(f"must be a URL like http://127.0.0.1:8000, not {value[:80]!r}")
+        raise ValueError(f"must be a URL like http://127.0.0.1:8000, not {without_user(value)[:80]!r}")
+    return value
+
+
+def without_user(url: str) -> str:
+    """A URL as it may be shown: without name and password."""
+    return re.sub(r"//[^/]*@", "//", url)
+
+
+def _token(value: SecretStr) -> SecretStr:
+    secret = value.get_secret_value()
+    if not (secret.isascii() and secret.isprintable()):
+        raise ValueError("must be the token as `seedcore token new` has shown it: letters and digits, - and _")
+    return value
+
+
+def _header(value: str) -> str:
+    if value.lower() in {"authorization", "host", "cookie", "forwarded"} or value.lower().startswith("x-forwarded"):
+        raise ValueError(f"must be a header that only the proxy sends, not {value!r}")
     return value
 
 
@@ -75,13 +94,17 @@ def _parts(value: str) -> list[str]:
 def _networks(value: str) -> str:
     for text in _parts(value):
         try:
-            ipaddress.ip_network(text)
+            network = ipaddress.ip_network(text)
         except ValueError:
             raise ValueError(f"must be networks like 10.0.0.0/8, not {text[:80]!r}") from None
+        if network.prefixlen == 0:
+            raise ValueError(f"must be the networks of proxies, and {text} is everybody")
     return value
 
 
 def _folder(value: Path) -> Path:
+    if str(value).startswith("sct_"):
+        raise ValueError("must be the path of a file, and this is a token")
     try:
         folder = value.expanduser()
     except RuntimeError:
@@ -148,7 +171,7 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("SEEDCORE_URL"),
         description="deployment that the command asks over HTTP, instead of joining the Ray cluster",
     )
-    http_token: SecretStr | None = Field(
+    http_token: Annotated[SecretStr, AfterValidator(_token)] | None = Field(
         None,
         validation_alias=AliasChoices("SEEDCORE_HTTP_TOKEN"),
         description="token that the command shows to SEEDCORE_URL",
@@ -168,7 +191,7 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("SEEDCORE_HTTP_TRUSTED_PROXIES"),
         description="networks of proxies whose header says what a caller may do, with commas between them",
     )
-    http_trusted_header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,100}$")] = Field(
+    http_trusted_header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,100}$"), AfterValidator(_header)] = Field(
         "X-SeedCore-Right",
         validation_alias=AliasChoices("SEEDCORE_HTTP_TRUSTED_HEADER"),
         description="that header: read or write",

@@ -166,9 +166,12 @@ def deployed(
         http_tokens_file=None if tokens is None else tokens.file,
         **more,
     )
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
     port = free_port()
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    with pytest.MonkeyPatch.context() as environment:
+        if settings.proxy_networks:
+            environment.setenv("FORWARDED_ALLOW_IPS", "none")
+        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
     deployment: Any = serve.deployment(name="Discovery", max_ongoing_requests=100, ray_actor_options={"num_cpus": 0})(
         serve.ingress(api)(Discovery)
     )

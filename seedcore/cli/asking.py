@@ -37,7 +37,7 @@ from seedcore.discovery.overview import Overviews
 from seedcore.discovery.watch import Position, happenings, require_feed
 from seedcore.registry.clock import utc_now
 from seedcore.registry.lookup import ray_remembers
-from seedcore.settings import Settings
+from seedcore.settings import Settings, without_user
 
 A = TypeVar("A", bound=BaseModel)
 
@@ -210,6 +210,7 @@ class Deployment:
     def __init__(self, url: str, token: SecretStr | None = None) -> None:
         """Tries no connection."""
         self._url = url.rstrip("/")
+        self._shown = without_user(self._url)
         self._headers = {} if token is None else {"Authorization": f"Bearer {token.get_secret_value()}"}
 
     async def listing(self, wanted: Wanted) -> InstancePage:
@@ -262,7 +263,7 @@ class Deployment:
             return kind.model_validate_json(answer.content)
         except ValidationError as error:
             raise RegistryUnavailableError(
-                f"what answers at {self._url} is no SeedCore deployment of this version: {first_line(error)}"
+                f"what answers at {self._shown} is no SeedCore deployment of this version: {first_line(error)}"
             ) from error
 
     @asynccontextmanager
@@ -272,10 +273,10 @@ class Deployment:
             async with httpx.AsyncClient(base_url=self._url, timeout=timeout, headers=self._headers) as client:
                 yield client
         except httpx.InvalidURL as error:
-            raise RegistryUnavailableError(f"{self._url} is no URL: {error}") from error
+            raise RegistryUnavailableError(f"{self._shown} is no URL: {error}") from error
         except httpx.HTTPError as error:
             why = first_line(error) or type(error).__name__
-            raise RegistryUnavailableError(f"{self._url} does not answer: {why}") from error
+            raise RegistryUnavailableError(f"{self._shown} does not answer: {why}") from error
 
 
 def _path_of(logical_id: str) -> str:

@@ -30,6 +30,7 @@ from seedcore.core.errors import (
     VersionMismatchError,
 )
 from seedcore.core.waiting import within
+from seedcore.discovery.access import TokenFile
 from seedcore.registry.answers import Health, Hello
 from seedcore.registry.clock import utc_now
 from seedcore.registry.connection import RegistryConnection
@@ -108,6 +109,15 @@ def _descriptors() -> Finding:
     )
 
 
+def _tokens(file: Path) -> Finding:
+    tokens = TokenFile(file, log=None)
+    told = f"{counted(len(tokens.tokens), 'token')} in {file}"
+    if not tokens.problems:
+        return Finding("tokens", Grade.OK, told)
+    grade = Grade.WARNING if tokens.tokens else Grade.FAILED
+    return Finding("tokens", grade, f"{told}; {tokens.problems[0]}", f"`seedcore token check {file}` tells all of it")
+
+
 def _join(settings: Settings, findings: list[Finding]) -> bool:
     try:
         join_cluster(settings)
@@ -132,8 +142,10 @@ def _join(settings: Settings, findings: list[Finding]) -> bool:
 
 async def _look(settings: Settings, *, is_joined: bool) -> list[Finding]:
     findings: list[Finding] = []
+    if settings.http_tokens_file is not None:
+        findings.append(_tokens(settings.http_tokens_file))
     if settings.mode is Mode.RAY:
-        return [Finding("registry", Grade.SKIPPED, "the mode is ray")]
+        return [*findings, Finding("registry", Grade.SKIPPED, "the mode is ray")]
     if is_joined:
         connection = RegistryConnection(settings.namespace, settings.call_timeout_s)
         findings += await _checked("registry", lambda: _registry(connection, settings))

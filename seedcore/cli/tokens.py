@@ -1,17 +1,20 @@
-"""`seedcore token new`: secrets for callers of the HTTP API."""
+"""`seedcore token new|check`: secrets for callers of the HTTP API, and the file of their hashes."""
 
 from __future__ import annotations
 
 import json
 from datetime import datetime, timedelta, timezone
 from enum import Enum
+from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.table import Table
+from rich.text import Text
 
-from seedcore.cli.output import JsonOption, parse_duration
+from seedcore.cli.output import EXIT_FAILED, JsonOption, out, parse_duration
 from seedcore.core.paging import check_within_s
-from seedcore.discovery.access import Right, new_token
+from seedcore.discovery.access import Right, TokenFile, new_token
 
 token_app = typer.Typer(help="Tokens for the HTTP API.", no_args_is_help=True)
 
@@ -40,3 +43,33 @@ def token_new(
         return
     typer.echo(token.line())
     typer.echo(f"token of {name}, shown this once: {secret}", err=True)
+
+
+@token_app.command("check")
+def token_check(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="As SEEDCORE_HTTP_TOKENS_FILE names it.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Say whose tokens a file has, and what is wrong with it: then the exit code is 1."""
+    found, now = TokenFile(file, log=None), datetime.now(timezone.utc)
+    if as_json:
+        known = [
+            {
+                "name": token.name,
+                "right": str(token.right),
+                "expires_at": None if token.expires_at is None else token.expires_at.isoformat(),
+            }
+            for token in found.tokens
+        ]
+        typer.echo(json.dumps({"tokens": known, "problems": found.problems}, indent=2))
+    else:
+        table = Table("NAME", "RIGHT", "ENDS", box=None, pad_edge=False)
+        for token in found.tokens:
+            ends = "never" if token.expires_at is None else token.expires_at.isoformat(timespec="seconds")
+            is_over = token.expires_at is not None and token.expires_at <= now
+            table.add_row(Text(token.name), str(token.right), f"{ends} (it has ended)" if is_over else ends)
+        out.print(table)
+        for problem in found.problems:
+            typer.echo(f"seedcore: {problem}", err=True)
+    if found.problems or not found.tokens:
+        raise typer.Exit(EXIT_FAILED)

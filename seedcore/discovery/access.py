@@ -12,6 +12,7 @@ import ipaddress
 import logging
 import os
 import secrets
+import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,6 +33,8 @@ MAX_TOKEN_CHARS = 512
 _PREFIX = "sct_"
 _HASH = "sha256:"
 _VARIABLE = "SEEDCORE_HTTP_TOKENS_FILE"
+_FORWARDED = "FORWARDED_ALLOW_IPS"
+_MAX_TOLD = 10
 
 
 class Right(IntEnum):
@@ -83,20 +86,25 @@ def new_token(name: str, right: Right, expires_at: datetime | None = None) -> tu
     return secret, Token(name, right, _digest(secret), expires_at)
 
 
-def parse_tokens(text: str) -> tuple[Token, ...]:
+def parse_tokens(text: str) -> tuple[tuple[Token, ...], tuple[str, ...]]:
     """The tokens of a file: `NAME read|write sha256:HEX [EXPIRES]` a line, # begins a comment.
 
-    Raises InvalidInputError that names the line, and shows nothing of it.
+    And what is wrong with the other lines, by their numbers: nothing of them is shown.
     """
     tokens: list[Token] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    problems: list[str] = []
+    for number, line in enumerate(text.removeprefix("\ufeff").splitlines(), 1):
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
-        tokens.append(_parsed(words, number))
-        if len(tokens) > MAX_TOKENS:
-            raise InvalidInputError("tokens", f"must be at most {MAX_TOKENS}")
-    return tuple(tokens)
+        if len(tokens) == MAX_TOKENS:
+            problems.append(f"line {number}: the tokens must be at most {MAX_TOKENS}, it and what follows is left out")
+            break
+        try:
+            tokens.append(_parsed(words, number))
+        except InvalidInputError as error:
+            problems.append(str(error))
+    return tuple(tokens), tuple(problems)
 
 
 def _parsed(words: Sequence[str], number: int) -> Token:
@@ -109,7 +117,8 @@ def _parsed(words: Sequence[str], number: int) -> Token:
         expires_at = None if len(words) == 3 else _moment(words[3])
     except ValueError as error:
         raise InvalidInputError(f"line {number}", f"must be {form}: {error}") from None
-    if right not in _GRANTED or len(raw) != hashlib.sha256().digest_size or len(name) > MAX_NAME_CHARS:
+    is_named = len(name) <= MAX_NAME_CHARS and name.isprintable() and "\ufffd" not in name
+    if right not in _GRANTED or len(raw) != hashlib.sha256().digest_size or not is_named:
         raise InvalidInputError(f"line {number}", f"must be {form}")
     return Token(name, _GRANTED[right], raw, expires_at)
 
@@ -123,25 +132,34 @@ def _moment(text: str) -> datetime:
 
 
 class TokenFile:
-    """The tokens of a file, read again when it changes. A change that cannot be read leaves those that were there."""
+    """The tokens of a file, read again when it changes. A line that is wrong is left out, and what is not in the file,
+    or whose file is gone, holds no more; while the file is there and cannot be opened, what it had still holds.
 
-    def __init__(self, path: Path) -> None:
-        """Raises ConfigurationError where the file cannot be read now."""
+    Look at `problems` for what is wrong.
+    """
+
+    def __init__(self, path: Path, log: logging.Logger | None = logger) -> None:
+        """Also where the file cannot be read now. `log` is told of problems too, once for each."""
         self._path = path
+        self._log = log
         self._seen: tuple[int, ...] | None = None
-        self._tokens: tuple[Token, ...] = ()
-        try:
-            self._read()
-        except (OSError, InvalidInputError) as error:
-            raise ConfigurationError(_VARIABLE, f"{path}: {_why(error)}") from None
-        if not self._tokens:
-            raise ConfigurationError(_VARIABLE, f"{path} has no token in it: make one with `seedcore token new`")
+        self._told: tuple[str, ...] = ()
+        self.tokens: tuple[Token, ...] = ()
+        self.problems: tuple[str, ...] = ()
+        self._refresh()
+
+    def require_tokens(self) -> None:
+        """Raise ConfigurationError where there is none."""
+        if self.tokens:
+            return
+        why = self.problems[0] if self.problems else "no token is in it: make one with `seedcore token new`"
+        raise ConfigurationError(_VARIABLE, f"{self._path}: {why}")
 
     def owner_of(self, secret: str, now: datetime) -> Caller:
         """Whose token it is. Takes the same time whichever of them it is, or none."""
         self._refresh()
         digest = _digest(secret[: MAX_TOKEN_CHARS + 1])
-        found = [token for token in self._tokens if hmac.compare_digest(token.digest, digest)]
+        found = [token for token in self.tokens if hmac.compare_digest(token.digest, digest)]
         living = [token for token in found if token.expires_at is None or now < token.expires_at]
         if living:
             best = max(living, key=lambda token: token.right)
@@ -151,56 +169,91 @@ class TokenFile:
     def _refresh(self) -> None:
         try:
             self._read()
+        except FileNotFoundError as error:
+            self.tokens, self._seen, self.problems = (), None, (_why(error),)
         except (OSError, InvalidInputError) as error:
-            logger.warning("the file of tokens cannot be read, the tokens that were in it still hold: %s", _why(error))
+            self.problems = (f"{_why(error)}; the tokens that were in it still hold",)
+        if self.problems != self._told:
+            # once for each thing that is wrong, however many ask
+            self._told = self.problems
+            for problem in self.problems[:_MAX_TOLD] if self._log is not None else ():
+                self._log.warning("the file of tokens: %s", problem)
 
     def _read(self) -> None:
         state = os.stat(self._path)
         seen = (state.st_mtime_ns, state.st_size, state.st_ino)
         if seen == self._seen:
             return
-        # also where it cannot be read: once is enough to be told
-        self._seen = seen
         if state.st_size > MAX_FILE_BYTES:
             raise InvalidInputError("file", f"must have at most {MAX_FILE_BYTES} bytes")
-        try:
-            self._tokens = parse_tokens(self._path.read_text(encoding="utf-8"))
-        except UnicodeDecodeError:
-            raise InvalidInputError("file", "must be UTF-8") from None
+        # what is no text is a line that is wrong
+        tokens, problems = parse_tokens(self._path.read_text(encoding="utf-8", errors="replace"))
+        if state.st_mode & stat.S_IWOTH:
+            problems = ("everybody on this machine may write it: chmod o-w", *problems)
+        self.tokens, self.problems, self._seen = tokens, problems, seen
 
 
 class Access:
     """Decides what each request may do, by the settings and the address that Serve listens on."""
 
     def __init__(self, settings: Settings, host: str | None) -> None:
-        """`host` None: not known, and taken as public. Raises ConfigurationError."""
-        self._tokens = None if settings.http_tokens_file is None else TokenFile(settings.http_tokens_file)
+        """`host` None: not known, and taken as public."""
+        self.tokens = None if settings.http_tokens_file is None else TokenFile(settings.http_tokens_file)
         self._proxies = settings.proxy_networks
         self._header = settings.http_trusted_header.lower().encode("ascii")
         self.anonymous = _anonymous_right(settings, host)
+        # what only this machine may do, no page of another site may do by way of this machine's browser
+        self._is_local_alone = settings.http_anonymous is None and self.anonymous > Right.NONE
 
     def caller(self, headers: Iterable[tuple[bytes, bytes]], peer: str | None, now: datetime) -> Caller:
         """Who asks, by the headers of the request and the address it came from."""
-        told = dict(headers)
-        scheme, _, secret = told.get(b"authorization", b"").decode("latin-1").partition(" ")
-        if scheme.lower() == "bearer":
-            if self._tokens is None:
-                return Caller(Right.NONE, problem="no token is known here")
-            return self._tokens.owner_of(secret.strip(), now)
-        if scheme:
-            return Caller(Right.NONE, problem="it must be a bearer token")
+        told: dict[bytes, bytes] = {}
+        for name, value in headers:
+            if name in told and name in {b"authorization", self._header, b"host"}:
+                return Caller(Right.NONE, problem=f"the header {name.decode('latin-1')} must be there once")
+            told[name] = value
         if self._header in told and self.trusts(peer):
+            # whatever else its callers have sent is between them and the proxy
             right = _GRANTED.get(told[self._header].decode("latin-1").strip().lower(), Right.NONE)
             return Caller(right, "the proxy")
+        scheme, _, secret = told.get(b"authorization", b"").decode("latin-1").partition(" ")
+        if scheme.lower() == "bearer":
+            if self.tokens is None:
+                return Caller(Right.NONE, problem="no token is known here")
+            return self.tokens.owner_of(secret.strip(), now)
+        if scheme:
+            return Caller(Right.NONE, problem="it must be a bearer token")
+        if self._is_local_alone and not _is_local_name(told.get(b"host", b"").decode("latin-1")):
+            return Caller(Right.NONE, problem="without a token only localhost may read here, asked by that name")
         return Caller(self.anonymous)
 
     def trusts(self, peer: str | None) -> bool:
         """Whether it is the address of a trusted proxy."""
-        try:
-            address = ipaddress.ip_address(peer or "")
-        except ValueError:
-            return False
-        return any(address in network for network in self._proxies)
+        address = plain_address(peer or "")
+        return address is not None and any(address in network for network in self._proxies)
+
+
+def plain_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """An address; the IPv4 one where that is dressed as IPv6, as a server that listens on `::` sees it."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def check_proxies(settings: Settings) -> None:
+    """Raise ConfigurationError where the address of a trusted proxy could be made up.
+
+    Serve's HTTP server, uvicorn, takes the address of who asks from X-Forwarded-For where FORWARDED_ALLOW_IPS, by
+    itself this machine, allows that; then it is the word of the caller. `none` allows nobody.
+    """
+    if settings.proxy_networks and os.environ.get(_FORWARDED) != "none":
+        raise ConfigurationError(
+            _FORWARDED,
+            "must be `none` on every Ray node where SEEDCORE_HTTP_TRUSTED_PROXIES is set: otherwise whoever is on this "
+            "machine could write the address of a trusted proxy into X-Forwarded-For",
+        )
 
 
 def check_bind(settings: Settings, host: str | None) -> None:
@@ -222,6 +275,12 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _is_local_name(host: str) -> bool:
+    """Whether a Host header names this machine as only this machine does; none at all is no browser's."""
+    name = host.rpartition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]
+    return name == "" or name.endswith(".localhost") or is_loopback(name)
 
 
 def _anonymous_right(settings: Settings, host: str | None) -> Right:

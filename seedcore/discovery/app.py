@@ -14,7 +14,7 @@ from ray.serve.context import _get_global_client
 from seedcore.core.errors import RegistryError, RegistryUnavailableError, StoreUnavailableError
 from seedcore.core.feed import Feed
 from seedcore.core.ports import InstanceReader
-from seedcore.discovery.access import Access
+from seedcore.discovery.access import Access, check_proxies
 from seedcore.discovery.guard import Rates
 from seedcore.discovery.ladder import DiscoveryLadder
 from seedcore.discovery.overview import Overviews
@@ -68,13 +68,21 @@ def listening_host() -> str | None:
 class Discovery:
     """One replica. `routes.py` answers HTTP through its ladder; its methods answer in-cluster callers with handles."""
 
-    def __init__(self, settings: Settings, keep_registry: bool, max_watchers: int = MAX_WATCHERS) -> None:
-        """`max_watchers` of /v1/watch at once: each holds one of the requests that Serve lets a replica have."""
+    def __init__(
+        self,
+        settings: Settings,
+        keep_registry: bool,
+        max_watchers: int = MAX_WATCHERS,
+        max_requests: int = 4 * MAX_WATCHERS,
+    ) -> None:
+        """`max_requests` are what Serve lets a replica have at once, `max_watchers` of them of /v1/watch. One address
+        may have half of them."""
         self.max_watchers = max_watchers
         log_to_stderr(settings.log_format)
         self.settings = settings
+        check_proxies(settings)
         self.access = Access(settings, listening_host())
-        self.rates = Rates(settings.http_max_requests_a_s)
+        self.rates = Rates(settings.http_max_requests_a_s, max(1, max_requests // 2), max(1, max_watchers // 2))
         self._connection = _connection_of(settings)
         self.ladder = ladder_of(settings, self._connection)
         self.overviews = Overviews(settings, self.ladder)

@@ -9,7 +9,7 @@ import ray
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
-from seedcore.discovery.access import Access, check_bind
+from seedcore.discovery.access import TokenFile, check_bind, check_proxies
 from seedcore.discovery.app import Discovery, listening_host
 from seedcore.discovery.routes import api
 from seedcore.runtime import store_recipe
@@ -33,8 +33,10 @@ def build(args: DiscoveryArgs) -> serve.Application:
     """
     settings = load_settings()
     check_bind(settings, listening_host())
-    # a file that cannot be read is told here, in one line, and not by each replica
-    Access(settings, None)
+    check_proxies(settings)
+    if settings.http_tokens_file is not None:
+        # told here: a replica that starts again later must start, whatever has become of the file
+        TokenFile(settings.http_tokens_file).require_tokens()
     store_recipe(settings).require_free_for(ray.get_runtime_context().get_session_name())
     deployment: Any = serve.deployment(
         name="Discovery",
@@ -43,5 +45,7 @@ def build(args: DiscoveryArgs) -> serve.Application:
         ray_actor_options={"num_cpus": 0},
         health_check_period_s=5,
     )(serve.ingress(api)(Discovery))
-    application: serve.Application = deployment.bind(settings, args.keep_registry, args.max_ongoing_requests // 4)
+    application: serve.Application = deployment.bind(
+        settings, args.keep_registry, args.max_ongoing_requests // 4, args.max_ongoing_requests
+    )
     return application

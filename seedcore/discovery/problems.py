@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from http import HTTPStatus
+from time import monotonic
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -27,10 +29,12 @@ from seedcore.core.errors import (
     UnknownInstanceError,
     VersionMismatchError,
 )
+from seedcore.core.waiting import within
 from seedcore.discovery.api import Problem
 
 # MAX_PAGE logical ids of MAX_ID_CHARS, each of them four bytes of UTF-8, take less
 MAX_BODY_BYTES = 1024 * 1024
+MAX_BODY_S = 10.0
 
 _PROBLEM_TYPE = "application/problem+json"
 
@@ -67,11 +71,12 @@ REFUSED: dict[int | str, dict[str, Any]] = {409: {"model": Problem, "description
 
 
 class BoundedBody:
-    """Refuses a request's body once it is known to be too long: it is neither read to its end nor kept."""
+    """Refuses a request's body once it is known to be too long, or too slow: it is neither read to its end nor kept."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, max_s: float) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._max_s = max_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -80,12 +85,21 @@ class BoundedBody:
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         too_long = HTTPException(413, f"the body must have at most {self._max_bytes} bytes")
         received = 0
+        ends_s: float | None = monotonic() + self._max_s
 
         async def receive_bounded() -> Message:
-            nonlocal received
+            nonlocal received, ends_s
             if declared.isdigit() and int(declared) > self._max_bytes:
                 raise too_long
-            message = await receive()
+            if ends_s is None:
+                # the body is there; what is waited for is the end of the connection
+                return await receive()
+            try:
+                message = await within(receive(), max(0.0, ends_s - monotonic()))
+            except asyncio.TimeoutError:
+                raise HTTPException(408, f"the body must be there within {self._max_s:g} s") from None
+            if not message.get("more_body", False):
+                ends_s = None
             received += len(message.get("body", b""))
             if received > self._max_bytes:
                 raise too_long
@@ -96,11 +110,10 @@ class BoundedBody:
 
 def install(api: FastAPI) -> None:
     """Answer every error of `api` as problem details, and bound its requests."""
-    api.add_middleware(BoundedBody, max_bytes=MAX_BODY_BYTES)
+    api.add_middleware(BoundedBody, max_bytes=MAX_BODY_BYTES, max_s=MAX_BODY_S)
     api.add_exception_handler(RegistryError, _registry_error)
     api.add_exception_handler(RequestValidationError, _invalid_request)
     api.add_exception_handler(HTTPException, _http_error)
-    api.add_exception_handler(Exception, _own_fault)
 
 
 def problem_media_type(document: dict[str, Any]) -> dict[str, Any]:
@@ -149,6 +162,6 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     return problem(error.status_code, title, detail, error.headers)
 
 
-async def _own_fault(_request: Request, _error: Exception) -> JSONResponse:
-    """A defect of ours. It is raised again behind this answer, and logged with its traceback."""
+def own_fault() -> JSONResponse:
+    """A defect of ours, which is logged."""
     return problem(500, "InternalError", "the request failed for a fault of this service; its log says why")

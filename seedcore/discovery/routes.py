@@ -49,7 +49,7 @@ from seedcore.discovery.api import (
     turned_answer,
 )
 from seedcore.discovery.app import Discovery
-from seedcore.discovery.guard import STATE, Guard
+from seedcore.discovery.guard import STATE, STILL, Guard
 from seedcore.discovery.problems import BODY, NOT_FOUND, PROBLEMS, REFUSED, install, problem_media_type
 from seedcore.discovery.watch import Position, events, require_feed
 from seedcore.registry.clock import utc_now
@@ -214,7 +214,7 @@ async def watch(
     start = Position.parsed(position) if position is not None else None
     selected = wanted if request.query_params.get("status") else replace(wanted, statuses=None)
     return StreamingResponse(
-        events(replica.ladder, feed, start, selected),
+        events(replica.ladder, feed, start, selected, request.scope["state"][STILL]),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from seedcore.core.errors import CannotKnowError, FollowersFullError, InvalidInputError
@@ -73,10 +73,16 @@ async def happenings(
 
 
 async def events(
-    ladder: DiscoveryLadder, feed: Feed, position: Position | None, wanted: InstanceFilter
+    ladder: DiscoveryLadder,
+    feed: Feed,
+    position: Position | None,
+    wanted: InstanceFilter,
+    may_still: Callable[[], bool],
 ) -> AsyncIterator[str]:
-    """The same as text/event-stream."""
+    """The same as text/event-stream. It ends where the watcher may not read any more, asked every two seconds."""
     async for name, data, at in happenings(ladder, feed, position, wanted):
+        if name == "state" and not may_still():
+            return
         yield f"event: {name}\nid: {at}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n"
 
 

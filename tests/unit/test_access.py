@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta, timezone
@@ -13,9 +14,19 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from seedcore.core.errors import ConfigurationError, InvalidInputError
-from seedcore.discovery.access import Access, Right, TokenFile, check_bind, is_loopback, new_token, parse_tokens
+from seedcore.discovery.access import (
+    Access,
+    Right,
+    TokenFile,
+    check_bind,
+    check_proxies,
+    is_loopback,
+    new_token,
+    parse_tokens,
+)
 from seedcore.discovery.guard import MAX_PEERS, STATE, Guard, Rates, needed_right
 from seedcore.settings import Settings
+from tests.waiting import eventually
 
 NOW = datetime(2026, 3, 1, tzinfo=timezone.utc)
 LOOPBACK = "127.0.0.1"
@@ -52,7 +63,7 @@ def asker(access: Access, rates: Rates | None = None, peer: str = LOOPBACK) -> C
 
     async def ask(method: str, path: str, token: str | None = None, **headers: str) -> httpx.Response:
         shown = {} if token is None else {"Authorization": f"Bearer {token}"}
-        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.request(method, path, headers={**shown, **headers})
 
     return ask
@@ -187,6 +198,59 @@ async def test_only_a_trusted_proxy_says_what_a_caller_may(peer: str, said: str 
     assert (await asker(access, peer=peer)(*WRITE, **headers)).status_code == expected
 
 
+@pytest.mark.parametrize("peer", ["::ffff:10.1.2.3", "fd00::7"])
+async def test_a_proxy_is_known_by_either_kind_of_address_whatever_token_its_callers_have(peer: str) -> None:
+    access = Access(settings_of(SEEDCORE_HTTP_TRUSTED_PROXIES="10.0.0.0/8, fd00::/8"), PUBLIC)
+    headers = {"X-SeedCore-Right": "write", "Authorization": "Bearer of-the-user"}
+    assert (await asker(access, peer=peer)(*WRITE, **headers)).status_code == 200
+
+
+@pytest.mark.parametrize("name", [b"authorization", b"x-seedcore-right"])
+def test_what_is_said_twice_is_not_believed(name: bytes, tokens: dict[str, str]) -> None:
+    said = {"SEEDCORE_HTTP_TOKENS_FILE": tokens["file"], "SEEDCORE_HTTP_TRUSTED_PROXIES": "10.0.0.0/8"}
+    access = Access(settings_of(**said), PUBLIC)
+    value = b"write" if b"right" in name else b"Bearer " + tokens["writer"].encode()
+    assert access.caller([(name, value)], "10.0.0.1", NOW).right is Right.WRITE
+    assert access.caller([(name, b"read"), (name, value)], "10.0.0.1", NOW).right is Right.NONE
+
+
+@pytest.mark.parametrize("said", [None, "", "*", "127.0.0.1"])
+def test_an_address_that_could_be_made_up_is_no_proxys(monkeypatch: pytest.MonkeyPatch, said: str | None) -> None:
+    settings = settings_of(SEEDCORE_HTTP_TRUSTED_PROXIES="10.0.0.0/8")
+    monkeypatch.delenv("FORWARDED_ALLOW_IPS", raising=False)
+    if said is not None:
+        monkeypatch.setenv("FORWARDED_ALLOW_IPS", said)
+    with pytest.raises(ConfigurationError, match="FORWARDED_ALLOW_IPS: must be `none`"):
+        check_proxies(settings)
+    check_proxies(settings_of())
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "none")
+    check_proxies(settings)
+
+
+# A browser that another site has sent here
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("localhost", 200),
+        ("localhost:8000", 200),
+        ("127.0.0.1:8000", 200),
+        ("[::1]:8000", 200),
+        ("app.localhost", 200),
+        ("evil.example", 401),
+        ("localhost.evil.example:8000", 401),
+        ("10.0.0.1:8000", 401),
+        ("[fd00::1]:8000", 401),
+        ("[", 401),
+    ],
+)
+async def test_what_only_this_machine_may_read_is_asked_by_its_own_name(host: str, expected: int) -> None:
+    assert (await asker(Access(settings_of(), LOOPBACK))(*READ, Host=host)).status_code == expected
+    open_to_all = Access(settings_of(SEEDCORE_HTTP_ANONYMOUS="read"), LOOPBACK)
+    assert (await asker(open_to_all)(*READ, Host=host)).status_code == 200
+
+
 # The file
 
 
@@ -194,7 +258,9 @@ def test_a_new_token_is_kept_as_its_hash_alone() -> None:
     secret, token = new_token("ci", Right.WRITE, NOW)
     assert secret.startswith("sct_")
     assert secret not in token.line()
-    assert parse_tokens(f"{token.line()}  \n") == (token,)
+    assert parse_tokens(f"{token.line()}  \n") == ((token,), ())
+    # as some editors begin a file
+    assert parse_tokens(f"\ufeff{token.line()}\r\n") == ((token,), ())
     assert new_token("ci", Right.READ)[0] != secret
 
 
@@ -217,18 +283,24 @@ def test_a_name_that_the_file_could_not_hold_is_refused(name: str) -> None:
         "ci write sha256:" + "0" * 64 + " 2026-01-01T00:00:00Z and more",
         "ci write sct_a-secret-that-was-put-here-by-mistake",
         "x" * 101 + " write sha256:" + "0" * 64,
+        "\ufeffci write sha256:" + "0" * 64,
+        "c\ufffd write sha256:" + "0" * 64,
+        "ci write sha256:" + "0" * 64 + "cd write sha256:" + "0" * 64,
     ],
 )
-def test_a_line_that_is_wrong_is_named_and_not_shown(line: str) -> None:
-    with pytest.raises(InvalidInputError, match="line 2") as refused:
-        parse_tokens(f"# first\n{line}\n")
-    assert "by-mistake" not in str(refused.value)
+def test_a_line_that_is_wrong_is_named_and_not_shown_and_the_others_hold(line: str) -> None:
+    _, good = new_token("ci", Right.READ)
+    tokens, problems = parse_tokens(f"# first\n{line}\n{good.line()}\n")
+    assert tokens == (good,)
+    assert [problem.startswith("line 2: must be NAME") for problem in problems] == [True]
+    assert "by-mistake" not in problems[0]
 
 
-def test_more_tokens_than_are_compared_in_time_are_refused() -> None:
+def test_more_tokens_than_are_compared_in_time_are_left_out() -> None:
     line = new_token("ci", Right.READ)[1].line()
-    with pytest.raises(InvalidInputError, match="at most 1000"):
-        parse_tokens(f"{line}\n" * 1001)
+    tokens, problems = parse_tokens(f"{line}\n" * 1002)
+    assert len(tokens) == 1000
+    assert [problem.startswith("line 1001: the tokens must be at most 1000") for problem in problems] == [True]
 
 
 @pytest.mark.parametrize("content", [None, "", "# nobody\n", "junk", b"\xff\xfe", "#" * (1024 * 1024 + 1)])
@@ -236,8 +308,11 @@ def test_a_file_without_a_token_stops_the_start(tmp_path: Path, content: str | b
     file = tmp_path / "tokens"
     if content is not None:
         file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    tokens = TokenFile(file)
     with pytest.raises(ConfigurationError, match="SEEDCORE_HTTP_TOKENS_FILE"):
-        TokenFile(file)
+        tokens.require_tokens()
+    # who begins again at night begins, and lets nobody in
+    assert tokens.owner_of("sct_any", NOW).right is Right.NONE
 
 
 def test_tokens_are_rotated_without_a_restart(tmp_path: Path) -> None:
@@ -255,12 +330,48 @@ def test_tokens_are_rotated_without_a_restart(tmp_path: Path) -> None:
     assert tokens.owner_of(old, NOW).right is Right.WRITE
     write(f"{old_token.line()}\n{next_token.line()}\n")
     assert [tokens.owner_of(secret, NOW).right for secret in (old, new)] == [Right.WRITE, Right.WRITE]
-    write("a slip of the hand")
-    assert [tokens.owner_of(secret, NOW).right for secret in (old, new)] == [Right.WRITE, Right.WRITE]
-    write(next_token.line())
+    # what was taken out is out, whatever has slipped in
+    write(f"a slip of the hand\n{next_token.line()}")
     assert [tokens.owner_of(secret, NOW).right for secret in (old, new)] == [Right.NONE, Right.WRITE]
+    assert [problem.partition(":")[0] for problem in tokens.problems] == ["line 1"]
     write("# nobody any more\n")
     assert tokens.owner_of(new, NOW).right is Right.NONE
+    write(next_token.line())
+    assert (tokens.owner_of(new, NOW).right, tokens.problems) == (Right.WRITE, ())
+    file.unlink()
+    assert tokens.owner_of(new, NOW).right is Right.NONE
+    write(next_token.line())
+    assert tokens.owner_of(new, NOW).right is Right.WRITE
+
+
+def test_what_is_wrong_with_the_file_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "tokens"
+    file.write_text("junk\nmore junk here\n")
+    tokens = TokenFile(file)
+    for _ in range(5):
+        tokens.owner_of("sct_any", NOW)
+    assert len(caplog.records) == 2
+    file.unlink()
+    for _ in range(5):
+        tokens.owner_of("sct_any", NOW)
+    assert len(caplog.records) == 3
+
+
+def test_a_file_that_everybody_may_write_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    file.write_text(new_token("ci", Right.WRITE)[1].line())
+    file.chmod(0o666)
+    assert [problem for problem in TokenFile(file).problems if "chmod o-w" in problem] != []
+
+
+def test_a_file_that_grows_beyond_its_bound_leaves_what_it_had(tmp_path: Path) -> None:
+    secret, token = new_token("ci", Right.WRITE)
+    file = tmp_path / "tokens"
+    file.write_text(token.line())
+    tokens = TokenFile(file)
+    file.write_text("#" * (1024 * 1024 + 1))
+    assert tokens.owner_of(secret, NOW).right is Right.WRITE
+    assert "still hold" in tokens.problems[0]
 
 
 def test_a_token_ends_when_it_was_said_to(tmp_path: Path) -> None:
@@ -286,6 +397,69 @@ async def test_an_address_that_asks_too_often_waits_and_others_do_not(tokens: di
     assert (await asker(access, rates, peer="192.168.7.7")(*READ)).status_code == 200
     proxied = [(await asker(access, rates, peer="10.0.0.1")(*READ)).status_code for _ in range(6)]
     assert proxied == [200] * 6
+
+
+async def test_who_makes_up_addresses_is_counted_as_one() -> None:
+    ask = asker(Access(settings_of(), LOOPBACK), Rates(2), peer="203.0.113.1")
+    answers = [await ask(*READ, **{"X-Forwarded-For": f"10.0.0.{n}, 203.0.113.1"}) for n in range(6)]
+    assert [answer.status_code for answer in answers][-1] == 429
+
+
+async def test_one_machine_of_many_ipv6_addresses_is_counted_as_one() -> None:
+    access, rates = Access(settings_of(), LOOPBACK), Rates(2)
+    answers = [await asker(access, rates, peer=f"2001:db8::{n}")(*READ) for n in range(1, 7)]
+    assert [answer.status_code for answer in answers][-1] == 429
+    assert (await asker(access, rates, peer="2001:db8:0:1::1")(*READ)).status_code == 200
+
+
+async def test_one_address_has_only_so_much_worked_at_at_once() -> None:
+    may_end = asyncio.Event()
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await may_end.wait()
+        await PlainTextResponse("done")(scope, receive, send)
+
+    judges = Access(settings_of(), LOOPBACK), Rates(1000, at_once=3, feeds=2)
+    guard = Guard(slow, lambda: judges)
+
+    async def ask(path: str, peer: str) -> int:
+        transport = httpx.ASGITransport(guard, client=(peer, 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return (await client.get(path)).status_code
+
+    asked = [asyncio.create_task(ask("/v1/instances", "10.0.0.1")) for _ in range(5)]
+    asked += [asyncio.create_task(ask("/v1/watch", "10.0.0.1")) for _ in range(5)]
+    asked += [asyncio.create_task(ask("/v1/instances", "10.0.0.2")) for _ in range(3)]
+    await eventually(lambda: sum(task.done() for task in asked) == 5)
+    may_end.set()
+    assert await asyncio.gather(*asked) == [*([200] * 3), 429, 429, 200, 200, *([429] * 3), *([200] * 3)]
+    assert await ask("/v1/instances", "10.0.0.1") == 200
+    assert not judges[1]._at_work
+
+
+# What goes wrong
+
+
+async def test_a_fault_of_ours_has_the_headers_too() -> None:
+    async def fails(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        raise ZeroDivisionError
+
+    judges = Access(settings_of(), LOOPBACK), Rates(1000)
+    transport = httpx.ASGITransport(Guard(fails, lambda: judges), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        answer = await client.get("/v1/instances")
+    assert answer.status_code == 500
+    assert answer.headers["x-frame-options"] == "DENY"
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def test_who_asks_for_the_head_gets_it_without_the_body() -> None:
+    judges = Access(settings_of(), LOOPBACK), Rates(1000)
+    transport = httpx.ASGITransport(Guard(answered, lambda: judges))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        whole, head = await client.get("/healthz"), await client.head("/healthz")
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == str(len(whole.content))
 
 
 def test_requests_are_counted_by_the_second_and_addresses_are_bounded() -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from seedcore.bench.death import Watcher, first_refusal_after
-from seedcore.cli.app import exit_code_of, message_of
+from seedcore.cli.app import app, exit_code_of, message_of
 from seedcore.cli.asking import HttpProblemError, NobodyError
 from seedcore.cli.cluster import NoClusterError
 from seedcore.cli.fleet import FleetFile, read_fleet, specs_of
@@ -33,6 +35,7 @@ from seedcore.core.errors import (
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import EpochRecord, Instance, Source, Verdict, check_drain_s
 from seedcore.core.paging import check_within_s
+from seedcore.discovery.access import Right, new_token
 from seedcore.discovery.api import AgentAnswer, agent_answer
 from seedcore.registry.answers import Description, Observed
 from seedcore.settings import Settings
@@ -248,3 +251,20 @@ def test_of_the_dead_the_last_one_is_told_of_with_what_helps() -> None:
     assert reason_of(agent([])).state == "unknown"
     no_cause = reason_of(agent([], instance(1, status=Status.DEAD, stopped_at=START)))
     assert no_cause.why == "no cause was given"
+
+
+def test_the_file_of_tokens_is_told_line_by_line(tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    past = datetime(2020, 1, 1, tzinfo=timezone.utc)
+    lines = [new_token("ci", Right.WRITE)[1].line(), "junk", new_token("old", Right.READ, past)[1].line()]
+    file.write_text("\n".join(lines))
+    answer = CliRunner().invoke(app, ["token", "check", str(file)])
+    assert answer.exit_code == 1
+    assert [line.split()[:2] for line in answer.stdout.splitlines()[1:3]] == [["ci", "write"], ["old", "read"]]
+    assert "it has ended" in answer.stdout
+    assert answer.stderr.startswith("seedcore: line 2: must be NAME")
+    told = json.loads(CliRunner().invoke(app, ["token", "check", str(file), "--json"]).stdout)
+    assert [token["name"] for token in told["tokens"]] == ["ci", "old"]
+    file.write_text(lines[0])
+    assert CliRunner().invoke(app, ["token", "check", str(file)]).exit_code == 0
+    assert CliRunner().invoke(app, ["token", "check", str(tmp_path / "none")]).exit_code == 1

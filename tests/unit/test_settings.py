@@ -25,6 +25,15 @@ from seedcore.settings import Settings, load_settings
         ("SEEDCORE_LEASE_SEC", "2", "must be at least 3 x REGISTRY_BEAT_SEC = 15 seconds, not 2"),
         ("RAY_NAMESPACE", "x" * 300, "must have at most 255 characters, not 300"),
         ("CLUSTER_EPOCH", " ", "must not be empty"),
+        ("SEEDCORE_URL", "ftp://me:hush@here/", "must be a URL like http://127.0.0.1:8000, not 'ftp://here/'"),
+        ("SEEDCORE_HTTP_TOKENS_FILE", "sct_secret", "must be the path of a file, and this is a token"),
+        ("SEEDCORE_HTTP_TRUSTED_PROXIES", "0.0.0.0/0", "must be the networks of proxies, and 0.0.0.0/0 is everybody"),
+        ("SEEDCORE_HTTP_TRUSTED_HEADER", "Host", "must be a header that only the proxy sends, not 'Host'"),
+        (
+            "SEEDCORE_HTTP_TOKEN",
+            "sct_é",
+            "must be the token as `seedcore token new` has shown it: letters and digits, - and _",
+        ),
         ("RAY_NODE_ID", "a\nb", "must not contain NUL or control characters"),
     ],
 )

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from seedcore.core.waiting import within
 from seedcore.settings import Settings
 from tests.servers import PostgresServer
 from tests.serving import Tokens, World, deployed
@@ -114,9 +115,43 @@ async def test_the_proxy_of_this_machine_says_what_its_callers_may(world: World)
         for said, expected in (("read", 403), ("write", 404), ("none", 403)):
             drained = await proxy.post("/v1/agents/nobody/drain", json={}, headers={"X-SeedCore-Right": said})
             assert drained.status_code == expected, said
-        # a token that does not hold is not made up for
-        both = {"X-SeedCore-Right": "write", "Authorization": "Bearer sct_wrong"}
-        assert (await proxy.get("/v1/instances", headers=both)).status_code == 401
+        # as proxies pass on what their callers sent, and for whom they ask
+        passed_on = {"Authorization": "Bearer of-the-user", "X-Forwarded-For": "203.0.113.5"}
+        for said, expected in (("read", 403), ("write", 404)):
+            headers = {"X-SeedCore-Right": said, **passed_on}
+            drained = await proxy.post("/v1/agents/nobody/drain", json={}, headers=headers)
+            assert drained.status_code == expected, said
+        # without its word it is anybody
+        assert (await proxy.get("/v1/instances", headers=passed_on)).status_code == 401
+
+
+async def test_a_feed_ends_with_the_token_that_it_was_opened_with(world: World) -> None:
+    before = world.tokens.file.read_text()
+    headers = {"Authorization": f"Bearer {world.tokens.read}"}
+    try:
+        async with (
+            httpx.AsyncClient(base_url=world.url, timeout=30) as client,
+            client.stream("GET", "/v1/watch", headers=headers) as answer,
+        ):
+            lines = answer.aiter_lines()
+            while not (await anext(lines)).startswith("event: state"):
+                pass
+            world.tokens.file.write_text("\n".join(line for line in before.splitlines() if "reader" not in line) + "\n")
+            # it ends by itself
+            async for _ in lines:
+                pass
+    finally:
+        world.tokens.file.write_text(before)
+
+
+async def test_who_sends_a_body_too_slowly_is_told_so_and_lets_others_by(world: World) -> None:
+    host, port = world.url.removeprefix("http://").split(":")
+    head = f"POST /v1/resolve HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {world.tokens.read}\r\n"
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(f"{head}Content-Type: application/json\r\nContent-Length: 30\r\n\r\n{{".encode())
+    answer = await within(reader.readline(), 60)
+    assert b"408" in answer, answer
+    writer.close()
 
 
 async def test_who_did_it_is_in_the_history(world: World) -> None:

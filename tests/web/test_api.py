@@ -34,8 +34,10 @@ async def listed(world: World, query: str) -> list[str]:
 
 
 @asynccontextmanager
-async def watching(world: World, query: str = "", **headers: str) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
-    """The events of /v1/watch, each with its name, id and data."""
+async def watching(
+    world: World, query: str = "", address: str | None = None, **headers: str
+) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
+    """The events of /v1/watch, each with its name, id and data, asked from an address of this machine."""
 
     async def events(answer: httpx.Response) -> AsyncIterator[dict[str, Any]]:
         event: dict[str, Any] = {}
@@ -48,7 +50,7 @@ async def watching(world: World, query: str = "", **headers: str) -> AsyncIterat
             event[field] = json.loads(value) if field == "data" else value
 
     async with (
-        httpx.AsyncClient(timeout=30) as client,
+        httpx.AsyncClient(timeout=30, transport=httpx.AsyncHTTPTransport(local_address=address)) as client,
         client.stream("GET", f"{world.url}/v1/watch?{query}", headers=headers) as answer,
     ):
         assert answer.status_code == 200, await answer.aread()
@@ -248,10 +250,15 @@ async def test_watchers_have_a_bound_and_leave_room_for_others(world: World) -> 
     # held: one that nobody reads any more is closed with its last reference
     held = []
     async with AsyncExitStack() as stack:
-        for _ in range(WATCHERS):
-            held.append(await stack.enter_async_context(watching(world)))
+        # one address may have half of them
+        for number in range(WATCHERS):
+            address = "127.0.0.1" if number < WATCHERS // 2 else "127.0.0.2"
+            held.append(await stack.enter_async_context(watching(world, address=address)))
             await next_event(held[-1], "state")
-        refused = await world.ask("GET", "/v1/watch")
+            if number == WATCHERS // 2 - 1:
+                assert (await world.ask("GET", "/v1/watch")).status_code == 429
+        async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(local_address="127.0.0.3")) as third:
+            refused = await third.get(f"{world.url}/v1/watch")
         assert (refused.status_code, "followers" in refused.json()["detail"]) == (503, True), refused.text
         assert (await world.ask("GET", "/v1/overview")).status_code == 200
 
