@@ -173,10 +173,10 @@ class TokenFile:
             self.tokens, self._seen, self.problems = (), None, (_why(error),)
         except (OSError, InvalidInputError) as error:
             self.problems = (f"{_why(error)}; the tokens that were in it still hold",)
-        if self.problems != self._told:
+        if self.problems != self._told and self._log is not None:
             # once for each thing that is wrong, however many ask
             self._told = self.problems
-            for problem in self.problems[:_MAX_TOLD] if self._log is not None else ():
+            for problem in self.problems[:_MAX_TOLD]:
                 self._log.warning("the file of tokens: %s", problem)
 
     def _read(self) -> None:
