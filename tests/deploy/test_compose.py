@@ -118,6 +118,15 @@ def test_every_variable_is_told_of_and_every_setting_is_read() -> None:
     assert {name for name in used if name.startswith("SEEDCORE_")} <= known
 
 
+def test_every_password_is_asked_for_and_none_has_a_default() -> None:
+    # Grafana's own default is admin, for whoever comes first
+    assert "GF_SECURITY_ADMIN_PASSWORD" in SERVICES["grafana"]["environment"]
+    for name, service in SERVICES.items():
+        for key, value in service.get("environment", {}).items():
+            if key.endswith(("PASSWORD", "TOKEN", "DSN")):
+                assert re.search(r"\$\{\w+:\?", value), (name, key)
+
+
 def test_prometheus_scrapes_every_node_of_ray_and_reads_the_rules() -> None:
     config = yaml.safe_load((DEPLOY / "compose" / "prometheus.yaml").read_text())
     (job,) = config["scrape_configs"]
