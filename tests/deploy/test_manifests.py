@@ -115,7 +115,9 @@ def test_pods_have_no_more_rights_than_they_use(overlay: list[Document]) -> None
         }
         assert {"cpu", "memory"} <= set(container["resources"]["requests"])
         assert "memory" in container["resources"]["limits"]
-        assert re.fullmatch(r"[\w./-]+:v?\d+\.\d+[\w.-]*", container["image"]), container["image"]
+        assert re.fullmatch(r"[\w./-]+:v?\d+\.\d+[\w.-]*(@sha256:[0-9a-f]{64})?", container["image"]), container[
+            "image"
+        ]
 
 
 def test_long_lived_pods_are_probed_and_no_probe_asks_the_database(overlay: list[Document]) -> None:
@@ -181,6 +183,19 @@ def test_services_budgets_and_policies_find_pods(overlay: list[Document]) -> Non
         assert any(is_selected(labels, selector) for labels in pods)
     for labels in pods:
         assert any(is_selected(labels, selector) for selector in policies), labels
+
+
+def test_prometheus_and_nobody_else_reaches_the_metrics(overlay: list[Document]) -> None:
+    reached = {
+        (port["port"], str(rule["from"]))
+        for policy in the(overlay, "NetworkPolicy")
+        for rule in policy["spec"]["ingress"]
+        for port in rule.get("ports", [])
+        if port["port"] in {8080, 9187}
+    }
+    prometheus = {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app.kubernetes.io/name": "prometheus"}}}
+    ports = {8080, 9187} if the(overlay, "Cluster") else {8080}
+    assert reached == {(port, str([prometheus])) for port in ports}
 
 
 def test_a_port_of_a_service_is_one_of_its_pods(overlay: list[Document]) -> None:
