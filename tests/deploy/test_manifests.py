@@ -11,6 +11,7 @@ import jsonschema
 import pytest
 import yaml
 from pydantic import ValidationError
+from ray.serve._private.application_state import _get_shared_build_app_label_selector
 from ray.serve.schema import ServeDeploySchema
 
 from seedcore.discovery.builder import DiscoveryArgs
@@ -115,9 +116,8 @@ def test_pods_have_no_more_rights_than_they_use(overlay: list[Document]) -> None
         }
         assert {"cpu", "memory"} <= set(container["resources"]["requests"])
         assert "memory" in container["resources"]["limits"]
-        assert re.fullmatch(r"[\w./-]+:v?\d+\.\d+[\w.-]*(@sha256:[0-9a-f]{64})?", container["image"]), container[
-            "image"
-        ]
+        image = container["image"]
+        assert re.fullmatch(r"[\w./-]+:v?\d+\.\d+[\w.-]*(@sha256:[0-9a-f]{64})?", image), image
 
 
 def test_long_lived_pods_are_probed_and_no_probe_asks_the_database(overlay: list[Document]) -> None:
@@ -229,6 +229,38 @@ def test_the_prometheus_operator_scrapes_every_node_of_ray_and_has_the_same_aler
         assert ports[monitor["spec"]["podMetricsEndpoints"][0]["port"]] == 8080
     others = [template for template in templates(overlay) if template not in nodes]
     assert not any(is_selected(one["metadata"]["labels"], monitor["spec"]["selector"]) for one in others)
+
+
+def secrets_of(template: Document) -> set[str]:
+    pod = template["spec"]
+    found = {volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume}
+    for container in pod["containers"]:
+        for variable in container["env"]:
+            if "secretKeyRef" in variable.get("valueFrom", {}):
+                found.add(variable["valueFrom"]["secretKeyRef"]["name"])
+    return found
+
+
+def test_pods_of_agents_have_no_secret_and_the_others_only_what_they_use(overlay: list[Document]) -> None:
+    (service,) = the(overlay, "RayService")
+    had = {
+        template["metadata"]["labels"]["app.kubernetes.io/component"]: secrets_of(template)
+        for template in templates([service])
+    }
+    database = {"seedcore-database", "seedcore-database-ca"}
+    assert had == {"head": database, "discovery": database | {"seedcore-http-tokens"}, "agents": set()}
+
+
+def test_the_application_is_made_where_its_settings_are() -> None:
+    # otherwise Serve may call the builder on a pod of agents, which has neither DSN nor tokens
+    config = ServeDeploySchema.model_validate(serve_configs()["kubernetes"])
+    selector = _get_shared_build_app_label_selector(config.applications[0])
+    assert selector
+    (service,) = the(render(OVERLAYS[0]), "RayService")
+    groups = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    (group,) = [one for one in groups if selector.items() <= one.get("labels", {}).items()]
+    assert group["groupName"] == "discovery"
+    assert "label" not in str([one["rayStartParams"] for one in groups])
 
 
 def serve_configs() -> dict[str, Document]:
