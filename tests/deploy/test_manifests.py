@@ -155,6 +155,15 @@ def test_every_secret_and_setting_that_is_used_is_there_or_told_of(overlay: list
     rows = set(re.findall(r"^\| `([\w-]+)` \| `([\w.-]+)` \|", README, re.MULTILINE))
     assert wanted - made <= rows
     assert {name for name, _ in wanted} <= {name for name, _ in rows}
+    before, applied, _ = README.partition("$ kubectl apply --kustomize deploy/kubernetes/overlays")
+    assert applied
+    commands = re.findall(r"^\$ kubectl .*create secret generic ([\w-]+)((?:.*\\\n)*.*)$", before, re.MULTILINE)
+    for name, key in wanted - made:
+        assert any(name == one and re.search(rf"--from-(literal|file)={key}\b", rest) for one, rest in commands), name
+    if the(overlay, "Cluster"):
+        # from which CloudNativePG makes the roles
+        made_roles = {name for name, rest in commands if "basic-auth" in rest and "username=" in rest}
+        assert made_roles == {"seedcore-database", "seedcore-database-owner"}
 
 
 def test_every_setting_has_a_name_that_is_read(overlay: list[Document]) -> None:
