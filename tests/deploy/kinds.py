@@ -98,9 +98,10 @@ class HeadGroup(_Strict):
 
 
 class WorkerGroup(HeadGroup):
-    """Pods of one kind."""
+    """Pods of one kind; `labels` are the Ray nodes' too."""
 
     groupName: Text
+    labels: dict[str, Text] = {}
     replicas: Count
     minReplicas: Count
     maxReplicas: Count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from tests.deploy.promql import DEPLOY, RULES, alerts, queries, selectors
+from tests.deploy.rules import TARGET
 
 TESTS = RULES.with_name("seedcore.rules.test.yaml")
 NAMES = [str(rule["alert"]) for rule in alerts()]
@@ -57,6 +59,20 @@ def test_every_alert_says_how_bad_what_and_where_its_page_is(rule: dict[str, Any
     text = page.read_text()
     assert text.startswith(f"# {rule['alert']}\n")
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == SECTIONS
+
+
+@pytest.mark.parametrize("file", [RULES, TARGET], ids=["rules", "object"])
+def test_the_address_of_a_page_is_written_as_the_readme_says(file: Path) -> None:
+    (command,) = re.findall(r"^\$ (sed .*)$", (DEPLOY / "README.md").read_text(), re.MULTILINE)
+    arguments = shlex.split(command)
+    assert DEPLOY.parent / arguments[-1] == RULES
+    done = subprocess.run([*arguments[:-1], str(file)], capture_output=True, text=True, timeout=60, check=True)
+    rules = yaml.safe_load(done.stdout)
+    told = [rule["annotations"] for group in rules.get("spec", rules)["groups"] for rule in group["rules"]]
+    assert len(told) == len(NAMES)
+    for one, rule in zip(told, alerts(), strict=True):
+        address = f"https://git.example/seedcore/blob/v0.1.0/{rule['annotations']['runbook']}"
+        assert one["runbook_url"] == address
 
 
 def test_every_page_belongs_to_an_alert_and_its_links_lead_somewhere() -> None:

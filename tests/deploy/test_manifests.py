@@ -11,6 +11,7 @@ import jsonschema
 import pytest
 import yaml
 from pydantic import ValidationError
+from ray.serve._private.application_state import _get_shared_build_app_label_selector
 from ray.serve.schema import ServeDeploySchema
 
 from seedcore.discovery.builder import DiscoveryArgs
@@ -115,7 +116,8 @@ def test_pods_have_no_more_rights_than_they_use(overlay: list[Document]) -> None
         }
         assert {"cpu", "memory"} <= set(container["resources"]["requests"])
         assert "memory" in container["resources"]["limits"]
-        assert re.fullmatch(r"[\w./-]+:v?\d+\.\d+[\w.-]*", container["image"]), container["image"]
+        image = container["image"]
+        assert re.fullmatch(r"[\w./-]+:v?\d+\.\d+[\w.-]*(@sha256:[0-9a-f]{64})?", image), image
 
 
 def test_long_lived_pods_are_probed_and_no_probe_asks_the_database(overlay: list[Document]) -> None:
@@ -153,6 +155,15 @@ def test_every_secret_and_setting_that_is_used_is_there_or_told_of(overlay: list
     rows = set(re.findall(r"^\| `([\w-]+)` \| `([\w.-]+)` \|", README, re.MULTILINE))
     assert wanted - made <= rows
     assert {name for name, _ in wanted} <= {name for name, _ in rows}
+    before, applied, _ = README.partition("$ kubectl apply --kustomize deploy/kubernetes/overlays")
+    assert applied
+    commands = re.findall(r"^\$ kubectl .*create secret generic ([\w-]+)((?:.*\\\n)*.*)$", before, re.MULTILINE)
+    for name, key in wanted - made:
+        assert any(name == one and re.search(rf"--from-(literal|file)={key}\b", rest) for one, rest in commands), name
+    if the(overlay, "Cluster"):
+        # from which CloudNativePG makes the roles
+        made_roles = {name for name, rest in commands if "basic-auth" in rest and "username=" in rest}
+        assert made_roles == {"seedcore-database", "seedcore-database-owner"}
 
 
 def test_every_setting_has_a_name_that_is_read(overlay: list[Document]) -> None:
@@ -181,6 +192,19 @@ def test_services_budgets_and_policies_find_pods(overlay: list[Document]) -> Non
         assert any(is_selected(labels, selector) for labels in pods)
     for labels in pods:
         assert any(is_selected(labels, selector) for selector in policies), labels
+
+
+def test_prometheus_and_nobody_else_reaches_the_metrics(overlay: list[Document]) -> None:
+    reached = {
+        (port["port"], str(rule["from"]))
+        for policy in the(overlay, "NetworkPolicy")
+        for rule in policy["spec"]["ingress"]
+        for port in rule.get("ports", [])
+        if port["port"] in {8080, 9187}
+    }
+    prometheus = {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app.kubernetes.io/name": "prometheus"}}}
+    ports = {8080, 9187} if the(overlay, "Cluster") else {8080}
+    assert reached == {(port, str([prometheus])) for port in ports}
 
 
 def test_a_port_of_a_service_is_one_of_its_pods(overlay: list[Document]) -> None:
@@ -214,6 +238,38 @@ def test_the_prometheus_operator_scrapes_every_node_of_ray_and_has_the_same_aler
         assert ports[monitor["spec"]["podMetricsEndpoints"][0]["port"]] == 8080
     others = [template for template in templates(overlay) if template not in nodes]
     assert not any(is_selected(one["metadata"]["labels"], monitor["spec"]["selector"]) for one in others)
+
+
+def secrets_of(template: Document) -> set[str]:
+    pod = template["spec"]
+    found = {volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume}
+    for container in pod["containers"]:
+        for variable in container["env"]:
+            if "secretKeyRef" in variable.get("valueFrom", {}):
+                found.add(variable["valueFrom"]["secretKeyRef"]["name"])
+    return found
+
+
+def test_pods_of_agents_have_no_secret_and_the_others_only_what_they_use(overlay: list[Document]) -> None:
+    (service,) = the(overlay, "RayService")
+    had = {
+        template["metadata"]["labels"]["app.kubernetes.io/component"]: secrets_of(template)
+        for template in templates([service])
+    }
+    database = {"seedcore-database", "seedcore-database-ca"}
+    assert had == {"head": database, "discovery": database | {"seedcore-http-tokens"}, "agents": set()}
+
+
+def test_the_application_is_made_where_its_settings_are() -> None:
+    # otherwise Serve may call the builder on a pod of agents, which has neither DSN nor tokens
+    config = ServeDeploySchema.model_validate(serve_configs()["kubernetes"])
+    selector = _get_shared_build_app_label_selector(config.applications[0])
+    assert selector
+    (service,) = the(render(OVERLAYS[0]), "RayService")
+    groups = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    (group,) = [one for one in groups if selector.items() <= one.get("labels", {}).items()]
+    assert group["groupName"] == "discovery"
+    assert "label" not in str([one["rayStartParams"] for one in groups])
 
 
 def serve_configs() -> dict[str, Document]:
