@@ -15,6 +15,7 @@ from tests.deploy.promql import DEPLOY, RULES, alerts, queries, selectors
 from tests.deploy.rules import TARGET
 
 TESTS = RULES.with_name("seedcore.rules.test.yaml")
+DAYS = RULES.with_name("seedcore.rules.days.test.yaml")
 NAMES = [str(rule["alert"]) for rule in alerts()]
 SECTIONS = ["What it means", "What still works", "How to look", "What to do", "How it clears"]
 
@@ -26,7 +27,7 @@ def run(promtool: str, *arguments: str | Path) -> subprocess.CompletedProcess[st
 def test_rules_and_their_tests_pass(promtool: str) -> None:
     checked = run(promtool, "check", "rules", RULES)
     assert checked.returncode == 0, checked.stdout + checked.stderr
-    tested = run(promtool, "test", "rules", TESTS)
+    tested = run(promtool, "test", "rules", TESTS, DAYS)
     assert tested.returncode == 0, tested.stdout + tested.stderr
 
 
@@ -43,6 +44,26 @@ def test_an_alert_that_never_fires_or_never_clears_is_noticed(
     suite = yaml.safe_load(TESTS.read_text())
     suite["tests"] = [test for test in suite["tests"] if name in str(test)]
     (tmp_path / TESTS.name).write_text(yaml.safe_dump(suite))
+    tested = run(promtool, "test", "rules", tmp_path / TESTS.name)
+    assert tested.returncode != 0
+    assert name in tested.stdout + tested.stderr
+
+
+@pytest.mark.parametrize("name", ["SeedcoreRegistryAway", "SeedcoreCopyOld"])
+def test_an_alert_that_is_blind_while_another_registry_lives_is_noticed(
+    promtool: str, name: str, tmp_path: Path
+) -> None:
+    blind = {
+        "SeedcoreRegistryAway": "absent(ray_seedcore_term)",
+        "SeedcoreCopyOld": "max by (job, namespace, component) (ray_seedcore_feed_lag_seconds) > 10 "
+        "unless on () absent(ray_seedcore_term)",
+    }
+    rules = yaml.safe_load(RULES.read_text())
+    for rule in rules["groups"][0]["rules"]:
+        if rule["alert"] == name:
+            rule["expr"] = blind[name]
+    (tmp_path / RULES.name).write_text(yaml.safe_dump(rules))
+    (tmp_path / TESTS.name).write_text(TESTS.read_text())
     tested = run(promtool, "test", "rules", tmp_path / TESTS.name)
     assert tested.returncode != 0
     assert name in tested.stdout + tested.stderr
