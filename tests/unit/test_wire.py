@@ -59,11 +59,9 @@ def written_now() -> Written:
         "oldest": OLDEST_PROTOCOL,
         "classes": {kind.__name__: [_field(field) for field in dataclasses.fields(kind)] for kind in travelling()},
         "words": {kind.__name__: [member.value for member in kind] for kind in (Operator, Source, Status, Verdict)},
-        "methods": {
-            f"{kind.__name__}.{name}": _parameters(method)
-            for kind in (RayAgent, Registry, RelayActor)
-            for name, method in inspect.getmembers(kind, inspect.isfunction)
-            if not name.startswith("_")
+        "methods": {f"{kind.__name__}.{name}": _parameters(method) for kind, name, method in _methods()},
+        "answers": {
+            f"{kind.__name__}.{name}": inspect.signature(method).return_annotation for kind, name, method in _methods()
         },
         "errors": {
             name: list(inspect.signature(kind).parameters)
@@ -73,9 +71,21 @@ def written_now() -> Written:
     }
 
 
+def _methods() -> list[tuple[type[Any], str, Any]]:
+    """What is called from other processes."""
+    return [
+        (kind, name, method)
+        for kind in (RayAgent, Registry, RelayActor)
+        for name, method in inspect.getmembers(kind, inspect.isfunction)
+        if not name.startswith("_")
+    ]
+
+
 def _field(field: dataclasses.Field[Any]) -> str:
-    has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
-    return f"{field.name}: {field.type}{' = ...' if has_default else ''}"
+    if field.default_factory is not dataclasses.MISSING:
+        return f"{field.name}: {field.type} = {field.default_factory()!r}"
+    default = "" if field.default is dataclasses.MISSING else f" = {field.default!r}"
+    return f"{field.name}: {field.type}{default}"
 
 
 def _parameters(method: Any) -> list[str]:
@@ -86,7 +96,7 @@ def _parameters(method: Any) -> list[str]:
 
 def _parameter(one: inspect.Parameter) -> str:
     kind = "" if one.kind is one.POSITIONAL_OR_KEYWORD else "*" if one.kind is one.KEYWORD_ONLY else f"{one.kind} "
-    return f"{kind}{one.name}{'' if one.default is one.empty else ' = ...'}"
+    return f"{kind}{one.name}: {one.annotation}{'' if one.default is one.empty else f' = {one.default!r}'}"
 
 
 def objections(before: Written, now: Written) -> list[str]:
@@ -103,14 +113,14 @@ def objections(before: Written, now: Written) -> list[str]:
             if has[: len(had)] != had:
                 problems.append(f"{name} had {had} and has {has}")
             problems += [f"{name}: {more} has no default" for more in has[len(had) :] if "=" not in more]
-    for part in ("words", "errors"):
+    for part in ("words", "errors", "answers"):
         for name, had in before[part].items():
             if now[part].get(name) != had:
                 problems.append(f"{name} was {had} and is {now[part].get(name)}")
     problems += [
         f"{name} is new: the version before cannot read it" for name in now["errors"].keys() - before["errors"]
     ]
-    is_same = all(before[part] == now[part] for part in ("classes", "methods", "words", "errors"))
+    is_same = all(before[part] == now[part] for part in ("classes", "methods", "answers", "words", "errors"))
     if not is_same and now["protocol"] <= before["protocol"]:
         problems.append("it is not the same, and the protocol is")
     return problems
@@ -179,15 +189,16 @@ def changed(**changes: Any) -> Written:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"classes__Receipt": lambda had: [*had, "more: int = ..."]}, ""),
+        ({"classes__Receipt": lambda had: [*had, "more: int = 0"]}, ""),
         ({"classes__More": lambda had: ["a: int"]}, ""),
-        ({"classes__Receipt": lambda had: ["more: int = ...", *had]}, "Receipt had"),
+        ({"classes__Receipt": lambda had: ["more: int = 0", *had]}, "Receipt had"),
         ({"classes__Receipt": lambda had: had[:-1]}, "Receipt had"),
         ({"classes__Receipt": lambda had: [*had, "more: int"]}, "more: int has no default"),
         ({"words__Status": lambda had: [*had, "lost"]}, "Status was"),
         ({"errors__FencedError": lambda had: [*had, "more"]}, "FencedError was"),
         ({"errors__NewError": lambda had: ["why"]}, "NewError is new"),
         ({"protocol": PROTOCOL, "classes__More": lambda had: ["a: int"]}, "the protocol is"),
+        ({"answers__Registry.beat": lambda had: "None"}, "Registry.beat was"),
         ({"oldest": PROTOCOL + 1, "words__Status": lambda had: [*had, "lost"]}, ""),
     ],
 )
