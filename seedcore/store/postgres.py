@@ -73,7 +73,7 @@ from seedcore.store.connections import (
 )
 from seedcore.store.migrations import compare, is_up_to_date, known_migrations, migrate
 from seedcore.store.queries import queries
-from seedcore.store.roles import check_role, grant
+from seedcore.store.roles import check_grant, check_role, grant, grant_again
 
 logger = logging.getLogger(__name__)
 
@@ -417,7 +417,7 @@ async def _migrate_database(dsn: str, limits: PoolLimits, adopting: Callable[[st
             if is_current:
                 return []
             with answering(connection, _MIGRATION_S):
-                return await migrate(connection)
+                return await migrate(connection, also=grant_again)
     except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction) as error:
         raise StoreUnavailableError(explained(error)) from error
     except psycopg.errors.InsufficientPrivilege as error:
@@ -427,6 +427,22 @@ async def _migrate_database(dsn: str, limits: PoolLimits, adopting: Callable[[st
         ) from error
     except psycopg.Error as error:
         raise SchemaError(f"the schema could not be brought up to date: {first_line(error)}") from error
+
+
+async def check_grant_on_database(
+    dsn: str, role: str, *, with_password: bool, limits: PoolLimits | None = None
+) -> None:
+    """Whether the owner behind `dsn` may let a role do what a registry needs, before a migration: changes nothing, and
+    raises as `grant_on_database`."""
+    limits = limits if limits is not None else PoolLimits()
+    check_role(role)
+    try:
+        connection = await Connection.connect(checked_dsn(dsn), autocommit=True, **reaching(dsn, limits))
+        async with connection:
+            with answering(connection, limits.answer_s):
+                await check_grant(connection, role, with_password=with_password)
+    except psycopg.Error as error:
+        raise StoreUnavailableError(explained(error)) from error
 
 
 async def grant_on_database(dsn: str, role: str, password: str | None, limits: PoolLimits | None = None) -> bool:
