@@ -12,6 +12,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import zip_longest
 from sys import intern
 
 import psycopg
@@ -462,11 +463,21 @@ async def grant_on_database(dsn: str, role: str, password: str | None, limits: P
 
 
 def is_unverified(dsn: str) -> bool:
-    """Whether the DSN goes over a network to a server whose certificate nobody verifies."""
+    """Whether the DSN goes over a network, or nobody knows where, to a server whose certificate nobody verifies."""
     given = conninfo.conninfo_to_dict(checked_dsn(dsn))
-    hosts = str(given.get("host") or given.get("hostaddr") or "").split(",")
-    is_remote = any(host and not host.startswith(("/", "@")) and host not in _LOCAL_HOSTS for host in hosts)
+    # a service's file is read by libpq alone; an address goes before the name beside it
+    is_remote = bool(given.get("service")) or any(map(_is_elsewhere, _places(given)))
     return is_remote and given.get("sslmode") != "verify-full"
+
+
+def _places(given: Mapping[str, object]) -> list[str]:
+    """Where libpq connects, one after another: to the address, or else to the name."""
+    hosts, addresses = (str(given.get(name) or "").split(",") for name in ("host", "hostaddr"))
+    return [address or host for host, address in zip_longest(hosts, addresses, fillvalue="")]
+
+
+def _is_elsewhere(place: str) -> bool:
+    return bool(place) and not place.startswith(("/", "@")) and place not in _LOCAL_HOSTS
 
 
 def checked_dsn(dsn: str) -> str:
