@@ -23,6 +23,7 @@ from seedcore.store.embedded import EmbeddedPostgres, dsn_if_running
 from seedcore.store.postgres import (
     PostgresStore,
     ServerState,
+    check_grant_on_database,
     checked_dsn,
     end_old_calls_of_database,
     grant_on_database,
@@ -79,6 +80,10 @@ class StoreRecipe:
     async def end_old_calls(self) -> bool:
         """Drop the calls that an adoption kept for old clients; whether there were any."""
         return await end_old_calls_of_database(await self._writable_dsn())
+
+    async def check_grant(self, role: str, *, with_password: bool) -> None:
+        """Raise what `grant` would, and change nothing: before a migration, whose end is too late to hear of it."""
+        await check_grant_on_database(await self._writable_dsn(), role, with_password=with_password)
 
     async def grant(self, role: str, password: str | None) -> bool:
         """Let a role do what a registry needs; whether it was made. Run as the owner."""

@@ -118,6 +118,8 @@ def migrate_command(
         raise InvalidInputError("--password-file", "goes with --grant")
     password = None if password_file is None else _secret_of(password_file)
     recipe = store_recipe(load_settings())
+    if role is not None:
+        asyncio.run(recipe.check_grant(role, with_password=password is not None))
     applied = asyncio.run(recipe.migrate(partial(typer.echo, err=as_json)))
     if end_old_calls and asyncio.run(recipe.end_old_calls()):
         typer.echo("the calls of old clients are dropped", err=as_json)

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import logging
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,8 +70,13 @@ def known_migrations(folder: Path | None = None) -> list[Migration]:
     return found
 
 
-async def migrate(connection: psycopg.AsyncConnection[Any], migrations: list[Migration] | None = None) -> list[str]:
-    """Bring the database up to date; the names of what was applied now.
+async def migrate(
+    connection: psycopg.AsyncConnection[Any],
+    migrations: list[Migration] | None = None,
+    *,
+    also: Callable[[psycopg.AsyncConnection[Any]], Awaitable[None]] | None = None,
+) -> list[str]:
+    """Bring the database up to date; the names of what was applied now. `also` is run in each step's transaction.
 
     One that a newer version has added to is left as it is. Raises SchemaError where a newer version has taken something
     away from it (a file named NNNN_contract_...), or where it was made by a file that has changed;
@@ -80,13 +85,17 @@ async def migrate(connection: psycopg.AsyncConnection[Any], migrations: list[Mig
     migrations = migrations if migrations is not None else known_migrations()
     applied: list[str] = []
     while True:
-        step = await _apply_next(connection, migrations)
+        step = await _apply_next(connection, migrations, also)
         if step is None:
             return applied
         applied.append(step.name)
 
 
-async def _apply_next(connection: psycopg.AsyncConnection[Any], migrations: list[Migration]) -> Migration | None:
+async def _apply_next(
+    connection: psycopg.AsyncConnection[Any],
+    migrations: list[Migration],
+    also: Callable[[psycopg.AsyncConnection[Any]], Awaitable[None]] | None,
+) -> Migration | None:
     """Apply one step; None where nothing is left.
 
     Whoever waits for a table's lock keeps all others waiting behind him, so a step waits for a moment only, and lets
@@ -107,6 +116,8 @@ async def _apply_next(connection: psycopg.AsyncConnection[Any], migrations: list
                 await _wait_for_locks(connection, _STEP_LOCK_S)
                 await connection.execute(step.sql)
                 await _record(connection, step)
+                if also is not None:
+                    await also(connection)
                 return step
         except psycopg.errors.LockNotAvailable as error:
             if not is_our_turn:

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import zip_longest
 from sys import intern
 
 import psycopg
@@ -73,7 +74,7 @@ from seedcore.store.connections import (
 )
 from seedcore.store.migrations import compare, is_up_to_date, known_migrations, migrate
 from seedcore.store.queries import queries
-from seedcore.store.roles import check_role, grant
+from seedcore.store.roles import check_grant, check_role, grant, grant_again
 
 logger = logging.getLogger(__name__)
 
@@ -417,7 +418,7 @@ async def _migrate_database(dsn: str, limits: PoolLimits, adopting: Callable[[st
             if is_current:
                 return []
             with answering(connection, _MIGRATION_S):
-                return await migrate(connection)
+                return await migrate(connection, also=grant_again)
     except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction) as error:
         raise StoreUnavailableError(explained(error)) from error
     except psycopg.errors.InsufficientPrivilege as error:
@@ -427,6 +428,22 @@ async def _migrate_database(dsn: str, limits: PoolLimits, adopting: Callable[[st
         ) from error
     except psycopg.Error as error:
         raise SchemaError(f"the schema could not be brought up to date: {first_line(error)}") from error
+
+
+async def check_grant_on_database(
+    dsn: str, role: str, *, with_password: bool, limits: PoolLimits | None = None
+) -> None:
+    """Whether the owner behind `dsn` may let a role do what a registry needs, before a migration: changes nothing, and
+    raises as `grant_on_database`."""
+    limits = limits if limits is not None else PoolLimits()
+    check_role(role)
+    try:
+        connection = await Connection.connect(checked_dsn(dsn), autocommit=True, **reaching(dsn, limits))
+        async with connection:
+            with answering(connection, limits.answer_s):
+                await check_grant(connection, role, with_password=with_password)
+    except psycopg.Error as error:
+        raise StoreUnavailableError(explained(error)) from error
 
 
 async def grant_on_database(dsn: str, role: str, password: str | None, limits: PoolLimits | None = None) -> bool:
@@ -446,11 +463,21 @@ async def grant_on_database(dsn: str, role: str, password: str | None, limits: P
 
 
 def is_unverified(dsn: str) -> bool:
-    """Whether the DSN goes over a network to a server whose certificate nobody verifies."""
+    """Whether the DSN goes over a network, or nobody knows where, to a server whose certificate nobody verifies."""
     given = conninfo.conninfo_to_dict(checked_dsn(dsn))
-    hosts = str(given.get("host") or given.get("hostaddr") or "").split(",")
-    is_remote = any(host and not host.startswith(("/", "@")) and host not in _LOCAL_HOSTS for host in hosts)
+    # a service's file is read by libpq alone; an address goes before the name beside it
+    is_remote = bool(given.get("service")) or any(map(_is_elsewhere, _places(given)))
     return is_remote and given.get("sslmode") != "verify-full"
+
+
+def _places(given: Mapping[str, object]) -> list[str]:
+    """Where libpq connects, one after another: to the address, or else to the name."""
+    hosts, addresses = (str(given.get(name) or "").split(",") for name in ("host", "hostaddr"))
+    return [address or host for host, address in zip_longest(hosts, addresses, fillvalue="")]
+
+
+def _is_elsewhere(place: str) -> bool:
+    return bool(place) and not place.startswith(("/", "@")) and place not in _LOCAL_HOSTS
 
 
 def checked_dsn(dsn: str) -> str:

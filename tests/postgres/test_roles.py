@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -11,13 +16,21 @@ from psycopg import conninfo
 from seedcore.core.errors import InvalidInputError, SchemaError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Beat, InstanceFilter
+from seedcore.store import migrations
 from seedcore.store.connections import PoolLimits
-from seedcore.store.postgres import PostgresStore, grant_on_database, migrate_database
+from seedcore.store.migrations import Migration, known_migrations
+from seedcore.store.postgres import (
+    PostgresStore,
+    check_grant_on_database,
+    grant_on_database,
+    migrate_database,
+)
 from seedcore.store.roles import _KEPT, _PRUNED
 from tests.builders import iid, joins, turns
 from tests.servers import PostgresServer
 
 ROLE = "registry-role"
+OWNER = "registry-owner"
 
 
 @pytest.fixture
@@ -26,9 +39,31 @@ def owner(server: PostgresServer) -> Iterator[str]:
     dsn = server.dsn(server.create_database())
     yield dsn
     with psycopg.connect(dsn, autocommit=True) as connection:
-        if connection.execute("select from pg_roles where rolname = %s", (ROLE,)).fetchone():
+        if connection.execute("select from pg_roles where rolname = %s", (ROLE,)).fetchone() is not None:
             connection.execute(f'drop owned by "{ROLE}"')
             connection.execute(f'drop role "{ROLE}"')
+
+
+@pytest.fixture
+def plain_owner(server: PostgresServer) -> Iterator[str]:
+    """The DSN of an owner who is no superuser and may make no roles, of a database that is empty."""
+    name = server.create_database(template="template1")
+    with psycopg.connect(server.dsn(), autocommit=True) as admin:
+        admin.execute(f'create role "{OWNER}" login')
+        admin.execute(f'alter database {name} owner to "{OWNER}"')
+    yield server.dsn(name, user=OWNER)
+    server.drop_database(name)
+    with psycopg.connect(server.dsn(), autocommit=True) as admin:
+        admin.execute(f'drop role if exists "{ROLE}"')
+        admin.execute(f'drop role "{OWNER}"')
+
+
+def run(dsn: str, *statements: str) -> list[tuple[object, ...]]:
+    """Run statements, each its own transaction; what the last one answers."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        for statement in statements:
+            cursor = connection.execute(statement)
+        return cursor.fetchall() if cursor.description else []
 
 
 def as_role(dsn: str) -> str:
@@ -124,3 +159,150 @@ async def test_the_password_that_was_given_is_the_one_that_works(owner: str) -> 
         row = connection.execute("select rolpassword from pg_authid where rolname = %s", (ROLE,)).fetchone()
     assert row is not None
     assert row[0].startswith("SCRAM-SHA-256$")
+
+
+async def test_what_others_have_in_the_schema_is_left_as_it_is(owner: str) -> None:
+    run(
+        owner,
+        "create table theirs (id serial)",
+        "create table never (id serial)",
+        "create function secret() returns int language sql as 'select 1'",
+        "revoke execute on function secret() from public",
+        f'create role "{ROLE}" login',
+        f'grant select, truncate on theirs to "{ROLE}"',
+    )
+    await grant_on_database(owner, ROLE, None)
+    run(owner, "create table later (id serial)", "create function more() returns int language sql as 'select 1'")
+    run(owner, "revoke execute on function more() from public")
+    asked = [
+        ("table_privilege", "theirs", "select", True),
+        ("table_privilege", "theirs", "truncate", True),
+        ("table_privilege", "never", "select", False),
+        ("table_privilege", "later", "select", False),
+        ("table_privilege", "later", "insert", False),
+        ("sequence_privilege", "never_id_seq", "usage", False),
+        ("sequence_privilege", "later_id_seq", "usage", False),
+        ("sequence_privilege", "registry_version", "usage", True),
+        ("function_privilege", "secret()", "execute", False),
+        ("function_privilege", "more()", "execute", False),
+        ("function_privilege", "beat(uuid)", "execute", True),
+    ]
+    for kind, name, right, may in asked:
+        assert run(owner, f"select has_{kind}('{ROLE}', '{name}', '{right}')") == [(may,)], (name, right)
+
+
+async def test_rights_on_tables_that_are_made_later_are_taken_back(owner: str) -> None:
+    run(
+        owner,
+        f'create role "{ROLE}" login',
+        f'alter default privileges in schema public grant select, insert, update, delete on tables to "{ROLE}"',
+        f'alter default privileges in schema public grant usage, select on sequences to "{ROLE}"',
+        f'alter default privileges in schema public grant execute on functions to "{ROLE}"',
+    )
+    await grant_on_database(owner, ROLE, None)
+    assert run(owner, "select * from pg_default_acl") == []
+
+
+async def test_what_our_own_role_had_beyond_its_needs_is_taken_from_it(owner: str) -> None:
+    run(owner, f'create role "{ROLE}" login', f'grant all on registry_instance to "{ROLE}"')
+    await grant_on_database(owner, ROLE, None)
+    assert run(owner, f"select has_table_privilege('{ROLE}', 'registry_instance', 'truncate')") == [(False,)]
+
+
+async def test_role_works_through_a_migration_that_adds_tables_and_functions(
+    owner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await grant_on_database(owner, ROLE, None)
+    known = known_migrations()
+    step = Migration(
+        len(known) + 1,
+        f"{len(known) + 1:04}_more.sql",
+        "create sequence more_number; create table more_rows (id bigint generated always as identity, of text);"
+        "create function note_more() returns void language sql as 'insert into more_rows (of) values (null)';"
+        "revoke execute on function note_more() from public",
+    )
+    monkeypatch.setattr("seedcore.store.migrations.known_migrations", lambda: [*known, step])
+    monkeypatch.setattr("seedcore.store.roles.known_migrations", lambda: [*known, step])
+    monkeypatch.setattr("seedcore.store.roles._PRUNED", (*_PRUNED, "more_rows"))
+    assert migrations.known_migrations()[-1] is step
+    # another of the old clients' kind, which deletes nothing
+    run(owner, 'drop role if exists "old-client"', 'create role "old-client"')
+    try:
+        run(owner, 'grant select, insert on registry_instance to "old-client"')
+        assert await migrate_database(owner) == [step.name]
+        run(as_role(owner), "select note_more()", "select nextval('more_number')", "delete from more_rows")
+        rights = ("select", "insert", "update", "delete")
+        asked = ", ".join(f"has_table_privilege('old-client', 'more_rows', '{right}')" for right in rights)
+        assert run(owner, f"select {asked}") == [(True, True, False, False)]
+        # nobody else's: a role that only reads gets nothing
+        assert run(owner, "select has_table_privilege('guarded', 'more_rows', 'select')") == [(False,)]
+    finally:
+        run(owner, 'drop owned by "old-client"', 'drop role "old-client"')
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("createrole", "createrole, createdb"),
+        ("createdb", "has createrole, createdb"),
+        ("replication", "replication or bypassrls"),
+        ("bypassrls", "a role of the registry's own"),
+        (f'in role "{OWNER}"', f"member of the owner, {OWNER}"),
+        ('in role "mighty"', "member of mighty, which has"),
+    ],
+)
+async def test_role_that_may_more_than_a_registry_needs_is_refused(
+    server: PostgresServer, plain_owner: str, options: str, told: str
+) -> None:
+    await migrate_database(plain_owner)
+    run(server.dsn(), 'drop role if exists "mighty"', 'create role "mighty" createdb')
+    run(server.dsn(), f'create role "{ROLE}" login {options}')
+    try:
+        with pytest.raises(SchemaError, match=told):
+            await check_grant_on_database(plain_owner, ROLE, with_password=False)
+        with pytest.raises(SchemaError, match=told):
+            await grant_on_database(plain_owner, ROLE, None)
+        asked = f"select has_table_privilege('{ROLE}', 'superseded_cluster', 'delete')"
+        # by its own rights, not by those of who it is a member of
+        run(server.dsn(), f'revoke "{OWNER}" from "{ROLE}"')
+        assert run(plain_owner, asked) == [(False,)]
+    finally:
+        run(server.dsn(), f'drop role "{ROLE}"', 'drop role "mighty"')
+
+
+async def test_owner_who_may_make_no_role_is_told_what_to_do_before_anything_is_migrated(
+    server: PostgresServer, plain_owner: str
+) -> None:
+    for given in (False, True):
+        with pytest.raises(SchemaError, match=f'have an administrator run `create role "{ROLE}" login`'):
+            await check_grant_on_database(plain_owner, ROLE, with_password=given)
+    assert run(plain_owner, "select to_regclass('schema_migration') is null") == [(True,)]
+    await migrate_database(plain_owner)
+    with pytest.raises(SchemaError, match="have an administrator run"):
+        await grant_on_database(plain_owner, ROLE, None)
+    run(server.dsn(), f'create role "{ROLE}" login')
+    with pytest.raises(SchemaError, match="may not change the password"):
+        await grant_on_database(plain_owner, ROLE, "secret")
+    assert not await grant_on_database(plain_owner, ROLE, None)
+    store = PostgresStore(as_role(plain_owner), PoolLimits(max_size=2))
+    await store.open()
+    assert (await store.begin("cluster", None, 15.0)).name == "epoch-1"
+    await store.close()
+
+
+async def test_command_asks_before_it_migrates(plain_owner: str, tmp_path: Path) -> None:
+    asked = await asyncio.to_thread(_migrate_command, plain_owner, tmp_path)
+    assert (asked.returncode, "have an administrator run" in asked.stderr) == (1, True), asked.stderr
+    assert run(plain_owner, "select to_regclass('schema_migration') is null") == [(True,)]
+
+
+def _migrate_command(dsn: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from seedcore.cli import main; main()", "migrate", "--grant", ROLE],
+        env={**os.environ, "SEEDCORE_PG_DSN": dsn},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )

@@ -71,6 +71,58 @@ def test_every_file_after_the_tenth_keeps_the_rules(at_ten: psycopg.Connection) 
             HEAD + "drop function beat(uuid); create function beat(a uuid) returns int language sql as 'select 1'",
             "beat can",
         ),
+        (
+            HEAD + "alter table registry_instance add constraint more check (pid < 1e9) not valid",
+            "may refuse what older",
+        ),
+        (
+            HEAD + "-- safe: all are less\nalter table registry_instance drop constraint registry_instance_pid_check,"
+            " add constraint registry_instance_pid_check check (pid > 7) not valid",
+            "",
+        ),
+        (
+            HEAD + "alter table registry_instance drop constraint registry_instance_pid_check,"
+            " add constraint registry_instance_pid_check check (pid > 7) not valid",
+            "may refuse what older",
+        ),
+        (HEAD + "alter table cluster_epoch alter column staged_at drop default", "staged_at has no default any more"),
+        (HEAD + "alter table registry_transition alter column id drop identity", "id has no default any more"),
+        (HEAD + "drop sequence registry_version cascade", "sequence registry_version is gone"),
+        (HEAD + "alter type instancestatus add value 'resting'", "has 'resting' now, which older code cannot read"),
+        (HEAD + "alter type instancestatus rename value 'dead' to 'gone'", "has 'gone' now"),
+        (HEAD + "alter table registry_instance enable row level security", "row security of registry_instance hides"),
+        (HEAD + "alter table registry_transition force row level security", "row security of registry_transition"),
+        (HEAD + "drop index registry_instance_ended", "index registry_instance_ended is gone"),
+        (
+            HEAD + "drop index registry_instance_ended;"
+            "\n-- safe: few are dead\ncreate index registry_instance_ended on registry_instance (stopped_at)",
+            "index registry_instance_ended is gone",
+        ),
+        (HEAD + "alter table registry_transition drop constraint registry_transition_pkey", "registry_transition_pkey"),
+        (
+            HEAD + "alter table superseded_cluster drop constraint superseded_cluster_pkey",
+            "`on conflict` names",
+        ),
+        (
+            HEAD + "create trigger more before update on registry_instance for each row"
+            " execute function registry_instance_guard()",
+            "trigger more meets what older registries write",
+        ),
+        (
+            HEAD + "alter table registry_instance disable trigger registry_instance_guard",
+            "registry_instance_guard meets",
+        ),
+        (HEAD + "drop trigger registry_instance_remember on registry_instance", "registry_instance_remember of"),
+        (
+            HEAD + "drop function beat(uuid); create function beat(a uuid) returns text language sql as 'select 1'",
+            "arguments of other names",
+        ),
+        (HEAD + "lock table registry_instance in access exclusive mode", "locks a table by hand"),
+        (HEAD + "select 1;\n-- now\nLOCK registry_instance", "locks a table by hand"),
+        (HEAD + "do $$ begin lock table registry_instance; end $$", "locks a table by hand"),
+        (HEAD + "do $$ begin execute 'lock registry_instance'; end $$", "locks a table by hand"),
+        (HEAD + "select pg_sleep(0)", "sleeps while it holds"),
+        (HEAD + "do $$ begin perform pg_sleep_for('0'); end $$", "sleeps while it holds"),
     ],
 )
 def test_file_that_would_stop_older_registries_is_noticed(at_ten: psycopg.Connection, text: str, told: str) -> None:
@@ -91,12 +143,21 @@ def test_file_that_takes_away_says_so_in_its_name(at_ten: psycopg.Connection) ->
     [
         "-- safe: few rows have one\ncreate index more on registry_instance (node_id) where held is not null",
         "alter table registry_instance add column more int not null default 7",
-        "alter table registry_instance add constraint more check (pid < 1e9) not valid",
+        "-- safe: no pid is\nalter table registry_instance add constraint more check (pid < 1e9) not valid",
         "-- safe: the column is new and empty\nalter table registry_instance add column more int check (more > 0)",
         "create table more (id int primary key, of text check (of <> '')); create index more_of on more (of)",
         "-- safe: a few\nupdate registry_instance set organ_id = 'none' where organ_id is null",
         "drop function beat(uuid);"
-        " create function beat(a uuid, b int default 1) returns text language sql as 'select 1'",
+        " create function beat(p_instance_id uuid, b int default 1) returns text language sql as 'select 1'",
+        "-- safe: nobody searches by it\ndrop index registry_instance_ended",
+        "-- safe: nobody is given it before all can read it\nalter type instancestatus add value 'resting'",
+        "-- safe: it refuses nothing\ncreate trigger more before update on registry_instance"
+        " for each row execute function registry_instance_guard()",
+        "create table more (lock text, locked_at timestamptz); -- nobody has to lock it, or pg_sleep(1)\n"
+        "select from registry_instance for update skip locked",
+        "drop trigger registry_instance_remember on registry_instance;"
+        " create trigger registry_instance_remember after insert or update of status on registry_instance"
+        " for each row execute function registry_instance_remember()",
         "create or replace view active_instance as select a.*, 1 as more from active_instances a",
     ],
 )
