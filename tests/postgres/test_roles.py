@@ -16,7 +16,6 @@ from psycopg import conninfo
 from seedcore.core.errors import InvalidInputError, SchemaError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Beat, InstanceFilter
-from seedcore.store import migrations
 from seedcore.store.connections import PoolLimits
 from seedcore.store.migrations import Migration, known_migrations
 from seedcore.store.postgres import (
@@ -224,7 +223,6 @@ async def test_role_works_through_a_migration_that_adds_tables_and_functions(
     monkeypatch.setattr("seedcore.store.migrations.known_migrations", lambda: [*known, step])
     monkeypatch.setattr("seedcore.store.roles.known_migrations", lambda: [*known, step])
     monkeypatch.setattr("seedcore.store.roles._PRUNED", (*_PRUNED, "more_rows"))
-    assert migrations.known_migrations()[-1] is step
     # another of the old clients' kind, which deletes nothing
     run(owner, 'drop role if exists "old-client"', 'create role "old-client"')
     try:
@@ -288,6 +286,28 @@ async def test_owner_who_may_make_no_role_is_told_what_to_do_before_anything_is_
     await store.open()
     assert (await store.begin("cluster", None, 15.0)).name == "epoch-1"
     await store.close()
+
+
+async def test_owner_who_may_make_roles_sets_the_password_of_those_he_made(
+    server: PostgresServer, plain_owner: str
+) -> None:
+    run(server.dsn(), f'alter role "{OWNER}" createrole')
+    await migrate_database(plain_owner)
+    assert await grant_on_database(plain_owner, ROLE, "secret")
+    assert not await grant_on_database(plain_owner, ROLE, "another")
+    run(server.dsn(), f'drop role if exists "{ROLE}-2"', f'create role "{ROLE}-2" login')
+    try:
+        with psycopg.connect(server.dsn()) as connection:
+            version = connection.info.server_version // 10000
+        if version < 16:
+            await check_grant_on_database(plain_owner, f"{ROLE}-2", with_password=True)
+        else:
+            # since 16 the right to make roles is none over those of others
+            with pytest.raises(SchemaError, match="may not change the password"):
+                await check_grant_on_database(plain_owner, f"{ROLE}-2", with_password=True)
+        await check_grant_on_database(plain_owner, f"{ROLE}-2", with_password=False)
+    finally:
+        run(server.dsn(), f'drop role "{ROLE}-2"')
 
 
 async def test_command_asks_before_it_migrates(plain_owner: str, tmp_path: Path) -> None:

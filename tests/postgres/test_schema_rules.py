@@ -99,10 +99,8 @@ def test_every_file_after_the_tenth_keeps_the_rules(at_ten: psycopg.Connection) 
             "index registry_instance_ended is gone",
         ),
         (HEAD + "alter table registry_transition drop constraint registry_transition_pkey", "registry_transition_pkey"),
-        (
-            HEAD + "alter table superseded_cluster drop constraint superseded_cluster_pkey",
-            "`on conflict` names",
-        ),
+        (HEAD + "alter table superseded_cluster drop constraint superseded_cluster_pkey", "`on conflict` names"),
+        (HEAD + "alter table cluster_epoch drop constraint cluster_epoch_number_key", "cluster_epoch_number_key of"),
         (
             HEAD + "create trigger more before update on registry_instance for each row"
             " execute function registry_instance_guard()",
