@@ -62,7 +62,7 @@ async def _measure(place: Place, turns: int) -> Result:
         serial = count()
         kinds: dict[str, Callable[[], str]] = {
             "ours": lambda: ours,
-            "anew": lambda: f"{ours}&turn={next(serial)}",
+            "anew": lambda: f"{ours}&selector=!turn-{next(serial)}",
             "theirs": lambda: theirs,
         }
         rates: dict[str, list[float]] = {kind: [] for kind in kinds}

@@ -24,8 +24,9 @@ AGENTS = 100_000
 SECONDS = 300.0
 
 
-def run(*options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(PROGRAM), "bench", *options], capture_output=True, text=True, timeout=170, check=False)
+def run(*options: str, timeout_s: float = 170) -> subprocess.CompletedProcess[str]:
+    command = [str(PROGRAM), "bench", *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
 
 
 def test_a_quick_run_prints_a_table_and_writes_json_and_a_plot(tmp_path: Path) -> None:
@@ -40,6 +41,15 @@ def test_a_quick_run_prints_a_table_and_writes_json_and_a_plot(tmp_path: Path) -
     # far below the promise: only that it measures what it says
     assert rates["rows of beats committed, end to end"] > 2 * rates["floor: one transaction per beat"]
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_every_benchmark_runs(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    done = run("--quick", "--json", str(figures), timeout_s=380)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [result["name"] for result in json.loads(figures.read_text())["results"]] == list(BENCHMARKS)
 
 
 def test_a_benchmark_that_there_is_not_is_refused_before_anything_runs() -> None:
