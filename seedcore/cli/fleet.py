@@ -22,7 +22,8 @@ from seedcore.cli.output import EXIT_FAILED, JsonOption, out
 from seedcore.cli.reading import answered
 from seedcore.core.errors import InvalidInputError, RegistryUnavailableError, first_line
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import MAX_PAGE, InstanceFilter, Json
+from seedcore.core.model import Json
+from seedcore.registry.client import every_page
 from seedcore.registry.connection import RegistryConnection
 from seedcore.settings import load_settings
 from seedcore.tier0 import Tier0MemoryManager
@@ -89,8 +90,8 @@ def fleet_up(file: FileArgument, as_json: JsonOption = False) -> None:
     """Make every agent of the file that does not live yet."""
     specs = specs_of(read_fleet(file))
     _work("making agents", specs, Tier0MemoryManager.create_agents_batch, "up", as_json)
-    draining = answered(_draining_of({spec.agent_id for spec in specs}))
-    if draining and not as_json:
+    draining = [] if as_json else answered(_draining_of({spec.agent_id for spec in specs}))
+    if draining:
         shown = ", ".join(draining[:_SHOWN]) + (", ..." if len(draining) > _SHOWN else "")
         typer.echo(f"draining, and so not handed out, {'is' if len(draining) == 1 else 'are'} {shown}")
 
@@ -105,18 +106,11 @@ async def _draining_of(names: set[str]) -> list[str]:
     """Who of these lives and is not handed out; nobody where that cannot be asked now."""
     settings = load_settings()
     connection = RegistryConnection(settings.namespace, settings.call_timeout_s)
-    wanted = InstanceFilter(statuses=frozenset({Status.DRAINING}), fresh_only=False)
-    found: set[str] = set()
-    cursor: str | None = None
     try:
-        while True:
-            page = await connection.page(wanted, MAX_PAGE, cursor)
-            found.update(item.logical_id for item in page)
-            cursor = page.next_cursor
-            if cursor is None:
-                return sorted(found & names)
+        draining = await every_page(connection, (Status.DRAINING,), fresh_only=False)
     except RegistryUnavailableError:
         return []
+    return sorted({instance.logical_id for instance in draining} & names)
 
 
 def _work(

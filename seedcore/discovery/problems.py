@@ -62,6 +62,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 BODY: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "The body is no text"},
+    408: {"model": Problem, "description": "The body came too slowly"},
     413: {"model": Problem, "description": "The body is too long"},
 }
 NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is none"}}

@@ -28,7 +28,7 @@ class Hello:
     pid: int
     node_id: str
     started_at: datetime
-    oldest_protocol: int = PROTOCOL
+    oldest_protocol: int = 0  # of one that does not say: `protocol` is then too old by itself
 
     def require_understood(self) -> None:
         """Raise VersionMismatchError where neither side goes far enough towards the other."""

@@ -10,6 +10,7 @@ import json
 import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import zip_longest
@@ -350,21 +351,28 @@ class ServerState:
     is_earlier: bool
 
 
+@asynccontextmanager
+async def _one_session(dsn: str, limits: PoolLimits | None) -> AsyncIterator[Connection]:
+    """A connection for one question, which has to be answered in time."""
+    limits = limits if limits is not None else PoolLimits()
+    connection = await Connection.connect(checked_dsn(dsn), autocommit=True, **reaching(dsn, limits))
+    async with connection:
+        with answering(connection, limits.answer_s):
+            yield connection
+
+
 async def inspect_database(dsn: str) -> ServerState:
     """Look at a database without changing it. Raises ConfigurationError, StoreUnavailableError, or SchemaError where
     somebody else's tables have our names."""
-    limits = PoolLimits(connect_timeout_s=5.0)
     try:
-        connection = await Connection.connect(checked_dsn(dsn), autocommit=True, **reaching(dsn, limits))
-        async with connection:
-            with answering(connection, limits.answer_s):
-                cursor = await connection.execute(
-                    "select current_setting('server_version'), current_setting('server_version_num')::int, "
-                    "clock_timestamp()"
-                )
-                version, number, now = (await cursor.fetchall())[0]
-                missing, unknown = await compare(connection)
-                is_earlier = bool(missing) and await is_earlier_database(connection)
+        async with _one_session(dsn, PoolLimits(connect_timeout_s=5.0)) as connection:
+            cursor = await connection.execute(
+                "select current_setting('server_version'), current_setting('server_version_num')::int, "
+                "clock_timestamp()"
+            )
+            version, number, now = (await cursor.fetchall())[0]
+            missing, unknown = await compare(connection)
+            is_earlier = bool(missing) and await is_earlier_database(connection)
     except psycopg.Error as error:
         raise StoreUnavailableError(explained(error)) from error
     return ServerState(version, number, now, tuple(missing), tuple(unknown), is_earlier)
@@ -387,12 +395,9 @@ async def migrate_database(
 async def end_old_calls_of_database(dsn: str, limits: PoolLimits | None = None) -> bool:
     """Drop the calls that an adoption kept for clients of the earlier SeedCore; whether there were any. Raises as
     `migrate_database`."""
-    limits = limits if limits is not None else PoolLimits()
     try:
-        connection = await Connection.connect(checked_dsn(dsn), autocommit=True, **reaching(dsn, limits))
-        async with connection:
-            with answering(connection, limits.answer_s):
-                return await end_old_calls(connection)
+        async with _one_session(dsn, limits) as connection:
+            return await end_old_calls(connection)
     except psycopg.OperationalError as error:
         raise StoreUnavailableError(explained(error)) from error
     except psycopg.Error as error:
@@ -435,13 +440,10 @@ async def check_grant_on_database(
 ) -> None:
     """Whether the owner behind `dsn` may let a role do what a registry needs, before a migration: changes nothing, and
     raises as `grant_on_database`."""
-    limits = limits if limits is not None else PoolLimits()
     check_role(role)
     try:
-        connection = await Connection.connect(checked_dsn(dsn), autocommit=True, **reaching(dsn, limits))
-        async with connection:
-            with answering(connection, limits.answer_s):
-                await check_grant(connection, role, with_password=with_password)
+        async with _one_session(dsn, limits) as connection:
+            await check_grant(connection, role, with_password=with_password)
     except psycopg.Error as error:
         raise StoreUnavailableError(explained(error)) from error
 
@@ -449,13 +451,10 @@ async def check_grant_on_database(
 async def grant_on_database(dsn: str, role: str, password: str | None, limits: PoolLimits | None = None) -> bool:
     """Let a role do what a registry needs, as the owner behind `dsn`; whether it was made. Raises ConfigurationError,
     InvalidInputError, StoreUnavailableError or SchemaError; then nothing has changed."""
-    limits = limits if limits is not None else PoolLimits()
     check_role(role)
     try:
-        connection = await Connection.connect(checked_dsn(dsn), autocommit=True, **reaching(dsn, limits))
-        async with connection:
-            with answering(connection, limits.answer_s):
-                return await grant(connection, role, password)
+        async with _one_session(dsn, limits) as connection:
+            return await grant(connection, role, password)
     except psycopg.OperationalError as error:
         raise StoreUnavailableError(explained(error)) from error
     except psycopg.Error as error:

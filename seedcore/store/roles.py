@@ -131,7 +131,7 @@ async def grant(connection: psycopg.AsyncConnection[Any], role: str, password: s
 
     Run as the owner of an up-to-date schema. Raises InvalidInputError or SchemaError; then nothing has changed.
     """
-    name = sql.Identifier(check_role(role))
+    name = sql.Identifier(role)
     missing, unknown = await compare(connection)
     if missing:
         raise SchemaError("the schema is not up to date: migrate first")

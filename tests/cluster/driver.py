@@ -1,6 +1,6 @@
-"""A driver of another version: run as a script in the folder of that version, with a namespace and a question.
+"""A driver of another version: run as a script in the folder of that version, its settings in the environment.
 
-python driver.py make NAME...    agents of that version, which outlive it; the version that they run is printed
+python driver.py make NAME...    agents of that version, which outlive it; prints whom it could not make, and why
 python driver.py find NAME...    what a manager of that version finds, as JSON: each agent's answer to a call
 python driver.py command ...     the `seedcore` command of that version
 """

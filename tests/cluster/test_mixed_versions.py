@@ -13,20 +13,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 import ray
 
 from seedcore.cli.steering import upgrade_registry
-from seedcore.core.errors import RegistryError, VersionMismatchError
-from seedcore.core.lifecycle import Status
+from seedcore.core.errors import VersionMismatchError
 from seedcore.core.model import BeatAnswer
-from seedcore.registry import RegistryClient
 from seedcore.registry.connection import REGISTRY_NAME, RegistryConnection
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
 from seedcore.tier0.answers import AgentSpec
 from tests.cluster.agents import Worker
+from tests.cluster.traffic import Traffic
 from tests.versions import NEXT, NEXT_FIELD, lay_out_next, lay_out_tag, previous_tag
 from tests.waiting import eventually
 
@@ -102,32 +100,7 @@ async def test_registry_rolls_on_and_back_under_agents_and_callers_of_both_versi
     fleet = sorted(OURS + THEIRS)
     before = {row.logical_id: row.instance_id for row in await registry.list_active()}
     assert sorted(before) == fleet
-    turning = RegistryClient("turns", settings=settings)
-    await turning.set_status(Status.ALIVE)
-    caller = Tier0MemoryManager(settings)
-    turns: list[str] = []
-    resolved: list[str] = []
-    refused: list[RegistryError] = []
-    is_over = asyncio.Event()
-
-    async def resolve_for_ever() -> None:
-        while not is_over.is_set():
-            for name in fleet:
-                try:
-                    await (await caller.resolve(name)).get_heartbeat.remote()
-                    resolved.append(name)
-                except RegistryError as error:
-                    refused.append(error)
-
-    async def turn_for_ever() -> None:
-        while not is_over.is_set():
-            turns.append(f"turn {len(turns) + 1}")
-            await turning.set_status((Status.ALIVE, Status.DRAINING)[len(turns) % 2], turns[-1])
-            await asyncio.sleep(0.05)
-
-    async def goes_on() -> None:
-        count, turned = len(resolved), len(turns)
-        await eventually(lambda: len(resolved) > count + 3 * len(fleet) and len(turns) > turned + 3)
+    traffic = Traffic(settings, fleet)
 
     async def everybody_beats() -> None:
         """Everybody is heard by the registry that runs now, from the instance that was there before."""
@@ -148,41 +121,28 @@ async def test_registry_rolls_on_and_back_under_agents_and_callers_of_both_versi
             name: "who are you" if name in OURS else ["who are you", other.name] for name in fleet
         }
 
-    work = [asyncio.create_task(resolve_for_ever()), asyncio.create_task(turn_for_ever())]
+    await traffic.start()
     try:
-        await goes_on()
+        await traffic.goes_on()
         told = await other.command("registry", "upgrade", "--force", "--json")
         assert json.loads(told)["code_version"] == other.name
-        await goes_on()
+        await traffic.goes_on()
         await everybody_beats()
         await other_callers_find_everybody()
         # the release is taken back; its schema stays
         _, after = await upgrade_registry(settings, force=True)
         assert (await registry.health()).hello == after
-        await goes_on()
+        await traffic.goes_on()
         await everybody_beats()
         assert (await registry.health()).is_ready
         await other_callers_find_everybody()
     finally:
-        is_over.set()
-        await asyncio.gather(*work)
-        await caller.close()
-    assert refused == []
-
-    async def is_delivered() -> bool:
-        await turning.beat()
-        return turning.undelivered == 0
-
-    await eventually(is_delivered)
-    assert settings.pg_dsn is not None
-    with psycopg.connect(settings.pg_dsn.get_secret_value()) as connection:
-        causes = connection.execute(
-            "select cause from registry_transition where logical_id = 'turns' and cause is not null order by id"
-        ).fetchall()
-        deaths = connection.execute("select logical_id, cause from registry_instance where status = 'dead'").fetchall()
-    assert [row[0] for row in causes] == turns
-    assert deaths == []
-    await turning.set_status(Status.DEAD)
+        await traffic.stop()
+    assert traffic.refused == []
+    await eventually(traffic.is_delivered)
+    assert traffic.committed() == traffic.turns
+    assert traffic.deaths() == []
+    await traffic.end()
 
 
 def test_next_version_is_another_one(ray_cluster: None, settings: Settings, tmp_path: Path) -> None:
