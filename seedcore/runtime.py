@@ -7,15 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import ray
 from pydantic import SecretStr
 
-from seedcore.core.errors import StoreUnavailableError
+from seedcore.core.errors import RegistryUnavailableError, SessionError, StoreUnavailableError
 from seedcore.core.ports import Store
 from seedcore.core.wire import wire
 from seedcore.registry.actor import ensure_registry
 from seedcore.registry.answers import Hello
 from seedcore.registry.config import RegistryConfig
+from seedcore.registry.session import cluster_name
 from seedcore.settings import Settings
 from seedcore.store.claim import Claim
 from seedcore.store.connections import PoolLimits
@@ -120,7 +120,10 @@ async def start_registry(settings: Settings) -> Hello:
     cluster's registry has the embedded database.
     """
     recipe = store_recipe(settings)
-    ray_cluster = ray.get_runtime_context().get_session_name()
+    try:
+        ray_cluster = cluster_name()
+    except SessionError as error:
+        raise RegistryUnavailableError(error.why) from None
     recipe.require_free_for(ray_cluster)
     config = RegistryConfig(
         ray_cluster=ray_cluster,

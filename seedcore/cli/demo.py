@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-import ray
 from rich.console import Console
 
 from seedcore.agents import RayAgent
@@ -15,6 +14,7 @@ from seedcore.cli.render import show_listing
 from seedcore.core.errors import AgentCallError, NotResolvableError, RegistryUnavailableError
 from seedcore.core.lifecycle import Status
 from seedcore.discovery.api import page_of
+from seedcore.registry import session
 from seedcore.registry.answers import Health
 from seedcore.registry.client import every_page
 from seedcore.registry.connection import RegistryConnection
@@ -84,11 +84,11 @@ async def run(settings: Settings, console: Console, agents: int) -> None:
     console.print(f"resolved by {located.source}; it counted {words} words")
 
     console.rule(f"4. {drained} drains")
-    await (await manager.resolve(drained)).drain.remote("shown in the demo")
+    await session.ask(await manager.resolve(drained), "drain", "shown in the demo")
     await _show_unresolvable(manager, console, drained)
 
     console.rule(f"5. {lost} is lost")
-    ray.kill(await manager.resolve(lost), no_restart=True)
+    session.kill(await manager.resolve(lost))
     with console.status("the registry hears of it from the node's relay"):
         await _declared_dead(connection, lost, health.lease_s * 3)
     history = (await connection.describe(lost)).history

@@ -31,6 +31,7 @@ from seedcore.core.errors import (
 )
 from seedcore.core.waiting import within
 from seedcore.discovery.access import TokenFile
+from seedcore.registry import session
 from seedcore.registry.answers import Health, Hello
 from seedcore.registry.clock import utc_now
 from seedcore.registry.connection import RegistryConnection
@@ -126,7 +127,7 @@ def _join(settings: Settings, findings: list[Finding]) -> bool:
             Finding("Ray", Grade.FAILED, error.why, "start `serve run serve_config.yaml`, or set RAY_ADDRESS")
         )
         return False
-    nodes = [node for node in ray.nodes() if node["Alive"]]
+    nodes = [node for node in session.nodes() if node["Alive"]]
     findings.append(Finding("Ray", Grade.OK, f"version {ray.__version__}, {counted(len(nodes), 'node')}"))
     if settings.pg_dsn is None and len(nodes) > 1 and settings.mode is not Mode.RAY:
         findings.append(

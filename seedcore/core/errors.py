@@ -194,6 +194,28 @@ class DirectoryUnavailableError(RegistryError):
         return f"Ray's actor listing is away: {self.why}"
 
 
+class SessionError(RegistryError):
+    """Ray cannot be called: this process is not connected to it, or the handle is of another connection."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+    def __str__(self) -> str:
+        return self.why
+
+
+class ForkedProcessError(RegistryError):
+    """This process was forked from one whose connections and threads it does not have."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+    def __str__(self) -> str:
+        return self.why
+
+
 class VersionMismatchError(RegistryError):
     """The running registry actor and this code are too many versions apart to understand each other."""
 

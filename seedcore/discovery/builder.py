@@ -5,13 +5,13 @@ No `from __future__ import annotations` here: Serve reads the type of `args` fro
 
 from typing import Annotated, Any
 
-import ray
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
 from seedcore.discovery.access import TokenFile, check_bind, check_proxies
 from seedcore.discovery.app import Discovery, listening_host
 from seedcore.discovery.routes import api
+from seedcore.registry.session import cluster_name
 from seedcore.runtime import store_recipe
 from seedcore.settings import load_settings
 
@@ -37,7 +37,7 @@ def build(args: DiscoveryArgs) -> serve.Application:
     if settings.http_tokens_file is not None:
         # told here: a replica that starts again later must start, whatever has become of the file
         TokenFile(settings.http_tokens_file).require_tokens()
-    store_recipe(settings).require_free_for(ray.get_runtime_context().get_session_name())
+    store_recipe(settings).require_free_for(cluster_name())
     deployment: Any = serve.deployment(
         name="Discovery",
         num_replicas=args.num_replicas,

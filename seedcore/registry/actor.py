@@ -11,6 +11,7 @@ from ray.exceptions import ActorDiedError, RayActorError
 
 from seedcore.core.errors import RegistryUnavailableError, first_line
 from seedcore.core.waiting import within
+from seedcore.registry import session
 from seedcore.registry.answers import Hello
 from seedcore.registry.config import RegistryConfig
 from seedcore.registry.connection import REGISTRY_NAME, RegistryConnection
@@ -35,7 +36,7 @@ class RegistryActor(Registry):
 
     def __init__(self, config: RegistryConfig, store_factory: StoreFactory) -> None:
         log_to_stderr(config.log_format)
-        node_id = ray.get_runtime_context().get_node_id()
+        node_id = session.context().get_node_id()
         cluster = RayCluster(config.namespace, config.call_timeout_s, min(_GATHER_S, config.beat_interval_s / 20))
         super().__init__(
             replace(config, node_id=node_id),
@@ -82,18 +83,18 @@ async def ensure_registry(
 
 
 def _create(config: RegistryConfig, store_factory: StoreFactory) -> None:
-    actor_class = ray.remote(RegistryActor)
-    actor_class.options(
-        name=REGISTRY_NAME,
-        namespace=config.namespace,
-        lifetime="detached",
-        get_if_exists=True,
-        max_restarts=-1,
-        max_task_retries=0,
-        max_concurrency=_MAX_CONCURRENCY,
-        num_cpus=0,
-        resources={_HEAD: 0.001},
-    ).remote(config, store_factory)
+    options = {
+        "name": REGISTRY_NAME,
+        "namespace": config.namespace,
+        "lifetime": "detached",
+        "get_if_exists": True,
+        "max_restarts": -1,
+        "max_task_retries": 0,
+        "max_concurrency": _MAX_CONCURRENCY,
+        "num_cpus": 0,
+        "resources": {_HEAD: 0.001},
+    }
+    session.create(ray.remote(RegistryActor), options, config, store_factory)
 
 
 async def stop_registry(namespace: str, timeout_s: float = 10.0) -> bool:
@@ -102,14 +103,10 @@ async def stop_registry(namespace: str, timeout_s: float = 10.0) -> bool:
     if handle is None:
         return False
     try:
-        await within(_stopped(handle), timeout_s)
+        await within(session.ask(handle, "stop"), timeout_s)
     except (asyncio.TimeoutError, ActorDiedError, RayActorError, AttributeError) as error:
         # one of another version may know no such call
         logger.warning("the registry did not stop by itself: %s", first_line(error))
     if not await end_actor(handle, timeout_s):
         raise RegistryUnavailableError(f"the registry actor was ended but is not gone after {timeout_s:g} s")
     return True
-
-
-async def _stopped(handle: object) -> None:
-    await handle.stop.remote()  # type: ignore[attr-defined]

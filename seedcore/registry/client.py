@@ -36,6 +36,7 @@ from seedcore.core.model import (
     check_status,
     new_instance_id,
 )
+from seedcore.registry import session
 from seedcore.registry.connection import RegistryConnection, shared_connection
 from seedcore.registry.directory import RESERVED_PREFIX
 from seedcore.registry.identity import Identity, identify
@@ -104,6 +105,7 @@ class RegistryClient:
         self._given_actor_name = actor_name
         self._identifier = identifier
         self._is_identified = False
+        self._identified_in: session.Session | None = None
         self._identify_pause_s = self._settings.beat_interval_s
         self._identifies_at_s = 0.0
         self._is_refused = False
@@ -220,9 +222,11 @@ class RegistryClient:
             raise InstanceDeadError(self.instance_id, self._cause)
 
     async def _identify(self) -> None:
-        """Complete the registration with what Ray knows of this process; again until Ray is connected."""
-        if self._is_identified:
+        """Complete the registration with what Ray knows of this process; again until Ray is connected, and in each Ray
+        session: another cluster knows it by another node."""
+        if self._knows_itself():
             return
+        began = session.current()
         identity = await self._identifier(
             self._given_actor_name, self._settings.namespace, self._settings.probe_timeout_s
         )
@@ -237,6 +241,11 @@ class RegistryClient:
             process_key=identity.process_key,
         )
         self._is_identified = identity.node_id is not None and identity.is_proven
+        self._identified_in = began
+
+    def _knows_itself(self) -> bool:
+        now = session.current()
+        return self._is_identified and (now is None or now is self._identified_in)
 
     async def _complete_registration(self) -> None:
         """What Ray could not say at the registration it may say by now: register again with it, seldom."""
@@ -250,7 +259,7 @@ class RegistryClient:
             self._undelivered.append(RegisterChange(self._registration, self._next_seq()))
 
     def _is_to_complete(self) -> bool:
-        if self._is_identified or self._undelivered or self._status in {None, Status.DEAD}:
+        if self._knows_itself() or self._undelivered or self._status in {None, Status.DEAD}:
             return False
         return asyncio.get_running_loop().time() >= self._identifies_at_s
 

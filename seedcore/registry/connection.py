@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
-from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from seedcore.core.circuit import Circuit
 from seedcore.core.errors import (
@@ -18,6 +18,7 @@ from seedcore.core.errors import (
     RegistryError,
     RegistryReplacedError,
     RegistryUnavailableError,
+    SessionError,
     VersionMismatchError,
     first_line,
 )
@@ -42,11 +43,12 @@ from seedcore.core.model import (
     check_status,
 )
 from seedcore.core.waiting import within
+from seedcore.registry import session
 from seedcore.registry.answers import PROTOCOL, Description, Health, Hello
 from seedcore.registry.directory import RESERVED_PREFIX
-from seedcore.registry.lookup import ActorHandle, connected_cluster, find_actor
+from seedcore.registry.lookup import ActorHandle, find_actor
 from seedcore.registry.outbox import ChangeBox
-from seedcore.registry.relaying import RelayFinder, cause_of, result_of
+from seedcore.registry.relaying import RelayFinder, cause_of
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +66,8 @@ class RegistryConnection:
 
     Every method raises RegistryUnavailableError where the actor cannot be asked within `call_timeout_s`
     seconds (a write may have happened then: writes are idempotent, send them again), and otherwise what the
-    method itself raises. The handle is cached, weak, and looked up again when the actor has died.
+    method itself raises; ForkedProcessError in a process forked from a connected one. The handle is cached, weak, and
+    looked up again when the actor has died, and in each Ray session.
     Once the actor was silent where it needs no database, readers are told so at once until it is heard again.
     Changes that are said at once travel together. With `by_relay` beats and changes go to the relay of this node where
     there is one, and to the registry itself while that is silent.
@@ -78,7 +81,7 @@ class RegistryConnection:
         self._handle: ActorHandle | None = None
         self._spoken_to: ActorHandle | None = None
         self._protocol = PROTOCOL
-        self._cluster: str | None = None
+        self._session: session.Session | None = None
         self._hearing = Circuit(_SILENT_PAUSE_S)
         self._silence = ""
         self._listening: asyncio.Task[None] | None = None
@@ -124,6 +127,7 @@ class RegistryConnection:
 
     async def deliver(self, changes: Sequence[SequencedChange]) -> list[Receipt | RegistryError]:
         """See Registry.deliver. Raises RegistryReplacedError as `set_status`."""
+        self._enter_session()
         answers = None if self._relays is None else await self._relays.ask("deliver", changes)
         if answers is None:
             answers = await self._call_once("deliver", changes)
@@ -135,6 +139,7 @@ class RegistryConnection:
 
     async def beat_many(self, instance_ids: Sequence[str], loads: Mapping[str, float] | None = None) -> BeatAnswer:
         """See Registry.beat_many."""
+        self._enter_session()
         relayed = None
         if self._relays is not None:
             # a beat is a beat, whoever hears it
@@ -251,6 +256,7 @@ class RegistryConnection:
         return cast("list[EpochRecord]", await self._call("list_epochs", limit))
 
     async def _read(self, method: str, *args: object, **kwargs: Any) -> Any:
+        self._enter_session()
         if self._hearing.is_open:
             if self._hearing.allows(time.monotonic()):
                 self._listen()
@@ -283,12 +289,7 @@ class RegistryConnection:
         return await self._ask(handle, method, *args, **kwargs)
 
     async def _found(self) -> ActorHandle:
-        cluster = connected_cluster()
-        if cluster != self._cluster:
-            # a handle is of one cluster only, and this process may have joined another
-            self._cluster, self._handle, self._spoken_to = cluster, None, None
-            if self._relays is not None:
-                self._relays.forget()
+        self._enter_session()
         if self._handle is None:
             try:
                 self._handle = await find_actor(REGISTRY_NAME, self._namespace, self._call_timeout_s)
@@ -299,6 +300,18 @@ class RegistryConnection:
                 f"no actor {REGISTRY_NAME!r} in namespace {self._namespace!r}; `serve run` or `seedcore demo` starts it"
             )
         return self._handle
+
+    def _enter_session(self) -> None:
+        """Begin anew where this process has another Ray session: handles, and silences, are of one session only."""
+        try:
+            entered = session.require()
+        except SessionError as error:
+            raise RegistryUnavailableError(error.why) from None
+        if entered is not self._session:
+            self._session, self._handle, self._spoken_to = entered, None, None
+            self._hearing.note_answer()
+            if self._relays is not None:
+                self._relays.begin_anew()
 
     async def _shake_hands(self, handle: ActorHandle) -> None:
         if self._spoken_to is handle:
@@ -319,13 +332,13 @@ class RegistryConnection:
         """One call; `waits_s` is how long the method itself may wait before it answers. `needs_database`: so does this
         call of a method that does not by itself."""
         bound_s = self._call_timeout_s + waits_s
+        began = self._session
         try:
-            reference = self._asked(handle, method, *args, **kwargs)
-            answer = await within(result_of(reference), bound_s)
+            answer = await within(session.ask(handle, method, *args, **kwargs), bound_s)
         except asyncio.TimeoutError:
             why = f"no answer to {method} within {bound_s:g} s{_IN_DOUBT.get(method, '')}"
-            if needs_database or method not in _FROM_MEMORY:
-                # it may be the database that is silent, while the registry answers others
+            if needs_database or method not in _FROM_MEMORY or session.current() is not began:
+                # it may be the database that is silent, while the registry answers others; or the session has ended
                 raise RegistryUnavailableError(why) from None
             raise self._silent(why) from None
         except RayTaskError as error:
@@ -334,19 +347,18 @@ class RegistryConnection:
         except ActorDiedError as error:
             self._handle = None
             raise RegistryReplacedError(first_line(error) + _IN_DOUBT.get(method, "")) from error
-        except (RayActorError, RayError) as error:
+        except (RayError, SessionError) as error:
+            if isinstance(error, SessionError):
+                # a handle that Ray does not know is of no use
+                self._handle = None
             raise RegistryUnavailableError(first_line(error) + _IN_DOUBT.get(method, "")) from error
-        self._hearing.note_answer()
-        return answer
-
-    def _asked(self, handle: ActorHandle, method: str, *args: object, **kwargs: object) -> Any:
-        try:
-            return getattr(handle, method).remote(*args, **kwargs)
         except (AttributeError, TypeError):
             # Ray knows the methods that the actor was made with, and what they take
             if self._protocol == PROTOCOL:
                 raise
             raise VersionMismatchError(self._protocol, PROTOCOL) from None
+        self._hearing.note_answer()
+        return answer
 
     def _silent(self, why: str) -> RegistryUnavailableError:
         self._silence = why
@@ -357,7 +369,7 @@ class RegistryConnection:
 class NoRegistry(RegistryConnection):
     """Where the mode is ray: every method raises RegistryUnavailableError, and nobody is asked."""
 
-    async def _found(self) -> ActorHandle:
+    def _enter_session(self) -> None:
         raise RegistryUnavailableError("the mode is ray")
 
 

@@ -18,11 +18,12 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from seedcore.core.errors import DirectoryUnavailableError, first_line
+from seedcore.core.errors import DirectoryUnavailableError, SessionError, first_line
 from seedcore.core.model import Instance
 from seedcore.core.ports import OnDeath, OnExplained
 from seedcore.core.verdict import Witness
 from seedcore.core.waiting import end, within
+from seedcore.registry import session
 from seedcore.registry.directory import RESERVED_PREFIX
 from seedcore.registry.lookup import ActorHandle, actor_id_of, find_actor, in_thread
 from seedcore.registry.processes import Watched
@@ -131,6 +132,10 @@ class Cluster(Protocol):
         """End it, whatever it does."""
         ...
 
+    async def ask(self, relay: ActorHandle, method: str, *args: object) -> Any:
+        """What a relay answers. Raises RayError, or SessionError, where it does not."""
+        ...
+
     async def find_actor(self, name: str, namespace: str, timeout_s: float) -> ActorHandle | None:
         """A weak handle of a named actor, or None where there is certainly none."""
         ...
@@ -145,25 +150,30 @@ class RayCluster:
         self._gather_s = gather_s
 
     async def nodes(self) -> Mapping[str, bool]:
-        table: list[dict[str, Any]] = await in_thread(ray.nodes, _CALL_TIMEOUT_S)
+        table: list[dict[str, Any]] = await in_thread(session.nodes, _CALL_TIMEOUT_S)
         return {entry["NodeID"]: bool(entry["Alive"]) for entry in table}
 
     async def make_relay(self, node_id: str, name: str) -> ActorHandle:
         # owned: it ends with the registry. The first one exports its class, which waits for the GCS
-        options = _relay_class().options(
-            name=name,
-            namespace=self._namespace,
-            max_concurrency=_MAX_CONCURRENCY,
-            num_cpus=0,
-            max_restarts=0,
-            max_task_retries=0,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
+        options = {
+            "name": name,
+            "namespace": self._namespace,
+            "max_concurrency": _MAX_CONCURRENCY,
+            "num_cpus": 0,
+            "max_restarts": 0,
+            "max_task_retries": 0,
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False),
+        }
+        make = functools.partial(
+            session.create, _relay_class(), options, self._namespace, self._call_timeout_s, self._gather_s
         )
-        make = functools.partial(options.remote, self._namespace, self._call_timeout_s, self._gather_s)
-        return await in_thread(make, _CALL_TIMEOUT_S, on_late=_kill)
+        return await in_thread(make, _CALL_TIMEOUT_S, on_late=session.kill)
 
     async def end_relay(self, relay: ActorHandle) -> None:
-        await in_thread(lambda: _kill(relay), _END_TIMEOUT_S)
+        await in_thread(lambda: session.kill(relay), _END_TIMEOUT_S)
+
+    async def ask(self, relay: ActorHandle, method: str, *args: object) -> Any:
+        return await session.ask(relay, method, *args)
 
     async def find_actor(self, name: str, namespace: str, timeout_s: float) -> ActorHandle | None:
         return await find_actor(name, namespace, timeout_s)
@@ -300,14 +310,14 @@ class DeathWatch:
             try:
                 name = f"{RESERVED_PREFIX}relay-{node_id[:12]}-{uuid.uuid4().hex[:8]}"
                 relay = await self._cluster.make_relay(node_id, name)
-                await within(_ready(relay), _START_TIMEOUT_S)
+                await within(self._cluster.ask(relay, "__ray_ready__"), _START_TIMEOUT_S)
                 delay_s = 0.1
                 node.take_relay(name)
                 await self._converse(relay, node)
             except asyncio.TimeoutError:
                 node.problem = f"the relay on node {node_id} did not answer in time; making another"
                 logger.info("%s", node.problem, extra={"node_id": node_id})
-            except (RayError, DirectoryUnavailableError) as error:
+            except (RayError, DirectoryUnavailableError, SessionError) as error:
                 node.problem = f"no relay on node {node_id}: {first_line(error)}"
                 logger.info("relay lost, making another: %s", first_line(error), extra={"node_id": node_id})
             except Exception as error:
@@ -342,7 +352,10 @@ class DeathWatch:
     async def _hear(self, relay: ActorHandle, node: _Node) -> None:
         handled = 0
         while True:
-            for ended in await _exits(relay, handled):
+            exits: list[Exit] = await within(
+                self._cluster.ask(relay, "exits", handled, _POLL_WAIT_S), _POLL_WAIT_S + _POLL_GRACE_S
+            )
+            for ended in exits:
                 handled = ended.number
                 if ended.is_explained:
                     self.on_explained(ended.instance_id, ended.cause)
@@ -360,12 +373,19 @@ class DeathWatch:
                     del node.to_drop[instance_id]
                 for watched in added:
                     del node.to_watch[watched.instance_id]
-                unwatched = await within(_told(relay, dropped, added), _CALL_TIMEOUT_S * (1 + len(added) / 100))
+                unwatched = await within(self._told(relay, dropped, added), _CALL_TIMEOUT_S * (1 + len(added) / 100))
                 node.note_unwatched((watched.instance_id for watched in added), unwatched)
             try:
                 await within(node.changed.wait(), _UNWATCHED_S if node.unwatched else None)
             except asyncio.TimeoutError:
                 node.try_again()
+
+    async def _told(self, relay: ActorHandle, dropped: list[str], added: list[Watched]) -> list[str]:
+        """Those that it cannot watch."""
+        if dropped:
+            await self._cluster.ask(relay, "unwatch", dropped)
+        unwatched: list[str] = await self._cluster.ask(relay, "watch", added) if added else []
+        return unwatched
 
 
 def _ignore(_instance_id: str, _cause: str) -> None:
@@ -376,24 +396,3 @@ def _ignore(_instance_id: str, _cause: str) -> None:
 def _relay_class() -> Any:
     # one for the process: Ray exports each class that it is given anew
     return ray.remote(RelayActor)
-
-
-def _kill(relay: ActorHandle) -> None:
-    ray.kill(relay, no_restart=True)
-
-
-async def _ready(relay: ActorHandle) -> None:
-    await relay.__ray_ready__.remote()
-
-
-async def _exits(relay: ActorHandle, handled: int) -> list[Exit]:
-    answer: list[Exit] = await within(relay.exits.remote(handled, _POLL_WAIT_S), _POLL_WAIT_S + _POLL_GRACE_S)
-    return answer
-
-
-async def _told(relay: ActorHandle, dropped: list[str], added: list[Watched]) -> list[str]:
-    """Those that it cannot watch."""
-    if dropped:
-        await relay.unwatch.remote(dropped)
-    unwatched: list[str] = await relay.watch.remote(added) if added else []
-    return unwatched

@@ -6,8 +6,7 @@ It knows names, not states. An agent's actor carries its logical id as its name;
 
 from __future__ import annotations
 
-import ray.util
-
+from seedcore.registry import session
 from seedcore.registry.lookup import in_thread
 
 RESERVED_PREFIX = "seedcore-"
@@ -22,7 +21,7 @@ class RayDirectory:
 
     async def names(self) -> list[str]:
         """All agent actors' names in our namespace, sorted. Raises DirectoryUnavailableError."""
-        listed = await in_thread(lambda: ray.util.list_named_actors(all_namespaces=True), self._timeout_s)
+        listed = await in_thread(session.list_named_actors, self._timeout_s)
         return sorted(
             entry["name"]
             for entry in listed

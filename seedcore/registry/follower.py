@@ -17,6 +17,7 @@ from seedcore.core.feed import Feed, FeedBatch
 from seedcore.core.model import MAX_PAGE, Instance, Listing
 from seedcore.core.view import LiveView
 from seedcore.core.waiting import end, within
+from seedcore.registry import session
 from seedcore.registry.clock import utc_now
 from seedcore.registry.connection import RegistryConnection
 from seedcore.registry.metrics import PERIOD_S, CallerMetrics
@@ -57,6 +58,7 @@ class Follower:
         self._confirmed_s: float | None = None
         self._task: asyncio.Task[None] | None = None
         self._trusted_until_s = 0.0
+        self._session: session.Session | None = None
         self._confirmed = asyncio.Event()
         self.view = LiveView()
         self.resets = 0
@@ -64,8 +66,8 @@ class Follower:
 
     @property
     def is_current(self) -> bool:
-        """Whether the registry has confirmed the copy within MAX_AGE_S."""
-        return time.monotonic() < self._trusted_until_s
+        """Whether the registry has confirmed the copy within MAX_AGE_S, in the Ray session of now."""
+        return time.monotonic() < self._trusted_until_s and session.current() is self._session
 
     def start(self) -> None:
         """Follow from now on, in the running event loop. Idempotent."""
@@ -110,6 +112,11 @@ class Follower:
             pause_s = min(_RETRY_MAX_S, pause_s * 2)
 
     async def _step(self) -> None:
+        entered = session.current()
+        if entered is not self._session:
+            # another cluster's registry, perhaps, and handles are of one session in any case
+            self._doubt()
+            self._session, self.view = entered, LiveView()
         view = self.view
         wait_s = 0.0 if view.stream is None else _WAIT_S
         asked_s = time.monotonic()

@@ -10,15 +10,20 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
 
-import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError
 
 from seedcore.core.circuit import Circuit
-from seedcore.core.errors import ActorGoneError, CannotKnowError, DirectoryUnavailableError, NotResolvableError
+from seedcore.core.errors import (
+    ActorGoneError,
+    CannotKnowError,
+    DirectoryUnavailableError,
+    NotResolvableError,
+    SessionError,
+)
 from seedcore.core.model import Instance
 from seedcore.core.waiting import within
+from seedcore.registry import session
 from seedcore.registry.lookup import ActorHandle, actor_id_of, find_actor
 
 _KILL_POLL_S = 0.02
@@ -52,7 +57,9 @@ class HandleFinder:
 
     namespace: str
     probe_timeout_s: float = 2.0
-    _held: OrderedDict[tuple[str, str], ActorHandle] = field(default_factory=OrderedDict, init=False, repr=False)
+    _held: OrderedDict[tuple[session.Session | None, str, str], ActorHandle] = field(
+        default_factory=OrderedDict, init=False, repr=False
+    )
     _table: Circuit = field(default_factory=lambda: Circuit(_AWAY_PAUSE_S), init=False, repr=False)
 
     async def of_instance(self, instance: Instance, *, is_vouched: bool = True) -> ActorHandle:
@@ -138,7 +145,7 @@ class HandleFinder:
         return found
 
     async def _find(self, logical_id: str, name: str, namespace: str) -> _Found | None:
-        key = (namespace, name)
+        key = (session.current(), namespace, name)
         if not self._table.allows(time.monotonic()) and key in self._held:
             return _Found(self._held[key], is_held=True)
         try:
@@ -165,8 +172,8 @@ def _superseded(logical_id: str) -> CannotKnowError:
 async def probe(handle: ActorHandle, timeout_s: float) -> Proof:
     """Ask the actor for a sign of life. A result counts, an error that is ready does not."""
     try:
-        await within(_ready(handle), timeout_s)
-    except (asyncio.TimeoutError, ActorUnavailableError):
+        await within(session.ask(handle, "__ray_ready__"), timeout_s)
+    except (asyncio.TimeoutError, ActorUnavailableError, SessionError):
         return Proof.NOT_YET
     except (ActorDiedError, RayActorError):
         return Proof.NO
@@ -175,13 +182,10 @@ async def probe(handle: ActorHandle, timeout_s: float) -> Proof:
     return Proof.YES
 
 
-async def _ready(handle: ActorHandle) -> Any:
-    return await handle.__ray_ready__.remote()
-
-
 async def end_actor(handle: ActorHandle, timeout_s: float) -> bool:
-    """Kill an actor for good and see it dead; False where it still lives after `timeout_s` seconds."""
-    ray.kill(handle, no_restart=True)
+    """Kill an actor for good and see it dead; False where it still lives after `timeout_s` seconds. Raises SessionError
+    where the handle is of another Ray session."""
+    session.kill(handle)
     ends_s = time.monotonic() + timeout_s
     while await probe(handle, timeout_s) is not Proof.NO:
         if time.monotonic() > ends_s:

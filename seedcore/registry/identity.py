@@ -10,6 +10,7 @@ import ray
 import ray.util
 
 from seedcore.core.errors import DirectoryUnavailableError
+from seedcore.registry import session
 from seedcore.registry.lookup import actor_id_of, find_actor, in_thread
 from seedcore.registry.processes import own_process_key
 
@@ -38,9 +39,9 @@ async def identify(actor_name: str | None, namespace: str, timeout_s: float) -> 
     Never raises: what Ray does not tell is None. A namespace is proven by looking the name up, since a detached actor's
     own runtime context names its creator's; a wrong one would make the registry believe that the actor is gone.
     """
-    if not ray.is_initialized():
+    if session.current() is None:
         return Identity(actor_name, None, None, None, None, os.getpid(), own_process_key(), is_proven=not actor_name)
-    context = ray.get_runtime_context()
+    context = session.context()
     own_id, own_name = own_actor()
     # None: the agent's actor is another than the one that runs this, if any does
     own_id = own_id if actor_name in {None, own_name} else None
@@ -62,9 +63,9 @@ async def identify(actor_name: str | None, namespace: str, timeout_s: float) -> 
 
 def own_actor() -> tuple[str | None, str | None]:
     """Id and name of the actor that this code runs in; None outside one, None for the name of an unnamed one."""
-    if not ray.is_initialized():
+    if session.current() is None:
         return None, None
-    context = ray.get_runtime_context()
+    context = session.context()
     if context.worker.mode != ray.WORKER_MODE:
         return None, None
     return context.get_actor_id(), context.get_actor_name() or None
@@ -72,7 +73,7 @@ def own_actor() -> tuple[str | None, str | None]:
 
 def own_node_id() -> str | None:
     """The Ray node of this process; None where it is connected to none."""
-    return str(ray.get_runtime_context().get_node_id()) if ray.is_initialized() else None
+    return None if session.current() is None else str(session.context().get_node_id())
 
 
 def was_restarted() -> bool:
@@ -82,7 +83,7 @@ def was_restarted() -> bool:
     with warnings.catch_warnings():
         # Ray's own implementation reads an attribute that it deprecates
         warnings.simplefilter("ignore")
-        return bool(ray.get_runtime_context().was_current_actor_reconstructed)
+        return bool(session.context().was_current_actor_reconstructed)
 
 
 async def _find(name: str, own_id: str | None, candidates: tuple[str, ...], timeout_s: float) -> tuple[str, str] | None:
@@ -101,11 +102,11 @@ async def _find(name: str, own_id: str | None, candidates: tuple[str, ...], time
 
 
 def _find_anywhere(name: str, actor_id: str) -> tuple[str, str] | None:
-    for entry in ray.util.list_named_actors(all_namespaces=True):
+    for entry in session.list_named_actors():
         if entry["name"] != name:
             continue
         try:
-            handle = ray.get_actor(name, namespace=entry["namespace"])
+            handle = session.get_actor(name, entry["namespace"])
         except ValueError:
             continue
         if actor_id_of(handle) == actor_id:

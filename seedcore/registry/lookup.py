@@ -1,7 +1,6 @@
-"""Blocking Ray look-ups, kept off the event loop and bounded.
+"""Blocking Ray look-ups, kept off the event loop, bounded, and of one Ray session.
 
-`ray.get_actor` and `ray.util.list_named_actors` block for up to a minute while the GCS is down, so each runs
-in a daemon thread (which cannot hold up the interpreter's exit) under a time limit, few at a time.
+Ray's look-ups block for up to a minute while the GCS is down, so each runs in a daemon thread (which cannot hold up the interpreter's exit) under a time limit, few at a time.
 """
 
 from __future__ import annotations
@@ -12,20 +11,21 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import ray
 from ray._private.state import state
 from ray.core.generated import common_pb2, gcs_pb2
+from ray.exceptions import RaySystemError
 
-from seedcore.core.errors import DirectoryUnavailableError
+from seedcore.core.errors import DirectoryUnavailableError, SessionError
 from seedcore.core.waiting import within
+from seedcore.registry import session
+from seedcore.registry.session import ActorHandle as ActorHandle
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-ActorHandle = Any  # ray.actor.ActorHandle, or its Ray Client twin: both without useful types
 
 _AT_ONCE = 16
 _RESTARTING, _DEAD = 3, 4  # of ray's ActorTableData.ActorState
@@ -40,11 +40,21 @@ _slots = threading.BoundedSemaphore(_AT_ONCE)
 async def in_thread(look_up: Callable[[], T], timeout_s: float, on_late: Callable[[T], object] | None = None) -> T:
     """Run a blocking look-up; its result or its error.
 
-    Raises DirectoryUnavailableError after `timeout_s` seconds, the wait for a free thread included. A result that
-    comes when nobody waits any more goes to `on_late`, in a thread.
+    Raises DirectoryUnavailableError after `timeout_s` seconds, the wait for a free thread included, and where there is
+    no Ray session or another one by then; ForkedProcessError. A result that comes when nobody waits any more goes to
+    `on_late`, in a thread.
     """
-    if not ray.is_initialized():
-        raise DirectoryUnavailableError("this process is not connected to Ray (ray.init)")
+    try:
+        with session.passing() as began:
+            found = await _in_thread(look_up, timeout_s, on_late)
+            # a handle found in one session must not be kept in the next
+            began.require_still_current()
+            return found
+    except SessionError as error:
+        raise DirectoryUnavailableError(error.why) from error
+
+
+async def _in_thread(look_up: Callable[[], T], timeout_s: float, on_late: Callable[[T], object] | None) -> T:
     loop = asyncio.get_running_loop()
     ends_s = loop.time() + timeout_s
     # one bound for every event loop of the process, so no asyncio primitive fits
@@ -103,7 +113,7 @@ async def find_actor(name: str, namespace: str, timeout_s: float) -> ActorHandle
     Raises DirectoryUnavailableError where Ray cannot tell.
     """
     try:
-        return await in_thread(lambda: ray.get_actor(name, namespace=namespace), timeout_s)
+        return await in_thread(lambda: session.get_actor(name, namespace), timeout_s)
     except ValueError:
         return None
 
@@ -112,9 +122,14 @@ def is_told_gone(handle: ActorHandle) -> bool:
     """Whether Ray has told this process that the actor died, or is being restarted: its process is gone in both.
 
     Ray tells of actors that this process has called, and this reads memory. It uses a private method of Ray's handle,
-    `_get_local_state`, here and nowhere else; where a handle has none (Ray Client) nothing is ever told.
+    `_get_local_state`, here and nowhere else; where a handle has none (Ray Client) nothing is ever told. Raises
+    SessionError where the session of the handle has ended.
     """
-    return can_be_told(handle) and handle._get_local_state() in {_RESTARTING, _DEAD}
+    try:
+        return can_be_told(handle) and handle._get_local_state() in {_RESTARTING, _DEAD}
+    except (AttributeError, RaySystemError) as error:
+        # not by `passing`, which costs as much as all of a resolution
+        raise SessionError(session.ENDED) from error
 
 
 def can_be_told(handle: ActorHandle) -> bool:
@@ -122,16 +137,11 @@ def can_be_told(handle: ActorHandle) -> bool:
     return hasattr(handle, "_get_local_state")
 
 
-def connected_cluster() -> str | None:
-    """The address of the cluster that this process is connected to, or None."""
-    return str(ray.get_runtime_context().gcs_address) if ray.is_initialized() else None
-
-
 def own_worker_id() -> str | None:
     """The Ray worker that this process is; None of a driver, and outside Ray."""
-    if not ray.is_initialized():
+    if session.current() is None:
         return None
-    context = ray.get_runtime_context()
+    context = session.context()
     return str(context.get_worker_id()) if context.worker.mode == ray.WORKER_MODE else None
 
 

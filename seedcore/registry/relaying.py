@@ -16,10 +16,12 @@ from seedcore.core.errors import (
     RegistryError,
     RegistryReplacedError,
     RegistryUnavailableError,
+    SessionError,
     first_line,
 )
 from seedcore.core.model import BeatAnswer
 from seedcore.core.waiting import within
+from seedcore.registry import session
 from seedcore.registry.lookup import ActorHandle, find_actor
 
 logger = logging.getLogger(__name__)
@@ -60,6 +62,11 @@ class RelayFinder:
         """Use none until another is named."""
         self._name, self._relay = None, None
 
+    def begin_anew(self) -> None:
+        """In another Ray session: the relay in use, and that it was silent, are of the one before."""
+        self.forget()
+        self._rests_until_s = 0.0
+
     def _rest(self, error: RegistryUnavailableError) -> None:
         """It failed: speak to the registry itself for a while."""
         rest_s = _REST_S * random.uniform(0.5, 1.5)
@@ -86,17 +93,17 @@ class RelayFinder:
     async def _answer(self, relay: ActorHandle, method: str, *said: object) -> Any:
         """Within the bound of a call, while the relay itself answers: then the registry, or the database, takes its
         time."""
-        asked = asyncio.ensure_future(result_of(getattr(relay, method).remote(*said)))
+        asked = asyncio.ensure_future(session.ask(relay, method, *said))
         try:
             done, _ = await asyncio.wait({asked}, timeout=self._patience_s)
             if not done:
-                await within(result_of(relay.__ray_ready__.remote()), self._patience_s / 2)
+                await within(session.ask(relay, "__ray_ready__"), self._patience_s / 2)
             return await within(asked, self._call_timeout_s)
         except asyncio.TimeoutError:
             raise RegistryUnavailableError("no answer from the relay") from None
         except RayTaskError as error:
             raise cause_of(error, method) from None
-        except RayError as error:
+        except (RayError, SessionError) as error:
             raise RegistryUnavailableError(f"no relay: {first_line(error)}") from None
         finally:
             asked.cancel()
@@ -113,11 +120,6 @@ class RelayFinder:
             # whatever kept us from it: the next answer names it again
             if self._name == name and self._relay is None:
                 self._name = None
-
-
-async def result_of(reference: Any) -> Any:
-    """What a Ray call answers, as a coroutine."""
-    return await reference
 
 
 def cause_of(error: RayTaskError, method: str) -> RegistryError:

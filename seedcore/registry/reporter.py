@@ -15,12 +15,19 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
-from seedcore.core.errors import BacklogFullError, RegistryError, RegistryUnavailableError, VersionMismatchError
+from seedcore.core.errors import (
+    BacklogFullError,
+    ForkedProcessError,
+    RegistryError,
+    RegistryUnavailableError,
+    VersionMismatchError,
+)
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import BeatAnswer, Json, Receipt, check_cause, check_load
 from seedcore.core.waiting import end
 from seedcore.registry.beating import beat_loop
 from seedcore.registry.client import RegistryClient
+from seedcore.registry.session import refuse_forked
 from seedcore.settings import Settings, get_settings
 
 logger = logging.getLogger(__name__)
@@ -29,6 +36,7 @@ T = TypeVar("T")
 
 _REFUSED_SLOWDOWN = 6.0
 _THREAD_PATIENCE_S = 30.0
+_OF_PARENT = "this reporter works in the process that this one was forked from: make another one here"
 _CALLS_A_STEP = 6  # to find the registry, shake hands and speak, and once more with the one that replaced it
 
 
@@ -95,10 +103,11 @@ class Reporter:
 
         Returns within a bounded time whether or not a registry is there; what could not be said is said later.
         Raises what does not heal by waiting, and then has not started: RetiredEpochError, EpochLimitError,
-        InstanceDeadError after `stop()`. Cancelled, it has not started either.
+        InstanceDeadError after `stop()`, ForkedProcessError. Cancelled, it has not started either.
         """
         if not self.is_enabled:
             return
+        refuse_forked()
         async with self._changing:
             if self._is_reporting:
                 return
@@ -127,6 +136,7 @@ class Reporter:
         durable yet. Raises InvalidInputError for the cause, and then nothing has changed.
         """
         check_cause(cause)
+        refuse_forked()
         async with self._changing:
             self._end_beating()
             if self._client.status is None or (self._client.status is Status.DEAD and not self._client.undelivered):
@@ -138,6 +148,7 @@ class Reporter:
                 return None
 
     async def _say(self, status: Status, cause: str | None) -> Receipt | None:
+        refuse_forked()
         if not self._is_reporting:
             return None
         return await self._client.set_status(status, cause)
@@ -176,6 +187,7 @@ class Reporter:
     async def beat_alone(self) -> None:
         """Beat, and say what is not durable yet."""
         try:
+            refuse_forked()
             self.take_answer(await self._client.beat())
         except RegistryError as error:
             self.take_failure(error)
@@ -219,6 +231,7 @@ class ThreadReporter:
         self._make = partial(Reporter, logical_id, **options)
         self._thread: _LoopThread | None = None
         self._turn = threading.Lock()
+        self._pid = os.getpid()
         self._reporter: Reporter | None = None
         # a wrong option is told here; each start makes a reporter of its own, since dead is final
         settings = self._make()._settings
@@ -271,6 +284,12 @@ class ThreadReporter:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
+        refuse_forked()
+        if self._pid != os.getpid():
+            if self._thread is not None:
+                raise ForkedProcessError(_OF_PARENT)
+            # one that only was made before the fork; a thread that is not here may have held its turn
+            self._pid, self._turn = os.getpid(), threading.Lock()
         # bounded, since a signal's handler may call while the call that it interrupted holds the turn
         if not self._turn.acquire(timeout=self._patience_s):
             raise RegistryUnavailableError("another call to this reporter has not ended")
@@ -288,7 +307,6 @@ class _LoopThread:
 
     def __init__(self) -> None:
         self._users = 0
-        self._pid = os.getpid()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, name="seedcore-reporters", daemon=True)
         self._thread.start()
@@ -297,8 +315,7 @@ class _LoopThread:
     def joined(cls) -> _LoopThread:
         """The thread, with one user more."""
         with cls._door:
-            # a forked child has none of its parent's threads
-            if cls._shared is None or cls._shared._pid != os.getpid():
+            if cls._shared is None:
                 cls._shared = cls()
             cls._shared._users += 1
             return cls._shared
@@ -336,3 +353,11 @@ class _LoopThread:
 
     async def _end_tasks(self) -> None:
         await end(*(asyncio.all_tasks() - {asyncio.current_task()}))
+
+    @classmethod
+    def _note_fork(cls) -> None:
+        # a forked child has none of its parent's threads, and one of them may have held the door
+        cls._shared, cls._door = None, threading.RLock()
+
+
+os.register_at_fork(after_in_child=_LoopThread._note_fork)

@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 
 from ray.exceptions import RayError, RayTaskError
 
-from seedcore.core.errors import AgentCallError, RegistryError, first_line
+from seedcore.core.errors import AgentCallError, RegistryError, SessionError, first_line
 from seedcore.core.model import Source, check_timeout
 from seedcore.core.waiting import within
+from seedcore.registry import session
 from seedcore.tier0.answers import Gathered
 
 T = TypeVar("T")
@@ -28,7 +29,9 @@ async def bounded_call(agent_id: str, call: Callable[[], Any], timeout_s: float 
     check_timeout(timeout_s)
 
     async def answer() -> Any:
-        return await call()
+        # a handle may be of another Ray session, and a call without one would begin one
+        with session.passing():
+            return await call()
 
     try:
         return await within(answer(), timeout_s)
@@ -39,6 +42,8 @@ async def bounded_call(agent_id: str, call: Callable[[], Any], timeout_s: float 
         raise
     except asyncio.TimeoutError:
         raise AgentCallError(agent_id, f"no answer within {timeout_s:g} s") from None
+    except SessionError as error:
+        raise AgentCallError(agent_id, error.why) from error
     except AttributeError as error:
         raise AgentCallError(agent_id, f"its actor has no such method: {error}") from None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from typing import Any
 
 import ray
 from ray.exceptions import ActorAlreadyExistsError, RayActorError, RayError, RayTaskError
@@ -16,12 +15,14 @@ from seedcore.core.errors import (
     InvalidInputError,
     NotAcceptingWorkError,
     RegistryError,
+    SessionError,
     first_line,
     last_line,
 )
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import MAX_ID_CHARS, Registration, check_text, new_instance_id
 from seedcore.core.waiting import within
+from seedcore.registry import session
 from seedcore.registry.client import check_not_ours
 from seedcore.registry.handles import end_actor
 from seedcore.registry.lookup import ActorHandle, actor_id_of, find_actor, ray_remembers
@@ -115,7 +116,7 @@ class _Creation:
                 return await find_actor(agent_id, self._namespace, _LOOK_UP_S)
             except DirectoryUnavailableError as error:
                 raise AgentCallError(agent_id, first_line(error)) from error
-        except (TypeError, ValueError, RayError) as error:
+        except (TypeError, ValueError, RayError, SessionError) as error:
             raise AgentCallError(agent_id, f"its actor cannot be made: {first_line(error)}") from error
         return self.made
 
@@ -145,22 +146,24 @@ class _Creation:
 
 
 async def _started(handle: ActorHandle) -> None:
-    await handle.start.remote()
+    await session.ask(handle, "start")
 
 
 def _make_actor(spec: AgentSpec, namespace: str) -> ActorHandle:
     """A new actor. Raises ActorAlreadyExistsError where its name is taken, TypeError or ValueError for the options."""
     agent_class = spec.agent_class if spec.agent_class is not None else RayAgent
-    actor_class: Any = ray.remote(agent_class)
-    return actor_class.options(
-        name=spec.agent_id,
-        namespace=namespace,
-        lifetime="detached" if spec.is_detached else None,
-        max_restarts=spec.max_restarts,
-        max_task_retries=0,
-        num_cpus=spec.num_cpus,
-        resources=dict(spec.resources),
-    ).remote(
+    options = {
+        "name": spec.agent_id,
+        "namespace": namespace,
+        "lifetime": "detached" if spec.is_detached else None,
+        "max_restarts": spec.max_restarts,
+        "max_task_retries": 0,
+        "num_cpus": spec.num_cpus,
+        "resources": dict(spec.resources),
+    }
+    return session.create(
+        ray.remote(agent_class),
+        options,
         spec.agent_id,
         organ_id=spec.organ_id,
         labels=dict(spec.labels),

@@ -12,6 +12,7 @@ import random
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -29,6 +30,7 @@ from seedcore.core.errors import (
     NotResolvableError,
     RegistryError,
     RegistryUnavailableError,
+    SessionError,
     VersionMismatchError,
     first_line,
 )
@@ -37,6 +39,7 @@ from seedcore.core.model import MAX_PAGE, Instance, Json, Listing, Source, Verdi
 from seedcore.core.selection import Policy, best, choose
 from seedcore.core.view import LiveView
 from seedcore.core.waiting import end
+from seedcore.registry import session
 from seedcore.registry.client import every_page
 from seedcore.registry.clock import utc_now
 from seedcore.registry.connection import RegistryConnection, shared_connection
@@ -85,7 +88,9 @@ class Tier0MemoryManager:
         self._directory = RayDirectory(namespace, self._settings.call_timeout_s)
         self._finder = HandleFinder(namespace, self._settings.probe_timeout_s)
         self._proven: OrderedDict[str, ActorHandle] = OrderedDict()
-        self._snapshot = Snapshot(self._settings.max_instances)
+        self._known = Snapshot(self._settings.max_instances)
+        self._session: session.Session | None = None
+        self._cluster: str | None = None
         self._metrics = CallerMetrics("manager")
         self._follower: Follower | None = None
         if self._mode is not Mode.RAY and self._settings.follow:
@@ -102,6 +107,18 @@ class Tier0MemoryManager:
     def mode(self) -> Mode:
         """Where it looks."""
         return self._mode
+
+    @property
+    def _snapshot(self) -> Snapshot:
+        """The agents known in the cluster that this process is in, or was in last."""
+        entered = session.current()
+        if entered is not None and entered is not self._session:
+            with suppress(SessionError):
+                cluster = session.cluster_name()
+                if self._cluster not in {None, cluster}:
+                    self._known = Snapshot(self._settings.max_instances)
+                self._session, self._cluster = entered, cluster
+        return self._known
 
     @property
     def connection(self) -> RegistryConnection:
@@ -188,11 +205,11 @@ class Tier0MemoryManager:
         away) each resolution is.
 
         Raises NotResolvableError where there is certainly none to hand out, and says why; CannotKnowError
-        where nobody who could tell can be asked now; InvalidInputError for what is no agent's id.
+        where nobody who could tell can be asked now; InvalidInputError for what is no agent's id; ForkedProcessError.
         """
         if policy is Policy.NEWEST and self._follower is not None and self._follower.is_current:
             handle = self._proven.get(logical_id)
-            if handle is not None and not is_told_gone(handle):
+            if handle is not None and not _is_gone(handle):
                 self._metrics.resolved[Source.SNAPSHOT.value] += 1
                 return handle
         return (await self.locate(logical_id, allow_late=allow_late, policy=policy, key=key)).handle
@@ -327,7 +344,7 @@ class Tier0MemoryManager:
             return None
         # the feed may have told something of it while Ray's table was asked
         is_same = follower.view is view and follower.is_current
-        if not is_same or is_told_gone(handle) or not self._still_stands(view, chosen, allow_late, policy):
+        if not is_same or _is_gone(handle) or not self._still_stands(view, chosen, allow_late, policy):
             return None
         if policy is Policy.NEWEST and view.verdict(chosen.instance_id) is Verdict.FRESH:
             self._hold(logical_id, handle)
@@ -556,13 +573,13 @@ class Tier0MemoryManager:
         check_timeout(timeout_s)
         handle = await self.resolve(agent_id)
         if not retries:
-            return await bounded_call(agent_id, lambda: handle.execute_task.remote(task), timeout_s)
+            return await bounded_call(agent_id, lambda: session.ask(handle, "execute_task", task), timeout_s)
         return await bounded_call(agent_id, lambda: self._run(agent_id, handle, task), timeout_s)
 
     async def _run(self, agent_id: str, handle: ActorHandle, task: Any) -> Any:
         for _ in range(_RERUNS):
             try:
-                return await handle.execute_task.remote(task)
+                return await session.ask(handle, "execute_task", task)
             except ActorUnavailableError as error:
                 self._doubt(agent_id)
                 logger.info("runs a task again: %s", first_line(error), extra={"logical_id": agent_id})
@@ -570,7 +587,7 @@ class Tier0MemoryManager:
             except ActorDiedError:
                 self._doubt(agent_id)
                 handle = await self.resolve(agent_id)
-        return await handle.execute_task.remote(task)
+        return await session.ask(handle, "execute_task", task)
 
     async def _resolve_restarted(self, agent_id: str) -> ActorHandle:
         """As `resolve`, for an agent whose actor Ray restarts: asked until it answers, for _RESTART_S seconds."""
@@ -667,7 +684,7 @@ class Tier0MemoryManager:
             self._snapshot.forget(agent_id)
             return False
         try:
-            await bounded_call(agent_id, lambda: handle.stop.remote(), timeout_s)
+            await bounded_call(agent_id, lambda: session.ask(handle, "stop"), timeout_s)
         except (RegistryError, RayError) as error:
             logger.warning("agent did not stop by itself: %s", first_line(error), extra={"logical_id": agent_id})
         if not await end_actor(handle, timeout_s):
@@ -698,9 +715,17 @@ class Tier0MemoryManager:
         async def ask(agent_id: str) -> Any:
             known = agents[agent_id]
             handle = await self._finder.unproven(known.actor_name, known.instance)
-            return await bounded_call(agent_id, lambda: getattr(handle, method).remote(), bound_s)
+            return await bounded_call(agent_id, lambda: session.ask(handle, method), bound_s)
 
         return await gather(list(agents), ask, Source.RAY)
+
+
+def _is_gone(handle: ActorHandle) -> bool:
+    try:
+        return is_told_gone(handle)
+    except SessionError:
+        # it ended on another thread
+        return True
 
 
 @lru_cache(maxsize=1)

@@ -497,26 +497,6 @@ class SimStore:
 # Processes
 
 
-class SimHandle:
-    """A relay as an actor handle: each method has a `remote`, whose answer may be lost."""
-
-    def __init__(self, relay: SimRelay) -> None:
-        self.relay = relay
-
-    def __getattr__(self, method: str) -> Any:
-        relay, world = self.relay, self.relay.world
-
-        class Method:
-            @staticmethod
-            def remote(*args: Any) -> asyncio.Future[Any]:
-                return asyncio.ensure_future(relay.call(method, *args))
-
-        if method.startswith("__") and method != "__ray_ready__":
-            raise AttributeError(method)
-        assert world is not None
-        return Method
-
-
 class SimWatch:
     """Sees the processes of one node end."""
 
@@ -592,13 +572,16 @@ class SimCluster:
         await self._asked()
         return dict(self._world.nodes)
 
-    async def make_relay(self, node_id: str, name: str) -> SimHandle:
+    async def make_relay(self, node_id: str, name: str) -> SimRelay:
         relay = SimRelay(self._world, node_id, len(self._world.relays))
         self._world.relays.append(relay)
-        return SimHandle(relay)
+        return relay
 
-    async def end_relay(self, relay: SimHandle) -> None:
-        relay.relay.kill()
+    async def end_relay(self, relay: SimRelay) -> None:
+        relay.kill()
+
+    async def ask(self, relay: SimRelay, method: str, *args: object) -> Any:
+        return await asyncio.ensure_future(relay.call(method, *args))
 
     async def find_actor(self, name: str, namespace: str, timeout_s: float) -> Any:
         await self._asked()

@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import ray
 
 from seedcore.core.errors import DirectoryUnavailableError
 from seedcore.core.verdict import Witness
@@ -95,6 +94,9 @@ class LocalCluster:
             self.fails_to_end -= 1
             raise ValueError("it cannot be killed")
         self.ended.append(relay)
+
+    async def ask(self, relay: ActorHandle, method: str, *args: object) -> Any:
+        return await getattr(relay, method).remote(*args)
 
     async def find_actor(self, name: str, namespace: str, timeout_s: float) -> ActorHandle | None:
         return None
@@ -227,11 +229,6 @@ async def test_many_problems_are_counted(watch: Watching) -> None:
 
 
 # Look-ups in threads
-
-
-@pytest.fixture
-def connected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray, "is_initialized", lambda: True)
 
 
 async def test_what_comes_too_late_is_handed_over(connected: None) -> None:

@@ -120,7 +120,7 @@ class World:
 
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> World:
+def world(connected: None, monkeypatch: pytest.MonkeyPatch) -> World:
     world = World()
     monkeypatch.setattr(relaying, "find_actor", world.find)
     return world
