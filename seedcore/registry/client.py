@@ -106,6 +106,7 @@ class RegistryClient:
         self._identifier = identifier
         self._is_identified = False
         self._identified_in: session.Session | None = None
+        self._is_completed = False
         self._identify_pause_s = self._settings.beat_interval_s
         self._identifies_at_s = 0.0
         self._is_refused = False
@@ -207,7 +208,13 @@ class RegistryClient:
             if self._undelivered:
                 await self._deliver()
             answer = await self._connection.beat(self.instance_id)
-            if answer.unknown or answer.dead:
+            is_completed, self._is_completed = self._is_completed, False
+            if not answer.unknown and not answer.dead:
+                # to a registry that does not know the instance, as in another cluster, its status has to be said too
+                if is_completed:
+                    self._undelivered.append(RegisterChange(self._registration, self._next_seq()))
+                    await self._deliver()
+            else:
                 if self._status is None:
                     self._status = Status.STARTING
                 if self._status is not Status.DEAD:
@@ -248,15 +255,15 @@ class RegistryClient:
         return self._is_identified and (now is None or now is self._identified_in)
 
     async def _complete_registration(self) -> None:
-        """What Ray could not say at the registration it may say by now: register again with it, seldom."""
+        """What Ray could not say at the registration it may say by now, and another session's says anew: register again
+        with it, seldom."""
         if not self._is_to_complete():
             return
         self._identifies_at_s = asyncio.get_running_loop().time() + self._identify_pause_s
         self._identify_pause_s = min(_IDENTIFY_MAX_S, 2 * self._identify_pause_s)
         before = self._registration
         await self._identify()
-        if self._registration != before:
-            self._undelivered.append(RegisterChange(self._registration, self._next_seq()))
+        self._is_completed |= self._registration != before
 
     def _is_to_complete(self) -> bool:
         if self._knows_itself() or self._undelivered or self._status in {None, Status.DEAD}:

@@ -11,6 +11,7 @@ thread ends that core. No lock around `ray.shutdown()` is ours to take.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import weakref
@@ -29,6 +30,7 @@ from seedcore.core.errors import ForkedProcessError, RegistryError, SessionError
 
 ActorHandle = Any  # ray.actor.ActorHandle, or its Ray Client twin: both without useful types
 
+_LOOK_S = 1.0
 _AUTO_INIT = "auto_init_wrapper"
 _NOT_CONNECTED = "this process is not connected to Ray (ray.init)"
 ENDED = "the connection to Ray ended during the call"
@@ -109,8 +111,15 @@ async def ask(handle: ActorHandle, method: str, *args: object, **kwargs: object)
     Raises as `passing`: RayTaskError is the method's own error. AttributeError and TypeError where the actor has no such
     method, or it takes no such arguments.
     """
-    with passing():
-        return await _submitted(getattr(handle, method), args, kwargs)
+    with passing() as began:
+        answer = asyncio.ensure_future(_submitted(getattr(handle, method), args, kwargs))
+        try:
+            # Ray leaves an answer pending for ever where its session ends first
+            while not (await asyncio.wait({answer}, timeout=_LOOK_S))[0]:
+                began.require_still_current()
+            return answer.result()
+        finally:
+            answer.cancel()
 
 
 def create(actor_class: Any, options: Mapping[str, Any], *args: object, **kwargs: object) -> ActorHandle:
