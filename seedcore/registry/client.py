@@ -23,6 +23,7 @@ from seedcore.core.errors import (
     VersionMismatchError,
 )
 from seedcore.core.lifecycle import Status
+from seedcore.core.loops import LoopsLock
 from seedcore.core.model import (
     BeatAnswer,
     Change,
@@ -63,7 +64,7 @@ class RegistryClient:
     A change is retained until the registry says that it is durable, and sent again, with its number, by the
     next call. An unknown instance registers again by itself; one that was declared dead comes back as a new
     instance (`instance_id` changes). Who said `dead` itself is dead for good: make another client.
-    Use from one event loop.
+    Callers of several event loops may share it: one after the other is served.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class RegistryClient:
         self._status: Status | None = None
         self._cause: str | None = None
         self._undelivered: list[Change] = []
-        self._delivering = asyncio.Lock()
+        self._delivering = LoopsLock()
 
     @property
     def logical_id(self) -> str:

@@ -41,7 +41,7 @@ from seedcore.core.model import (
     Verdict,
     check_status,
 )
-from seedcore.core.waiting import within
+from seedcore.core.waiting import is_running, within
 from seedcore.registry.answers import PROTOCOL, Description, Health, Hello
 from seedcore.registry.directory import RESERVED_PREFIX
 from seedcore.registry.lookup import ActorHandle, connected_cluster, find_actor
@@ -259,9 +259,7 @@ class RegistryConnection:
 
     def _listen(self) -> None:
         """Find out in the background whether the silent actor answers again; no reader waits for that."""
-        running = self._listening
-        # one of a loop that has ended will never be done
-        if running is None or running.done() or running.get_loop() is not asyncio.get_running_loop():
+        if not is_running(self._listening):
             self._listening = asyncio.create_task(self._hear(), name="registry-heard-again")
 
     async def _hear(self) -> None:

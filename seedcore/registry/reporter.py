@@ -17,9 +17,10 @@ from typing import Any, TypeVar
 
 from seedcore.core.errors import BacklogFullError, RegistryError, RegistryUnavailableError, VersionMismatchError
 from seedcore.core.lifecycle import Status
+from seedcore.core.loops import LoopsLock
 from seedcore.core.model import BeatAnswer, Json, Receipt, check_cause, check_load
 from seedcore.core.waiting import end
-from seedcore.registry.beating import beat_loop
+from seedcore.registry.beating import BeatLoop, beat_loop
 from seedcore.registry.client import RegistryClient
 from seedcore.settings import Settings, get_settings
 
@@ -33,7 +34,7 @@ _CALLS_A_STEP = 6  # to find the registry, shake hands and speak, and once more 
 
 
 class Reporter:
-    """Owns a RegistryClient, and beats with everybody else of its event loop. An actor owns it in two lines:
+    """Owns a RegistryClient, and beats with everybody else of its event loop; its methods may be called from any. An actor owns it in two lines:
 
         self.reporter = Reporter("my_agent", organ_id="vision")
         await self.reporter.start()
@@ -72,7 +73,8 @@ class Reporter:
         self._slowdown = 1.0
         self._load: float | None = None
         self._is_reporting = False
-        self._changing = asyncio.Lock()
+        self._changing = LoopsLock()
+        self._beats: BeatLoop | None = None
         self._problem: str | None = None
 
     @property
@@ -101,6 +103,7 @@ class Reporter:
             return
         async with self._changing:
             if self._is_reporting:
+                self._keep_beating()
                 return
             # at once: what is said from now on is reported, behind the start
             self._is_reporting = True
@@ -110,7 +113,7 @@ class Reporter:
                 self._is_reporting = False
                 raise
             self._note(receipt.why)
-            beat_loop(self._client.connection).join(self)
+            self._beat_here()
 
     async def drain(self, cause: str | None = None) -> Receipt | None:
         """Say that no new work should come; beats go on. None where nothing is reported."""
@@ -140,12 +143,23 @@ class Reporter:
     async def _say(self, status: Status, cause: str | None) -> Receipt | None:
         if not self._is_reporting:
             return None
+        self._keep_beating()
         return await self._client.set_status(status, cause)
 
     def _end_beating(self) -> None:
         if self._is_reporting:
             self._is_reporting = False
-            beat_loop(self._client.connection).leave(self)
+            if self._beats is not None:
+                self._beats.leave(self)
+
+    def _beat_here(self) -> None:
+        self._beats = beat_loop(self._client.connection)
+        self._beats.join(self)
+
+    def _keep_beating(self) -> None:
+        """Beat in the running event loop where that of the start has ended."""
+        if self._beats is not None and not self._beats.is_running:
+            self._beat_here()
 
     # What the beat loop asks of an agent: see beating.Beater
 

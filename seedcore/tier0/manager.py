@@ -36,7 +36,7 @@ from seedcore.core.lifecycle import Status
 from seedcore.core.model import MAX_PAGE, Instance, Json, Listing, Source, Verdict, check_timeout
 from seedcore.core.selection import Policy, best, choose
 from seedcore.core.view import LiveView
-from seedcore.core.waiting import end
+from seedcore.core.waiting import end, is_running
 from seedcore.registry.client import every_page
 from seedcore.registry.clock import utc_now
 from seedcore.registry.connection import RegistryConnection, shared_connection
@@ -65,7 +65,8 @@ _IS_STARTING = f"it is {Status.STARTING}"
 
 
 class Tier0MemoryManager:
-    """Use from one event loop. `Mode.RAY` never speaks to the registry."""
+    """`Mode.RAY` never speaks to the registry. Callers of several event loops may share one: the copy of the registry's
+    memory is read in the loop that called first, and the registry is asked from the others."""
 
     def __init__(
         self,
@@ -314,7 +315,7 @@ class Tier0MemoryManager:
             return None
         follower.start()
         # loads come with beats, which are not followed
-        if not follower.is_current or policy is Policy.LEAST_LOADED:
+        if not follower.is_readable_here or policy is Policy.LEAST_LOADED:
             return None
         view = follower.view
         chosen = self._chosen(view.candidates(logical_id, allow_late=allow_late), {}, logical_id, policy, key)
@@ -385,7 +386,7 @@ class Tier0MemoryManager:
             return
         self._registry_was_away = False
         self._compares_at_s = now_s + _COMPARE_S * random.uniform(0.9, 1.1)
-        if self._comparing is None or self._comparing.done():
+        if not is_running(self._comparing):
             self._comparing = asyncio.create_task(self._compare(), name="manager-compares")
 
     async def _compare(self) -> None:
