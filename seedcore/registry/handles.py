@@ -125,6 +125,10 @@ class HandleFinder:
     async def _registered(self, instance: Instance) -> _Found:
         """The actor that registered: of its namespace, its name and its id."""
         logical_id, name = instance.logical_id, instance.actor_name
+        if name is None and instance.actor_id is not None:
+            raise NotResolvableError(
+                logical_id, f"its actor has no name: create it with .options(name=..., namespace={self.namespace!r})"
+            )
         if name is None:
             raise NotResolvableError(logical_id, "it runs in a process, not in an actor: it has no handle")
         namespace = instance.namespace or self.namespace
@@ -179,9 +183,14 @@ async def _ready(handle: ActorHandle) -> Any:
     return await handle.__ray_ready__.remote()
 
 
+def kill_actor(handle: ActorHandle) -> None:
+    """Kill an actor for good. Does not wait for its end."""
+    ray.kill(handle, no_restart=True)
+
+
 async def end_actor(handle: ActorHandle, timeout_s: float) -> bool:
     """Kill an actor for good and see it dead; False where it still lives after `timeout_s` seconds."""
-    ray.kill(handle, no_restart=True)
+    kill_actor(handle)
     ends_s = time.monotonic() + timeout_s
     while await probe(handle, timeout_s) is not Proof.NO:
         if time.monotonic() > ends_s:

@@ -112,9 +112,15 @@ def is_told_gone(handle: ActorHandle) -> bool:
     """Whether Ray has told this process that the actor died, or is being restarted: its process is gone in both.
 
     Ray tells of actors that this process has called, and this reads memory. It uses a private method of Ray's handle,
-    `_get_local_state`, here and nowhere else; where a handle has none (Ray Client) nothing is ever told.
+    `_get_local_state`, in this module and nowhere else; where a handle has none (Ray Client) nothing is ever told.
     """
     return can_be_told(handle) and handle._get_local_state() in {_RESTARTING, _DEAD}
+
+
+def is_told_dead(handle: ActorHandle) -> bool:
+    """Whether Ray has told this process, which has called the actor, that it died for good or is of a session that has
+    ended."""
+    return can_be_told(handle) and handle._get_local_state() in {None, _DEAD}
 
 
 def can_be_told(handle: ActorHandle) -> bool:

@@ -23,8 +23,8 @@ from seedcore.core.lifecycle import Status
 from seedcore.core.model import MAX_ID_CHARS, Registration, check_text, new_instance_id
 from seedcore.core.waiting import within
 from seedcore.registry.client import check_not_ours
-from seedcore.registry.handles import end_actor
-from seedcore.registry.lookup import ActorHandle, actor_id_of, find_actor, ray_remembers
+from seedcore.registry.handles import end_actor, kill_actor
+from seedcore.registry.lookup import ActorHandle, actor_id_of, find_actor, is_told_dead, ray_remembers
 from seedcore.tier0.answers import AgentSpec
 
 _TIMEOUT_S = 60.0
@@ -57,16 +57,35 @@ def check_spec(spec: AgentSpec) -> None:
 async def create_actor(spec: AgentSpec, namespace: str) -> ActorHandle:
     """The agent's actor, made unless it lives, and started. See Tier0MemoryManager.create_agent for the errors.
 
-    An actor that this call made and that does not start is ended again; one that was there is left as it is.
+    An actor that this call made is ended where it does not start or the call is cancelled; one that was there is left
+    as it is.
     """
     check_spec(spec)
     creation = _Creation(spec, namespace)
     try:
-        return await creation.run()
+        handle = await creation.run()
     except RegistryError as error:
         if creation.made is not None and not await end_actor(creation.made, _END_S):
             raise AgentCallError(spec.agent_id, f"{first_line(error)}; and its new actor does not end") from error
         raise
+    except BaseException:
+        # a cancelled caller waits no longer
+        if creation.made is not None:
+            kill_actor(creation.made)
+        raise
+    if handle is creation.made and not spec.is_detached:
+        _hold(spec.agent_id, namespace, handle)
+    return handle
+
+
+_held: dict[tuple[str, str], ActorHandle] = {}
+
+
+def _hold(agent_id: str, namespace: str, handle: ActorHandle) -> None:
+    """Keep an agent that is not detached alive as long as this process: it ends with the last handle of its maker."""
+    for key in [key for key, held in _held.items() if is_told_dead(held)]:
+        del _held[key]
+    _held[namespace, agent_id] = handle
 
 
 class _Creation:

@@ -127,9 +127,10 @@ class Tier0MemoryManager:
     ) -> ActorHandle:
         """The agent's actor, made and started unless it lives already. Its name is its logical id.
 
-        A detached agent (the default) outlives this process. One that has stopped by itself is replaced by a new
-        actor. Raises InvalidInputError before an actor is made; AgentCallError where the actor does not come up, or
-        what its start raises, and an actor made by this call is then ended.
+        A detached agent (the default) outlives this process; with `is_detached=False` it ends with the process that
+        made it, whether or not that keeps the handle. One that has stopped by itself is replaced by a new actor. Raises
+        InvalidInputError before an actor is made; AgentCallError where the actor does not come up, or what its start
+        raises, and an actor made by this call is then ended. So it is where the call is cancelled.
         """
         return await self._create(
             AgentSpec(
@@ -147,7 +148,8 @@ class Tier0MemoryManager:
         )
 
     async def create_agents_batch(self, specs: Sequence[AgentSpec]) -> Gathered[ActorHandle]:
-        """Create many at once; one that fails does not stop the others."""
+        """Create many at once; one that fails does not stop the others. Where the call is cancelled, those that have
+        started stay, and the others are ended."""
         ids = [spec.agent_id for spec in specs]
         if len(set(ids)) != len(ids):
             twice = [agent_id for agent_id, count in Counter(ids).items() if count > 1]
@@ -156,8 +158,9 @@ class Tier0MemoryManager:
         return await gather(ids, lambda agent_id: self._create(by_id[agent_id]), Source.RAY)
 
     async def attach_existing_actor(self, agent_id: str, actor_name: str | None = None) -> ActorHandle:
-        """Know a running actor under a logical id, whatever its own name. Raises NotResolvableError or
-        CannotKnowError unless it answers."""
+        """Know a running actor under a logical id, whatever its own name. This does not keep it alive: an actor that is
+        not detached ends with the last handle of its maker. Raises NotResolvableError or CannotKnowError unless it
+        answers."""
         check_agent_id(agent_id)
         name = agent_id if actor_name is None else check_agent_id(actor_name, "actor_name")
         handle = await self._finder.of_name(name)
@@ -172,7 +175,8 @@ class Tier0MemoryManager:
     # Finding agents
 
     async def close(self) -> None:
-        """Follow the registry no more, and forget every handle. Resolving afterwards begins anew."""
+        """Follow the registry no more, and forget every handle that was resolved. Resolving afterwards begins anew. Ends
+        no agent: those made with `is_detached=False` live as long as the process."""
         if self._follower is not None:
             await self._follower.stop()
         await end(*self._proving)
