@@ -10,7 +10,7 @@ from seedcore.core.errors import VersionMismatchError
 from seedcore.core.model import Instance, Source, Transition, Verdict
 from seedcore.core.wire import wire
 
-PROTOCOL = 8
+PROTOCOL = 9
 """What this code speaks. It grows with anything that another side can notice."""
 OLDEST_PROTOCOL = 8
 """The oldest that this code works with; at least what the release before spoke."""
@@ -21,7 +21,11 @@ STEPS_LIMIT = 100
 @wire
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """The handshake: which code answers under the registry's name."""
+    """The handshake: which code answers under the registry's name.
+
+    `agent_call_s` is how long an agent waits for the registry's answer: after a restart the registry allows for calls
+    that were under way. None where it is an older one's.
+    """
 
     protocol: int
     code_version: str
@@ -29,6 +33,7 @@ class Hello:
     node_id: str
     started_at: datetime
     oldest_protocol: int = 0  # of one that does not say: `protocol` is then too old by itself
+    agent_call_s: float | None = None
 
     def require_understood(self) -> None:
         """Raise VersionMismatchError where neither side goes far enough towards the other."""

@@ -63,7 +63,8 @@ class RegistryClient:
 
     A change is retained until the registry says that it is durable, and sent again, with its number, by the
     next call. An unknown instance registers again by itself; one that was declared dead comes back as a new
-    instance (`instance_id` changes). Who said `dead` itself is dead for good: make another client.
+    instance (`instance_id` changes). Who said `dead` itself is dead for good: make another client. Call `beat()` every
+    `beat_interval_s` seconds.
     Callers of several event loops may share it: one after the other is served.
     """
 
@@ -111,6 +112,8 @@ class RegistryClient:
         self._seq = 0
         self._status_seq = 0
         self._epoch: str | None = None
+        self._beat_interval_s: float | None = None
+        self._lease_s: float | None = None
         self._status: Status | None = None
         self._cause: str | None = None
         self._undelivered: list[Change] = []
@@ -142,6 +145,11 @@ class RegistryClient:
         if self._delivering.locked():
             return False
         return bool(self._undelivered) or self._status is None or self._is_to_complete()
+
+    @property
+    def beat_interval_s(self) -> float:
+        """How often to beat, in seconds: what the registry has asked for last; the setting, until it has answered."""
+        return self._beat_interval_s if self._beat_interval_s is not None else self._settings.beat_interval_s
 
     @property
     def undelivered(self) -> int:
@@ -206,6 +214,7 @@ class RegistryClient:
             if self._undelivered:
                 await self._deliver()
             answer = await self._connection.beat(self.instance_id)
+            self._note_terms(answer)
             if answer.unknown or answer.dead:
                 if self._status is None:
                     self._status = Status.STARTING
@@ -296,6 +305,7 @@ class RegistryClient:
                 raise
             taken_by = receipt.registry
             self._epoch = receipt.epoch or self._epoch
+            self._note_terms(receipt)
             if isinstance(change, RegisterChange):
                 self._is_refused = False
             if receipt.durable:
@@ -338,7 +348,21 @@ class RegistryClient:
     def _receipt(self, durable: bool, why: str | None) -> Receipt:
         status = self._status if self._status is not None else Status.STARTING
         epoch = self._epoch or self._registration.cluster_epoch
-        return Receipt(self.instance_id, status, self._seq, durable, epoch, why)
+        return Receipt(
+            instance_id=self.instance_id,
+            status=status,
+            seq=self._seq,
+            durable=durable,
+            epoch=epoch,
+            why=why,
+            beat_interval_s=self._beat_interval_s,
+            lease_s=self._lease_s,
+        )
+
+    def _note_terms(self, told: Receipt | BeatAnswer) -> None:
+        # an older registry's receipt has none
+        if told.beat_interval_s is not None:
+            self._beat_interval_s, self._lease_s = told.beat_interval_s, told.lease_s
 
     def _fields(self) -> dict[str, str]:
         return {"logical_id": self.logical_id, "instance_id": self.instance_id}

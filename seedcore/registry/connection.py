@@ -55,6 +55,8 @@ _SILENT_PAUSE_S = 1.0
 _LINGER_S = 0.001
 # what an operator asks for by hand is not asked for again by itself
 _IN_DOUBT = {"turn_agent": "; it may be done all the same: look before you ask again"}
+# what agents send: how long they wait for the answer is the registry's to say
+_OF_AGENTS = frozenset({"set_status", "deliver", "beat_many"})
 # what the registry answers from memory, and so at once: only their silence is the registry's own
 _FROM_MEMORY = frozenset({"hello", "resolve", "list_active", "page", "changes", "beat_many", "health"})
 
@@ -63,7 +65,7 @@ class RegistryConnection:
     """The registry actor's methods, from anywhere in the cluster.
 
     Every method raises RegistryUnavailableError where the actor cannot be asked within `call_timeout_s`
-    seconds (a write may have happened then: writes are idempotent, send them again), and otherwise what the
+    seconds, or what agents send within the time that the registry sets (a write may have happened then: writes are idempotent, send them again), and otherwise what the
     method itself raises. The handle is cached, weak, and looked up again when the actor has died.
     Once the actor was silent where it needs no database, readers are told so at once until it is heard again.
     Changes that are said at once travel together. With `by_relay` beats and changes go to the relay of this node where
@@ -78,6 +80,7 @@ class RegistryConnection:
         self._handle: ActorHandle | None = None
         self._spoken_to: ActorHandle | None = None
         self._protocol = PROTOCOL
+        self._agent_call_s: float | None = None
         self._cluster: str | None = None
         self._hearing = Circuit(_SILENT_PAUSE_S)
         self._silence = ""
@@ -303,7 +306,7 @@ class RegistryConnection:
             return
         hello = cast(Hello, await self._ask(handle, "hello"))
         hello.require_understood()
-        self._spoken_to, self._protocol = handle, hello.protocol
+        self._spoken_to, self._protocol, self._agent_call_s = handle, hello.protocol, hello.agent_call_s
 
     async def _ask(
         self,
@@ -316,7 +319,8 @@ class RegistryConnection:
     ) -> Any:
         """One call; `waits_s` is how long the method itself may wait before it answers. `needs_database`: so does this
         call of a method that does not by itself."""
-        bound_s = self._call_timeout_s + waits_s
+        is_told = method in _OF_AGENTS and self._agent_call_s is not None
+        bound_s = waits_s + (self._agent_call_s if is_told else self._call_timeout_s)
         try:
             reference = self._asked(handle, method, *args, **kwargs)
             answer = await within(result_of(reference), bound_s)

@@ -112,6 +112,7 @@ class Reporter:
             except (Exception, asyncio.CancelledError):
                 self._is_reporting = False
                 raise
+            self._interval_s = self._client.beat_interval_s
             self._note(receipt.why)
             self._beat_here()
 
