@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from functools import wraps
 from typing import Any
 
 import ray
@@ -25,6 +26,7 @@ from seedcore.core.waiting import within
 from seedcore.registry.client import check_not_ours
 from seedcore.registry.handles import end_actor, kill_actor
 from seedcore.registry.lookup import ActorHandle, actor_id_of, find_actor, is_told_dead, ray_remembers
+from seedcore.settings import use_namespace
 from seedcore.tier0.answers import AgentSpec
 
 _TIMEOUT_S = 60.0
@@ -32,6 +34,9 @@ _END_S = 10.0
 _LOOK_UP_S = 5.0
 _ATTEMPTS = 5
 _PAUSE_S = 0.1
+
+_held: dict[tuple[str, str], ActorHandle] = {}
+"""Agents that are not detached: an actor ends with the last handle of its maker."""
 
 
 def check_agent_id(agent_id: str, field: str = "agent_id") -> str:
@@ -78,11 +83,8 @@ async def create_actor(spec: AgentSpec, namespace: str) -> ActorHandle:
     return handle
 
 
-_held: dict[tuple[str, str], ActorHandle] = {}
-
-
 def _hold(agent_id: str, namespace: str, handle: ActorHandle) -> None:
-    """Keep an agent that is not detached alive as long as this process: it ends with the last handle of its maker."""
+    """Keep an agent that is not detached alive as long as this process."""
     for key in [key for key, held in _held.items() if is_told_dead(held)]:
         del _held[key]
     _held[namespace, agent_id] = handle
@@ -170,7 +172,7 @@ async def _started(handle: ActorHandle) -> None:
 def _make_actor(spec: AgentSpec, namespace: str) -> ActorHandle:
     """A new actor. Raises ActorAlreadyExistsError where its name is taken, TypeError or ValueError for the options."""
     agent_class = spec.agent_class if spec.agent_class is not None else RayAgent
-    actor_class: Any = ray.remote(agent_class)
+    actor_class: Any = ray.remote(_in_namespace(agent_class, namespace))
     return actor_class.options(
         name=spec.agent_id,
         namespace=namespace,
@@ -186,3 +188,16 @@ def _make_actor(spec: AgentSpec, namespace: str) -> ActorHandle:
         metadata=dict(spec.metadata),
         **spec.arguments,
     )
+
+
+def _in_namespace(agent_class: type[Any], namespace: str) -> type[Any]:
+    """The class, whose actor's process reports to the registry of our namespace: its environment is that of its node,
+    and not ours. Its constructor also runs where Ray restarts it."""
+
+    @wraps(agent_class.__init__)
+    def __init__(self: Any, *arguments: Any, **options: Any) -> None:
+        use_namespace(namespace)
+        agent_class.__init__(self, *arguments, **options)
+
+    named = {name: getattr(agent_class, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(agent_class.__name__, (agent_class,), {**named, "__init__": __init__})
