@@ -295,12 +295,12 @@ class EpochRecord:
 @wire
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """The answer to `register` and `set_status`. It comes also where the change is **not** committed: look at `durable`,
-    or call `raise_unless_durable()`.
+    """The answer to `register` and `set_status`. It comes also where the change is **not** committed: look at
+    `durable`, or call `raise_unless_durable()`.
 
     With `durable` False `why` says what keeps the change from the database, or from the registry; the client keeps it
-    and sends it again. `registry` names the registry's process that answered: another one knows nothing of what this one
-    has only remembered. `beat_interval_s` is how often to beat from now on, and `lease_s` the silence that ends the
+    and sends it again. `registry` names the registry's process that answered: another one knows nothing of what this
+    one has only remembered. `beat_interval_s` is how often to beat from now on, and `lease_s` the silence that ends the
     lease, in seconds: the registry decides both. They are None where it has not answered.
     """
 

@@ -6,7 +6,6 @@ Owns no loop: `reporter.py` beats by itself.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 
@@ -37,12 +36,11 @@ from seedcore.core.model import (
     check_status,
     new_instance_id,
 )
+from seedcore.registry import outages
 from seedcore.registry.connection import RegistryConnection, shared_connection
 from seedcore.registry.directory import RESERVED_PREFIX
 from seedcore.registry.identity import Identity, identify
 from seedcore.settings import Settings, get_settings
-
-logger = logging.getLogger(__name__)
 
 MAX_UNDELIVERED = 1000
 _MAX_RETURNS = 3
@@ -157,11 +155,12 @@ class RegistryClient:
         return len(self._undelivered)
 
     async def register(self) -> Receipt:
-        """Register this instance as `starting`. Repeating it is harmless.
+        """Register this instance as `starting`. Returns also where nothing is committed: see `durable` of the receipt,
+        or call its `raise_unless_durable()`.
 
-        Returns a receipt with durable=False where registry or database is away: the registration is kept
-        and sent again. Raises RetiredEpochError, EpochLimitError or InstanceConflictError: those do not heal by
-        waiting; InstanceDeadError after our own `dead`.
+        With durable=False registry or database is away: the registration is kept and sent again by the next call, and a
+        warning is logged once for the outage. Repeating it is harmless. Raises RetiredEpochError, EpochLimitError or
+        InstanceConflictError: those do not heal by waiting; InstanceDeadError after our own `dead`.
         """
         async with self._delivering:
             self._require_life()
@@ -179,7 +178,8 @@ class RegistryClient:
                 raise
 
     async def set_status(self, status: Status | str, cause: str | None = None) -> Receipt:
-        """Change the status. As `register()`; also raises InvalidInputError and ForbiddenTransitionError.
+        """Change the status. Returns also where nothing is committed, as `register()`; raises as that, and
+        InvalidInputError or ForbiddenTransitionError.
 
         `dead` said again delivers what is not durable yet, and changes nothing.
         """
@@ -220,7 +220,7 @@ class RegistryClient:
                     self._status = Status.STARTING
                 if self._status is not Status.DEAD:
                     await self._identify()
-                    self._come_back(as_new=bool(answer.dead))
+                    self._return(as_new=bool(answer.dead))
                     await self._deliver()
             return answer
 
@@ -266,19 +266,36 @@ class RegistryClient:
 
     async def _deliver(self) -> Receipt:
         """Send every undelivered change in order. Changes leave only when known to be durable, or refused."""
+        outages.reporting.add(self)
+        receipt = await self._deliver_all()
+        self._note_outage(receipt)
+        return receipt
+
+    def _note_outage(self, receipt: Receipt) -> None:
+        why, agents = receipt.why or "", len(outages.reporting)
+        if receipt.durable and receipt.status is Status.DEAD:
+            outages.forget(self)
+        elif receipt.registry is not None:
+            outages.unreported.clear(self)
+            if receipt.durable:
+                outages.undurable.clear(self)
+            else:
+                outages.undurable.note(self, why, self._fields(), agents)
+        elif not receipt.durable:
+            outages.unreported.note(self, why, self._fields(), agents)
+
+    async def _deliver_all(self) -> Receipt:
         replaced: RegistryReplacedError | None = None
         for _ in range(_MAX_RETURNS):
             try:
                 return await self._send_all()
             except UnknownInstanceError:
-                logger.info("the registry does not know this instance; registering again", extra=self._fields())
-                self._come_back(as_new=False)
-            except InstanceDeadError as error:
+                self._return(as_new=False)
+            except InstanceDeadError:
                 if self._status is Status.DEAD:
                     self._undelivered.clear()
                     return self._receipt(durable=True, why=None)
-                logger.warning("%s; coming back as a new instance", error, extra=self._fields())
-                self._come_back(as_new=True)
+                self._return(as_new=True)
             except RegistryReplacedError as error:
                 # the one that came instead gets everything, in order: it may know less than the one before
                 replaced = error
@@ -319,6 +336,10 @@ class RegistryClient:
         return await self._connection.set_status(
             change.instance_id, change.status, change.seq, change.cause, after=taken_by
         )
+
+    def _return(self, as_new: bool) -> None:
+        (outages.came_back if as_new else outages.registered_again).note(self.instance_id, self._fields())
+        self._come_back(as_new)
 
     def _come_back(self, as_new: bool) -> None:
         """Queue a registration and, behind it, what was not durable or else the status we are in.

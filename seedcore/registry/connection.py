@@ -65,8 +65,8 @@ class RegistryConnection:
     """The registry actor's methods, from anywhere in the cluster.
 
     Every method raises RegistryUnavailableError where the actor cannot be asked within `call_timeout_s`
-    seconds, or what agents send within the time that the registry sets (a write may have happened then: writes are idempotent, send them again), and otherwise what the
-    method itself raises. The handle is cached, weak, and looked up again when the actor has died.
+    seconds, or for what agents send within the time that the registry sets (a write may have happened then: writes are
+    idempotent, send them again), and otherwise what the method itself raises. The handle is cached, weak, and looked up again when the actor has died.
     Once the actor was silent where it needs no database, readers are told so at once until it is heard again.
     Changes that are said at once travel together. With `by_relay` beats and changes go to the relay of this node where
     there is one, and to the registry itself while that is silent.
@@ -91,7 +91,7 @@ class RegistryConnection:
         return cast(Hello, await self._ask(await self._found(), "hello"))
 
     async def register(self, registration: Registration, seq: int = 1) -> Receipt:
-        """See Registry.register."""
+        """See Registry.register. Returns also where nothing is committed: see `Receipt.durable`."""
         change = SequencedChange(RegisterChange(registration, seq))
         try:
             return await self._box().say(change)
@@ -109,8 +109,9 @@ class RegistryConnection:
         after: str | None = None,
         for_s: float | None = None,
     ) -> Receipt:
-        """See Registry.set_status. Also raises RegistryReplacedError, and is not sent to the registry that came
-        instead: that may not have what came before it."""
+        """See Registry.set_status. Returns also where nothing is committed: see `Receipt.durable`. Also raises
+        RegistryReplacedError, and is not sent to the registry that came instead: that may not have what came before it.
+        """
         if seq is None:
             # without a number of its own it must not be said twice
             return cast(Receipt, await self._call_once("set_status", instance_id, status, None, cause, for_s=for_s))
@@ -319,8 +320,8 @@ class RegistryConnection:
     ) -> Any:
         """One call; `waits_s` is how long the method itself may wait before it answers. `needs_database`: so does this
         call of a method that does not by itself."""
-        is_told = method in _OF_AGENTS and self._agent_call_s is not None
-        bound_s = waits_s + (self._agent_call_s if is_told else self._call_timeout_s)
+        told_s = self._agent_call_s if method in _OF_AGENTS else None
+        bound_s = waits_s + (self._call_timeout_s if told_s is None else told_s)
         try:
             reference = self._asked(handle, method, *args, **kwargs)
             answer = await within(result_of(reference), bound_s)

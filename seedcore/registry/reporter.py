@@ -20,6 +20,7 @@ from seedcore.core.lifecycle import Status
 from seedcore.core.loops import LoopsLock
 from seedcore.core.model import BeatAnswer, Json, Receipt, check_cause, check_load
 from seedcore.core.waiting import end
+from seedcore.registry import outages
 from seedcore.registry.beating import BeatLoop, beat_loop
 from seedcore.registry.client import RegistryClient
 from seedcore.settings import Settings, get_settings
@@ -34,7 +35,7 @@ _CALLS_A_STEP = 6  # to find the registry, shake hands and speak, and once more 
 
 
 class Reporter:
-    """Owns a RegistryClient, and beats with everybody else of its event loop; its methods may be called from any. An actor owns it in two lines:
+    """Owns a RegistryClient, and beats with everybody else of its event loop. Call it from any event loop. An actor owns it in two lines:
 
         self.reporter = Reporter("my_agent", organ_id="vision")
         await self.reporter.start()
@@ -113,7 +114,7 @@ class Reporter:
                 self._is_reporting = False
                 raise
             self._interval_s = self._client.beat_interval_s
-            self._note(receipt.why)
+            self._problem = receipt.why
             self._beat_here()
 
     async def drain(self, cause: str | None = None) -> Receipt | None:
@@ -138,7 +139,7 @@ class Reporter:
             try:
                 return await self._client.set_status(Status.DEAD, cause)
             except RegistryError as error:
-                logger.warning("could not say that the agent stopped: %s", error, extra=self._fields())
+                outages.not_ended.note(str(error), self._fields())
                 return None
 
     async def _say(self, status: Status, cause: str | None) -> Receipt | None:
@@ -200,20 +201,23 @@ class Reporter:
     def take_answer(self, answer: BeatAnswer) -> None:
         """The lease is renewed."""
         self._interval_s, self._slowdown = answer.beat_interval_s, 1.0
-        self._note("a newer registry has taken the database over" if answer.is_fenced else None)
+        outages.refused.clear(self._client)
+        if answer.is_fenced:
+            self._problem = "a newer registry has taken the database over"
+            outages.unreported.note(self._client, self._problem, self._fields(), len(outages.reporting))
+        else:
+            self._problem = None
+            outages.unreported.clear(self._client)
 
     def take_failure(self, error: RegistryError) -> None:
         """The beat was not taken. What does not heal by waiting, someone may mend all the same: try more rarely."""
         is_away = isinstance(error, (RegistryUnavailableError, VersionMismatchError, BacklogFullError))
         self._slowdown = 1.0 if is_away else _REFUSED_SLOWDOWN
-        self._note(str(error))
-
-    def _note(self, problem: str | None) -> None:
-        if problem is not None and self._problem is None:
-            logger.warning("not reported, will try again: %s", problem, extra=self._fields())
-        elif problem is None and self._problem is not None:
-            logger.info("reported again", extra=self._fields())
-        self._problem = problem
+        self._problem = str(error)
+        if is_away:
+            outages.unreported.note(self._client, self._problem, self._fields(), len(outages.reporting))
+        else:
+            outages.refused.note(self._client, self._problem, self._fields())
 
     def _fields(self) -> dict[str, str]:
         return {"logical_id": self._client.logical_id, "instance_id": self._client.instance_id}

@@ -496,7 +496,7 @@ class Registry:
             history, steps = await within(self._past_of(logical_id), _PAST_S)
             complete = True
         except (StoreUnavailableError, asyncio.TimeoutError) as error:
-            logger.info("history not readable: %s", error)
+            logger.debug("history not readable: %s", error)
         now_s, at = self._expiry.attentive_now_s(), self._clock.utc()
         live = tuple(
             Observed(

@@ -175,8 +175,8 @@ class Tier0MemoryManager:
     # Finding agents
 
     async def close(self) -> None:
-        """Follow the registry no more, and forget every handle that was resolved. Resolving afterwards begins anew. Ends
-        no agent: those made with `is_detached=False` live as long as the process."""
+        """Follow the registry no more, and forget every handle that was resolved. Resolving afterwards begins anew.
+        Ends no agent: those made with `is_detached=False` live as long as the process."""
         if self._follower is not None:
             await self._follower.stop()
         await end(*self._proving)
@@ -253,7 +253,7 @@ class Tier0MemoryManager:
         try:
             listing = await self._read_registry()
         except RegistryUnavailableError as error:
-            logger.info("discovery from the snapshot: %s", error)
+            logger.debug("discovery from the snapshot: %s", error)
             instances = tuple(agent.instance for agent in self.list_agents() if agent.instance is not None)
             as_of = self._snapshot.discovered_at if self._snapshot.discovered_at is not None else utc_now()
             return Listing(instances, Source.SNAPSHOT, as_of, self._snapshot.version, complete=False)
@@ -474,7 +474,7 @@ class Tier0MemoryManager:
         try:
             return (await self._connection.describe(logical_id)).history
         except RegistryUnavailableError as error:
-            logger.info("its history is not readable: %s", error, extra={"logical_id": logical_id})
+            logger.debug("its history is not readable: %s", error, extra={"logical_id": logical_id})
             return ()
 
     def _require_unreported(self, logical_id: str, history: Sequence[Instance], told: str) -> None:
@@ -499,7 +499,7 @@ class Tier0MemoryManager:
         try:
             await self._connection.report_dead_call(instance.instance_id)
         except (RegistryUnavailableError, FencedError) as error:
-            logger.info("could not report a dead actor: %s", error, extra={"logical_id": instance.logical_id})
+            logger.debug("could not report a dead actor: %s", error, extra={"logical_id": instance.logical_id})
 
     async def _locate_without_registry(self, logical_id: str, why: str | None) -> Located:
         """By the snapshot or by Ray's listing: only the actor's own answer proves it."""
@@ -686,7 +686,7 @@ class Tier0MemoryManager:
             try:
                 listing = await self._connection.list_active(None, logical_id=agent_id, fresh_only=False)
             except (RegistryUnavailableError, VersionMismatchError) as error:
-                logger.info("ends an agent without the registry: %s", error, extra={"logical_id": agent_id})
+                logger.debug("ends an agent without the registry: %s", error, extra={"logical_id": agent_id})
             else:
                 registered = best(listing.items)
                 if registered is not None:
