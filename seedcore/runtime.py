@@ -31,6 +31,7 @@ from seedcore.store.postgres import (
     migrate_database,
 )
 
+_ANSWER_MARGIN_S = 1.0
 _EMBEDDED_NOTE = (
     "embedded PostgreSQL: data and registry live on the head node and are for one node; "
     "set SEEDCORE_PG_DSN before you add nodes"
@@ -125,6 +126,8 @@ async def start_registry(settings: Settings) -> Hello:
     except SessionError as error:
         raise RegistryUnavailableError(error.why) from None
     recipe.require_free_for(ray_cluster)
+    # a change is answered within durable_wait_s whatever the database does
+    agent_call_s = max(settings.call_timeout_s, settings.durable_wait_s + _ANSWER_MARGIN_S)
     config = RegistryConfig(
         ray_cluster=ray_cluster,
         store_kind="embedded" if recipe.dsn is None else "postgres",
@@ -134,11 +137,12 @@ async def start_registry(settings: Settings) -> Hello:
         max_beats_a_s=settings.max_beats_a_s,
         flush_interval_s=settings.flush_interval_s,
         durable_wait_s=settings.durable_wait_s,
-        reconnect_grace_s=2 * settings.call_timeout_s,
+        reconnect_grace_s=2 * agent_call_s,
         call_timeout_s=settings.call_timeout_s,
         max_instances=settings.max_instances,
         keep_history_s=settings.keep_history_days * 86_400,
         notes=(_EMBEDDED_NOTE,) if recipe.dsn is None else (),
         log_format=settings.log_format,
+        agent_call_s=agent_call_s,
     )
     return await ensure_registry(config, recipe, settings.namespace)

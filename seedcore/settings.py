@@ -300,6 +300,13 @@ def get_settings() -> Settings:
     return load_settings()
 
 
+def use_namespace(namespace: str) -> None:
+    """Let this process, and those that it starts, use another namespace than that of their environment."""
+    if get_settings().namespace != namespace:
+        os.environ["SEEDCORE_NS"] = namespace
+        get_settings.cache_clear()
+
+
 def _variable(location: str) -> str:
     """The variable that set a field: pydantic names the alias it read, or the field."""
     for name, field in Settings.model_fields.items():

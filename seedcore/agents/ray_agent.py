@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 from seedcore.core.errors import InvalidInputError, NotAcceptingWorkError
 from seedcore.core.lifecycle import Status
+from seedcore.core.loops import LoopsEvent, LoopsLock
 from seedcore.core.model import Json, check_cause, check_timeout
 from seedcore.core.waiting import within
 from seedcore.core.wire import wire
@@ -58,7 +60,7 @@ class RayAgent:
     In process: `await agent.start()`. As an actor: `ray.remote(MyAgent).options(name=agent_id,
     namespace=..., num_cpus=0).remote(agent_id)` and then `start`, which `Tier0MemoryManager.create_agent`
     does for you; an actor that Ray restarts starts again by itself. It works without registry or database,
-    and reports once they are there.
+    and reports once they are there. Its methods may be called in several concurrency groups.
     """
 
     def __init__(
@@ -82,13 +84,14 @@ class RayAgent:
         )
         self._status = Status.STARTING
         self._drain_cause: str | None = None
-        self._starting = asyncio.Lock()
+        self._starting = LoopsLock()
         self._born_s = time.monotonic()
+        self._counting = threading.Lock()
         self._running = 0
         self._done = 0
         self._failed = 0
         self._busy_s = 0.0
-        self._idle = asyncio.Event()
+        self._idle = LoopsEvent()
         self._idle.set()
         self._restart: asyncio.Task[None] | None = None
         if was_restarted():
@@ -197,27 +200,31 @@ class RayAgent:
         whatever `handle_task` raises."""
         if self._status is not Status.ALIVE:
             raise NotAcceptingWorkError(self._agent_id, str(self._status))
-        self._count_running(1)
+        self._count_begun()
         began_s = time.monotonic()
+        has_failed = True
         try:
             result = await self.handle_task(task)
-        except BaseException:
-            self._failed += 1
-            raise
-        else:
-            self._done += 1
+            has_failed = False
             return result
         finally:
-            self._busy_s += time.monotonic() - began_s
-            self._count_running(-1)
+            self._count_ended(time.monotonic() - began_s, has_failed=has_failed)
 
-    def _count_running(self, more: int) -> None:
-        self._running += more
-        self._reporter.load = self._running
-        if self._running == 0:
-            self._idle.set()
-        else:
+    def _count_begun(self) -> None:
+        with self._counting:
+            self._running += 1
             self._idle.clear()
+            self._reporter.load = self._running
+
+    def _count_ended(self, busy_s: float, *, has_failed: bool) -> None:
+        with self._counting:
+            self._busy_s += busy_s
+            self._failed += has_failed
+            self._done += not has_failed
+            self._running -= 1
+            self._reporter.load = self._running
+            if self._running == 0:
+                self._idle.set()
 
     async def handle_task(self, task: Any) -> Any:
         """Override this: do the work, return what the caller of `execute_task` shall get."""

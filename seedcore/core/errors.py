@@ -324,3 +324,19 @@ class FencedError(RegistryError):
             f"this registry (term {self.term}) is superseded by that of term {self.in_force} on the same database and "
             "only reads: end it, or point it at a database of its own"
         )
+
+
+class NotDurableError(RegistryError):
+    """A change is not committed to the database yet. It is not lost: its client keeps it and sends it again."""
+
+    def __init__(self, instance_id: str, status: str, why: str) -> None:
+        super().__init__(instance_id, status, why)
+        self.instance_id = instance_id
+        self.status = status
+        self.why = why
+
+    def __str__(self) -> str:
+        return (
+            f"instance {self.instance_id} is {self.status}, which is not committed yet: {self.why}; "
+            "the client keeps the change and sends it again with its next call"
+        )

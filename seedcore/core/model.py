@@ -14,7 +14,7 @@ from enum import Enum
 from sys import intern
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar, overload
 
-from seedcore.core.errors import InvalidInputError
+from seedcore.core.errors import InvalidInputError, NotDurableError
 from seedcore.core.lifecycle import Status
 from seedcore.core.selector import Requirement, Selector
 from seedcore.core.wire import wire
@@ -295,11 +295,13 @@ class EpochRecord:
 @wire
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """The answer to `register` and `set_status`.
+    """The answer to `register` and `set_status`. It comes also where the change is **not** committed: look at
+    `durable`, or call `raise_unless_durable()`.
 
-    `durable` says that the change is committed. When it is False the registry holds it and `why` says what
-    keeps it from the database; the client keeps it and sends it again. `registry` names the registry's process that
-    answered: another one knows nothing of what this one has only remembered.
+    With `durable` False `why` says what keeps the change from the database, or from the registry; the client keeps it
+    and sends it again. `registry` names the registry's process that answered: another one knows nothing of what this
+    one has only remembered. `beat_interval_s` is how often to beat from now on, and `lease_s` the silence that ends the
+    lease, in seconds: the registry decides both. They are None where it has not answered.
     """
 
     instance_id: str
@@ -309,6 +311,14 @@ class Receipt:
     epoch: str | None = None
     why: str | None = None
     registry: str | None = None
+    beat_interval_s: float | None = None
+    lease_s: float | None = None
+
+    def raise_unless_durable(self) -> Receipt:
+        """The same receipt, or NotDurableError where the change is not committed yet."""
+        if not self.durable:
+            raise NotDurableError(self.instance_id, str(self.status), self.why or "the database is slow")
+        return self
 
 
 @wire

@@ -7,7 +7,8 @@ once; a loop built on it then cannot be ended. (python/cpython#86296)
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -31,11 +32,27 @@ async def within(work: Awaitable[T], timeout_s: float | None) -> T:
 
 
 async def end(*tasks: asyncio.Task[None] | None) -> None:
-    """Cancel tasks and wait until they have ended."""
+    """Cancel tasks and wait until they have ended. Those of another event loop are cancelled there, without a wait."""
+    here = asyncio.get_running_loop()
     running = [task for task in tasks if task is not None]
     for task in running:
-        task.cancel()
-    await asyncio.gather(*running, return_exceptions=True)
+        on_loop(task.get_loop(), task.cancel)
+    await asyncio.gather(*(task for task in running if task.get_loop() is here), return_exceptions=True)
+
+
+def is_running(task: asyncio.Task[None] | None) -> bool:
+    """Whether a task goes on by itself: neither has it ended, nor the event loop that runs it."""
+    return task is not None and not task.done() and task.get_loop().is_running()
+
+
+def on_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> None:
+    """Call on the thread of `loop`: at once where that is this one, never where the loop has ended."""
+    if loop is asyncio.get_running_loop():
+        call()
+        return
+    with suppress(RuntimeError):
+        # closed: what it ran has ended with it
+        loop.call_soon_threadsafe(call)
 
 
 def _abandon(task: asyncio.Future[T]) -> None:

@@ -21,7 +21,11 @@ STEPS_LIMIT = 100
 @wire
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """The handshake: which code answers under the registry's name."""
+    """The handshake: which code answers under the registry's name.
+
+    `agent_call_s` is how long an agent waits for the registry's answer: after a restart the registry allows for calls
+    that were under way. None where it is an older one's.
+    """
 
     protocol: int
     code_version: str
@@ -29,6 +33,7 @@ class Hello:
     node_id: str
     started_at: datetime
     oldest_protocol: int = 0  # of one that does not say: `protocol` is then too old by itself
+    agent_call_s: float | None = None
 
     def require_understood(self) -> None:
         """Raise VersionMismatchError where neither side goes far enough towards the other."""

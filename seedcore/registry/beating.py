@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 from seedcore.core.errors import RegistryError
 from seedcore.core.model import BeatAnswer
-from seedcore.core.waiting import within
+from seedcore.core.waiting import is_running, on_loop, within
 from seedcore.registry.connection import RegistryConnection
 from seedcore.registry.outbox import MAX_BEATS_A_MESSAGE
 
@@ -65,7 +65,10 @@ class Beater(Protocol):
 
 
 class BeatLoop:
-    """Everybody who beats over one connection in one event loop. The task runs while there is anybody."""
+    """Everybody who beats over one connection in one event loop. The task runs while there is anybody.
+
+    `join` it from its own event loop, `leave` it from any.
+    """
 
     def __init__(self, connection: RegistryConnection) -> None:
         self._connection = connection
@@ -85,8 +88,18 @@ class BeatLoop:
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(), name="beats")
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it beats: nobody does once its event loop has ended."""
+        return is_running(self._task)
+
     def leave(self, beater: Beater) -> None:
         """Beat for it no more. What is under way may still arrive."""
+        task = self._task
+        if task is not None:
+            on_loop(task.get_loop(), partial(self._leave, beater))
+
+    def _leave(self, beater: Beater) -> None:
         self._beating.pop(beater, None)
         speaking = self._speaking.get(beater)
         if speaking is not None:

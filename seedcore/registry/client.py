@@ -6,7 +6,6 @@ Owns no loop: `reporter.py` beats by itself.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 
@@ -23,6 +22,7 @@ from seedcore.core.errors import (
     VersionMismatchError,
 )
 from seedcore.core.lifecycle import Status
+from seedcore.core.loops import LoopsLock
 from seedcore.core.model import (
     BeatAnswer,
     Change,
@@ -36,13 +36,11 @@ from seedcore.core.model import (
     check_status,
     new_instance_id,
 )
-from seedcore.registry import session
+from seedcore.registry import outages, session
 from seedcore.registry.connection import RegistryConnection, shared_connection
 from seedcore.registry.directory import RESERVED_PREFIX
 from seedcore.registry.identity import Identity, identify
 from seedcore.settings import Settings, get_settings
-
-logger = logging.getLogger(__name__)
 
 MAX_UNDELIVERED = 1000
 _MAX_RETURNS = 3
@@ -63,8 +61,9 @@ class RegistryClient:
 
     A change is retained until the registry says that it is durable, and sent again, with its number, by the
     next call. An unknown instance registers again by itself; one that was declared dead comes back as a new
-    instance (`instance_id` changes). Who said `dead` itself is dead for good: make another client.
-    Use from one event loop.
+    instance (`instance_id` changes). Who said `dead` itself is dead for good: make another client. Call `beat()` every
+    `beat_interval_s` seconds.
+    Callers of several event loops may share it: one after the other is served.
     """
 
     def __init__(
@@ -113,10 +112,12 @@ class RegistryClient:
         self._seq = 0
         self._status_seq = 0
         self._epoch: str | None = None
+        self._beat_interval_s: float | None = None
+        self._lease_s: float | None = None
         self._status: Status | None = None
         self._cause: str | None = None
         self._undelivered: list[Change] = []
-        self._delivering = asyncio.Lock()
+        self._delivering = LoopsLock()
 
     @property
     def logical_id(self) -> str:
@@ -146,16 +147,22 @@ class RegistryClient:
         return bool(self._undelivered) or self._status is None or self._is_to_complete()
 
     @property
+    def beat_interval_s(self) -> float:
+        """How often to beat, in seconds: what the registry has asked for last; the setting, until it has answered."""
+        return self._beat_interval_s if self._beat_interval_s is not None else self._settings.beat_interval_s
+
+    @property
     def undelivered(self) -> int:
         """Changes that are not known to be durable."""
         return len(self._undelivered)
 
     async def register(self) -> Receipt:
-        """Register this instance as `starting`. Repeating it is harmless.
+        """Register this instance as `starting`. Returns also where nothing is committed: see `durable` of the receipt,
+        or call its `raise_unless_durable()`.
 
-        Returns a receipt with durable=False where registry or database is away: the registration is kept
-        and sent again. Raises RetiredEpochError, EpochLimitError or InstanceConflictError: those do not heal by
-        waiting; InstanceDeadError after our own `dead`.
+        With durable=False registry or database is away: the registration is kept and sent again by the next call, and a
+        warning is logged once for the outage. Repeating it is harmless. Raises RetiredEpochError, EpochLimitError or
+        InstanceConflictError: those do not heal by waiting; InstanceDeadError after our own `dead`.
         """
         async with self._delivering:
             self._require_life()
@@ -173,7 +180,8 @@ class RegistryClient:
                 raise
 
     async def set_status(self, status: Status | str, cause: str | None = None) -> Receipt:
-        """Change the status. As `register()`; also raises InvalidInputError and ForbiddenTransitionError.
+        """Change the status. Returns also where nothing is committed, as `register()`; raises as that, and
+        InvalidInputError or ForbiddenTransitionError.
 
         `dead` said again delivers what is not durable yet, and changes nothing.
         """
@@ -208,6 +216,7 @@ class RegistryClient:
             if self._undelivered:
                 await self._deliver()
             answer = await self._connection.beat(self.instance_id)
+            self._note_terms(answer)
             is_completed, self._is_completed = self._is_completed, False
             if not answer.unknown and not answer.dead:
                 # to a registry that does not know the instance, as in another cluster, its status has to be said too
@@ -219,7 +228,7 @@ class RegistryClient:
                     self._status = Status.STARTING
                 if self._status is not Status.DEAD:
                     await self._identify()
-                    self._come_back(as_new=bool(answer.dead))
+                    self._return(as_new=bool(answer.dead))
                     await self._deliver()
             return answer
 
@@ -272,19 +281,36 @@ class RegistryClient:
 
     async def _deliver(self) -> Receipt:
         """Send every undelivered change in order. Changes leave only when known to be durable, or refused."""
+        outages.reporting.add(self)
+        receipt = await self._deliver_all()
+        self._note_outage(receipt)
+        return receipt
+
+    def _note_outage(self, receipt: Receipt) -> None:
+        why, agents = receipt.why or "", len(outages.reporting)
+        if receipt.durable and receipt.status is Status.DEAD:
+            outages.forget(self)
+        elif receipt.registry is not None:
+            outages.unreported.clear(self)
+            if receipt.durable:
+                outages.undurable.clear(self)
+            else:
+                outages.undurable.note(self, why, self._fields(), agents)
+        elif not receipt.durable:
+            outages.unreported.note(self, why, self._fields(), agents)
+
+    async def _deliver_all(self) -> Receipt:
         replaced: RegistryReplacedError | None = None
         for _ in range(_MAX_RETURNS):
             try:
                 return await self._send_all()
             except UnknownInstanceError:
-                logger.info("the registry does not know this instance; registering again", extra=self._fields())
-                self._come_back(as_new=False)
-            except InstanceDeadError as error:
+                self._return(as_new=False)
+            except InstanceDeadError:
                 if self._status is Status.DEAD:
                     self._undelivered.clear()
                     return self._receipt(durable=True, why=None)
-                logger.warning("%s; coming back as a new instance", error, extra=self._fields())
-                self._come_back(as_new=True)
+                self._return(as_new=True)
             except RegistryReplacedError as error:
                 # the one that came instead gets everything, in order: it may know less than the one before
                 replaced = error
@@ -311,6 +337,7 @@ class RegistryClient:
                 raise
             taken_by = receipt.registry
             self._epoch = receipt.epoch or self._epoch
+            self._note_terms(receipt)
             if isinstance(change, RegisterChange):
                 self._is_refused = False
             if receipt.durable:
@@ -324,6 +351,10 @@ class RegistryClient:
         return await self._connection.set_status(
             change.instance_id, change.status, change.seq, change.cause, after=taken_by
         )
+
+    def _return(self, as_new: bool) -> None:
+        (outages.came_back if as_new else outages.registered_again).note(self.instance_id, self._fields())
+        self._come_back(as_new)
 
     def _come_back(self, as_new: bool) -> None:
         """Queue a registration and, behind it, what was not durable or else the status we are in.
@@ -353,7 +384,21 @@ class RegistryClient:
     def _receipt(self, durable: bool, why: str | None) -> Receipt:
         status = self._status if self._status is not None else Status.STARTING
         epoch = self._epoch or self._registration.cluster_epoch
-        return Receipt(self.instance_id, status, self._seq, durable, epoch, why)
+        return Receipt(
+            instance_id=self.instance_id,
+            status=status,
+            seq=self._seq,
+            durable=durable,
+            epoch=epoch,
+            why=why,
+            beat_interval_s=self._beat_interval_s,
+            lease_s=self._lease_s,
+        )
+
+    def _note_terms(self, told: Receipt | BeatAnswer) -> None:
+        # an older registry's receipt has none
+        if told.beat_interval_s is not None:
+            self._beat_interval_s, self._lease_s = told.beat_interval_s, told.lease_s
 
     def _fields(self) -> dict[str, str]:
         return {"logical_id": self.logical_id, "instance_id": self.instance_id}

@@ -46,3 +46,4 @@ class RegistryConfig:
     stop_deadline_s: float = 5.0
     notes: tuple[str, ...] = ()
     log_format: Literal["text", "json"] = "text"
+    agent_call_s: float = 5.0

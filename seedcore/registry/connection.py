@@ -42,7 +42,7 @@ from seedcore.core.model import (
     Verdict,
     check_status,
 )
-from seedcore.core.waiting import within
+from seedcore.core.waiting import is_running, within
 from seedcore.registry import session
 from seedcore.registry.answers import PROTOCOL, Description, Health, Hello
 from seedcore.registry.directory import RESERVED_PREFIX
@@ -57,6 +57,8 @@ _SILENT_PAUSE_S = 1.0
 _LINGER_S = 0.001
 # what an operator asks for by hand is not asked for again by itself
 _IN_DOUBT = {"turn_agent": "; it may be done all the same: look before you ask again"}
+# what agents send: how long they wait for the answer is the registry's to say
+_OF_AGENTS = frozenset({"set_status", "deliver", "beat_many"})
 # what the registry answers from memory, and so at once: only their silence is the registry's own
 _FROM_MEMORY = frozenset({"hello", "resolve", "list_active", "page", "changes", "beat_many", "health"})
 
@@ -65,9 +67,10 @@ class RegistryConnection:
     """The registry actor's methods, from anywhere in the cluster.
 
     Every method raises RegistryUnavailableError where the actor cannot be asked within `call_timeout_s`
-    seconds (a write may have happened then: writes are idempotent, send them again), and otherwise what the
-    method itself raises; ForkedProcessError in a process forked from a connected one. The handle is cached, weak, and
-    looked up again when the actor has died, and in each Ray session.
+    Every method raises RegistryUnavailableError where the actor cannot be asked within `call_timeout_s`
+    seconds, or for what agents send within the time that the registry sets (a write may have happened then: writes are
+    idempotent, send them again), and otherwise what the method itself raises; ForkedProcessError in a process forked from
+    a connected one. The handle is cached, weak, and looked up again when the actor has died, and in each Ray session.
     Once the actor was silent where it needs no database, readers are told so at once until it is heard again.
     Changes that are said at once travel together. With `by_relay` beats and changes go to the relay of this node where
     there is one, and to the registry itself while that is silent.
@@ -82,6 +85,7 @@ class RegistryConnection:
         self._spoken_to: ActorHandle | None = None
         self._protocol = PROTOCOL
         self._session: session.Session | None = None
+        self._agent_call_s: float | None = None
         self._hearing = Circuit(_SILENT_PAUSE_S)
         self._silence = ""
         self._listening: asyncio.Task[None] | None = None
@@ -91,7 +95,7 @@ class RegistryConnection:
         return cast(Hello, await self._ask(await self._found(), "hello"))
 
     async def register(self, registration: Registration, seq: int = 1) -> Receipt:
-        """See Registry.register."""
+        """See Registry.register. Returns also where nothing is committed: see `Receipt.durable`."""
         change = SequencedChange(RegisterChange(registration, seq))
         try:
             return await self._box().say(change)
@@ -109,8 +113,9 @@ class RegistryConnection:
         after: str | None = None,
         for_s: float | None = None,
     ) -> Receipt:
-        """See Registry.set_status. Also raises RegistryReplacedError, and is not sent to the registry that came
-        instead: that may not have what came before it."""
+        """See Registry.set_status. Returns also where nothing is committed: see `Receipt.durable`. Also raises
+        RegistryReplacedError, and is not sent to the registry that came instead: that may not have what came before it.
+        """
         if seq is None:
             # without a number of its own it must not be said twice
             return cast(Receipt, await self._call_once("set_status", instance_id, status, None, cause, for_s=for_s))
@@ -265,9 +270,7 @@ class RegistryConnection:
 
     def _listen(self) -> None:
         """Find out in the background whether the silent actor answers again; no reader waits for that."""
-        running = self._listening
-        # one of a loop that has ended will never be done
-        if running is None or running.done() or running.get_loop() is not asyncio.get_running_loop():
+        if not is_running(self._listening):
             self._listening = asyncio.create_task(self._hear(), name="registry-heard-again")
 
     async def _hear(self) -> None:
@@ -318,7 +321,7 @@ class RegistryConnection:
             return
         hello = cast(Hello, await self._ask(handle, "hello"))
         hello.require_understood()
-        self._spoken_to, self._protocol = handle, hello.protocol
+        self._spoken_to, self._protocol, self._agent_call_s = handle, hello.protocol, hello.agent_call_s
 
     async def _ask(
         self,
@@ -331,7 +334,8 @@ class RegistryConnection:
     ) -> Any:
         """One call; `waits_s` is how long the method itself may wait before it answers. `needs_database`: so does this
         call of a method that does not by itself."""
-        bound_s = self._call_timeout_s + waits_s
+        told_s = self._agent_call_s if method in _OF_AGENTS else None
+        bound_s = waits_s + (self._call_timeout_s if told_s is None else told_s)
         began = self._session
         try:
             answer = await within(session.ask(handle, method, *args, **kwargs), bound_s)

@@ -14,9 +14,10 @@ from collections.abc import Callable, Mapping
 
 from seedcore.core.errors import RegistryError, RegistryUnavailableError
 from seedcore.core.feed import Feed, FeedBatch
+from seedcore.core.loops import LoopsEvent
 from seedcore.core.model import MAX_PAGE, Instance, Listing
 from seedcore.core.view import LiveView
-from seedcore.core.waiting import end, within
+from seedcore.core.waiting import end, is_running, within
 from seedcore.registry import session
 from seedcore.registry.clock import utc_now
 from seedcore.registry.connection import RegistryConnection
@@ -31,7 +32,8 @@ _RETRY_S, _RETRY_MAX_S = 0.1, 2.0
 
 
 class Follower:
-    """`view` is the copy. Use from one event loop at a time; a new loop begins anew."""
+    """`view` is the copy. It is followed in the event loop that started it first, as long as that runs: only there is
+    the copy read. Started in a later loop it begins anew."""
 
     def __init__(
         self,
@@ -70,13 +72,18 @@ class Follower:
         return time.monotonic() < self._trusted_until_s and session.current() is self._session
 
     def start(self) -> None:
-        """Follow from now on, in the running event loop. Idempotent."""
-        loop = asyncio.get_running_loop()
-        if self._task is None or self._task.done() or self._task.get_loop() is not loop:
+        """Follow from now on, in the running event loop, unless it is followed already. Idempotent."""
+        if not is_running(self._task):
             self._doubt()
             self.view = LiveView()
-            self._confirmed = asyncio.Event()
-            self._task = loop.create_task(self._follow(), name="follower")
+            self._confirmed = LoopsEvent()
+            self._task = asyncio.create_task(self._follow(), name="follower")
+
+    @property
+    def is_readable_here(self) -> bool:
+        """Whether the copy is up to date, and the running event loop the one that changes it."""
+        task = self._task
+        return self.is_current and task is not None and task.get_loop() is asyncio.get_running_loop()
 
     async def until_current(self, timeout_s: float) -> bool:
         """Wait for the copy to be up to date; whether it is within `timeout_s` seconds of it."""

@@ -132,6 +132,10 @@ class HandleFinder:
     async def _registered(self, instance: Instance) -> _Found:
         """The actor that registered: of its namespace, its name and its id."""
         logical_id, name = instance.logical_id, instance.actor_name
+        if name is None and instance.actor_id is not None:
+            raise NotResolvableError(
+                logical_id, f"its actor has no name: create it with .options(name=..., namespace={self.namespace!r})"
+            )
         if name is None:
             raise NotResolvableError(logical_id, "it runs in a process, not in an actor: it has no handle")
         namespace = instance.namespace or self.namespace

@@ -132,6 +132,15 @@ def is_told_gone(handle: ActorHandle) -> bool:
         raise SessionError(session.ENDED) from error
 
 
+def is_told_dead(handle: ActorHandle) -> bool:
+    """Whether Ray has told this process, which has called the actor, that it died for good or is of a session that has
+    ended."""
+    try:
+        return can_be_told(handle) and handle._get_local_state() in {None, _DEAD}
+    except (AttributeError, RaySystemError):
+        return True
+
+
 def can_be_told(handle: ActorHandle) -> bool:
     """Whether Ray tells this process what becomes of the actor."""
     return hasattr(handle, "_get_local_state")

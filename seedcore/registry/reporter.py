@@ -23,9 +23,11 @@ from seedcore.core.errors import (
     VersionMismatchError,
 )
 from seedcore.core.lifecycle import Status
+from seedcore.core.loops import LoopsLock
 from seedcore.core.model import BeatAnswer, Json, Receipt, check_cause, check_load
 from seedcore.core.waiting import end
-from seedcore.registry.beating import beat_loop
+from seedcore.registry import outages
+from seedcore.registry.beating import BeatLoop, beat_loop
 from seedcore.registry.client import RegistryClient
 from seedcore.registry.session import refuse_forked
 from seedcore.settings import Settings, get_settings
@@ -41,7 +43,7 @@ _CALLS_A_STEP = 6  # to find the registry, shake hands and speak, and once more 
 
 
 class Reporter:
-    """Owns a RegistryClient, and beats with everybody else of its event loop. An actor owns it in two lines:
+    """Owns a RegistryClient, and beats with everybody else of its event loop. Call it from any event loop. An actor owns it in two lines:
 
         self.reporter = Reporter("my_agent", organ_id="vision")
         await self.reporter.start()
@@ -80,7 +82,8 @@ class Reporter:
         self._slowdown = 1.0
         self._load: float | None = None
         self._is_reporting = False
-        self._changing = asyncio.Lock()
+        self._changing = LoopsLock()
+        self._beats: BeatLoop | None = None
         self._problem: str | None = None
 
     @property
@@ -110,6 +113,7 @@ class Reporter:
         refuse_forked()
         async with self._changing:
             if self._is_reporting:
+                self._keep_beating()
                 return
             # at once: what is said from now on is reported, behind the start
             self._is_reporting = True
@@ -118,8 +122,9 @@ class Reporter:
             except (Exception, asyncio.CancelledError):
                 self._is_reporting = False
                 raise
-            self._note(receipt.why)
-            beat_loop(self._client.connection).join(self)
+            self._interval_s = self._client.beat_interval_s
+            self._problem = receipt.why
+            self._beat_here()
 
     async def drain(self, cause: str | None = None) -> Receipt | None:
         """Say that no new work should come; beats go on. None where nothing is reported."""
@@ -144,19 +149,30 @@ class Reporter:
             try:
                 return await self._client.set_status(Status.DEAD, cause)
             except RegistryError as error:
-                logger.warning("could not say that the agent stopped: %s", error, extra=self._fields())
+                outages.not_ended.note(str(error), self._fields())
                 return None
 
     async def _say(self, status: Status, cause: str | None) -> Receipt | None:
         refuse_forked()
         if not self._is_reporting:
             return None
+        self._keep_beating()
         return await self._client.set_status(status, cause)
 
     def _end_beating(self) -> None:
         if self._is_reporting:
             self._is_reporting = False
-            beat_loop(self._client.connection).leave(self)
+            if self._beats is not None:
+                self._beats.leave(self)
+
+    def _beat_here(self) -> None:
+        self._beats = beat_loop(self._client.connection)
+        self._beats.join(self)
+
+    def _keep_beating(self) -> None:
+        """Beat in the running event loop where that of the start has ended."""
+        if self._beats is not None and not self._beats.is_running:
+            self._beat_here()
 
     # What the beat loop asks of an agent: see beating.Beater
 
@@ -197,20 +213,23 @@ class Reporter:
     def take_answer(self, answer: BeatAnswer) -> None:
         """The lease is renewed."""
         self._interval_s, self._slowdown = answer.beat_interval_s, 1.0
-        self._note("a newer registry has taken the database over" if answer.is_fenced else None)
+        outages.refused.clear(self._client)
+        if answer.is_fenced:
+            self._problem = "a newer registry has taken the database over"
+            outages.unreported.note(self._client, self._problem, self._fields(), len(outages.reporting))
+        else:
+            self._problem = None
+            outages.unreported.clear(self._client)
 
     def take_failure(self, error: RegistryError) -> None:
         """The beat was not taken. What does not heal by waiting, someone may mend all the same: try more rarely."""
         is_away = isinstance(error, (RegistryUnavailableError, VersionMismatchError, BacklogFullError))
         self._slowdown = 1.0 if is_away else _REFUSED_SLOWDOWN
-        self._note(str(error))
-
-    def _note(self, problem: str | None) -> None:
-        if problem is not None and self._problem is None:
-            logger.warning("not reported, will try again: %s", problem, extra=self._fields())
-        elif problem is None and self._problem is not None:
-            logger.info("reported again", extra=self._fields())
-        self._problem = problem
+        self._problem = str(error)
+        if is_away:
+            outages.unreported.note(self._client, self._problem, self._fields(), len(outages.reporting))
+        else:
+            outages.refused.note(self._client, self._problem, self._fields())
 
     def _fields(self) -> dict[str, str]:
         return {"logical_id": self._client.logical_id, "instance_id": self._client.instance_id}

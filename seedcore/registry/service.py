@@ -123,7 +123,13 @@ class Registry:
         self._stopping = False
         self._expiry = Expiry(config, self._clock, self._roster, self._writer, self._rate, watch_factory)
         self._hello = Hello(
-            PROTOCOL, __version__, os.getpid(), config.node_id, self._clock.utc(), oldest_protocol=OLDEST_PROTOCOL
+            PROTOCOL,
+            __version__,
+            os.getpid(),
+            config.node_id,
+            self._clock.utc(),
+            oldest_protocol=OLDEST_PROTOCOL,
+            agent_call_s=config.agent_call_s,
         )
 
     # Life
@@ -490,7 +496,7 @@ class Registry:
             history, steps = await within(self._past_of(logical_id), _PAST_S)
             complete = True
         except (StoreUnavailableError, asyncio.TimeoutError) as error:
-            logger.info("history not readable: %s", error)
+            logger.debug("history not readable: %s", error)
         now_s, at = self._expiry.attentive_now_s(), self._clock.utc()
         live = tuple(
             Observed(
@@ -562,12 +568,23 @@ class Registry:
             epoch=known.cluster_epoch if known is not None else None,
             why=None if settled is not None else (self._writer.problem or "the database is slow"),
             registry=self._roster.feed.stream,
+            beat_interval_s=self._rate.asked.beat_interval_s,
+            lease_s=self._rate.asked.lease_s,
         )
 
     def _receipt(self, known: Instance, seq: int, durable: bool) -> Receipt:
         why = None if durable else (self._writer.problem or "the database is slow")
-        stream = self._roster.feed.stream
-        return Receipt(known.instance_id, known.status, seq, durable, known.cluster_epoch or None, why, stream)
+        return Receipt(
+            instance_id=known.instance_id,
+            status=known.status,
+            seq=seq,
+            durable=durable,
+            epoch=known.cluster_epoch or None,
+            why=why,
+            registry=self._roster.feed.stream,
+            beat_interval_s=self._rate.asked.beat_interval_s,
+            lease_s=self._rate.asked.lease_s,
+        )
 
 
 def _wanted(change: Change) -> Status:

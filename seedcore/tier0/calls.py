@@ -11,7 +11,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from seedcore.core.errors import AgentCallError, RegistryError, SessionError, first_line
 from seedcore.core.model import Source, check_timeout
-from seedcore.core.waiting import within
+from seedcore.core.waiting import end, within
 from seedcore.registry import session
 from seedcore.tier0.answers import Gathered
 
@@ -63,5 +63,10 @@ async def gather(ids: Sequence[str], work: Callable[[str], Awaitable[T]], source
             except (RegistryError, RayError) as error:
                 failures[agent_id] = first_line(error)
 
-    await asyncio.gather(*(one(agent_id) for agent_id in ids))
+    tasks = [asyncio.create_task(one(agent_id)) for agent_id in ids]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        # where one raises what is not expected, or the caller is cancelled
+        await end(*tasks)
     return Gathered(results, failures, source, datetime.now(timezone.utc))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from contextlib import suppress
+from functools import wraps
+from typing import Any
 
 import ray
 from ray.exceptions import ActorAlreadyExistsError, RayActorError, RayError, RayTaskError
@@ -25,7 +28,8 @@ from seedcore.core.waiting import within
 from seedcore.registry import session
 from seedcore.registry.client import check_not_ours
 from seedcore.registry.handles import end_actor
-from seedcore.registry.lookup import ActorHandle, actor_id_of, find_actor, ray_remembers
+from seedcore.registry.lookup import ActorHandle, actor_id_of, find_actor, is_told_dead, ray_remembers
+from seedcore.settings import use_namespace
 from seedcore.tier0.answers import AgentSpec
 
 _TIMEOUT_S = 60.0
@@ -33,6 +37,9 @@ _END_S = 10.0
 _LOOK_UP_S = 5.0
 _ATTEMPTS = 5
 _PAUSE_S = 0.1
+
+_held: dict[tuple[str, str], ActorHandle] = {}
+"""Agents that are not detached: an actor ends with the last handle of its maker."""
 
 
 def check_agent_id(agent_id: str, field: str = "agent_id") -> str:
@@ -58,16 +65,34 @@ def check_spec(spec: AgentSpec) -> None:
 async def create_actor(spec: AgentSpec, namespace: str) -> ActorHandle:
     """The agent's actor, made unless it lives, and started. See Tier0MemoryManager.create_agent for the errors.
 
-    An actor that this call made and that does not start is ended again; one that was there is left as it is.
+    An actor that this call made is ended where it does not start or the call is cancelled; one that was there is left
+    as it is.
     """
     check_spec(spec)
     creation = _Creation(spec, namespace)
     try:
-        return await creation.run()
+        handle = await creation.run()
     except RegistryError as error:
         if creation.made is not None and not await end_actor(creation.made, _END_S):
             raise AgentCallError(spec.agent_id, f"{first_line(error)}; and its new actor does not end") from error
         raise
+    except BaseException:
+        # a cancelled caller waits no longer
+        if creation.made is not None:
+            # with the session the actor is out of reach, or gone
+            with suppress(SessionError):
+                session.kill(creation.made)
+        raise
+    if handle is creation.made and not spec.is_detached:
+        _hold(spec.agent_id, namespace, handle)
+    return handle
+
+
+def _hold(agent_id: str, namespace: str, handle: ActorHandle) -> None:
+    """Keep an agent that is not detached alive as long as this process."""
+    for key in [key for key, held in _held.items() if is_told_dead(held)]:
+        del _held[key]
+    _held[namespace, agent_id] = handle
 
 
 class _Creation:
@@ -162,7 +187,7 @@ def _make_actor(spec: AgentSpec, namespace: str) -> ActorHandle:
         "resources": dict(spec.resources),
     }
     return session.create(
-        ray.remote(agent_class),
+        ray.remote(_in_namespace(agent_class, namespace)),
         options,
         spec.agent_id,
         organ_id=spec.organ_id,
@@ -170,3 +195,16 @@ def _make_actor(spec: AgentSpec, namespace: str) -> ActorHandle:
         metadata=dict(spec.metadata),
         **spec.arguments,
     )
+
+
+def _in_namespace(agent_class: type[Any], namespace: str) -> type[Any]:
+    """The class, whose actor's process reports to the registry of our namespace: its environment is that of its node,
+    and not ours. Its constructor also runs where Ray restarts it."""
+
+    @wraps(agent_class.__init__)
+    def __init__(self: Any, *arguments: Any, **options: Any) -> None:
+        use_namespace(namespace)
+        agent_class.__init__(self, *arguments, **options)
+
+    named = {name: getattr(agent_class, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(agent_class.__name__, (agent_class,), {**named, "__init__": __init__})

@@ -38,7 +38,7 @@ from seedcore.core.lifecycle import Status
 from seedcore.core.model import MAX_PAGE, Instance, Json, Listing, Source, Verdict, check_timeout
 from seedcore.core.selection import Policy, best, choose
 from seedcore.core.view import LiveView
-from seedcore.core.waiting import end
+from seedcore.core.waiting import end, is_running
 from seedcore.registry import session
 from seedcore.registry.client import every_page
 from seedcore.registry.clock import utc_now
@@ -68,7 +68,8 @@ _IS_STARTING = f"it is {Status.STARTING}"
 
 
 class Tier0MemoryManager:
-    """Use from one event loop. `Mode.RAY` never speaks to the registry."""
+    """`Mode.RAY` never speaks to the registry. Callers of several event loops may share one: the copy of the registry's
+    memory is read in the loop that called first, and the registry is asked from the others."""
 
     def __init__(
         self,
@@ -143,9 +144,10 @@ class Tier0MemoryManager:
     ) -> ActorHandle:
         """The agent's actor, made and started unless it lives already. Its name is its logical id.
 
-        A detached agent (the default) outlives this process. One that has stopped by itself is replaced by a new
-        actor. Raises InvalidInputError before an actor is made; AgentCallError where the actor does not come up, or
-        what its start raises, and an actor made by this call is then ended.
+        A detached agent (the default) outlives this process; with `is_detached=False` it ends with the process that
+        made it, whether or not that keeps the handle. One that has stopped by itself is replaced by a new actor. Raises
+        InvalidInputError before an actor is made; AgentCallError where the actor does not come up, or what its start
+        raises, and an actor made by this call is then ended. So it is where the call is cancelled.
         """
         return await self._create(
             AgentSpec(
@@ -163,7 +165,8 @@ class Tier0MemoryManager:
         )
 
     async def create_agents_batch(self, specs: Sequence[AgentSpec]) -> Gathered[ActorHandle]:
-        """Create many at once; one that fails does not stop the others."""
+        """Create many at once; one that fails does not stop the others. Where the call is cancelled, those that have
+        started stay, and the others are ended."""
         ids = [spec.agent_id for spec in specs]
         if len(set(ids)) != len(ids):
             twice = [agent_id for agent_id, count in Counter(ids).items() if count > 1]
@@ -172,8 +175,9 @@ class Tier0MemoryManager:
         return await gather(ids, lambda agent_id: self._create(by_id[agent_id]), Source.RAY)
 
     async def attach_existing_actor(self, agent_id: str, actor_name: str | None = None) -> ActorHandle:
-        """Know a running actor under a logical id, whatever its own name. Raises NotResolvableError or
-        CannotKnowError unless it answers."""
+        """Know a running actor under a logical id, whatever its own name. This does not keep it alive: an actor that is
+        not detached ends with the last handle of its maker. Raises NotResolvableError or CannotKnowError unless it
+        answers."""
         check_agent_id(agent_id)
         name = agent_id if actor_name is None else check_agent_id(actor_name, "actor_name")
         handle = await self._finder.of_name(name)
@@ -188,7 +192,8 @@ class Tier0MemoryManager:
     # Finding agents
 
     async def close(self) -> None:
-        """Follow the registry no more, and forget every handle. Resolving afterwards begins anew."""
+        """Follow the registry no more, and forget every handle that was resolved. Resolving afterwards begins anew.
+        Ends no agent: those made with `is_detached=False` live as long as the process."""
         if self._follower is not None:
             await self._follower.stop()
         await end(*self._proving)
@@ -265,7 +270,7 @@ class Tier0MemoryManager:
         try:
             listing = await self._read_registry()
         except RegistryUnavailableError as error:
-            logger.info("discovery from the snapshot: %s", error)
+            logger.debug("discovery from the snapshot: %s", error)
             instances = tuple(agent.instance for agent in self.list_agents() if agent.instance is not None)
             as_of = self._snapshot.discovered_at if self._snapshot.discovered_at is not None else utc_now()
             return Listing(instances, Source.SNAPSHOT, as_of, self._snapshot.version, complete=False)
@@ -331,7 +336,7 @@ class Tier0MemoryManager:
             return None
         follower.start()
         # loads come with beats, which are not followed
-        if not follower.is_current or policy is Policy.LEAST_LOADED:
+        if not follower.is_readable_here or policy is Policy.LEAST_LOADED:
             return None
         view = follower.view
         chosen = self._chosen(view.candidates(logical_id, allow_late=allow_late), {}, logical_id, policy, key)
@@ -402,7 +407,7 @@ class Tier0MemoryManager:
             return
         self._registry_was_away = False
         self._compares_at_s = now_s + _COMPARE_S * random.uniform(0.9, 1.1)
-        if self._comparing is None or self._comparing.done():
+        if not is_running(self._comparing):
             self._comparing = asyncio.create_task(self._compare(), name="manager-compares")
 
     async def _compare(self) -> None:
@@ -486,7 +491,7 @@ class Tier0MemoryManager:
         try:
             return (await self._connection.describe(logical_id)).history
         except RegistryUnavailableError as error:
-            logger.info("its history is not readable: %s", error, extra={"logical_id": logical_id})
+            logger.debug("its history is not readable: %s", error, extra={"logical_id": logical_id})
             return ()
 
     def _require_unreported(self, logical_id: str, history: Sequence[Instance], told: str) -> None:
@@ -511,7 +516,7 @@ class Tier0MemoryManager:
         try:
             await self._connection.report_dead_call(instance.instance_id)
         except (RegistryUnavailableError, FencedError) as error:
-            logger.info("could not report a dead actor: %s", error, extra={"logical_id": instance.logical_id})
+            logger.debug("could not report a dead actor: %s", error, extra={"logical_id": instance.logical_id})
 
     async def _locate_without_registry(self, logical_id: str, why: str | None) -> Located:
         """By the snapshot or by Ray's listing: only the actor's own answer proves it."""
@@ -698,7 +703,7 @@ class Tier0MemoryManager:
             try:
                 listing = await self._connection.list_active(None, logical_id=agent_id, fresh_only=False)
             except (RegistryUnavailableError, VersionMismatchError) as error:
-                logger.info("ends an agent without the registry: %s", error, extra={"logical_id": agent_id})
+                logger.debug("ends an agent without the registry: %s", error, extra={"logical_id": agent_id})
             else:
                 registered = best(listing.items)
                 if registered is not None:

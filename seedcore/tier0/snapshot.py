@@ -16,7 +16,8 @@ _NO_VERSION = 0
 
 
 class Snapshot:
-    """At most `capacity` agents by logical id; the one known longest makes room for another."""
+    """At most `capacity` agents by logical id, or as many as the registry holds; the one known longest makes room for
+    another."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -55,6 +56,8 @@ class Snapshot:
                 for agent in self.agents()
                 if agent.source is not Source.RAY and agent.logical_id not in seen
             )
+        # how many there may be is the registry's to say
+        self._capacity = max(self._capacity, len(listing.items))
         # alive last: it wins over another instance of the same agent that drains
         for row in sorted(listing.items, key=lambda row: row.status is Status.ALIVE):
             self.remember(as_known(row))
