@@ -74,6 +74,18 @@ class InstanceDeadError(RegistryError):
         return f"instance {self.instance_id} is dead{why}; dead is final, register a new instance"
 
 
+class RegistrationDelayedError(RegistryError):
+    """The agent was declared dead, or refused, again and again: it waits before it registers again. Raised in its own
+    process."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+    def __str__(self) -> str:
+        return self.why
+
+
 class ForbiddenTransitionError(RegistryError):
     """The lifecycle has no such edge."""
 

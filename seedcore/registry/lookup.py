@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import ray
 from ray._private.state import state
 from ray.core.generated import common_pb2, gcs_pb2
+from ray.util.client import ray as ray_client
 
 from seedcore.core.errors import DirectoryUnavailableError
 from seedcore.core.waiting import within
@@ -125,6 +126,11 @@ def can_be_told(handle: ActorHandle) -> bool:
 def connected_cluster() -> str | None:
     """The address of the cluster that this process is connected to, or None."""
     return str(ray.get_runtime_context().gcs_address) if ray.is_initialized() else None
+
+
+def is_ray_client() -> bool:
+    """Whether this process has joined its cluster by Ray Client (ray://): it may run on any host."""
+    return bool(ray_client.is_connected())
 
 
 def own_worker_id() -> str | None:

@@ -15,7 +15,13 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
-from seedcore.core.errors import BacklogFullError, RegistryError, RegistryUnavailableError, VersionMismatchError
+from seedcore.core.errors import (
+    BacklogFullError,
+    RegistrationDelayedError,
+    RegistryError,
+    RegistryUnavailableError,
+    VersionMismatchError,
+)
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import BeatAnswer, Json, Receipt, check_cause, check_load
 from seedcore.core.waiting import end
@@ -189,8 +195,9 @@ class Reporter:
 
     def take_failure(self, error: RegistryError) -> None:
         """The beat was not taken. What does not heal by waiting, someone may mend all the same: try more rarely."""
-        is_away = isinstance(error, (RegistryUnavailableError, VersionMismatchError, BacklogFullError))
-        self._slowdown = 1.0 if is_away else _REFUSED_SLOWDOWN
+        # the client itself paces what it waits for
+        heals = (RegistryUnavailableError, VersionMismatchError, BacklogFullError, RegistrationDelayedError)
+        self._slowdown = 1.0 if isinstance(error, heals) else _REFUSED_SLOWDOWN
         self._note(str(error))
 
     def _note(self, problem: str | None) -> None:
