@@ -16,6 +16,7 @@ from seedcore.core.errors import (
     FencedError,
     InstanceDeadError,
     InvalidInputError,
+    NodeDeadError,
     RegistrationDelayedError,
     RegistryError,
     RegistryFullError,
@@ -49,7 +50,7 @@ MAX_UNDELIVERED = 1000
 _MAX_RETURNS = 3
 _IDENTIFY_MAX_S = 60.0
 _TRY_LATER = (RegistryUnavailableError, VersionMismatchError, BacklogFullError, RegistryFullError, FencedError)
-_HEALS = (UnknownInstanceError, InstanceDeadError, *_TRY_LATER)
+_HEALS = (UnknownInstanceError, InstanceDeadError, NodeDeadError, *_TRY_LATER)
 
 
 def check_not_ours(field: str, name: str) -> str:
@@ -284,6 +285,8 @@ class RegistryClient:
                     return self._receipt(durable=True, why=None)
                 logger.warning("%s; coming back as a new instance", error, extra=self._fields())
                 self._come_back_as_new(f"its instance was declared dead ({error.cause})")
+            except NodeDeadError as error:
+                self._comebacks.note(str(error), _now_s())
             except RegistryReplacedError as error:
                 # the one that came instead gets everything, in order: it may know less than the one before
                 replaced = error

@@ -159,13 +159,15 @@ class Registry:
         """Register an instance, or refresh one that is registered.
 
         Raises InvalidInputError, InstanceDeadError, InstanceConflictError, RetiredEpochError, EpochLimitError,
-        BacklogFullError, RegistryFullError or FencedError; then nothing has changed.
+        BacklogFullError, RegistryFullError, FencedError, or NodeDeadError for a node that Ray has declared dead; then
+        nothing has changed.
         """
         check_kind("registration", registration, Registration).validated()
         check_seq(seq)
         change = RegisterChange(registration, seq)
         if not self._writer.is_waiting(key_of(change)):
             self._writer.require_room()
+            self._expiry.require_node(registration.node_id)
             known = self._roster.get(registration.instance_id)
             outcome = self._roster.register(change, self._clock.monotonic(), self._clock.utc())
             _raise_refusal(change, outcome)
