@@ -74,6 +74,32 @@ class InstanceDeadError(RegistryError):
         return f"instance {self.instance_id} is dead{why}; dead is final, register a new instance"
 
 
+class NodeDeadError(RegistryError):
+    """Ray has declared the node dead that the registration names; nothing was taken."""
+
+    def __init__(self, node_id: str) -> None:
+        super().__init__(node_id)
+        self.node_id = node_id
+
+    def __str__(self) -> str:
+        return (
+            f"node {self.node_id} is dead in Ray's node table, for good, so no process registers from it: "
+            "start the agent on a live node (or correct RAY_NODE_ID)"
+        )
+
+
+class RegistrationDelayedError(RegistryError):
+    """The agent was declared dead, or refused, again and again: it waits before it registers again. Raised in its own
+    process."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+    def __str__(self) -> str:
+        return self.why
+
+
 class ForbiddenTransitionError(RegistryError):
     """The lifecycle has no such edge."""
 

@@ -327,7 +327,9 @@ class BeatAnswer:
     """The answer to beats: which ids renewed nothing, and how often to beat from now on (seconds).
 
     `is_fenced` says that a newer registry writes: this one remembers the beat and cannot record it. `relay` names the
-    actor on the instances' node that gathers beats and changes, where there is one.
+    actor on the instances' node that gathers beats and changes, where there is one. `is_recovering` says that some of
+    the ids are not known yet, since the registry has not read its database: they are in neither list, and nothing is to
+    be done about them.
     """
 
     unknown: tuple[str, ...] = ()
@@ -336,6 +338,7 @@ class BeatAnswer:
     lease_s: float = 15.0
     is_fenced: bool = False
     relay: str | None = None
+    is_recovering: bool = False
 
     def with_lost(self, unknown: tuple[str, ...], dead: tuple[str, ...]) -> BeatAnswer:
         """The same answer with other ids that renewed nothing."""

@@ -9,11 +9,14 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 
+from seedcore.core.comebacks import Comebacks
 from seedcore.core.errors import (
     BacklogFullError,
     FencedError,
     InstanceDeadError,
     InvalidInputError,
+    NodeDeadError,
+    RegistrationDelayedError,
     RegistryError,
     RegistryFullError,
     RegistryReplacedError,
@@ -46,7 +49,7 @@ MAX_UNDELIVERED = 1000
 _MAX_RETURNS = 3
 _IDENTIFY_MAX_S = 60.0
 _TRY_LATER = (RegistryUnavailableError, VersionMismatchError, BacklogFullError, RegistryFullError, FencedError)
-_HEALS = (UnknownInstanceError, InstanceDeadError, *_TRY_LATER)
+_HEALS = (UnknownInstanceError, InstanceDeadError, NodeDeadError, *_TRY_LATER)
 
 
 def check_not_ours(field: str, name: str) -> str:
@@ -117,6 +120,7 @@ class RegistryClient:
         self._status: Status | None = None
         self._cause: str | None = None
         self._undelivered: list[Change] = []
+        self._comebacks = Comebacks()
         self._delivering = LoopsLock()
 
     @property
@@ -208,13 +212,14 @@ class RegistryClient:
         """Renew the lease, and first deliver what is not durable yet.
 
         Acts on the answer: an instance the registry does not know registers again, a dead one comes back as
-        a new one. Raises RegistryUnavailableError where the registry cannot be asked, and what `register()`
-        raises.
+        a new one. Raises RegistryUnavailableError where the registry cannot be asked, RegistrationDelayedError in the
+        pause before a new instance, and what `register()` raises.
         """
         async with self._delivering:
             await self._complete_registration()
             if self._undelivered:
                 await self._deliver()
+                self._require_comeback()
             answer = await self._connection.beat(self.instance_id)
             self._note_terms(answer)
             is_completed, self._is_completed = self._is_completed, False
@@ -228,8 +233,12 @@ class RegistryClient:
                     self._status = Status.STARTING
                 if self._status is not Status.DEAD:
                     await self._identify()
-                    self._return(as_new=bool(answer.dead))
+                    if answer.dead:
+                        self._come_back_as_new("its instance was declared dead")
+                    else:
+                        self._register_again()
                     await self._deliver()
+                    self._require_comeback()
             return answer
 
     def _require_life(self) -> None:
@@ -256,7 +265,7 @@ class RegistryClient:
             pid=identity.pid,
             process_key=identity.process_key,
         )
-        self._is_identified = identity.node_id is not None and identity.is_proven
+        self._is_identified = identity.is_complete
         self._identified_in = began
 
     def _knows_itself(self) -> bool:
@@ -268,7 +277,7 @@ class RegistryClient:
         with it, seldom."""
         if not self._is_to_complete():
             return
-        self._identifies_at_s = asyncio.get_running_loop().time() + self._identify_pause_s
+        self._identifies_at_s = _now_s() + self._identify_pause_s
         self._identify_pause_s = min(_IDENTIFY_MAX_S, 2 * self._identify_pause_s)
         before = self._registration
         await self._identify()
@@ -277,7 +286,7 @@ class RegistryClient:
     def _is_to_complete(self) -> bool:
         if self._knows_itself() or self._undelivered or self._status in {None, Status.DEAD}:
             return False
-        return asyncio.get_running_loop().time() >= self._identifies_at_s
+        return _now_s() >= self._identifies_at_s
 
     async def _deliver(self) -> Receipt:
         """Send every undelivered change in order. Changes leave only when known to be durable, or refused."""
@@ -302,15 +311,24 @@ class RegistryClient:
     async def _deliver_all(self) -> Receipt:
         replaced: RegistryReplacedError | None = None
         for _ in range(_MAX_RETURNS):
+            pausing = self._comebacks.problem(_now_s())
+            if pausing is not None and self._status is Status.DEAD:
+                # the instance before is dead already, and this one was never registered
+                self._undelivered.clear()
+                return self._receipt(durable=True, why=None)
+            if pausing is not None:
+                return self._receipt(durable=False, why=pausing)
             try:
                 return await self._send_all()
             except UnknownInstanceError:
-                self._return(as_new=False)
+                self._register_again()
             except InstanceDeadError:
                 if self._status is Status.DEAD:
                     self._undelivered.clear()
                     return self._receipt(durable=True, why=None)
-                self._return(as_new=True)
+                self._come_back_as_new(f"its instance was declared dead ({error.cause})")
+            except NodeDeadError as error:
+                self._comebacks.note(str(error), _now_s())
             except RegistryReplacedError as error:
                 # the one that came instead gets everything, in order: it may know less than the one before
                 replaced = error
@@ -352,9 +370,20 @@ class RegistryClient:
             change.instance_id, change.status, change.seq, change.cause, after=taken_by
         )
 
-    def _return(self, as_new: bool) -> None:
-        (outages.came_back if as_new else outages.registered_again).note(self.instance_id, self._fields())
-        self._come_back(as_new)
+    def _register_again(self) -> None:
+        outages.registered_again.note(self.instance_id, self._fields())
+        self._come_back(as_new=False)
+
+    def _come_back_as_new(self, why: str) -> None:
+        outages.came_back.note(self.instance_id, self._fields())
+        self._comebacks.note(why, _now_s())
+        self._come_back(as_new=True)
+
+    def _require_comeback(self) -> None:
+        """Raise RegistrationDelayedError in the pause before the instance that is to be registered."""
+        pausing = self._comebacks.problem(_now_s())
+        if pausing is not None:
+            raise RegistrationDelayedError(pausing)
 
     def _come_back(self, as_new: bool) -> None:
         """Queue a registration and, behind it, what was not durable or else the status we are in.
@@ -402,6 +431,10 @@ class RegistryClient:
 
     def _fields(self) -> dict[str, str]:
         return {"logical_id": self.logical_id, "instance_id": self.instance_id}
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()
 
 
 async def list_active_instances(

@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from seedcore.core.errors import DirectoryUnavailableError, SessionError, first_line
 from seedcore.core.model import Instance
-from seedcore.core.ports import OnDeath, OnExplained
+from seedcore.core.ports import OnDeath, OnExplained, OnLostNodes
 from seedcore.core.verdict import Witness
 from seedcore.core.waiting import end, within
 from seedcore.registry import session
@@ -185,6 +185,7 @@ class DeathWatch:
     def __init__(self, on_death: OnDeath, cluster: Cluster) -> None:
         self._on_death = on_death
         self.on_explained: OnExplained = _ignore
+        self.on_lost_nodes: OnLostNodes = _ignore
         self._cluster = cluster
         self._nodes: dict[str, _Node] = {}
         self._table: asyncio.Task[None] | None = None
@@ -269,6 +270,8 @@ class DeathWatch:
             await asyncio.sleep(_NODE_TABLE_S * random.uniform(0.9, 1.1))
 
     def _follow(self, alive: Mapping[str, bool]) -> None:
+        # first: who is declared dead below must not register there again
+        self.on_lost_nodes(frozenset(node_id for node_id, is_alive in alive.items() if not is_alive))
         for node_id, node in list(self._nodes.items()):
             # an id that is not in the table (RAY_NODE_ID names it otherwise) says nothing
             if alive.get(node_id) is False:
@@ -388,7 +391,7 @@ class DeathWatch:
         return unwatched
 
 
-def _ignore(_instance_id: str, _cause: str) -> None:
+def _ignore(*_: object) -> None:
     """Nobody listens."""
 
 

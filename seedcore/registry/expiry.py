@@ -11,7 +11,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 
-from seedcore.core.errors import BacklogFullError, StoreUnavailableError
+from seedcore.core.errors import BacklogFullError, NodeDeadError, StoreUnavailableError
 from seedcore.core.lease import AbsenceMeter, BeatRate, MassLateness
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Instance, OutcomeKind, StatusChange, Verdict
@@ -48,6 +48,8 @@ class Expiry:
         self._rate = rate
         self.watch = watch_factory(self._take_report)
         self.watch.on_explained = writer.explain
+        self.watch.on_lost_nodes = self._take_lost_nodes
+        self._lost_nodes: frozenset[str] = frozenset()
         roster.on_appear = self.watch.add
         roster.on_vanish = self.watch.drop
         self._lateness = MassLateness(config.freeze_floor, config.freeze_share, config.freeze_max_s)
@@ -184,6 +186,14 @@ class Expiry:
         """Make alive again whom an operator drained for a while that is over."""
         for instance_id in self._roster.drained_long_enough(self._clock.utc(), self._config.sweep_limit):
             self._decide(instance_id, Status.ALIVE, "its draining has come to the end that was set for it")
+
+    def require_node(self, node_id: str | None) -> None:
+        """Raise NodeDeadError for a node that Ray has declared dead, though its processes may live on."""
+        if node_id is not None and node_id in self._lost_nodes:
+            raise NodeDeadError(node_id)
+
+    def _take_lost_nodes(self, node_ids: frozenset[str]) -> None:
+        self._lost_nodes = node_ids
 
     def _take_report(self, instance_id: str, process: Witness, node: Witness, cause: str) -> None:
         """Act on what the death watch saw of an instance."""

@@ -11,7 +11,7 @@ import ray.util
 
 from seedcore.core.errors import DirectoryUnavailableError
 from seedcore.registry import session
-from seedcore.registry.lookup import actor_id_of, find_actor, in_thread
+from seedcore.registry.lookup import actor_id_of, find_actor, in_thread, is_ray_client
 from seedcore.registry.processes import own_process_key
 
 
@@ -20,7 +20,8 @@ class Identity:
     """Where an agent runs. `actor_name` and `actor_id` are None in a process that is no named actor.
 
     `namespace` is where a look-up has found the named actor, else None; `is_proven` is False where it has a name and no
-    look-up has found it yet.
+    look-up has found it yet. `node_id` is the Ray node that the process runs on; None where it runs on none
+    (`is_guest`: it has joined by Ray Client, from any host), or is not connected yet.
     """
 
     actor_name: str | None
@@ -31,6 +32,12 @@ class Identity:
     pid: int
     process_key: str | None
     is_proven: bool = True
+    is_guest: bool = False
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether asking Ray again would not tell more."""
+        return self.is_proven and (self.is_guest or self.node_id is not None)
 
 
 async def identify(actor_name: str | None, namespace: str, timeout_s: float) -> Identity:
@@ -53,11 +60,12 @@ async def identify(actor_name: str | None, namespace: str, timeout_s: float) -> 
         actor_name=name,
         actor_id=own_id if proven is None else proven[1],
         namespace=None if proven is None else proven[0],
-        node_id=context.get_node_id(),
+        node_id=own_node_id(),
         ip_address=ray.util.get_node_ip_address(),
         pid=os.getpid(),
         process_key=own_process_key(),
         is_proven=name is None or proven is not None,
+        is_guest=is_ray_client(),
     )
 
 
@@ -72,8 +80,9 @@ def own_actor() -> tuple[str | None, str | None]:
 
 
 def own_node_id() -> str | None:
-    """The Ray node of this process; None where it is connected to none."""
-    return None if session.current() is None else str(session.context().get_node_id())
+    """The Ray node that this process runs on; None where it is connected to none, and for a Ray Client process: what
+    Ray tells that one is the node of the server that speaks for it."""
+    return None if session.current() is None or is_ray_client() else str(session.context().get_node_id())
 
 
 def was_restarted() -> bool:

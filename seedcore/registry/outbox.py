@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 
 from seedcore.core.errors import BacklogFullError, RegistryError
@@ -138,4 +139,5 @@ def _answer_for(instance_ids: Sequence[str], answer: BeatAnswer) -> BeatAnswer:
 
 
 def _joined(earlier: BeatAnswer, later: BeatAnswer) -> BeatAnswer:
-    return later.with_lost(earlier.unknown + later.unknown, earlier.dead + later.dead)
+    joined = later.with_lost(earlier.unknown + later.unknown, earlier.dead + later.dead)
+    return replace(joined, is_recovering=earlier.is_recovering or later.is_recovering)

@@ -16,7 +16,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from seedcore.core.errors import DirectoryUnavailableError
 from seedcore.core.waiting import end
@@ -28,9 +28,9 @@ OnExit = Callable[[str, str, str | None], None]
 """Called with an instance's id, the cause of its end, and its process key."""
 
 _OUR_NAMESPACE = "/proc/self/ns/pid"
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _START_TIME_FIELD = 19  # of /proc/PID/stat, counted behind the process's name in brackets
 _EXIT_STATUS_FIELD = 49
-_WORKER_MARK = "/"
 _PROBES_AT_ONCE = 100
 _PROBE_S = 2.0
 
@@ -65,38 +65,73 @@ class Watch(Protocol):
 
 
 def own_process_key() -> str | None:
-    """What tells this process from any other, also from a later one with its id; None where Linux does not say. Behind
-    it, in a worker of Ray, the worker's id."""
+    """The key of this process, which no other process on any host has; None where Linux does not say.
+
+    PROCESS/WORKER/BOOT: PID namespace, id and start time; the id of the Ray worker that it is, if it is one; the boot
+    id of its host, where that can be read.
+    """
     return _own_key(os.getpid(), own_worker_id())
 
 
 @functools.lru_cache(maxsize=1)
 def _own_key(pid: int, worker_id: str | None) -> str | None:
     # one object for all agents of a process: so it is when they have travelled together
-    key = process_key_of(pid)
-    return key if key is None or worker_id is None else f"{key}{_WORKER_MARK}{worker_id}"
+    return _key_of(pid, worker_id)
 
 
 def process_key_of(pid: int) -> str | None:
-    """As `own_process_key` of a process in our PID namespace; None where there is none, or where /proc does not say."""
-    try:
-        return _read_key(pid)
-    except OSError:
-        return None
+    """As `own_process_key` of a process in our PID namespace that is no Ray worker; None where there is none, or where
+    /proc does not say."""
+    return _key_of(pid, None)
 
 
 def lives(pid: int, process_key: str) -> bool:
     """Whether the process with a key is there, in our PID namespace."""
-    return process_key_of(pid) == process_key.partition(_WORKER_MARK)[0]
+    key, there = _split(process_key), process_key_of(pid)
+    return there is not None and _split(there) == key._replace(worker=None)
 
 
 def worker_id_of(process_key: str) -> str | None:
     """The id of the Ray worker that a process was, None of one that was none."""
-    return process_key.partition(_WORKER_MARK)[2] or None
+    return _split(process_key).worker
+
+
+class _Key(NamedTuple):
+    """A process key in its parts. Keys of versions before protocol 9 have no boot id."""
+
+    process: str
+    worker: str | None
+    boot: str | None
+
+
+def _split(process_key: str) -> _Key:
+    process, _, behind = process_key.partition("/")
+    # the boot id stands last: relays of versions before read what is in front of it
+    worker, _, boot = behind.partition("/")
+    return _Key(process, worker or None, boot or None)
+
+
+def _key_of(pid: int, worker_id: str | None) -> str | None:
+    try:
+        process = _read_key(pid)
+    except OSError:
+        return None
+    if process is None:
+        return None
+    return "/".join((process, worker_id or "", _boot_id() or "")).rstrip("/")
+
+
+def _boot_id() -> str | None:
+    """The id that the kernel draws when it boots; None where it cannot be read."""
+    try:
+        return _BOOT_ID.read_text().strip() or None
+    except OSError:
+        return None
 
 
 def _read_key(pid: int) -> str | None:
-    """The key of a process; None of a zombie. Raises OSError where it cannot be read, which is no proof of an end."""
+    """The first part of a process's key; None of a zombie. Raises OSError where it cannot be read, which is no proof of
+    an end."""
     namespace = os.stat(_OUR_NAMESPACE).st_ino
     fields = _stat_fields(pid)
     # a zombie has ended: it waits for nobody but its parent
@@ -119,7 +154,7 @@ class PidfdWatch:
 
     async def add(self, watched: Watched) -> bool:
         key, pid = watched.process_key, watched.pid
-        if key is None or pid is None or not hasattr(os, "pidfd_open") or not _is_of_our_namespace(key):
+        if key is None or pid is None or not hasattr(os, "pidfd_open") or not _is_here(key):
             return False
         self.discard(watched.instance_id)
         if key not in self._descriptors:
@@ -236,7 +271,7 @@ def _open(pid: int, key: str) -> int | None:
         return None
     try:
         # only now: the id may have passed on before the descriptor held it
-        if _read_key(pid) == key.partition(_WORKER_MARK)[0]:
+        if _read_key(pid) == _split(key).process:
             return descriptor
     except OSError:
         # we may be out of descriptors, or /proc may hide the living (hidepid): the kernel knows
@@ -253,11 +288,15 @@ def _has_ended(descriptor: int) -> bool:
     return bool(poll.poll(0))
 
 
-def _is_of_our_namespace(key: str) -> bool:
+def _is_here(key: str) -> bool:
+    """Whether a process provably lives, or lived, on this host since it booted, in our PID namespace. The number of a
+    namespace proves nothing: that of the first one is the same on every host, and others recur after a boot."""
+    process, _, boot = _split(key)
     try:
-        return str(os.stat(_OUR_NAMESPACE).st_ino) == key.partition("-")[0]
+        is_ours = process.partition("-")[0] == str(os.stat(_OUR_NAMESPACE).st_ino)
     except OSError:
         return False
+    return is_ours and boot is not None and boot == _boot_id()
 
 
 class _PidfdInfo(ctypes.Structure):

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from seedcore.core.errors import (
     BacklogFullError,
     ForkedProcessError,
+    RegistrationDelayedError,
     RegistryError,
     RegistryUnavailableError,
     VersionMismatchError,
@@ -223,10 +224,11 @@ class Reporter:
 
     def take_failure(self, error: RegistryError) -> None:
         """The beat was not taken. What does not heal by waiting, someone may mend all the same: try more rarely."""
-        is_away = isinstance(error, (RegistryUnavailableError, VersionMismatchError, BacklogFullError))
-        self._slowdown = 1.0 if is_away else _REFUSED_SLOWDOWN
+        # the client itself paces what it waits for
+        heals = (RegistryUnavailableError, VersionMismatchError, BacklogFullError, RegistrationDelayedError)
+        self._slowdown = 1.0 if isinstance(error, heals) else _REFUSED_SLOWDOWN
         self._problem = str(error)
-        if is_away:
+        if isinstance(error, heals):
             outages.unreported.note(self._client, self._problem, self._fields(), len(outages.reporting))
         else:
             outages.refused.note(self._client, self._problem, self._fields())

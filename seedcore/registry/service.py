@@ -165,13 +165,15 @@ class Registry:
         """Register an instance, or refresh one that is registered.
 
         Raises InvalidInputError, InstanceDeadError, InstanceConflictError, RetiredEpochError, EpochLimitError,
-        BacklogFullError, RegistryFullError or FencedError; then nothing has changed.
+        BacklogFullError, RegistryFullError, FencedError, or NodeDeadError for a node that Ray has declared dead; then
+        nothing has changed.
         """
         check_kind("registration", registration, Registration).validated()
         check_seq(seq)
         change = RegisterChange(registration, seq)
         if not self._writer.is_waiting(key_of(change)):
             self._writer.require_room()
+            self._expiry.require_node(registration.node_id)
             known = self._roster.get(registration.instance_id)
             outcome = self._roster.register(change, self._clock.monotonic(), self._clock.utc())
             _raise_refusal(change, outcome)
@@ -197,7 +199,8 @@ class Registry:
         can be given another end.
 
         Raises InvalidInputError, UnknownInstanceError, InstanceDeadError, ForbiddenTransitionError, BacklogFullError,
-        FencedError, or RegistryReplacedError where another registry took the change before; then nothing has changed.
+        FencedError, RegistryUnavailableError where the instance is not known yet, or RegistryReplacedError where
+        another registry took the change before; then nothing has changed.
         """
         check_instance_id(instance_id)
         if after is not None and after != self._roster.feed.stream:
@@ -207,6 +210,8 @@ class Registry:
         change = check_until(
             StatusChange(instance_id, check_status(status), check_seq(seq), check_cause(cause), number, until)
         )
+        if instance_id not in self._roster and not self._roster.is_dead(instance_id):
+            await self._require_read()
         if not self._writer.is_waiting(key_of(change)):
             self._writer.require_room()
             known = self._roster.get(instance_id)
@@ -225,10 +230,13 @@ class Registry:
         one's receipt, or its refusal, by instance id.
 
         Raises InvalidInputError, NotResolvableError where no instance lives, ForbiddenTransitionError where none of
-        them can become that.
+        them can become that, RegistryUnavailableError where it is not known yet whether any does.
         """
         check_logical_id(logical_id)
-        wanted, rows = check_status(status), self._roster.instances_of(logical_id)
+        wanted = check_status(status)
+        if not self._roster.instances_of(logical_id):
+            await self._require_read()
+        rows = self._roster.instances_of(logical_id)
         if not rows:
             raise NotResolvableError(logical_id, "no live instance is registered")
         able = [row for row in rows if row.status is wanted or is_allowed(row.status, wanted)]
@@ -286,6 +294,7 @@ class Registry:
         check_beats(instance_ids, told, MAX_BEATS_A_MESSAGE)
         now_s = self._clock.monotonic()
         renewal = self._roster.renew(instance_ids, now_s)
+        is_recovering = bool(renewal.unknown) and self._writer.may_know_more
         if renewal.unknown or renewal.dead:
             for instance_id in renewal.unknown:
                 check_instance_id(instance_id)
@@ -294,13 +303,20 @@ class Registry:
         self._roster.note_loads(told)
         self._writer.offer_beats(instance_ids, now_s)
         return BeatAnswer(
-            renewal.unknown,
+            () if is_recovering else renewal.unknown,
             renewal.dead,
             self._rate.asked.beat_interval_s,
             self._rate.asked.lease_s,
             is_fenced=self._writer.fenced_by is not None,
             relay=self._relay_for(instance_ids),
+            is_recovering=is_recovering,
         )
+
+    async def _require_read(self) -> None:
+        """Wait a bounded time for the database to be read, as long as it may have who memory does not know; raise
+        RegistryUnavailableError where it is not."""
+        if self._writer.may_know_more and not await self._writer.until_read():
+            raise RegistryUnavailableError(f"it has not read its database yet ({self._writer.problem}); try again")
 
     def _relay_for(self, instance_ids: Sequence[str]) -> str | None:
         """Who beats in one message lives on one node: its relay may gather what they say from now on."""

@@ -86,7 +86,8 @@ class Writer:
         self.compared_at: datetime | None = None
         self._counts = FlushCounts()
         self._offered: deque[tuple[float, int]] = deque([(clock.monotonic(), 0)])
-        self.recovered = False
+        self._is_read = asyncio.Event()
+        self._unread_since_s = clock.monotonic()
         self.recovered_s = 0.0
         self._owes_grace = False
         self._problem: str | None = "not connected to the database yet"
@@ -149,10 +150,13 @@ class Writer:
         waiting = self._waiting.get(key)
         if waiting is None:
             return None
-        # a database known to be away is not waited for: the caller hears so at once
-        wait_s = self._config.linger_s if self.is_failing else self._config.durable_wait_s
-        done, _ = await asyncio.wait([waiting.settled], timeout=wait_s)
+        done, _ = await asyncio.wait([waiting.settled], timeout=self._wait_s)
         return waiting.settled.result() if done else None
+
+    @property
+    def _wait_s(self) -> float:
+        # a database known to be away is not waited for: the caller hears so at once
+        return self._config.linger_s if self.is_failing else self._config.durable_wait_s
 
     @property
     def problem(self) -> str | None:
@@ -166,6 +170,29 @@ class Writer:
             if waited_s >= self._config.durable_wait_s:
                 return f"the database is slow: a change has waited {waited_s:.0f} s for it"
         return self._problem
+
+    @property
+    def recovered(self) -> bool:
+        """Whether we have read the database."""
+        return self._is_read.is_set()
+
+    @property
+    def may_know_more(self) -> bool:
+        """Whether the database may have instances that our memory does not: it is still to be read, or a newer registry
+        writes it. One that has been away for a whole lease is not counted on: agents have to register again, so that
+        memory knows them."""
+        if self.fenced_by is not None:
+            return True
+        unread_s = self._clock.monotonic() - self._unread_since_s
+        return not self.recovered and not (self.is_failing and unread_s > self._roster.terms.lease_s)
+
+    async def until_read(self) -> bool:
+        """Wait a bounded time for the database to be read; whether it is."""
+        try:
+            await within(self._is_read.wait(), self._wait_s)
+        except asyncio.TimeoutError:
+            return False
+        return True
 
     @property
     def is_complete(self) -> bool:
@@ -233,7 +260,8 @@ class Writer:
                 if self.fenced_by is None and self.recovered and error.in_force < error.term:
                     # nobody newer writes: the database was made anew, or restored from before our term
                     logger.warning("the database has forgotten term %d; joining it again", error.term)
-                    self.recovered = False
+                    self._is_read.clear()
+                    self._unread_since_s = self._clock.monotonic()
                 elif self.fenced_by is None:
                     self._give_way(error)
                 else:
@@ -348,7 +376,7 @@ class Writer:
         # nor must those who were heard before stand out as silent among them
         self._roster.credit(math.inf, heard_s)
         self._next_compare_s = 0.0
-        self.recovered = True
+        self._is_read.set()
         self.recovered_s = self._clock.monotonic()
         logger.info(
             "registry recovered from the database",

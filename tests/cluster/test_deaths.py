@@ -24,7 +24,7 @@ from seedcore.core.errors import NotResolvableError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Registration, Verdict, new_instance_id
 from seedcore.core.waiting import end
-from seedcore.registry import RegistryClient, deathwatch
+from seedcore.registry import RegistryClient, deathwatch, processes
 from seedcore.registry.actor import stop_registry
 from seedcore.registry.connection import RegistryConnection
 from seedcore.registry.deathwatch import DeathWatch, RayCluster
@@ -182,16 +182,43 @@ async def test_one_that_is_discarded_is_not_reported(watch_and_sleeper: Contract
 async def test_what_cannot_be_watched_is_said(watch_and_sleeper: Contract) -> None:
     watch, _, reported = watch_and_sleeper
     assert not await watch.add(Watched(new_instance_id(), os.getpid(), None, None, None, None))
-    foreign = f"1-{(own_process_key() or '').partition('-')[2]}"
-    assert not await watch.add(Watched(new_instance_id(), os.getpid(), foreign, None, None, None))
+    process, worker, boot = (process_key_of(os.getpid()) or "").split("/")
+    foreign = [
+        # another PID namespace, another host or an earlier boot of this one, and a key that does not tell
+        f"1-{process.partition('-')[2]}/{worker}/{boot}",
+        f"{process}/{worker}/{new_instance_id()}",
+        f"{process}/{worker}",
+        process,
+    ]
+    for key in foreign:
+        for pid in (os.getpid(), NOBODY):
+            assert not await watch.add(Watched(new_instance_id(), pid, key, None, None, None))
     assert reported == []
+
+
+NOBODY = 2**22 + 1  # above the highest process id that Linux gives
+
+
+async def test_process_is_watched_by_its_id_only_where_the_boot_id_can_be_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    key = process_key_of(os.getpid())
+    watch = PidfdWatch(lambda *_: None)
+    assert await watch.add(Watched("told", os.getpid(), key, None, None, None))
+    monkeypatch.setattr(processes, "_BOOT_ID", tmp_path / "hidden")
+    assert key is not None
+    assert process_key_of(os.getpid()) == key.partition("/")[0]
+    for unproven in (key, process_key_of(os.getpid())):
+        assert not await watch.add(Watched("not told", os.getpid(), unproven, None, None, None))
+    await watch.close()
 
 
 async def test_a_process_id_that_was_used_again_is_another_process() -> None:
     reported: list[str] = []
     watch = PidfdWatch(lambda instance_id, _cause, _key: reported.append(instance_id))
-    namespace = (own_process_key() or "").partition("-")[0]
-    mine = Watched(new_instance_id(), os.getpid(), f"{namespace}-1", None, None, None)
+    process, worker, boot = (process_key_of(os.getpid()) or "").split("/")
+    earlier = f"{process.rpartition('-')[0]}-1/{worker}/{boot}"
+    mine = Watched(new_instance_id(), os.getpid(), earlier, None, None, None)
     assert await watch.add(mine)
     assert reported == [mine.instance_id]
     await watch.close()

@@ -128,5 +128,6 @@ MUTANTS: dict[str, Mutant] = {
     "fenced for ever": Mutant(302, lambda: mock.patch.object(Writer, "_take_the_term_back", _stay_fenced)),
     "the feed forgets a change": Mutant(0, lambda: mock.patch.object(Feed, "append", _append_most)),
     "the feed begins anew and says nothing": Mutant(0, lambda: mock.patch.object(Feed, "since", _since_never_reset)),
+    "who is not read yet is unknown": Mutant(0, lambda: mock.patch.object(Writer, "may_know_more", False)),
     "memory and database are not compared": Mutant(9, lambda: mock.patch.object(Writer, "_compare", _compare_nothing)),
 }

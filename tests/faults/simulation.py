@@ -19,6 +19,8 @@ The laws, checked all the time and at the end of every history:
 8. A registry hands nobody out whose death it has committed.
 9. Who follows the feed gets every change of a registry in order and without a gap, or is told that it has to list
    again: what it holds is what that registry held at the version that it has.
+10. A registry that has not read its database, or that a newer one has superseded, calls no instance unknown that the
+    database has: it asks agents to register again only after a whole lease without its database.
 """
 
 from __future__ import annotations
@@ -55,6 +57,7 @@ from seedcore.core.feed import FeedBatch
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import (
     Answer,
+    BeatAnswer,
     Instance,
     Listing,
     OutcomeKind,
@@ -610,6 +613,7 @@ class Office:
         self.is_up = True
         self.replies: set[asyncio.Future[Any]] = set()
         self.keeps: dict[str, float] = {}
+        self.began_s = world.now_s
         self.buried: set[str] = set()
         first = world.offices[0] if world.offices else None
         self.store_terms = first.store_terms if first is not None else {}
@@ -656,7 +660,14 @@ class Office:
 
     async def serve(self, method: str, args: Any, kwargs: Any) -> Any:
         world = self.world
-        result = await getattr(self.registry, method)(*args, **kwargs)
+        try:
+            result = await getattr(self.registry, method)(*args, **kwargs)
+        except UnknownInstanceError as error:
+            self._check_unknown(error.instance_id)
+            raise
+        if isinstance(result, BeatAnswer):
+            for instance_id in result.unknown:
+                self._check_unknown(instance_id)
         if isinstance(result, Receipt):
             world.check_receipt(result, Status(args[1]) if method == "set_status" else None)
         if method == "deliver":
@@ -674,6 +685,14 @@ class Office:
                 handed_out = None if found.instance is None else found.instance.instance_id
                 world.check(handed_out not in self.buried, 8, f"{handed_out} is handed out")
         return result
+
+    def _check_unknown(self, instance_id: str) -> None:
+        """Law 10."""
+        world, writer = self.world, self.registry._writer
+        row = world.tables.rows.get(instance_id)
+        is_there = row is not None and row.status is not Status.DEAD
+        is_patient = writer.fenced_by is not None or world.now_s - self.began_s <= LEASE_S
+        world.check(writer.is_complete or not (is_there and is_patient), 10, f"{self.name} does not know {instance_id}")
 
     def kill(self) -> None:
         self.is_up = False

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from seedcore.core.ports import DeathWitness, OnDeath
 from seedcore.registry.config import RegistryConfig
 from seedcore.registry.service import Registry
 from seedcore.store.memory import MemoryStore, Tables
@@ -14,13 +15,17 @@ from tests.waiting import eventually
 
 
 @asynccontextmanager
-async def joined_registry(config: RegistryConfig, tables: Tables) -> AsyncIterator[Registry]:
+async def joined_registry(
+    config: RegistryConfig,
+    tables: Tables,
+    watch_factory: Callable[[OnDeath], DeathWitness] = NobodyWatches,
+) -> AsyncIterator[Registry]:
     """One that has joined its store."""
 
     async def store() -> MemoryStore:
         return MemoryStore(lambda: START, tables)
 
-    registry = Registry(config, store, watch_factory=NobodyWatches)
+    registry = Registry(config, store, watch_factory=watch_factory)
     registry.start()
 
     async def is_ready() -> bool:

@@ -11,14 +11,21 @@ from typing import Any
 
 import pytest
 
-from seedcore.core.errors import DirectoryUnavailableError
+from seedcore.core.errors import DirectoryUnavailableError, NodeDeadError
+from seedcore.core.model import Registration, new_instance_id
 from seedcore.core.verdict import Witness
 from seedcore.registry import deathwatch
+from seedcore.registry.client import RegistryClient
+from seedcore.registry.config import RegistryConfig
 from seedcore.registry.deathwatch import DeathWatch
 from seedcore.registry.lookup import ActorHandle, in_thread
 from seedcore.registry.processes import OnExit, Watched
 from seedcore.registry.relay import Relay
-from tests.builders import iid, instance
+from seedcore.registry.reporter import Reporter
+from seedcore.settings import Settings
+from seedcore.store.memory import Tables
+from tests.builders import START, iid, instance
+from tests.unit.registries import joined_registry
 from tests.waiting import eventually
 
 
@@ -76,9 +83,10 @@ class LocalCluster:
         self.made: list[LocalRelay] = []
         self.ended: list[ActorHandle] = []
         self.hurry: Callable[[LocalRelay], None] = lambda _: None
+        self.table = {"node": True}
 
     async def nodes(self) -> Mapping[str, bool]:
-        return {"node": True}
+        return dict(self.table)
 
     async def make_relay(self, node_id: str, name: str) -> ActorHandle:
         if self.fails_to_make:
@@ -205,6 +213,36 @@ async def test_a_node_that_ray_does_not_know_is_said_and_keeps_nothing(watch: Wa
     watch[0].drop(on_node(1, "k8s-7"))
     assert watch[0].problem is None
     await eventually(lambda: not watch[0]._nodes)
+
+
+async def test_process_on_a_dead_node_is_refused_when_it_registers_and_tries_ever_more_rarely(
+    cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deathwatch, "_NODE_TABLE_S", 0.01)
+    cluster.table = {"node": True, "cut-off": True}
+    tables = Tables(START)
+    settings = Settings(namespace="nowhere", node_id="cut-off", beat_interval_s=0.05)
+    config = RegistryConfig("cluster", beat_interval_s=0.05, lease_s=60.0, flush_interval_s=0.01)
+    async with joined_registry(config, tables, lambda on_death: DeathWatch(on_death, cluster)) as registry:
+        connection: Any = registry
+        client = RegistryClient("agent", settings=settings, connection=connection)
+        reporter = Reporter("agent", settings=settings, client=client)
+        await reporter.start()
+        first = client.instance_id
+        await registry.register(Registration(iid(1), "agent", node_id="node"))
+        cluster.table["cut-off"] = False
+        await eventually(lambda: registry._roster.is_dead(first), every_s=0.001)
+        for _ in range(3):
+            with pytest.raises(NodeDeadError, match="start the agent on a live node"):
+                await registry.register(Registration(new_instance_id(), "agent", node_id="cut-off"))
+        await eventually(lambda: "registers again in" in str(reporter.problem))
+        assert "node cut-off is dead in Ray's node table" in str(reporter.problem)
+        # nothing of it came back, neither in memory nor in the history
+        assert [row.instance_id for row in registry._roster.instances_of("agent")] == [iid(1)]
+        assert set(tables.rows) == {first, iid(1)}
+        receipt = await reporter.stop()
+        assert receipt is not None
+        assert (receipt.durable, set(tables.rows)) == (True, {first, iid(1)})
 
 
 async def test_whom_a_relay_cannot_watch_is_not_counted_and_tried_again(

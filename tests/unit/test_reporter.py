@@ -5,12 +5,19 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from seedcore.core.errors import InstanceDeadError, InvalidInputError, RetiredEpochError, StoreUnavailableError
+from seedcore.core.errors import (
+    InstanceDeadError,
+    InvalidInputError,
+    RegistrationDelayedError,
+    RetiredEpochError,
+    StoreUnavailableError,
+)
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Receipt, Registration
 from seedcore.registry.client import RegistryClient
@@ -236,6 +243,45 @@ async def test_whom_the_registry_declared_dead_comes_back_as_a_new_instance(regi
     assert receipt.durable
     assert client.instance_id != first
     assert await statuses(registry) == [Status.DRAINING]
+
+
+async def test_who_is_declared_dead_again_and_again_waits_before_it_comes_back(registry: Registry) -> None:
+    reporter = make_reporter(registry)
+    client = reporter.client
+    await reporter.start()
+    ids = [client.instance_id]
+    # at once after the first death, and not after the next ones
+    for _ in range(2):
+        registry._expiry.declare_dead(client.instance_id, "its process exited")
+        with suppress(RegistrationDelayedError):
+            await client.beat()
+        ids.append(client.instance_id)
+    assert registry._roster.is_dead(ids[1])
+    taken = (await registry.health()).flush.changes_committed
+    for _ in range(5):
+        with pytest.raises(RegistrationDelayedError, match="2 times in a row, so it registers again in"):
+            await client.beat()
+    receipt = await client.set_status(Status.DRAINING)
+    assert (receipt.durable, "2 times in a row" in str(receipt.why)) == (False, True)
+    assert (await registry.health()).flush.changes_committed == taken
+    assert client.instance_id == ids[2]
+    await eventually(lambda: reporter.problem is not None)
+    await eventually(lambda: ids[2] in registry._roster, within_s=5)
+    assert await statuses(registry) == [Status.DRAINING]
+    await reporter.stop()
+
+
+async def test_who_stops_in_the_pause_before_a_comeback_registers_no_more(registry: Registry) -> None:
+    reporter = make_reporter(registry)
+    await reporter.start()
+    for _ in range(2):
+        registry._expiry.declare_dead(reporter.client.instance_id, "its process exited")
+        with suppress(RegistrationDelayedError):
+            await reporter.client.beat()
+    receipt = await reporter.stop()
+    assert receipt is not None
+    assert (receipt.durable, reporter.client.undelivered) == (True, 0)
+    assert len((await registry.describe("agent")).history) == 2
 
 
 async def test_dead_said_again_is_not_called_durable_before_it_is(without_database: Registry) -> None:

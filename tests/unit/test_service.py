@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from seedcore.core.errors import (
 from seedcore.core.feed import FeedBatch
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Beat, Epoch, Instance, Receipt, SequencedChange, StatusChange, Verdict
-from seedcore.core.ports import OnDeath, OnExplained
+from seedcore.core.ports import OnDeath, OnExplained, OnLostNodes
 from seedcore.core.verdict import Witness
 from seedcore.registry.clock import Clock
 from seedcore.registry.config import RegistryConfig
@@ -52,6 +53,7 @@ class NobodyWatches:
     problem: str | None = None
     relays = watched = 0
     on_explained: OnExplained
+    on_lost_nodes: OnLostNodes
 
     def relay_of(self, node_id: str) -> None: ...
 
@@ -256,6 +258,101 @@ async def test_a_superseded_registry_leaves_the_holder_time_to_be_seen_after_an_
             await rival.renew_term(15.0)
     finally:
         await registry.stop()
+
+
+class Closed(MemoryStore):
+    """Is read once it opens; `problem` is what it says until then, None that it says nothing."""
+
+    def __init__(self, now: Callable[[], datetime], tables: Tables, problem: str | None = None) -> None:
+        super().__init__(now, tables)
+        self.is_open = asyncio.Event()
+        self.problem = problem
+
+    async def open(self) -> None:
+        if self.problem is not None and not self.is_open.is_set():
+            raise StoreUnavailableError(self.problem)
+
+    async def load_live(self) -> AsyncIterator[Instance]:
+        await self.is_open.wait()
+        async for row in super().load_live():
+            yield row
+
+
+@asynccontextmanager
+async def restarted(elapsed: Elapsed, database: Closed) -> AsyncIterator[Registry]:
+    """A registry that starts on a database with instances."""
+    before = MemoryStore(elapsed.clock().utc, database._tables)
+    await before.begin("cluster", None, CONFIG.lease_s)
+    await before.register_many([joins(number, f"agent-{number}") for number in range(3)])
+
+    async def store() -> MemoryStore:
+        return database
+
+    config = replace(CONFIG, retry_max_s=0.01, durable_wait_s=0.05)
+    registry = Registry(config, store, clock=elapsed.clock(), watch_factory=NobodyWatches)
+    registry.start()
+    yield registry
+    await registry.stop()
+
+
+async def test_instance_that_is_not_read_yet_is_not_unknown(elapsed: Elapsed, tables: Tables) -> None:
+    database = Closed(elapsed.clock().utc, tables)
+    async with restarted(elapsed, database) as registry:
+        ids = [iid(number) for number in range(3)]
+        answer = await registry.beat_many([*ids, iid(9)])
+        assert (answer.unknown, answer.dead, answer.is_recovering) == ((), (), True)
+        # however long it takes to read it
+        elapsed.now_s += 10 * CONFIG.lease_s
+        assert (await registry.beat_many(ids)).unknown == ()
+        for refused in (registry.set_status(ids[0], Status.ALIVE, 1), registry.turn_agent("agent-1", Status.DRAINING)):
+            with pytest.raises(RegistryUnavailableError, match="has not read its database yet"):
+                await refused
+        # who asks in the moment before is answered in the same call
+        registry._config = registry._writer._config = replace(CONFIG, durable_wait_s=20.0)
+        asked = asyncio.gather(
+            registry.set_status(ids[0], Status.ALIVE, 1), registry.turn_agent("agent-1", Status.DRAINING)
+        )
+        await asyncio.sleep(0)
+        database.is_open.set()
+        receipt, turned = await asked
+        assert (receipt.durable, list(turned)) == (True, [ids[1]])
+        answer = await registry.beat_many([*ids, iid(9)])
+        assert (answer.unknown, answer.is_recovering) == ((iid(9),), False)
+        # nobody was asked to register again
+        assert (await registry.health()).flush.changes_committed == 2
+
+
+async def test_agents_register_again_once_the_database_has_been_away_for_a_lease(
+    elapsed: Elapsed, tables: Tables
+) -> None:
+    database = Closed(elapsed.clock().utc, tables, "down for the test")
+    async with restarted(elapsed, database) as registry:
+
+        async def is_failing() -> bool:
+            return (await registry.health()).store_problem == "down for the test"
+
+        await eventually(is_failing)
+        assert (await registry.beat(iid(1))).is_recovering
+        elapsed.now_s += CONFIG.lease_s + 1
+        answer = await registry.beat(iid(1))
+        assert (answer.unknown, answer.is_recovering) == ((iid(1),), False)
+        with pytest.raises(UnknownInstanceError):
+            await registry.set_status(iid(1), Status.ALIVE, 1)
+
+
+async def test_superseded_registry_calls_nobody_unknown(registry: Registry, tables: Tables, elapsed: Elapsed) -> None:
+    rival = MemoryStore(elapsed.clock().utc, tables)
+    await rival.begin("cluster", None, CONFIG.lease_s)
+    await rival.register_many([joins(2)])
+
+    async def is_fenced() -> bool:
+        elapsed.now_s += 1.0
+        await registry.beat(iid(1))
+        return (await registry.health()).fenced_by is not None
+
+    await eventually(is_fenced)
+    answer = await registry.beat_many([iid(1), iid(2)])
+    assert (answer.unknown, answer.is_fenced, answer.is_recovering) == ((), True, True)
 
 
 async def test_the_interval_follows_the_fleet(elapsed: Elapsed, database: SlowReads, tables: Tables) -> None:
