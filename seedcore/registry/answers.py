@@ -10,7 +10,7 @@ from seedcore.core.errors import VersionMismatchError
 from seedcore.core.model import Instance, Source, Transition, Verdict
 from seedcore.core.wire import wire
 
-PROTOCOL = 8
+PROTOCOL = 9
 """What this code speaks. It grows with anything that another side can notice."""
 OLDEST_PROTOCOL = 8
 """The oldest that this code works with; at least what the release before spoke."""

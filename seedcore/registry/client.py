@@ -19,6 +19,7 @@ from seedcore.core.errors import (
     RegistryFullError,
     RegistryReplacedError,
     RegistryUnavailableError,
+    RetiredEpochError,
     UnknownInstanceError,
     VersionMismatchError,
 )
@@ -38,7 +39,7 @@ from seedcore.core.model import (
 )
 from seedcore.registry.connection import RegistryConnection, shared_connection
 from seedcore.registry.directory import RESERVED_PREFIX
-from seedcore.registry.identity import Identity, identify
+from seedcore.registry.identity import Identity, identify, process_epoch
 from seedcore.settings import Settings, get_settings
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,8 @@ class RegistryClient:
     A change is retained until the registry says that it is durable, and sent again, with its number, by the
     next call. An unknown instance registers again by itself; one that was declared dead comes back as a new
     instance (`instance_id` changes). Who said `dead` itself is dead for good: make another client.
+    It belongs to one epoch: the one that it insists on, or else that of its first registration. One that ended with its
+    epoch does not come back: its calls raise RetiredEpochError.
     Use from one event loop.
     """
 
@@ -87,11 +90,16 @@ class RegistryClient:
             if connection is not None
             else shared_connection(self._settings.namespace, self._settings.call_timeout_s)
         )
+        insisted = cluster_epoch if cluster_epoch is not None else self._settings.cluster_epoch
+        of_process = process_epoch() if insisted is None else None
+        if of_process is not None and of_process.is_insisted:
+            insisted, of_process = of_process.name, None
         given = Registration(
             instance_id=new_instance_id(),
             logical_id=check_not_ours("logical_id", logical_id),
             actor_name=None if actor_name is None else check_not_ours("actor_name", actor_name),
-            cluster_epoch=cluster_epoch if cluster_epoch is not None else self._settings.cluster_epoch,
+            cluster_epoch=insisted,
+            started_epoch=None if of_process is None else of_process.name,
             organ_id=organ_id,
             labels=labels if labels is not None else {},
             metadata=metadata if metadata is not None else {},
@@ -197,14 +205,16 @@ class RegistryClient:
         """Renew the lease, and first deliver what is not durable yet.
 
         Acts on the answer: an instance the registry does not know registers again, a dead one comes back as
-        a new one. Raises RegistryUnavailableError where the registry cannot be asked, and what `register()`
-        raises.
+        a new one. Raises RegistryUnavailableError where the registry cannot be asked, RetiredEpochError for one that is
+        dead with its epoch, and what `register()` raises.
         """
         async with self._delivering:
             await self._complete_registration()
             if self._undelivered:
                 await self._deliver()
             answer = await self._connection.beat(self.instance_id)
+            if self.instance_id in answer.retired and self._status is not Status.DEAD:
+                raise RetiredEpochError(answer.retired[self.instance_id])
             if answer.unknown or answer.dead:
                 if self._status is None:
                     self._status = Status.STARTING
@@ -295,12 +305,18 @@ class RegistryClient:
                 raise
             taken_by = receipt.registry
             self._epoch = receipt.epoch or self._epoch
+            self._bind(receipt)
             if isinstance(change, RegisterChange):
                 self._is_refused = False
             if receipt.durable:
                 # one registry commits an instance's changes in order: what it took before is durable too
                 self._undelivered = self._undelivered[self._undelivered.index(change) + 1 :]
         return receipt
+
+    def _bind(self, receipt: Receipt) -> None:
+        """Belong to the epoch that the database has us in, whatever is shown when we register again."""
+        if receipt.durable and receipt.epoch is not None and self._registration.cluster_epoch is None:
+            self._registration = replace(self._registration, started_epoch=receipt.epoch)
 
     async def _send(self, change: Change, taken_by: str | None) -> Receipt:
         if isinstance(change, RegisterChange):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import dataclass
+from functools import wraps
+from typing import Any
 
 import ray
 import ray.util
@@ -30,6 +32,49 @@ class Identity:
     pid: int
     process_key: str | None
     is_proven: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessEpoch:
+    """The epoch that this process was started in; `is_insisted`: its maker named it."""
+
+    name: str
+    is_insisted: bool
+
+
+_process_epoch: ProcessEpoch | None = None
+
+
+def process_epoch() -> ProcessEpoch | None:
+    """The epoch of this process's agents that name none, where the maker of its actor has said one."""
+    return _process_epoch
+
+
+def started_in(agent_class: type[Any], epoch: ProcessEpoch | None) -> type[Any]:
+    """The class, whose actor's process knows its epoch before its constructor runs: Ray runs that again, with the same
+    arguments, in each process that it starts for the actor."""
+    if epoch is None:
+        return agent_class
+
+    @wraps(agent_class.__init__)
+    def __init__(self: Any, *arguments: Any, **options: Any) -> None:
+        note_process_epoch(epoch)
+        agent_class.__init__(self, *arguments, **options)
+
+    named = {name: getattr(agent_class, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(agent_class.__name__, (agent_class,), {**named, "__init__": __init__})
+
+
+def note_process_epoch(epoch: ProcessEpoch | None) -> None:
+    """Note the epoch that this process was started in."""
+    global _process_epoch
+    _process_epoch = epoch
+
+
+def end_own_actor() -> None:
+    """End the actor that this code runs in, for good: Ray does not restart it. Does nothing outside an actor."""
+    if own_actor()[0] is not None:
+        ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
 
 
 async def identify(actor_name: str | None, namespace: str, timeout_s: float) -> Identity:
@@ -68,6 +113,11 @@ def own_actor() -> tuple[str | None, str | None]:
     if context.worker.mode != ray.WORKER_MODE:
         return None, None
     return context.get_actor_id(), context.get_actor_name() or None
+
+
+def own_actor_has(method: str) -> bool:
+    """Whether this code runs in an actor whose class has this method."""
+    return own_actor()[0] is not None and hasattr(ray.get_runtime_context().current_actor, method)
 
 
 def own_node_id() -> str | None:

@@ -134,8 +134,11 @@ def _answer_for(instance_ids: Sequence[str], answer: BeatAnswer) -> BeatAnswer:
     return answer.with_lost(
         tuple(instance_id for instance_id in answer.unknown if instance_id in mine),
         tuple(instance_id for instance_id in answer.dead if instance_id in mine),
+        {instance_id: epoch for instance_id, epoch in answer.retired.items() if instance_id in mine},
     )
 
 
 def _joined(earlier: BeatAnswer, later: BeatAnswer) -> BeatAnswer:
-    return later.with_lost(earlier.unknown + later.unknown, earlier.dead + later.dead)
+    return later.with_lost(
+        earlier.unknown + later.unknown, earlier.dead + later.dead, {**earlier.retired, **later.retired}
+    )

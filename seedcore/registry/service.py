@@ -294,6 +294,7 @@ class Registry:
             self._rate.asked.lease_s,
             is_fenced=self._writer.fenced_by is not None,
             relay=self._relay_for(instance_ids),
+            retired=renewal.retired,
         )
 
     def _relay_for(self, instance_ids: Sequence[str]) -> str | None:

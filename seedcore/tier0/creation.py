@@ -24,6 +24,7 @@ from seedcore.core.model import MAX_ID_CHARS, Registration, check_text, new_inst
 from seedcore.core.waiting import within
 from seedcore.registry.client import check_not_ours
 from seedcore.registry.handles import end_actor
+from seedcore.registry.identity import ProcessEpoch, started_in
 from seedcore.registry.lookup import ActorHandle, actor_id_of, find_actor, ray_remembers
 from seedcore.tier0.answers import AgentSpec
 
@@ -42,8 +43,15 @@ def check_agent_id(agent_id: str, field: str = "agent_id") -> str:
 def check_spec(spec: AgentSpec) -> None:
     """Raise InvalidInputError for what no agent can be made of, before there is an actor to find it out."""
     check_agent_id(spec.agent_id)
+    check_agent_id(spec.actor_name, "actor_name")
     Registration(
-        new_instance_id(), spec.agent_id, organ_id=spec.organ_id, labels=spec.labels, metadata=spec.metadata
+        new_instance_id(),
+        spec.agent_id,
+        organ_id=spec.organ_id,
+        labels=spec.labels,
+        metadata=spec.metadata,
+        cluster_epoch=spec.epoch,
+        started_epoch=spec.started_epoch,
     ).validated()
     agent_class = spec.agent_class
     if agent_class is None:
@@ -112,7 +120,7 @@ class _Creation:
         except ActorAlreadyExistsError:
             # Ray decides who makes it: only one of many gets past this
             try:
-                return await find_actor(agent_id, self._namespace, _LOOK_UP_S)
+                return await find_actor(self._spec.actor_name, self._namespace, _LOOK_UP_S)
             except DirectoryUnavailableError as error:
                 raise AgentCallError(agent_id, first_line(error)) from error
         except (TypeError, ValueError, RayError) as error:
@@ -127,7 +135,7 @@ class _Creation:
                 raise error.cause from None
             raise self._failed(handle, f"start failed: {error.cause!r}") from error
         except asyncio.TimeoutError:
-            known = await ray_remembers(self._spec.agent_id, self._namespace, _LOOK_UP_S)
+            known = await ray_remembers(self._spec.actor_name, self._namespace, _LOOK_UP_S)
             raise self._failed(handle, f"did not start within {_TIMEOUT_S:g} s; {known}") from None
         except (AttributeError, TypeError) as error:
             raise self._failed(handle, f"it is no agent: {first_line(error)}") from None
@@ -151,9 +159,9 @@ async def _started(handle: ActorHandle) -> None:
 def _make_actor(spec: AgentSpec, namespace: str) -> ActorHandle:
     """A new actor. Raises ActorAlreadyExistsError where its name is taken, TypeError or ValueError for the options."""
     agent_class = spec.agent_class if spec.agent_class is not None else RayAgent
-    actor_class: Any = ray.remote(agent_class)
+    actor_class: Any = ray.remote(started_in(agent_class, _epoch_of(spec)))
     return actor_class.options(
-        name=spec.agent_id,
+        name=spec.actor_name,
         namespace=namespace,
         lifetime="detached" if spec.is_detached else None,
         max_restarts=spec.max_restarts,
@@ -167,3 +175,8 @@ def _make_actor(spec: AgentSpec, namespace: str) -> ActorHandle:
         metadata=dict(spec.metadata),
         **spec.arguments,
     )
+
+
+def _epoch_of(spec: AgentSpec) -> ProcessEpoch | None:
+    epoch = spec.epoch if spec.epoch is not None else spec.started_epoch
+    return None if epoch is None else ProcessEpoch(epoch, is_insisted=spec.epoch is not None)
