@@ -46,7 +46,7 @@ _AT_ONCE = 8
 _SHOWN = 5
 
 EpochOption = Annotated[
-    Optional[str],  # noqa: UP045 - typer reads it
+    str | None,
     typer.Option("--epoch", metavar="EPOCH", help="A staged epoch, or the current one. Default: `epoch` in FILE."),
 ]
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="YAML: see docs/how-to/fleet.md.")]
@@ -124,7 +124,10 @@ def fleet_down(file: FileArgument, epoch: EpochOption = None, as_json: JsonOptio
 
 
 async def _epoch_to_start_in(named: str | None) -> str | None:
-    """The current epoch; None where it cannot be asked now. Raises InvalidInputError where `named` is not to be used."""
+    """The current epoch, where none is named; None where it cannot be asked now.
+
+    Raises InvalidInputError or RetiredEpochError where the named one is no epoch to start agents in.
+    """
     settings = load_settings()
     join_cluster(settings)
     connection = RegistryConnection(settings.namespace, settings.call_timeout_s)

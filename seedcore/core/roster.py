@@ -44,7 +44,8 @@ _SILENT = {Beats.SUSPECT, Beats.LAPSED}
 
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """Which of the beaten ids renewed nothing. `retired` are those of the dead that ended with their epoch: its name."""
+    """Which of the beaten ids renewed nothing. `retired` are those of the dead that ended with their epoch, with its
+    name."""
 
     unknown: tuple[str, ...] = ()
     dead: tuple[str, ...] = ()
@@ -453,12 +454,12 @@ class Roster:
         return {status: self._live.statuses[status] for status in Status if status is not Status.DEAD}
 
     def _epoch_of(self, registration: Registration) -> str:
-        """Where a registration belongs, as far as we know: the store decides it when it commits (see Store.epochs_of)."""
+        """Where a registration belongs, as far as memory knows; the commit decides it (see Store.epochs_of)."""
         named = registration.cluster_epoch or registration.started_epoch
         if named is not None or registration.actor_id is None:
             return named or self.epoch
-        same_actor = (row for row in self.instances_of(registration.logical_id) if row.actor_id == registration.actor_id)
-        before = best(same_actor)
+        rows = self.instances_of(registration.logical_id)
+        before = best(row for row in rows if row.actor_id == registration.actor_id)
         if before is not None:
             return before.cluster_epoch
         return self._retired_actors.get((registration.logical_id, registration.actor_id), self.epoch)

@@ -467,7 +467,7 @@ class Writer:
         """The registrations, each with the epoch that it belongs to, which the store refuses where that is retired; and
         how many statements that took."""
         assert self._store is not None
-        placed = {
+        placed: dict[Key, str | None] = {
             key_of(change): change.registration.started_epoch
             for change in changes
             if change.registration.started_epoch == self._roster.epoch

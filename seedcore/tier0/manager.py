@@ -125,8 +125,8 @@ class Tier0MemoryManager:
         is_detached: bool = True,
         epoch: str | None = None,
     ) -> ActorHandle:
-        """The agent's actor, made and started unless it lives already. Its name is its logical id; with an `epoch`, which
-        it then insists on as CLUSTER_EPOCH does, `logical_id@epoch`.
+        """The agent's actor, made and started unless it lives already. Its name is its logical id; with an `epoch`,
+        which it then insists on as with CLUSTER_EPOCH, `logical_id@epoch`.
 
         A detached agent (the default) outlives this process. One that has stopped by itself is replaced by a new
         actor. Raises InvalidInputError before an actor is made; AgentCallError where the actor does not come up, or
