@@ -214,6 +214,7 @@ class RegistryClient:
                 await self._deliver()
             answer = await self._connection.beat(self.instance_id)
             if self.instance_id in answer.retired and self._status is not Status.DEAD:
+                self._is_refused = True
                 raise RetiredEpochError(answer.retired[self.instance_id])
             if answer.unknown or answer.dead:
                 if self._status is None:
