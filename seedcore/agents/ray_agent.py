@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from seedcore.core.errors import InvalidInputError, NotAcceptingWorkError
+from seedcore.core.errors import InvalidInputError, NotAcceptingWorkError, RetiredEpochError
 from seedcore.core.lifecycle import Status
 from seedcore.core.loops import LoopsEvent, LoopsLock
 from seedcore.core.model import Json, check_cause, check_timeout
 from seedcore.core.waiting import within
 from seedcore.core.wire import wire
-from seedcore.registry.identity import was_restarted
+from seedcore.registry.identity import end_own_actor, own_actor_has, was_restarted
 from seedcore.registry.reporter import Reporter
 from seedcore.settings import Settings, get_settings
 
@@ -81,6 +81,7 @@ class RayAgent:
             labels=labels,
             metadata=metadata,
             settings=settings if settings is not None else get_settings(),
+            on_retired=self._note_retired,
         )
         self._status = Status.STARTING
         self._drain_cause: str | None = None
@@ -94,9 +95,10 @@ class RayAgent:
         self._idle = LoopsEvent()
         self._idle.set()
         self._restart: asyncio.Task[None] | None = None
+        self._retiring: asyncio.Task[None] | None = None
         if was_restarted():
             # Ray re-runs __init__ alone: nobody will call start() a second time
-            self._restart = asyncio.get_running_loop().create_task(self.start())
+            self._restart = asyncio.get_running_loop().create_task(self._start_again())
 
     @property
     def agent_id(self) -> str:
@@ -159,6 +161,28 @@ class RayAgent:
         check_cause(reason)
         self._status = Status.DEAD
         await self._reporter.stop(reason)
+
+    async def on_retired(self, epoch: str) -> None:
+        """Called once when the agent's epoch is retired: it is dead to the registry, and comes back in no other epoch.
+
+        Refuses new work, waits for the running tasks, and then ends the agent's actor for good; in a process of another
+        kind the agent has stopped. Override it to do something else.
+        """
+        self._status = Status.DEAD
+        await self._idle.wait()
+        # an agent may also be an object of another actor's, which is not ours to end
+        if own_actor_has("get_summary_stats"):
+            logger.warning("epoch %s is retired; the actor ends", epoch, extra={"logical_id": self._agent_id})
+            end_own_actor()
+
+    def _note_retired(self, epoch: str) -> None:
+        self._retiring = asyncio.get_running_loop().create_task(self.on_retired(epoch))
+
+    async def _start_again(self) -> None:
+        try:
+            await self.start()
+        except RetiredEpochError as error:
+            await self.on_retired(error.epoch)
 
     async def ping(self) -> str:
         """Answers "pong"."""

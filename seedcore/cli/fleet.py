@@ -8,6 +8,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -20,9 +21,16 @@ from seedcore.agents import RayAgent
 from seedcore.cli.cluster import join_cluster
 from seedcore.cli.output import EXIT_FAILED, JsonOption, out
 from seedcore.cli.reading import answered
-from seedcore.core.errors import InvalidInputError, RegistryUnavailableError, first_line
+from seedcore.core.errors import (
+    InvalidInputError,
+    RegistryUnavailableError,
+    RetiredEpochError,
+    StoreUnavailableError,
+    VersionMismatchError,
+    first_line,
+)
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Json
+from seedcore.core.model import MAX_PAGE, Json, check_epoch
 from seedcore.registry.client import every_page
 from seedcore.registry.connection import RegistryConnection
 from seedcore.settings import load_settings
@@ -37,6 +45,10 @@ MAX_AGENTS = 10_000
 _AT_ONCE = 8
 _SHOWN = 5
 
+EpochOption = Annotated[
+    str | None,
+    typer.Option("--epoch", metavar="EPOCH", help="A staged epoch, or the current one. Default: `epoch` in FILE."),
+]
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="YAML: see docs/how-to/fleet.md.")]
 
 fleet_app = typer.Typer(help="The agents that a file lists.", no_args_is_help=True)
@@ -82,13 +94,19 @@ class FleetFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    epoch: str | None = None
     agents: list[AgentGroup]
 
 
 @fleet_app.command("up")
-def fleet_up(file: FileArgument, as_json: JsonOption = False) -> None:
-    """Make every agent of the file that does not live yet."""
-    specs = specs_of(read_fleet(file))
+def fleet_up(file: FileArgument, epoch: EpochOption = None, as_json: JsonOption = False) -> None:
+    """Make every agent of the file that does not live yet.
+
+    They belong to the epoch that is current when the command starts, or to the one that is named.
+    """
+    specs = specs_of(read_fleet(file), epoch)
+    started_epoch = answered(_epoch_to_start_in(specs[0].epoch)) if specs else None
+    specs = [replace(spec, started_epoch=started_epoch) for spec in specs]
     _work("making agents", specs, Tier0MemoryManager.create_agents_batch, "up", as_json)
     draining = [] if as_json else answered(_draining_of({spec.agent_id for spec in specs}))
     if draining:
@@ -97,9 +115,34 @@ def fleet_up(file: FileArgument, as_json: JsonOption = False) -> None:
 
 
 @fleet_app.command("down")
-def fleet_down(file: FileArgument, as_json: JsonOption = False) -> None:
+def fleet_down(file: FileArgument, epoch: EpochOption = None, as_json: JsonOption = False) -> None:
     """Stop every agent of the file. Others are left alone."""
-    _work("stopping agents", names_of(read_fleet(file)), Tier0MemoryManager.shutdown_agents, "down", as_json)
+    fleet = read_fleet(file)
+    named = _epoch_named(fleet, epoch)
+    specs = [AgentSpec(name, epoch=named) for name in names_of(fleet)]
+    _work("stopping agents", specs, Tier0MemoryManager.shutdown_agents_batch, "down", as_json)
+
+
+async def _epoch_to_start_in(named: str | None) -> str | None:
+    """The current epoch, where none is named; None where it cannot be asked now.
+
+    Raises InvalidInputError or RetiredEpochError where the named one is no epoch to start agents in.
+    """
+    settings = load_settings()
+    join_cluster(settings)
+    connection = RegistryConnection(settings.namespace, settings.call_timeout_s)
+    if named is not None:
+        record = next((record for record in await connection.list_epochs(MAX_PAGE) if record.name == named), None)
+        if record is None:
+            raise InvalidInputError("epoch", f"{named} is not staged: stage it with `seedcore epoch stage {named}`")
+        if record.state == "retired":
+            raise RetiredEpochError(named)
+        return None
+    try:
+        return (await connection.current_epoch()).value.name
+    except (RegistryUnavailableError, StoreUnavailableError, VersionMismatchError):
+        # agents need no registry to start, and belong to the epoch that they register in
+        return None
 
 
 async def _draining_of(names: set[str]) -> list[str]:
@@ -156,9 +199,15 @@ def names_of(fleet: FleetFile) -> list[str]:
     return names
 
 
-def specs_of(fleet: FleetFile) -> list[AgentSpec]:
+def _epoch_named(fleet: FleetFile, epoch: str | None) -> str | None:
+    named = epoch if epoch is not None else fleet.epoch
+    return None if named is None else check_epoch(named)
+
+
+def specs_of(fleet: FleetFile, epoch: str | None = None) -> list[AgentSpec]:
     """What to make, or InvalidInputError, before anything is made."""
     names_of(fleet)
+    named = _epoch_named(fleet, epoch)
     return [
         AgentSpec(
             name,
@@ -171,6 +220,7 @@ def specs_of(fleet: FleetFile) -> list[AgentSpec]:
             group.resources,
             group.max_restarts,
             is_detached=True,
+            epoch=named,
         )
         for group in fleet.agents
         for agent_class in [_class_named(group.agent_class)]

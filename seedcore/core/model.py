@@ -72,7 +72,9 @@ class Verdict(str, Enum):
 class Registration:
     """What an agent tells of itself. `validated()` before it goes anywhere.
 
-    `process_key` tells its process from a later one with the same `pid` (see registry.processes).
+    `process_key` tells its process from a later one with the same `pid` (see registry.processes). `cluster_epoch` is
+    the epoch that it insists on; one that insists on none belongs to `started_epoch`, the epoch that it was started in,
+    and without that to the current one, unless its actor had an instance in another before.
     """
 
     instance_id: str
@@ -89,6 +91,7 @@ class Registration:
     pid: int | None = None
     process_key: str | None = None
     cluster_epoch: str | None = None
+    started_epoch: str | None = None
 
     def validated(self) -> Registration:
         """The same registration, or InvalidInputError naming the first bad field."""
@@ -106,8 +109,9 @@ class Registration:
                 check_text(name, value, MAX_ID_CHARS)
         if self.serve_route is not None:
             check_text("serve_route", self.serve_route, MAX_TEXT_CHARS)
-        if self.cluster_epoch is not None:
-            check_epoch(self.cluster_epoch)
+        for epoch in (self.cluster_epoch, self.started_epoch):
+            if epoch is not None:
+                check_epoch(epoch)
         if self.ip_address is not None:
             _check_ip(self.ip_address)
         if self.pid is not None and not (type(self.pid) is int and 0 < self.pid < 2**31):
@@ -329,7 +333,8 @@ class BeatAnswer:
     `is_fenced` says that a newer registry writes: this one remembers the beat and cannot record it. `relay` names the
     actor on the instances' node that gathers beats and changes, where there is one. `is_recovering` says that some of
     the ids are not known yet, since the registry has not read its database: they are in neither list, and nothing is to
-    be done about them.
+    be done about them. `retired` are those of the dead that ended with their epoch, each with its name: they do not
+    come back.
     """
 
     unknown: tuple[str, ...] = ()
@@ -339,10 +344,11 @@ class BeatAnswer:
     is_fenced: bool = False
     relay: str | None = None
     is_recovering: bool = False
+    retired: Mapping[str, str] = field(default_factory=dict)
 
-    def with_lost(self, unknown: tuple[str, ...], dead: tuple[str, ...]) -> BeatAnswer:
+    def with_lost(self, unknown: tuple[str, ...], dead: tuple[str, ...], retired: Mapping[str, str]) -> BeatAnswer:
         """The same answer with other ids that renewed nothing."""
-        return replace(self, unknown=unknown, dead=dead)
+        return replace(self, unknown=unknown, dead=dead, retired=retired)
 
 
 @wire

@@ -18,6 +18,7 @@ from seedcore.core.model import (
     LostBeat,
     Outcome,
     RegisterChange,
+    Registration,
     StatusChange,
     Transition,
 )
@@ -137,6 +138,12 @@ class Store(InstanceReader, Protocol):
 
     async def last_beats(self, instance_ids: Sequence[str]) -> dict[str, datetime]:
         """When each of these, that is there and not dead, was last heard by anybody."""
+        ...
+
+    async def epochs_of(self, registrations: Sequence[Registration]) -> list[str | None]:
+        """Where registrations belong that insist on no epoch: the one in which each was started, or the one of its
+        actor's instance before; where a registry took the database over since, the one that continues it. None: the
+        current one, also where nobody knows the epoch any more. It may be retired."""
         ...
 
     async def register_many(self, changes: Sequence[RegisterChange]) -> list[Outcome]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import TypeVar
@@ -25,6 +25,7 @@ from seedcore.core.model import (
     Outcome,
     OutcomeKind,
     RegisterChange,
+    Registration,
     Resolution,
     StatusChange,
     Verdict,
@@ -34,6 +35,7 @@ from seedcore.core.rules import apply_registration, apply_status, first_registra
 from seedcore.core.selection import best
 from seedcore.core.verdict import Beats, Evidence, Witness, judge
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 MAX_REMEMBERED_DEAD = 10_000
@@ -42,10 +44,12 @@ _SILENT = {Beats.SUSPECT, Beats.LAPSED}
 
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """Which of the beaten ids renewed nothing."""
+    """Which of the beaten ids renewed nothing. `retired` are those of the dead that ended with their epoch, with its
+    name."""
 
-    unknown: tuple[str, ...]
-    dead: tuple[str, ...]
+    unknown: tuple[str, ...] = ()
+    dead: tuple[str, ...] = ()
+    retired: Mapping[str, str] = field(default_factory=dict)
 
 
 class Roster:
@@ -69,6 +73,8 @@ class Roster:
         self.came_back = 0
         self._dead: OrderedDict[str, str | None] = OrderedDict()
         self._last_dead: OrderedDict[str, str] = OrderedDict()
+        self._retired: OrderedDict[str, str] = OrderedDict()
+        self._retired_actors: OrderedDict[tuple[str, str], str] = OrderedDict()
         self._drains: dict[str, datetime] = {}
         self._doubted: set[str] = set()
         self._loads: dict[str, float] = {}
@@ -114,7 +120,7 @@ class Roster:
                 return Outcome(OutcomeKind.DEAD, Status.DEAD, None, self._dead[change.instance_id])
             if len(self._live) >= self._capacity:
                 raise RegistryFullError(self._capacity)
-            epoch = change.registration.cluster_epoch or self.epoch
+            epoch = self._epoch_of(change.registration)
             self._put(first_registration(change, epoch, at), now_s)
             return Outcome(OutcomeKind.APPLIED, Status.STARTING, epoch)
         outcome, row = apply_registration(known, change, at)
@@ -175,6 +181,16 @@ class Roster:
         if known is not None:
             self._put(replace(known, status=Status.DEAD, cause=cause), 0.0)
 
+    def retire(self, instance_id: str) -> None:
+        """Note that the store declared an instance dead with its epoch: neither it nor its actor comes back."""
+        known = self._live.get(instance_id)
+        if known is None:
+            return
+        _remember(self._retired, instance_id, known.cluster_epoch)
+        if known.actor_id is not None:
+            _remember(self._retired_actors, (known.logical_id, known.actor_id), known.cluster_epoch)
+        self.bury(instance_id, f"epoch {known.cluster_epoch} retired")
+
     def explain(self, instance_id: str, cause: str) -> None:
         """Tell better why one died that is remembered as dead: the cause that is known, and more."""
         if cause.startswith(self._dead.get(instance_id) or "\0"):
@@ -197,6 +213,14 @@ class Roster:
         for instance_id in self.ids():
             self.forget(instance_id)
         self._dead.clear()
+        self._retired.clear()
+        self._retired_actors.clear()
+
+    def move(self, instance_id: str, epoch: str) -> None:
+        """Take the store's word for the epoch of an instance."""
+        known = self._live.get(instance_id)
+        if known is not None and known.cluster_epoch != epoch:
+            self._put(replace(known, cluster_epoch=epoch), self._heard[known.instance_id])
 
     @property
     def known_epoch(self) -> Epoch:
@@ -244,10 +268,11 @@ class Roster:
             for instance_id in self._told.keys() & instance_ids:
                 self._tell(instance_id, Verdict.FRESH)
         if not lost:
-            return Renewal((), ())
+            return Renewal()
         return Renewal(
             unknown=tuple(instance_id for instance_id in lost if instance_id not in self._dead),
             dead=tuple(instance_id for instance_id in lost if instance_id in self._dead),
+            retired={instance_id: self._retired[instance_id] for instance_id in lost if instance_id in self._retired},
         )
 
     def credit(self, absence_s: float, now_s: float) -> None:
@@ -428,6 +453,17 @@ class Roster:
         """How many live instances there are in each status."""
         return {status: self._live.statuses[status] for status in Status if status is not Status.DEAD}
 
+    def _epoch_of(self, registration: Registration) -> str:
+        """Where a registration belongs, as far as memory knows; the commit decides it (see Store.epochs_of)."""
+        named = registration.cluster_epoch or registration.started_epoch
+        if named is not None or registration.actor_id is None:
+            return named or self.epoch
+        rows = self.instances_of(registration.logical_id)
+        before = best(row for row in rows if row.actor_id == registration.actor_id)
+        if before is not None:
+            return before.cluster_epoch
+        return self._retired_actors.get((registration.logical_id, registration.actor_id), self.epoch)
+
     def _put(self, instance: Instance, heard_s: float) -> None:
         known = self._live.get(instance.instance_id)
         if instance.status is Status.DEAD:
@@ -472,7 +508,7 @@ class Roster:
         self.on_vanish(instance)
 
 
-def _remember(deaths: OrderedDict[str, T], key: str, told: T) -> None:
+def _remember(deaths: OrderedDict[K, T], key: K, told: T) -> None:
     """Note a death as the newest; the oldest one makes room for it."""
     deaths[key] = told
     deaths.move_to_end(key)

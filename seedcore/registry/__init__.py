@@ -2,6 +2,14 @@
 
 from seedcore.registry.client import RegistryClient, list_active_instances
 from seedcore.registry.connection import RegistryConnection
+from seedcore.registry.identity import end_own_actor
 from seedcore.registry.reporter import Reporter, ThreadReporter
 
-__all__ = ["RegistryClient", "RegistryConnection", "Reporter", "ThreadReporter", "list_active_instances"]
+__all__ = [
+    "RegistryClient",
+    "RegistryConnection",
+    "Reporter",
+    "ThreadReporter",
+    "end_own_actor",
+    "list_active_instances",
+]

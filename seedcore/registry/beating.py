@@ -102,7 +102,8 @@ class BeatLoop:
     def _leave(self, beater: Beater) -> None:
         self._beating.pop(beater, None)
         speaking = self._speaking.get(beater)
-        if speaking is not None:
+        # whoever learns that it is retired leaves while it speaks
+        if speaking is not None and speaking is not asyncio.current_task():
             speaking.cancel()
         if not self._beating:
             self._woken.set()

@@ -21,6 +21,7 @@ from seedcore.core.errors import (
     RegistryFullError,
     RegistryReplacedError,
     RegistryUnavailableError,
+    RetiredEpochError,
     UnknownInstanceError,
     VersionMismatchError,
 )
@@ -42,7 +43,7 @@ from seedcore.core.model import (
 from seedcore.registry import outages, session
 from seedcore.registry.connection import RegistryConnection, shared_connection
 from seedcore.registry.directory import RESERVED_PREFIX
-from seedcore.registry.identity import Identity, identify
+from seedcore.registry.identity import Identity, identify, process_epoch
 from seedcore.settings import Settings, get_settings
 
 MAX_UNDELIVERED = 1000
@@ -66,6 +67,8 @@ class RegistryClient:
     next call. An unknown instance registers again by itself; one that was declared dead comes back as a new
     instance (`instance_id` changes). Who said `dead` itself is dead for good: make another client. Call `beat()` every
     `beat_interval_s` seconds.
+    It belongs to one epoch: the one that it insists on, or else that of its first registration. One that ended with its
+    epoch does not come back: its calls raise RetiredEpochError.
     Callers of several event loops may share it: one after the other is served.
     """
 
@@ -90,11 +93,16 @@ class RegistryClient:
             if connection is not None
             else shared_connection(self._settings.namespace, self._settings.call_timeout_s)
         )
+        insisted = cluster_epoch if cluster_epoch is not None else self._settings.cluster_epoch
+        of_process = process_epoch() if insisted is None else None
+        if of_process is not None and of_process.is_insisted:
+            insisted, of_process = of_process.name, None
         given = Registration(
             instance_id=new_instance_id(),
             logical_id=check_not_ours("logical_id", logical_id),
             actor_name=None if actor_name is None else check_not_ours("actor_name", actor_name),
-            cluster_epoch=cluster_epoch if cluster_epoch is not None else self._settings.cluster_epoch,
+            cluster_epoch=insisted,
+            started_epoch=None if of_process is None else of_process.name,
             organ_id=organ_id,
             labels=labels if labels is not None else {},
             metadata=metadata if metadata is not None else {},
@@ -213,7 +221,7 @@ class RegistryClient:
 
         Acts on the answer: an instance the registry does not know registers again, a dead one comes back as
         a new one. Raises RegistryUnavailableError where the registry cannot be asked, RegistrationDelayedError in the
-        pause before a new instance, and what `register()` raises.
+        pause before a new instance, RetiredEpochError for one that is dead with its epoch, and what `register()` raises.
         """
         async with self._delivering:
             await self._complete_registration()
@@ -222,6 +230,9 @@ class RegistryClient:
                 self._require_comeback()
             answer = await self._connection.beat(self.instance_id)
             self._note_terms(answer)
+            if self.instance_id in answer.retired and self._status is not Status.DEAD:
+                self._is_refused = True
+                raise RetiredEpochError(answer.retired[self.instance_id])
             is_completed, self._is_completed = self._is_completed, False
             if not answer.unknown and not answer.dead:
                 # to a registry that does not know the instance, as in another cluster, its status has to be said too
@@ -322,11 +333,11 @@ class RegistryClient:
                 return await self._send_all()
             except UnknownInstanceError:
                 self._register_again()
-            except InstanceDeadError:
+            except InstanceDeadError as dead:
                 if self._status is Status.DEAD:
                     self._undelivered.clear()
                     return self._receipt(durable=True, why=None)
-                self._come_back_as_new(f"its instance was declared dead ({error.cause})")
+                self._come_back_as_new(f"its instance was declared dead ({dead.cause})")
             except NodeDeadError as error:
                 self._comebacks.note(str(error), _now_s())
             except RegistryReplacedError as error:
@@ -356,12 +367,18 @@ class RegistryClient:
             taken_by = receipt.registry
             self._epoch = receipt.epoch or self._epoch
             self._note_terms(receipt)
+            self._bind(receipt)
             if isinstance(change, RegisterChange):
                 self._is_refused = False
             if receipt.durable:
                 # one registry commits an instance's changes in order: what it took before is durable too
                 self._undelivered = self._undelivered[self._undelivered.index(change) + 1 :]
         return receipt
+
+    def _bind(self, receipt: Receipt) -> None:
+        """Belong to the epoch that the database has us in, whatever is shown when we register again."""
+        if receipt.durable and receipt.epoch is not None and self._registration.cluster_epoch is None:
+            self._registration = replace(self._registration, started_epoch=receipt.epoch)
 
     async def _send(self, change: Change, taken_by: str | None) -> Receipt:
         if isinstance(change, RegisterChange):

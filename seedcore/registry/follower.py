@@ -61,7 +61,7 @@ class Follower:
         self._task: asyncio.Task[None] | None = None
         self._trusted_until_s = 0.0
         self._session: session.Session | None = None
-        self._confirmed = asyncio.Event()
+        self._confirmed = LoopsEvent()
         self.view = LiveView()
         self.resets = 0
         self._resets_in_a_row = 0

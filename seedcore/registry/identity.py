@@ -40,6 +40,34 @@ class Identity:
         return self.is_proven and (self.is_guest or self.node_id is not None)
 
 
+@dataclass(frozen=True, slots=True)
+class ProcessEpoch:
+    """The epoch that this process was started in; `is_insisted`: its maker named it."""
+
+    name: str
+    is_insisted: bool
+
+
+_process_epoch: ProcessEpoch | None = None
+
+
+def process_epoch() -> ProcessEpoch | None:
+    """The epoch of this process's agents that name none, where the maker of its actor has said one."""
+    return _process_epoch
+
+
+def note_process_epoch(epoch: ProcessEpoch | None) -> None:
+    """Note the epoch that this process was started in."""
+    global _process_epoch
+    _process_epoch = epoch
+
+
+def end_own_actor() -> None:
+    """End the actor that this code runs in, for good: Ray does not restart it. Does nothing outside an actor."""
+    if own_actor()[0] is not None:
+        session.kill(session.context().current_actor)
+
+
 async def identify(actor_name: str | None, namespace: str, timeout_s: float) -> Identity:
     """This process's identity; `actor_name` names the agent's actor where it is not the one that runs this.
 
@@ -77,6 +105,11 @@ def own_actor() -> tuple[str | None, str | None]:
     if context.worker.mode != ray.WORKER_MODE:
         return None, None
     return context.get_actor_id(), context.get_actor_name() or None
+
+
+def own_actor_has(method: str) -> bool:
+    """Whether this code runs in an actor whose class has this method."""
+    return own_actor()[0] is not None and hasattr(ray.get_runtime_context().current_actor, method)
 
 
 def own_node_id() -> str | None:

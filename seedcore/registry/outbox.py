@@ -135,9 +135,12 @@ def _answer_for(instance_ids: Sequence[str], answer: BeatAnswer) -> BeatAnswer:
     return answer.with_lost(
         tuple(instance_id for instance_id in answer.unknown if instance_id in mine),
         tuple(instance_id for instance_id in answer.dead if instance_id in mine),
+        {instance_id: epoch for instance_id, epoch in answer.retired.items() if instance_id in mine},
     )
 
 
 def _joined(earlier: BeatAnswer, later: BeatAnswer) -> BeatAnswer:
-    joined = later.with_lost(earlier.unknown + later.unknown, earlier.dead + later.dead)
+    joined = later.with_lost(
+        earlier.unknown + later.unknown, earlier.dead + later.dead, {**earlier.retired, **later.retired}
+    )
     return replace(joined, is_recovering=earlier.is_recovering or later.is_recovering)

@@ -21,6 +21,7 @@ from seedcore.core.errors import (
     RegistrationDelayedError,
     RegistryError,
     RegistryUnavailableError,
+    RetiredEpochError,
     VersionMismatchError,
 )
 from seedcore.core.lifecycle import Status
@@ -63,8 +64,13 @@ class Reporter:
         serve_route: str | None = None,
         settings: Settings | None = None,
         client: RegistryClient | None = None,
+        on_retired: Callable[[str], object] | None = None,
     ) -> None:
-        """Raises InvalidInputError for a value beyond its limits. Tries no connection."""
+        """Raises InvalidInputError for a value beyond its limits. Tries no connection.
+
+        `on_retired` is called once, with the epoch's name, in the reporter's event loop, when the agent's epoch is
+        retired: the reporter has stopped by then, and the process goes on unless the hook ends it.
+        """
         self._settings = settings if settings is not None else get_settings()
         self._client = (
             client
@@ -86,6 +92,8 @@ class Reporter:
         self._changing = LoopsLock()
         self._beats: BeatLoop | None = None
         self._problem: str | None = None
+        self._on_retired = on_retired
+        self._retired_epoch: str | None = None
 
     @property
     def client(self) -> RegistryClient:
@@ -101,6 +109,11 @@ class Reporter:
     def problem(self) -> str | None:
         """Why the last report did not arrive, or None."""
         return self._problem
+
+    @property
+    def retired_epoch(self) -> str | None:
+        """The epoch that the agent ended with, and reports no more since; None: it has not."""
+        return self._retired_epoch
 
     async def start(self, status: Status = Status.ALIVE, cause: str | None = None) -> None:
         """Register, say `status`, begin to beat. Idempotent; who starts it meanwhile waits for the same.
@@ -158,7 +171,24 @@ class Reporter:
         if not self._is_reporting:
             return None
         self._keep_beating()
-        return await self._client.set_status(status, cause)
+        try:
+            return await self._client.set_status(status, cause)
+        except RetiredEpochError as error:
+            self._retire(error)
+            raise
+
+    def _retire(self, error: RetiredEpochError) -> None:
+        """Report no more: an agent that ended with its epoch comes back in no other."""
+        if not self._is_reporting:
+            return
+        self._end_beating()
+        self._retired_epoch, self._problem = error.epoch, str(error)
+        logger.warning("epoch %s is retired; its agent reports no more", error.epoch, extra=self._fields())
+        if self._on_retired is not None:
+            try:
+                self._on_retired(error.epoch)
+            except Exception:
+                logger.exception("on_retired failed", extra=self._fields())
 
     def _end_beating(self) -> None:
         if self._is_reporting:
@@ -206,6 +236,8 @@ class Reporter:
         try:
             refuse_forked()
             self.take_answer(await self._client.beat())
+        except RetiredEpochError as error:
+            self._retire(error)
         except RegistryError as error:
             self.take_failure(error)
         except Exception:
@@ -266,7 +298,9 @@ class ThreadReporter:
     def start(self) -> None:
         """As Reporter.start, blocking. After `stop()` it begins again, as a new instance."""
         with self._alone():
-            if self._reporter is not None:
+            if self._reporter is not None and self._thread is not None:
+                # raises where it has stopped since its epoch is retired
+                self._thread.run(self._reporter.start(), self._patience_s)
                 return
             reporter, thread = self._make(), _LoopThread.joined()
             try:

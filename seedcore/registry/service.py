@@ -310,6 +310,7 @@ class Registry:
             is_fenced=self._writer.fenced_by is not None,
             relay=self._relay_for(instance_ids),
             is_recovering=is_recovering,
+            retired=renewal.retired,
         )
 
     async def _require_read(self) -> None:

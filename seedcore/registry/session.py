@@ -165,7 +165,7 @@ def context() -> RuntimeContext:
 def cluster_name() -> str:
     """The name of the cluster, which no other has. Raises as `passing`."""
     with passing():
-        return context().get_session_name()
+        return str(context().get_session_name())
 
 
 def _submitted(stub: Any, args: Sequence[object], kwargs: Mapping[str, object], **options: Any) -> Any:

@@ -408,7 +408,7 @@ class Writer:
         epoch = await self._store.current_epoch()
         self._roster.set_epoch(epoch.name, epoch.number)
         for instance_id in await self._store.expire_old_epochs(self._config.sweep_limit):
-            self._roster.bury(instance_id, "its epoch is retired")
+            self._roster.retire(instance_id)
 
     async def _flush_due(self) -> None:
         now_s = self._clock.monotonic()
@@ -479,7 +479,8 @@ class Writer:
         assert self._store is not None
         try:
             if registrations:
-                statements += await self._commit_batch(registrations, self._store.register_many)
+                placed, looks = await self._placed(registrations)
+                statements += looks + await self._commit_batch(placed, self._store.register_many)
                 registrations = []
             if statuses:
                 statements += await self._commit_batch(statuses, self._store.set_status_many)
@@ -489,6 +490,21 @@ class Writer:
             # that was is harmless
             self._changes.put_back([*registrations, *statuses])
         return statements
+
+    async def _placed(self, changes: list[RegisterChange]) -> tuple[list[RegisterChange], int]:
+        """The registrations, each with the epoch that it belongs to, which the store refuses where that is retired; and
+        how many statements that took."""
+        assert self._store is not None
+        placed: dict[Key, str | None] = {
+            key_of(change): change.registration.started_epoch
+            for change in changes
+            if change.registration.started_epoch == self._roster.epoch
+        }
+        open_ones = [change for change in changes if key_of(change) not in placed and _may_belong_elsewhere(change)]
+        if open_ones:
+            epochs = await self._store.epochs_of([change.registration for change in open_ones])
+            placed.update(zip(map(key_of, open_ones), epochs, strict=True))
+        return [_in_epoch(change, placed.get(key_of(change))) for change in changes], bool(open_ones)
 
     def _aged(self, change: StatusChange, now_s: float) -> StatusChange:
         """The change as it is told now: the history has when it happened, and not when the database could be told."""
@@ -509,6 +525,8 @@ class Writer:
             first = await self._commit_batch(batch[:middle], write)
             return 1 + first + await self._commit_batch(batch[middle:], write)
         for change, outcome in zip(batch, outcomes, strict=True):
+            if outcome.kind is OutcomeKind.APPLIED and outcome.cluster_epoch is not None:
+                self._roster.move(change.instance_id, outcome.cluster_epoch)
             if self._contradicts(change, outcome):
                 await self._correct(change.instance_id)
         # only now: an outage while correcting puts the whole batch back with its waiters
@@ -522,8 +540,6 @@ class Writer:
         known = self._roster.get(change.instance_id)
         if known is None:
             return False
-        if outcome.kind is OutcomeKind.APPLIED and known.cluster_epoch != outcome.cluster_epoch:
-            return True
         if outcome.kind is OutcomeKind.APPLIED or outcome.kind is OutcomeKind.UNCHANGED:
             # with more of it under way, memory is ahead
             return known.status is not outcome.status and self._unsettled[known.instance_id] == 1
@@ -647,6 +663,19 @@ class Writer:
 
 def _ignore(_seconds: float, _rows: int) -> None:
     """Nobody measures."""
+
+
+def _may_belong_elsewhere(change: RegisterChange) -> bool:
+    """Whether only the store knows its epoch: it was started in one that is not shown, or Ray may have restarted it."""
+    registration = change.registration
+    has_past = registration.started_epoch is not None or registration.actor_id is not None
+    return registration.cluster_epoch is None and has_past
+
+
+def _in_epoch(change: RegisterChange, epoch: str | None) -> RegisterChange:
+    if change.registration.cluster_epoch is not None or epoch is None:
+        return change
+    return replace(change, registration=replace(change.registration, cluster_epoch=epoch))
 
 
 def key_of(change: Change) -> Key:

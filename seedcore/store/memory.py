@@ -24,6 +24,7 @@ from seedcore.core.model import (
     Outcome,
     OutcomeKind,
     RegisterChange,
+    Registration,
     Source,
     StatusChange,
     Transition,
@@ -57,6 +58,7 @@ class _EpochRow:
     staged_at: datetime
     current_at: datetime | None = None
     retired_at: datetime | None = None
+    continued_by: str | None = None
 
 
 class Tables:
@@ -111,8 +113,11 @@ class MemoryStore:
             while f"epoch-{serial}" in self._tables.epochs:
                 serial += 1
             wanted = f"epoch-{serial}"
+        before = self._tables.epochs[self._tables.current_epoch]
         if wanted is not None:
             self._flip(wanted)
+        if epoch is None:
+            before.continued_by = wanted
         if is_new and self._tables.ray_cluster is not None:
             self._tables.superseded.add(self._tables.ray_cluster)
             self._tables.superseded.discard(ray_cluster)
@@ -201,6 +206,22 @@ class MemoryStore:
             max(row.number for row in self._tables.epochs.values()) + 1, staged_at=self._now()
         )
         return None
+
+    async def epochs_of(self, registrations: Sequence[Registration]) -> list[str | None]:
+        return [self._continuing(row.started_epoch or self._epoch_of_actor(row)) for row in registrations]
+
+    def _epoch_of_actor(self, registration: Registration) -> str | None:
+        if registration.actor_id is None:
+            return None
+        wanted = (registration.logical_id, registration.actor_id)
+        before = newest_first(row for row in self._tables.rows.values() if (row.logical_id, row.actor_id) == wanted)
+        return before[0].cluster_epoch if before else None
+
+    def _continuing(self, epoch: str | None) -> str | None:
+        known = None if epoch is None else self._tables.epochs.get(epoch)
+        if known is None or known.continued_by is None:
+            return epoch if known is not None else None
+        return self._continuing(known.continued_by)
 
     async def register_many(self, changes: Sequence[RegisterChange]) -> list[Outcome]:
         self._fence()

@@ -44,6 +44,7 @@ from seedcore.core.model import (
     Outcome,
     OutcomeKind,
     RegisterChange,
+    Registration,
     Source,
     StatusChange,
     Transition,
@@ -208,6 +209,18 @@ class PostgresStore:
     async def current_epoch(self) -> Epoch:
         rows = await self._run("stamp", {})
         return Epoch(name=rows[0][2], number=rows[0][3])
+
+    async def epochs_of(self, registrations: Sequence[Registration]) -> list[str | None]:
+        rows = await self._run(
+            "epochs_of",
+            {
+                "logical_ids": [registration.logical_id for registration in registrations],
+                "actor_ids": [registration.actor_id for registration in registrations],
+                "epochs": [registration.started_epoch for registration in registrations],
+            },
+        )
+        found: dict[int, str] = {row[0]: row[1] for row in rows}
+        return [found.get(ord) for ord in range(1, len(registrations) + 1)]
 
     async def register_many(self, changes: Sequence[RegisterChange]) -> list[Outcome]:
         rows = await self._run(

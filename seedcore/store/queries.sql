@@ -26,6 +26,24 @@ select renew_every_lease(%(term)s);
 select now(), (select case when is_called then last_value else 0 end from registry_version), m.current_epoch, m.epoch_number
   from cluster_metadata m where m.id = 1;
 
+-- epochs_of: where registrations belong that insist on no epoch; no row for those of the current one
+with recursive asked as materialized (
+    select a.ord, coalesce(a.epoch, (select r.cluster_epoch
+                                       from registry_instance r
+                                      where r.logical_id = a.logical_id and r.actor_id = a.actor_id
+                                      order by r.started_at desc, r.instance_id
+                                      limit 1)) as epoch
+      from unnest(%(logical_ids)s::text[], %(actor_ids)s::text[], %(epochs)s::text[])
+           with ordinality as a (logical_id, actor_id, epoch, ord)
+), line as (
+    select a.ord, e.epoch, e.continued_by
+      from asked a join cluster_epoch e on e.epoch = a.epoch
+    union all
+    select l.ord, e.epoch, e.continued_by
+      from line l join cluster_epoch e on e.epoch = l.continued_by
+)
+select ord, epoch from line where continued_by is null;
+
 -- register_many: one batch of registrations
 select outcome, status, cluster_epoch, cause from register_instances(fenced(%(term)s::bigint, %(rows)s::jsonb)) order by ord;
 

@@ -50,7 +50,11 @@ class Fleet:
 
 @dataclass(frozen=True, slots=True)
 class AgentSpec:
-    """An agent to create. `agent_class` None means RayAgent; `arguments` go to its constructor by keyword."""
+    """An agent to create. `agent_class` None means RayAgent; `arguments` go to its constructor by keyword.
+
+    `epoch` is one that it insists on, and part of its actor's name then; one that insists on none belongs to
+    `started_epoch`, where that is given, and else to the epoch that is current when it first registers.
+    """
 
     agent_id: str
     organ_id: str | None = None
@@ -62,6 +66,13 @@ class AgentSpec:
     resources: Mapping[str, float] = field(default_factory=dict)
     max_restarts: int = -1
     is_detached: bool = True
+    epoch: str | None = None
+    started_epoch: str | None = None
+
+    @property
+    def actor_name(self) -> str:
+        """Blue and green of one logical id live side by side, and Ray's names are unique."""
+        return self.agent_id if self.epoch is None else f"{self.agent_id}@{self.epoch}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from seedcore.core.waiting import within
 from seedcore.registry import session
 from seedcore.registry.client import check_not_ours
 from seedcore.registry.handles import end_actor
+from seedcore.registry.identity import ProcessEpoch, note_process_epoch
 from seedcore.registry.lookup import ActorHandle, actor_id_of, find_actor, is_told_dead, ray_remembers
 from seedcore.settings import use_namespace
 from seedcore.tier0.answers import AgentSpec
@@ -50,8 +51,15 @@ def check_agent_id(agent_id: str, field: str = "agent_id") -> str:
 def check_spec(spec: AgentSpec) -> None:
     """Raise InvalidInputError for what no agent can be made of, before there is an actor to find it out."""
     check_agent_id(spec.agent_id)
+    check_agent_id(spec.actor_name, "actor_name")
     Registration(
-        new_instance_id(), spec.agent_id, organ_id=spec.organ_id, labels=spec.labels, metadata=spec.metadata
+        new_instance_id(),
+        spec.agent_id,
+        organ_id=spec.organ_id,
+        labels=spec.labels,
+        metadata=spec.metadata,
+        cluster_epoch=spec.epoch,
+        started_epoch=spec.started_epoch,
     ).validated()
     agent_class = spec.agent_class
     if agent_class is None:
@@ -84,15 +92,15 @@ async def create_actor(spec: AgentSpec, namespace: str) -> ActorHandle:
                 session.kill(creation.made)
         raise
     if handle is creation.made and not spec.is_detached:
-        _hold(spec.agent_id, namespace, handle)
+        _hold(spec.actor_name, namespace, handle)
     return handle
 
 
-def _hold(agent_id: str, namespace: str, handle: ActorHandle) -> None:
+def _hold(actor_name: str, namespace: str, handle: ActorHandle) -> None:
     """Keep an agent that is not detached alive as long as this process."""
     for key in [key for key, held in _held.items() if is_told_dead(held)]:
         del _held[key]
-    _held[namespace, agent_id] = handle
+    _held[namespace, actor_name] = handle
 
 
 class _Creation:
@@ -138,7 +146,7 @@ class _Creation:
         except ActorAlreadyExistsError:
             # Ray decides who makes it: only one of many gets past this
             try:
-                return await find_actor(agent_id, self._namespace, _LOOK_UP_S)
+                return await find_actor(self._spec.actor_name, self._namespace, _LOOK_UP_S)
             except DirectoryUnavailableError as error:
                 raise AgentCallError(agent_id, first_line(error)) from error
         except (TypeError, ValueError, RayError, SessionError) as error:
@@ -153,7 +161,7 @@ class _Creation:
                 raise error.cause from None
             raise self._failed(handle, f"start failed: {error.cause!r}") from error
         except asyncio.TimeoutError:
-            known = await ray_remembers(self._spec.agent_id, self._namespace, _LOOK_UP_S)
+            known = await ray_remembers(self._spec.actor_name, self._namespace, _LOOK_UP_S)
             raise self._failed(handle, f"did not start within {_TIMEOUT_S:g} s; {known}") from None
         except (AttributeError, TypeError) as error:
             raise self._failed(handle, f"it is no agent: {first_line(error)}") from None
@@ -178,7 +186,7 @@ def _make_actor(spec: AgentSpec, namespace: str) -> ActorHandle:
     """A new actor. Raises ActorAlreadyExistsError where its name is taken, TypeError or ValueError for the options."""
     agent_class = spec.agent_class if spec.agent_class is not None else RayAgent
     options = {
-        "name": spec.agent_id,
+        "name": spec.actor_name,
         "namespace": namespace,
         "lifetime": "detached" if spec.is_detached else None,
         "max_restarts": spec.max_restarts,
@@ -187,7 +195,7 @@ def _make_actor(spec: AgentSpec, namespace: str) -> ActorHandle:
         "resources": dict(spec.resources),
     }
     return session.create(
-        ray.remote(_in_namespace(agent_class, namespace)),
+        ray.remote(_prepared(agent_class, namespace, _epoch_of(spec))),
         options,
         spec.agent_id,
         organ_id=spec.organ_id,
@@ -197,14 +205,22 @@ def _make_actor(spec: AgentSpec, namespace: str) -> ActorHandle:
     )
 
 
-def _in_namespace(agent_class: type[Any], namespace: str) -> type[Any]:
-    """The class, whose actor's process reports to the registry of our namespace: its environment is that of its node,
-    and not ours. Its constructor also runs where Ray restarts it."""
+def _prepared(agent_class: type[Any], namespace: str, epoch: ProcessEpoch | None) -> type[Any]:
+    """The class, whose actor's process knows the namespace of its registry and its own epoch before the constructor
+    runs: the environment of that process is its node's, not ours, and Ray runs the constructor again in each process
+    that it starts for the actor."""
 
     @wraps(agent_class.__init__)
     def __init__(self: Any, *arguments: Any, **options: Any) -> None:
         use_namespace(namespace)
+        if epoch is not None:
+            note_process_epoch(epoch)
         agent_class.__init__(self, *arguments, **options)
 
     named = {name: getattr(agent_class, name) for name in ("__module__", "__qualname__", "__doc__")}
     return type(agent_class.__name__, (agent_class,), {**named, "__init__": __init__})
+
+
+def _epoch_of(spec: AgentSpec) -> ProcessEpoch | None:
+    epoch = spec.epoch if spec.epoch is not None else spec.started_epoch
+    return None if epoch is None else ProcessEpoch(epoch, is_insisted=spec.epoch is not None)

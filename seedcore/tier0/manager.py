@@ -141,8 +141,10 @@ class Tier0MemoryManager:
         resources: Mapping[str, float] | None = None,
         max_restarts: int = -1,
         is_detached: bool = True,
+        epoch: str | None = None,
     ) -> ActorHandle:
-        """The agent's actor, made and started unless it lives already. Its name is its logical id.
+        """The agent's actor, made and started unless it lives already. Its name is its logical id; with an `epoch`,
+        which it then insists on as with CLUSTER_EPOCH, `logical_id@epoch`.
 
         A detached agent (the default) outlives this process; with `is_detached=False` it ends with the process that
         made it, whether or not that keeps the handle. One that has stopped by itself is replaced by a new actor. Raises
@@ -161,6 +163,7 @@ class Tier0MemoryManager:
                 resources if resources is not None else {},
                 max_restarts,
                 is_detached,
+                epoch,
             )
         )
 
@@ -186,7 +189,7 @@ class Tier0MemoryManager:
 
     async def _create(self, spec: AgentSpec) -> ActorHandle:
         handle = await create_actor(spec, self._settings.namespace)
-        self._snapshot.remember(KnownAgent(spec.agent_id, spec.agent_id, Source.RAY, None))
+        self._snapshot.remember(KnownAgent(spec.agent_id, spec.actor_name, Source.RAY, None))
         return handle
 
     # Finding agents
@@ -676,8 +679,19 @@ class Tier0MemoryManager:
             ids = [check_agent_id(agent_id) for agent_id in agent_ids]
         return await gather(ids, lambda agent_id: self._shut_down(agent_id, timeout_s), Source.RAY)
 
-    async def _shut_down(self, agent_id: str, timeout_s: float) -> bool:
-        known = await self._to_shut_down(agent_id)
+    async def shutdown_agents_batch(self, specs: Sequence[AgentSpec], timeout_s: float = 10.0) -> Gathered[bool]:
+        """Stop what `create_agents_batch` makes of these. Other actors of their logical ids, as of another epoch, are
+        left as they are."""
+        check_timeout(timeout_s)
+        by_id = {check_agent_id(spec.agent_id): spec for spec in specs}
+        return await gather(
+            list(by_id),
+            lambda agent_id: self._shut_down(agent_id, timeout_s, by_id[agent_id]),
+            Source.RAY,
+        )
+
+    async def _shut_down(self, agent_id: str, timeout_s: float, spec: AgentSpec | None = None) -> bool:
+        known = await self._to_shut_down(agent_id, spec)
         try:
             handle = await self._of_known(known)
         except CannotKnowError:
@@ -697,19 +711,22 @@ class Tier0MemoryManager:
         self._snapshot.forget(agent_id)
         return True
 
-    async def _to_shut_down(self, agent_id: str) -> KnownAgent:
+    async def _to_shut_down(self, agent_id: str, spec: AgentSpec | None) -> KnownAgent:
         """Which actor is meant: the registry's word before ours, and ours before its name alone."""
+        epoch, name = (None, None) if spec is None else (spec.epoch, spec.actor_name)
         if self._mode is not Mode.RAY:
             try:
-                listing = await self._connection.list_active(None, logical_id=agent_id, fresh_only=False)
+                listing = await self._connection.list_active(None, logical_id=agent_id, epoch=epoch, fresh_only=False)
             except (RegistryUnavailableError, VersionMismatchError) as error:
                 logger.debug("ends an agent without the registry: %s", error, extra={"logical_id": agent_id})
             else:
-                registered = best(listing.items)
+                registered = best(row for row in listing if name in {None, row.actor_name})
                 if registered is not None:
                     return as_known(registered)
         known = self._snapshot.get(agent_id)
-        return known if known is not None else KnownAgent(agent_id, agent_id, Source.RAY, None)
+        if known is not None and name in {None, known.actor_name}:
+            return known
+        return KnownAgent(agent_id, name if name is not None else agent_id, Source.RAY, None)
 
     async def _ask_all(self, method: str, timeout_s: float | None) -> Gathered[Any]:
         check_timeout(timeout_s)
