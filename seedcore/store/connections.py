@@ -123,6 +123,7 @@ class Connections:
         self._read_only = read_only
         self._begin = f"begin isolation level read committed{' read only' if read_only else ''}"
         self._is_open = False
+        self._used_s = time.monotonic()
         self._pool: Pool | None = None
         self._busy: set[Connection] = set()
         self._closing: set[asyncio.Task[None]] = set()
@@ -160,6 +161,7 @@ class Connections:
         Raises psycopg.Error as the statements do, or StoreUnavailableError where there is none, or no answer.
         """
         pool = await self._reach()
+        await self._renew(pool)
         try:
             async with pool.connection(timeout=self._limits.connect_timeout_s) as connection:
                 self._busy.add(connection)
@@ -222,6 +224,18 @@ class Connections:
                 await pool.open()
                 self._pool = pool
             return self._pool
+
+    async def _renew(self, pool: Pool) -> None:
+        """Replace connections that lay idle for longer than they live: the pool looks at those that are returned."""
+        idle_s = time.monotonic() - self._used_s
+        self._used_s += idle_s
+        if idle_s < self._limits.connection_life_s:
+            return
+        try:
+            await within(pool.check(), self._limits.answer_s)
+        except asyncio.TimeoutError as error:
+            self._give_up(pool, f"no answer within {self._limits.answer_s:g} s")
+            raise StoreUnavailableError(str(self._problem)) from error
 
     async def _try(self) -> None:
         """Connect once, by hand: the pool would not say why it could not."""

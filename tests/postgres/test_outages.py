@@ -26,7 +26,7 @@ from seedcore.core.errors import (
 )
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Beat, Instance, InstanceFilter, RegisterChange, Registration
-from seedcore.store.connections import PoolLimits
+from seedcore.store.connections import Connections, PoolLimits
 from seedcore.store.postgres import PostgresStore, checked_dsn, migrate_database
 from tests.builders import START, iid, joins, turns
 from tests.servers import GUARDED_ROLE, PostgresServer
@@ -213,6 +213,38 @@ async def test_store_opened_while_the_server_is_away_works_when_it_comes(
     await store.close()
 
 
+# Moved
+
+
+@pytest.mark.parametrize("read_only", [False, True], ids=["writer", "reader"])
+@pytest.mark.parametrize("is_busy", [True, False], ids=["busy", "idle"])
+async def test_connections_follow_a_name_that_has_moved_while_the_old_server_lives_on(
+    postgres15: PostgresServer, postgres18: PostgresServer, tmp_path: Path, read_only: bool, is_busy: bool
+) -> None:
+    name = tmp_path / "moved"
+    name.symlink_to(postgres15.folder)
+    dsn = f"host={name} dbname=postgres user=postgres"
+    store = Connections(dsn, PoolLimits(max_size=2, connection_life_s=0.5), read_only=read_only)
+    store.open()
+
+    async def server() -> int:
+        return int((await store.run([("select current_setting('server_version_num')::int / 10000", {})]))[0][0][0])
+
+    assert await server() == 15
+    name.unlink()
+    name.symlink_to(postgres18.folder)
+    if is_busy:
+        await eventually(lambda: _is(server, 18), within_s=BOUND_S, every_s=0.01)
+    else:
+        await asyncio.sleep(0.6)
+        assert await server() == 18
+    await store.close()
+
+
+async def _is(server: Callable[[], Awaitable[int]], version: int) -> bool:
+    return await server() == version
+
+
 # Slow
 
 
@@ -336,9 +368,8 @@ async def test_bounds_and_times_hold_whatever_the_session_is_set_to(server: Post
     row = await store.get_instance(iid(1))
     assert row is not None
     assert (row.drain_until, row.cause, row.started_at.tzinfo) == (until, "back\\slash", timezone.utc)
-    assert abs((await store.list_instances(InstanceFilter(), 10)).as_of - datetime.now(timezone.utc)) < timedelta(
-        days=1
-    )
+    as_of = (await store.list_instances(InstanceFilter(), 10)).as_of
+    assert abs(as_of - datetime.now(timezone.utc)) < timedelta(hours=1)
     await store.close()
 
 
