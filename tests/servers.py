@@ -12,6 +12,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -173,6 +174,55 @@ class PostgresServer:
         """Drop a database, whoever is connected to it."""
         with psycopg.connect(self.dsn(), autocommit=True) as admin:
             admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+
+
+@contextmanager
+def running_pooler(server: PostgresServer, mode: str, *settings: str) -> Iterator[Path]:
+    """A PgBouncer before a server, in a pool mode, with few connections of its own; the folder of its socket."""
+    folder = Path(tempfile.mkdtemp(prefix="pgb-", dir="/tmp"))
+    lines = (
+        "[databases]",
+        f"* = host={server.folder}",
+        "[pgbouncer]",
+        "listen_port = 5432",
+        f"unix_socket_dir = {folder}",
+        "auth_type = trust",
+        f"auth_file = {folder}/users",
+        f"pool_mode = {mode}",
+        "default_pool_size = 2",
+        # a test that drops its database does not wait for a pooler that keeps it
+        "server_idle_timeout = 1",
+        *settings,
+    )
+    (folder / "pgbouncer.ini").write_text("\n".join(lines))
+    (folder / "users").write_text('"postgres" ""\n')
+    user = "nobody" if os.geteuid() == 0 else None
+    if user is not None:
+        shutil.chown(folder, user)
+    folder.chmod(0o755)
+    try:
+        with (folder / "log").open("wb") as log:
+            pooler = subprocess.Popen(
+                [str(pooler_program()), str(folder / "pgbouncer.ini")], stdout=log, stderr=log, cwd=folder, user=user
+            )
+        try:
+            ends_s = time.monotonic() + 10.0
+            while not (folder / ".s.PGSQL.5432").exists():
+                if pooler.poll() is not None or time.monotonic() > ends_s:
+                    raise RuntimeError(f"pgbouncer failed:\n{(folder / 'log').read_text()[-2000:]}")
+                time.sleep(0.02)
+            yield folder
+        finally:
+            pooler.kill()
+            pooler.wait()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def pooler_program() -> Path | None:
+    """Where PgBouncer is installed, if it is."""
+    found = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
+    return None if found is None else Path(found)
 
 
 def forget_everything(connection: psycopg.Connection) -> None:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
+from seedcore.core.errors import StoreUnavailableError
 from seedcore.core.model import (
     Answer,
     Beat,
@@ -23,6 +24,11 @@ from seedcore.core.model import (
     Transition,
 )
 from seedcore.core.verdict import Witness
+
+
+class StoreDoubtError(StoreUnavailableError):
+    """A trigger or constraint that is not ours refused a batch: for one of its values, or for any. Only the registry's
+    writer gets it, from a batch; it crosses no process, and so is not among the errors that do."""
 
 
 class InstanceReader(Protocol):
@@ -75,8 +81,9 @@ class InstanceReader(Protocol):
 
 class Store(InstanceReader, Protocol):
     """Everything the registry actor needs. A batch is one statement and one transaction; its outcomes come
-    in the order of its changes; replaying it is harmless (sequence numbers, transition table). Once `begin` was
-    called, every write raises FencedError, and changes nothing, after another store began on the same database.
+    in the order of its changes; replaying it is harmless (sequence numbers, transition table). A batch with a value
+    that the store refuses leaves nothing and raises StoreRejectedError, or StoreDoubtError. Once `begin` was called,
+    every write raises FencedError, and changes nothing, after another store began on the same database.
     """
 
     async def open(self) -> None:

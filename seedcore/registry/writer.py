@@ -11,27 +11,35 @@ import logging
 import math
 import random
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from itertools import islice
 from typing import TypeAlias, TypeVar
 
 from seedcore.core.batch import BeatBatch, ChangeBatch
-from seedcore.core.errors import FencedError, RegistryError, StoreRejectedError, StoreUnavailableError, first_line
+from seedcore.core.errors import (
+    FencedError,
+    RegistryError,
+    StoreRejectedError,
+    StoreUnavailableError,
+    first_line,
+)
 from seedcore.core.lease import BeatRate
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import (
     Beat,
     Change,
     LiveState,
+    LostBeat,
     Outcome,
     OutcomeKind,
     RegisterChange,
     StatusChange,
 )
 from seedcore.core.paging import decode_cursor
-from seedcore.core.ports import Store
+from seedcore.core.ports import Store, StoreDoubtError
 from seedcore.core.roster import Roster
 from seedcore.core.waiting import within
 from seedcore.registry.answers import FlushCounts
@@ -43,11 +51,16 @@ logger = logging.getLogger(__name__)
 StoreFactory: TypeAlias = Callable[[], Awaitable[Store]]
 Key: TypeAlias = tuple[str, int]
 Settled: TypeAlias = Outcome | StoreRejectedError | FencedError
+T = TypeVar("T")
+R = TypeVar("R")
 C = TypeVar("C", RegisterChange, StatusChange)
 
 _COMPARE_PAGE = 1000
 _RATE_S = 10.0
 _ONLY_LOOK_S = 1e9
+_MAX_REFUSED_BEATS = 100
+# what stands for a cause that the database refuses: a death is not lost for its words
+_CAUSE_REFUSED = "its cause could not be stored"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +69,19 @@ class _Waiting:
 
     settled: asyncio.Future[Settled]
     since_s: float
+
+
+@dataclass(slots=True)
+class _Commit:
+    """What became of a batch so far. `doubts` are changes that were refused for what may not be their own fault."""
+
+    statements: int = 0
+    applied: int = 0
+    doubts: list[tuple[Change, StoreDoubtError]] = field(default_factory=list)
+
+    @property
+    def doubted(self) -> list[Change]:
+        return [change for change, _ in self.doubts]
 
 
 class Writer:
@@ -434,8 +460,13 @@ class Writer:
         started_s = self._clock.monotonic()
         before = self._counts
         statements = 0
-        while changes := self._changes.take(self._config.batch_limit):
-            statements += await self._commit_changes(changes)
+        doubt: StoreDoubtError | None = None
+        while doubt is None and (changes := self._changes.take(self._config.batch_limit)):
+            try:
+                statements += await self._commit_changes(changes)
+            except StoreDoubtError as error:
+                # explanations and beats do not wait for it
+                doubt = error
         statements += await self._commit_explanations()
         # only the beats that are here now: those that come meanwhile must not keep changes waiting
         waiting = len(self._beats) if beats_due else 0
@@ -453,6 +484,8 @@ class Writer:
             counts = self._counts
             rows = counts.changes_committed + counts.beats_committed - before.changes_committed - before.beats_committed
             self.on_flush(counts.last_flush_s, rows)
+        if doubt is not None:
+            raise doubt
 
     async def _commit_explanations(self) -> int:
         """Tell the database what became known of deaths, whose changes it has by now."""
@@ -460,38 +493,58 @@ class Writer:
             return 0
         assert self._store is not None
         told = dict(islice(self._explanations.items(), self._config.batch_limit))
-        try:
-            await self._store.explain_deaths(told)
-        except StoreRejectedError as error:
-            logger.warning("the database refused what is known of deaths: %s", error)
-        for instance_id, cause in told.items():
-            if self._explanations.get(instance_id) == cause:
-                del self._explanations[instance_id]
-        return 1
+        statements = 0
+        async for part, answer in _in_parts(list(told.items()), self._explain_many):
+            statements += 1
+            if isinstance(answer, (StoreRejectedError, StoreDoubtError)):
+                logger.warning("the database refused what is known of a death: %s", answer)
+            for instance_id, cause in part:
+                if self._explanations.get(instance_id) == cause:
+                    del self._explanations[instance_id]
+        return statements
+
+    async def _explain_many(self, causes: Sequence[tuple[str, str]]) -> list[str]:
+        assert self._store is not None
+        return await self._store.explain_deaths(dict(causes))
 
     # Changes
 
     async def _commit_changes(self, changes: list[Change]) -> int:
+        """Commit a run of changes. Raises StoreDoubtError for those that the database refuses while it takes no other;
+        one that it refuses beside others is at fault itself."""
+        assert self._store is not None
         registrations = [change for change in changes if isinstance(change, RegisterChange)]
         now_s = self._clock.monotonic()
         statuses = [self._aged(change, now_s) for change in changes if isinstance(change, StatusChange)]
-        statements = 0
-        assert self._store is not None
+        commit = _Commit()
+        left: list[Change] = [*registrations, *statuses]
         try:
-            if registrations:
-                placed, looks = await self._placed(registrations)
-                statements += looks + await self._commit_batch(placed, self._store.register_many)
-                registrations = []
-            if statuses:
-                statements += await self._commit_batch(statuses, self._store.set_status_many)
-                statuses = []
+            await self._commit_batch(registrations, partial(self._register_placed, commit), commit)
+            waiting = {change.instance_id for change in commit.doubted}
+            # a status waits for its registration
+            later = [change for change in statuses if change.instance_id in waiting]
+            statuses = [change for change in statuses if change.instance_id not in waiting]
+            left = [*commit.doubted, *later, *statuses]
+            await self._commit_batch(statuses, self._store.set_status_many, commit)
+            left = [*commit.doubted, *later]
+            if commit.doubts and not commit.applied:
+                raise commit.doubts[0][1]
+            for change, error in commit.doubts:
+                await self._refuse(change, StoreRejectedError(error.why), commit)
+            left = [*later]
         finally:
             # what was not committed returns to the front in its order, whatever went wrong; replaying a part
             # that was is harmless
-            self._changes.put_back([*registrations, *statuses])
-        return statements
+            self._changes.put_back(left)
+        return commit.statements
 
-    async def _placed(self, changes: list[RegisterChange]) -> tuple[list[RegisterChange], int]:
+    async def _register_placed(self, commit: _Commit, changes: Sequence[RegisterChange]) -> list[Outcome]:
+        assert self._store is not None
+        placed, looks = await self._placed(changes)
+        commit.statements += looks
+        return await self._store.register_many(placed)
+
+    async def _placed(self, changes: Sequence[RegisterChange]) -> tuple[list[RegisterChange], int]:
         """The registrations, each with the epoch that it belongs to, which the store refuses where that is retired; and
         how many statements that took."""
         assert self._store is not None
@@ -511,29 +564,49 @@ class Writer:
         waiting = self._waiting.get(key_of(change))
         return change if waiting is None else replace(change, age_s=max(0.0, now_s - waiting.since_s))
 
-    async def _commit_batch(self, batch: list[C], write: Callable[[Sequence[C]], Awaitable[list[Outcome]]]) -> int:
-        """Commit a batch; where the database refuses its values, find the one at fault by halving."""
-        try:
-            outcomes = await write(batch)
-        except StoreRejectedError as error:
-            if len(batch) == 1:
-                logger.warning("the database refused a change for good: %s", error)
-                await self._correct(batch[0].instance_id)
-                self._settle(batch[0], error)
-                return 1
-            middle = len(batch) // 2
-            first = await self._commit_batch(batch[:middle], write)
-            return 1 + first + await self._commit_batch(batch[middle:], write)
-        for change, outcome in zip(batch, outcomes, strict=True):
+    async def _commit_batch(
+        self, batch: Sequence[C], write: Callable[[Sequence[C]], Awaitable[list[Outcome]]], commit: _Commit
+    ) -> None:
+        """Commit a batch but for those that the database refuses, and note what became of it."""
+        async for part, answer in _in_parts(batch, write):
+            commit.statements += 1
+            if isinstance(answer, StoreDoubtError):
+                commit.doubts.append((part[0], answer))
+            elif isinstance(answer, StoreRejectedError):
+                await self._refuse(part[0], answer, commit)
+            else:
+                await self._take_outcomes(part, answer)
+                commit.applied += sum(outcome.kind is OutcomeKind.APPLIED for outcome in answer)
+
+    async def _take_outcomes(self, changes: Sequence[Change], outcomes: list[Outcome]) -> None:
+        for change, outcome in zip(changes, outcomes, strict=True):
             if outcome.kind is OutcomeKind.APPLIED and outcome.cluster_epoch is not None:
                 self._roster.move(change.instance_id, outcome.cluster_epoch)
             if self._contradicts(change, outcome):
                 await self._correct(change.instance_id)
         # only now: an outage while correcting puts the whole batch back with its waiters
-        for change, outcome in zip(batch, outcomes, strict=True):
+        for change, outcome in zip(changes, outcomes, strict=True):
             self._settle(change, outcome)
-        self._counts = replace(self._counts, changes_committed=self._counts.changes_committed + len(batch))
-        return 1
+        self._counts = replace(self._counts, changes_committed=self._counts.changes_committed + len(changes))
+
+    async def _refuse(self, change: Change, error: StoreRejectedError, commit: _Commit) -> None:
+        """Give up a change that the database refuses; of a death only its cause."""
+        logger.warning("the database refused a change for good: %s", error, extra={"instance_id": change.instance_id})
+        if (
+            isinstance(change, StatusChange)
+            and change.status is Status.DEAD
+            and change.cause
+            not in (
+                None,
+                _CAUSE_REFUSED,
+            )
+        ):
+            assert self._store is not None
+            await self._commit_batch([replace(change, cause=_CAUSE_REFUSED)], self._store.set_status_many, commit)
+            return
+        if change.instance_id in self._roster:
+            await self._correct(change.instance_id)
+        self._settle(change, error)
 
     def _contradicts(self, change: Change, outcome: Outcome) -> bool:
         """Whether the database's answer shows that our memory of the instance is wrong."""
@@ -647,18 +720,56 @@ class Writer:
     async def _commit_beats(self, heard: dict[str, float]) -> None:
         assert self._store is not None
         now_s = self._clock.monotonic()
+        beats = [Beat(instance_id, now_s - heard_s) for instance_id, heard_s in heard.items()]
+        lost: list[LostBeat] = []
+        refused: list[RegistryError] = []
+        taken = 0
         try:
-            lost = await self._store.beat_many(
-                [Beat(instance_id, now_s - heard_s) for instance_id, heard_s in heard.items()]
-            )
+            async for part, answer in _in_parts(beats, self._store.beat_many):
+                if isinstance(answer, (StoreRejectedError, StoreDoubtError)):
+                    refused.append(answer)
+                else:
+                    lost += answer
+                    taken += len(part)
+                if len(refused) == _MAX_REFUSED_BEATS:
+                    break
         except BaseException:
             self._beats.put_back(heard)
             raise
+        if refused and taken == 0 and isinstance(refused[0], StoreDoubtError):
+            self._beats.put_back(heard)
+            raise refused[0]
+        if refused:
+            # the rest of a batch that is refused again and again is not looked through
+            logger.warning("the database refused beats: %s", refused[0], extra={"beats": len(beats) - taken})
+            self._beats.counts.dropped += len(beats) - taken
         for beat in lost:
             # registered in memory, not yet in the database: its turn comes
             if not self.is_unsettled(beat.instance_id) and beat.instance_id in self._roster:
                 await self._correct(beat.instance_id)
-        self._counts = replace(self._counts, beats_committed=self._counts.beats_committed + len(heard) - len(lost))
+        self._counts = replace(self._counts, beats_committed=self._counts.beats_committed + taken - len(lost))
+
+
+async def _in_parts(
+    batch: Sequence[T], write: Callable[[Sequence[T]], Awaitable[R]]
+) -> AsyncIterator[tuple[Sequence[T], R | StoreRejectedError | StoreDoubtError]]:
+    """Write a batch: its parts as they are taken, each with the answer; alone, found by halving, each value that is
+    refused, with the refusal."""
+    if not batch:
+        return
+    try:
+        answer = await write(batch)
+    except (StoreRejectedError, StoreDoubtError) as error:
+        if len(batch) == 1:
+            yield batch, error
+            return
+    else:
+        yield batch, answer
+        return
+    middle = len(batch) // 2
+    for half in (batch[:middle], batch[middle:]):
+        async for part in _in_parts(half, write):
+            yield part
 
 
 def _ignore(_seconds: float, _rows: int) -> None:

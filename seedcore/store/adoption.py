@@ -19,7 +19,14 @@ import psycopg
 
 from seedcore.core.errors import SchemaError, StoreUnavailableError
 from seedcore.store.connections import Connection, Row, answering
-from seedcore.store.migrations import Migration, hold_starters, is_recorded_whole, known_migrations, make_whole
+from seedcore.store.migrations import (
+    Migration,
+    hold_starters,
+    is_recorded_whole,
+    known_migrations,
+    make_whole,
+    one_starter,
+)
 from seedcore.store.queries import queries
 
 logger = logging.getLogger(__name__)
@@ -143,7 +150,7 @@ async def finish_if_interrupted(connection: Connection, report: Report) -> None:
 
 async def end_old_calls(connection: Connection) -> bool:
     """Drop the calls that were kept for old clients, and make ours as in a new database; whether there were any."""
-    async with hold_starters(connection), connection.transaction():
+    async with one_starter(connection):
         if not (await _all(connection, "has_kept_calls"))[0][0]:
             return False
         await _make_new_shape(connection, known_migrations())
@@ -186,7 +193,7 @@ async def _prepare(connection: Connection, report: Report) -> None:
     """The new shape stands beside the old one, and changes are noted."""
     migrations = known_migrations()
     if (await _all(connection, "has_leftovers"))[0][0]:
-        async with _new_shape_first(connection):
+        async with connection.transaction(), _new_shape_first(connection):
             is_same = await is_recorded_whole(connection, migrations)
         if is_same:
             report("an adoption was interrupted: it goes on")
@@ -219,14 +226,14 @@ async def _make_new_shape(connection: Connection, migrations: list[Migration]) -
 
 @asynccontextmanager
 async def _new_shape_first(connection: Connection) -> AsyncIterator[None]:
-    """Names mean the new shape's."""
+    """Names mean the new shape's, in the caller's transaction."""
     cursor = await connection.execute("select current_setting('search_path'), current_schema()")
     ((before, home),) = await cursor.fetchall()
-    path = "select set_config('search_path', 'seedcore_adopting, ' || quote_ident(%s), false)"
+    path = "select set_config('search_path', 'seedcore_adopting, ' || quote_ident(%s), true)"
     await connection.execute(path, (home,))
-    # where it fails, the transaction, or the connection, ends with it
+    # where it fails, the transaction ends with it
     yield
-    await connection.execute("select set_config('search_path', %s, false)", (before,))
+    await connection.execute("select set_config('search_path', %s, true)", (before,))
 
 
 async def _copy(connection: Connection, report: Report) -> None:

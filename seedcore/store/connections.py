@@ -10,19 +10,24 @@ import json
 import logging
 import os
 import socket
+import struct
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import psycopg
 from psycopg import conninfo
+from psycopg.abc import Buffer
+from psycopg.adapt import Loader
+from psycopg.pq import Format, TransactionStatus
 from psycopg.types.json import set_json_loads
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
 from seedcore.core.circuit import Circuit
-from seedcore.core.errors import StoreUnavailableError, first_line
+from seedcore.core.errors import StoreRejectedError, StoreUnavailableError, first_line
 from seedcore.core.model import NOTHING
 from seedcore.core.waiting import within
 
@@ -40,6 +45,15 @@ _HINTS = {
     "57014": "does somebody hold a lock?",
     **dict.fromkeys(_SCHEMA, "our schema is missing or damaged: restore it, or empty the database and it is made anew"),
 }
+# a pooler's own refusals share one SQLSTATE, and are told apart by their text alone
+_POOLER_HINTS = {
+    "statement pooling mode": "the registry needs transactions: set the pooler to transaction or session mode",
+    "unsupported startup parameter": "the pooler passes on no such setting: remove options from the DSN and PGOPTIONS "
+    "from the environment, or name the server itself",
+}
+# what psycopg raises for a value before anything is sent
+_NOT_SENT = (ValueError, TypeError, OverflowError, RecursionError, struct.error)
+_BOUNDS = "select set_config('statement_timeout', %s, true)"
 
 Row = tuple[Any, ...]
 Connection = psycopg.AsyncConnection[Row]
@@ -48,11 +62,15 @@ Pool = AsyncConnectionPool[Connection]
 
 @dataclass(frozen=True, slots=True)
 class PoolLimits:
-    """Bounds of the pool and of every wait for the database, in connections and seconds."""
+    """Bounds of the pool and of every wait for the database, in connections and seconds.
+
+    `connection_life_s`: a connection is replaced after this time, and follows a DNS name that has moved.
+    """
 
     max_size: int = 4
     connect_timeout_s: float = 5.0
     statement_timeout_s: float = 10.0
+    connection_life_s: float = 60.0
 
     @property
     def answer_s(self) -> float:
@@ -65,8 +83,27 @@ class PoolLimits:
         return max(2, round(self.connect_timeout_s))
 
 
+class _UtcLoader(Loader):
+    """Times in UTC: a session's time zone and style of dates are settings that a pooler does not keep."""
+
+    format = Format.BINARY
+
+    def load(self, data: Buffer) -> datetime:
+        microseconds: int = _INT8.unpack(data)[0]
+        try:
+            return _POSTGRES_EPOCH + timedelta(microseconds=microseconds)
+        except OverflowError:
+            raise psycopg.DataError("a time lies outside the years 1 to 9999") from None
+
+
+_INT8 = struct.Struct("!q")
+_POSTGRES_EPOCH = datetime(2000, 1, 1, tzinfo=timezone.utc)
+
+
 async def _configure(connection: Connection) -> None:
+    await require_utf8(connection)
     set_json_loads(_loads, connection)
+    connection.adapters.register_loader("timestamptz", _UtcLoader)
 
 
 def _loads(text: str | bytes) -> Any:
@@ -84,7 +121,9 @@ class Connections:
         self._dsn = dsn
         self._limits = limits
         self._read_only = read_only
+        self._begin = f"begin isolation level read committed{' read only' if read_only else ''}"
         self._is_open = False
+        self._used_s = time.monotonic()
         self._pool: Pool | None = None
         self._busy: set[Connection] = set()
         self._closing: set[asyncio.Task[None]] = set()
@@ -122,6 +161,7 @@ class Connections:
         Raises psycopg.Error as the statements do, or StoreUnavailableError where there is none, or no answer.
         """
         pool = await self._reach()
+        await self._renew(pool)
         try:
             async with pool.connection(timeout=self._limits.connect_timeout_s) as connection:
                 self._busy.add(connection)
@@ -145,6 +185,25 @@ class Connections:
         if self._circuit.note_answer():
             logger.info("the database answers again")
 
+    async def run(self, statements: Sequence[tuple[str, Mapping[str, object]]]) -> list[list[Row]]:
+        """Run statements in one transaction, sent in one round trip; the rows of each.
+
+        Nothing depends on the session: a pooler may lend another server to the next transaction. Raises as `one`, and
+        StoreRejectedError where a value cannot be sent.
+        """
+        async with self.one() as connection:
+            try:
+                async with connection.pipeline():
+                    await connection.execute(self._begin)
+                    await connection.execute(_BOUNDS, (str(round(self._limits.statement_timeout_s * 1000)),))
+                    cursors = [await _sent(connection, text, parameters) for text, parameters in statements]
+                    await connection.execute("commit")
+            except (psycopg.Error, StoreRejectedError) as error:
+                if connection.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
+                    await connection.rollback()
+                raise _first_of(error) from None
+            return [await cursor.fetchall() for cursor in cursors]
+
     # The circuit
 
     async def _reach(self) -> Pool:
@@ -166,17 +225,32 @@ class Connections:
                 self._pool = pool
             return self._pool
 
+    async def _renew(self, pool: Pool) -> None:
+        """Replace connections that lay idle for longer than they live: the pool looks at those that are returned."""
+        idle_s = time.monotonic() - self._used_s
+        self._used_s += idle_s
+        if idle_s < self._limits.connection_life_s:
+            return
+        try:
+            await within(pool.check(), self._limits.answer_s)
+        except asyncio.TimeoutError as error:
+            self._give_up(pool, f"no answer within {self._limits.answer_s:g} s")
+            raise StoreUnavailableError(str(self._problem)) from error
+
     async def _try(self) -> None:
         """Connect once, by hand: the pool would not say why it could not."""
         bound_s = float(_ADDRESSES * self._limits.libpq_connect_s)
         try:
-            connection = await within(Connection.connect(self._dsn, **self._parameters()), bound_s)
+            connection = await within(connect(self._dsn, self._limits, read_only=self._read_only), bound_s)
             await connection.close()
         except asyncio.TimeoutError as error:
             self._note_away(f"no connection within {bound_s:g} s")
             raise StoreUnavailableError(str(self._problem)) from error
+        except StoreUnavailableError as error:
+            self._note_away(error.why)
+            raise
         except psycopg.Error as error:
-            self._note_away(first_line(error))
+            self._note_away(explained(error))
             raise StoreUnavailableError(str(self._problem)) from error
         self._problem = None
 
@@ -212,29 +286,16 @@ class Connections:
         return AsyncConnectionPool(
             self._dsn,
             connection_class=Connection,
-            kwargs=self._parameters(),
+            kwargs=_parameters(self._dsn, self._limits, read_only=self._read_only),
             min_size=1,
             max_size=self._limits.max_size,
             max_waiting=1000,
+            max_lifetime=self._limits.connection_life_s,
             reconnect_timeout=self._limits.connect_timeout_s,
             name="seedcore",
             configure=_configure,
             open=False,
         )
-
-    def _parameters(self) -> dict[str, Any]:
-        given = conninfo.conninfo_to_dict(self._dsn)
-        options = f"-c statement_timeout={round(self._limits.statement_timeout_s * 1000)} -c timezone=UTC"
-        if self._read_only:
-            options += " -c default_transaction_read_only=on"
-        return {
-            **reaching(self._dsn, self._limits),
-            "autocommit": True,
-            "application_name": "seedcore-reader" if self._read_only else "seedcore-registry",
-            "options": f"{options} {given['options']}" if "options" in given else options,
-            # a writer passes by a standby, to another server that the DSN names, or says what this one is
-            "target_session_attrs": given.get("target_session_attrs", "any" if self._read_only else "read-write"),
-        }
 
 
 def tells_of_schema(error: psycopg.Error) -> bool:
@@ -244,22 +305,88 @@ def tells_of_schema(error: psycopg.Error) -> bool:
 
 def explained(error: psycopg.Error) -> str:
     """What an error says in one line, and what an operator may look for."""
-    hint = _HINTS.get(error.sqlstate or "")
-    return f"{first_line(error)} ({hint})" if hint else first_line(error)
+    told = first_line(error)
+    hint = _HINTS.get(error.sqlstate or "") or next(
+        (hint for text, hint in _POOLER_HINTS.items() if text in told), None
+    )
+    return f"{told} ({hint})" if hint else told
 
 
-def reaching(dsn: str, limits: PoolLimits) -> dict[str, Any]:
-    """Parameters by which a server that cannot be reached, or is gone without a word, is noticed."""
+async def connect(dsn: str, limits: PoolLimits, *, read_only: bool = False) -> Connection:
+    """A connection of its own, to a server that this code can work with: in UTF-8, and not behind a pooler that
+    refuses transactions.
+
+    Raises psycopg.Error or StoreUnavailableError.
+    """
+    connection: Connection = await Connection.connect(dsn, **_parameters(dsn, limits, read_only=read_only))
+    try:
+        await require_utf8(connection)
+        async with connection.transaction():
+            """Only a pooler refuses an empty one."""
+    except BaseException:
+        await connection.close()
+        raise
+    return connection
+
+
+async def require_utf8(connection: Connection) -> None:
+    """Raise StoreUnavailableError where the database cannot hold every text."""
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding is None:
+        cursor = await connection.execute("show server_encoding")
+        ((encoding,),) = await cursor.fetchall()
+    if encoding != "UTF8":
+        raise StoreUnavailableError(
+            f"the encoding of database {connection.info.dbname} is {encoding}, and the registry needs UTF8: make "
+            "another database with `createdb --encoding=UTF8 --template=template0` and name it in SEEDCORE_PG_DSN"
+        )
+
+
+async def is_pooled(connection: Connection) -> bool:
+    """Whether a pooler stands before the server: it names processes of its own."""
+    cursor = await connection.execute("select pg_backend_pid()")
+    ((pid,),) = await cursor.fetchall()
+    return bool(pid != connection.info.backend_pid)
+
+
+def _first_of(error: psycopg.Error | StoreRejectedError) -> psycopg.Error | StoreRejectedError:
+    """What went wrong first: a pipeline that is left after an error may raise another of its own."""
+    while isinstance(error, psycopg.Error) and isinstance(error.__context__, (psycopg.Error, StoreRejectedError)):
+        error = error.__context__
+    return error
+
+
+async def _sent(connection: Connection, text: str, parameters: Mapping[str, object]) -> psycopg.AsyncCursor[Row]:
+    try:
+        return await connection.execute(text, parameters, binary=True)
+    except _NOT_SENT as error:
+        raise StoreRejectedError(first_line(error)) from error
+    except psycopg.ProgrammingError as error:
+        if error.sqlstate is None:
+            raise StoreRejectedError(first_line(error)) from error
+        raise
+
+
+def _parameters(dsn: str, limits: PoolLimits, *, read_only: bool) -> dict[str, Any]:
+    """How every connection is made. A server that cannot be reached, or is gone without a word, is noticed."""
     given = conninfo.conninfo_to_dict(dsn)
-    ours = {
+    defaults = {
         "keepalives_idle": 10,
         "keepalives_interval": 5,
         "keepalives_count": 3,
         "tcp_user_timeout": round(limits.answer_s * 1000),
+        # a writer passes by a standby, to another server that the DSN names, or says what this one is
+        "target_session_attrs": "any" if read_only else "read-write",
     }
     return {
-        **{name: value for name, value in ours.items() if name not in given},
+        **{name: value for name, value in defaults.items() if name not in given},
         "connect_timeout": limits.libpq_connect_s,
+        "application_name": "seedcore-reader" if read_only else "seedcore-registry",
+        "autocommit": True,
+        # neither PGCLIENTENCODING nor the DSN changes what can be sent
+        "client_encoding": "utf8",
+        # behind a pooler a statement that is prepared on one server is not there on the next
+        "prepare_threshold": None,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from datetime import datetime, timedelta, timezone
 from seedcore.core.errors import EpochLimitError, FencedError, InvalidInputError, RetiredEpochError, StoreRejectedError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import (
+    MAX_TEXT_CHARS,
     Answer,
     Beat,
     BeatOutcome,
@@ -258,6 +260,7 @@ class MemoryStore:
             for change in changes:
                 check_seq(change.seq)
                 check_until(change)
+                _check_storable(change.cause)
                 if not 0 <= change.age_s <= 1e9:
                     raise InvalidInputError("age_s", f"must be from 0 to 1e9 seconds, not {change.age_s!r}")
         return [self._set_status(change) for change in changes]
@@ -301,6 +304,9 @@ class MemoryStore:
 
     async def explain_deaths(self, causes: Mapping[str, str]) -> list[str]:
         self._fence()
+        with _refusing():
+            for cause in causes.values():
+                _check_storable(cause)
         rows, steps = self._tables.rows, self._tables.transitions
         dead = sorted(
             row.instance_id
@@ -478,6 +484,12 @@ def _refusing() -> Iterator[None]:
         yield
     except InvalidInputError as error:
         raise StoreRejectedError(str(error)) from error
+
+
+def _check_storable(cause: str | None) -> None:
+    """Refuse a cause that PostgreSQL cannot hold."""
+    if cause is not None and (len(cause) > MAX_TEXT_CHARS or re.search("[\0\ud800-\udfff]", cause)):
+        raise InvalidInputError("cause", f"must be Unicode text of at most {MAX_TEXT_CHARS} characters, without NUL")
 
 
 def newest_first(instances: Iterable[Instance]) -> list[Instance]:

@@ -10,11 +10,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psycopg
+from typing_extensions import LiteralString
 
 from seedcore.core.errors import SchemaError, StoreUnavailableError
+from seedcore.store.connections import Connection, is_pooled
 
 logger = logging.getLogger(__name__)
 
@@ -71,10 +72,10 @@ def known_migrations(folder: Path | None = None) -> list[Migration]:
 
 
 async def migrate(
-    connection: psycopg.AsyncConnection[Any],
+    connection: Connection,
     migrations: list[Migration] | None = None,
     *,
-    also: Callable[[psycopg.AsyncConnection[Any]], Awaitable[None]] | None = None,
+    also: Callable[[Connection], Awaitable[None]] | None = None,
 ) -> list[str]:
     """Bring the database up to date; the names of what was applied now. `also` is run in each step's transaction.
 
@@ -92,9 +93,9 @@ async def migrate(
 
 
 async def _apply_next(
-    connection: psycopg.AsyncConnection[Any],
+    connection: Connection,
     migrations: list[Migration],
-    also: Callable[[psycopg.AsyncConnection[Any]], Awaitable[None]] | None,
+    also: Callable[[Connection], Awaitable[None]] | None,
 ) -> Migration | None:
     """Apply one step; None where nothing is left.
 
@@ -132,26 +133,42 @@ async def _apply_next(
         await asyncio.sleep(_STEP_PAUSE_S)
 
 
-async def _wait_for_locks(connection: psycopg.AsyncConnection[Any], timeout_s: float) -> None:
+async def _wait_for_locks(connection: Connection, timeout_s: float) -> None:
     await connection.execute("select set_config('lock_timeout', %s, true)", (f"{timeout_s * 1000:.0f}",))
 
 
 @asynccontextmanager
-async def hold_starters(connection: psycopg.AsyncConnection[Any]) -> AsyncIterator[None]:
-    """Keep every other starter out over several transactions. Raises StoreUnavailableError where one is at work.
+async def hold_starters(connection: Connection) -> AsyncIterator[None]:
+    """Keep every other starter out over several transactions. Raises StoreUnavailableError where one is at work, or
+    where the session is not ours alone.
 
     The lock ends with the connection, which must be nobody else's.
     """
-    cursor = await connection.execute("select pg_try_advisory_lock(%s)", (_LOCK,))
-    row = await cursor.fetchone()
-    if row is None or not row[0]:
-        raise StoreUnavailableError("another process brings this database up to date now")
+    if await is_pooled(connection):
+        raise StoreUnavailableError(
+            "an adoption takes several transactions of one session, and a pooler stands before the server: name the "
+            "server itself in SEEDCORE_PG_DSN"
+        )
+    await _try_lock(connection, "select pg_try_advisory_lock(%s)")
     yield
 
 
-async def make_whole(
-    connection: psycopg.AsyncConnection[Any], migrations: list[Migration], text_of: Callable[[Migration], str]
-) -> None:
+@asynccontextmanager
+async def one_starter(connection: Connection) -> AsyncIterator[None]:
+    """A transaction that keeps every other starter out. Raises StoreUnavailableError where one is at work."""
+    async with connection.transaction():
+        await _try_lock(connection, "select pg_try_advisory_xact_lock(%s)")
+        yield
+
+
+async def _try_lock(connection: Connection, statement: LiteralString) -> None:
+    cursor = await connection.execute(statement, (_LOCK,))
+    row = await cursor.fetchone()
+    if row is None or not row[0]:
+        raise StoreUnavailableError("another process brings this database up to date now")
+
+
+async def make_whole(connection: Connection, migrations: list[Migration], text_of: Callable[[Migration], str]) -> None:
     """Apply and record every migration in the caller's transaction, each as `text_of` says."""
     await connection.execute(_CREATE)
     for step in migrations:
@@ -159,32 +176,32 @@ async def make_whole(
         await _record(connection, step)
 
 
-async def is_recorded_whole(connection: psycopg.AsyncConnection[Any], migrations: list[Migration]) -> bool:
+async def is_recorded_whole(connection: Connection, migrations: list[Migration]) -> bool:
     """Whether exactly these migrations are recorded."""
     recorded = await _recorded(connection) or []
     return [sha256 for _, _, sha256 in recorded] == [migration.sha256 for migration in migrations]
 
 
-async def _record(connection: psycopg.AsyncConnection[Any], step: Migration) -> None:
+async def _record(connection: Connection, step: Migration) -> None:
     await connection.execute(
         "insert into schema_migration (number, name, sha256) values (%s, %s, %s)", (step.number, step.name, step.sha256)
     )
 
 
-async def is_up_to_date(connection: psycopg.AsyncConnection[Any]) -> bool:
+async def is_up_to_date(connection: Connection) -> bool:
     """Whether nothing is left to apply; waits for no other starter. Raises SchemaError as `migrate` does."""
     recorded = await _recorded(connection)
     return recorded is not None and _step_after(recorded, known_migrations()) is None
 
 
-async def compare(connection: psycopg.AsyncConnection[Any]) -> tuple[list[str], list[str]]:
+async def compare(connection: Connection) -> tuple[list[str], list[str]]:
     """Which of this code's migrations the database lacks, and which of its own this code does not know."""
     recorded = await _recorded(connection) or []
     names = [migration.name for migration in known_migrations()]
     return names[len(recorded) :], [name for _, name, _ in recorded[len(names) :]]
 
 
-async def _next_step(connection: psycopg.AsyncConnection[Any], migrations: list[Migration]) -> Migration | None:
+async def _next_step(connection: Connection, migrations: list[Migration]) -> Migration | None:
     recorded = await _recorded(connection)
     if recorded is None:
         await connection.execute(_CREATE)
@@ -193,14 +210,14 @@ async def _next_step(connection: psycopg.AsyncConnection[Any], migrations: list[
     return _step_after(recorded, migrations)
 
 
-async def _recorded(connection: psycopg.AsyncConnection[Any]) -> list[tuple[int, str, str]] | None:
+async def _recorded(connection: Connection) -> list[tuple[int, str, str]] | None:
     """What was applied; None for a database that has never seen a migration."""
     cursor = await connection.execute("select to_regclass('schema_migration') is not null")
     row = await cursor.fetchone()
     return await _read(connection) if row is not None and row[0] else None
 
 
-async def _read(connection: psycopg.AsyncConnection[Any]) -> list[tuple[int, str, str]]:
+async def _read(connection: Connection) -> list[tuple[int, str, str]]:
     """Number, name and checksum of what was applied, in order."""
     cursor = await connection.execute("select number, name, sha256 from schema_migration order by number")
     return await cursor.fetchall()

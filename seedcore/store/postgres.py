@@ -61,6 +61,7 @@ from seedcore.core.paging import (
     encode_cursor,
     encode_death_cursor,
 )
+from seedcore.core.ports import StoreDoubtError
 from seedcore.core.selector import Selector
 from seedcore.core.waiting import within
 from seedcore.store.adoption import adopt, end_old_calls, finish_if_interrupted, is_earlier_database
@@ -70,8 +71,8 @@ from seedcore.store.connections import (
     PoolLimits,
     Row,
     answering,
+    connect,
     explained,
-    reaching,
     tells_of_schema,
 )
 from seedcore.store.migrations import compare, is_up_to_date, known_migrations, migrate
@@ -85,6 +86,19 @@ _LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 _LOAD_PAGE = 5000
 _MIGRATION_S = 3600.0
 _FIRST_KEY = decode_cursor(None)
+_TOO_LARGE = "54"
+_BATCHES = frozenset({"register_many", "set_status_many", "explain_deaths", "beat_many"})
+_OUR_KEYS = frozenset(
+    {
+        "cluster_epoch_pkey",
+        "cluster_epoch_number_key",
+        "cluster_metadata_pkey",
+        "registry_instance_pkey",
+        "registry_instance_cluster_epoch_fkey",
+        "registry_transition_pkey",
+        "superseded_cluster_pkey",
+    }
+)
 
 
 class PostgresStore:
@@ -136,23 +150,18 @@ class PostgresStore:
         return (await self._run_all([(name, parameters)]))[0]
 
     async def _run_all(self, statements: Sequence[tuple[str, dict[str, object]]]) -> list[list[Row]]:
-        """Run statements on one connection, each its own transaction. The only place that wraps errors."""
+        """Run statements in one transaction. The only place that wraps errors."""
         try:
             # every wait inside is bounded; but whoever is cancelled does not wait for a deaf server to hear of it
             return await within(self._execute(statements), None)
-        except (psycopg.DataError, psycopg.errors.CheckViolation, psycopg.errors.NotNullViolation) as error:
-            raise StoreRejectedError(first_line(error)) from error
         except psycopg.Error as error:
+            if _is_refused(error):
+                raise StoreRejectedError(first_line(error)) from error
             raise self._translated(error, statements) from error
 
     async def _execute(self, statements: Sequence[tuple[str, dict[str, object]]]) -> list[list[Row]]:
-        results: list[list[Row]] = []
-        async with self._connections.one() as connection:
-            for name, parameters in statements:
-                self.statements += 1
-                cursor = await connection.execute(queries()[name], parameters)
-                results.append(await cursor.fetchall())
-        return results
+        self.statements += len(statements)
+        return await self._connections.run([(queries()[name], parameters) for name, parameters in statements])
 
     def _translated(
         self, error: psycopg.Error, statements: Sequence[tuple[str, dict[str, object]]]
@@ -166,6 +175,8 @@ class PostgresStore:
         if tells_of_schema(error):
             # somebody may have emptied the database: the next open() looks
             self._migrated = False
+        if statements[-1][0] in _BATCHES and _is_doubtful(error):
+            return StoreDoubtError(explained(error))
         return StoreUnavailableError(explained(error))
 
     async def begin(self, ray_cluster: str, epoch: str | None, lease_s: float, idle_s: float | None = None) -> Epoch:
@@ -224,7 +235,7 @@ class PostgresStore:
 
     async def register_many(self, changes: Sequence[RegisterChange]) -> list[Outcome]:
         rows = await self._run(
-            "register_many", {"rows": json.dumps([_row_of(change) for change in changes]), "term": self._term}
+            "register_many", {"rows": _json([_row_of(change) for change in changes]), "term": self._term}
         )
         return [_outcome(row) for row in rows]
 
@@ -365,10 +376,10 @@ class ServerState:
 
 
 @asynccontextmanager
-async def _one_session(dsn: str, limits: PoolLimits | None) -> AsyncIterator[Connection]:
+async def _one_session(dsn: str, limits: PoolLimits | None, *, read_only: bool = False) -> AsyncIterator[Connection]:
     """A connection for one question, which has to be answered in time."""
     limits = limits if limits is not None else PoolLimits()
-    connection = await Connection.connect(checked_dsn(dsn), autocommit=True, **reaching(dsn, limits))
+    connection = await connect(checked_dsn(dsn), limits, read_only=read_only)
     async with connection:
         with answering(connection, limits.answer_s):
             yield connection
@@ -378,7 +389,7 @@ async def inspect_database(dsn: str) -> ServerState:
     """Look at a database without changing it. Raises ConfigurationError, StoreUnavailableError, or SchemaError where
     somebody else's tables have our names."""
     try:
-        async with _one_session(dsn, PoolLimits(connect_timeout_s=5.0)) as connection:
+        async with _one_session(dsn, PoolLimits(connect_timeout_s=5.0), read_only=True) as connection:
             cursor = await connection.execute(
                 "select current_setting('server_version'), current_setting('server_version_num')::int, "
                 "clock_timestamp()"
@@ -419,7 +430,7 @@ async def end_old_calls_of_database(dsn: str, limits: PoolLimits | None = None) 
 
 async def _migrate_database(dsn: str, limits: PoolLimits, adopting: Callable[[str], None] | None) -> list[str]:
     try:
-        connection = await Connection.connect(dsn, autocommit=True, **reaching(dsn, limits))
+        connection = await connect(dsn, limits)
         async with connection:
             with answering(connection, limits.answer_s):
                 is_current = await is_up_to_date(connection)
@@ -502,6 +513,28 @@ def checked_dsn(dsn: str) -> str:
             "SEEDCORE_PG_DSN", "is not a PostgreSQL connection string (postgresql://user@host/database)"
         ) from None
     return dsn
+
+
+def _json(rows: list[dict[str, object]]) -> str:
+    try:
+        return json.dumps(rows)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise StoreRejectedError(first_line(error)) from error
+
+
+def _is_refused(error: psycopg.Error) -> bool:
+    """Whether an error is of a value: of the wrong type, beyond a limit, against a rule."""
+    if isinstance(error, (psycopg.DataError, psycopg.errors.CheckViolation, psycopg.errors.NotNullViolation)):
+        return True
+    return (error.sqlstate or "").startswith(_TOO_LARGE)
+
+
+def _is_doubtful(error: psycopg.Error) -> bool:
+    """Whether an error comes from a constraint or trigger that somebody has added to our tables. Our own keys are
+    broken by a damaged database alone."""
+    if isinstance(error, psycopg.errors.RaiseException):
+        return True
+    return isinstance(error, psycopg.IntegrityError) and error.diag.constraint_name not in _OUR_KEYS
 
 
 def _requirements(selector: Selector) -> str:

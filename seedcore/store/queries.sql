@@ -45,10 +45,10 @@ with recursive asked as materialized (
 select ord, epoch from line where continued_by is null;
 
 -- register_many: one batch of registrations
-select outcome, status, cluster_epoch, cause from register_instances(fenced(%(term)s::bigint, %(rows)s::jsonb)) order by ord;
+select outcome, status::text, cluster_epoch, cause from register_instances(fenced(%(term)s::bigint, %(rows)s::jsonb)) order by ord;
 
 -- set_status_many: one batch of status changes
-select outcome, status, cluster_epoch, cause
+select outcome, status::text, cluster_epoch, cause
   from set_instance_statuses(
       fenced(%(term)s::bigint, %(ids)s::uuid[]), %(statuses)s::instancestatus[], %(seqs)s::bigint[], %(causes)s::text[],
       %(hand)s::text, %(numbers)s::bigint[], %(untils)s::timestamptz[],

@@ -16,6 +16,7 @@ from seedcore.core.model import (
     MAX_LABELS,
     MAX_METADATA_BYTES,
     MAX_METADATA_DEPTH,
+    MAX_TEXT_CHARS,
     Outcome,
     OutcomeKind,
     RegisterChange,
@@ -86,6 +87,19 @@ async def test_change_with_a_negative_number_is_refused_with_its_whole_batch(wor
     with pytest.raises(StoreRejectedError):
         await world.store.set_status_many([turns(1, Status.ALIVE, 2), turns(1, Status.DEAD, -9)])
     assert (await row_of(world, 1)).status is Status.STARTING
+
+
+@pytest.mark.parametrize("cause", ["x" * (MAX_TEXT_CHARS + 1), "nul \x00", "half a pair \ud800"])
+async def test_cause_that_cannot_be_stored_is_refused_with_its_whole_batch(world: World, cause: str) -> None:
+    await enter(world, 1, status="starting")
+    await enter(world, 2, status="starting")
+    await world.store.set_status_many([turns(2, Status.DEAD, None, cause[:1])])
+    with pytest.raises(StoreRejectedError):
+        await world.store.set_status_many([turns(1, Status.ALIVE, 2), turns(1, Status.DRAINING, 3, cause)])
+    with pytest.raises(StoreRejectedError):
+        await world.store.explain_deaths({iid(2): cause})
+    assert (await row_of(world, 1)).status is Status.STARTING
+    assert (await row_of(world, 2)).cause == cause[:1]
 
 
 async def test_registered_instance_is_starting_in_the_current_epoch_with_all_its_details(world: World) -> None:

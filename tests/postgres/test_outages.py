@@ -10,10 +10,12 @@ import socket
 import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg import conninfo
 
 from seedcore.core.errors import (
     ConfigurationError,
@@ -24,9 +26,9 @@ from seedcore.core.errors import (
 )
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Beat, Instance, InstanceFilter, RegisterChange, Registration
-from seedcore.store.connections import PoolLimits
+from seedcore.store.connections import Connections, PoolLimits
 from seedcore.store.postgres import PostgresStore, checked_dsn, migrate_database
-from tests.builders import iid, joins, turns
+from tests.builders import START, iid, joins, turns
 from tests.servers import GUARDED_ROLE, PostgresServer
 from tests.waiting import eventually
 
@@ -211,6 +213,38 @@ async def test_store_opened_while_the_server_is_away_works_when_it_comes(
     await store.close()
 
 
+# Moved
+
+
+@pytest.mark.parametrize("read_only", [False, True], ids=["writer", "reader"])
+@pytest.mark.parametrize("is_busy", [True, False], ids=["busy", "idle"])
+async def test_connections_follow_a_name_that_has_moved_while_the_old_server_lives_on(
+    postgres15: PostgresServer, postgres18: PostgresServer, tmp_path: Path, read_only: bool, is_busy: bool
+) -> None:
+    name = tmp_path / "moved"
+    name.symlink_to(postgres15.folder)
+    dsn = f"host={name} dbname=postgres user=postgres"
+    store = Connections(dsn, PoolLimits(max_size=2, connection_life_s=0.5), read_only=read_only)
+    store.open()
+
+    async def server() -> int:
+        return int((await store.run([("select current_setting('server_version_num')::int / 10000", {})]))[0][0][0])
+
+    assert await server() == 15
+    name.unlink()
+    name.symlink_to(postgres18.folder)
+    if is_busy:
+        await eventually(lambda: _is(server, 18), within_s=BOUND_S, every_s=0.01)
+    else:
+        await asyncio.sleep(0.6)
+        assert await server() == 18
+    await store.close()
+
+
+async def _is(server: Callable[[], Awaitable[int]], version: int) -> bool:
+    return await server() == version
+
+
 # Slow
 
 
@@ -310,26 +344,43 @@ async def test_reader_reads_and_cannot_write(store: PostgresStore, reader: Postg
         await reader.list_instances(InstanceFilter(), 10, "junk")
 
 
-async def test_options_in_the_dsn_are_kept_beside_ours(server: PostgresServer, shared_database: str) -> None:
-    dsn = psycopg.conninfo.make_conninfo(
-        server.dsn(shared_database), options="-c application_name=mine -c work_mem=5MB"
-    )
+async def test_bounds_and_times_hold_whatever_the_session_is_set_to(server: PostgresServer, fresh_dsn: str) -> None:
+    name = conninfo.conninfo_to_dict(fresh_dsn)["dbname"]
+    with psycopg.connect(fresh_dsn, autocommit=True) as owner:
+        for setting in (
+            "timezone = 'Asia/Tokyo'",
+            "datestyle = 'SQL, DMY'",
+            "intervalstyle = 'iso_8601'",
+            "default_transaction_isolation = 'serializable'",
+            "statement_timeout = 0",
+            "standard_conforming_strings = off",
+        ):
+            owner.execute(f"alter database {name} set {setting}")
+    store = PostgresStore(conninfo.make_conninfo(fresh_dsn, options="-c work_mem=5MB"))
+    await store.open()
+    names = ("work_mem", "statement_timeout", "transaction_isolation", "transaction_read_only")
+    ((settings,),) = await store._connections.run([("select array[{}]".format(
+        ", ".join(f"current_setting('{name}')" for name in names)), {})])  # fmt: skip
+    assert settings[0] == ["5MB", "10s", "read committed", "off"]
+    until = START + timedelta(days=40_000)
+    await store.register_many([joins(1)])
+    await store.set_status_many([turns(1, Status.DRAINING, cause="back\\slash", until=until)])
+    row = await store.get_instance(iid(1))
+    assert row is not None
+    assert (row.drain_until, row.cause, row.started_at.tzinfo) == (until, "back\\slash", timezone.utc)
+    as_of = (await store.list_instances(InstanceFilter(), 10)).as_of
+    assert abs(as_of - datetime.now(timezone.utc)) < timedelta(hours=1)
+    await store.close()
+
+
+async def test_time_that_python_does_not_know_is_an_error_of_ours(dsn: str, db: psycopg.Connection) -> None:
     store = PostgresStore(dsn)
     await store.open()
-    async with store._connections.one() as connection:
-        settings = {}
-        for name in ("work_mem", "timezone", "statement_timeout", "default_transaction_read_only"):
-            cursor = await connection.execute(f"show {name}")
-            row = await cursor.fetchone()
-            assert row is not None
-            settings[name] = row[0]
+    await store.register_many([joins(1)])
+    db.execute("update registry_instance set last_heartbeat = 'infinity'")
+    with pytest.raises(StoreRejectedError, match="years 1 to 9999"):
+        await store.get_instance(iid(1))
     await store.close()
-    assert settings == {
-        "work_mem": "5MB",
-        "timezone": "UTC",
-        "statement_timeout": "10s",
-        "default_transaction_read_only": "off",
-    }
 
 
 async def test_pages_of_the_living_are_read_to_the_end(store: PostgresStore, monkeypatch: pytest.MonkeyPatch) -> None:
