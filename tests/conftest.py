@@ -43,6 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 _OWN_CLUSTERS = {
     "test_quickstart.py",
     "test_embedded_registry.py",
+    "test_right_cluster.py",
     "test_simulation.py",
     "test_processes.py",
     "test_database_outages.py",

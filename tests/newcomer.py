@@ -51,10 +51,12 @@ class Newcomer:
         }
         self.serving: subprocess.Popen[bytes] | None = None
 
-    def run(self, *command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, check: bool = True, **environment: str | None) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end. A variable that is None is not set."""
+        told = {**self.environment, **environment}
         return subprocess.run(
             command,
-            env={**self.environment, **environment},
+            env={name: value for name, value in told.items() if value is not None},
             cwd=self.folder,
             capture_output=True,
             text=True,
