@@ -46,10 +46,10 @@ from seedcore.runtime import store_recipe
 from seedcore.settings import load_settings
 
 _EPILOG = (
-    "Joins the Ray cluster that RAY_ADDRESS names, or else the only one that this user runs on this machine; with several "
-    "of them every command refuses, and lists them. With SEEDCORE_URL set (for example http://127.0.0.1:8000) ls, deaths, "
-    "get, why, watch, health, drain, undrain and deregister ask that deployment over HTTP instead, and every other command "
-    "that needs a cluster refuses. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 there is no such agent, 4 nobody who could "
+    "Joins the Ray cluster that RAY_ADDRESS names, or else the only one that this user runs on this machine; with "
+    "several of them the command refuses and lists them. With SEEDCORE_URL set (for example http://127.0.0.1:8000) "
+    "ls, deaths, get, why, watch, health, drain, undrain and deregister ask that deployment over HTTP instead; the "
+    "other commands refuse. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 there is no such agent, 4 nobody who could "
     "tell can be asked now, 130 interrupted."
 )
 

@@ -103,9 +103,7 @@ def _address_to_join(named: str | None, clusters: Sequence[LocalCluster]) -> str
     # a raylet outlives the head of its cluster for a minute
     living = [cluster for cluster in own if _silence_at(cluster.address) is None]
     if len(living) > 1:
-        raise SeveralClustersError(
-            f"{len(living)} Ray clusters of this user run on this machine: {_shown(living)}"
-        )
+        raise SeveralClustersError(f"{len(living)} Ray clusters of this user run on this machine: {_shown(living)}")
     if living:
         use_own_token()
         return living[0].address

@@ -125,7 +125,8 @@ def _join(settings: Settings, findings: list[Finding]) -> bool:
         findings.append(Finding("Ray", Grade.FAILED, error.why, error.remedy))
         return False
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    findings.append(Finding("Ray", Grade.OK, f"cluster at {address}, version {ray.__version__}, {counted(len(nodes), 'node')}"))
+    told = f"cluster at {address}, version {ray.__version__}, {counted(len(nodes), 'node')}"
+    findings.append(Finding("Ray", Grade.OK, told))
     if settings.pg_dsn is None and len(nodes) > 1 and settings.mode is not Mode.RAY:
         findings.append(
             Finding(

@@ -1,7 +1,7 @@
 """Finds the Ray clusters of this machine. Joins none.
 
-Ray's `address="auto"` takes any cluster that has a node here, of any user, so a command that changes something must not
-use it. What is private of Ray (its processes' command lines, its use of the user's token) is read here and nowhere else.
+Ray's `address="auto"` takes any cluster that has a node here, of any user, at random. What is private of Ray (the
+command lines of its processes, its use of the user's token) is used here and nowhere else.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""Which cluster a command speaks of: the one that is named, or the only one of its user. The clusters here are processes
-with a raylet's command line, and sockets that listen where their heads would."""
+"""Which cluster a command asks: the one that is named, or the only one of its user.
+
+The clusters here are processes with a raylet's command line, and sockets that listen where their heads would.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,7 @@ IN_THE_CLUSTER_ALONE = {
     "demo --down": [],
 }
 # it reports what it finds, line by line
-EXAMINES = {"doctor": []}
+EXAMINES: dict[str, list[str]] = {"doctor": []}
 # these act on a database, on files, or on a cluster of their own
 NO_CLUSTER = {"migrate", "bench", "token new", "token check"}
 COMMAND: Any = typer.main.get_command(app)
@@ -82,9 +84,7 @@ def raylet(monkeypatch: pytest.MonkeyPatch) -> Iterator[Raylet]:
                 head.close()
             words = ["/some/where/raylet", "-c", "echo; read line", f"--gcs-address={address}"]
             process = stack.enter_context(
-                subprocess.Popen(
-                    words, executable="/bin/sh", stdin=subprocess.PIPE, stdout=subprocess.PIPE, user=user
-                )
+                subprocess.Popen(words, executable="/bin/sh", stdin=subprocess.PIPE, stdout=subprocess.PIPE, user=user)
             )
             # a process has a command line a moment after it has started
             assert process.stdout is not None
