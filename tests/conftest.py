@@ -14,6 +14,10 @@ for _name in list(os.environ):
     if _name in _LEAKS or _name.startswith("SEEDCORE_"):
         del os.environ[_name]
 
+from tests import traces  # noqa: E402
+
+_BEGAN_HERE = traces.begin()
+
 from collections.abc import Iterator  # noqa: E402
 from pathlib import Path, PurePath  # noqa: E402
 from typing import Any  # noqa: E402
@@ -44,6 +48,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 _OWN_CLUSTERS = {
     "test_quickstart.py",
     "test_embedded_registry.py",
+    "test_right_cluster.py",
     "test_simulation.py",
     "test_processes.py",
     "test_database_outages.py",
@@ -105,6 +110,27 @@ class _Groups(LoadScopeScheduling):  # type: ignore[misc]
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Groups:
     """Instead of xdist's own: that one marks node ids, which newer versions of pytest do not let it."""
     return _Groups(config, log)
+
+
+_LEFT = pytest.StashKey[list[str]]()
+# Ray's processes end a moment after their driver, and an embedded server after its registry
+_END_S = 30.0
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A run that leaves a process or a file behind has failed. Last: then the workers have ended."""
+    if not _BEGAN_HERE:
+        return
+    # what Ray wrote is of use where something failed
+    left = session.config.stash[_LEFT] = traces.finish(_END_S, keep=session.exitstatus != pytest.ExitCode.OK)
+    if left:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for line in config.stash.get(_LEFT, []):
+        terminalreporter.write_line(f"left behind: {line}", red=True)
 
 
 @pytest.fixture(scope="session")

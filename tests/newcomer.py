@@ -7,10 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,9 @@ import httpx
 import psutil
 import yaml
 
+from tests.children import run, started
 from tests.serving import free_port
+from tests.traces import end, processes_of, short_folder
 from tests.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,36 +48,33 @@ class Newcomer:
             "REGISTRY_BEAT_SEC": "1",
             "SEEDCORE_LEASE_SEC": "3",
             "RAY_TMPDIR": str(folder / "ray"),
+            # what Ray's C++ warns of on stderr, for example on a machine without a network, is none of the command's
+            "RAY_BACKEND_LOG_LEVEL": "error",
             "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}",
         }
-        self.serving: subprocess.Popen[bytes] | None = None
+        self._serving = ExitStack()
+        self._server: subprocess.Popen[bytes] | None = None
 
-    def run(self, *command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command,
-            env={**self.environment, **environment},
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=150,
-            check=check,
-        )
+    def run(self, *command: str, check: bool = True, **environment: str | None) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end. A variable that is None is not set."""
+        told = {**self.environment, **environment}
+        variables = {name: value for name, value in told.items() if value is not None}
+        return run(*command, env=variables, cwd=self.folder, timeout_s=150, check=check)
 
     def serve(self) -> None:
-        with (self.folder / "serve.log").open("ab") as log:
-            self.serving = subprocess.Popen(
-                ["serve", "run", str(self.config)], env=self.environment, cwd=self.folder, stdout=log, stderr=log
-            )
+        """`serve run`, as in a terminal of its own."""
+        log = self._serving.enter_context((self.folder / "serve.log").open("ab"))
+        command = ("serve", "run", self.config)
+        server = started(*command, env=self.environment, cwd=self.folder, stdout=log, stderr=log)
+        self._server = self._serving.enter_context(server)
 
     def find_cluster(self) -> None:
         """Name our cluster to the commands: beside another one on the machine, they would have to guess."""
-        for process in psutil.process_iter(["cmdline"]):
-            line = process.info["cmdline"] or []
-            if any(str(self.folder) in word for word in line):
-                for word in line:
-                    if word.startswith("--gcs-address="):
-                        self.environment["RAY_ADDRESS"] = word.partition("=")[2]
-                        return
+        for process in self.processes():
+            for word in process.cmdline():
+                if word.startswith("--gcs-address="):
+                    self.environment["RAY_ADDRESS"] = word.partition("=")[2]
+                    return
         raise AssertionError("no raylet of ours")
 
     def get(self, path: str) -> dict[str, Any]:
@@ -91,31 +89,38 @@ class Newcomer:
         await eventually(is_ready, within_s=90, every_s=0.3)
 
     def interrupt(self) -> None:
-        assert self.serving is not None
-        self.serving.send_signal(signal.SIGINT)
-        self.serving.wait(60)
+        """Ctrl-C, and everything has ended."""
+        assert self._server is not None
+        self._server.send_signal(signal.SIGINT)
+        self._server.wait(60)
+        ended(lambda: not self.processes())
 
-    def processes(self) -> list[str]:
+    def close(self) -> None:
+        """End what runs, also what Ctrl-C has not ended, which is an error."""
+        try:
+            if self._server is not None and self._server.poll() is None:
+                self.interrupt()
+        finally:
+            self._serving.close()
+            left = end(self.processes())
+        assert not left, left
+
+    def processes(self) -> list[psutil.Process]:
         """Everything that still works in this newcomer's folder."""
-        found = []
-        for process in psutil.process_iter(["cmdline"]):
-            line = " ".join(process.info["cmdline"] or [])
-            if str(self.folder) in line:
-                found.append(line[:120])
-        return found
+        return processes_of(self.folder)
 
 
 @contextmanager
 def a_newcomer() -> Iterator[Newcomer]:
     """One who leaves nothing behind."""
-    folder = Path(tempfile.mkdtemp(prefix="new-", dir="/tmp"))
+    folder = short_folder("new-")
     folder.chmod(0o755)
     newcomer = Newcomer(folder)
-    yield newcomer
-    if newcomer.serving is not None and newcomer.serving.poll() is None:
-        newcomer.interrupt()
-    ended(lambda: not newcomer.processes())
-    shutil.rmtree(folder)
+    try:
+        yield newcomer
+    finally:
+        newcomer.close()
+        shutil.rmtree(folder)
 
 
 def ended(question: Callable[[], bool], within_s: float = 60) -> None:

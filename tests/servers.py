@@ -23,6 +23,7 @@ import psycopg
 from psycopg import conninfo, sql
 
 from seedcore.store.postgres import migrate_database
+from tests.traces import short_folder
 
 TEMPLATE = "registry_template"
 GUARDED_ROLE = "guarded"
@@ -242,7 +243,7 @@ def forget_everything(connection: psycopg.Connection) -> None:
 def running_server(binaries: Path, *initdb_options: str) -> Iterator[PostgresServer]:
     """A server with its template, for as long as the block lasts."""
     # not pytest's tmp_path: a socket's path has about 100 characters at most
-    folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
+    folder = short_folder("pg-")
     try:
         server = PostgresServer(binaries, folder, *initdb_options)
         server.start()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,12 @@ import ray
 from pydantic import SecretStr
 from ray import serve
 
+from seedcore.core.errors import RegistryError
+from seedcore.core.lifecycle import Status
 from seedcore.discovery.access import Right, new_token
 from seedcore.discovery.app import Discovery
 from seedcore.discovery.routes import api
+from seedcore.registry import RegistryClient
 from seedcore.registry.actor import stop_registry
 from seedcore.registry.connection import RegistryConnection
 from seedcore.runtime import start_registry
@@ -68,6 +71,14 @@ class World:
     manager: Tier0MemoryManager
     url: str
     tokens: Tokens
+    joined: list[RegistryClient] = field(default_factory=list)
+
+    async def join(self, logical_id: str, **details: Any) -> RegistryClient:
+        """An instance beside the fleet, dead when the test has ended. It beats when the test says so."""
+        client = RegistryClient(logical_id, settings=self.settings, **details)
+        self.joined.append(client)
+        await client.set_status(Status.ALIVE)
+        return client
 
     def rows(self, query: str, *parameters: object) -> list[tuple[Any, ...]]:
         assert self.settings.pg_dsn is not None
@@ -167,18 +178,19 @@ def deployed(
         **more,
     )
     port = free_port()
-    with pytest.MonkeyPatch.context() as environment:
-        if settings.proxy_networks:
-            environment.setenv("FORWARDED_ALLOW_IPS", "none")
-        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
-    deployment: Any = serve.deployment(name="Discovery", max_ongoing_requests=100, ray_actor_options={"num_cpus": 0})(
-        serve.ingress(api)(Discovery)
-    )
-    serve.run(deployment.bind(settings, False, WATCHERS), name="seedcore", route_prefix="/")
-    yield settings, f"http://127.0.0.1:{port}"
-    serve.shutdown()
-    ray.shutdown()
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as environment:
+            if settings.proxy_networks:
+                environment.setenv("FORWARDED_ALLOW_IPS", "none")
+            ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
+            stack.callback(ray.shutdown)
+            serve.start(http_options={"host": "127.0.0.1", "port": port})
+        stack.callback(serve.shutdown)
+        deployment: Any = serve.deployment(
+            name="Discovery", max_ongoing_requests=100, ray_actor_options={"num_cpus": 0}
+        )(serve.ingress(api)(Discovery))
+        serve.run(deployment.bind(settings, False, WATCHERS), name="seedcore", route_prefix="/")
+        yield settings, f"http://127.0.0.1:{port}"
 
 
 async def following(settings: Settings, url: str, agents: int) -> None:
@@ -207,7 +219,13 @@ async def fleet(server: PostgresServer, settings: Settings, url: str, tokens: To
     )
     assert not made.failures
     await world.settle()
-    yield world
-    server.start()
-    await manager.shutdown_agents(timeout_s=5)
-    await stop_registry(settings.namespace)
+    try:
+        yield world
+    finally:
+        server.start()
+        # or the next test would find them
+        for client in world.joined:
+            with suppress(RegistryError):
+                await client.set_status(Status.DEAD)
+        await manager.shutdown_agents(timeout_s=5)
+        await stop_registry(settings.namespace)

@@ -15,7 +15,7 @@ from seedcore import __version__
 from seedcore.bench import NAMES
 from seedcore.cli import demo as demo_module
 from seedcore.cli.asking import HttpProblemError, NobodyError, NobodySelectedError
-from seedcore.cli.cluster import NoClusterError
+from seedcore.cli.cluster import NoClusterError, NotServedError, SeveralClustersError, require_no_url
 from seedcore.cli.doctor import doctor_command
 from seedcore.cli.fleet import fleet_app
 from seedcore.cli.operating import deregister_command, drain_command, undrain_command
@@ -46,9 +46,10 @@ from seedcore.runtime import store_recipe
 from seedcore.settings import load_settings
 
 _EPILOG = (
-    "Joins the Ray cluster of this machine, or the one that RAY_ADDRESS names; with SEEDCORE_URL set (for example "
-    "http://127.0.0.1:8000) ls, deaths, get, why, watch, health, drain, undrain and deregister ask that deployment "
-    "over HTTP instead. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 there is no such agent, 4 nobody who could "
+    "Joins the Ray cluster that RAY_ADDRESS names, or else the only one that this user runs on this machine; with "
+    "several of them the command refuses and lists them. With SEEDCORE_URL set (for example http://127.0.0.1:8000) "
+    "ls, deaths, get, why, watch, health, drain, undrain and deregister ask that deployment over HTTP instead; the "
+    "other commands refuse. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 there is no such agent, 4 nobody who could "
     "tell can be asked now, 130 interrupted."
 )
 
@@ -117,7 +118,11 @@ def migrate_command(
     if password_file is not None and role is None:
         raise InvalidInputError("--password-file", "goes with --grant")
     password = None if password_file is None else _secret_of(password_file)
-    recipe = store_recipe(load_settings())
+    settings = load_settings()
+    if settings.pg_dsn is None:
+        # the embedded one of this machine is not the deployment's
+        require_no_url(settings)
+    recipe = store_recipe(settings)
     if role is not None:
         asyncio.run(recipe.check_grant(role, with_password=password is not None))
     applied = asyncio.run(recipe.migrate(partial(typer.echo, err=as_json)))
@@ -194,6 +199,8 @@ def exit_code_of(error: RegistryError) -> int:
         return {404: EXIT_NOT_FOUND, 422: EXIT_USAGE, 503: EXIT_CANNOT_KNOW}.get(error.status, EXIT_FAILED)
     if isinstance(error, (NobodyError, NobodySelectedError, NotResolvableError, UnknownInstanceError)):
         return EXIT_NOT_FOUND
+    if isinstance(error, (NotServedError, SeveralClustersError)):
+        return EXIT_USAGE
     if isinstance(error, (CannotKnowError, NoClusterError, RegistryUnavailableError, StoreUnavailableError)):
         return EXIT_CANNOT_KNOW
     if isinstance(error, InvalidInputError):

@@ -132,6 +132,11 @@ class Event(NamedTuple):
 class Asked(Protocol):
     """Whoever answers the command."""
 
+    @property
+    def place(self) -> str:
+        """Which cluster or deployment answers, for people."""
+        ...
+
     async def listing(self, wanted: Wanted) -> InstancePage:
         """Every page of a listing, as one."""
         ...
@@ -161,8 +166,8 @@ class Cluster:
     """Implements Asked: the ladder of discovery, in this process."""
 
     def __init__(self, settings: Settings) -> None:
-        """Joins the cluster. Raises NoClusterError."""
-        join_cluster(settings)
+        """Joins the cluster. Raises what join_cluster does."""
+        self.place = f"Ray cluster at {join_cluster(settings)}, namespace {settings.namespace}"
         self._settings = settings
         # one question is asked faster than everybody is listed
         self._ladder = ladder_of(settings.model_copy(update={"follow": False}))
@@ -210,7 +215,7 @@ class Deployment:
     def __init__(self, url: str, token: SecretStr | None = None) -> None:
         """Tries no connection."""
         self._url = url.rstrip("/")
-        self._shown = without_user(self._url)
+        self.place = without_user(self._url)
         self._headers = {} if token is None else {"Authorization": f"Bearer {token.get_secret_value()}"}
 
     async def listing(self, wanted: Wanted) -> InstancePage:
@@ -263,7 +268,7 @@ class Deployment:
             return kind.model_validate_json(answer.content)
         except ValidationError as error:
             raise RegistryUnavailableError(
-                f"what answers at {self._shown} is no SeedCore deployment of this version: {first_line(error)}"
+                f"what answers at {self.place} is no SeedCore deployment of this version: {first_line(error)}"
             ) from error
 
     @asynccontextmanager
@@ -273,10 +278,10 @@ class Deployment:
             async with httpx.AsyncClient(base_url=self._url, timeout=timeout, headers=self._headers) as client:
                 yield client
         except httpx.InvalidURL as error:
-            raise RegistryUnavailableError(f"{self._shown} is no URL: {error}") from error
+            raise RegistryUnavailableError(f"{self.place} is no URL: {error}") from error
         except httpx.HTTPError as error:
             why = first_line(error) or type(error).__name__
-            raise RegistryUnavailableError(f"{self._shown} does not answer: {why}") from error
+            raise RegistryUnavailableError(f"{self.place} does not answer: {why}") from error
 
 
 def _path_of(logical_id: str) -> str:

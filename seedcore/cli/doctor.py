@@ -121,14 +121,13 @@ def _tokens(file: Path) -> Finding:
 
 def _join(settings: Settings, findings: list[Finding]) -> bool:
     try:
-        join_cluster(settings)
+        address = join_cluster(settings)
     except NoClusterError as error:
-        findings.append(
-            Finding("Ray", Grade.FAILED, error.why, "start `serve run serve_config.yaml`, or set RAY_ADDRESS")
-        )
+        findings.append(Finding("Ray", Grade.FAILED, error.why, error.remedy))
         return False
     nodes = [node for node in session.nodes() if node["Alive"]]
-    findings.append(Finding("Ray", Grade.OK, f"version {ray.__version__}, {counted(len(nodes), 'node')}"))
+    told = f"cluster at {address}, version {ray.__version__}, {counted(len(nodes), 'node')}"
+    findings.append(Finding("Ray", Grade.OK, told))
     if settings.pg_dsn is None and len(nodes) > 1 and settings.mode is not Mode.RAY:
         findings.append(
             Finding(

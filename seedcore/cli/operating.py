@@ -77,9 +77,7 @@ def deregister_command(
     as_json: JsonOption = False,
 ) -> None:
     """Declare agents dead, for good. One that still runs registers again, as a new instance."""
-    if not yes:
-        typer.confirm(f"Declare {shown_ids(agents)} dead?", abort=True, err=True)
-    _turn("deregister", Status.DEAD, agents, None, reason, None, yes=True, as_json=as_json)
+    _turn("deregister", Status.DEAD, agents, None, reason, None, yes=yes, as_json=as_json)
 
 
 def _turn(
@@ -105,7 +103,10 @@ def _turn(
             # who names a node by a slip must not believe that it is drained
             raise NobodySelectedError(verb)
         if not yes:
-            typer.confirm(f"{verb} {len(agents)} agents ({shown_ids(agents)})?", abort=True, err=True)
+            question = f"{verb} {len(agents)} agents ({shown_ids(agents)}) of {source.place}?"
+            typer.confirm(question, abort=True, err=True)
+    elif status is Status.DEAD and not yes:
+        typer.confirm(f"Declare {shown_ids(agents)} of {source.place} dead?", abort=True, err=True)
     turned, failures = answered(_turn_all(source, agents, status, reason, for_s))
     if as_json:
         typer.echo("[" + ",\n".join(answer.model_dump_json(indent=2) for answer in turned) + "]")

@@ -167,12 +167,13 @@ async def _reconnecting(source: Asked, wanted: Wanted, after: str | None) -> Asy
 
 
 def health_command(as_json: JsonOption = False) -> None:
-    """Show how registry, database and fleet are. Exit code 1 where something is wrong."""
-    overview = answered(asked(load_settings()).overview())
+    """Show which cluster answers, and how registry, database and fleet are. Exit code 1 where something is wrong."""
+    source = asked(load_settings())
+    overview = answered(source.overview())
     if as_json:
-        print_json(overview)
+        typer.echo(json.dumps({"cluster": source.place, **overview.model_dump(mode="json")}, indent=2))
     else:
-        show_overview(out, overview)
+        show_overview(out, overview, source.place)
     if troubles(overview):
         raise typer.Exit(EXIT_FAILED)
 

@@ -127,9 +127,10 @@ def show_event(console: Console, data: Mapping[str, Any], before: str | None) ->
     console.print(line, soft_wrap=True)
 
 
-def show_overview(console: Console, overview: OverviewAnswer) -> None:
-    """The fleet, the registry and the database at a glance."""
+def show_overview(console: Console, overview: OverviewAnswer, place: str) -> None:
+    """The fleet, the registry and the database at a glance; `place` is the cluster or the deployment."""
     table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_row("cluster", Text(place))
     rungs = overview.rungs
     unknown = f"{overview.instances}, of unknown status" if overview.instances else "nobody"
     fleet = ", ".join(f"{count} {name}" for name, count in overview.by_status.items() if count) or unknown

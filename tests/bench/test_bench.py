@@ -18,20 +18,20 @@ from seedcore.bench.growth import measure
 from seedcore.bench.report import Figure, Ratio, Result, show, write_json, write_plot
 from seedcore.bench.run import BENCHMARKS
 from seedcore.cli.output import EXIT_USAGE
+from tests.children import run
 
 PROGRAM = Path(sys.executable).parent / "seedcore"
 AGENTS = 100_000
 SECONDS = 300.0
 
 
-def run(*options: str, timeout_s: float = 170) -> subprocess.CompletedProcess[str]:
-    command = [str(PROGRAM), "bench", *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+def bench_command(*options: str, timeout_s: float = 170) -> subprocess.CompletedProcess[str]:
+    return run(PROGRAM, "bench", *options, timeout_s=timeout_s)
 
 
 def test_a_quick_run_prints_a_table_and_writes_json_and_a_plot(tmp_path: Path) -> None:
     figures, plot = tmp_path / "figures.json", tmp_path / "ratios.png"
-    done = run("ingest", "--quick", "--json", str(figures), "--plot", str(plot))
+    done = bench_command("ingest", "--quick", "--json", str(figures), "--plot", str(plot))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "committed / floor" in done.stdout
     told = json.loads(figures.read_text())
@@ -47,13 +47,13 @@ def test_a_quick_run_prints_a_table_and_writes_json_and_a_plot(tmp_path: Path) -
 @pytest.mark.timeout(400)
 def test_every_benchmark_runs(tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
-    done = run("--quick", "--json", str(figures), timeout_s=380)
+    done = bench_command("--quick", "--json", str(figures), timeout_s=380)
     assert done.returncode == 0, done.stdout + done.stderr
     assert [result["name"] for result in json.loads(figures.read_text())["results"]] == list(BENCHMARKS)
 
 
 def test_a_benchmark_that_there_is_not_is_refused_before_anything_runs() -> None:
-    done = run("ingets")
+    done = bench_command("ingets")
     assert done.returncode == EXIT_USAGE
     assert "must be one of ingest, resolve, propagation, death, restart, http, growth, not 'ingets'" in done.stderr
 

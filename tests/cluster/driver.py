@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from typing import Any
 
@@ -56,5 +57,6 @@ if __name__ == "__main__":
         main()
     else:
         settings = load_settings()
-        ray.init(address="auto", namespace=settings.namespace, log_to_driver=False, logging_level="error")
+        address = os.environ["RAY_ADDRESS"]
+        ray.init(address=address, namespace=settings.namespace, log_to_driver=False, logging_level="error")
         sys.stdout.write(json.dumps(asyncio.run({"make": make, "find": find}[what](names))))

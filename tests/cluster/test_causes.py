@@ -22,6 +22,7 @@ from seedcore.registry.connection import RegistryConnection
 from seedcore.registry.lookup import explained, ray_remembers
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
+from tests.children import run
 from tests.cluster.agents import Blocking, Unmakeable, Worker
 from tests.waiting import eventually
 
@@ -97,11 +98,7 @@ async def test_what_its_constructor_raised_is_named(registry: RegistryConnection
 
 async def command(settings: Settings, *words: str) -> subprocess.CompletedProcess[str]:
     environment = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "SEEDCORE_NS": settings.namespace}
-    return await asyncio.to_thread(
-        lambda: subprocess.run(
-            [PROGRAM, *words], capture_output=True, text=True, check=False, env={**os.environ, **environment}
-        )
-    )
+    return await asyncio.to_thread(run, PROGRAM, *words, env={**os.environ, **environment}, timeout_s=90)
 
 
 async def test_who_drains_is_named_when_a_fleet_is_brought_up_again(

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from seedcore.registry import RegistryClient, RegistryConnection
 from seedcore.registry.connection import REGISTRY_NAME
 from seedcore.runtime import start_registry
 from seedcore.settings import Settings
+from tests.traces import short_folder
 from tests.waiting import eventually
 
 
@@ -30,7 +30,7 @@ def processes_of(folder: Path) -> list[str]:
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """A folder that the server's user can pass through."""
-    folder = Path(tempfile.mkdtemp(prefix="reg-", dir="/tmp"))
+    folder = short_folder("reg-")
     folder.chmod(0o755)
     yield folder
     shutil.rmtree(folder)

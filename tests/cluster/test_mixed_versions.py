@@ -23,6 +23,7 @@ from seedcore.registry.connection import REGISTRY_NAME, RegistryConnection
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
 from seedcore.tier0.answers import AgentSpec
+from tests.children import run
 from tests.cluster.agents import Worker
 from tests.cluster.traffic import Traffic
 from tests.versions import NEXT, NEXT_FIELD, lay_out_next, lay_out_tag, previous_tag
@@ -62,15 +63,7 @@ class Version:
         return await asyncio.to_thread(self._python, "driver.py", "command", *words)
 
     def _python(self, *words: str) -> str:
-        ended = subprocess.run(
-            [sys.executable, *words],
-            cwd=self.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=90,
-            check=False,
-        )
+        ended = run(sys.executable, *words, cwd=self.folder, env=self.environment, timeout_s=90)
         assert ended.returncode == 0, (words, ended.stdout, ended.stderr)
         return ended.stdout
 

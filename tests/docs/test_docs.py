@@ -32,9 +32,9 @@ PAGES = sorted(
 
 # somebody's own agent, which the demo has no business with
 _MINE = """
-import asyncio, ray, sys
+import asyncio, os, ray, sys
 from seedcore.tier0 import get_tier0_manager
-ray.init(address="auto", namespace="seedcore")
+ray.init(address=os.environ["RAY_ADDRESS"], namespace="seedcore")
 asyncio.run(get_tier0_manager().create_agent(sys.argv[1], labels={"app": "demo"}))
 """
 

@@ -11,7 +11,6 @@ import os
 import shutil
 import socket
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -48,6 +47,7 @@ from seedcore.tier0 import Tier0MemoryManager
 from seedcore.tier0.answers import AgentSpec
 from tests.faults.proxy import Proxy
 from tests.servers import PostgresServer, embedded_binaries, running_server
+from tests.traces import short_folder
 
 _MARK = "SEEDCORE_TEST_FAULTS_FOLDER"
 _HEAD = {"node:__internal_head__": 0.001}
@@ -61,7 +61,7 @@ _CAUSES_OF_THE_LIVING = ("stopped", "epoch")
 def in_own_environment(module: str) -> Path:
     """The folder of this run; starts the module again where the environment is not ours yet."""
     if _MARK not in os.environ:
-        folder = tempfile.mkdtemp(prefix="sc-", dir="/tmp")
+        folder = str(short_folder("sc-"))
         ours = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SEEDCORE_"))}
         ours |= {
             _MARK: folder,

@@ -10,11 +10,9 @@ import logging
 import os
 import re
 import subprocess
-import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, suppress
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -33,6 +31,7 @@ from seedcore.store.postgres import PostgresStore
 from tests.builders import iid
 from tests.faults.proxy import Proxy
 from tests.servers import PostgresServer
+from tests.traces import short_folder
 from tests.waiting import eventually
 
 logger = logging.getLogger(__name__)
@@ -382,7 +381,7 @@ def out_of_connections(stage: Stage) -> None:
 
 def out_of_disk(stage: Stage) -> None:
     """The tables move to a disk of their own, and somebody fills it."""
-    disk = Path(tempfile.mkdtemp(prefix="disk-", dir="/tmp"))
+    disk = short_folder("disk-")
     stage.mend.callback(disk.rmdir)
     owner = stage.server.folder.stat().st_uid
     mounted = subprocess.run(

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.children import run
+
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = 2
 # the registry killed beside a deaf database, a relay stopped while an agent is killed, an agent killed
@@ -16,8 +18,7 @@ FIRST = 29
 
 def harness(module: str, *options: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
     """In a process of its own, since Ray reads its settings when it is imported."""
-    command = [sys.executable, "-W", "ignore", "-m", module, *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, check=False)
+    return run(sys.executable, "-W", "ignore", "-m", module, *options, cwd=ROOT, timeout_s=timeout_s)
 
 
 @pytest.mark.timeout(300)

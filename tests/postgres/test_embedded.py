@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ import psycopg
 import pytest
 
 from seedcore.store.embedded import EmbeddedPostgres, EmbeddedPostgresError, dsn_if_running
+from tests.traces import short_folder
 
 LINGER_S = 0.4
 GUARD = "seedcore.store.embedded_guard"
@@ -165,7 +165,7 @@ def start_holder() -> Iterator[Callable[..., Holder]]:
 def root() -> Iterator[Path]:
     """A folder that all may pass through; whatever runs in it ends with the test."""
     # not pytest's tmp_path: as root, the server's user could not pass through that
-    root = Path(tempfile.mkdtemp(prefix="emb-", dir="/tmp"))
+    root = short_folder("emb-")
     root.chmod(0o755)
     yield root
     end_all(root)
@@ -196,7 +196,7 @@ class Shelf:
 
 @pytest.fixture(scope="module")
 def shelf() -> Iterator[Shelf]:
-    place = Path(tempfile.mkdtemp(prefix="emb-", dir="/tmp"))
+    place = short_folder("emb-")
     place.chmod(0o755)
     yield Shelf(place)
     shutil.rmtree(place)

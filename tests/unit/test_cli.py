@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from seedcore.bench.death import Watcher, first_refusal_after
 from seedcore.cli.app import app, exit_code_of, message_of
 from seedcore.cli.asking import HttpProblemError, NobodyError
-from seedcore.cli.cluster import NoClusterError
+from seedcore.cli.cluster import NoClusterError, NotServedError, SeveralClustersError
 from seedcore.cli.fleet import FleetFile, read_fleet, specs_of
 from seedcore.cli.output import parse_duration
 from seedcore.cli.steering import objection_to_flip
@@ -216,6 +216,8 @@ def test_a_fleet_file_that_is_not_there_is_told_so(tmp_path: Path) -> None:
         (HttpProblemError(422, "wrong"), 2),
         (InvalidInputError("a", "wrong"), 2),
         (NoClusterError("Could not find any running Ray instance"), 4),
+        (SeveralClustersError("2 Ray clusters"), 2),
+        (NotServedError(), 2),
     ],
 )
 def test_a_script_is_told_by_the_exit_code_what_went_wrong(error: RegistryError, code: int) -> None:

@@ -15,17 +15,10 @@ import httpx
 import pytest
 
 from seedcore.core.lifecycle import Status
-from seedcore.registry import RegistryClient
 from seedcore.registry.actor import stop_registry
 from seedcore.runtime import start_registry
 from tests.serving import FLEET, WATCHERS, World
 from tests.waiting import eventually
-
-
-async def joined(world: World, logical_id: str, **details: Any) -> RegistryClient:
-    client = RegistryClient(logical_id, settings=world.settings, **details)
-    await client.set_status(Status.ALIVE)
-    return client
 
 
 async def listed(world: World, query: str) -> list[str]:
@@ -66,8 +59,8 @@ async def next_event(events: AsyncIterator[dict[str, Any]], *names: str) -> dict
 
 
 async def test_filters_select_by_every_property_of_an_instance(world: World) -> None:
-    red = await joined(world, "red", organ_id="eye", labels={"tier": "a", "gpu": ""})
-    blue = await joined(world, "blue", organ_id="ear", labels={"tier": "b"})
+    red = await world.join("red", organ_id="eye", labels={"tier": "a", "gpu": ""})
+    blue = await world.join("blue", organ_id="ear", labels={"tier": "b"})
     await eventually(lambda: _is_listed(world, "red", "blue"))
     assert await listed(world, "organ=eye") == ["red"]
     assert await listed(world, "selector=" + quote("tier in (a, b), !gpu")) == ["blue"]
@@ -78,8 +71,9 @@ async def test_filters_select_by_every_property_of_an_instance(world: World) -> 
     assert await listed(world, "node=elsewhere") == []
 
     async def is_fresh(query: str) -> bool:
-        # nobody beats for it
+        # nobody beats for them
         await red.beat()
+        await blue.beat()
         return await listed(world, f"{query}verdict=fresh&organ=eye") == ["red"]
 
     await eventually(lambda: is_fresh(""))
@@ -89,8 +83,6 @@ async def test_filters_select_by_every_property_of_an_instance(world: World) -> 
         answer = await world.ask("GET", f"/v1/instances?{bad}")
         assert answer.status_code == 422, (bad, answer.text)
         assert answer.headers["content-type"] == "application/problem+json"
-    for client in (red, blue):
-        await client.set_status(Status.DEAD)
 
 
 async def _is_listed(world: World, *names: str) -> bool:
@@ -106,7 +98,7 @@ async def test_an_unchanged_list_costs_nothing(world: World) -> None:
     assert etag == f'W/"{page["stream"]}:{page["version"]}"'
     again = await world.ask("GET", "/v1/instances?organ=none", headers={"If-None-Match": etag})
     assert (again.status_code, again.content) == (304, b"")
-    newcomer = await joined(world, "newcomer")
+    newcomer = await world.join("newcomer")
     await eventually(lambda: _is_listed(world, "newcomer"))
     # what was not asked for changes nothing
     position = f"{page['stream']}:{page['version']}"
@@ -201,7 +193,7 @@ async def test_what_cannot_be_done_is_refused_and_changes_nothing(world: World) 
 
 
 async def test_a_deregistered_agent_is_gone_for_good_and_its_history_says_why(world: World) -> None:
-    client = await joined(world, "goner/with a slash")
+    client = await world.join("goner/with a slash")
     path, instance_id = quote("goner/with a slash", safe=""), client.instance_id
     answer = await world.ask("DELETE", f"/v1/agents/{path}?reason=no+longer+needed")
     assert answer.status_code == 200, answer.text
@@ -213,7 +205,7 @@ async def test_a_deregistered_agent_is_gone_for_good_and_its_history_says_why(wo
     assert [(row["instance_id"], row["cause"]) for row in last] == [
         (instance_id, "by an operator (writer): no longer needed")
     ]
-    other = await joined(world, "one of two")
+    other = await world.join("one of two")
     gone = await world.ask("DELETE", f"/v1/instances/{other.instance_id}")
     assert gone.json()["instance"]["status"] == "dead"
     assert (await client.beat()).dead == (instance_id,)
@@ -227,8 +219,8 @@ async def test_watchers_are_told_what_they_want_and_go_on_where_they_were(world:
     at = f"{page['stream']}:{page['version']}"
     async with watching(world, f"after={at}&organ=eye") as events:
         assert (await next_event(events, "state"))["data"]["current"] is True
-        other = await joined(world, "other", organ_id="ear")
-        eye = await joined(world, "eye", organ_id="eye")
+        other = await world.join("other", organ_id="ear")
+        eye = await world.join("eye", organ_id="eye")
         event = await next_event(events, "change", "reset")
         assert event["event"] == "change"
         assert (event["data"]["logical_id"], event["data"]["instance"]["organ_id"]) == ("eye", "eye")
@@ -303,7 +295,7 @@ async def test_watchers_are_told_that_the_registry_is_away_and_then_what_changed
 
 
 async def test_the_overview_counts_the_fleet_and_tells_how_everything_is(world: World) -> None:
-    client = await joined(world, "counted", organ_id="heart")
+    client = await world.join("counted", organ_id="heart")
 
     async def overview() -> dict[str, Any]:
         seen = await world.get("/v1/overview")
