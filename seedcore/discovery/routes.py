@@ -17,7 +17,7 @@ from fastapi_offline import FastAPIOffline
 from ray import serve
 
 from seedcore import __version__
-from seedcore.core.errors import CannotKnowError, InvalidInputError, NotResolvableError
+from seedcore.core.errors import CannotKnowError, FollowersFullError, InvalidInputError, NotResolvableError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import MAX_KEPT_S, MAX_PAGE, MAX_REASON_CHARS, InstanceFilter, Verdict
 from seedcore.core.selector import MAX_SELECTOR_CHARS, parse_labels, parse_selector
@@ -209,7 +209,9 @@ async def watch(
         raise InvalidInputError("status", "changes are of the living, and tell every verdict: filter what comes")
     if wanted.epoch is not None:
         raise InvalidInputError("epoch", "changes are of the epoch that is shown")
-    feed = require_feed(replica.ladder, replica.max_watchers)
+    if replica.rates.open_feeds > replica.max_watchers:
+        raise FollowersFullError(replica.max_watchers)
+    feed = require_feed(replica.ladder)
     position = last_event_id if last_event_id is not None else after
     start = Position.parsed(position) if position is not None else None
     selected = wanted if request.query_params.get("status") else replace(wanted, statuses=None)
