@@ -17,6 +17,7 @@ from seedcore.core.ports import InstanceReader
 from seedcore.discovery.access import Access, check_proxies, is_behind_haproxy
 from seedcore.discovery.ladder import DiscoveryLadder
 from seedcore.discovery.overview import Overviews
+from seedcore.discovery.pages import AnswerCache
 from seedcore.discovery.traffic import Rates
 from seedcore.registry.connection import NoRegistry, RegistryConnection
 from seedcore.registry.directory import RayDirectory
@@ -83,6 +84,7 @@ class Discovery:
         check_proxies(settings)
         self.access = Access(settings, listening_host(), knows_peers=not is_behind_haproxy())
         self.rates = Rates(settings.http_max_requests_a_s, max(1, max_requests // 2), max(1, max_watchers // 2))
+        self.answers = AnswerCache()
         self._connection = _connection_of(settings)
         self.ladder = ladder_of(settings, self._connection)
         self.overviews = Overviews(settings, self.ladder)
