@@ -21,6 +21,8 @@ from seedcore.core.model import MAX_EPOCH_CHARS, MAX_ID_CHARS, check_text
 
 BEATS_A_LEASE = 3
 
+_HOST = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*|\[[0-9a-f:.]+\]")
+
 
 class Mode(str, Enum):
     """Where callers look: Ray's listing alone, the registry then the listing, or the registry first."""
@@ -99,6 +101,13 @@ def _networks(value: str) -> str:
             raise ValueError(f"must be networks like 10.0.0.0/8, not {text[:80]!r}") from None
         if network.prefixlen == 0:
             raise ValueError(f"must be the networks of proxies, and {text} is everybody")
+    return value
+
+
+def _hosts(value: str) -> str:
+    for text in _parts(value):
+        if _HOST.fullmatch(text.lower()) is None:
+            raise ValueError(f"must be names like seedcore.example or *.seedcore.example, no port, not {text[:80]!r}")
     return value
 
 
@@ -196,6 +205,12 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("SEEDCORE_HTTP_TRUSTED_HEADER"),
         description="that header: read or write",
     )
+    http_allowed_hosts: Annotated[str, AfterValidator(_hosts)] = Field(
+        "",
+        validation_alias=AliasChoices("SEEDCORE_HTTP_ALLOWED_HOSTS"),
+        description="names, with commas between them, that access without a token may be asked by beside this machine's "
+        "own; *.seedcore.example is every name below it",
+    )
     http_max_requests_a_s: Annotated[float, Field(ge=1, le=1_000_000)] = Field(
         500,
         validation_alias=AliasChoices("SEEDCORE_HTTP_MAX_REQUESTS_PER_SEC"),
@@ -275,6 +290,11 @@ class Settings(BaseSettings):
     def proxy_networks(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
         """The networks of trusted proxies."""
         return tuple(map(ipaddress.ip_network, _parts(self.http_trusted_proxies)))
+
+    @property
+    def allowed_hosts(self) -> tuple[str, ...]:
+        """The names that access without a token may be asked by, in lower case."""
+        return tuple(name.lower() for name in _parts(self.http_allowed_hosts))
 
     @property
     def effective_lease_s(self) -> float:

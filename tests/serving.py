@@ -8,6 +8,7 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -164,9 +165,10 @@ def deployed(
     tokens: Tokens | None = None,
     dsn: str | None = None,
     lease_s: float = 4.0,
+    environment: Mapping[str, str] = MappingProxyType({}),
     **more: Any,
 ) -> Iterator[tuple[Settings, str]]:
-    """Ray, Serve and discovery, which here does not restart the registry by itself."""
+    """Ray, Serve and discovery, which here does not restart the registry by itself. `environment` is of every node."""
     settings = Settings(
         namespace=namespace,
         pg_dsn=SecretStr(dsn if dsn is not None else server.dsn(server.create_database())),
@@ -179,9 +181,11 @@ def deployed(
     )
     port = free_port()
     with ExitStack() as stack:
-        with pytest.MonkeyPatch.context() as environment:
+        with pytest.MonkeyPatch.context() as patched:
             if settings.proxy_networks:
-                environment.setenv("FORWARDED_ALLOW_IPS", "none")
+                patched.setenv("FORWARDED_ALLOW_IPS", "none")
+            for name, value in environment.items():
+                patched.setenv(name, value)
             ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
             stack.callback(ray.shutdown)
             serve.start(http_options={"host": "127.0.0.1", "port": port})

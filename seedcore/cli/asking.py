@@ -200,7 +200,7 @@ class Cluster:
         position = None if after is None else Position.parsed(after)
         ladder = ladder_of(self._settings.model_copy(update={"follow": True}))
         try:
-            feed = require_feed(ladder, 1)
+            feed = require_feed(ladder)
             if not await ladder.until_current(_FOLLOWED_S):
                 raise RegistryUnavailableError(f"it could not be followed within {_FOLLOWED_S:g} s")
             async for name, data, at in happenings(ladder, feed, position, wanted.filter()):

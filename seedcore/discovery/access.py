@@ -12,12 +12,15 @@ import ipaddress
 import logging
 import os
 import secrets
+import socket
 import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum
 from pathlib import Path
+
+import ray
 
 from seedcore.core.errors import ConfigurationError, InvalidInputError
 from seedcore.core.model import check_text
@@ -34,6 +37,9 @@ _PREFIX = "sct_"
 _HASH = "sha256:"
 _VARIABLE = "SEEDCORE_HTTP_TOKENS_FILE"
 _FORWARDED = "FORWARDED_ALLOW_IPS"
+_HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
+# Serve starts this actor only beside HAProxy, on the head node
+_HAPROXY_ACTOR = "SERVE_PROXY_ACTOR-fallback-"
 _MAX_TOLD = 10
 
 
@@ -196,14 +202,15 @@ class TokenFile:
 class Access:
     """Decides what each request may do, by the settings and the address that Serve listens on."""
 
-    def __init__(self, settings: Settings, host: str | None) -> None:
-        """`host` None: not known, and taken as public."""
+    def __init__(self, settings: Settings, host: str | None, *, knows_peers: bool = True) -> None:
+        """`host` None: not known, and treated as public. `knows_peers` False: the peer of every request is a hop of
+        Serve's own, and identifies no caller."""
         self.tokens = None if settings.http_tokens_file is None else TokenFile(settings.http_tokens_file)
+        self.knows_peers = knows_peers
         self._proxies = settings.proxy_networks
         self._header = settings.http_trusted_header.lower().encode("ascii")
         self.anonymous = _anonymous_right(settings, host)
-        # what only this machine may do, no page of another site may do by way of this machine's browser
-        self._is_local_alone = settings.http_anonymous is None and self.anonymous > Right.NONE
+        self._hosts = _AllowedHosts(settings, host)
 
     def caller(self, headers: Iterable[tuple[bytes, bytes]], peer: str | None, now: datetime) -> Caller:
         """Who asks, by the headers of the request and the address it came from."""
@@ -223,14 +230,48 @@ class Access:
             return self.tokens.owner_of(secret.strip(), now)
         if scheme:
             return Caller(Right.NONE, problem="it must be a bearer token")
-        if self._is_local_alone and not _is_local_name(told.get(b"host", b"").decode("latin-1")):
-            return Caller(Right.NONE, problem="without a token only localhost may read here, asked by that name")
+        if self.anonymous > Right.NONE:
+            # a page of another site can point its own name at this address, and read by way of a browser here
+            problem = self._hosts.problem_of(told.get(b"host", b"").decode("latin-1"))
+            if problem is not None:
+                return Caller(Right.NONE, problem=problem)
         return Caller(self.anonymous)
 
     def trusts(self, peer: str | None) -> bool:
         """Whether it is the address of a trusted proxy."""
-        address = plain_address(peer or "")
+        address = plain_address(peer or "") if self.knows_peers else None
         return address is not None and any(address in network for network in self._proxies)
+
+
+class _AllowedHosts:
+    """The names that access without a token may be asked by: this machine's own, and those of the setting.
+
+    No other site can make a browser send an IP address as the host of its own page, so where the settings grant access
+    to a network, every address is accepted.
+    """
+
+    def __init__(self, settings: Settings, host: str | None) -> None:
+        self._is_local_alone = settings.http_anonymous is None
+        listed = settings.allowed_hosts
+        self._names = {name for name in listed if not name.startswith("*.")}
+        self._suffixes = tuple(name.removeprefix("*") for name in listed if name.startswith("*."))
+        if not self._is_local_alone:
+            self._names |= {name.lower() for name in (host, settings.ip_address, socket.gethostname()) if name}
+
+    def problem_of(self, header: str) -> str | None:
+        """Why a Host header is refused, or None."""
+        name = _host_name(header)
+        if name == "" or name.endswith(".localhost") or is_loopback(name):
+            # no header at all is not a browser's
+            return None
+        if name in self._names or (self._suffixes and name.endswith(self._suffixes)):
+            return None
+        if not self._is_local_alone and plain_address(name.strip("[]")) is not None:
+            return None
+        return (
+            f"without a token this deployment is asked by its own name, not {name[:80]!r}: use localhost, send a token, "
+            f"or add the name to SEEDCORE_HTTP_ALLOWED_HOSTS"
+        )
 
 
 def plain_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -246,14 +287,35 @@ def check_proxies(settings: Settings) -> None:
     """Raise ConfigurationError where the address of a trusted proxy could be made up.
 
     Serve's HTTP server, uvicorn, takes the address of who asks from X-Forwarded-For where FORWARDED_ALLOW_IPS, by
-    itself this machine, allows that; then it is the word of the caller. `none` allows nobody.
+    itself this machine, allows that; then it is the word of the caller. `none` allows nobody. Behind Serve's HAProxy
+    every request has HAProxy's address.
     """
-    if settings.proxy_networks and os.environ.get(_FORWARDED) != "none":
+    if not settings.proxy_networks:
+        return
+    if is_behind_haproxy():
+        raise ConfigurationError(
+            "SEEDCORE_HTTP_TRUSTED_PROXIES",
+            f"must be empty where Serve runs HAProxy ({_HAPROXY}=1): every request then has the address of HAProxy, so "
+            f"any caller could send {settings.http_trusted_header}; unset one of the two, or use tokens",
+        )
+    if os.environ.get(_FORWARDED) != "none":
         raise ConfigurationError(
             _FORWARDED,
-            "must be `none` on every Ray node where SEEDCORE_HTTP_TRUSTED_PROXIES is set: otherwise whoever is on this "
+            "must be `none` on every Ray node where SEEDCORE_HTTP_TRUSTED_PROXIES is set: otherwise a process on this "
             "machine could write the address of a trusted proxy into X-Forwarded-For",
         )
+
+
+def is_behind_haproxy() -> bool:
+    """Whether Serve's HAProxy forwards the requests of this cluster: it hides the address of who asks.
+
+    Serve decides that by the environment of its controller, which may be another node's: then the cluster tells.
+    """
+    if os.environ.get(_HAPROXY, "0") == "1":
+        return True
+    if not ray.is_initialized():
+        return False
+    return any(actor["name"].startswith(_HAPROXY_ACTOR) for actor in ray.util.list_named_actors(all_namespaces=True))
 
 
 def check_bind(settings: Settings, host: str | None) -> None:
@@ -277,10 +339,10 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _is_local_name(host: str) -> bool:
-    """Whether a Host header names this machine as only this machine does; none at all is no browser's."""
-    name = host.rpartition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]
-    return name == "" or name.endswith(".localhost") or is_loopback(name)
+def _host_name(header: str) -> str:
+    """The name in a Host header, without its port, in lower case."""
+    name = header.rpartition("]")[0] + "]" if header.startswith("[") else header.partition(":")[0]
+    return name.lower().rstrip(".")
 
 
 def _anonymous_right(settings: Settings, host: str | None) -> Right:

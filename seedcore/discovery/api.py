@@ -343,7 +343,8 @@ def instance_out(instance: Instance) -> InstanceOut:
     return InstanceOut.model_validate(instance)
 
 
-def _listed_out(instance: Instance, listing: Listing) -> InstanceOut:
+def listed_out(instance: Instance, listing: Listing) -> InstanceOut:
+    """One instance of a page as the API shows it."""
     shown = instance_out(instance)
     if listing.source is not Source.POSTGRES:
         shown.verdict = listing.verdicts.get(instance.instance_id, Verdict.FRESH).value
@@ -357,22 +358,15 @@ def page_of(listing: Listing | NameListing) -> InstancePage:
     if isinstance(listing, NameListing):
         items = [InstanceOut(logical_id=name, actor_name=name) for name in listing.names]
     else:
-        items = [_listed_out(instance, listing) for instance in listing.items]
+        items = [listed_out(instance, listing) for instance in listing.items]
     stream = listing.stream if isinstance(listing, Listing) else None
     return InstancePage(items=items, next_cursor=listing.next_cursor, stream=stream, **stamp_of(listing))
 
 
-def resolve_answer(answer: Answer[list[Resolution]]) -> ResolveAnswer:
-    """Resolutions as the API shows them."""
-    results = [
-        ResolutionOut(
-            logical_id=found.logical_id,
-            instance=instance_out(found.instance) if found.instance is not None else None,
-            why=found.why,
-        )
-        for found in answer.value
-    ]
-    return ResolveAnswer(results=results, **stamp_of(answer))
+def resolution_out(found: Resolution) -> ResolutionOut:
+    """One resolution as the API shows it."""
+    shown = None if found.instance is None else instance_out(found.instance)
+    return ResolutionOut(logical_id=found.logical_id, instance=shown, why=found.why)
 
 
 def resolve_by_name(logical_ids: Sequence[str], listing: NameListing) -> ResolveAnswer:

@@ -14,10 +14,11 @@ from ray.serve.context import _get_global_client
 from seedcore.core.errors import RegistryError, RegistryUnavailableError, StoreUnavailableError
 from seedcore.core.feed import Feed
 from seedcore.core.ports import InstanceReader
-from seedcore.discovery.access import Access, check_proxies
-from seedcore.discovery.guard import Rates
+from seedcore.discovery.access import Access, check_proxies, is_behind_haproxy
 from seedcore.discovery.ladder import DiscoveryLadder
 from seedcore.discovery.overview import Overviews
+from seedcore.discovery.pages import AnswerCache
+from seedcore.discovery.traffic import Rates
 from seedcore.registry.connection import NoRegistry, RegistryConnection
 from seedcore.registry.directory import RayDirectory
 from seedcore.registry.follower import Follower
@@ -75,14 +76,15 @@ class Discovery:
         max_watchers: int = MAX_WATCHERS,
         max_requests: int = 4 * MAX_WATCHERS,
     ) -> None:
-        """`max_requests` are what Serve lets a replica have at once, `max_watchers` of them of /v1/watch. One address
+        """`max_requests` are what Serve lets a replica have at once, `max_watchers` of them of /v1/watch. One caller
         may have half of them."""
         self.max_watchers = max_watchers
         log_to_stderr(settings.log_format)
         self.settings = settings
         check_proxies(settings)
-        self.access = Access(settings, listening_host())
+        self.access = Access(settings, listening_host(), knows_peers=not is_behind_haproxy())
         self.rates = Rates(settings.http_max_requests_a_s, max(1, max_requests // 2), max(1, max_watchers // 2))
+        self.answers = AnswerCache()
         self._connection = _connection_of(settings)
         self.ladder = ladder_of(settings, self._connection)
         self.overviews = Overviews(settings, self.ladder)

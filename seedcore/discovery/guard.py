@@ -1,24 +1,22 @@
-"""What every request passes first: how many there may be, who asks, and whether that is allowed. What is not named here
-needs a right, so that a new route is closed until it is opened."""
+"""What every request passes first: how much of it there may be, who asks, and whether that is allowed. A route that is
+not listed here needs a right, so that a new route is closed until it is opened."""
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from ipaddress import IPv6Network
 from time import monotonic
 
 from ray import serve
+from ray.exceptions import RayError
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from seedcore.discovery.access import Access, Caller, Right, plain_address
 from seedcore.discovery.problems import own_fault, problem
+from seedcore.discovery.traffic import Rates, UnreadBytes
 from seedcore.registry.clock import utc_now
-
-MAX_PEERS = 10_000
-BURST_S = 2.0
 
 # the page asks for a token by itself; whoever probes has none
 _OPEN = frozenset({"/", "/healthz", "/readyz", "/v1/access", "/docs", "/openapi.json"})
@@ -37,41 +35,11 @@ STATE = "seedcore_caller"
 STILL = "seedcore_may_still"
 """In the state of a request: whether it would still be allowed now, for answers that last."""
 
+CHUNK_BYTES = 128 * 1024
+"""Longer bodies leave in parts of this size, and count as unread until Serve's proxy has sent them."""
+
 _SITE_BITS = 64
-
-
-class Rates:
-    """Requests of each address a second: a bucket each, of the addresses that came last. And how many of them are at
-    work at once, `feeds` apart, so that nobody takes all that a replica can do."""
-
-    def __init__(self, per_s: float, at_once: int = 500, feeds: int = 125) -> None:
-        self._per_s = per_s
-        self._at_once = {False: at_once, True: feeds}
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
-        self._at_work: Counter[tuple[str, bool]] = Counter()
-
-    @contextmanager
-    def at_work(self, peer: str, *, is_feed: bool) -> Iterator[bool]:
-        """Whether one more of the peer's requests may be worked at now; for as long as that takes."""
-        key = peer, is_feed
-        is_allowed = self._at_work[key] < self._at_once[is_feed]
-        self._at_work[key] += is_allowed
-        try:
-            yield is_allowed
-        finally:
-            self._at_work[key] -= is_allowed
-            if not self._at_work[key]:
-                del self._at_work[key]
-
-    def wait_s(self, peer: str, now_s: float) -> float:
-        """Takes one of the peer's requests and answers 0, or how long until there is one again."""
-        left, at_s = self._buckets.pop(peer, (self._per_s * BURST_S, now_s))
-        left = min(self._per_s * BURST_S, left + (now_s - at_s) * self._per_s)
-        is_allowed = left >= 1.0
-        self._buckets[peer] = (left - 1.0 if is_allowed else left, now_s)
-        if len(self._buckets) > MAX_PEERS:
-            self._buckets.popitem(last=False)
-        return 0.0 if is_allowed else (1.0 - left) / self._per_s
+_THIS_MACHINE = "this machine"
 
 
 class Guard:
@@ -87,54 +55,120 @@ class Guard:
             await self._app(scope, receive, send)
             return
         access, rates = self._judges()
-        peer = scope["client"][0] if scope.get("client") else None
+        peer = scope["client"][0] if access.knows_peers and scope.get("client") else None
         path = _path(scope)
         needed = needed_right(scope["method"], path)
-        has_started = False
-        is_head = scope["method"] == "HEAD" and path != _FEED
+        is_feed = path == _FEED
+        is_head = scope["method"] == "HEAD" and not is_feed
         if is_head:
             # as GET, without what that sends: probes and proxies ask so
             scope = {**scope, "method": "GET"}
 
-        async def send_with_headers(message: Message) -> None:
-            nonlocal has_started
-            if message["type"] == "http.response.start":
-                has_started = True
-                known = {name.lower() for name, _ in message["headers"]}
-                added = [header for header in _HEADERS if header[0] not in known]
-                message = {**message, "headers": [*message["headers"], *added]}
-            elif is_head:
-                message = {**message, "body": b""}
-            await send(message)
-
         def caller_now() -> Caller:
             return access.caller(scope["headers"], peer, utc_now())
 
-        async def work() -> None:
-            refusal = _refusal(caller := caller_now(), needed)
+        caller = caller_now()
+        is_bounded = not access.trusts(peer)
+        key = f"{_machine_of(scope, peer)} {caller.name or ''}"
+        exchange = _Exchange(receive, send, rates.unread, key, is_head=is_head, is_bounded=is_bounded)
+        wait_s = rates.wait_s(key, monotonic()) if is_bounded else 0.0
+        with rates.at_work(key, is_feed=is_feed, is_bounded=is_bounded) as is_allowed, exchange:
+            if wait_s > 0 or not is_allowed:
+                await _too_many(wait_s)(scope, exchange.receive, exchange.send)
+                return
+            refusal = _refusal(caller, needed)
             if refusal is not None:
-                await refusal(scope, receive, send_with_headers)
+                await refusal(scope, exchange.receive, exchange.send)
                 return
             scope.setdefault("state", {})[STATE] = caller
             scope["state"][STILL] = lambda: _refusal(caller_now(), needed) is None
             try:
-                await self._app(scope, receive, send_with_headers)
+                await self._app(scope, exchange.receive, exchange.send)
             except Exception:
                 # who logs it comes after us, and would answer without our headers
-                if not has_started:
-                    await own_fault()(scope, receive, send_with_headers)
+                if not exchange.has_started:
+                    await own_fault()(scope, exchange.receive, exchange.send)
                 raise
+            # the bound of feeds, and of bytes, lasts until the caller has read
+            if is_feed or exchange.is_long:
+                await exchange.until_sent()
 
-        if access.trusts(peer):
-            await work()
+
+class _Exchange:
+    """A request's body and its answer on their way, and the bytes that they hold."""
+
+    def __init__(
+        self, receive: Receive, send: Send, unread: UnreadBytes, key: str, *, is_head: bool, is_bounded: bool
+    ) -> None:
+        self._receive = receive
+        self._send = send
+        self._unread = unread
+        self._key = key
+        self._is_head = is_head
+        self._share = 0.5 if is_bounded else 1.0
+        self._held = 0
+        self._is_refused = False
+        self._is_complete = False
+        self.has_started = False
+        self.is_long = False
+
+    def __enter__(self) -> _Exchange:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._held:
+            self._unread.give_back(self._key, self._held)
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message.get("body") and not self._take(len(message["body"])):
+            raise HTTPException(429, "too many bodies are being read at once; again in 1 s", {"Retry-After": "1"})
+        return message
+
+    async def send(self, message: Message) -> None:
+        if self._is_refused:
             return
-        key = _key_of(scope, peer)
-        wait_s = rates.wait_s(key, monotonic())
-        with rates.at_work(key, is_feed=path == _FEED) as is_allowed:
-            if wait_s == 0 and is_allowed:
-                await work()
-            else:
-                await _too_many(wait_s)(scope, receive, send_with_headers)
+        if message["type"] == "http.response.start":
+            length = 0 if self._is_head else _length_of(message)
+            self.is_long = length > CHUNK_BYTES
+            if self.is_long and not self._take(length):
+                self._is_refused, self.is_long = True, False
+                await _too_much_unread()({"type": "http"}, self._receive, self._send_started)
+                return
+        await self._send_started(message)
+
+    async def _send_started(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.has_started = True
+            known = {name.lower() for name, _ in message["headers"]}
+            added = [header for header in _HEADERS if header[0] not in known]
+            await self._send({**message, "headers": [*message["headers"], *added]})
+            return
+        body = b"" if self._is_head else message.get("body", b"")
+        more_body = message.get("more_body", False)
+        for start in range(0, len(body) or 1, CHUNK_BYTES):
+            is_last = start + CHUNK_BYTES >= len(body)
+            part = body[start : start + CHUNK_BYTES]
+            await self._send({**message, "body": part, "more_body": more_body or not is_last})
+        self._is_complete = not more_body
+
+    async def until_sent(self) -> None:
+        """Wait until the server has sent the answer to the caller, or the caller has gone.
+
+        ASGI has one message for both. A server waits with the last part until the connection has taken those before.
+        """
+        try:
+            while self._is_complete and (await self._receive())["type"] != "http.disconnect":
+                pass
+        except RayError:
+            # Serve's proxy has ended, and what it held is gone
+            return
+
+    def _take(self, count: int) -> bool:
+        if not self._unread.take(self._key, count, share=self._share):
+            return False
+        self._held += count
+        return True
 
 
 def needed_right(method: str, path: str) -> Right:
@@ -149,13 +183,17 @@ def _judges_of_replica() -> tuple[Access, Rates]:
     return replica.access, replica.rates
 
 
-def _key_of(scope: Scope, peer: str | None) -> str:
-    """By whom requests are counted: an address; of IPv6 the network, of which one machine has as many as it likes."""
+def _machine_of(scope: Scope, peer: str | None) -> str:
+    """The machine that a request comes from: one caller, however many addresses it has.
+
+    This machine has all of 127.0.0.0/8, and by default may write any address into X-Forwarded-For. Of IPv6, a machine
+    has as many addresses of its network as it likes.
+    """
     told = b", ".join(value for name, value in scope["headers"] if name == b"x-forwarded-for").decode("latin-1")
-    if peer is None or peer in told:
-        # the address may be the caller's own word
-        return ""
-    address = plain_address(peer)
+    address = plain_address((peer or "").partition("%")[0])
+    here = plain_address((scope.get("server") or ("",))[0] or "")
+    if peer is None or peer in told or (address is not None and (address.is_loopback or address == here)):
+        return _THIS_MACHINE
     if address is not None and address.version == 6:
         return str(IPv6Network((address, _SITE_BITS), strict=False))
     return str(address or peer)
@@ -167,14 +205,24 @@ def _path(scope: Scope) -> str:
     return path[len(root) :] if root and path.startswith(root) else path
 
 
+def _length_of(start: Message) -> int:
+    declared = next((value for name, value in start["headers"] if name.lower() == b"content-length"), b"0")
+    return int(declared)
+
+
 def _too_many(wait_s: float) -> Response:
     wait = str(max(1, round(wait_s)))
     return problem(
         429,
         "TooManyRequests",
-        f"this address asks too often, or too much at once; again in {wait} s",
+        f"this caller asks too often, or too much at once; again in {wait} s",
         {"Retry-After": wait},
     )
+
+
+def _too_much_unread() -> Response:
+    detail = "this caller has not read the answers that it asked for: read them, or ask for shorter pages (limit)"
+    return problem(429, "TooManyRequests", detail, {"Retry-After": "1"})
 
 
 def _refusal(caller: Caller, needed: Right) -> Response | None:

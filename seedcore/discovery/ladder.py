@@ -52,6 +52,10 @@ from seedcore.registry.metrics import CallerMetrics
 
 logger = logging.getLogger(__name__)
 
+PAGES_AT_ONCE = 8
+"""How many answers of the registry or the database are held while they are made smaller: each may have MAX_PAGE
+instances, of which one may have MAX_METADATA_BYTES and as much again in labels."""
+
 ReaderFactory = Callable[[], Awaitable[InstanceReader]]
 
 
@@ -102,6 +106,7 @@ class DiscoveryLadder:
         self._finder = finder
         self._reader: InstanceReader | None = None
         self._opening = asyncio.Lock()
+        self._paging = asyncio.Semaphore(PAGES_AT_ONCE)
 
     async def close(self) -> None:
         """Follow no more, and release the reader's connections."""
@@ -161,6 +166,10 @@ class DiscoveryLadder:
         view = None if consistent else self.view()
         if view is not None and view.knows(wanted):
             return _listing_of(view, wanted, after, limit)
+        async with self._paging:
+            return await self._list_elsewhere(wanted, limit, cursor)
+
+    async def _list_elsewhere(self, wanted: InstanceFilter, limit: int, cursor: str | None) -> Listing | NameListing:
         incomplete: Listing | None = None
         problems: list[str] = []
         try:
@@ -204,6 +213,10 @@ class DiscoveryLadder:
             found_all = _resolved_in(view, logical_ids, allow_late)
             if found_all is not None:
                 return found_all
+        async with self._paging:
+            return await self._resolve_elsewhere(logical_ids, allow_late=allow_late)
+
+    async def _resolve_elsewhere(self, logical_ids: Sequence[str], *, allow_late: bool) -> Answer[list[Resolution]]:
         incomplete: Answer[list[Resolution]] | None = None
         try:
             answer = await self._connection.resolve(logical_ids, allow_late=allow_late)
@@ -291,14 +304,15 @@ class DiscoveryLadder:
         return Answer(steps, source, utc_now(), 0, complete=True)
 
     async def deaths(self, limit: int, cursor: str | None = None, within_s: float | None = None) -> Listing:
-        """Who died, the last first. Raises InvalidInputError or CannotKnowError."""
-        try:
-            return await self._connection.deaths(limit, cursor, within_s)
-        except (RegistryUnavailableError, StoreUnavailableError) as error:
+        """Dead instances, the last first. Raises InvalidInputError or CannotKnowError."""
+        async with self._paging:
             try:
-                return await (await self._open_reader()).deaths(limit, cursor, within_s)
-            except StoreUnavailableError as own:
-                raise CannotKnowError("*", f"{error}; {own}") from own
+                return await self._connection.deaths(limit, cursor, within_s)
+            except (RegistryUnavailableError, StoreUnavailableError) as error:
+                try:
+                    return await (await self._open_reader()).deaths(limit, cursor, within_s)
+                except StoreUnavailableError as own:
+                    raise CannotKnowError("*", f"{error}; {own}") from own
 
     async def instance(self, instance_id: str) -> Answer[Instance]:
         """One instance, dead or alive. Raises UnknownInstanceError, InvalidInputError or CannotKnowError."""

@@ -17,9 +17,10 @@ from fastapi_offline import FastAPIOffline
 from ray import serve
 
 from seedcore import __version__
-from seedcore.core.errors import CannotKnowError, InvalidInputError, NotResolvableError
+from seedcore.core.errors import CannotKnowError, FollowersFullError, InvalidInputError, NotResolvableError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import MAX_KEPT_S, MAX_PAGE, MAX_REASON_CHARS, InstanceFilter, Verdict
+from seedcore.core.paging import encode_death_cursor
 from seedcore.core.selector import MAX_SELECTOR_CHARS, parse_labels, parse_selector
 from seedcore.discovery import page
 from seedcore.discovery.access import Caller, Right
@@ -40,8 +41,6 @@ from seedcore.discovery.api import (
     TurnedAnswer,
     agent_answer,
     instance_out,
-    page_of,
-    resolve_answer,
     resolve_by_name,
     rungs_out,
     stamp_of,
@@ -50,11 +49,11 @@ from seedcore.discovery.api import (
 )
 from seedcore.discovery.app import Discovery
 from seedcore.discovery.guard import STATE, STILL, Guard
+from seedcore.discovery.pages import page_json, resolve_json
 from seedcore.discovery.problems import BODY, NOT_FOUND, PROBLEMS, REFUSED, install, problem_media_type
 from seedcore.discovery.watch import Position, events, require_feed
 from seedcore.registry.clock import utc_now
 
-_MAX_ANSWERS = 100
 _MAX_ETAGS = 20
 
 
@@ -122,7 +121,6 @@ async def only_known_parameters(request: Request) -> None:
 
 # the scheme is named here for the document alone
 v1 = APIRouter(prefix="/v1", dependencies=[Depends(_bearer), Depends(only_known_parameters)])
-_answers: dict[tuple[object, ...], str] = {}
 
 
 @v1.get("/access", responses={429: PROBLEMS[429]}, tags=["health"])
@@ -159,23 +157,24 @@ async def list_instances(
         list[str] | None, Header(description="ETags of earlier answers, with commas between them: as `since`")
     ] = None,
 ) -> Response:
-    """A page of instances in the order of logical id."""
+    """A page of instances in the order of logical id.
+
+    It has fewer than `limit` where they would have more than 1 MiB of JSON: `next_cursor` says that there are more.
+    """
     known = [Position.parsed(since)] if since is not None else _positions_of(if_none_match or [])
     view = None if consistent else replica.ladder.view()
     if view is None or not view.knows(wanted):
         listing = await replica.ladder.list_instances(wanted, limit, cursor, consistent=consistent)
-        return _json(page_of(listing).model_dump_json())
+        return _json(page_json(listing))
     headers = {"ETag": f'W/"{view.stream}:{view.version}"', "Cache-Control": "no-cache"}
     if any(replica.ladder.is_unchanged(position.stream, position.version, wanted) for position in known):
         return Response(status_code=304, headers=headers)
     # the same question about the same version has the same answer
     question = (request.url.query, view.stream, view.version, view.as_of)
-    body = _answers.get(question)
+    body = replica.answers.get(question)
     if body is None:
-        body = page_of(await replica.ladder.list_instances(wanted, limit, cursor)).model_dump_json()
-        if len(_answers) >= _MAX_ANSWERS:
-            _answers.clear()
-        _answers[question] = body
+        body = page_json(await replica.ladder.list_instances(wanted, limit, cursor))
+        replica.answers.put(question, body)
     return _json(body, headers)
 
 
@@ -209,7 +208,9 @@ async def watch(
         raise InvalidInputError("status", "changes are of the living, and tell every verdict: filter what comes")
     if wanted.epoch is not None:
         raise InvalidInputError("epoch", "changes are of the epoch that is shown")
-    feed = require_feed(replica.ladder, replica.max_watchers)
+    if replica.rates.open_feeds > replica.max_watchers:
+        raise FollowersFullError(replica.max_watchers)
+    feed = require_feed(replica.ladder)
     position = last_event_id if last_event_id is not None else after
     start = Position.parsed(position) if position is not None else None
     selected = wanted if request.query_params.get("status") else replace(wanted, statuses=None)
@@ -240,7 +241,7 @@ async def get_history(
     return HistoryAnswer(logical_id=logical_id, transitions=transitions_out(answer.value), **stamp_of(answer))
 
 
-@v1.get("/deaths", responses=PROBLEMS, tags=["fleet"])
+@v1.get("/deaths", responses=PROBLEMS, response_model=InstancePage, tags=["fleet"])
 async def get_deaths(
     replica: Replica,
     within_s: Annotated[
@@ -248,9 +249,12 @@ async def get_deaths(
     ] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
     cursor: Annotated[str | None, Query(description="next_cursor of the page before")] = None,
-) -> InstancePage:
-    """Who died and why, of every agent and epoch that is remembered, the last first."""
-    return page_of(await replica.ladder.deaths(limit, cursor, within_s))
+) -> Response:
+    """Dead instances and why they died, of every agent and epoch that is remembered, the last first.
+
+    It has fewer than `limit` where they would have more than 1 MiB of JSON: `next_cursor` says that there are more.
+    """
+    return _json(page_json(await replica.ladder.deaths(limit, cursor, within_s), encode_death_cursor))
 
 
 _CHANGES = {**PROBLEMS, **NOT_FOUND, **REFUSED, **BODY}
@@ -285,14 +289,15 @@ async def deregister_instance(replica: Replica, who: Who, instance_id: str, reas
     return InstanceAnswer(instance=instance_out(answer.value), **stamp_of(answer))
 
 
-@v1.post("/resolve", responses={**PROBLEMS, **BODY}, tags=["agents"])
-async def resolve_over_http(replica: Replica, request: ResolveRequest) -> ResolveAnswer:
-    """The best instance of each agent, or why there is none."""
+@v1.post("/resolve", responses={**PROBLEMS, **BODY}, response_model=ResolveAnswer, tags=["agents"])
+async def resolve_over_http(replica: Replica, request: ResolveRequest) -> Response:
+    """The best instance of each agent, or why there is none. 422 where that would have more than 8 MiB of JSON."""
     try:
-        return resolve_answer(await replica.ladder.resolve(request.logical_ids, allow_late=request.allow_late))
+        answer = await replica.ladder.resolve(request.logical_ids, allow_late=request.allow_late)
     except CannotKnowError:
         names = await replica.ladder.names_among(request.logical_ids)
-        return resolve_by_name(request.logical_ids, names)
+        return _json(resolve_by_name(request.logical_ids, names).model_dump_json().encode())
+    return _json(resolve_json(answer))
 
 
 @v1.get("/epoch", responses=PROBLEMS, tags=["fleet"])
@@ -328,7 +333,7 @@ async def readyz(replica: Replica, who: Who) -> JSONResponse:
     return JSONResponse(body.model_dump(), status_code=200 if rungs.is_ready else 503)
 
 
-def _json(body: str, headers: dict[str, str] | None = None) -> Response:
+def _json(body: bytes, headers: dict[str, str] | None = None) -> Response:
     return Response(body, media_type="application/json", headers=headers)
 
 

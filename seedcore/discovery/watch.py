@@ -7,12 +7,15 @@ import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
-from seedcore.core.errors import CannotKnowError, FollowersFullError, InvalidInputError
+from seedcore.core.errors import CannotKnowError, InvalidInputError
 from seedcore.core.feed import Feed, FeedChange
 from seedcore.core.model import InstanceFilter
 from seedcore.core.waiting import within
 from seedcore.discovery.api import instance_out
 from seedcore.discovery.ladder import DiscoveryLadder
+
+MAX_FEED_BYTES = 512 * 1024
+"""Of one answer: Serve's proxy keeps what a watcher does not read, so a longer feed is asked for again."""
 
 _STATE_S = 2.0
 _LINGER_S = 0.05
@@ -37,13 +40,11 @@ class Position:
         return f"{self.stream}:{self.version}"
 
 
-def require_feed(ladder: DiscoveryLadder, max_watchers: int) -> Feed:
-    """The feed that can be watched here. Raises CannotKnowError, or FollowersFullError where too many watch."""
+def require_feed(ladder: DiscoveryLadder) -> Feed:
+    """The feed that can be watched here. Raises CannotKnowError."""
     feed = ladder.feed
     if feed is None:
         raise CannotKnowError("*", "this deployment follows no registry (SEEDCORE_FOLLOW, SEEDCORE_MODE)")
-    if feed.followers >= max_watchers:
-        raise FollowersFullError(max_watchers)
     return feed
 
 
@@ -79,11 +80,17 @@ async def events(
     wanted: InstanceFilter,
     may_still: Callable[[], bool],
 ) -> AsyncIterator[str]:
-    """The same as text/event-stream. It ends where the watcher may not read any more, asked every two seconds."""
+    """The same as text/event-stream. It ends where the watcher may not read any more, asked every two seconds, and
+    after MAX_FEED_BYTES: the watcher goes on from the id of the last event."""
+    sent = 0
     async for name, data, at in happenings(ladder, feed, position, wanted):
         if name == "state" and not may_still():
             return
-        yield f"event: {name}\nid: {at}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n"
+        event = f"event: {name}\nid: {at}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n"
+        yield event
+        sent += len(event)
+        if sent >= MAX_FEED_BYTES:
+            return
 
 
 async def _until_news(news: asyncio.Event) -> None:

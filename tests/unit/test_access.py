@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -14,23 +15,28 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from seedcore.core.errors import ConfigurationError, InvalidInputError
+from seedcore.core.waiting import end
 from seedcore.discovery.access import (
     Access,
     Right,
     TokenFile,
     check_bind,
     check_proxies,
+    is_behind_haproxy,
     is_loopback,
     new_token,
     parse_tokens,
 )
-from seedcore.discovery.guard import MAX_PEERS, STATE, Guard, Rates, needed_right
-from seedcore.settings import Settings
+from seedcore.discovery.guard import STATE, Guard, needed_right
+from seedcore.discovery.traffic import MAX_CALLERS, Rates
+from seedcore.settings import Settings, load_settings
 from tests.waiting import eventually
 
 NOW = datetime(2026, 3, 1, tzinfo=timezone.utc)
 LOOPBACK = "127.0.0.1"
 PUBLIC = "0.0.0.0"
+# of this machine, on its network
+LAN = "10.20.30.40"
 
 
 @pytest.fixture
@@ -59,7 +65,13 @@ async def answered(_scope: Scope, _receive: Receive, _send: Send) -> None:
 def asker(access: Access, rates: Rates | None = None, peer: str = LOOPBACK) -> Callable[..., Awaitable[httpx.Response]]:
     """Asks a guarded application that answers everything."""
     judges = access, rates if rates is not None else Rates(1000)
-    transport = httpx.ASGITransport(Guard(answered, lambda: judges), client=(peer, 1))
+    guard = Guard(answered, lambda: judges)
+
+    async def server(scope: Scope, receive: Receive, send: Send) -> None:
+        # a connection of a machine to itself has one address at both ends
+        await guard({**scope, "server": (LAN, 8000)}, receive, send)
+
+    transport = httpx.ASGITransport(server, client=(peer, 1))
 
     async def ask(method: str, path: str, token: str | None = None, **headers: str) -> httpx.Response:
         shown = {} if token is None else {"Authorization": f"Bearer {token}"}
@@ -227,6 +239,32 @@ def test_an_address_that_could_be_made_up_is_no_proxys(monkeypatch: pytest.Monke
     check_proxies(settings)
 
 
+# Serve's HAProxy
+
+
+def test_no_proxy_is_trusted_where_haproxy_hides_the_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "none")
+    assert is_behind_haproxy()
+    with pytest.raises(ConfigurationError, match=r"^SEEDCORE_HTTP_TRUSTED_PROXIES: must be empty .*HA_PROXY=1.*$"):
+        check_proxies(settings_of(SEEDCORE_HTTP_TRUSTED_PROXIES="10.0.0.0/8"))
+    check_proxies(settings_of())
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "0")
+    assert not is_behind_haproxy()
+
+
+async def test_where_addresses_are_hidden_callers_are_told_apart_by_their_tokens(tokens: dict[str, str]) -> None:
+    settings = settings_of(SEEDCORE_HTTP_TOKENS_FILE=tokens["file"], SEEDCORE_HTTP_TRUSTED_PROXIES="10.0.0.0/8")
+    access, rates = Access(settings, PUBLIC, knows_peers=False), Rates(2)
+    believed = await asker(access, rates, peer="10.0.0.1")(*READ, **{"X-SeedCore-Right": "write"})
+    assert believed.status_code == 401
+    for address in ("10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"):
+        flooded = await asker(access, rates, peer=address)(*READ)
+    assert flooded.status_code == 429
+    assert (await asker(access, rates, peer="10.0.0.1")(*READ, tokens["reader"])).status_code == 200
+    assert (await asker(access, rates, peer="10.0.0.1")(*READ, tokens["writer"])).status_code == 200
+
+
 # A browser that another site has sent here
 
 
@@ -247,8 +285,60 @@ def test_an_address_that_could_be_made_up_is_no_proxys(monkeypatch: pytest.Monke
 )
 async def test_what_only_this_machine_may_read_is_asked_by_its_own_name(host: str, expected: int) -> None:
     assert (await asker(Access(settings_of(), LOOPBACK))(*READ, Host=host)).status_code == expected
-    open_to_all = Access(settings_of(SEEDCORE_HTTP_ANONYMOUS="read"), LOOPBACK)
-    assert (await asker(open_to_all)(*READ, Host=host)).status_code == 200
+
+
+@pytest.mark.parametrize("right", ["read", "write"])
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("localhost", 200),
+        ("LOCALHOST.:8000", 200),
+        # no other site can make a browser name an address
+        ("10.0.0.1:8000", 200),
+        ("[fd00::1]:8000", 200),
+        ("seedcore.example:8000", 200),
+        ("SeedCore.Example", 200),
+        ("a.fleet.example", 200),
+        ("a.b.fleet.example", 200),
+        ("10.9.8.7", 200),
+        (socket.gethostname(), 200),
+        ("fleet.example", 401),
+        ("evilfleet.example", 401),
+        ("seedcore.example.evil.example", 401),
+        ("evil.example", 401),
+        ("10.0.0.1.evil.example", 401),
+        ("evil.example:127.0.0.1", 401),
+        ("[", 401),
+    ],
+)
+async def test_every_right_without_a_token_is_asked_by_a_name_that_is_allowed(
+    right: str, host: str, expected: int, tokens: dict[str, str]
+) -> None:
+    said = {"SEEDCORE_HTTP_ANONYMOUS": right, "SEEDCORE_HTTP_TOKENS_FILE": tokens["file"], "POD_IP": "10.9.8.7"}
+    said["SEEDCORE_HTTP_ALLOWED_HOSTS"] = "seedcore.example, *.fleet.example"
+    ask = asker(Access(settings_of(**said), PUBLIC))
+    request = READ if right == "read" else WRITE
+    answer = await ask(*request, Host=host)
+    assert answer.status_code == expected
+    assert expected == 200 or "SEEDCORE_HTTP_ALLOWED_HOSTS" in answer.json()["detail"]
+    # another site has no token to send
+    assert (await ask(*request, tokens["writer"], Host=host)).status_code == 200
+    assert (await ask(*OPEN, Host=host)).status_code == 200
+
+
+async def test_names_that_are_allowed_are_so_where_only_this_machine_may_read_too() -> None:
+    ask = asker(Access(settings_of(SEEDCORE_HTTP_ALLOWED_HOSTS="seedcore.example"), LOOPBACK))
+    assert (await ask(*READ, Host="seedcore.example:8000")).status_code == 200
+    assert (await ask(*READ, Host="10.0.0.1")).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "said", ["*", "*.", "a.example:8000", "http://a.example", "a..example", "-a.example", "a b.example", "*.*.example"]
+)
+def test_what_is_no_name_of_a_host_stops_the_start(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEEDCORE_HTTP_ALLOWED_HOSTS", said)
+    with pytest.raises(ConfigurationError, match="SEEDCORE_HTTP_ALLOWED_HOSTS: must be names like"):
+        load_settings()
 
 
 # The file
@@ -412,6 +502,44 @@ async def test_one_machine_of_many_ipv6_addresses_is_counted_as_one() -> None:
     assert (await asker(access, rates, peer="2001:db8:0:1::1")(*READ)).status_code == 200
 
 
+@pytest.mark.parametrize("addresses", [("127.0.0.1", "127.0.0.2", "127.255.3.4", "::1", "::ffff:127.0.0.9", LAN)])
+async def test_this_machine_is_one_caller_by_whichever_of_its_addresses(addresses: tuple[str, ...]) -> None:
+    judges = Access(settings_of(), LOOPBACK), Rates(2, feeds=2)
+    statuses = []
+    for address in addresses:
+        for headers in ({}, {"X-Forwarded-For": f"203.0.113.9, {address}"}):
+            statuses.append((await asker(*judges, peer=address)(*READ, **headers)).status_code)
+    # made up, as uvicorn takes it from this machine
+    statuses.append((await asker(*judges, peer="203.0.113.9")(*READ, **{"X-Forwarded-For": "203.0.113.9"})).status_code)
+    assert statuses == [200] * 4 + [429] * (len(statuses) - 4)
+    assert (await asker(*judges, peer="192.0.2.1")(*READ)).status_code == 200
+
+
+async def test_feeds_of_this_machine_are_bounded_together_by_whichever_address() -> None:
+    async def endless(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.Event().wait()
+
+    judges = Access(settings_of(), LOOPBACK), Rates(1000, feeds=3)
+    guard = Guard(endless, lambda: judges)
+
+    async def watch(peer: str) -> int:
+        transport = httpx.ASGITransport(guard, client=(peer, 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return (await client.get("/v1/watch")).status_code
+
+    watching = [asyncio.create_task(watch(peer)) for peer in ("127.0.0.1", "127.0.0.2", "::1")]
+    await eventually(lambda: judges[1].open_feeds == 3)
+    assert [await watch(peer) for peer in ("127.9.9.9", "::ffff:127.0.0.3")] == [429, 429]
+    await end(*watching)
+    assert judges[1].open_feeds == 0
+
+
+@pytest.mark.parametrize("address", ["fe80::1%eth0", "2001:db8::1"])
+async def test_an_address_of_any_kind_is_counted(address: str) -> None:
+    ask = asker(Access(settings_of(), LOOPBACK), Rates(1), peer=address)
+    assert [(await ask(*READ)).status_code for _ in range(3)] == [200, 200, 429]
+
+
 async def test_one_address_has_only_so_much_worked_at_at_once() -> None:
     may_end = asyncio.Event()
 
@@ -468,9 +596,9 @@ def test_requests_are_counted_by_the_second_and_addresses_are_bounded() -> None:
     assert rates.wait_s("a", 0.0) == pytest.approx(0.1)
     assert rates.wait_s("b", 0.0) == 0.0
     assert rates.wait_s("a", 0.15) == 0.0
-    for number in range(MAX_PEERS + 10):
+    for number in range(MAX_CALLERS + 10):
         rates.wait_s(f"peer {number}", 1.0)
-    assert len(rates._buckets) == MAX_PEERS
+    assert len(rates._buckets) == MAX_CALLERS
 
 
 # Secrets
