@@ -92,8 +92,8 @@ class Feed:
         cause: str | None = None,
         version: int | None = None,
     ) -> None:
-        """Record a change of an instance or of its verdict. `before` is None for a new instance, `after` is None for one
-        that has ended; `cause` is the cause of its death. A copy of a feed passes the `version` that it received."""
+        """Record a change of an instance or of its verdict. `before` is None for a new instance, `after` for an ended
+        one; `cause` is the cause of its death. A copy of a feed passes the `version` that it received."""
         self.version = self.version + 1 if version is None else version
         entry = _Entry(self.version, before, after, verdict, cause)
         if len(self._entries) == self._entries.maxlen:
