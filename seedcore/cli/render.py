@@ -1,4 +1,4 @@
-"""Answers as tables and as lines."""
+"""Prints answers as tables and lines."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _STYLE = {
     "suspect": "red",
     "dead": "red",
 }
-_STEPS_SHOWN = 10
+_TRANSITIONS_SHOWN = 10
 
 
 def show_listing(console: Console, page: InstancePage) -> None:
-    """A table of instances, and what the answer is worth."""
+    """Print a table of instances, with the source and completeness of the answer."""
     table = _table("AGENT", "STATUS", "VERDICT", "ORGAN", "NODE", "PID", "LAST BEAT", "INSTANCE")
     for item in page.items:
         table.add_row(
@@ -48,7 +48,7 @@ def show_listing(console: Console, page: InstancePage) -> None:
 
 
 def show_agent(console: Console, agent: AgentAnswer) -> None:
-    """One agent: the living, then those that were, then their steps."""
+    """Print one agent: its live instances, its earlier instances, and their transitions."""
     console.print(Text(agent.logical_id, style="bold"))
     live = _table("INSTANCE", "STATUS", "VERDICT", "SILENT", "ACTOR", "NODE", "PID", "EPOCH")
     for observed in agent.live:
@@ -79,12 +79,12 @@ def show_agent(console: Console, agent: AgentAnswer) -> None:
         )
     if agent.history:
         console.print(past)
-    _show_steps(console, agent.transitions)
-    console.print(_worth(agent) if agent.complete else f"source: {agent.source}, history unknown now", style="dim")
+    _show_transitions(console, agent.transitions)
+    console.print(_worth(agent) if agent.complete else f"source: {agent.source}, history not available", style="dim")
 
 
 def show_deaths(console: Console, page: InstancePage) -> None:
-    """Who died, as a table, the last first."""
+    """Print a table of deaths, the most recent first."""
     table = _table("DIED", "AGENT", "CAUSE", "ORGAN", "NODE", "PID", "EPOCH")
     for row in page.items:
         table.add_row(
@@ -97,24 +97,24 @@ def show_deaths(console: Console, page: InstancePage) -> None:
             Text(row.cluster_epoch or "-"),
         )
     console.print(table)
-    more = "" if page.next_cursor is None else "; there are more (--limit)"
+    more = "" if page.next_cursor is None else "; more exist (raise --limit)"
     console.print(f"{counted(len(page.items), 'death')}{more}", style="dim")
 
 
 def show_reason(console: Console, reason: Reason, agent: AgentAnswer) -> None:
-    """Why an agent is as it is, and how it came to that."""
+    """Print the state of an agent, its reason, advice, and the transitions that led to it."""
     line = Text.assemble((reason.logical_id, "bold"), " is ", _state(reason.state), f": {reason.why}")
     console.print(line, soft_wrap=True)
     if reason.since is not None:
         console.print(f"since {_time(reason.since)}, {_ago(reason.since)}", style="dim")
     if reason.advice is not None:
-        told = reason.advice if reason.actor_id is None else reason.advice.replace("ACTOR_ID", reason.actor_id)
-        console.print(Text(told), soft_wrap=True)
-    _show_steps(console, agent.transitions)
+        advice = reason.advice if reason.actor_id is None else reason.advice.replace("ACTOR_ID", reason.actor_id)
+        console.print(Text(advice), soft_wrap=True)
+    _show_transitions(console, agent.transitions)
 
 
 def show_event(console: Console, data: Mapping[str, Any], before: str | None) -> None:
-    """One change, as a line."""
+    """Print one change as a line."""
     instance = data["instance"]
     now = instance["status"] if instance is not None else "dead"
     line = Text.assemble((datetime.now().astimezone().strftime("%H:%M:%S "), "dim"), (data["logical_id"], "bold"), " ")
@@ -128,11 +128,11 @@ def show_event(console: Console, data: Mapping[str, Any], before: str | None) ->
 
 
 def show_overview(console: Console, overview: OverviewAnswer, place: str) -> None:
-    """The fleet, the registry and the database at a glance; `place` is the cluster or the deployment."""
+    """Print a summary of the fleet, the registry and the database; `place` is the cluster or the deployment."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_row("cluster", Text(place))
     rungs = overview.rungs
-    unknown = f"{overview.instances}, of unknown status" if overview.instances else "nobody"
+    unknown = f"{overview.instances}, status unknown" if overview.instances else "none"
     fleet = ", ".join(f"{count} {name}" for name, count in overview.by_status.items() if count) or unknown
     if overview.by_verdict:
         fleet += " (" + ", ".join(f"{count} {name}" for name, count in overview.by_verdict.items()) + ")"
@@ -144,7 +144,7 @@ def show_overview(console: Console, overview: OverviewAnswer, place: str) -> Non
         table.add_row(name, Text(state, style="green" if state == "ok" else "red"))
     report = overview.registry
     if report is not None:
-        rate = "-" if report.beats_per_s is None else f"{report.beats_per_s:.0f} a second"
+        rate = "-" if report.beats_per_s is None else f"{report.beats_per_s:.0f} per second"
         table.add_row("beats", f"{rate}, every {report.beat_interval_s:g} s, lease {report.lease_s:g} s")
         table.add_row(
             "last flush", f"{report.flush_s * 1000:.0f} ms; {counted(report.pending_changes, 'change')} waiting"
@@ -152,7 +152,7 @@ def show_overview(console: Console, overview: OverviewAnswer, place: str) -> Non
         table.add_row("deaths", f"{counted(report.watched, 'agent')} watched by {counted(report.relays, 'relay')}")
         if report.watch_problem is not None:
             table.add_row("", Text(report.watch_problem, style="red"))
-        table.add_row("expiry", Text("frozen", style="red") if report.is_frozen else "at work")
+        table.add_row("expiry", Text("frozen", style="red") if report.is_frozen else "active")
         table.add_row("actor", f"pid {report.pid}, term {report.term}, version {report.code_version}")
         for note in report.notes:
             table.add_row("note", Text(note))
@@ -161,25 +161,25 @@ def show_overview(console: Console, overview: OverviewAnswer, place: str) -> Non
 
 
 def show_turned(console: Console, answers: Sequence[TurnedAnswer], lasts: str = "") -> None:
-    """What became of each agent; `lasts` says how long it stays so."""
+    """Print the result for each agent. `lasts` describes how long the new status lasts."""
     for answer in answers:
         for result in answer.results:
             line = Text.assemble((answer.logical_id, "bold"), " ")
             if result.status is None:
-                line.append("is as it was", style="red")
+                line.append("is unchanged", style="red")
             else:
                 line.append("is ").append_text(_state(result.status)).append(lasts)
             if result.why is not None:
                 line.append(
                     f": {result.why}"
                     if result.durable
-                    else f"; not in the database yet, and lost if the registry is: {result.why}"
+                    else f"; not committed yet, and lost if the registry ends before it is: {result.why}"
                 )
             console.print(line, soft_wrap=True)
 
 
 def show_epochs(console: Console, records: Sequence[EpochRecord]) -> None:
-    """A table of epochs, newest first."""
+    """Print a table of epochs, newest first."""
     table = _table("EPOCH", "NUMBER", "STATE", "LIVE", "STAGED", "SHOWN", "RETIRED")
     for record in records:
         table.add_row(
@@ -195,7 +195,7 @@ def show_epochs(console: Console, records: Sequence[EpochRecord]) -> None:
 
 
 def epochs_json(records: Sequence[EpochRecord]) -> str:
-    """The epochs as a JSON list, times in ISO 8601."""
+    """Return the epochs as a JSON list, with times in ISO 8601."""
     return json.dumps([{**asdict(record), "state": record.state} for record in records], indent=2, default=str)
 
 
@@ -208,23 +208,23 @@ def _table(*columns: str, title: str | None = None) -> Table:
 def _show_details(console: Console, row: InstanceOut) -> None:
     if row.status == "draining":
         until = "" if row.drain_until is None else f", until {_time(row.drain_until)}"
-        console.print(Text(f"draining: {row.cause or 'it said so'}{until}", style=_STYLE["draining"]))
-    for name, told in (("labels", row.labels), ("metadata", row.metadata)):
-        if told:
-            console.print(Text(f"{name}: {json.dumps(told, ensure_ascii=False)}", style="dim"))
+        console.print(Text(f"draining: {row.cause or 'reported by the agent'}{until}", style=_STYLE["draining"]))
+    for name, values in (("labels", row.labels), ("metadata", row.metadata)):
+        if values:
+            console.print(Text(f"{name}: {json.dumps(values, ensure_ascii=False)}", style="dim"))
 
 
-def _show_steps(console: Console, steps: Sequence[TransitionOut]) -> None:
-    if not steps:
+def _show_transitions(console: Console, transitions: Sequence[TransitionOut]) -> None:
+    if not transitions:
         return
-    table = _table("WHEN", "INSTANCE", "STEP", "CAUSE", title="What happened, newest first")
-    for step in steps[:_STEPS_SHOWN]:
-        came_from = "registered, " if step.from_status is None else f"{step.from_status} -> "
+    table = _table("TIME", "INSTANCE", "TRANSITION", "CAUSE", title="Transitions, newest first")
+    for one in transitions[:_TRANSITIONS_SHOWN]:
+        came_from = "registered, " if one.from_status is None else f"{one.from_status} -> "
         table.add_row(
-            _time(step.at),
-            _short(step.instance_id),
-            Text(came_from).append_text(_state(step.to_status)),
-            Text((step.cause or "") + ("" if step.until is None else f", until {_time(step.until)}")),
+            _time(one.at),
+            _short(one.instance_id),
+            Text(came_from).append_text(_state(one.to_status)),
+            Text((one.cause or "") + ("" if one.until is None else f", until {_time(one.until)}")),
         )
     console.print(table)
 

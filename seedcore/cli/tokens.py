@@ -1,4 +1,4 @@
-"""`seedcore token new|check`: secrets for callers of the HTTP API, and the file of their hashes."""
+"""`seedcore token new|check`: tokens for the HTTP API, and the file of their hashes."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ class _Granted(str, Enum):
 
 @token_app.command("new")
 def token_new(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is: one word, kept in the history.")],
-    right: Annotated[_Granted, typer.Option(help="What it allows; write has read in it.")] = _Granted.READ,
-    expires: Annotated[str | None, typer.Option(help="It ends after 12h, 90d; default: never.")] = None,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the owner: one word. The history records it.")],
+    right: Annotated[_Granted, typer.Option(help="Right of the token; write includes read.")] = _Granted.READ,
+    expires: Annotated[str | None, typer.Option(help="Lifetime, such as 12h or 90d. Default: no end.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a token. The secret is shown once, for its owner; the line goes into SEEDCORE_HTTP_TOKENS_FILE.
+    """Create a token. Add the printed line to the file that SEEDCORE_HTTP_TOKENS_FILE names.
 
-    The line alone is on stdout: `seedcore token new ci >> tokens`.
+    The line goes to stdout (`seedcore token new ci >> tokens`). The token itself is printed to stderr, once: give it to
+    its owner.
     """
     lasts_s = parse_duration("--expires", expires, check_within_s)
     ends = None if lasts_s is None else datetime.now(timezone.utc) + timedelta(seconds=lasts_s)
@@ -42,15 +43,15 @@ def token_new(
         typer.echo(json.dumps({"token": secret, "line": token.line()}, indent=2))
         return
     typer.echo(token.line())
-    typer.echo(f"token of {name}, shown this once: {secret}", err=True)
+    typer.echo(f"token of {name}, shown only once: {secret}", err=True)
 
 
 @token_app.command("check")
 def token_check(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="As SEEDCORE_HTTP_TOKENS_FILE names it.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file for SEEDCORE_HTTP_TOKENS_FILE.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Say whose tokens a file has, and what is wrong with it: then the exit code is 1."""
+    """List the tokens of a file and its problems. The exit code is 1 if it has problems or no tokens."""
     found, now = TokenFile(file, log=None), datetime.now(timezone.utc)
     if as_json:
         known = [

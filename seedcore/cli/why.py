@@ -1,4 +1,4 @@
-"""Why an agent is as it is, in words: what holds now, since when, and what an operator can do about it."""
+"""Explains the state of an agent: the state, its cause, its start time, and advice for the operator."""
 
 from __future__ import annotations
 
@@ -11,23 +11,30 @@ from seedcore.core.model import Verdict
 from seedcore.discovery.api import AgentAnswer, InstanceOut
 
 _ADVICE: tuple[tuple[str, str], ...] = (
-    (r"low on memory", "Give it less to do at once, its node more memory, or its actor a memory= resource."),
-    (r"exception in its start-up", "Its constructor raised; mend that and create the agent again."),
+    (
+        r"low on memory",
+        "Reduce the work of the agent, add memory to its node, or give its actor a memory= resource.",
+    ),
+    (r"exception in its start-up", "The constructor raised. Fix it and create the agent again."),
     (
         r"killed by SIGKILL",
         "SIGKILL comes from kill -9, ray.kill, a container's limit or the kernel's OOM killer (see dmesg).",
     ),
     (r"killed by SIG", "Look for the crash in its log: `ray logs actor --id ACTOR_ID`."),
-    (r"exited with code", "Its last words are in its log: `ray logs actor --id ACTOR_ID`."),
-    (r"lease expired", "It said nothing for that long while the registry listened: it hung, or was cut off."),
-    (r"its node died", "Ray lost the node; agents with max_restarts come back on another."),
+    (r"exited with code", "See the end of its log: `ray logs actor --id ACTOR_ID`."),
+    (
+        r"lease expired",
+        "The registry was running and received no beat for that time: the agent hung, or its network failed.",
+    ),
+    (r"its node died", "Ray lost the node. Ray restarts agents with max_restarts on another node."),
     (r"epoch .*retired|epoch is retired", "The fleet was flipped to another epoch (`seedcore epoch show`)."),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """What an agent is (`state`: a status, or a verdict where that is worse), why, since when, and what helps."""
+    """The state of an agent, its cause, its start time, and advice. `state` is a verdict if the agent is silent, else a
+    status."""
 
     logical_id: str
     state: str
@@ -38,7 +45,7 @@ class Reason:
 
 
 def reason_of(agent: AgentAnswer) -> Reason:
-    """Why an agent is as it is now; of several instances, the one nearest to being handed out."""
+    """Explain the current state of an agent. Of several instances, explain the one that callers would resolve first."""
     if not agent.live:
         return _of_the_dead(agent)
     order = (Status.ALIVE.value, Status.STARTING.value, Status.DRAINING.value)
@@ -49,28 +56,31 @@ def reason_of(agent: AgentAnswer) -> Reason:
     row, silent = best.instance, f"silent for {best.silence_s:.1f} s"
     if row.status == Status.DRAINING.value:
         until = "" if row.drain_until is None else f", until {row.drain_until.astimezone():%Y-%m-%d %H:%M:%S}"
-        return Reason(agent.logical_id, "draining", f"{row.cause or 'it said so'}{until}", row.status_changed_at)
+        why = f"{row.cause or 'reported by the agent'}{until}"
+        return Reason(agent.logical_id, "draining", why, row.status_changed_at)
     if best.verdict != Verdict.FRESH.value:
-        hangs = "It hangs, or cannot reach the registry; it is back with its next beat, and dead when its lease ends."
+        hangs = "It hangs, or cannot reach the registry. Its next beat makes it fresh; without one, its lease expires."
         return Reason(agent.logical_id, best.verdict, f"{row.status}, but {silent}", row.status_changed_at, hangs)
     if row.status == Status.STARTING.value:
-        return Reason(
-            agent.logical_id, "starting", "it has registered, and not said yet that it is ready", row.started_at
-        )
-    return Reason(agent.logical_id, "alive", f"its beats come, the last one {best.silence_s:.1f} s ago", row.started_at)
+        return Reason(agent.logical_id, "starting", "it has registered, but not reported alive yet", row.started_at)
+    return Reason(agent.logical_id, "alive", f"it beats, last {best.silence_s:.1f} s ago", row.started_at)
 
 
 def _of_the_dead(agent: AgentAnswer) -> Reason:
     if not agent.history:
-        known = "nobody is registered" if agent.complete else "nobody lives, and its history cannot be read now"
+        known = (
+            "no agent has registered under this id"
+            if agent.complete
+            else "no live instance, and its history cannot be read now"
+        )
         return Reason(agent.logical_id, "unknown", known, None)
     newest: InstanceOut = max(
         agent.history, key=lambda row: (row.stopped_at is not None, row.stopped_at or row.started_at)
     )
     if newest.status != Status.DEAD.value:
-        # the database alone answers: it does not listen to beats
+        # only the database answers, and it has no verdicts
         return Reason(
-            agent.logical_id, newest.status or "unknown", "as the database last heard", newest.status_changed_at
+            agent.logical_id, newest.status or "unknown", "the last status in the database", newest.status_changed_at
         )
     cause = newest.cause or "no cause was given"
     advice = next((advice for pattern, advice in _ADVICE if re.search(pattern, cause)), None)

@@ -1,7 +1,7 @@
-"""The two bounded buffers before the store: beats coalesce and may be dropped, changes keep their order
-and never are.
+"""The two bounded buffers in front of the store: beats coalesce and may be dropped, changes keep their order and are
+never dropped.
 
-Neither awaits; both belong to one event loop.
+Neither buffer awaits. Use each from one event loop.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from seedcore.core.model import Change, RegisterChange
 
 @dataclass(slots=True)
 class BeatCounts:
-    """What became of the beats offered: every one is written, coalesced, dropped or still buffered."""
+    """Counts of offered beats. Each offered beat is written, coalesced, dropped or still buffered."""
 
     offered: int = 0
     coalesced: int = 0
@@ -25,10 +25,10 @@ class BeatCounts:
 
 
 class BeatBatch:
-    """The newest beat of each instance, as the monotonic second it was heard.
+    """The newest beat of each instance, as the monotonic time in seconds at which it was received.
 
-    Bounded by `capacity` instances: beyond it a beat of an instance not yet in the batch is dropped and
-    counted (the next beat makes up for it).
+    Holds beats of at most `capacity` instances. Beyond that, a beat of another instance is dropped and counted; the
+    instance's next beat replaces it.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -40,7 +40,7 @@ class BeatBatch:
         return len(self._heard)
 
     def offer(self, instance_id: str, heard_at: float) -> bool:
-        """Take a beat; False when it was dropped."""
+        """Add a beat. Returns False if it was dropped."""
         self.counts.offered += 1
         known = self._heard.get(instance_id)
         if known is not None:
@@ -55,7 +55,7 @@ class BeatBatch:
         return True
 
     def offer_all(self, instance_ids: Sequence[str], heard_at: float) -> None:
-        """Take beats of many instances heard at once: the hot path, one dictionary update."""
+        """Add beats of many instances that were received together. This is the hot path: one dictionary update."""
         before = len(self._heard)
         room = self._capacity - before
         if len(instance_ids) > room:
@@ -67,7 +67,7 @@ class BeatBatch:
         self.counts.coalesced += len(instance_ids) - (len(self._heard) - before)
 
     def take(self, limit: int) -> dict[str, float]:
-        """Remove and return up to `limit` beats, those waiting longest first."""
+        """Remove and return up to `limit` beats, longest waiting first."""
         if len(self._heard) <= limit:
             taken, self._heard = self._heard, {}
             return taken
@@ -77,7 +77,7 @@ class BeatBatch:
         return taken
 
     def put_back(self, taken: dict[str, float]) -> None:
-        """Return what could not be written, in front, but never over a newer beat."""
+        """Put beats that could not be written back in front. A newer beat of the same instance wins."""
         merged = {**taken, **self._heard}
         for instance_id in taken.keys() & self._heard.keys():
             merged[instance_id] = max(taken[instance_id], self._heard[instance_id])
@@ -88,13 +88,13 @@ class BeatBatch:
         self._heard = merged
 
     def discard(self, instance_id: str) -> None:
-        """Forget the beat of an instance that is no more."""
+        """Remove the beat of an instance that has ended."""
         if self._heard.pop(instance_id, None) is not None:
             self.counts.dropped += 1
 
 
 class ChangeBatch:
-    """Status changes and registrations in the order they came. Refuses when full; never drops."""
+    """Status changes and registrations in arrival order. Refuses new changes when full; never drops one."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -104,7 +104,7 @@ class ChangeBatch:
         return len(self._changes)
 
     def offer(self, change: Change) -> None:
-        """Append a change, or raise BacklogFullError and take nothing."""
+        """Append a change. Raises BacklogFullError, and then nothing has changed."""
         self.require_room()
         self._changes.append(change)
 
@@ -114,10 +114,10 @@ class ChangeBatch:
             raise BacklogFullError(self._capacity)
 
     def take(self, limit: int) -> list[Change]:
-        """Remove and return a run from the front that may be committed as one batch, at most `limit` long.
+        """Remove and return changes from the front that can be committed as one batch, at most `limit`.
 
-        A batch registers first and changes statuses after, so the run ends before a registration of an
-        instance whose status change it already holds.
+        A batch executes its registrations before its status changes. So it ends before a registration of an instance
+        whose status change it already contains.
         """
         taken: list[Change] = []
         changed: set[str] = set()
@@ -132,9 +132,9 @@ class ChangeBatch:
         return taken
 
     def clear(self) -> None:
-        """Let go of every change: whoever gave it keeps it."""
+        """Remove every change. The clients keep their changes and send them again."""
         self._changes.clear()
 
     def put_back(self, taken: Sequence[Change]) -> None:
-        """Return what could not be committed to the front, in its order. Never refused: it had its place."""
+        """Put changes that could not be committed back in front, in their order, even beyond the capacity."""
         self._changes.extendleft(reversed(taken))

@@ -1,8 +1,8 @@
-"""The feed: every change of who lives and as what, in order, without gaps, as far back as it reaches.
+"""The change feed: the last changes of live instances, in order and without gaps.
 
-A follower lists once (`list_active`), then asks for what came after the version it has. Where the feed does not reach
-back that far, is another registry's, or the epoch was flipped, it is told to list again. Beats are no changes; what
-their absence makes of an instance (`late`, `suspect`) is.
+A follower lists once (`list_active`), then requests the changes after its version. It receives a reset, and must list
+again, if the feed no longer contains these changes, if the feed belongs to another registry, or if the epoch was
+flipped. A beat is not a change; a new verdict (`late`, `suspect`, `fresh`) is one.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from seedcore.core.wire import wire
 @wire
 @dataclass(frozen=True, slots=True)
 class FeedChange:
-    """What became of an instance at a version; `instance` None: it is dead, unknown, or not selected any more.
-    `verdict` is what its beats say of it, `cause` why it died."""
+    """The state of an instance after a change. `instance` None: it is dead, unknown, or no longer matches the filter.
+    `verdict` is the verdict on its beats, `cause` the cause of its death."""
 
     version: int
     instance_id: str
@@ -34,10 +34,10 @@ class FeedChange:
 @wire
 @dataclass(frozen=True, slots=True)
 class FeedBatch:
-    """All selected changes after `since` up to `version`, in order; of `epoch`, the one that listings show.
+    """All matching changes after `since` up to `version`, in order. `epoch` is the epoch that listings show.
 
-    `complete` False: the registry is recovering, or superseded, and its feed does not tell everything.
-    `is_reset`: there is no telling what came after `since`. List again, then go on from `version` of this `stream`.
+    `complete` False: the registry is recovering or superseded, and changes may be missing.
+    `is_reset`: the changes after `since` are not available. List again, then continue from `version` of this `stream`.
     """
 
     stream: str
@@ -57,22 +57,22 @@ class _Entry(NamedTuple):
     cause: str | None
 
     def selected_by(self, wanted: InstanceFilter, epoch: str) -> bool:
-        """Whether it concerns who wants these: a step into the selection, within it, or out of it."""
+        """Whether a follower with this filter receives the change: the instance matches before or after it."""
         return _is_wanted(self.before, wanted, epoch) or _is_wanted(self.after, wanted, epoch)
 
-    def told(self, wanted: InstanceFilter, epoch: str) -> FeedChange:
-        """The same for a follower who wants these."""
-        some = self.after if self.after is not None else self.before
-        assert some is not None
+    def change_for(self, wanted: InstanceFilter, epoch: str) -> FeedChange:
+        """The change as a follower with this filter receives it."""
+        known = self.after if self.after is not None else self.before
+        assert known is not None
         after = self.after if _is_wanted(self.after, wanted, epoch) else None
-        return FeedChange(self.version, some.instance_id, some.logical_id, after, self.verdict, self.cause)
+        return FeedChange(self.version, known.instance_id, known.logical_id, after, self.verdict, self.cause)
 
 
 class Feed:
-    """Remembers the last `capacity` changes. One event loop owns it.
+    """Keeps the last `capacity` changes. Use it from one event loop.
 
-    `stream` names this feed: versions of another mean nothing here. A copy of a feed retells what it was told, under
-    the same name and the same versions.
+    `stream` identifies this feed: a version is valid only within its stream. A copy of a feed repeats the changes that
+    it received, with the same stream and the same versions.
     """
 
     def __init__(self, stream: str, capacity: int) -> None:
@@ -92,8 +92,8 @@ class Feed:
         cause: str | None = None,
         version: int | None = None,
     ) -> None:
-        """Note a change of an instance, or of the verdict on it; None: it was, or is, not there, `cause` says why.
-        `version` is the one that a copy was told."""
+        """Record a change of an instance or of its verdict. `before` is None for a new instance, `after` for an ended
+        one; `cause` is the cause of its death. A copy of a feed passes the `version` that it received."""
         self.version = self.version + 1 if version is None else version
         entry = _Entry(self.version, before, after, verdict, cause)
         if len(self._entries) == self._entries.maxlen:
@@ -104,11 +104,11 @@ class Feed:
                 self._wake(number)
 
     def start_over(self, epoch: str) -> None:
-        """Listings show another epoch from now on: everybody has to list again."""
+        """Record an epoch flip. Every follower must list again."""
         self.become(self.stream, self.version + 1, epoch)
 
     def become(self, stream: str, version: int, epoch: str) -> None:
-        """Know nothing before `version` of `stream`: everybody has to list again."""
+        """Become another stream, without changes before `version`. Every follower must list again."""
         self.stream, self.version, self.epoch = stream, version, epoch
         self._reaches_back_to = version
         self._entries.clear()
@@ -116,34 +116,36 @@ class Feed:
             self._wake(number)
 
     def since(self, stream: str | None, version: int, wanted: InstanceFilter) -> FeedBatch:
-        """What came after `version` of `stream`, of whom `wanted` selects, their leases apart."""
+        """The changes after `version` of `stream` that match a filter, or a reset. Ignores leases."""
         if stream != self.stream or not self._reaches_back_to <= version <= self.version:
             return FeedBatch(self.stream, version, self.version, self.epoch, (), is_reset=True)
         newest_first = takewhile(lambda entry: entry.version > version, reversed(self._entries))
-        changes = [entry.told(wanted, self.epoch) for entry in newest_first if entry.selected_by(wanted, self.epoch)]
+        changes = [
+            entry.change_for(wanted, self.epoch) for entry in newest_first if entry.selected_by(wanted, self.epoch)
+        ]
         changes.reverse()
         return FeedBatch(self.stream, version, self.version, self.epoch, tuple(changes))
 
     def follow(self, wanted: InstanceFilter, wake: Callable[[], None]) -> int:
-        """Call `wake` once, at the next change that `wanted` selects; count as a follower until `unfollow`."""
+        """Call `wake` once, at the next matching change or reset. The caller counts as a follower until `unfollow`."""
         self._serial += 1
         self._followers[self._serial] = (wanted, wake)
         return self._serial
 
     def unfollow(self, number: int) -> None:
-        """Wake no more."""
+        """Remove a follower."""
         self._followers.pop(number, None)
 
     def _wake(self, number: int) -> None:
         waiting = self._followers[number]
         if waiting is not None:
-            # once is enough: it comes back when it has read
+            # wake once: the follower calls `follow` again after it has read
             self._followers[number] = None
             waiting[1]()
 
     @property
     def followers(self) -> int:
-        """How many wait."""
+        """The number of followers."""
         return len(self._followers)
 
 

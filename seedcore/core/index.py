@@ -1,4 +1,4 @@
-"""Instances by id, by agent, and in the order in which they are listed. One event loop owns it."""
+"""An index of instances by id, by agent and in listing order. Use it from one event loop."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from seedcore.core.model import Instance, InstanceFilter
 
 
 class InstanceIndex:
-    """Looks up, and pages through, as many as fit in memory."""
+    """Finds instances by id or agent, and iterates over them in key order. All of them are in memory."""
 
     def __init__(self) -> None:
         self.by_id: dict[str, Instance] = {}
         self.statuses: Counter[Status] = Counter()
-        # most agents have one instance: then it is no tuple
+        # most agents have one instance: a plain str then uses less memory than a tuple
         self._of: dict[str, str | tuple[str, ...]] = {}
         self._order: list[str] = []
 
@@ -31,7 +31,7 @@ class InstanceIndex:
         return self.by_id.get(instance_id)
 
     def of(self, logical_id: str) -> list[Instance]:
-        """The instances of one agent, in the order in which they came."""
+        """The instances of one agent, in the order of their insertion."""
         return [self.by_id[instance_id] for instance_id in self._ids_of(logical_id)]
 
     def has_agent(self, logical_id: str) -> bool:
@@ -39,21 +39,21 @@ class InstanceIndex:
         return logical_id in self._of
 
     def behind(self, after: tuple[str, str]) -> Iterator[Instance]:
-        """Everybody behind a key (logical id, instance id), in key order."""
+        """All instances after a key (logical id, instance id), in key order."""
         for index in range(bisect_right(self._order, after, key=self._key), len(self._order)):
             yield self.by_id[self._order[index]]
 
     def wanted(self, wanted: InstanceFilter, epoch: str, after: tuple[str, str]) -> Iterator[Instance]:
-        """Whom a filter wants behind a key, in key order, the leases apart; `epoch` is the current one."""
+        """The instances after a key that match a filter, in key order. `epoch` is the current epoch. Ignores leases."""
         if wanted.logical_id is None:
             candidates = self.behind(after)
         else:
-            mine = sorted(self.of(wanted.logical_id), key=lambda row: row.instance_id)
-            candidates = (row for row in mine if (row.logical_id, row.instance_id) > after)
+            of_agent = sorted(self.of(wanted.logical_id), key=lambda row: row.instance_id)
+            candidates = (row for row in of_agent if (row.logical_id, row.instance_id) > after)
         return (row for row in candidates if wanted.matches(row, epoch))
 
     def put(self, instance: Instance) -> None:
-        """Add an instance, or replace it. Its agent never changes."""
+        """Add or replace an instance. The logical id of an instance must not change."""
         instance_id = instance.instance_id
         known = self.by_id.get(instance_id)
         self.by_id[instance_id] = instance

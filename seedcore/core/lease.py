@@ -1,6 +1,6 @@
-"""Lease arithmetic: how long silence is tolerated, and what of it was our own absence.
+"""Lease arithmetic: how long an instance may be silent, and how the registry's own absence is credited.
 
-All times are seconds on one monotonic clock that the caller reads.
+All times are seconds on one monotonic clock. The caller passes them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from seedcore.core.model import MAX_LEASE_S
 from seedcore.core.verdict import Beats
 
-# one beat missed, then two, each with some room for jitter and delay
+# one missed beat, then two, each with tolerance for jitter and delay
 LATE_AFTER_BEATS = 1.5
 SUSPECT_AFTER_BEATS = 2.25
 
@@ -22,13 +22,13 @@ _STEP = 1.1
 
 @dataclass(frozen=True, slots=True)
 class LeaseTerms:
-    """The beat interval an agent is asked for and the silence that ends its lease, both in seconds."""
+    """The beat interval that the registry requests, and the silence that ends a lease, both in seconds."""
 
     beat_interval_s: float
     lease_s: float
 
     def beats(self, silence_s: float) -> Beats:
-        """`late` once a beat is missed, `suspect` once two are, `lapsed` when the lease is over."""
+        """`late` after one missed beat, `suspect` after two, `lapsed` when the lease has expired."""
         if self.has_lapsed(silence_s):
             return Beats.LAPSED
         if silence_s > SUSPECT_AFTER_BEATS * self.beat_interval_s:
@@ -38,52 +38,53 @@ class LeaseTerms:
         return Beats.FRESH
 
     def has_lapsed(self, silence_s: float) -> bool:
-        """Whether the lease is over. A negative silence (heard after `now` was read) never is."""
+        """Whether the lease has expired. Never for a negative silence: the beat arrived after `now` was read."""
         return silence_s > self.lease_s
 
 
 class BeatRate:
-    """The interval that agents are asked for, so that all their beats together stay under a ceiling; leases follow.
+    """The beat interval that keeps the beats of the whole fleet below a ceiling. Leases grow in proportion.
 
-    It grows at once, in steps of a tenth, and shrinks when a smaller one has been enough for a while. Agents learn of a
-    new one with their next beat: until all had time to, silence is judged by the longer of the two.
+    The interval grows at once, in steps of 10 %. It shrinks after a shorter interval has been sufficient for
+    SHRINK_AFTER_S seconds. An agent receives a new interval with the answer to its next beat. Until all agents have it,
+    their silence is judged by the longer of the two intervals.
     """
 
     def __init__(self, base: LeaseTerms, ceiling_per_s: float) -> None:
         self._base = base
         self._ceiling_per_s = ceiling_per_s
         self._steps = 0
-        self._enough_since_s: float | None = None
+        self._sufficient_since_s: float | None = None
         self._judged_steps = 0
         self._judged_until_s = 0.0
 
     @property
     def asked(self) -> LeaseTerms:
-        """What agents are told."""
+        """The terms that the registry sends to agents."""
         return self._terms(self._steps)
 
     @property
     def judged(self) -> LeaseTerms:
-        """What their silence is measured by."""
+        """The terms by which the silence of agents is judged."""
         return self._terms(self._judged_steps)
 
     def remember(self, lease_s: float | None, now: float) -> None:
-        """Note the lease of the registry before: agents still beat as it had asked them to, until we tell them."""
+        """Record the lease of the previous registry: agents use its interval until they receive ours."""
         if lease_s is None or lease_s <= self.judged.lease_s:
             return
         self._judged_steps = math.ceil(math.log(lease_s / self._base.lease_s, _STEP) - 1e-9)
         self._judged_until_s = now + self.judged.lease_s
 
     def note(self, living: int, now: float) -> None:
-        """Note how many there are."""
+        """Record the number of live instances, and adjust the interval."""
         needed = self._needed(living)
         if needed >= self._steps:
-            self._enough_since_s = None
+            self._sufficient_since_s = None
             self._steps = needed
-        elif self._enough_since_s is None:
-            self._enough_since_s = now
-        elif now - self._enough_since_s >= SHRINK_AFTER_S:
-            self._enough_since_s = None
+        elif self._sufficient_since_s is None:
+            self._sufficient_since_s = now
+        elif now - self._sufficient_since_s >= SHRINK_AFTER_S:
+            self._sufficient_since_s = None
             self._judged_until_s = now + self.judged.lease_s
             self._steps = needed
         if self._steps >= self._judged_steps or now >= self._judged_until_s:
@@ -93,7 +94,7 @@ class BeatRate:
         interval_s = min(living / self._ceiling_per_s, MAX_INTERVAL_S)
         if interval_s <= self._base.beat_interval_s:
             return 0
-        # not one step more for the rounding of an exact power
+        # 1e-9: a rounding error of an exact power must not add a step
         return math.ceil(math.log(interval_s / self._base.beat_interval_s, _STEP) - 1e-9)
 
     def _terms(self, steps: int) -> LeaseTerms:
@@ -102,11 +103,10 @@ class BeatRate:
 
 
 class AbsenceMeter:
-    """Measures how long we were not looking, from a loop that should tick every `period_s`, and from whoever asks in
-    between.
+    """Measures the stalls of this process, from a loop that ticks every `period_s` seconds and from ticks in between.
 
-    A tick that comes much later than planned means that this process was stalled, so beats sent meanwhile
-    may still wait to be read: the surplus is credited to every lease.
+    A tick that is much later than planned means that this process was stalled. Beats that arrived meanwhile may still
+    wait in its queue, so the delay is credited to every lease.
     """
 
     def __init__(self, period_s: float, now: float, tolerance: float = 0.5) -> None:
@@ -116,7 +116,7 @@ class AbsenceMeter:
         self.total_credit_s = 0.0
 
     def tick(self, now: float) -> float:
-        """Note that we looked at `now`; returns the absence to credit, 0.0 where we were on time."""
+        """Record a tick. Returns the absence to credit in seconds, 0.0 if the tick was on time."""
         surplus = now - self._last_tick - self._period_s
         self._last_tick = now
         if surplus <= self._tolerance_s:
@@ -126,11 +126,13 @@ class AbsenceMeter:
 
 
 class MassLateness:
-    """Freezes expiry while so many miss their beats at once that the fault is more likely ours, or the network's.
+    """Freezes expiry while many instances miss their beats at once: then the registry or the network is more likely at
+    fault than the instances.
 
-    Begins when at least `floor` instances, and at least `share` of all, are silent: have missed two beats, which comes
-    before the first lease of them is over. Ends by itself when fewer than half of that are, or after `max_s` seconds,
-    and then begins anew only after it would have ended.
+    A freeze begins when at least `floor` instances, and at least `share` of all, are silent, which means that they have
+    missed two beats. This is before the first of their leases expires. The freeze ends when fewer than half of that
+    number are silent, or after `max_s` seconds. If it ended by `max_s`, the next freeze begins only after the number of
+    silent instances has fallen below that half.
     """
 
     def __init__(self, floor: int, share: float, max_s: float) -> None:
@@ -142,16 +144,16 @@ class MassLateness:
 
     @property
     def is_frozen(self) -> bool:
-        """Whether expiry by silence alone is suspended."""
+        """Whether expiry is frozen: no lease expires unless Ray confirms the death."""
         return self._began_s is not None and not self._is_spent
 
     @property
     def is_spent(self) -> bool:
-        """Whether the freeze ended by its time limit, with as many silent as before."""
+        """Whether the freeze reached its time limit while the instances are still silent."""
         return self._is_spent
 
     def note(self, silent: int, living: int, now: float) -> bool:
-        """Note a sweep: how many have missed two beats, of how many. Whether expiry is frozen."""
+        """Record a sweep: the number of silent instances, and of all. Returns whether expiry is frozen."""
         begins_at = max(float(self._floor), self._share * living)
         if self._began_s is None:
             if silent >= begins_at:

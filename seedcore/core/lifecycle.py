@@ -1,4 +1,4 @@
-"""The transition table of an instance. `dead` has no edge out of it."""
+"""The transition table of an instance. No transition leaves `dead`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import Enum
 
 
 class Status(str, Enum):
-    """What an instance says it is doing, or what the registry declared of it."""
+    """The status of an instance: reported by the instance, or declared by the registry."""
 
     STARTING = "starting"
     ALIVE = "alive"
@@ -28,5 +28,5 @@ LIVE_STATUSES = frozenset({Status.STARTING, Status.ALIVE, Status.DRAINING})
 
 
 def is_allowed(current: Status, wanted: Status) -> bool:
-    """Whether an instance may go from `current` to `wanted`. Staying where it is is no transition."""
+    """Whether an instance may go from `current` to `wanted`. The same status again is not a transition."""
     return wanted in TRANSITIONS[current]

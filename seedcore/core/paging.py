@@ -1,4 +1,4 @@
-"""Cursors: where a page ended, as opaque text that survives a URL."""
+"""Cursors: the position of the last row of a page, as opaque text that is safe in a URL."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _START = ("", _FIRST_ID)
 
 
 def first_page(rows: Iterable[Instance], limit: int) -> tuple[list[Instance], bool]:
-    """Up to `limit` of them, and whether there are more; no more of them are made than that takes."""
+    """Return up to `limit` rows, and whether there are more. Consumes at most `limit` + 1 rows."""
     found = list(islice(rows, limit + 1))
     return found[:limit], len(found) > limit
 
 
 def encode_cursor(last: Instance) -> str:
-    """The cursor that continues behind `last`."""
+    """Return the cursor that continues after `last`."""
     return _encode(last.logical_id, last.instance_id)
 
 
 def encode_name_cursor(last_name: str) -> str:
-    """The cursor that continues behind a mere name, and behind every instance of it."""
+    """Return the cursor that continues after all instances of `last_name`."""
     return _encode(last_name, _LAST_ID)
 
 
@@ -39,13 +39,13 @@ def _encode(logical_id: str, instance_id: str) -> str:
 
 
 def encode_death_cursor(last: Instance) -> str:
-    """The cursor that continues with deaths before that of `last`."""
+    """Return the cursor that continues with the deaths before that of `last`."""
     assert last.stopped_at is not None
     return _encode(last.stopped_at.isoformat(), last.instance_id)
 
 
 def decode_death_cursor(cursor: str | None) -> tuple[datetime, str]:
-    """The (stopped_at, instance_id) that a page of deaths starts before, or InvalidInputError."""
+    """Return the (stopped_at, instance_id) before which a page of deaths starts. Raises InvalidInputError."""
     if cursor is None:
         return datetime.max.replace(tzinfo=timezone.utc), _LAST_ID
     at, instance_id = decode_cursor(cursor)
@@ -59,7 +59,7 @@ def decode_death_cursor(cursor: str | None) -> tuple[datetime, str]:
 
 
 def decode_cursor(cursor: str | None) -> tuple[str, str]:
-    """The (logical_id, instance_id) that a page starts behind, or InvalidInputError for what we did not issue."""
+    """Return the (logical_id, instance_id) after which a page starts. Raises InvalidInputError for a foreign cursor."""
     if cursor is None:
         return _START
     try:
@@ -76,14 +76,14 @@ def _foreign() -> InvalidInputError:
 
 
 def check_within_s(within_s: float | None) -> float | None:
-    """A legal span to look back, in seconds, or InvalidInputError."""
+    """Return a valid look-back span in seconds. Raises InvalidInputError."""
     if within_s is not None and not (type(within_s) in {int, float} and 0 < within_s <= MAX_KEPT_S):
         raise InvalidInputError("within_s", f"must be more than 0 and at most {MAX_KEPT_S:g} seconds, not {within_s!r}")
     return within_s
 
 
 def check_limit(limit: int) -> int:
-    """A legal page size, or InvalidInputError."""
+    """Return a valid page size. Raises InvalidInputError."""
     if type(limit) is not int or not 1 <= limit <= MAX_PAGE:
         raise InvalidInputError("limit", f"must be a whole number from 1 to {MAX_PAGE}, not {limit!r}")
     return limit

@@ -1,6 +1,6 @@
-"""Which instance of an agent is the best one, and other ways to choose among those that may be handed out.
+"""Chooses one of the routable instances of an agent.
 
-The view `active_instance` follows the order of `preference`.
+The SQL view `active_instance` uses the same order as `preference`.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ _RANK = {Status.ALIVE: 0, Status.DRAINING: 1, Status.STARTING: 2, Status.DEAD: 3
 
 
 class Policy(str, Enum):
-    """How to choose among several instances of one agent that may be handed out. In each, whoever has an actor to call
-    comes before whoever has none, and ties go by `preference`, so that an answer never flaps."""
+    """How to choose among several routable instances of one agent. Each policy prefers instances with an actor, and
+    breaks ties by `preference`, so that answers do not flap."""
 
     NEWEST = "newest"
-    """The newest incarnation: the default."""
+    """The newest incarnation. This is the default."""
     SAME_NODE = "same_node"
-    """One on the caller's node where there is any; among those, the newest."""
+    """The newest instance on the caller's node; if there is none, the newest on any node."""
     LEAST_LOADED = "least_loaded"
-    """The one whose last beat told the lowest load; who tells none counts as idle."""
+    """The instance with the lowest load in its last beat. An instance that reports no load counts as idle."""
     ROUND_ROBIN = "round_robin"
-    """One after the other, each caller for itself."""
+    """Each instance in turn. Each caller counts its own turns."""
     STICKY = "sticky"
-    """The same for the same key, as long as it may be handed out; its end moves only its own keys."""
+    """The same instance for the same key while it is routable. When an instance ends, only its own keys move."""
 
     def __str__(self) -> str:
         return self.value
 
 
 def preference(instance: Instance) -> tuple[int, bool, float, str]:
-    """Sort key, best first: by status, then whoever has an actor to call, then the newest incarnation, then
-    the id, so that ties never flap."""
+    """Sort key, best first: status, then instances with an actor, then the newest incarnation. The id breaks ties, so
+    that the order is total."""
     return (
         _RANK[instance.status],
         instance.actor_name is None,
@@ -46,7 +46,7 @@ def preference(instance: Instance) -> tuple[int, bool, float, str]:
 
 
 def best(instances: Iterable[Instance]) -> Instance | None:
-    """The preferred instance of those given, or None of none."""
+    """Return the preferred instance, or None if there are no instances."""
     return min(instances, key=preference, default=None)
 
 
@@ -59,21 +59,21 @@ def choose(
     turn: int = 0,
     key: str = "",
 ) -> Instance | None:
-    """One of those that may be handed out, or None of none. `node_id` is the caller's, `loads` are by instance id,
-    `turn` counts a caller's choices, `key` is what sticks."""
-    callable_ones = [row for row in candidates if row.actor_name is not None]
-    some = callable_ones or list(candidates)
+    """Return one of the routable instances, or None if there are none. `node_id` is the caller's node, `loads` maps
+    instance ids to loads, `turn` counts the caller's choices, and `key` is the key of STICKY."""
+    with_actor = [row for row in candidates if row.actor_name is not None]
+    eligible = with_actor or list(candidates)
     if policy is Policy.SAME_NODE:
-        return best([row for row in some if row.node_id == node_id] or some)
+        return best([row for row in eligible if row.node_id == node_id] or eligible)
     if policy is Policy.LEAST_LOADED:
-        told = loads if loads is not None else {}
-        return min(some, key=lambda row: (told.get(row.instance_id, 0.0), preference(row)), default=None)
+        known_loads = loads if loads is not None else {}
+        return min(eligible, key=lambda row: (known_loads.get(row.instance_id, 0.0), preference(row)), default=None)
     if policy is Policy.ROUND_ROBIN:
-        return sorted(some, key=lambda row: row.instance_id)[turn % len(some)] if some else None
+        return sorted(eligible, key=lambda row: row.instance_id)[turn % len(eligible)] if eligible else None
     if policy is Policy.STICKY:
         # rendezvous hashing: Thaler and Ravishankar, 1998
-        return max(some, key=lambda row: (_weight(key, row.instance_id), row.instance_id), default=None)
-    return best(some)
+        return max(eligible, key=lambda row: (_weight(key, row.instance_id), row.instance_id), default=None)
+    return best(eligible)
 
 
 def _weight(key: str, instance_id: str) -> bytes:

@@ -1,7 +1,7 @@
 """Label selectors in Kubernetes' syntax: `env in (prod, staging), tier != batch, gpu, !spot`.
 
-As https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/ has it: all requirements must hold, and one
-that names values it does not want (`!=`, `notin`) also takes whom it finds without the label.
+The semantics are those of https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/: all requirements
+must hold, and `!=` and `notin` also match an instance without the label.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from seedcore.core.wire import wire
 MAX_SELECTOR_CHARS = 4096
 MAX_REQUIREMENTS = 64
 
-# gt and lt are no part of it: a label is text
+# Kubernetes' operators Gt and Lt are not supported: label values are text
 _KEY = r"(?P<key>[^\s=!,()<>]+)"
 _WORD = r"[^\s=!,()]*"
 _FORMS = (
@@ -31,7 +31,7 @@ _END = re.compile(r"\s*(,|$)\s*")
 
 
 class Operator(str, Enum):
-    """What a requirement says of a label."""
+    """How a requirement compares a label."""
 
     IN = "in"
     NOT_IN = "notin"
@@ -42,14 +42,14 @@ class Operator(str, Enum):
 @wire
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """One condition on one label; `values` for IN and NOT_IN."""
+    """One condition on one label. Only IN and NOT_IN use `values`."""
 
     key: str
     operator: Operator
     values: tuple[str, ...] = ()
 
     def holds(self, labels: Mapping[str, str]) -> bool:
-        """Whether labels fulfil it."""
+        """Whether the labels satisfy the requirement."""
         operator = self.operator
         if operator is Operator.IN:
             return labels.get(self.key) in self.values
@@ -66,7 +66,7 @@ Selector = tuple[Requirement, ...]
 
 
 def parse_selector(text: str) -> Selector:
-    """The requirements of a selector, none for an empty one, or InvalidInputError that shows the place."""
+    """Return the requirements of a selector, none for an empty text. Raises InvalidInputError with the position."""
     if not isinstance(text, str) or len(text) > MAX_SELECTOR_CHARS:
         raise InvalidInputError("selector", f"must be text of at most {MAX_SELECTOR_CHARS} characters")
     requirements: list[Requirement] = []
@@ -80,7 +80,7 @@ def parse_selector(text: str) -> Selector:
 
 
 def parse_labels(texts: Sequence[str]) -> dict[str, str]:
-    """Equality selectors `key=value`, or InvalidInputError."""
+    """Parse texts of the form `key=value`. Raises InvalidInputError."""
     labels: dict[str, str] = {}
     for text in texts:
         key, equals, value = text.partition("=")

@@ -1,6 +1,6 @@
-"""What we believe of an instance: the truth table of docs/verdicts.md, as one pure function.
+"""The verdict on an instance: the truth table of docs/verdicts.md as one pure function.
 
-The first row that fits counts. A death needs a witness, or a lease that is over while expiry is not frozen.
+The first matching row applies. A death requires a witness, or an expired lease while expiry is not frozen.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from seedcore.core.model import Verdict
 
 
 class Witness(str, Enum):
-    """What one witness says: of a process, an actor, a node, or, from a caller, that a call found the actor dead."""
+    """The report of one witness: about a process, an actor or a node, or a caller's report that a call failed."""
 
     ALIVE = "alive"
     GONE = "gone"
@@ -20,7 +20,7 @@ class Witness(str, Enum):
 
 
 class Beats(str, Enum):
-    """What an instance's beats say: see core.lease."""
+    """The state of an instance according to its beats: see core.lease."""
 
     FRESH = "fresh"
     LATE = "late"
@@ -30,7 +30,7 @@ class Beats(str, Enum):
 
 
 class Death(str, Enum):
-    """Why an instance is to be declared dead."""
+    """Why the registry declares an instance dead."""
 
     PROCESS = "process"
     NODE = "node"
@@ -40,7 +40,7 @@ class Death(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """All that the witnesses say of one instance now. `is_frozen`: expiry by silence alone is suspended."""
+    """The reports of all witnesses on one instance. `is_frozen`: no lease expires unless Ray confirms the death."""
 
     process: Witness = Witness.UNKNOWN
     node: Witness = Witness.UNKNOWN
@@ -51,7 +51,7 @@ class Evidence:
 
 
 def judge(evidence: Evidence) -> Verdict | Death:
-    """The verdict of the living, or why it is dead."""
+    """Return the verdict on a live instance, or why the instance is dead."""
     if evidence.process is Witness.GONE:
         return Death.PROCESS
     if evidence.node is Witness.GONE:

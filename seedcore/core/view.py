@@ -1,6 +1,6 @@
-"""A follower's copy of who lives, as the feed tells it: whom to hand out is looked up, nobody is asked.
+"""A follower's local cache of the live instances, updated from the change feed.
 
-Of one feed at a time. Times of beats are not followed, only what they make of an instance (its verdict).
+The cache follows one feed at a time. The feed contains verdicts, but not the times of beats.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from seedcore.core.paging import first_page
 
 @dataclass(frozen=True, slots=True)
 class FleetCounts:
-    """How many instances there are by status, by verdict and by organ (None: of no organ)."""
+    """The number of instances by status, by verdict and by organ (None: without an organ)."""
 
     statuses: Mapping[Status, int]
     verdicts: Mapping[Verdict, int]
@@ -27,7 +27,7 @@ class FleetCounts:
 
 
 class LiveView:
-    """Everybody of the current epoch whom the follower selects. One event loop owns it."""
+    """The live instances of the current epoch that match the follower's filter. Use it from one event loop."""
 
     def __init__(self) -> None:
         self.stream: str | None = None
@@ -41,7 +41,7 @@ class LiveView:
         return len(self._instances)
 
     def load(self, reset: FeedBatch, pages: Iterable[Listing]) -> None:
-        """Begin anew from the pages that were listed after `reset`: what changed meanwhile the feed tells again."""
+        """Replace the content by pages that were listed after `reset`. The feed repeats the changes since `reset`."""
         self._instances = InstanceIndex()
         self._verdicts = {}
         for page in pages:
@@ -51,14 +51,13 @@ class LiveView:
         self.stream, self.version, self.epoch = reset.stream, reset.version, reset.epoch
 
     def apply(self, batch: FeedBatch) -> set[str]:
-        """Take the changes after our version; the logical ids of those concerned."""
-        concerned = {logical_id for change in batch.changes for logical_id in [self._take(change)] if logical_id}
+        """Apply the changes after the cache's version. Returns the logical ids of the changed instances."""
+        changed = {logical_id for change in batch.changes for logical_id in [self._take(change)] if logical_id}
         self.version, self.epoch = batch.version, batch.epoch
-        return concerned
+        return changed
 
     def candidates(self, logical_id: str, *, allow_late: bool = False) -> list[Instance]:
-        """The instances of an agent that may be handed out: alive and fresh, or late ones where that is allowed and
-        nobody is fresh."""
+        """The routable instances of an agent: alive and fresh. With `allow_late`, the late ones if none is fresh."""
         alive = [row for row in self._instances.of(logical_id) if row.status is Status.ALIVE]
         fresh = [row for row in alive if row.instance_id not in self._verdicts]
         if fresh or not allow_late:
@@ -70,17 +69,17 @@ class LiveView:
         return self._instances.get(instance_id)
 
     def verdict(self, instance_id: str) -> Verdict:
-        """What the feed has told of an instance."""
+        """The verdict on an instance according to the feed; UNKNOWN if it is not in the cache."""
         return Verdict.UNKNOWN if instance_id not in self._instances else self._verdicts.get(instance_id, Verdict.FRESH)
 
     def knows(self, wanted: InstanceFilter) -> bool:
-        """Whether everybody wanted is in the copy: the living of the epoch that is shown."""
+        """Whether the cache can answer a filter completely: it contains only live instances of the current epoch."""
         wants_dead = wanted.statuses is not None and Status.DEAD in wanted.statuses
         return not wants_dead and wanted.epoch in {None, self.epoch}
 
     def page(self, wanted: InstanceFilter, after: tuple[str, str], limit: int) -> tuple[list[Instance], bool]:
-        """Up to `limit` wanted instances behind `after` in key order, and whether there are more. `fresh_only` leaves
-        nobody out: a lease that is over is a death, which the feed tells."""
+        """Return up to `limit` matching instances after `after` in key order, and whether there are more. `fresh_only`
+        has no effect: when a lease ends, the instance is dead and the feed removes it."""
         rows = self._instances.wanted(wanted, self.epoch, after)
         verdicts = wanted.verdicts
         if verdicts is not None:
@@ -88,7 +87,7 @@ class LiveView:
         return first_page(rows, limit)
 
     def counts(self) -> FleetCounts:
-        """How many there are, by what one wants to know first."""
+        """Count the instances by status, verdict and organ."""
         rows = self._instances.by_id.values()
         return FleetCounts(
             statuses=Counter(row.status for row in rows),

@@ -1,7 +1,7 @@
 """Bounded waits that never lose a cancellation.
 
-`asyncio.wait_for` before Python 3.12 returns the result, and forgets that it was cancelled, where both come at
-once; a loop built on it then cannot be ended. (python/cpython#86296)
+Before Python 3.12, `asyncio.wait_for` loses a cancellation that arrives together with the result. A loop that uses it
+then cannot be cancelled. (python/cpython#86296)
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ T = TypeVar("T")
 
 
 async def within(work: Awaitable[T], timeout_s: float | None) -> T:
-    """The result of `work`, or asyncio.TimeoutError after `timeout_s` seconds (None: no limit).
+    """Return the result of `work`. Raises asyncio.TimeoutError after `timeout_s` seconds (None: no limit).
 
-    Work that is late or whose waiter is cancelled is cancelled and left to end by itself.
+    If the time is over or the caller is cancelled, the work is cancelled, but this function does not wait for its end.
     """
     task = asyncio.ensure_future(work)
     try:
@@ -57,5 +57,5 @@ def on_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> None
 
 def _abandon(task: asyncio.Future[T]) -> None:
     task.cancel()
-    # whatever it still raises is nobody's any more, and must not be reported as never retrieved
+    # retrieve a later exception, so that asyncio does not log "exception was never retrieved"
     task.add_done_callback(lambda ended: None if ended.cancelled() else ended.exception())

@@ -1,7 +1,7 @@
-"""Values that cross processes, where the other side may run an older or a newer version of this code.
+"""Values that are sent between processes of different versions of this package.
 
-They are pickled by the order of their fields. So fields are only ever appended, each with a default that means what
-there was before: whoever does not know a field drops it, whoever misses one has its default.
+They are pickled in the order of their fields. So fields are only appended, each with a default that keeps the previous
+behaviour. A receiver drops fields that it does not know, and uses the defaults of fields that it did not receive.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def wire(cls: type[T]) -> type[T]:
-    """Let a frozen dataclass with slots be understood by older and newer versions of itself."""
+    """Make a frozen dataclass with slots readable by older and newer versions of itself."""
     members = fields(cls)  # type: ignore[arg-type]
     names = tuple(member.name for member in members)
 

@@ -1,4 +1,4 @@
-"""The fleet at a glance, made at most once a second for however many look at it."""
+"""A summary of the fleet, computed at most once per second for all callers together."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from seedcore.registry.clock import utc_now
 from seedcore.settings import Settings
 
 MAX_ORGANS = 50
-_FOR_S = 1.0
-_PATIENCE_S = 1.5
+_MAX_AGE_S = 1.0
+_TIMEOUT_S = 1.5
 
 
 class Overviews:
-    """Use from one event loop. Remembers when the registry answered last."""
+    """Computes the summary and shares it among callers. Use it from one event loop."""
 
     def __init__(self, settings: Settings, ladder: DiscoveryLadder) -> None:
         self._service = ServiceOut(version=__version__, mode=settings.mode.value, namespace=settings.namespace)
@@ -38,11 +38,11 @@ class Overviews:
         self._epoch: EpochOut | None = None
 
     async def now(self) -> OverviewAnswer:
-        """What can be told now. Raises CannotKnowError where nobody can tell anything."""
+        """Return the current summary. Raises CannotKnowError if no source answers."""
         made = self._made
-        if made is None or (made.done() and time.monotonic() - self._made_s > _FOR_S):
+        if made is None or (made.done() and time.monotonic() - self._made_s > _MAX_AGE_S):
             made = self._made = asyncio.create_task(self._make(), name="overview")
-        # one who goes away does not take it from the others
+        # the cancellation of one caller must not cancel it for the others
         return await asyncio.shield(made)
 
     async def _make(self) -> OverviewAnswer:
@@ -52,11 +52,11 @@ class Overviews:
             self._made_s = time.monotonic()
 
     async def _look(self) -> OverviewAnswer:
-        told: Health | str = await _in_time(self._ladder.registry_health())
-        health = told if isinstance(told, Health) else None
+        answer: Health | str = await _in_time(self._ladder.registry_health())
+        health = answer if isinstance(answer, Health) else None
         if health is not None:
             self._answered_at = health.as_of
-            # it knows how its database is
+            # the registry reports the state of its database
             postgres, ray_listing = health.store_problem, await _in_time(self._ladder.ray_problem())
         else:
             postgres, ray_listing = await asyncio.gather(
@@ -64,16 +64,16 @@ class Overviews:
             )
         return OverviewAnswer(
             service=self._service,
-            rungs=rungs_out(RungState(registry_problem(told), postgres, ray_listing)),
+            rungs=rungs_out(RungState(registry_problem(answer), postgres, ray_listing)),
             epoch=await self._epoch_now(None if health is None else health.epoch),
             registry=None if health is None else _registry_out(health),
-            registry_problem=told if isinstance(told, str) else None,
+            registry_problem=answer if isinstance(answer, str) else None,
             as_of_registry=self._answered_at,
             **await self._count(health),
         )
 
     async def _count(self, health: Health | None) -> dict[str, Any]:
-        """Who there is, by the best source there is, and what that is worth."""
+        """Count the instances from the best source that answers, and name the source."""
         view = self._ladder.view()
         if view is None and health is not None:
             statuses = health.instances
@@ -97,7 +97,7 @@ class Overviews:
         )
 
     def _counts_of(self, view: LiveView) -> FleetCounts:
-        # counting a hundred thousand takes its time, and most of the time nothing has changed
+        # counting 100,000 instances takes time, and usually nothing has changed
         key = (view.stream, view.version)
         if self._counted is None or self._counted[0] != key:
             self._counted = key, view.counts()
@@ -116,9 +116,9 @@ class Overviews:
 
 async def _in_time(question: Awaitable[Any]) -> Any:
     try:
-        return await within(question, _PATIENCE_S)
+        return await within(question, _TIMEOUT_S)
     except asyncio.TimeoutError:
-        return f"no answer within {_PATIENCE_S:g} s"
+        return f"no answer within {_TIMEOUT_S:g} s"
 
 
 def _counted(

@@ -1,4 +1,4 @@
-"""The dashboard page and its parts, from the files beside this module."""
+"""Serves the dashboard page: static files from the folder page_files."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ async def index() -> Response:
 
 @router.get("/page/{name}")
 async def part(name: str) -> Response:
-    """What the page is made of."""
+    """A file of the page."""
     return _file(name)
 
 
 def _file(name: str) -> Response:
     files = _files()
     if name not in files:
-        raise HTTPException(404, "the page has no such part")
+        raise HTTPException(404, "the page has no such file")
     media_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
     return Response(files[name], media_type=media_type, headers=_HEADERS)
 

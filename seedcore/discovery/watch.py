@@ -1,4 +1,4 @@
-"""Server-sent events: what changes, as it changes, to whoever watches (https://html.spec.whatwg.org/, section 9.2)."""
+"""Server-sent events (https://html.spec.whatwg.org/, section 9.2): sends every change to the watchers."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _LINGER_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """How far a watcher has read: a version of a stream, written STREAM:VERSION."""
+    """The position of a watcher: a version of a stream, written STREAM:VERSION."""
 
     stream: str
     version: int
 
     @classmethod
     def parsed(cls, text: str) -> Position:
-        """The position that a text names, or InvalidInputError."""
+        """Parse a position. Raises InvalidInputError."""
         stream, _, version = text.rpartition(":")
         if not (version.isascii() and version.isdecimal() and len(version) < 19):
-            raise InvalidInputError("position", f"must be STREAM:VERSION as an answer has named it, not {text[:80]!r}")
+            raise InvalidInputError("position", f"must be STREAM:VERSION from an earlier answer, not {text[:80]!r}")
         return cls(stream, int(version))
 
     def __str__(self) -> str:
@@ -41,7 +41,7 @@ class Position:
 
 
 def require_feed(ladder: DiscoveryLadder) -> Feed:
-    """The feed that can be watched here. Raises CannotKnowError."""
+    """Return the feed of this replica. Raises CannotKnowError if there is none."""
     feed = ladder.feed
     if feed is None:
         raise CannotKnowError("*", "this deployment follows no registry (SEEDCORE_FOLLOW, SEEDCORE_MODE)")
@@ -51,24 +51,24 @@ def require_feed(ladder: DiscoveryLadder) -> Feed:
 async def happenings(
     ladder: DiscoveryLadder, feed: Feed, position: Position | None, wanted: InstanceFilter
 ) -> AsyncIterator[tuple[str, dict[str, object], Position]]:
-    """Name, data and position of each event after a position (None: from now on), for ever."""
+    """Yield the name, data and position of each event after a position (None: from now on). Never ends by itself."""
     at = position if position is not None else Position(feed.stream, feed.version)
-    news = asyncio.Event()
-    number = feed.follow(wanted, news.set)
+    changed = asyncio.Event()
+    number = feed.follow(wanted, changed.set)
     try:
         while True:
             batch = feed.since(at.stream, at.version, wanted)
             at = Position(batch.stream, batch.version)
             if batch.is_reset:
-                yield "reset", {"why": "what happened before is not remembered: list everything again"}, at
+                yield "reset", {"why": "the earlier changes are no longer available: list again"}, at
             for change in batch.changes:
                 yield "change", _change_out(change), Position(batch.stream, change.version)
-            # also so that who reconnects after a quiet time need not begin anew
+            # its position also lets a client resume after a period without changes
             yield "state", {"current": ladder.is_current, "as_of": _as_of(ladder)}, at
-            await _until_news(news)
+            await _until_changed(changed)
             feed.unfollow(number)
-            news.clear()
-            number = feed.follow(wanted, news.set)
+            changed.clear()
+            number = feed.follow(wanted, changed.set)
     finally:
         feed.unfollow(number)
 
@@ -80,8 +80,8 @@ async def events(
     wanted: InstanceFilter,
     may_still: Callable[[], bool],
 ) -> AsyncIterator[str]:
-    """The same as text/event-stream. It ends where the watcher may not read any more, asked every two seconds, and
-    after MAX_FEED_BYTES: the watcher goes on from the id of the last event."""
+    """Yield the same events as text/event-stream. Ends when the watcher loses the right to read, which is checked with
+    each `state` event, and after MAX_FEED_BYTES: the watcher resumes from the id of the last event."""
     sent = 0
     async for name, data, at in happenings(ladder, feed, position, wanted):
         if name == "state" and not may_still():
@@ -93,13 +93,13 @@ async def events(
             return
 
 
-async def _until_news(news: asyncio.Event) -> None:
-    """Until something changes, or it is time to say that nothing has."""
+async def _until_changed(changed: asyncio.Event) -> None:
+    """Wait for a change, or until the next `state` event is due."""
     try:
-        await within(news.wait(), _STATE_S)
+        await within(changed.wait(), _STATE_S)
     except asyncio.TimeoutError:
         return
-    # many changes travel together
+    # send changes of a short period together
     await asyncio.sleep(_LINGER_S)
 
 

@@ -1,4 +1,4 @@
-"""The clocks that the registry reads."""
+"""The clocks of the registry."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from datetime import datetime, timezone
 
 
 def utc_now() -> datetime:
-    """The wall clock, with its time zone."""
+    """The wall-clock time in UTC."""
     return datetime.now(timezone.utc)
 
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """`monotonic` (seconds) measures silence and waits; `utc` gives the times that travel, and may jump."""
+    """`monotonic` (seconds) measures silence and waits. `utc` provides the timestamps that are sent; it may jump."""
 
     monotonic: Callable[[], float] = time.monotonic
     utc: Callable[[], datetime] = utc_now

@@ -1,4 +1,4 @@
-"""What a registry runs with."""
+"""The configuration of a registry."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from seedcore.core.wire import wire
 @wire
 @dataclass(frozen=True, slots=True)
 class RegistryConfig:
-    """What a registry runs with. Times in seconds; capacities in entries."""
+    """The configuration of a registry. Times are in seconds, capacities and limits in entries."""
 
     ray_cluster: str
     node_id: str = ""

@@ -1,4 +1,4 @@
-"""Logs of our processes in the cluster: on stderr, which Ray keeps and shows; as text, or as a line of JSON each."""
+"""Logging of the registry and of discovery: to stderr, which Ray stores, as text or as one JSON object per line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "ta
 
 
 class FieldsFormatter(logging.Formatter):
-    """Text with the fields of a record behind it, as key=value."""
+    """Formats a record as text, followed by its fields as key=value."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields = " ".join(f"{key}={value}" for key, value in vars(record).items() if key not in _PLAIN)
@@ -22,7 +22,7 @@ class FieldsFormatter(logging.Formatter):
 
 
 def log_to_stderr(log_format: LogFormat = "text") -> None:
-    """What an operator reads. Idempotent."""
+    """Log to stderr from level INFO. Idempotent."""
     ours = logging.getLogger("seedcore")
     if any(isinstance(handler.formatter, (FieldsFormatter, JsonFormatter)) for handler in ours.handlers):
         return

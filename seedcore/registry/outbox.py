@@ -1,7 +1,7 @@
-"""Gathers what many callers say at once into few messages: one message on its way carries what came meanwhile.
+"""Batches the changes and beats of many callers into few messages.
 
-Used by every process for its agents, and by the relay of a node for its processes. Owns no truth: each caller waits for
-its own answer, and says it again where there is none.
+Every process uses these boxes for its agents, and the relay of a node uses them for its processes. They guarantee
+nothing: each caller waits for its own answer, and retries without one.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ Answered = Receipt | RegistryError
 
 
 class ChangeBox:
-    """Changes, each with its own receipt or refusal. Use from one event loop."""
+    """Batches changes. Each change gets its own receipt or error. Use it from one event loop."""
 
     def __init__(
         self, send: Callable[[Sequence[SequencedChange]], Awaitable[Sequence[Answered]]], linger_s: float
     ) -> None:
-        """`send` answers in the order of the changes; what it raises every caller of the message gets."""
+        """`send` returns the answers in the order of the changes. If it raises, every caller of the message gets the
+        error. A message leaves `linger_s` seconds after its first change."""
         self._send = send
         self._linger_s = linger_s
         self._waiting: deque[tuple[SequencedChange, asyncio.Future[Receipt]]] = deque()
@@ -37,7 +38,7 @@ class ChangeBox:
         self._sending: set[asyncio.Task[None]] = set()
 
     async def say(self, change: SequencedChange) -> Receipt:
-        """The receipt of a change, or the error that refuses it. Raises BacklogFullError where too many wait."""
+        """Send a change and return its receipt. Raises the registry's error, or BacklogFullError if the box is full."""
         if len(self._waiting) >= _CAPACITY:
             raise BacklogFullError(_CAPACITY)
         answer: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
@@ -82,20 +83,20 @@ class ChangeBox:
 
 
 class BeatBox:
-    """Beats: whoever beats within `linger_s` of another shares its message. Use from one event loop."""
+    """Batches beats: all beats within `linger_s` seconds share a message. Use it from one event loop."""
 
     def __init__(
         self, send: Callable[[Sequence[str], Mapping[str, float]], Awaitable[BeatAnswer]], linger_s: float
     ) -> None:
-        """`send` takes at most MAX_BEATS_A_MESSAGE ids, and the loads of some of them."""
+        """`send` receives at most MAX_BEATS_A_MESSAGE ids, and the loads of some of them."""
         self._send = send
         self._linger_s = linger_s
         self._beats: dict[str, float | None] = {}
         self._round: asyncio.Task[BeatAnswer] | None = None
 
     async def say(self, instance_ids: Sequence[str], loads: Mapping[str, float] | None = None) -> BeatAnswer:
-        """The answer to these beats, with what concerns others left out. Raises what the message raised, or
-        BacklogFullError where too many wait."""
+        """Send beats and return the answer, without the lost instances of other callers. Raises the error of the
+        message, or BacklogFullError if the box is full."""
         if len(self._beats) + len(instance_ids) > _CAPACITY:
             raise BacklogFullError(_CAPACITY)
         for instance_id in instance_ids:
@@ -105,7 +106,7 @@ class BeatBox:
         if self._round is None:
             self._round = asyncio.create_task(self._deliver(), name="beats-sent")
             self._round.add_done_callback(_note_read)
-        # one caller's cancellation is not the others'
+        # the cancellation of one caller must not cancel the message of the others
         return _answer_for(instance_ids, await asyncio.shield(self._round))
 
     async def _deliver(self) -> BeatAnswer:
@@ -123,7 +124,7 @@ class BeatBox:
 
 
 def _note_read(ended: asyncio.Task[BeatAnswer]) -> None:
-    # whoever waited may have gone: then its error is nobody's
+    # retrieve the error: all callers may have been cancelled
     if not ended.cancelled():
         ended.exception()
 
@@ -131,11 +132,11 @@ def _note_read(ended: asyncio.Task[BeatAnswer]) -> None:
 def _answer_for(instance_ids: Sequence[str], answer: BeatAnswer) -> BeatAnswer:
     if not answer.unknown and not answer.dead:
         return answer
-    mine = set(instance_ids)
+    own_ids = set(instance_ids)
     return answer.with_lost(
-        tuple(instance_id for instance_id in answer.unknown if instance_id in mine),
-        tuple(instance_id for instance_id in answer.dead if instance_id in mine),
-        {instance_id: epoch for instance_id, epoch in answer.retired.items() if instance_id in mine},
+        tuple(instance_id for instance_id in answer.unknown if instance_id in own_ids),
+        tuple(instance_id for instance_id in answer.dead if instance_id in own_ids),
+        {instance_id: epoch for instance_id, epoch in answer.retired.items() if instance_id in own_ids},
     )
 
 

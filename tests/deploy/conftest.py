@@ -1,4 +1,4 @@
-"""Tools that the files of deploy/ are checked with."""
+"""Tools that check the files of deploy/."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 
 @pytest.fixture(scope="session")
 def promtool(request: pytest.FixtureRequest) -> str:
-    """The program, as Debian packages it with Prometheus."""
+    """The program promtool, from Debian's package `prometheus`."""
     found = shutil.which("promtool")
     if found is None:
         missing = "promtool is not installed here (apt-get install prometheus)"

@@ -1,7 +1,7 @@
-"""What an object has to look like: Kubernetes' own schemas, and models of the parts of other kinds that we use.
+"""Validates objects: with Kubernetes' own schemas, and with models of the parts of custom resources that we use.
 
-The models follow the documented fields of KubeRay 1.7 and CloudNativePG 1.2x, and refuse every field that they do not
-have. The pods and sources of values inside them are held against Kubernetes' schemas.
+The models contain documented fields of KubeRay 1.7 and CloudNativePG 1.2x, and refuse every other field. Pod templates
+and value sources inside them are validated with Kubernetes' schemas.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from tests.deploy.kustomize import Document
 
-# the oldest that is in support anywhere, and the newest that the schemas know
+# the oldest version that a provider still supports, and the newest version of the schemas
 VERSIONS = ("1.31", kubernetes_validate.latest_version())
 
 
 def check_builtin(document: Document) -> None:
-    """Hold an object of Kubernetes itself against the schemas, in which an unknown field is an error."""
+    """Validate a built-in object with the schemas. An unknown field is an error."""
     for version in VERSIONS:
         kubernetes_validate.validate(document, version, strict=True)
 
@@ -52,7 +52,7 @@ class _Strict(BaseModel):
 
 
 class Metadata(_Strict):
-    """Of any object."""
+    """Metadata of any object."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
     namespace: str | None = None
@@ -61,7 +61,7 @@ class Metadata(_Strict):
 
 
 class NamedSecret(_Strict):
-    """A Secret of the same namespace."""
+    """Reference to a Secret in the same namespace."""
 
     name: Text
 
@@ -70,20 +70,20 @@ class NamedSecret(_Strict):
 
 
 class AuthOptions(_Strict):
-    """Ray's token; `secretName` has it under auth_token."""
+    """Ray's token: the key auth_token of the Secret `secretName`."""
 
     mode: Literal["disabled", "token"]
     secretName: Text
 
 
 class RedisCredential(_Strict):
-    """A password: never in the manifest itself."""
+    """A password from a Secret, never from the manifest itself."""
 
     valueFrom: ValueSource
 
 
 class GcsFaultTolerance(_Strict):
-    """Where the tables of Ray outlive the head."""
+    """The Redis that keeps Ray's tables when the head ends."""
 
     backend: Literal["redis"] | None = None
     redisAddress: Text
@@ -98,7 +98,7 @@ class HeadGroup(_Strict):
 
 
 class WorkerGroup(HeadGroup):
-    """Pods of one kind; `labels` are the Ray nodes' too."""
+    """A group of worker pods; the Ray nodes get the same `labels`."""
 
     groupName: Text
     labels: dict[str, Text] = {}
@@ -118,13 +118,13 @@ class RayCluster(_Strict):
 
 
 class UpgradeStrategy(_Strict):
-    """Whether a changed cluster is made beside the old one."""
+    """Whether KubeRay creates a changed cluster beside the old one."""
 
     type: Literal["NewCluster", "None"]
 
 
 class RayServiceSpec(_Strict):
-    """What KubeRay keeps."""
+    """The spec of a RayService."""
 
     upgradeStrategy: UpgradeStrategy
     excludeHeadPodFromServeSvc: bool = False
@@ -152,7 +152,7 @@ class Storage(_Strict):
 
 
 class DatabaseAffinity(_Strict):
-    """How the servers are kept apart."""
+    """The scheduling of the servers on different nodes."""
 
     enablePodAntiAffinity: bool
     topologyKey: Text
@@ -168,13 +168,13 @@ class InitDatabase(_Strict):
 
 
 class Bootstrap(_Strict):
-    """Where the data comes from at first."""
+    """The initial content of the database."""
 
     initdb: InitDatabase
 
 
 class ManagedRole(_Strict):
-    """A role that the operator keeps."""
+    """A role that the operator manages."""
 
     name: Text
     ensure: Literal["present", "absent"]
@@ -189,7 +189,7 @@ class ManagedRoles(_Strict):
 
 
 class DatabaseClusterSpec(_Strict):
-    """What CloudNativePG keeps."""
+    """The spec of a Cluster."""
 
     instances: Annotated[int, Field(ge=1, strict=True)]
     imageName: Text
@@ -213,7 +213,7 @@ class DatabaseCluster(_Strict):
 
 
 class Expression(_Strict):
-    """One demand on labels."""
+    """One requirement on labels."""
 
     key: Text
     operator: Literal["In", "NotIn"]
@@ -221,21 +221,21 @@ class Expression(_Strict):
 
 
 class Selector(_Strict):
-    """Demands on labels."""
+    """A label selector."""
 
     matchLabels: dict[str, Text]
     matchExpressions: list[Expression] = []
 
 
 class MetricsEndpoint(_Strict):
-    """A port of the pods, by its name."""
+    """A named port of the pods."""
 
     port: Text
     interval: Duration
 
 
 class PodMonitorSpec(_Strict):
-    """Who is scraped."""
+    """The spec of a PodMonitor: the pods that Prometheus scrapes."""
 
     selector: Selector
     podMetricsEndpoints: list[MetricsEndpoint]
@@ -261,7 +261,7 @@ class Rule(_Strict):
 
 
 class RuleGroup(_Strict):
-    """Rules that are evaluated together."""
+    """A group of rules that Prometheus evaluates together."""
 
     name: Text
     interval: Duration
@@ -292,7 +292,7 @@ OTHERS: dict[tuple[str, str], type[BaseModel]] = {
 
 
 def check(document: Document) -> None:
-    """Raise where an object is not what its kind may be."""
+    """Raise if an object is not valid for its kind."""
     model = OTHERS.get((document["apiVersion"], document["kind"]))
     if model is None:
         check_builtin(document)

@@ -1,4 +1,4 @@
-"""Renders what kustomize would, of the few features that deploy/kubernetes uses; any other is refused, not ignored."""
+"""Renders overlays as kustomize does, with only the features that deploy/kubernetes uses; refuses every other one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class _Strict(BaseModel):
 
 
 class Image(_Strict):
-    """An image's name in the manifests, and what it is called in the cluster's registry."""
+    """An image's name in the manifests, and its name and tag in the image registry."""
 
     name: str
     newName: str
@@ -47,7 +47,7 @@ def render(folder: Path) -> list[Document]:
         path = (folder / resource).resolve()
         found += render(path) if path.is_dir() else documents(path)
     keys = [(one["kind"], one["metadata"]["name"]) for one in found]
-    assert len(keys) == len(set(keys)), f"an object is there twice: {keys}"
+    assert len(keys) == len(set(keys)), f"duplicate object: {keys}"
     for one in found:
         if wanted.namespace is not None:
             one["metadata"]["namespace"] = wanted.namespace
@@ -57,7 +57,7 @@ def render(folder: Path) -> list[Document]:
 
 
 def _set_image(node: Any, image: Image) -> None:
-    """In lists of containers, wherever they are: also in objects that kustomize does not know."""
+    """Replace the image in every list of containers, also inside custom resources."""
     if isinstance(node, list):
         for item in node:
             _set_image(item, image)

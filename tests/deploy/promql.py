@@ -1,4 +1,4 @@
-"""Which metrics and labels the alerts and the dashboard ask for."""
+"""The metrics and labels that the alerts and the dashboard query."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import yaml
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 RULES = DEPLOY / "prometheus" / "seedcore.rules.yaml"
 DASHBOARD = DEPLOY / "grafana" / "seedcore.json"
-# what Prometheus itself puts on every series
+# labels that Prometheus itself adds to every series
 OF_THE_SCRAPE = {"job", "instance", "namespace", "pod", "le"}
 _VARIABLES = {"$__rate_interval": "5m", "$job": ".*"}
 
 
 class Asked(NamedTuple):
-    """A selector: the metric, its matchers, and where it stands."""
+    """A selector: the metric, its matchers, and the alert or panel that contains it."""
 
     metric: str
     matchers: tuple[tuple[str, str, str], ...]
@@ -28,18 +28,18 @@ class Asked(NamedTuple):
 
 
 class Query(NamedTuple):
-    """A query, and where it stands."""
+    """A query, and the alert or panel that contains it."""
 
     text: str
     where: str
 
     @property
     def expression(self) -> promql_parser.Expr:
-        """Parsed, with Grafana's variables filled in; raises ValueError."""
+        """The parsed query, with Grafana's variables replaced. Raises ValueError."""
         text = self.text
         for name, value in _VARIABLES.items():
             text = text.replace(name, value)
-        assert "$" not in text, f"{self.where}: a variable that the dashboard does not have: {text}"
+        assert "$" not in text, f"{self.where}: unknown variable: {text}"
         parsed: promql_parser.Expr = promql_parser.parse(text)
         return parsed
 
@@ -51,7 +51,7 @@ def alerts() -> list[dict[str, Any]]:
 
 
 def panels() -> list[dict[str, Any]]:
-    """The dashboard's panels, but for rows."""
+    """The dashboard's panels, without its rows."""
     return [panel for panel in json.loads(DASHBOARD.read_text())["panels"] if panel["type"] != "row"]
 
 
@@ -84,7 +84,7 @@ def selectors(query: Query) -> list[Asked]:
 
 
 def grouped_by(query: Query) -> Iterator[str]:
-    """Every label that a query aggregates by."""
+    """Every label that a query groups by."""
     found: list[str] = []
 
     def visit(node: promql_parser.Expr) -> None:

@@ -1,4 +1,4 @@
-"""Alerts: each fires and clears in promtool's tests, is told apart from the others, and has a page."""
+"""Alerts: each fires and clears in promtool's tests, and has its own page in the runbook."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_rules_and_their_tests_pass(promtool: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("broken", ["vector(0) > 1", "vector(1)"], ids=["never fires", "never clears"])
-def test_an_alert_that_never_fires_or_never_clears_is_noticed(
+def test_the_tests_of_the_rules_fail_for_an_alert_that_never_fires_or_never_clears(
     promtool: str, name: str, broken: str, tmp_path: Path
 ) -> None:
     rules = yaml.safe_load(RULES.read_text())
@@ -50,7 +50,7 @@ def test_an_alert_that_never_fires_or_never_clears_is_noticed(
 
 
 @pytest.mark.parametrize("name", ["SeedcoreRegistryAway", "SeedcoreCopyOld"])
-def test_an_alert_that_is_blind_while_another_registry_lives_is_noticed(
+def test_the_tests_of_the_rules_fail_for_an_alert_that_ignores_one_of_two_registries(
     promtool: str, name: str, tmp_path: Path
 ) -> None:
     blind = {
@@ -70,33 +70,33 @@ def test_an_alert_that_is_blind_while_another_registry_lives_is_noticed(
 
 
 @pytest.mark.parametrize("rule", alerts(), ids=NAMES)
-def test_every_alert_says_how_bad_what_and_where_its_page_is(rule: dict[str, Any]) -> None:
+def test_every_alert_has_a_severity_a_summary_a_description_and_a_page(rule: dict[str, Any]) -> None:
     assert rule["labels"]["severity"] in {"critical", "warning"}
-    told = rule["annotations"]
-    assert set(told) == {"summary", "description", "runbook"}
-    assert not told["summary"].endswith(".")
-    assert told["description"].endswith(".")
-    page = DEPLOY.parent / told["runbook"]
+    notes = rule["annotations"]
+    assert set(notes) == {"summary", "description", "runbook"}
+    assert not notes["summary"].endswith(".")
+    assert notes["description"].endswith(".")
+    page = DEPLOY.parent / notes["runbook"]
     text = page.read_text()
     assert text.startswith(f"# {rule['alert']}\n")
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == SECTIONS
 
 
 @pytest.mark.parametrize("file", [RULES, TARGET], ids=["rules", "object"])
-def test_the_address_of_a_page_is_written_as_the_readme_says(file: Path) -> None:
+def test_the_command_of_the_readme_writes_the_url_of_every_page(file: Path) -> None:
     (command,) = re.findall(r"^\$ (sed .*)$", (DEPLOY / "README.md").read_text(), re.MULTILINE)
     arguments = shlex.split(command)
     assert DEPLOY.parent / arguments[-1] == RULES
     done = subprocess.run([*arguments[:-1], str(file)], capture_output=True, text=True, timeout=60, check=True)
     rules = yaml.safe_load(done.stdout)
-    told = [rule["annotations"] for group in rules.get("spec", rules)["groups"] for rule in group["rules"]]
-    assert len(told) == len(NAMES)
-    for one, rule in zip(told, alerts(), strict=True):
-        address = f"https://git.example/seedcore/blob/v0.1.0/{rule['annotations']['runbook']}"
-        assert one["runbook_url"] == address
+    rewritten = [rule["annotations"] for group in rules.get("spec", rules)["groups"] for rule in group["rules"]]
+    assert len(rewritten) == len(NAMES)
+    for with_url, rule in zip(rewritten, alerts(), strict=True):
+        url = f"https://git.example/seedcore/blob/v0.1.0/{rule['annotations']['runbook']}"
+        assert with_url["runbook_url"] == url
 
 
-def test_every_page_belongs_to_an_alert_and_its_links_lead_somewhere() -> None:
+def test_every_page_belongs_to_an_alert_and_its_links_resolve() -> None:
     named = {Path(rule["annotations"]["runbook"]).name for rule in alerts()}
     pages = list((DEPLOY / "runbook").glob("*.md"))
     assert {page.name for page in pages} == named
@@ -105,7 +105,7 @@ def test_every_page_belongs_to_an_alert_and_its_links_lead_somewhere() -> None:
             assert link.startswith("http") or (page.parent / link).exists(), (page.name, link)
 
 
-def test_every_command_of_a_page_is_one_of_ours() -> None:
+def test_every_command_of_a_page_and_its_options_exist() -> None:
     reference = (DEPLOY.parent / "docs" / "reference" / "cli.md").read_text()
     known = re.findall(r"^## (seedcore .*)$", reference, re.MULTILINE)
     for page in (DEPLOY / "runbook").glob("*.md"):
@@ -119,11 +119,11 @@ def test_every_command_of_a_page_is_one_of_ours() -> None:
                 assert option in section, f"{page.name}: {command}"
 
 
-def test_alerts_and_panels_ask_for_metrics_that_the_reference_has() -> None:
+def test_alerts_and_panels_query_only_metrics_of_the_reference() -> None:
     reference = (DEPLOY.parent / "docs" / "reference" / "metrics.md").read_text()
     known = set(re.findall(r"^\| `(seedcore_\w+)`", reference, re.MULTILINE))
     for query in queries():
-        for asked in selectors(query):
-            name = re.sub(r"_(bucket|sum|count)$", "", asked.metric.removeprefix("ray_"))
-            assert asked.metric.startswith("ray_"), asked
-            assert name in known, asked
+        for selector in selectors(query):
+            name = re.sub(r"_(bucket|sum|count)$", "", selector.metric.removeprefix("ray_"))
+            assert selector.metric.startswith("ray_"), selector
+            assert name in known, selector

@@ -1,4 +1,4 @@
-"""Kubernetes: every overlay renders to objects that are what their kinds may be, and that find each other."""
+"""Kubernetes: every overlay renders to valid objects, and their references resolve."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_there_is_an_overlay_for_cloudnative_pg_and_one_for_any_postgres() -> No
     assert [folder.name for folder in OVERLAYS] == ["any-postgres", "cloudnative-pg"]
 
 
-def test_every_object_is_what_its_kind_may_be(overlay: list[Document]) -> None:
+def test_every_object_is_valid_for_its_kind(overlay: list[Document]) -> None:
     for one in overlay:
         check(one)
         assert one["metadata"]["namespace"] == "seedcore"
@@ -93,7 +93,7 @@ MISTAKES: list[tuple[str, Callable[[Document], None]]] = [
 
 
 @pytest.mark.parametrize("mistake", range(len(MISTAKES)))
-def test_a_mistake_is_noticed(mistake: int) -> None:
+def test_validation_refuses_a_mistake(mistake: int) -> None:
     kind, make = MISTAKES[mistake]
     one = the(render(DEPLOY / "kubernetes" / "overlays" / "cloudnative-pg"), kind)[0]
     check(one)
@@ -120,7 +120,7 @@ def test_pods_have_no_more_rights_than_they_use(overlay: list[Document]) -> None
         assert re.fullmatch(r"[\w./-]+:v?\d+\.\d+[\w.-]*(@sha256:[0-9a-f]{64})?", image), image
 
 
-def test_long_lived_pods_are_probed_and_no_probe_asks_the_database(overlay: list[Document]) -> None:
+def test_long_lived_pods_have_probes_and_no_probe_depends_on_the_database(overlay: list[Document]) -> None:
     for template in templates(overlay):
         if template["metadata"]["labels"]["app.kubernetes.io/component"] == "migrate":
             continue
@@ -129,7 +129,7 @@ def test_long_lived_pods_are_probed_and_no_probe_asks_the_database(overlay: list
             assert "readyz" not in str(container)
 
 
-def test_every_secret_and_setting_that_is_used_is_there_or_told_of(overlay: list[Document]) -> None:
+def test_every_secret_and_setting_that_is_used_exists_or_is_documented(overlay: list[Document]) -> None:
     maps = {one["metadata"]["name"]: set(one["data"]) for one in the(overlay, "ConfigMap")}
     wanted: set[tuple[str, str]] = set()
 
@@ -161,12 +161,12 @@ def test_every_secret_and_setting_that_is_used_is_there_or_told_of(overlay: list
     for name, key in wanted - made:
         assert any(name == one and re.search(rf"--from-(literal|file)={key}\b", rest) for one, rest in commands), name
     if the(overlay, "Cluster"):
-        # from which CloudNativePG makes the roles
+        # CloudNativePG creates the roles from these Secrets
         made_roles = {name for name, rest in commands if "basic-auth" in rest and "username=" in rest}
         assert made_roles == {"seedcore-database", "seedcore-database-owner"}
 
 
-def test_every_setting_has_a_name_that_is_read(overlay: list[Document]) -> None:
+def test_every_setting_exists(overlay: list[Document]) -> None:
     known = {
         str(name) for field in Settings.model_fields.values() for name in getattr(field.validation_alias, "choices", [])
     }
@@ -175,16 +175,16 @@ def test_every_setting_has_a_name_that_is_read(overlay: list[Document]) -> None:
     assert {name for name in used if not name.startswith(("PGSSL", "REDIS_"))} <= known
 
 
-def test_services_budgets_and_policies_find_pods(overlay: list[Document]) -> None:
+def test_services_budgets_and_policies_select_pods(overlay: list[Document]) -> None:
     pods = [template["metadata"]["labels"] for template in templates(overlay)]
     for cluster in the(overlay, "Cluster"):
-        # put there by the operator
+        # the operator sets this label
         pods.append({"cnpg.io/cluster": cluster["metadata"]["name"]})
     for service in the(overlay, "Service"):
         assert any(is_selected(labels, {"matchLabels": service["spec"]["selector"]}) for labels in pods)
     for budget in the(overlay, "PodDisruptionBudget"):
         assert sum(is_selected(labels, budget["spec"]["selector"]) for labels in pods) == 1
-        # of pods that belong to an object without a scale, Kubernetes takes no other
+        # Kubernetes supports nothing else for pods whose owner has no scale subresource
         assert isinstance(budget["spec"]["minAvailable"], int)
         assert "maxUnavailable" not in budget["spec"]
     policies = [policy["spec"]["podSelector"] for policy in the(overlay, "NetworkPolicy")]
@@ -194,7 +194,7 @@ def test_services_budgets_and_policies_find_pods(overlay: list[Document]) -> Non
         assert any(is_selected(labels, selector) for selector in policies), labels
 
 
-def test_prometheus_and_nobody_else_reaches_the_metrics(overlay: list[Document]) -> None:
+def test_only_prometheus_reaches_the_metrics(overlay: list[Document]) -> None:
     reached = {
         (port["port"], str(rule["from"]))
         for policy in the(overlay, "NetworkPolicy")
@@ -207,7 +207,7 @@ def test_prometheus_and_nobody_else_reaches_the_metrics(overlay: list[Document])
     assert reached == {(port, str([prometheus])) for port in ports}
 
 
-def test_a_port_of_a_service_is_one_of_its_pods(overlay: list[Document]) -> None:
+def test_the_target_port_of_a_service_is_a_port_of_its_pods(overlay: list[Document]) -> None:
     for service in the(overlay, "Service"):
         for template in templates(overlay):
             if not is_selected(template["metadata"]["labels"], {"matchLabels": service["spec"]["selector"]}):
@@ -216,7 +216,7 @@ def test_a_port_of_a_service_is_one_of_its_pods(overlay: list[Document]) -> None
             assert {port["targetPort"] for port in service["spec"]["ports"]} <= names
 
 
-def test_the_registry_can_live_where_the_head_gives_no_cpu(overlay: list[Document]) -> None:
+def test_the_head_offers_no_cpu_requires_a_token_and_stores_its_tables_in_redis(overlay: list[Document]) -> None:
     (service,) = the(overlay, "RayService")
     cluster = service["spec"]["rayClusterConfig"]
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
@@ -224,7 +224,7 @@ def test_the_registry_can_live_where_the_head_gives_no_cpu(overlay: list[Documen
     assert cluster["gcsFaultToleranceOptions"]["redisAddress"] == "seedcore-redis:6379"
 
 
-def test_the_prometheus_operator_scrapes_every_node_of_ray_and_has_the_same_alerts(overlay: list[Document]) -> None:
+def test_the_prometheus_operator_scrapes_every_ray_node_and_has_the_same_alerts(overlay: list[Document]) -> None:
     objects = render(DEPLOY / "kubernetes" / "prometheus-operator")
     for one in objects:
         check(one)
@@ -250,7 +250,7 @@ def secrets_of(template: Document) -> set[str]:
     return found
 
 
-def test_pods_of_agents_have_no_secret_and_the_others_only_what_they_use(overlay: list[Document]) -> None:
+def test_agent_pods_have_no_secret_and_the_others_only_those_they_use(overlay: list[Document]) -> None:
     (service,) = the(overlay, "RayService")
     had = {
         template["metadata"]["labels"]["app.kubernetes.io/component"]: secrets_of(template)
@@ -260,8 +260,8 @@ def test_pods_of_agents_have_no_secret_and_the_others_only_what_they_use(overlay
     assert had == {"head": database, "discovery": database | {"seedcore-http-tokens"}, "agents": set()}
 
 
-def test_the_application_is_made_where_its_settings_are() -> None:
-    # otherwise Serve may call the builder on a pod of agents, which has neither DSN nor tokens
+def test_serve_builds_the_application_on_a_discovery_pod() -> None:
+    # otherwise Serve may call the builder on an agent pod, which has neither DSN nor tokens
     config = ServeDeploySchema.model_validate(serve_configs()["kubernetes"])
     selector = _get_shared_build_app_label_selector(config.applications[0])
     assert selector
@@ -281,21 +281,21 @@ def serve_configs() -> dict[str, Document]:
 
 
 @pytest.mark.parametrize("where", ["kubernetes", "compose"])
-def test_ray_and_discovery_understand_what_serve_is_given(where: str) -> None:
+def test_ray_and_discovery_accept_the_serve_configuration(where: str) -> None:
     config = ServeDeploySchema.model_validate(serve_configs()[where])
     (application,) = config.applications
     assert application.import_path == "seedcore.discovery:build"
     replicas = DiscoveryArgs.model_validate(application.args).num_replicas
     (deployment,) = application.deployments
     assert deployment.name == "Discovery"
-    # where its Service, or the published port, leads
+    # the Service, or the published port, leads to nodes with this resource
     options = deployment.ray_actor_options
     assert options.num_cpus == 0
     assert set(options.resources) == {"discovery"}
     assert replicas == (2 if where == "kubernetes" else 1)
 
 
-def test_as_many_pods_have_the_resource_as_discovery_has_replicas() -> None:
+def test_the_discovery_resource_exists_on_as_many_pods_as_discovery_has_replicas() -> None:
     (service,) = the(render(OVERLAYS[0]), "RayService")
     groups = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     having = [group for group in groups if "discovery" in group["rayStartParams"].get("resources", "")]

@@ -1,4 +1,4 @@
-"""The dashboard, without a Grafana: its queries parse, and its panels neither overlap nor ask elsewhere."""
+"""The dashboard, without Grafana: its queries parse, its panels do not overlap, and all use the chosen datasource."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def test_panels_have_ids_titles_and_the_chosen_datasource() -> None:
     for panel in panels():
         assert panel["title"]
         assert panel["targets"]
-        for asked in (panel, *panel["targets"]):
-            assert asked["datasource"] == {"type": "prometheus", "uid": "${datasource}"}, panel["title"]
+        for part in (panel, *panel["targets"]):
+            assert part["datasource"] == {"type": "prometheus", "uid": "${datasource}"}, panel["title"]
 
 
 def test_panels_do_not_overlap() -> None:
