@@ -22,10 +22,10 @@ async def within(work: Awaitable[T], timeout_s: float | None) -> T:
     try:
         done, _ = await asyncio.wait({task}, timeout=timeout_s)
     except BaseException:
-        _abandon(task)
+        abandon(task)
         raise
     if not done:
-        _abandon(task)
+        abandon(task)
         raise asyncio.TimeoutError
     return task.result()
 
@@ -38,7 +38,8 @@ async def end(*tasks: asyncio.Task[None] | None) -> None:
     await asyncio.gather(*running, return_exceptions=True)
 
 
-def _abandon(task: asyncio.Future[T]) -> None:
+def abandon(task: asyncio.Future[T]) -> None:
+    """Cancel it, and let it end by itself."""
     task.cancel()
     # whatever it still raises is nobody's any more, and must not be reported as never retrieved
     task.add_done_callback(lambda ended: None if ended.cancelled() else ended.exception())

@@ -1,4 +1,4 @@
-"""A process leaves Ray, joins it again, joins another cluster, forks: what belongs to one session is used in no other."""
+"""A process leaves Ray, joins it again, joins another cluster, forks: a handle of one session is used in no other."""
 
 from __future__ import annotations
 
