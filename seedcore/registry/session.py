@@ -80,8 +80,7 @@ def require() -> Session:
 
 
 def refuse_forked() -> None:
-    """Raise ForkedProcessError in a process that was forked from a connected one: it has the parent's sockets and none of
-    its threads."""
+    """Raise ForkedProcessError in a process forked from a connected one: it has Ray's sockets without Ray's threads."""
     if _inherited is not None and ray_connection() is _inherited:
         raise ForkedProcessError(_FORKED)
 
@@ -111,8 +110,8 @@ def passing() -> Iterator[Session]:
 async def ask(handle: ActorHandle, method: str, *args: object, **kwargs: object) -> Any:
     """The answer of an actor's method.
 
-    Raises RayTaskError for the method's own error; AttributeError or TypeError where the actor has no such method, or it
-    does not take the arguments; another RayError where the actor does not answer; and as `passing`.
+    Raises RayTaskError for the method's own error; AttributeError or TypeError where the actor has no such method, or the
+    arguments do not fit; another RayError where the actor does not answer; and as `passing`.
     """
     with passing() as began:
         answer = asyncio.ensure_future(_submitted(getattr(handle, method), args, kwargs))
@@ -127,7 +126,7 @@ async def ask(handle: ActorHandle, method: str, *args: object, **kwargs: object)
 
 
 def create(actor_class: Any, options: Mapping[str, Any], *args: object, **kwargs: object) -> ActorHandle:
-    """A new actor; `actor_class` is what `ray.remote` returns. Raises what Ray raises for the options, and as `passing`."""
+    """A new actor of the class that `ray.remote` returned. Raises what Ray raises for the options, and as `passing`."""
     with passing():
         # validates the options
         actor_class.options(**options)

@@ -188,9 +188,13 @@ async def test_what_ray_raises_for_a_handle_of_another_session_is_an_error_of_ou
     for error in (KeyError("its own"), ray.exceptions.ActorDiedError(), RegistryUnavailableError("ours")):
         with pytest.raises(type(error)), session.passing():
             raise error
-    with pytest.raises(SessionError, match="ended during the call"), session.passing():
+
+    def fail_without_ray() -> None:
         connected.leave()
         raise AttributeError("'Worker' object has no attribute 'core_worker'")
+
+    with pytest.raises(SessionError, match="ended during the call"), session.passing():
+        fail_without_ray()
 
 
 async def test_a_call_ends_with_its_session(connected: Membership, monkeypatch: pytest.MonkeyPatch) -> None:
