@@ -23,10 +23,10 @@ async def within(work: Awaitable[T], timeout_s: float | None) -> T:
     try:
         done, _ = await asyncio.wait({task}, timeout=timeout_s)
     except BaseException:
-        _abandon(task)
+        abandon(task)
         raise
     if not done:
-        _abandon(task)
+        abandon(task)
         raise asyncio.TimeoutError
     return task.result()
 
@@ -55,7 +55,8 @@ def on_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> None
         loop.call_soon_threadsafe(call)
 
 
-def _abandon(task: asyncio.Future[T]) -> None:
+def abandon(task: asyncio.Future[T]) -> None:
+    """Cancel it, and let it end by itself."""
     task.cancel()
     # retrieve a later exception, so that asyncio does not log "exception was never retrieved"
     task.add_done_callback(lambda ended: None if ended.cancelled() else ended.exception())

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import ray
 import ray.util
 
-from seedcore.core.errors import DirectoryUnavailableError
+from seedcore.core.errors import DirectoryUnavailableError, ForkedProcessError, SessionError
 from seedcore.registry import session
 from seedcore.registry.lookup import actor_id_of, find_actor, in_thread, is_ray_client
 from seedcore.registry.processes import own_process_key
@@ -74,8 +74,14 @@ async def identify(actor_name: str | None, namespace: str, timeout_s: float) -> 
     Never raises: what Ray does not tell is None. A namespace is proven by looking the name up, since a detached actor's
     own runtime context names its creator's; a wrong one would make the registry believe that the actor is gone.
     """
-    if session.current() is None:
+    try:
+        with session.passing():
+            return await _identified(actor_name, namespace, timeout_s)
+    except (SessionError, ForkedProcessError):
         return Identity(actor_name, None, None, None, None, os.getpid(), own_process_key(), is_proven=not actor_name)
+
+
+async def _identified(actor_name: str | None, namespace: str, timeout_s: float) -> Identity:
     context = session.context()
     own_id, own_name = own_actor()
     # None: the agent's actor is another than the one that runs this, if any does
@@ -99,23 +105,28 @@ async def identify(actor_name: str | None, namespace: str, timeout_s: float) -> 
 
 def own_actor() -> tuple[str | None, str | None]:
     """Id and name of the actor that this code runs in; None outside one, None for the name of an unnamed one."""
-    if session.current() is None:
+    try:
+        with session.passing():
+            context = session.context()
+            is_actor = context.worker.mode == ray.WORKER_MODE
+            return (context.get_actor_id(), context.get_actor_name() or None) if is_actor else (None, None)
+    except (SessionError, ForkedProcessError):
         return None, None
-    context = session.context()
-    if context.worker.mode != ray.WORKER_MODE:
-        return None, None
-    return context.get_actor_id(), context.get_actor_name() or None
 
 
 def own_actor_has(method: str) -> bool:
     """Whether this code runs in an actor whose class has this method."""
-    return own_actor()[0] is not None and hasattr(ray.get_runtime_context().current_actor, method)
+    return own_actor()[0] is not None and hasattr(session.context().current_actor, method)
 
 
 def own_node_id() -> str | None:
     """The Ray node that this process runs on; None where it is connected to none, and for a Ray Client process: what
     Ray tells that one is the node of the server that speaks for it."""
-    return None if session.current() is None or is_ray_client() else str(session.context().get_node_id())
+    try:
+        with session.passing():
+            return None if is_ray_client() else str(session.context().get_node_id())
+    except SessionError:
+        return None
 
 
 def was_restarted() -> bool:

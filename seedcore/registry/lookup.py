@@ -1,6 +1,7 @@
 """Blocking Ray look-ups, kept off the event loop, bounded, and of one Ray session.
 
-Ray's look-ups block for up to a minute while the GCS is down, so each runs in a daemon thread (which cannot hold up the interpreter's exit) under a time limit, few at a time.
+Ray's look-ups block for up to a minute while the GCS is down, so each runs in a daemon thread (which cannot hold up the
+interpreter's exit) under a time limit, few at a time.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ray.core.generated import common_pb2, gcs_pb2
 from ray.exceptions import RaySystemError
 from ray.util.client import ray as ray_client
 
-from seedcore.core.errors import DirectoryUnavailableError, SessionError
+from seedcore.core.errors import DirectoryUnavailableError, ForkedProcessError, SessionError
 from seedcore.core.waiting import within
 from seedcore.registry import session
 from seedcore.registry.session import ActorHandle as ActorHandle
@@ -154,10 +155,12 @@ def is_ray_client() -> bool:
 
 def own_worker_id() -> str | None:
     """The Ray worker that this process is; None of a driver, and outside Ray."""
-    if session.current() is None:
+    try:
+        with session.passing():
+            context = session.context()
+            return str(context.get_worker_id()) if context.worker.mode == ray.WORKER_MODE else None
+    except (SessionError, ForkedProcessError):
         return None
-    context = session.context()
-    return str(context.get_worker_id()) if context.worker.mode == ray.WORKER_MODE else None
 
 
 async def why_worker_ended(worker_id: str, timeout_s: float) -> str | None:

@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 _REFUSED_SLOWDOWN = 6.0
 _THREAD_PATIENCE_S = 30.0
-_OF_PARENT = "this reporter works in the process that this one was forked from: make another one here"
+_OF_PARENT = "this reporter runs in the process that this one was forked from: make another reporter in this process"
 _CALLS_A_STEP = 6  # to find the registry, shake hands and speak, and once more with the one that replaced it
 
 

@@ -1,12 +1,12 @@
-"""The gate to Ray: every call of ours passes it, and it names the Ray session that this process has now.
+"""The gate to Ray: SeedCore calls Ray through this module alone, and only in the Ray session of this process.
 
-A session is one connection of this process to Ray, from `ray.init` to `ray.shutdown`; an actor has one for life. Handles,
-and what was learned with them, belong to the session that they were found in, also where the next one is of the same cluster.
+A session is one connection of this process to Ray, from `ray.init` to `ray.shutdown`; an actor has one for its life. A
+handle belongs to the session in which it was found, even where the next session is of the same cluster.
 
-Ray joins or starts a cluster by itself where a process without one makes a call (auto-init). Ours never do: the gate
-refuses without a session, and then calls Ray beneath its auto-init, so that a `ray.shutdown()` on another thread between
-the two raises an error and starts nothing. What remains is inside Ray: a call that its core has begun while another
-thread ends that core. No lock around `ray.shutdown()` is ours to take.
+Ray starts or joins a cluster by itself when a process without a session makes a call (auto-init). This module refuses a
+call without a session, and then calls Ray beneath its auto-init: a `ray.shutdown()` on another thread between the two
+raises an error and starts nothing. One race remains, inside Ray: a call that its core has begun while another thread
+ends that core. A lock around `ray.shutdown()` would close it, and user code calls `ray.shutdown()`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import ray
 import ray.util
@@ -27,16 +27,17 @@ from ray.runtime_context import RuntimeContext
 from ray.util.client import ray as ray_client
 
 from seedcore.core.errors import ForkedProcessError, RegistryError, SessionError, first_line
+from seedcore.core.waiting import abandon
 
 ActorHandle = Any  # ray.actor.ActorHandle, or its Ray Client twin: both without useful types
 
-_LOOK_S = 1.0
+_SESSION_CHECK_S = 1.0
 _AUTO_INIT = "auto_init_wrapper"
 _NOT_CONNECTED = "this process is not connected to Ray (ray.init)"
 ENDED = "the connection to Ray ended during the call"
 _FORKED = (
     "this process was forked from one that is connected to Ray: use spawn "
-    "(multiprocessing.get_context('spawn')), and make agents and reporters in the new process"
+    "(multiprocessing.get_context('spawn')), and make agents and reporters in the spawned process"
 )
 
 
@@ -46,11 +47,11 @@ class Session:
     __slots__ = ("__weakref__", "connection")
 
     def __init__(self, connection: object) -> None:
-        # weak: Ray tears down what it finds unused
+        # weak: Ray must be able to free it at the end of the session
         self.connection = weakref.ref(connection)
 
     def require_still_current(self) -> None:
-        """Raise SessionError where it is not the session of this process any more."""
+        """Raise SessionError unless it is the session of this process now."""
         if current() is not self:
             raise SessionError(ENDED)
 
@@ -61,7 +62,7 @@ _inherited: object | None = None
 
 
 def current() -> Session | None:
-    """The session of this process; None without one, and in a process forked from a connected one."""
+    """The session of this process; None where it has none, or was forked from a process that has one."""
     connection = ray_connection()
     if connection is None or connection is _inherited:
         return None
@@ -70,7 +71,7 @@ def current() -> Session | None:
 
 
 def require() -> Session:
-    """The session of this process. Raises SessionError without one, ForkedProcessError as `refuse_forked`."""
+    """The session of this process. Raises SessionError where it has none, and as `refuse_forked`."""
     session = current()
     if session is None:
         refuse_forked()
@@ -79,17 +80,17 @@ def require() -> Session:
 
 
 def refuse_forked() -> None:
-    """Raise ForkedProcessError in a process forked from a connected one: Ray's threads and sockets are the parent's."""
+    """Raise ForkedProcessError in a process forked from a connected one: it has Ray's sockets without Ray's threads."""
     if _inherited is not None and ray_connection() is _inherited:
         raise ForkedProcessError(_FORKED)
 
 
 @contextmanager
 def passing() -> Iterator[Session]:
-    """Calls to Ray in the session of this process, with what Ray itself raises in them named.
+    """Run calls to Ray in the session of this process.
 
-    Raises SessionError where there is no session, it ends meanwhile, or a handle is of another one; ForkedProcessError as
-    `refuse_forked`; and what the call raises.
+    Raises SessionError where there is no session, the session ends before the calls do, or a handle is of another one;
+    ForkedProcessError as `refuse_forked`; and what the calls raise.
     """
     session = require()
     try:
@@ -99,33 +100,35 @@ def passing() -> Iterator[Session]:
     except Exception as error:
         if current() is not session:
             raise SessionError(ENDED) from error
-        # Ray has no class of its own for the handle that its core does not know
+        # a method of a handle that Ray does not know raises no class of its own
         if type(error) is Exception or isinstance(error, ActorHandleNotFoundError):
-            raise SessionError(f"{first_line(error)}; find the actor again: handles are of one Ray session") from error
+            why = first_line(error).rstrip(".")
+            raise SessionError(f"{why}; find the actor again: a handle is of one Ray session") from error
         raise
 
 
 async def ask(handle: ActorHandle, method: str, *args: object, **kwargs: object) -> Any:
-    """What an actor's method answers.
+    """The answer of an actor's method.
 
-    Raises as `passing`: RayTaskError is the method's own error. AttributeError and TypeError where the actor has no such
-    method, or it takes no such arguments.
+    Raises RayTaskError for the method's own error; AttributeError or TypeError where the actor has no such method, or the
+    arguments do not fit; another RayError where the actor does not answer; and as `passing`.
     """
     with passing() as began:
         answer = asyncio.ensure_future(_submitted(getattr(handle, method), args, kwargs))
         try:
-            # Ray leaves an answer pending for ever where its session ends first
-            while not (await asyncio.wait({answer}, timeout=_LOOK_S))[0]:
+            # an answer stays pending for ever where its session ends first
+            while not (await asyncio.wait({answer}, timeout=_SESSION_CHECK_S))[0]:
                 began.require_still_current()
-            return answer.result()
-        finally:
-            answer.cancel()
+        except BaseException:
+            abandon(answer)
+            raise
+        return answer.result()
 
 
 def create(actor_class: Any, options: Mapping[str, Any], *args: object, **kwargs: object) -> ActorHandle:
-    """A new actor of what `ray.remote` made of a class. Raises what Ray raises for the options, and as `passing`."""
+    """A new actor of the class that `ray.remote` returned. Raises what Ray raises for the options, and as `passing`."""
     with passing():
-        # refuses what is no option
+        # validates the options
         actor_class.options(**options)
         return _submitted(actor_class, args, kwargs, **options)
 
@@ -157,13 +160,14 @@ def list_named_actors() -> list[dict[str, str]]:
 
 
 def context() -> RuntimeContext:
-    """What Ray says of this process. Raises as `passing`."""
+    """`ray.get_runtime_context`. Its methods raise as `passing` only within `passing`."""
     with passing():
-        return cast(RuntimeContext, _without_auto_init(ray.get_runtime_context)())
+        found: RuntimeContext = _without_auto_init(ray.get_runtime_context)()
+        return found
 
 
 def cluster_name() -> str:
-    """The name of the cluster, which no other has. Raises as `passing`."""
+    """The unique name of the cluster. Raises as `passing`."""
     with passing():
         return str(context().get_session_name())
 
@@ -172,19 +176,20 @@ def _submitted(stub: Any, args: Sequence[object], kwargs: Mapping[str, object], 
     submit = getattr(type(stub), "_remote", None)
     inner = _without_auto_init(submit)
     if inner is submit:
-        # a twin of Ray Client's, which has no auto-init
+        # a stub of Ray Client has no auto-init
         return (stub.options(**options) if options else stub).remote(*args, **kwargs)
     return inner(stub, args, kwargs, **options)
 
 
 def _without_auto_init(api: Any) -> Any:
-    """What Ray's call does once it has made sure of a session."""
+    """The function beneath Ray's auto-init, or the function itself where it has none."""
     is_wrapped = getattr(getattr(api, "__code__", None), "co_name", None) == _AUTO_INIT
     return api.__wrapped__ if is_wrapped else api
 
 
 def ray_connection() -> object | None:
-    """What Ray makes anew for each connection: read from memory, in less than a microsecond."""
+    """An object that Ray makes for each connection, or None. A read from memory: Ray's public ids of a session take
+    several microseconds, and with Ray Client a call to its server."""
     node: object | None = global_worker.node
     if node is not None and global_worker.connected:
         return node
@@ -202,7 +207,7 @@ def _begun(connection: object) -> Session:
 
 def _note_fork() -> None:
     global _door, _inherited
-    # a thread that the child does not have may have held it
+    # a thread that the child does not have may hold the old one
     _door = threading.Lock()
     _inherited = ray_connection()
 

@@ -1,17 +1,18 @@
-"""A process leaves Ray, joins it again, joins another cluster, forks: what belongs to one session is used in no other."""
+"""A process leaves Ray, joins it again, joins another cluster, forks: a handle of one session is used in no other."""
 
 from __future__ import annotations
 
 import asyncio
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
-import pytest_asyncio
 import ray
 from pydantic import SecretStr
 from ray.cluster_utils import Cluster
@@ -41,6 +42,7 @@ from seedcore.tier0 import Tier0MemoryManager
 from seedcore.tier0.calls import bounded_call
 from tests.cluster.agents import Worker
 from tests.servers import PostgresServer
+from tests.serving import free_port
 from tests.waiting import eventually
 
 
@@ -56,11 +58,10 @@ def join(address: str) -> None:
     ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
 
 
-@pytest.fixture
-def joined(cluster: Cluster) -> Iterator[None]:
-    join(cluster.address)
-    yield
-    ray.shutdown()
+@pytest.fixture(scope="module")
+def settings(postgres18: PostgresServer) -> Settings:
+    dsn = SecretStr(postgres18.dsn(postgres18.create_database()))
+    return Settings(namespace="sessions", pg_dsn=dsn, beat_interval_s=1.0, lease_s=3.0, flush_interval_s=0.2)
 
 
 async def started(settings: Settings) -> RegistryConnection:
@@ -93,37 +94,45 @@ class Program:
         rows = await self.connection.list_active(logical_id="program")
         return rows.items[0] if rows.items else None
 
+    async def until_held(self) -> None:
+        """Until it uses what it holds: the relay of the node, and handles that the feed keeps."""
 
-@pytest_asyncio.fixture
-async def program(joined: None, settings: Settings) -> AsyncIterator[Program]:
-    connection = await started(settings)
+        async def is_held() -> bool:
+            relays = self.connection._relays
+            return (
+                relays is not None
+                and relays.relay is not None
+                and (await self.manager.locate("stays")).source is Source.SNAPSHOT
+            )
+
+        await eventually(is_held)
+
+
+@pytest.fixture(scope="module")
+def program(cluster: Cluster, settings: Settings) -> Iterator[Program]:
+    """In the cluster when a test begins, and again when it ends."""
+    join(cluster.address)
     manager = Tier0MemoryManager(settings)
-    await manager.create_agent("stays", agent_class=Worker, arguments={"settings": settings})
     reporter = ThreadReporter("program", settings=settings)
+
+    async def begin() -> RegistryConnection:
+        connection = await started(settings)
+        await manager.create_agent("stays", agent_class=Worker, arguments={"settings": settings})
+        return connection
+
+    connection = asyncio.run(begin())
     reporter.start()
-    program = Program(settings, connection, manager, reporter)
-
-    async def is_held() -> bool:
-        # by every short way: the relay of the node, and the feed
-        relays = connection._relays
-        return (
-            relays is not None
-            and relays.relay is not None
-            and (await manager.locate("stays")).source is Source.SNAPSHOT
-        )
-
-    await eventually(is_held)
-    yield program
+    yield Program(settings, connection, manager, reporter)
     reporter.stop()
-    await manager.close()
-    await manager.shutdown_agents(["stays"], timeout_s=5)
-    await stop_registry(settings.namespace)
+    asyncio.run(stop_registry(settings.namespace))
+    ray.shutdown()
 
 
 async def test_without_ray_nothing_is_called_and_ray_stays_down(
     program: Program, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manager, connection, settings = program.manager, program.connection, program.settings
+    await program.until_held()
     handle = await manager.resolve("stays")
     before = await program.registered()
     ray.shutdown()
@@ -163,9 +172,9 @@ async def test_without_ray_nothing_is_called_and_ray_stays_down(
 
     # the same cluster again
     join(cluster.address)
-    with pytest.raises(AgentCallError, match="handles are of one Ray session"):
+    with pytest.raises(AgentCallError, match="a handle is of one Ray session"):
         await bounded_call("stays", lambda: handle.ping.remote(), 5)
-    with pytest.raises(SessionError, match="handles are of one Ray session"):
+    with pytest.raises(SessionError, match="a handle is of one Ray session"):
         await end_actor(handle, 5)
     found = await manager.resolve("stays")
     assert await found.ping.remote() == "pong"
@@ -179,7 +188,7 @@ async def test_without_ray_nothing_is_called_and_ray_stays_down(
     assert after.instance_id == before.instance_id
 
 
-async def test_a_call_ends_with_the_session_it_was_made_in(program: Program, cluster: Cluster) -> None:
+async def test_a_task_ends_with_the_session_it_was_made_in(program: Program, cluster: Cluster) -> None:
     task = asyncio.create_task(program.manager.execute_task_on_agent("stays", "sleep", retries=False))
     await asyncio.sleep(0.2)
     ray.shutdown()
@@ -189,6 +198,7 @@ async def test_a_call_ends_with_the_session_it_was_made_in(program: Program, clu
     assert await (await program.manager.resolve("stays")).ping.remote() == "pong"
 
 
+@pytest.mark.slow
 async def test_another_cluster_is_another_world(program: Program, cluster: Cluster, postgres18: PostgresServer) -> None:
     elsewhere = program.settings.model_copy(update={"pg_dsn": SecretStr(postgres18.dsn(postgres18.create_database()))})
     here = own_node_id()
@@ -208,6 +218,45 @@ async def test_another_cluster_is_another_world(program: Program, cluster: Clust
         await eventually(is_of_this_node)
         await stop_registry(elsewhere.namespace)
     finally:
+        ray.shutdown()
+        join(cluster.address)
+    assert await (await program.manager.resolve("stays")).ping.remote() == "pong"
+
+
+@pytest.fixture
+def client_address(cluster: Cluster) -> Iterator[str]:
+    """Where Ray Client joins the cluster."""
+    port = free_port()
+    places = [f"--address={cluster.address}", "--host=127.0.0.1", f"--port={port}"]
+    server = subprocess.Popen([sys.executable, "-m", "ray.util.client.server", "--mode=legacy", *places])
+    yield f"ray://127.0.0.1:{port}"
+    server.kill()
+    server.wait()
+
+
+@pytest.mark.slow
+async def test_ray_client_has_sessions_too(program: Program, cluster: Cluster, client_address: str) -> None:
+    ray.shutdown()
+    manager = Tier0MemoryManager(program.settings)
+    try:
+        for _ in range(2):
+            ray.init(client_address, log_to_driver=False, logging_level="error")
+            handle = await manager.resolve("stays")
+            assert await manager.execute_task_on_agent("stays", "work") == "work"
+            assert (await manager.get_system_summary()).registry_problem is None
+            await eventually(lambda: program.problem is None)
+            ray.shutdown()
+            with pytest.raises(CannotKnowError, match="not connected to Ray"):
+                await manager.resolve("stays")
+            with pytest.raises(AgentCallError, match="not connected to Ray"):
+                await bounded_call("stays", handle.ping.remote, 5)
+            await eventually(lambda: "not connected to Ray" in (program.problem or ""))
+            assert not ray.is_initialized()
+        ray.init(client_address, log_to_driver=False, logging_level="error")
+        with pytest.raises(AgentCallError, match="a handle is of one Ray session"):
+            await bounded_call("stays", lambda: handle.ping.remote(), 5)
+    finally:
+        await manager.close()
         ray.shutdown()
         join(cluster.address)
     assert await (await program.manager.resolve("stays")).ping.remote() == "pong"

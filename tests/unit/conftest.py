@@ -23,12 +23,26 @@ def _nothing_leaves_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(ray, "init", _refuse)
 
 
-class Connection:
-    """Stands for Ray's."""
+class RayConnection:
+    """Stands for what Ray makes for each connection."""
+
+
+class Membership:
+    """The process's membership in Ray. It is connected at first."""
+
+    def __init__(self) -> None:
+        self.connection: RayConnection | None = RayConnection()
+
+    def leave(self) -> None:
+        self.connection = None
+
+    def join(self) -> None:
+        self.connection = RayConnection()
 
 
 @pytest.fixture
-def connected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a process that is connected to Ray."""
-    connection = Connection()
-    monkeypatch.setattr(session, "ray_connection", lambda: connection)
+def connected(monkeypatch: pytest.MonkeyPatch) -> Membership:
+    """A process that is connected to Ray."""
+    membership = Membership()
+    monkeypatch.setattr(session, "ray_connection", lambda: membership.connection)
+    return membership

@@ -19,6 +19,7 @@ from seedcore.registry.follower import Follower
 from seedcore.registry.service import Registry
 from seedcore.store.memory import MemoryStore, Tables
 from tests.builders import START, iid, joins
+from tests.unit.conftest import Membership
 from tests.unit.registries import joined_registry
 from tests.waiting import eventually
 
@@ -88,6 +89,20 @@ async def test_the_copy_of_a_superseded_registry_is_trusted_no_more(
             await follower._step()
     assert not follower.is_current
     assert follower.resets == before
+
+
+async def test_a_copy_of_one_ray_session_is_not_trusted_in_the_next_before_it_is_listed_again(
+    connected: Membership, registry: Registry, follower: Follower
+) -> None:
+    resets: list[int] = []
+    follower._on_reset = lambda: resets.append(1)
+    for change in (connected.leave, connected.join):
+        assert follower.is_current
+        change()
+        assert not follower.is_current
+        await eventually(lambda: follower.is_current, every_s=0.001)
+    # the handles that are kept with it are dropped
+    assert len(resets) == 2
 
 
 async def test_an_answer_that_was_read_late_is_trusted_from_when_it_was_given(
