@@ -10,6 +10,7 @@ from seedcore.core.lifecycle import Status
 from seedcore.core.model import Verdict
 from seedcore.discovery.api import AgentAnswer, InstanceOut
 
+_LOG = "`ray logs actor --id ACTOR_ID`, with the cluster's RAY_AUTH_MODE"
 _ADVICE: tuple[tuple[str, str], ...] = (
     (r"low on memory", "Give it less to do at once, its node more memory, or its actor a memory= resource."),
     (r"exception in its start-up", "Its constructor raised; mend that and create the agent again."),
@@ -17,8 +18,8 @@ _ADVICE: tuple[tuple[str, str], ...] = (
         r"killed by SIGKILL",
         "SIGKILL comes from kill -9, ray.kill, a container's limit or the kernel's OOM killer (see dmesg).",
     ),
-    (r"killed by SIG", "Look for the crash in its log: `ray logs actor --id ACTOR_ID`."),
-    (r"exited with code", "Its last words are in its log: `ray logs actor --id ACTOR_ID`."),
+    (r"killed by SIG", f"Look for the crash in its log: {_LOG}."),
+    (r"exited with code", f"Its last words are in its log: {_LOG}."),
     (r"lease expired", "It said nothing for that long while the registry listened: it hung, or was cut off."),
     (r"its node died", "Ray lost the node; agents with max_restarts come back on another."),
     (r"epoch .*retired|epoch is retired", "The fleet was flipped to another epoch (`seedcore epoch show`)."),
