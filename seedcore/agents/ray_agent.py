@@ -9,19 +9,22 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from seedcore.core.errors import InvalidInputError, NotAcceptingWorkError, RetiredEpochError
+from seedcore.agents.contract import check_awaitable, check_overrides
+from seedcore.core.errors import AgentCallError, InvalidInputError, NotAcceptingWorkError, RetiredEpochError
 from seedcore.core.lifecycle import Status
 from seedcore.core.loops import LoopsEvent, LoopsLock
 from seedcore.core.model import Json, check_cause, check_timeout
 from seedcore.core.waiting import within
 from seedcore.core.wire import wire
-from seedcore.registry.identity import end_own_actor, own_actor_has, was_restarted
+from seedcore.registry.identity import end_own_actor, own_actor, own_actor_has, was_restarted
 from seedcore.registry.reporter import Reporter
 from seedcore.settings import Settings, get_settings
 
 logger = logging.getLogger(__name__)
+
+_STATE = frozenset({"_agent_id", "_organ_id", "_reporter", "_starting", "_status", "_idle", "_running", "_done"})
 
 
 @wire
@@ -55,13 +58,21 @@ class SummaryStats:
 
 
 class RayAgent:
-    """Subclass it and override `handle_task`.
+    """Subclass it and override `handle_task`: `async def handle_task(self, task)`.
+
+    An override of an async method must be async, and be called like it: else the class statement raises
+    InvalidInputError. A constructor of your own takes what it does not know itself as `**details` and passes it to
+    `super().__init__(agent_id, **details)`.
 
     In process: `await agent.start()`. As an actor: `ray.remote(MyAgent).options(name=agent_id,
     namespace=..., num_cpus=0).remote(agent_id)` and then `start`, which `Tier0MemoryManager.create_agent`
     does for you; an actor that Ray restarts starts again by itself. It works without registry or database,
     and reports once they are there. Its methods may be called in several concurrency groups.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        check_overrides(cls, RayAgent)
 
     def __init__(
         self,
@@ -99,6 +110,15 @@ class RayAgent:
         if was_restarted():
             # Ray re-runs __init__ alone: nobody will call start() a second time
             self._restart = asyncio.get_running_loop().create_task(self._start_again())
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            # called for what is missing
+            if name in _STATE and "_reporter" not in vars(self):
+                why = "does not call super().__init__(agent_id, ...), or uses the agent before"
+                raise InvalidInputError(f"{type(self).__name__}.__init__", why)
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
     @property
     def agent_id(self) -> str:
@@ -221,14 +241,22 @@ class RayAgent:
 
     async def execute_task(self, task: Any) -> Any:
         """Run `handle_task`, counted and timed. Raises NotAcceptingWorkError unless the agent is alive, and
-        whatever `handle_task` raises."""
+        whatever `handle_task` raises; in an actor AgentCallError for its KeyboardInterrupt or SystemExit."""
         if self._status is not Status.ALIVE:
             raise NotAcceptingWorkError(self._agent_id, str(self._status))
         self._count_begun()
         began_s = time.monotonic()
         has_failed = True
         try:
-            result = await self.handle_task(task)
+            work = self.handle_task(task)
+            check_awaitable(work, type(self), "handle_task", RayAgent)
+            result = await work
+        except (KeyboardInterrupt, SystemExit) as error:
+            if own_actor()[0] is None:
+                raise
+            # they would end the actor's event loop, or its process and with it the tasks of others
+            raise AgentCallError(self._agent_id, f"its task raised {error!r}; raise an Exception instead") from None
+        else:
             has_failed = False
             return result
         finally:

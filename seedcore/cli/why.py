@@ -10,6 +10,7 @@ from seedcore.core.lifecycle import Status
 from seedcore.core.model import Verdict
 from seedcore.discovery.api import AgentAnswer, InstanceOut
 
+_LOG = "`ray logs actor --id ACTOR_ID`, with the cluster's RAY_AUTH_MODE"
 _ADVICE: tuple[tuple[str, str], ...] = (
     (
         r"low on memory",
@@ -20,8 +21,8 @@ _ADVICE: tuple[tuple[str, str], ...] = (
         r"killed by SIGKILL",
         "SIGKILL comes from kill -9, ray.kill, a container's limit or the kernel's OOM killer (see dmesg).",
     ),
-    (r"killed by SIG", "Look for the crash in its log: `ray logs actor --id ACTOR_ID`."),
-    (r"exited with code", "See the end of its log: `ray logs actor --id ACTOR_ID`."),
+    (r"killed by SIG", f"Look for the crash in its log: {_LOG}."),
+    (r"exited with code", f"See the end of its log: {_LOG}."),
     (
         r"lease expired",
         "The registry was running and received no beat for that time: the agent hung, or its network failed.",

@@ -45,7 +45,9 @@ _CALLS_A_STEP = 6  # to find the registry, shake hands and speak, and once more 
 
 
 class Reporter:
-    """Owns a RegistryClient, and beats with everybody else of its event loop. Call it from any event loop. An actor owns it in two lines:
+    """Owns a RegistryClient, and beats with everybody else of its event loop. Call it from any event loop.
+
+    An actor owns it in two lines:
 
         self.reporter = Reporter("my_agent", organ_id="vision")
         await self.reporter.start()

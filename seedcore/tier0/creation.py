@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import wraps
 from typing import Any
 
 import ray
-from ray.exceptions import ActorAlreadyExistsError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorAlreadyExistsError, RayActorError, RayError, RayTaskError, TaskCancelledError
 
 from seedcore.agents.ray_agent import RayAgent
 from seedcore.core.errors import (
@@ -23,7 +24,7 @@ from seedcore.core.errors import (
     last_line,
 )
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import MAX_ID_CHARS, Registration, check_text, new_instance_id
+from seedcore.core.model import MAX_ID_CHARS, Registration, check_kind, check_text, new_instance_id
 from seedcore.core.waiting import within
 from seedcore.registry import session
 from seedcore.registry.client import check_not_ours
@@ -38,6 +39,7 @@ _END_S = 10.0
 _LOOK_UP_S = 5.0
 _ATTEMPTS = 5
 _PAUSE_S = 0.1
+_GIVEN = frozenset({"agent_id", "organ_id", "labels", "metadata"})
 
 _held: dict[tuple[str, str], ActorHandle] = {}
 """Agents that are not detached: an actor ends with the last handle of its maker."""
@@ -61,13 +63,43 @@ def check_spec(spec: AgentSpec) -> None:
         cluster_epoch=spec.epoch,
         started_epoch=spec.started_epoch,
     ).validated()
+    check_kind("arguments", spec.arguments, Mapping)
+    if twice := sorted(_GIVEN & spec.arguments.keys()):
+        raise InvalidInputError("arguments", f"must not name {', '.join(twice)}: give it beside the arguments")
     agent_class = spec.agent_class
     if agent_class is None:
         return
+    if callable(getattr(agent_class, "remote", None)) and not inspect.isclass(agent_class):
+        raise InvalidInputError("agent_class", "must be the plain class: leave out @ray.remote, it is applied here")
     if not inspect.isclass(agent_class):
         raise InvalidInputError("agent_class", f"must be a plain class, not {type(agent_class).__name__}")
     if not callable(getattr(agent_class, "start", None)):
         raise InvalidInputError("agent_class", f"{agent_class.__name__} has no start(): subclass RayAgent")
+    _check_constructor(agent_class, spec)
+
+
+def _check_constructor(agent_class: type[Any], spec: AgentSpec) -> None:
+    try:
+        takes = inspect.signature(agent_class)
+    except (TypeError, ValueError):
+        # one in C does not say
+        return
+    try:
+        takes.bind(spec.agent_id, **_details(spec))
+    except TypeError as error:
+        why = f"{agent_class.__name__}() cannot be called: {error}"
+        remedy = "let __init__(self, agent_id, **details) pass its details to super().__init__(agent_id, **details)"
+        raise InvalidInputError("agent_class", f"{why}; {remedy}") from None
+
+
+def _details(spec: AgentSpec) -> dict[str, Any]:
+    """What its constructor gets beside its id."""
+    return {
+        "organ_id": spec.organ_id,
+        "labels": dict(spec.labels),
+        "metadata": dict(spec.metadata),
+        **spec.arguments,
+    }
 
 
 async def create_actor(spec: AgentSpec, namespace: str) -> ActorHandle:
@@ -150,7 +182,9 @@ class _Creation:
             except DirectoryUnavailableError as error:
                 raise AgentCallError(agent_id, first_line(error)) from error
         except (TypeError, ValueError, RayError, SessionError) as error:
-            raise AgentCallError(agent_id, f"its actor cannot be made: {first_line(error)}") from error
+            # where the class cannot be pickled, the error behind Ray's names what of it
+            why = first_line(error if error.__cause__ is None else error.__cause__)
+            raise AgentCallError(agent_id, f"its actor cannot be made: {why}") from error
         return self.made
 
     async def _start(self, handle: ActorHandle) -> None:
@@ -159,7 +193,9 @@ class _Creation:
         except RayTaskError as error:
             if isinstance(error.cause, RegistryError):
                 raise error.cause from None
-            raise self._failed(handle, f"start failed: {error.cause!r}") from error
+            is_ended = isinstance(error.cause, TaskCancelledError)
+            why = "it raised KeyboardInterrupt, or was cancelled" if is_ended else repr(error.cause)
+            raise self._failed(handle, f"start failed: {why}") from error
         except asyncio.TimeoutError:
             known = await ray_remembers(self._spec.actor_name, self._namespace, _LOOK_UP_S)
             raise self._failed(handle, f"did not start within {_TIMEOUT_S:g} s; {known}") from None
@@ -194,15 +230,8 @@ def _make_actor(spec: AgentSpec, namespace: str) -> ActorHandle:
         "num_cpus": spec.num_cpus,
         "resources": dict(spec.resources),
     }
-    return session.create(
-        ray.remote(_prepared(agent_class, namespace, _epoch_of(spec))),
-        options,
-        spec.agent_id,
-        organ_id=spec.organ_id,
-        labels=dict(spec.labels),
-        metadata=dict(spec.metadata),
-        **spec.arguments,
-    )
+    actor_class = ray.remote(_prepared(agent_class, namespace, _epoch_of(spec)))
+    return session.create(actor_class, options, spec.agent_id, **_details(spec))
 
 
 def _prepared(agent_class: type[Any], namespace: str, epoch: ProcessEpoch | None) -> type[Any]:

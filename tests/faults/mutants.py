@@ -70,6 +70,10 @@ async def _send_and_forget(client: RegistryClient) -> Receipt:
     return receipt
 
 
+def _own_interval_s(client: RegistryClient) -> float:
+    return client._settings.beat_interval_s
+
+
 def _put_back_reversed(batch: ChangeBatch, taken: list[Any]) -> None:
     batch._changes.extendleft(taken)
 
@@ -129,5 +133,8 @@ MUTANTS: dict[str, Mutant] = {
     "the feed forgets a change": Mutant(0, lambda: mock.patch.object(Feed, "append", _append_most)),
     "the feed begins anew and says nothing": Mutant(0, lambda: mock.patch.object(Feed, "since", _since_never_reset)),
     "who is not read yet is unknown": Mutant(0, lambda: mock.patch.object(Writer, "may_know_more", False)),
+    "agents beat as their own environment says": Mutant(
+        0, lambda: mock.patch.object(RegistryClient, "beat_interval_s", property(_own_interval_s))
+    ),
     "memory and database are not compared": Mutant(9, lambda: mock.patch.object(Writer, "_compare", _compare_nothing)),
 }

@@ -715,9 +715,10 @@ class History:
         self._ray_cluster = "cluster-1"
         self._settings = {
             node: Settings.model_construct(
-                **{**_SETTINGS.model_dump(), "node_id": node, "beat_interval_s": BEAT_S, "lease_s": LEASE_S}
+                **{**_SETTINGS.model_dump(), "node_id": node, "beat_interval_s": beat_s, "lease_s": LEASE_S}
             )
-            for node in NODES
+            # the environment of a node may ask for beats that come after the registry's lease
+            for node, beat_s in zip(NODES, (BEAT_S, LEASE_S + BEAT_S), strict=True)
         }
 
     def run(self) -> None:
