@@ -557,6 +557,7 @@ class Registry:
             came_back=self._roster.came_back,
             deaths_declared=self._expiry.deaths_declared,
             notes=self._config.notes,
+            unwatched=self._expiry.unwatched,
         )
 
     # Receipts
