@@ -234,11 +234,11 @@ def _of_health(health: Health, settings: Settings) -> list[Finding]:
             )
         )
     else:
-        findings.append(
-            Finding(
-                "deaths", Grade.OK, f"{counted(health.watched, 'agent')} watched by {counted(health.relays, 'relay')}"
-            )
-        )
+        told = f"{counted(health.watched, 'agent')} watched by {counted(health.relays, 'relay')}"
+        by_beats = sum(health.unwatched.values())
+        if by_beats:
+            told += f"; {by_beats} live by their beats alone (Ray Client, or no process of a node's own host)"
+        findings.append(Finding("deaths", Grade.OK, told))
     if health.flush.beats_dropped:
         told = f"{health.flush.beats_dropped} beats were dropped"
         findings.append(Finding("beats", Grade.WARNING, told, "the database is too slow: see docs/performance.md"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 FIRST_S = 1.0
@@ -34,4 +35,4 @@ class Comebacks:
         wait_s = self._begins_s - now_s
         if wait_s <= 0:
             return None
-        return f"{self._why}; {self.in_a_row} times in a row, so it registers again in {wait_s:.0f} s"
+        return f"{self._why}; {self.in_a_row} times in a row, so it registers again in {math.ceil(wait_s)} s"

@@ -187,16 +187,19 @@ class Store(InstanceReader, Protocol):
 OnDeath = Callable[[str, Witness, Witness, str], None]
 OnExplained = Callable[[str, str], None]
 OnLostNodes = Callable[[frozenset[str]], None]
+OnUnwatched = Callable[[Mapping[str, int]], None]
 
 
 class DeathWitness(Protocol):
     """Who sees deaths besides the beats: processes, nodes, actors. It tells, by `on_death(instance_id, process, node,
     cause)` in the event loop that started it, at least once; it declares nobody dead. `on_explained(instance_id,
-    cause)` is called where more than that cause becomes known of a death that it told of, `on_lost_nodes(node_ids)`
-    with all nodes that Ray has declared dead, each time that it has looked."""
+    cause)` is called where more than that cause becomes known of a death that it told of. Each time that it has looked
+    it calls `on_lost_nodes(node_ids)` with all nodes that Ray has declared dead, and `on_unwatched(counts)` with how
+    many instances it does not watch, by the reason."""
 
     on_explained: OnExplained
     on_lost_nodes: OnLostNodes
+    on_unwatched: OnUnwatched
 
     @property
     def problem(self) -> str | None:

@@ -263,6 +263,7 @@ class RegistryOut(BaseModel):
     healed: int
     compared_at: datetime | None
     notes: list[str]
+    unwatched: dict[str, int]
 
 
 class EpochOut(BaseModel):

@@ -172,4 +172,5 @@ def _registry_out(health: Health) -> RegistryOut:
         healed=health.healed,
         compared_at=health.compared_at,
         notes=list(health.notes),
+        unwatched=dict(health.unwatched),
     )

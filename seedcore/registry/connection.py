@@ -55,6 +55,7 @@ logger = logging.getLogger(__name__)
 REGISTRY_NAME = RESERVED_PREFIX + "registry"
 _SILENT_PAUSE_S = 1.0
 _LINGER_S = 0.001
+_PLACES_SINCE = 9
 # what an operator asks for by hand is not asked for again by itself
 _IN_DOUBT = {"turn_agent": "; it may be done all the same: look before you ask again"}
 # what agents send: how long they wait for the answer is the registry's to say
@@ -216,11 +217,13 @@ class RegistryConnection:
         organ_id: str | None = None,
         labels: Mapping[str, str] | None = None,
         logical_id: str | None = None,
+        follower: str | None = None,
     ) -> FeedBatch:
         """See Registry.changes. A registry that ends meanwhile is noticed at the end of the call's bound."""
-        answer = await self._read(
-            "changes", stream, version, wait_s, statuses, organ_id, labels, logical_id, waits_s=wait_s
-        )
+        asked = [stream, version, wait_s, statuses, organ_id, labels, logical_id]
+        # older registries keep places for nobody
+        named = [follower] if self._protocol >= _PLACES_SINCE else []
+        answer = await self._read("changes", *asked, *named, waits_s=wait_s)
         return cast(FeedBatch, answer)
 
     async def get_instance(self, instance_id: str) -> Answer[Instance]:

@@ -10,6 +10,7 @@ import functools
 import logging
 import random
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any, Protocol
@@ -20,13 +21,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from seedcore.core.errors import DirectoryUnavailableError, SessionError, first_line
 from seedcore.core.model import Instance
-from seedcore.core.ports import OnDeath, OnExplained, OnLostNodes
+from seedcore.core.ports import OnDeath, OnExplained, OnLostNodes, OnUnwatched
 from seedcore.core.verdict import Witness
 from seedcore.core.waiting import end, within
 from seedcore.registry import session
 from seedcore.registry.directory import RESERVED_PREFIX
 from seedcore.registry.lookup import ActorHandle, actor_id_of, find_actor, in_thread
-from seedcore.registry.processes import Watched
+from seedcore.registry.processes import Unwatched, Watched
 from seedcore.registry.relay import MAX_WATCHED_A_CALL, Exit, RelayActor
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ _END_TIMEOUT_S = 2.0
 _START_TIMEOUT_S = 60.0
 _NODE_TABLE_S = 1.0
 _RETRY_MAX_S = 10.0
-_UNWATCHED_S = 10.0
+_UNWATCHED_S, _UNWATCHED_MAX_S = 10.0, 60.0
 _MAX_PROBLEMS = 3
 _MAX_CONCURRENCY = 10_000
 
@@ -50,7 +51,7 @@ class _Node:
         self.wanted: dict[str, Instance] = {}
         self.to_watch: dict[str, Watched] = {}
         self.to_drop: dict[str, None] = {}
-        self.unwatched: set[str] = set()
+        self.unwatched: dict[str, Unwatched] = {}
         self.changed = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
         self.relay: str | None = None
@@ -79,10 +80,26 @@ class _Node:
         self.unwatched.clear()
         self.relay = None
 
-    def note_unwatched(self, told: Iterable[str], unwatched: Iterable[str]) -> None:
-        """What the relay said of those that it was told to watch."""
-        self.unwatched.difference_update(told)
-        self.unwatched.update(instance_id for instance_id in unwatched if instance_id in self.wanted)
+    def note_unwatched(self, told: Iterable[str], unwatched: Mapping[str, Unwatched]) -> None:
+        """What the relay said of those that it was told to watch: whom it cannot, and why."""
+        for instance_id in told:
+            self.unwatched.pop(instance_id, None)
+        self.unwatched.update((one, why) for one, why in unwatched.items() if one in self.wanted)
+
+    def count_unwatched(self) -> Counter[Unwatched]:
+        """How many of its instances are not watched, by the reason."""
+        return Counter(self.unwatched.values()) if self.has_relay else Counter({Unwatched.RELAY: len(self.wanted)})
+
+    def find_problem(self, node_id: str) -> str | None:
+        """Why it is not watched, or not all of it is."""
+        if self.problem is not None:
+            return self.problem
+        told = [
+            f"{count} of {len(self.wanted)} instances on node {node_id} are not watched: {why.problem}"
+            for why, count in self.count_unwatched().most_common()
+            if why.problem is not None
+        ]
+        return "; ".join(told) or None
 
     def try_again(self) -> None:
         """Tell the relay anew of those that it could not watch: it may have been short of descriptors, or of Ray."""
@@ -99,7 +116,7 @@ class _Node:
             self.changed.set()
 
     def drop(self, instance_id: str) -> None:
-        self.unwatched.discard(instance_id)
+        self.unwatched.pop(instance_id, None)
         if self.wanted.pop(instance_id, None) is not None and self.has_relay:
             self.to_watch.pop(instance_id, None)
             self.to_drop[instance_id] = None
@@ -186,8 +203,10 @@ class DeathWatch:
         self._on_death = on_death
         self.on_explained: OnExplained = _ignore
         self.on_lost_nodes: OnLostNodes = _ignore
+        self.on_unwatched: OnUnwatched = _ignore
         self._cluster = cluster
         self._nodes: dict[str, _Node] = {}
+        self._without_node: set[str] = set()
         self._table: asyncio.Task[None] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
         self._alive: Mapping[str, bool] = {}
@@ -207,14 +226,16 @@ class DeathWatch:
     def add(self, instance: Instance) -> None:
         """Watch an instance from now on; again when anything of it changes. One without a node is not watched."""
         if instance.node_id is None:
+            self._without_node.add(instance.instance_id)
             return
         self._nodes.setdefault(instance.node_id, _Node()).add(instance)
 
     def drop(self, instance: Instance) -> None:
         """Watch it no more."""
-        node = None if instance.node_id is None else self._nodes.get(instance.node_id)
-        if node is not None:
-            node.drop(instance.instance_id)
+        if instance.node_id is None:
+            self._without_node.discard(instance.instance_id)
+        elif instance.node_id in self._nodes:
+            self._nodes[instance.node_id].drop(instance.instance_id)
 
     @property
     def problem(self) -> str | None:
@@ -261,6 +282,7 @@ class DeathWatch:
             try:
                 self._alive = await self._cluster.nodes()
                 self._follow(self._alive)
+                self.on_unwatched(self._count_unwatched())
                 self._table_problem = None
             except DirectoryUnavailableError as error:
                 self._table_problem = str(error)
@@ -284,12 +306,18 @@ class DeathWatch:
             elif node.wanted and not node.is_served and alive.get(node_id):
                 node.task = asyncio.create_task(self._serve(node_id, node), name=f"relay-{node_id[:8]}")
 
+    def _count_unwatched(self) -> Mapping[str, int]:
+        counts = Counter({Unwatched.ELSEWHERE: len(self._without_node)})
+        for node in self._nodes.values():
+            counts.update(node.count_unwatched())
+        return {why.value: count for why, count in counts.items() if count}
+
     def _find_problem(self) -> str | None:
-        """Which nodes with instances nobody watches, and why."""
+        """Which nodes with instances are not watched, or not wholly, and why."""
         alive = self._alive
         wanting = [(node_id, node) for node_id, node in self._nodes.items() if node.wanted]
         problems = [
-            f"no such node in Ray's table: {node_id} (RAY_NODE_ID?)" if node_id not in alive else node.problem
+            node.find_problem(node_id) if node_id in alive else f"no such node in Ray's table: {node_id} (RAY_NODE_ID?)"
             for node_id, node in wanting
         ]
         told = sorted(problem for problem in problems if problem is not None)
@@ -367,6 +395,7 @@ class DeathWatch:
             node.problem = None
 
     async def _tell(self, relay: ActorHandle, node: _Node) -> None:
+        pause_s, unseen = _UNWATCHED_S, 0
         while True:
             node.changed.clear()
             while node.to_drop or node.to_watch:
@@ -378,17 +407,22 @@ class DeathWatch:
                     del node.to_watch[watched.instance_id]
                 unwatched = await within(self._told(relay, dropped, added), _CALL_TIMEOUT_S * (1 + len(added) / 100))
                 node.note_unwatched((watched.instance_id for watched in added), unwatched)
+            # some will never be seen: those are tried ever more rarely
+            pause_s = min(_UNWATCHED_MAX_S, 2 * pause_s) if len(node.unwatched) == unseen else _UNWATCHED_S
+            unseen = len(node.unwatched)
             try:
-                await within(node.changed.wait(), _UNWATCHED_S if node.unwatched else None)
+                await within(node.changed.wait(), pause_s if node.unwatched else None)
             except asyncio.TimeoutError:
                 node.try_again()
 
-    async def _told(self, relay: ActorHandle, dropped: list[str], added: list[Watched]) -> list[str]:
-        """Those that it cannot watch."""
+    async def _told(self, relay: ActorHandle, dropped: list[str], added: list[Watched]) -> Mapping[str, Unwatched]:
+        """The instances that it cannot watch, and why."""
         if dropped:
             await self._cluster.ask(relay, "unwatch", dropped)
-        unwatched: list[str] = await self._cluster.ask(relay, "watch", added) if added else []
-        return unwatched
+        unwatched = frozenset(await self._cluster.ask(relay, "watch", added) if added else ())
+        unseen = [watched for watched in added if watched.instance_id in unwatched]
+        reasons = await self._cluster.ask(relay, "why_unwatched", unseen) if unseen else []
+        return {watched.instance_id: Unwatched(why) for watched, why in zip(unseen, reasons, strict=True)}
 
 
 def _ignore(*_: object) -> None:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from seedcore.core.errors import BacklogFullError, NodeDeadError, StoreUnavailableError
 from seedcore.core.lease import AbsenceMeter, BeatRate, MassLateness
@@ -50,6 +50,8 @@ class Expiry:
         self.watch.on_explained = writer.explain
         self.watch.on_lost_nodes = self._take_lost_nodes
         self._lost_nodes: frozenset[str] = frozenset()
+        self.watch.on_unwatched = self._take_unwatched
+        self.unwatched: Mapping[str, int] = {}
         roster.on_appear = self.watch.add
         roster.on_vanish = self.watch.drop
         self._lateness = MassLateness(config.freeze_floor, config.freeze_share, config.freeze_max_s)
@@ -194,6 +196,9 @@ class Expiry:
 
     def _take_lost_nodes(self, node_ids: frozenset[str]) -> None:
         self._lost_nodes = node_ids
+
+    def _take_unwatched(self, counts: Mapping[str, int]) -> None:
+        self.unwatched = counts
 
     def _take_report(self, instance_id: str, process: Witness, node: Witness, cause: str) -> None:
         """Act on what the death watch saw of an instance."""

@@ -10,9 +10,10 @@ import asyncio
 import logging
 import random
 import time
+import uuid
 from collections.abc import Callable, Mapping
 
-from seedcore.core.errors import RegistryError, RegistryUnavailableError
+from seedcore.core.errors import FollowersFullError, RegistryError, RegistryUnavailableError
 from seedcore.core.feed import Feed, FeedBatch
 from seedcore.core.loops import LoopsEvent
 from seedcore.core.model import MAX_PAGE, Instance, Listing
@@ -29,6 +30,7 @@ MAX_AGE_S = 4.0
 _WAIT_S = 2.0
 _CALL_S = 1.0
 _RETRY_S, _RETRY_MAX_S = 0.1, 2.0
+_FULL_S, _FULL_MAX_S = 2.0, 30.0
 
 
 class Follower:
@@ -50,6 +52,8 @@ class Follower:
         verdict on them, changed; `on_reset` when everything may have. `feed` becomes a copy of the registry's feed, for
         followers of this process. `metrics` are told as long as it follows. Tries no connection."""
         self._connection = connection
+        # the registry keeps its place by this, from question to question
+        self._name = uuid.uuid4().hex
         self._organ_id = organ_id
         self._labels = labels
         self._on_change = on_change
@@ -102,21 +106,26 @@ class Follower:
         await end(task)
 
     async def _follow(self) -> None:
-        pause_s = _RETRY_S
+        pause_s, most_s = _RETRY_S, _RETRY_MAX_S
         while True:
             self._tell_metrics()
             try:
                 await self._step()
                 pause_s = _RETRY_S
                 continue
+            except FollowersFullError as error:
+                # until another one goes no asking helps: callers ask the registry meanwhile
+                logger.info("no copy is kept: %s", error)
+                pause_s, most_s = max(pause_s, _FULL_S), _FULL_MAX_S
             except RegistryError as error:
                 logger.debug("the feed is not read: %s", error)
+                most_s = _RETRY_MAX_S
             except Exception:
                 logger.exception("following failed; beginning anew")
                 self.view = LiveView()
             self._doubt()
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
-            pause_s = min(_RETRY_MAX_S, pause_s * 2)
+            pause_s = min(most_s, pause_s * 2)
 
     async def _step(self) -> None:
         entered = session.current()
@@ -127,7 +136,9 @@ class Follower:
         view = self.view
         wait_s = 0.0 if view.stream is None else _WAIT_S
         asked_s = time.monotonic()
-        batch = await self._connection.changes(view.stream, view.version, wait_s, None, self._organ_id, self._labels)
+        batch = await self._connection.changes(
+            view.stream, view.version, wait_s, None, self._organ_id, self._labels, follower=self._name
+        )
         if not batch.complete:
             raise RegistryUnavailableError("it is still recovering, or superseded")
         if batch.is_reset:

@@ -15,6 +15,7 @@ from ray.util import metrics
 from seedcore.core.lifecycle import LIVE_STATUSES, Status
 from seedcore.core.model import Verdict
 from seedcore.registry.answers import Health
+from seedcore.registry.processes import Unwatched
 
 PERIOD_S = 2.0
 _SECONDS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0]
@@ -81,6 +82,9 @@ class RegistryMetrics:
         _gauge("expiry_frozen", "1 while no lease expires unless Ray confirms the death").set(health.is_frozen)
         _gauge("relays", "Running relays").set(health.relays)
         _gauge("watched_instances", "Instances whose process a relay watches").set(health.watched)
+        unwatched = _gauge("unwatched_instances", "Instances whose death only their missing beats show", ("reason",))
+        for reason in Unwatched:
+            unwatched.set(health.unwatched.get(reason.value, 0), {"reason": reason.value})
         _gauge("followers", "Followers of the feed that wait for a change").set(health.followers)
         _gauge("beat_interval_seconds", "Beat interval that the registry requests").set(health.beat_interval_s)
         backlog = _gauge("backlog", "Changes and beats that are not committed yet", ("kind",))

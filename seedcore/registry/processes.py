@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import fcntl
 import functools
 import os
+import resource
 import select
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -62,6 +65,58 @@ class Watch(Protocol):
     async def close(self) -> None:
         """Let go of everything."""
         ...
+
+
+class Unwatched(str, Enum):
+    """Why the end of an instance's process is noticed by its beats alone."""
+
+    DESCRIPTORS = "descriptors"
+    HIDDEN = "hidden"
+    NAMESPACE = "namespace"
+    RAY = "ray"
+    RELAY = "relay"
+    ELSEWHERE = "elsewhere"
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong, and what helps; None where it is meant to be so."""
+        return _PROBLEMS.get(self)
+
+
+_PROBLEMS = {
+    Unwatched.DESCRIPTORS: "the relay there has no file descriptor left: raise `ulimit -n` before `ray start`",
+    Unwatched.HIDDEN: "/proc hides their processes from the relay: mount it without hidepid, or run agents as its user",
+    Unwatched.NAMESPACE: (
+        "their processes have another PID namespace: share one (shareProcessNamespace), or report from named actors"
+    ),
+    Unwatched.RAY: "Ray does not answer about their actors: it is asked again",
+}
+
+
+def why_unwatched(watched: Watched) -> Unwatched:
+    """Why no watch of this process can see an instance."""
+    key, pid = watched.process_key, watched.pid
+    if key is None or pid is None or not hasattr(os, "pidfd_open") or not _is_here(key):
+        if watched.actor_id is not None:
+            return Unwatched.RAY
+        is_in_another_namespace = key is not None and _is_of_this_boot(key) and not _is_here(key)
+        return Unwatched.NAMESPACE if is_in_another_namespace else Unwatched.ELSEWHERE
+    try:
+        descriptor = _open(pid, key)
+    except OSError as error:
+        if error.errno in {errno.EMFILE, errno.ENFILE}:
+            return Unwatched.DESCRIPTORS
+        return Unwatched.ELSEWHERE if error.errno in {errno.ENOSYS, errno.EPERM} else Unwatched.HIDDEN
+    if descriptor is not None:
+        os.close(descriptor)
+    # it can be seen by now: the next try will
+    return Unwatched.DESCRIPTORS
+
+
+def take_all_descriptors() -> None:
+    """Let this process open as many files as it may: one for each process that it watches."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def own_process_key() -> str | None:
@@ -291,12 +346,16 @@ def _has_ended(descriptor: int) -> bool:
 def _is_here(key: str) -> bool:
     """Whether a process provably lives, or lived, on this host since it booted, in our PID namespace. The number of a
     namespace proves nothing: that of the first one is the same on every host, and others recur after a boot."""
-    process, _, boot = _split(key)
     try:
-        is_ours = process.partition("-")[0] == str(os.stat(_OUR_NAMESPACE).st_ino)
+        namespace = os.stat(_OUR_NAMESPACE).st_ino
     except OSError:
         return False
-    return is_ours and boot is not None and boot == _boot_id()
+    return _is_of_this_boot(key) and key.partition("-")[0] == str(namespace)
+
+
+def _is_of_this_boot(key: str) -> bool:
+    boot = _split(key).boot
+    return boot is not None and boot == _boot_id()
 
 
 class _PidfdInfo(ctypes.Structure):

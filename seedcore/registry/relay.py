@@ -20,7 +20,16 @@ from seedcore.core.wire import wire
 from seedcore.registry.connection import RegistryConnection
 from seedcore.registry.lookup import why_worker_ended
 from seedcore.registry.outbox import MAX_BEATS_A_MESSAGE, BeatBox, ChangeBox
-from seedcore.registry.processes import ActorStateWatch, OnExit, PidfdWatch, Watch, Watched, worker_id_of
+from seedcore.registry.processes import (
+    ActorStateWatch,
+    OnExit,
+    PidfdWatch,
+    Watch,
+    Watched,
+    take_all_descriptors,
+    why_unwatched,
+    worker_id_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +83,10 @@ class Relay:
         return [
             watched.instance_id for watched, is_watched in zip(instances, are_watched, strict=True) if not is_watched
         ]
+
+    async def why_unwatched(self, instances: Sequence[Watched]) -> list[str]:
+        """Why nothing here can watch them, each one's reason by the name of processes.Unwatched."""
+        return [why_unwatched(watched).value for watched in instances]
 
     async def unwatch(self, instance_ids: Sequence[str]) -> None:
         """Watch these no more."""
@@ -170,4 +183,5 @@ class RelayActor(Relay):
     """A Relay that finds the registry of `namespace` by itself."""
 
     def __init__(self, namespace: str, call_timeout_s: float, gather_s: float) -> None:
+        take_all_descriptors()
         super().__init__(registry=RegistryConnection(namespace, call_timeout_s), gather_s=gather_s)

@@ -38,6 +38,7 @@ from seedcore.core.feed import Feed, FeedBatch
 from seedcore.core.lease import BeatRate, LeaseTerms
 from seedcore.core.lifecycle import Status, is_allowed
 from seedcore.core.model import (
+    MAX_ID_CHARS,
     MAX_PAGE,
     Answer,
     BeatAnswer,
@@ -68,9 +69,11 @@ from seedcore.core.model import (
     check_seq,
     check_status,
     check_statuses,
+    check_text,
     check_until,
 )
 from seedcore.core.paging import check_limit, check_within_s, decode_cursor, decode_death_cursor, encode_cursor
+from seedcore.core.places import Places
 from seedcore.core.ports import DeathWitness, OnDeath
 from seedcore.core.roster import Roster
 from seedcore.core.waiting import end, within
@@ -96,6 +99,7 @@ _PAST_S = 2.0
 MAX_FEED_WAIT_S = 30.0
 _FEED_ANSWERS_A_S = 1000.0
 _FEED_LINGER_MAX_S = 0.5
+_PLACE_KEPT_S = 10.0  # the time that a follower may take to list everybody
 
 
 class Registry:
@@ -119,6 +123,7 @@ class Registry:
             Feed(uuid.uuid4().hex, config.feed_capacity),
         )
         self._writer = Writer(config, store_factory, self._roster, self._rate, self._clock)
+        self._places = Places(config.max_followers)
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
         self._expiry = Expiry(config, self._clock, self._roster, self._writer, self._rate, watch_factory)
@@ -429,12 +434,14 @@ class Registry:
         organ_id: str | None = None,
         labels: Mapping[str, str] | None = None,
         logical_id: str | None = None,
+        follower: str | None = None,
     ) -> FeedBatch:
         """What changed after `version` of the feed `stream`, of whom the filter selects in the current epoch.
 
         Waits up to `wait_s` seconds (at most MAX_FEED_WAIT_S) for a selected change where there is none yet. A batch
         that is a reset says: list all pages (`list_active` with fresh_only=False, whose `stream` must be the same),
-        then go on from its version. Raises InvalidInputError, or FollowersFullError where too many wait already.
+        then go on from its version. `follower` names one that asks again and again: it keeps its place among those that
+        may wait. Raises InvalidInputError, or FollowersFullError where all places are taken.
         """
         if type(version) is not int or version < 0:
             raise InvalidInputError("version", f"must be a whole number from 0, not {version!r}")
@@ -447,10 +454,15 @@ class Registry:
             logical_id=logical_id,
         ).validated()
         feed = self._roster.feed
+        # before it lists, or is answered: one that will have to go away is no burden until then
+        if follower is not None:
+            self._claim_place(check_text("follower", follower, MAX_ID_CHARS), wait_s + _PLACE_KEPT_S)
         batch = feed.since(stream, version, wanted)
         if not batch.is_reset and not batch.changes and wait_s > 0:
-            if feed.followers >= self._config.max_followers:
-                raise FollowersFullError(self._config.max_followers)
+            # one without a name has a place only while it waits
+            passing = None if follower is not None else uuid.uuid4().hex
+            if passing is not None:
+                self._claim_place(passing, wait_s + _FEED_LINGER_MAX_S)
             news = asyncio.Event()
             number = feed.follow(wanted, news.set)
             try:
@@ -461,8 +473,14 @@ class Registry:
                 pass
             finally:
                 feed.unfollow(number)
+                if passing is not None:
+                    self._places.release(passing)
             batch = feed.since(stream, version, wanted)
         return batch if self._writer.is_complete else replace(batch, complete=False)
+
+    def _claim_place(self, follower: str, for_s: float) -> None:
+        if not self._places.claim(follower, for_s, self._clock.monotonic()):
+            raise FollowersFullError(self._places.limit)
 
     async def get_instance(self, instance_id: str) -> Answer[Instance]:
         """One instance, dead or alive.
@@ -552,7 +570,7 @@ class Registry:
             watch_problem=self._expiry.watch.problem,
             relays=self._expiry.watch.relays,
             watched=self._expiry.watch.watched,
-            followers=self._roster.feed.followers,
+            followers=self._places.taken(self._clock.monotonic()),
             silent=self._roster.silent,
             became_silent=self._roster.became_silent,
             healed=self._writer.healed,
@@ -564,6 +582,7 @@ class Registry:
             came_back=self._roster.came_back,
             deaths_declared=self._expiry.deaths_declared,
             notes=self._config.notes,
+            unwatched=self._expiry.unwatched,
         )
 
     # Receipts

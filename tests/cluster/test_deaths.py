@@ -33,10 +33,12 @@ from seedcore.registry.lookup import ActorHandle, actor_id_of
 from seedcore.registry.processes import (
     ActorStateWatch,
     PidfdWatch,
+    Unwatched,
     Watch,
     Watched,
     own_process_key,
     process_key_of,
+    why_unwatched,
 )
 from seedcore.registry.relay import Relay
 from seedcore.runtime import start_registry
@@ -192,7 +194,10 @@ async def test_what_cannot_be_watched_is_said(watch_and_sleeper: Contract) -> No
     ]
     for key in foreign:
         for pid in (os.getpid(), NOBODY):
-            assert not await watch.add(Watched(new_instance_id(), pid, key, None, None, None))
+            watched = Watched(new_instance_id(), pid, key, None, None, None)
+            assert not await watch.add(watched)
+            # only that of another namespace could be mended
+            assert why_unwatched(watched) is (Unwatched.NAMESPACE if key == foreign[0] else Unwatched.ELSEWHERE)
     assert reported == []
 
 
@@ -241,7 +246,7 @@ async def test_all_who_live_in_a_process_die_with_it() -> None:
 
 AT_THE_LIMIT = """
 import asyncio, os, resource, subprocess
-from seedcore.registry.processes import PidfdWatch, Watched, process_key_of
+from seedcore.registry.processes import PidfdWatch, Watched, process_key_of, why_unwatched
 
 async def main():
     children = [subprocess.Popen(["sleep", "60"]) for _ in range(12)]
@@ -251,9 +256,10 @@ async def main():
     await asyncio.sleep(0)
     used = len(os.listdir("/proc/self/fd"))
     resource.setrlimit(resource.RLIMIT_NOFILE, (used + 6, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-    watched = [await watch.add(Watched(str(n), child.pid, keys[n], None, None, None))
-        for n, child in enumerate(children)]
-    print(any(watched), all(watched), reported)
+    wanted = [Watched(str(n), child.pid, keys[n], None, None, None) for n, child in enumerate(children)]
+    watched = [await watch.add(one) for one in wanted]
+    reasons = {why_unwatched(one).value for one, is_watched in zip(wanted, watched) if not is_watched}
+    print(any(watched), all(watched), reported, reasons)
     await watch.close()
     for child in children:
         child.kill()
@@ -265,7 +271,7 @@ asyncio.run(main())
 
 def test_a_watch_without_descriptors_calls_nobody_dead() -> None:
     answer = subprocess.run([sys.executable, "-c", AT_THE_LIMIT], capture_output=True, text=True, check=True)
-    assert answer.stdout.split(maxsplit=2) == ["True", "False", "[]\n"]
+    assert answer.stdout.split() == ["True", "False", "[]", "{'descriptors'}"]
 
 
 async def test_a_hidden_process_is_not_called_dead_and_an_ended_one_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,7 +287,9 @@ async def test_a_hidden_process_is_not_called_dead_and_an_ended_one_is(monkeypat
     # as /proc mounted with hidepid=2 hides the processes of others
     monkeypatch.setattr(Path, "read_bytes", hidden)
     await asyncio.to_thread(os.waitid, os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
-    assert not await watch.add(Watched("living", living.pid, keys[0], None, None, None))
+    hidden_one = Watched("living", living.pid, keys[0], None, None, None)
+    assert not await watch.add(hidden_one)
+    assert why_unwatched(hidden_one) is Unwatched.HIDDEN
     assert await watch.add(Watched("ended", ended.pid, keys[1], None, None, None))
     assert reported == ["ended"]
     monkeypatch.undo()

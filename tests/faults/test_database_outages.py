@@ -21,7 +21,7 @@ import pytest
 from seedcore.core.errors import StoreUnavailableError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Instance, Receipt, Registration, Verdict
-from seedcore.core.ports import OnExplained, OnLostNodes
+from seedcore.core.ports import OnExplained, OnLostNodes, OnUnwatched
 from seedcore.core.verdict import Witness
 from seedcore.core.waiting import end
 from seedcore.registry.config import RegistryConfig
@@ -67,6 +67,7 @@ class NoWitness:
     relays = watched = 0
     on_explained: OnExplained
     on_lost_nodes: OnLostNodes
+    on_unwatched: OnUnwatched
 
     def relay_of(self, node_id: str) -> None: ...
 

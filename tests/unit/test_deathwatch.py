@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -19,7 +20,7 @@ from seedcore.registry.client import RegistryClient
 from seedcore.registry.config import RegistryConfig
 from seedcore.registry.deathwatch import DeathWatch
 from seedcore.registry.lookup import ActorHandle, in_thread
-from seedcore.registry.processes import OnExit, Watched
+from seedcore.registry.processes import OnExit, Watched, process_key_of
 from seedcore.registry.relay import Relay
 from seedcore.registry.reporter import Reporter
 from seedcore.settings import Settings
@@ -258,6 +259,32 @@ async def test_whom_a_relay_cannot_watch_is_not_counted_and_tried_again(
     cluster.made[0].eyes.refused.clear()
     await eventually(lambda: watch[0].watched == 2)
     assert cluster.made[0].eyes.watched == {iid(1), iid(3)}
+
+
+async def test_whom_nobody_watches_is_counted_and_only_what_can_be_mended_is_a_problem(
+    cluster: LocalCluster, watch: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deathwatch, "_UNWATCHED_S", 0.05)
+    monkeypatch.setattr(deathwatch, "_UNWATCHED_MAX_S", 0.05)
+    counts: list[Mapping[str, int]] = []
+    watch[0].on_unwatched = counts.append
+    key = process_key_of(os.getpid()) or ""
+    in_a_container = replace(on_node(1), process_key=f"1{key[key.index('-') :]}")
+    elsewhere = replace(on_node(2), process_key=f"{key[:-3]}abc")
+    guest = replace(on_node(4), node_id=None)
+    cluster.hurry = lambda relay: relay.eyes.refused.update((iid(1), iid(2)))
+    for one in (in_a_container, elsewhere, on_node(3), guest):
+        watch[0].add(one)
+    await eventually(lambda: counts and counts[-1] == {"namespace": 1, "elsewhere": 2})
+    problem = str(watch[0].problem)
+    assert problem.startswith("1 of 3 instances on node node are not watched: their processes have another PID namesp")
+    watch[0].drop(in_a_container)
+    await eventually(lambda: counts[-1] == {"elsewhere": 2})
+    assert (watch[0].problem, watch[0].watched) == (None, 1)
+    watch[0].drop(guest)
+    cluster.made[0].eyes.refused.clear()
+    await eventually(lambda: counts[-1] == {})
+    assert watch[0].watched == 2
 
 
 async def test_many_problems_are_counted(watch: Watching) -> None:

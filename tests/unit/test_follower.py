@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from seedcore.core.lifecycle import Status
 from seedcore.core.model import InstanceFilter
 from seedcore.core.paging import decode_cursor
 from seedcore.registry import follower as module
+from seedcore.registry import service
 from seedcore.registry.config import RegistryConfig
 from seedcore.registry.follower import Follower
 from seedcore.registry.service import Registry
@@ -117,3 +119,37 @@ async def test_an_answer_that_was_read_late_is_trusted_from_when_it_was_given(
     monkeypatch.setattr(time, "monotonic", lambda: next(moments, real() + 60.0))
     await follower._step()
     assert not follower.is_current
+
+
+async def test_above_the_bound_those_who_have_a_place_keep_it_and_the_others_wait(
+    tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_WAIT_S", 0.02)
+    monkeypatch.setattr(module, "_FULL_S", 0.05)
+    monkeypatch.setattr(module, "_FULL_MAX_S", 0.1)
+    monkeypatch.setattr(service, "_PLACE_KEPT_S", 0.5)
+    async with joined_registry(replace(CONFIG, max_followers=2, feed_capacity=1000), tables) as registry:
+        connection: Any = registry
+        followers = [Follower(connection) for _ in range(6)]
+        for follower in followers:
+            follower.start()
+
+        def current() -> list[Follower]:
+            return [follower for follower in followers if follower.is_current]
+
+        await eventually(lambda: len(current()) == 2)
+        first = current()
+        lists = [follower.resets for follower in followers]
+        for number in range(40):
+            await registry.register(joins(number, f"agent-{number}").registration)
+            await asyncio.sleep(0.01)
+            assert current() == first
+        assert (await registry.health()).followers == 2
+        # who has no place costs the registry no listing
+        assert [follower.resets for follower in followers] == lists
+        assert sum(lists) == 2
+        await first[0].stop()
+        await eventually(lambda: len(current()) == 2)
+        assert first[1].is_current
+        for follower in followers:
+            await follower.stop()

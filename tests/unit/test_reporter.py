@@ -266,8 +266,11 @@ async def test_who_is_declared_dead_again_and_again_waits_before_it_comes_back(r
     assert (await registry.health()).flush.changes_committed == taken
     assert client.instance_id == ids[2]
     await eventually(lambda: reporter.problem is not None)
-    await eventually(lambda: ids[2] in registry._roster, within_s=5)
-    assert await statuses(registry) == [Status.DRAINING]
+
+    async def is_back() -> bool:
+        return ids[2] in registry._roster and await statuses(registry) == [Status.DRAINING]
+
+    await eventually(is_back, within_s=5)
     await reporter.stop()
 
 

@@ -23,7 +23,7 @@ from seedcore.core.errors import (
 from seedcore.core.feed import FeedBatch
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Beat, Epoch, Instance, Receipt, SequencedChange, StatusChange, Verdict
-from seedcore.core.ports import OnDeath, OnExplained, OnLostNodes
+from seedcore.core.ports import OnDeath, OnExplained, OnLostNodes, OnUnwatched
 from seedcore.core.verdict import Witness
 from seedcore.registry.clock import Clock
 from seedcore.registry.config import RegistryConfig
@@ -54,6 +54,7 @@ class NobodyWatches:
     relays = watched = 0
     on_explained: OnExplained
     on_lost_nodes: OnLostNodes
+    on_unwatched: OnUnwatched
 
     def relay_of(self, node_id: str) -> None: ...
 
