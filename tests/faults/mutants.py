@@ -136,7 +136,7 @@ MUTANTS: dict[str, Mutant] = {
         12, lambda: mock.patch.object(MemoryStore, "epochs_of", _belong_to_none)
     ),
     "a registry that takes over retires the fleet": Mutant(
-        0, lambda: mock.patch.object(MemoryStore, "_continuing", lambda _, epoch: epoch)
+        13, lambda: mock.patch.object(MemoryStore, "_continuing", lambda _, epoch: epoch)
     ),
     "memory and database are not compared": Mutant(9, lambda: mock.patch.object(Writer, "_compare", _compare_nothing)),
 }
