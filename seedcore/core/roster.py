@@ -116,6 +116,8 @@ class Roster:
         """Take a registration. Raises RegistryFullError, and then nothing has changed."""
         known = self._live.get(change.instance_id)
         if known is None:
+            if change.instance_id in self._retired:
+                return Outcome(OutcomeKind.RETIRED_EPOCH, None, self._retired[change.instance_id])
             if change.instance_id in self._dead:
                 return Outcome(OutcomeKind.DEAD, Status.DEAD, None, self._dead[change.instance_id])
             if len(self._live) >= self._capacity:

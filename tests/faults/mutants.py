@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -15,7 +15,7 @@ from seedcore.core.batch import ChangeBatch
 from seedcore.core.feed import Feed, FeedBatch
 from seedcore.core.lease import MassLateness
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Change, Instance, InstanceFilter, Outcome, Receipt, StatusChange, Verdict
+from seedcore.core.model import Change, Instance, InstanceFilter, Outcome, Receipt, Registration, StatusChange, Verdict
 from seedcore.core.roster import Roster
 from seedcore.core.rules import apply_status
 from seedcore.registry.client import RegistryClient
@@ -99,6 +99,10 @@ def _since_never_reset(feed: Feed, stream: str | None, version: int, wanted: Ins
     return replace(batch, is_reset=False) if stream is not None else batch
 
 
+async def _belong_to_none(_: MemoryStore, registrations: Sequence[Registration]) -> list[str | None]:
+    return [None] * len(registrations)
+
+
 @dataclass(frozen=True)
 class Mutant:
     """A way to break the code, and a seed whose history notices it: where a search does well to begin."""
@@ -135,6 +139,12 @@ MUTANTS: dict[str, Mutant] = {
     "who is not read yet is unknown": Mutant(0, lambda: mock.patch.object(Writer, "may_know_more", False)),
     "agents beat as their own environment says": Mutant(
         0, lambda: mock.patch.object(RegistryClient, "beat_interval_s", property(_own_interval_s))
+    ),
+    "who ended with its epoch comes back in the next": Mutant(
+        12, lambda: mock.patch.object(MemoryStore, "epochs_of", _belong_to_none)
+    ),
+    "a registry that takes over retires the fleet": Mutant(
+        13, lambda: mock.patch.object(MemoryStore, "_continuing", lambda _, epoch: epoch)
     ),
     "memory and database are not compared": Mutant(9, lambda: mock.patch.object(Writer, "_compare", _compare_nothing)),
 }

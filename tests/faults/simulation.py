@@ -21,6 +21,8 @@ The laws, checked all the time and at the end of every history:
    again: what it holds is what that registry held at the version that it has.
 10. A registry that has not read its database, or that a newer one has superseded, calls no instance unknown that the
     database has: it asks agents to register again only after a whole lease without its database.
+11. An actor's instances are all of the epoch that it was started in, also those of the processes that Ray starts for it
+    anew; where a registry took the database over, those that insist on none go on in the epoch that continues it.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ from seedcore.core.errors import (
     RegistryError,
     RegistryReplacedError,
     RegistryUnavailableError,
+    RetiredEpochError,
     StoreUnavailableError,
     UnknownInstanceError,
 )
@@ -114,6 +117,12 @@ class Process:
     wanted: Status = Status.ALIVE
     drained_by_hand: str | None = None
     is_echoed: bool = False
+    epoch: str | None = None
+    is_retired: bool = False
+
+    @property
+    def actor_name(self) -> str:
+        return self.logical_id if self.epoch is None else f"{self.logical_id}@{self.epoch}"
 
     @property
     def key(self) -> str:
@@ -150,6 +159,8 @@ class World:
         self.seen_dead: set[str] = set()
         self.counts: Counter[str] = Counter()
         self.held_at: dict[tuple[str, int], dict[str, Status]] = {}
+        self.rows_seen = 0
+        self.epoch_of: dict[str, str] = {}
 
     # Time and truth
 
@@ -232,6 +243,7 @@ class World:
         self.check(term >= last, 4, f"{office.name} wrote with term {term} after {last}")
         office.world_terms.append(term)
         self.check_deaths()
+        self.check_epochs()
 
     def check_deaths(self) -> None:
         """Law 5, for every death that the database has newly."""
@@ -264,6 +276,22 @@ class World:
                 f"{process.name} lives, and {row.instance_id} is dead: {cause}",
             )
 
+    def line_of(self, epoch: str) -> str:
+        """The epoch that continues this one in the end."""
+        following = self.tables.epochs[epoch].continued_by
+        return epoch if following is None else self.line_of(following)
+
+    def check_epochs(self) -> None:
+        """Law 10, for every instance that the database has newly."""
+        new = list(self.tables.rows.values())[self.rows_seen :]
+        self.rows_seen += len(new)
+        for row in new:
+            process = self.owner(row.instance_id)
+            assert process is not None
+            before = self.epoch_of.setdefault(process.actor_id, process.epoch or row.cluster_epoch)
+            is_there = self.line_of(row.cluster_epoch) == self.line_of(before)
+            self.check(is_there, 10, f"{process.name} was started in {before}, and is in {row.cluster_epoch}")
+
     def check_history(self) -> None:
         """Laws 2 and 3."""
         last_seq: dict[str, int] = {}
@@ -294,6 +322,8 @@ class World:
                         return f"{process.name} ended, {instance_id} is {row.status}"
                     if row is not None and not row.cause:
                         return f"{instance_id} is dead without a cause"
+                continue
+            if process.is_retired:
                 continue
             if process.reporter is None:
                 return f"{process.name} has not begun"
@@ -589,7 +619,7 @@ class SimCluster:
     async def find_actor(self, name: str, namespace: str, timeout_s: float) -> Any:
         await self._asked()
         for process in reversed(self._world.processes):
-            if process.logical_id == name and process.ended_s is None:
+            if process.actor_name == name and process.ended_s is None:
                 return mock.Mock(_actor_id=bytes.fromhex(process.actor_id))
         return None
 
@@ -743,7 +773,7 @@ class History:
         world = self.world
         Office(world, self._ray_cluster)
         for number in range(world.agents):
-            self._spawn(f"agent-{number}", NODES[number % 2], f"{number:032x}")
+            self._spawn(f"agent-{number}", NODES[number % 2], self._new_actor())
         world.loop.run_in("caller", self._resolve_for_ever())
         world.loop.run_in("follower", self._follow_for_ever())
         watched: list[asyncio.Task[None]] = [
@@ -801,32 +831,53 @@ class History:
             Office(world, self._ray_cluster)
         for number in range(world.agents):
             logical_id = f"agent-{number}"
-            if not any(one.logical_id == logical_id and one.ended_s is None for one in world.processes):
-                self._spawn(logical_id, "north" if world.nodes["north"] else "south", f"{number:032x}")
+            if not any(
+                one.logical_id == logical_id and one.ended_s is None and not one.is_retired for one in world.processes
+            ):
+                self._spawn(logical_id, self._node(), self._new_actor())
 
     # Agents
 
-    def _spawn(self, logical_id: str, node_id: str, actor_id: str) -> None:
+    def _new_actor(self) -> str:
+        return f"{len(self.world.processes):032x}"
+
+    def _node(self) -> str:
+        return "north" if self.world.nodes["north"] else "south"
+
+    def _spawn(self, logical_id: str, node_id: str, actor_id: str, epoch: str | None = None) -> None:
         world = self.world
         number = len(world.processes)
-        process = Process(f"{logical_id}/{number}", logical_id, node_id, actor_id, number)
+        process = Process(f"{logical_id}/{number}", logical_id, node_id, actor_id, number, epoch=epoch)
         world.processes.append(process)
 
         async def identity(*_: object) -> Identity:
-            return Identity(logical_id, actor_id, "sim", node_id, "10.0.0.1", number + 1, process.key)
+            return Identity(process.actor_name, actor_id, "sim", node_id, "10.0.0.1", number + 1, process.key)
+
+        def retired(name: str) -> None:
+            process.is_retired = True
+            goes_on = epoch is None and world.tables.epochs[world.line_of(name)].retired_at is None
+            world.check(not goes_on, 10, f"{process.name} is retired, and its epoch {name} goes on")
+            world.note(f"{process.name} is retired")
+            if world.random.random() < 0.7:
+                world.loop.run_in("world", self._ended(process))
 
         async def begin() -> None:
             settings = self._settings[node_id]
             client = RegistryClient(
                 logical_id,
-                logical_id,
+                process.actor_name,
+                epoch,
                 settings=settings,
                 connection=SimConnection(world, process.name),  # type: ignore[arg-type]
                 identifier=identity,
             )
-            process.reporter = Reporter(logical_id, settings=settings, client=client)
-            with contextlib.suppress(RegistryError):
+            process.reporter = Reporter(logical_id, settings=settings, client=client, on_retired=retired)
+            try:
                 await process.reporter.start()
+            except RetiredEpochError as error:
+                retired(error.epoch)
+            except RegistryError:
+                pass
 
         world.loop.run_in(process.name, begin())
         world.note(f"{process.name} starts on {node_id}")
@@ -839,6 +890,10 @@ class History:
         for relay in world.relays:
             if relay.is_up and relay.node_id == process.node_id and relay.watch is not None:
                 relay.watch.ended(process.key)
+
+    async def _ended(self, process: Process) -> None:
+        if process.ended_s is None:
+            self._kill(process)
 
     def _living(self) -> list[Process]:
         return [one for one in self.world.processes if one.ended_s is None]
@@ -911,11 +966,11 @@ class History:
         world = self.world
         await asyncio.sleep(world.random.uniform(0.2, 3.0))
         if world.is_calm or any(
-            one.logical_id == process.logical_id and one.ended_s is None for one in world.processes
+            one.actor_name == process.actor_name and one.ended_s is None for one in world.processes
         ):
             return
-        node_id = process.node_id if world.nodes[process.node_id] else next(n for n, up in world.nodes.items() if up)
-        self._spawn(process.logical_id, node_id, process.actor_id)
+        node_id = process.node_id if world.nodes[process.node_id] else self._node()
+        self._spawn(process.logical_id, node_id, process.actor_id, process.epoch)
 
     async def _resolve_for_ever(self) -> None:
         world = self.world
@@ -992,7 +1047,7 @@ class History:
             self._another_hand_drains,
             self._epoch_flips,
         ]
-        weights = [3, 2, 2, 0.4, 3, 2, 1, 2, 2, 0.7, 2, 2, 2, 3, 1, 0.4]
+        weights = [3, 2, 2, 0.4, 3, 2, 1, 2, 2, 0.7, 2, 2, 2, 3, 1, 0.7]
         while True:
             await asyncio.sleep(world.random.uniform(0.5, 8.0))
             await world.random.choices(faults, weights)[0]()
@@ -1043,14 +1098,18 @@ class History:
             world.loop.run_in("world", self._old_ends(old, world.random.uniform(0.5, 10.0)))
 
     async def _epoch_flips(self) -> None:
-        """An operator shows a staged epoch: everybody has to come back in it."""
-        name = f"flip-{len(self.world.log)}"
-        self.world.note(f"the epoch is flipped to {name}")
-        connection = SimConnection(self.world, "operator")
+        """An operator stages an epoch, most times brings up its fleet, and shows it: the fleet before ends."""
+        world, name = self.world, f"flip-{len(self.world.log)}"
+        connection = SimConnection(world, "operator")
         with contextlib.suppress(RegistryError):
             await connection.stage_epoch(name)
+            if world.random.random() < 0.7:
+                for number in range(world.agents):
+                    self._spawn(f"agent-{number}", self._node(), self._new_actor(), name)
+                await asyncio.sleep(world.random.uniform(0.0, 3.0))
+            world.note(f"the epoch is flipped to {name}")
             await connection.set_current_epoch(name)
-            self.world.counts["flips"] += 1
+            world.counts["flips"] += 1
 
     async def _database_goes(self) -> None:
         seconds = self.world.random.uniform(0.5, 20.0)
