@@ -19,12 +19,12 @@ from seedcore.registry.config import RegistryConfig
 from seedcore.settings import Settings
 from seedcore.store.claim import Claim
 from seedcore.store.connections import PoolLimits
+from seedcore.store.dsn import checked_dsn
 from seedcore.store.embedded import EmbeddedPostgres, dsn_if_running
 from seedcore.store.postgres import (
     PostgresStore,
     ServerState,
     check_grant_on_database,
-    checked_dsn,
     end_old_calls_of_database,
     grant_on_database,
     inspect_database,

@@ -20,7 +20,6 @@ import psycopg
 from psycopg import conninfo
 
 from seedcore.core.errors import (
-    ConfigurationError,
     EpochLimitError,
     FencedError,
     RetiredEpochError,
@@ -74,6 +73,7 @@ from seedcore.store.connections import (
     explained,
     tells_of_schema,
 )
+from seedcore.store.dsn import checked_dsn
 from seedcore.store.migrations import compare, is_made, is_up_to_date, known_migrations, migrate
 from seedcore.store.queries import queries
 from seedcore.store.roles import check_grant, check_role, grant, grant_again
@@ -507,18 +507,6 @@ def _places(given: Mapping[str, object]) -> list[str]:
 
 def _is_elsewhere(place: str) -> bool:
     return bool(place) and not place.startswith(("/", "@")) and place not in _LOCAL_HOSTS
-
-
-def checked_dsn(dsn: str) -> str:
-    """The DSN itself, or ConfigurationError where libpq cannot parse it. The text is never repeated: it may
-    hold a password."""
-    try:
-        conninfo.conninfo_to_dict(dsn)
-    except psycopg.ProgrammingError:
-        raise ConfigurationError(
-            "SEEDCORE_PG_DSN", "is not a PostgreSQL connection string (postgresql://user@host/database)"
-        ) from None
-    return dsn
 
 
 def _json(rows: list[dict[str, object]]) -> str:
