@@ -19,12 +19,12 @@ from seedcore.registry.session import cluster_name
 from seedcore.settings import Settings
 from seedcore.store.claim import Claim
 from seedcore.store.connections import PoolLimits
+from seedcore.store.dsn import checked_dsn
 from seedcore.store.embedded import EmbeddedPostgres, dsn_if_running
 from seedcore.store.postgres import (
     PostgresStore,
     ServerState,
     check_grant_on_database,
-    checked_dsn,
     end_old_calls_of_database,
     grant_on_database,
     inspect_database,
@@ -52,6 +52,8 @@ class StoreRecipe:
         return PostgresStore(
             await self._writable_dsn(),
             PoolLimits(max_size=self.pool_size),
+            # an actor that Ray has restarted may have worked before; an embedded database is restored by its files
+            makes_schema=self.dsn is None or not _is_restarted(),
             ensure_server=self._writable_dsn if self.dsn is None else None,
             claim=Claim(self.data_dir).take if self.dsn is None else None,
         )
@@ -105,6 +107,14 @@ class StoreRecipe:
         if self.dsn is not None:
             return self.dsn.get_secret_value()
         return await asyncio.to_thread(EmbeddedPostgres(self.data_dir).hold)
+
+
+def _is_restarted() -> bool:
+    """Whether this process is an actor that Ray has restarted."""
+    if not ray.is_initialized():
+        return False
+    context = ray.get_runtime_context()
+    return context.get_actor_id() is not None and context.was_current_actor_reconstructed
 
 
 def store_recipe(settings: Settings) -> StoreRecipe:

@@ -20,6 +20,7 @@ from seedcore.core.errors import ConfigurationError, InvalidInputError
 from seedcore.core.model import MAX_EPOCH_CHARS, MAX_ID_CHARS, check_text
 
 BEATS_A_LEASE = 3
+_URL_SECRET = re.compile(r"/\S*@")
 
 _HOST = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*|\[[0-9a-f:.]+\]")
 
@@ -145,7 +146,9 @@ class Settings(BaseSettings):
     Use `load_settings()`: it turns a wrong value into one line that names the variable.
     """
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, populate_by_name=True)
+    model_config = SettingsConfigDict(
+        frozen=True, extra="ignore", env_ignore_empty=True, populate_by_name=True, hide_input_in_errors=True
+    )
 
     registry_enabled: bool = Field(
         True, validation_alias=AliasChoices("ENABLE_RUNTIME_REGISTRY"), description="agents report to the registry"
@@ -311,7 +314,8 @@ def load_settings() -> Settings:
         field = str(first["loc"][0]) if first["loc"] else "settings"
         # where a rule of ours is broken, pydantic puts "Value error, " before what it says
         why = str(first["ctx"]["error"]) if first["type"] == "value_error" else str(first["msg"])
-        raise ConfigurationError(_variable(field), why[:1].lower() + why[1:]) from None
+        # a DSN may stand in the wrong variable
+        raise ConfigurationError(_variable(field), _URL_SECRET.sub("/", why[:1].lower() + why[1:])) from None
 
 
 @lru_cache(maxsize=1)

@@ -27,6 +27,7 @@ from seedcore.registry.actor import ensure_registry, stop_registry
 from seedcore.registry.config import RegistryConfig
 from seedcore.registry.connection import RegistryConnection
 from seedcore.settings import Settings
+from seedcore.store.dsn import checked_dsn
 from seedcore.store.embedded import EmbeddedPostgres
 from seedcore.store.postgres import PostgresStore
 
@@ -115,7 +116,9 @@ async def until_ready(place: Place) -> None:
 
 @contextmanager
 def environment(dsn: str | None, is_quick: bool) -> Iterator[Bench]:
-    """A Ray cluster and, without a DSN, an embedded PostgreSQL, both gone afterwards."""
+    """A Ray cluster and, without a DSN, an embedded PostgreSQL, both gone afterwards. Raises ConfigurationError."""
+    if dsn is not None:
+        checked_dsn(dsn, "--dsn")
     with tempfile.TemporaryDirectory(prefix="seedcore-bench-") as folder:
         embedded = None
         if dsn is None:

@@ -382,6 +382,7 @@ declare
 begin
     for r in select p.oid::regprocedure as name, k.missing, p.oid
                from (values ('set_instance_status', ' DEFAULT NULL::bigint'),
+                            ('expire_stale_instances', ' DEFAULT NULL::double precision'),
                             ('expire_old_epoch_instances', ' DEFAULT 1000')) as k (name, missing)
                join pg_proc p on p.proname = k.name and p.pronamespace = current_schema()::regnamespace loop
         text := pg_get_functiondef(r.oid);
@@ -510,7 +511,7 @@ begin
     for r in select p.oid::regprocedure as name from pg_proc p
               where p.pronamespace = current_schema()::regnamespace
                 and (obj_description(p.oid, 'pg_proc') = 'kept for clients of the earlier SeedCore'
-                     or p.proname in ('set_instance_status', 'expire_old_epoch_instances')) loop
+                     or p.proname in ('set_instance_status', 'expire_stale_instances', 'expire_old_epoch_instances')) loop
         execute format('drop function %s', r.name);
     end loop;
 end
@@ -531,7 +532,7 @@ begin
     select quote_ident(pg_get_userbyid(c.relowner)) into owner from pg_class c where c.oid = 'registry_instance'::regclass;
     for r in select p.oid::regprocedure as name from pg_proc p
               where p.pronamespace = 'seedcore_adopting'::regnamespace
-                and p.proname in ('beat', 'set_instance_status', 'expire_old_epoch_instances') loop
+                and p.proname in ('beat', 'set_instance_status', 'expire_stale_instances', 'expire_old_epoch_instances') loop
         execute format('alter function %s owner to %s', r.name, owner);
         execute format('alter function %s set schema %s', r.name, home);
     end loop;

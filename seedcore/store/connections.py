@@ -43,7 +43,9 @@ _OF_A_SESSION = ("08", "0A", "26", "3F", "42", "57P", "XX")
 _HINTS = {
     _READ_ONLY: "is it a standby, or is default_transaction_read_only on?",
     "57014": "does somebody hold a lock?",
-    **dict.fromkeys(_SCHEMA, "our schema is missing or damaged: restore it, or empty the database and it is made anew"),
+    **dict.fromkeys(
+        _SCHEMA, "our schema is missing or damaged: restore it, or empty the database and run `seedcore migrate`"
+    ),
 }
 # a pooler's own refusals share one SQLSTATE, and are told apart by their text alone
 _POOLER_HINTS = {

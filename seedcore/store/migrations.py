@@ -194,6 +194,11 @@ async def is_up_to_date(connection: Connection) -> bool:
     return recorded is not None and _step_after(recorded, known_migrations()) is None
 
 
+async def is_made(connection: Connection) -> bool:
+    """Whether any migration was ever applied."""
+    return bool(await _recorded(connection))
+
+
 async def compare(connection: Connection) -> tuple[list[str], list[str]]:
     """Which of this code's migrations the database lacks, and which of its own this code does not know."""
     recorded = await _recorded(connection) or []

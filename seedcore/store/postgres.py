@@ -20,7 +20,6 @@ import psycopg
 from psycopg import conninfo
 
 from seedcore.core.errors import (
-    ConfigurationError,
     EpochLimitError,
     FencedError,
     RetiredEpochError,
@@ -75,7 +74,8 @@ from seedcore.store.connections import (
     explained,
     tells_of_schema,
 )
-from seedcore.store.migrations import compare, is_up_to_date, known_migrations, migrate
+from seedcore.store.dsn import checked_dsn
+from seedcore.store.migrations import compare, is_made, is_up_to_date, known_migrations, migrate
 from seedcore.store.queries import queries
 from seedcore.store.roles import check_grant, check_role, grant, grant_again
 
@@ -85,6 +85,10 @@ _LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
 _LOAD_PAGE = 5000
 _MIGRATION_S = 3600.0
+_EMPTIED = (
+    "the database is empty, and this registry has worked with it before, so it makes no tables again: restore a "
+    "backup, or run `seedcore migrate` to begin with an empty one"
+)
 _FIRST_KEY = decode_cursor(None)
 _TOO_LARGE = "54"
 _BATCHES = frozenset({"register_many", "set_status_many", "explain_deaths", "beat_many"})
@@ -110,18 +114,22 @@ class PostgresStore:
         limits: PoolLimits | None = None,
         *,
         read_only: bool = False,
+        makes_schema: bool = True,
         ensure_server: Callable[[], Awaitable[object]] | None = None,
         claim: Callable[[str], None] | None = None,
     ) -> None:
         """`read_only` never migrates or writes: for readers beside the registry. No connection is tried yet.
-        `ensure_server` runs at each `open()`, for a server that may have to be started; `claim`, with the Ray cluster,
-        before each `begin()`, and raises StoreUnavailableError where this database is another's.
+        `makes_schema`: whether an empty database gets one; after the first `begin()` none does, since it was emptied,
+        and a restore would find the tables in its way. `ensure_server` runs at each `open()`, for a server that may
+        have to be started; `claim`, with the Ray cluster, before each `begin()`, and raises StoreUnavailableError
+        where this database is another's.
 
         Raises ConfigurationError where the DSN cannot be parsed.
         """
         self._limits = limits if limits is not None else PoolLimits()
         self._dsn = checked_dsn(dsn)
         self._read_only = read_only
+        self._makes_schema = makes_schema
         self._ensure_server = ensure_server
         self._claim = claim
         self._connections = Connections(self._dsn, self._limits, read_only=read_only)
@@ -138,7 +146,7 @@ class PostgresStore:
                 await self._ensure_server()
             self._connections.open()
             if not self._migrated and not self._read_only:
-                for name in await migrate_database(self._dsn, self._limits):
+                for name in await migrate_database(self._dsn, self._limits, makes_schema=self._makes_schema):
                     logger.info("schema migration applied", extra={"migration": name})
                 self._migrated = True
 
@@ -173,7 +181,7 @@ class PostgresStore:
         if error.sqlstate == "SC006":
             return FencedError(self._term or 0, int(error.diag.message_detail or 0))
         if tells_of_schema(error):
-            # somebody may have emptied the database: the next open() looks
+            # the database may have been emptied: the next open() looks
             self._migrated = False
         if statements[-1][0] in _BATCHES and _is_doubtful(error):
             return StoreDoubtError(explained(error))
@@ -189,6 +197,7 @@ class PostgresStore:
             "begin_registry", {"ray_cluster": ray_cluster, "epoch": epoch, "lease_s": lease_s, "idle_s": idle_s}
         )
         self._term, self._lease_before_s = rows[0][2], rows[0][3]
+        self._makes_schema = False
         return Epoch(name=rows[0][0], number=rows[0][1])
 
     @property
@@ -403,17 +412,23 @@ async def inspect_database(dsn: str) -> ServerState:
 
 
 async def migrate_database(
-    dsn: str, limits: PoolLimits | None = None, *, adopting: Callable[[str], None] | None = None
+    dsn: str,
+    limits: PoolLimits | None = None,
+    *,
+    adopting: Callable[[str], None] | None = None,
+    makes_schema: bool = True,
 ) -> list[str]:
     """Bring the database behind `dsn` up to date; the names of what was applied.
 
     On a connection of its own: a migration may take longer than a statement of the hot path. One of the earlier
-    SeedCore is adopted only where `adopting` is given, which hears what is done.
+    SeedCore is adopted only where `adopting` is given, which is called with what is done. An empty database is left
+    empty unless `makes_schema`.
     Raises ConfigurationError, StoreUnavailableError or SchemaError.
     """
     checked_dsn(dsn)
     # a caller that is cancelled does not wait until a deaf server has heard of it
-    return await within(_migrate_database(dsn, limits if limits is not None else PoolLimits(), adopting), None)
+    limits = limits if limits is not None else PoolLimits()
+    return await within(_migrate_database(dsn, limits, adopting, makes_schema=makes_schema), None)
 
 
 async def end_old_calls_of_database(dsn: str, limits: PoolLimits | None = None) -> bool:
@@ -428,13 +443,17 @@ async def end_old_calls_of_database(dsn: str, limits: PoolLimits | None = None) 
         raise SchemaError(f"the old calls could not be dropped: {first_line(error)}") from error
 
 
-async def _migrate_database(dsn: str, limits: PoolLimits, adopting: Callable[[str], None] | None) -> list[str]:
+async def _migrate_database(
+    dsn: str, limits: PoolLimits, adopting: Callable[[str], None] | None, *, makes_schema: bool
+) -> list[str]:
     try:
         connection = await connect(dsn, limits)
         async with connection:
             with answering(connection, limits.answer_s):
                 is_current = await is_up_to_date(connection)
                 is_earlier = not is_current and await is_earlier_database(connection)
+                if not (makes_schema or is_earlier or await is_made(connection)):
+                    raise StoreUnavailableError(_EMPTIED)
             if is_earlier:
                 if adopting is None:
                     raise SchemaError(
@@ -501,18 +520,6 @@ def _places(given: Mapping[str, object]) -> list[str]:
 
 def _is_elsewhere(place: str) -> bool:
     return bool(place) and not place.startswith(("/", "@")) and place not in _LOCAL_HOSTS
-
-
-def checked_dsn(dsn: str) -> str:
-    """The DSN itself, or ConfigurationError where libpq cannot parse it. The text is never repeated: it may
-    hold a password."""
-    try:
-        conninfo.conninfo_to_dict(dsn)
-    except psycopg.ProgrammingError:
-        raise ConfigurationError(
-            "SEEDCORE_PG_DSN", "is not a PostgreSQL connection string (postgresql://user@host/database)"
-        ) from None
-    return dsn
 
 
 def _json(rows: list[dict[str, object]]) -> str:

@@ -36,6 +36,7 @@ from seedcore.registry.handles import end_actor
 from seedcore.registry.reporter import Reporter
 from seedcore.runtime import start_registry
 from seedcore.settings import Settings
+from seedcore.store.postgres import migrate_database
 from tests.builders import iid
 from tests.cluster.agents import Host, OldRegistry
 from tests.faults.proxy import Proxy
@@ -79,6 +80,31 @@ async def test_a_registered_instance_is_committed_when_the_call_returns(
     receipt = await registry.set_status(mine.instance_id, "alive", 2)
     assert receipt.durable
     assert rows(settings, "select status::text, seq from registry_instance") == [("alive", 2)]
+
+
+async def test_registry_that_ray_has_restarted_makes_no_tables_in_an_emptied_database(
+    registry: RegistryConnection, settings: Settings
+) -> None:
+    assert settings.pg_dsn is not None
+    dsn = settings.pg_dsn.get_secret_value()
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("drop schema public cascade")
+        connection.execute("create schema public")
+    before = (await registry.hello()).pid
+    os.kill(before, signal.SIGKILL)
+
+    async def waits() -> bool:
+        health = await registry.health()
+        return health.hello.pid != before and "restore a backup" in str(health.store_problem)
+
+    await eventually(waits)
+    assert rows(settings, "select from pg_class where relnamespace = 'public'::regnamespace") == []
+    await migrate_database(dsn)
+
+    async def goes_on() -> bool:
+        return (await registry.health()).is_ready
+
+    await eventually(goes_on)
 
 
 async def test_listing_filters_and_pages_without_gap_or_repeat(registry: RegistryConnection) -> None:

@@ -27,9 +27,10 @@ from seedcore.core.waiting import end
 from seedcore.registry.config import RegistryConfig
 from seedcore.registry.service import Registry
 from seedcore.store.connections import PoolLimits
-from seedcore.store.postgres import PostgresStore
+from seedcore.store.postgres import PostgresStore, migrate_database
 from tests.builders import iid
 from tests.faults.proxy import Proxy
+from tests.postgres.dumps import dump, restore
 from tests.servers import PostgresServer
 from tests.traces import short_folder
 from tests.waiting import eventually
@@ -578,9 +579,27 @@ async def test_dropped_table_is_told_to_the_operator_until_it_is_restored(stage:
     stage.require_history()
 
 
-async def test_database_that_was_emptied_is_made_anew_and_everybody_comes_back(stage: Stage) -> None:
+@pytest.mark.parametrize("how", ["restored", "begun anew"])
+async def test_emptied_database_is_left_alone_until_it_is_restored_or_begun_anew(
+    stage: Stage, tmp_path: Path, how: str
+) -> None:
     stage.comes_back = True
+    backup = tmp_path / "seedcore.dump"
+    dsn = stage.server.dsn(stage.database)
+    await asyncio.to_thread(dump, stage.server, dsn, backup, "plain")
     stage.run("drop schema public cascade", "create schema public")
+    await eventually(lambda: stage.names_the_problem("the database is empty.* restore a backup, or run `seedcore migr"))
+    await stage.require_everybody()
+    # tried again and again meanwhile, it made nothing
+    tried = stage.attempts.count
+    await eventually(lambda: stage.attempts.count > tried)
+    with stage.admin() as connection:
+        made = connection.execute("select relname from pg_class where relnamespace = 'public'::regnamespace")
+        assert made.fetchall() == []
+    if how == "restored":
+        await asyncio.to_thread(restore, stage.server, dsn, backup, "plain")
+    else:
+        await migrate_database(dsn)
 
     def stored() -> set[str]:
         with stage.admin() as connection:
@@ -588,7 +607,6 @@ async def test_database_that_was_emptied_is_made_anew_and_everybody_comes_back(s
             return {row[0] for row in rows}
 
     async def everybody_is_stored() -> bool:
-        # it may have to wait for a migration, and the one that migrates is in this loop
         assert await asyncio.to_thread(stored) == set(stage.beating)
         return True
 

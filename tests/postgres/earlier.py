@@ -40,6 +40,36 @@ def make_earlier(dsn: str, rows: int = 0) -> None:
             connection.execute("analyze registry_instance")
 
 
+class EarlierClient:
+    """The earlier SeedCore's own client with its defaults: a node that is not known is an empty text, and no text is
+    sent with its type."""
+
+    def __init__(self, connection: psycopg.Connection, logical_id: str) -> None:
+        self._connection = connection
+        self._logical_id = logical_id
+        self.instance_id = str(uuid.uuid4())
+        self.pid = 4711
+
+    def register(self) -> None:
+        row = self._connection.execute("select current_epoch from cluster_metadata where id = 1").fetchone()
+        assert row is not None
+        self._connection.execute(
+            "select register_instance(%s, %s, %s, %s, %s, %s, %s, %s)",
+            (self.instance_id, self._logical_id, str(row[0]), None, None, "", "127.0.1.1", self.pid),
+        )
+
+    def set_status(self, status: str) -> None:
+        self._connection.execute("select set_instance_status(%s, %s)", (self.instance_id, status))
+
+    def beat(self) -> None:
+        self._connection.execute("select beat(%s)", (self.instance_id,))
+
+    def list_active(self) -> list[tuple[object, ...]]:
+        return self._connection.execute(
+            "select logical_id, actor_name, serve_route, node_id, host(ip_address), pid from active_instance"
+        ).fetchall()
+
+
 @dataclass
 class Said:
     """What a client has done, and how long its longest call took, in seconds."""

@@ -67,7 +67,7 @@ create function beat(p_instance_id uuid) returns void language sql as $$
     update registry_instance set last_heartbeat = now() where instance_id = p_instance_id
 $$;
 
-create function expire_stale_instances(p_seconds int) returns int language plpgsql as $$
+create function expire_stale_instances(p_seconds int default 15) returns int language plpgsql as $$
 declare n int;
 begin
     update registry_instance set status = 'dead', stopped_at = now()

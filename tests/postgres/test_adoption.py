@@ -21,14 +21,14 @@ from seedcore.core.errors import SchemaError, StoreUnavailableError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Beat, InstanceFilter
 from seedcore.settings import Settings
-from seedcore.store import adoption
+from seedcore.store import adoption, postgres
 from seedcore.store.migrations import known_migrations
 from seedcore.store.postgres import PostgresStore, end_old_calls_of_database, migrate_database
 from tests.builders import joins, turns
 from tests.conformance import test_changes, test_epochs, test_leases, test_reading, test_terms
 from tests.conformance.worlds import PostgresWorld
 from tests.postgres.catalog import catalog, differences
-from tests.postgres.earlier import CURRENT, PAST, SHAPE, OldClient, make_earlier
+from tests.postgres.earlier import CURRENT, PAST, SHAPE, EarlierClient, OldClient, make_earlier
 from tests.servers import GUARDED_PASSWORD, GUARDED_ROLE, PostgresServer, forget_everything
 from tests.waiting import eventually
 
@@ -51,6 +51,7 @@ KEPT = {
 # ours, which have to be given one argument more as long as the others are there
 GUARDED_CALLS = {
     "set_instance_status(uuid,instancestatus,bigint,text,timestamp with time zone)",
+    "expire_stale_instances(double precision,integer)",
     "expire_old_epoch_instances(integer)",
 }
 
@@ -218,6 +219,52 @@ async def test_old_calls_answer_what_they_answered_and_do_what_ours_do(adopted: 
     # ours beside them
     assert ask(adopted, "select expire_stale_instances(1.5, 10)") == []
     assert ask(adopted, "select expire_old_epoch_instances(10)") == []
+
+
+@pytest.mark.parametrize("base", ["adopted", "new", "adopted by the version before"])
+async def test_earlier_client_registers_beats_and_is_listed_with_its_defaults(
+    server: PostgresServer, bare_dsn: str, base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if base == "new":
+        await migrate_database(bare_dsn)
+    else:
+        make_earlier(bare_dsn)
+        if base != "adopted":
+            known = [migration for migration in known_migrations() if migration.number <= 10]
+            for module in (adoption, postgres):
+                monkeypatch.setattr(module, "known_migrations", lambda: known)
+            await migrate_database(bare_dsn, adopting=lambda _: None)
+            monkeypatch.undo()
+            assert await migrate_database(bare_dsn)
+        else:
+            await adopt(bare_dsn)
+    with psycopg.connect(bare_dsn, autocommit=True) as connection:
+        client = EarlierClient(connection, "eye")
+        for _ in range(7):  # psycopg prepares what is repeated
+            client.register()
+        client.set_status("alive")
+        client.beat()
+        assert client.list_active() == [("eye", None, None, None, "127.0.1.1", client.pid)]
+        client.set_status("draining")
+        client.set_status("dead")
+        assert client.list_active() == []
+        connection.execute("select expire_stale_instances()")
+        connection.execute("select expire_stale_instances(15)")
+        connection.execute("select expire_old_epoch_instances()")
+
+
+async def test_empty_text_is_none_in_every_argument_of_every_call(adopted: str, fresh_dsn: str) -> None:
+    names = ("actor_name", "serve_route", "node_id", "namespace", "actor_id", "organ_id")
+    for dsn in (adopted, fresh_dsn):
+        key = uuid.uuid4()
+        given = ", ".join(f"p_{name} => %s" for name in names)
+        ask(dsn, f"select register_instance(%s, 'eye', p_cluster_epoch => '', {given})", key, *("" for _ in names))
+        ask(dsn, "select set_instance_status(%s, 'alive', null, '')", key)
+        (row,) = ask(dsn, f"select cause, {', '.join(names)} from registry_instance where instance_id = %s", key)
+        assert row == (None,) * 7
+        with pytest.raises(psycopg.Error, match="logical_id must not be empty"):
+            ask(dsn, "select register_instance(%s, '')", uuid.uuid4())
+    ask(adopted, "select register_instance(%s, 'a', %s::uuid, '', '', '', null, 0)", uuid.uuid4(), CURRENT)
 
 
 async def test_call_that_waits_for_the_swap_is_done_after_it(bare_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,17 @@ async def test_reader_does_not_touch_the_schema(bare_dsn: str) -> None:
     assert tables(bare_dsn) == set()
 
 
+async def test_store_that_may_make_no_schema_leaves_an_empty_database_empty(bare_dsn: str) -> None:
+    store = PostgresStore(bare_dsn, makes_schema=False)
+    with pytest.raises(StoreUnavailableError, match=r"the database is empty.*run `seedcore migrate`"):
+        await store.open()
+    assert tables(bare_dsn) == set()
+    await apply(bare_dsn, SHIPPED[:-1])
+    await store.open()
+    assert len(recorded(bare_dsn)) == len(SHIPPED)
+    await store.close()
+
+
 async def test_concurrent_starters_apply_each_file_once_between_them(bare_dsn: str) -> None:
     results = await asyncio.gather(*(migrate_database(bare_dsn) for _ in range(6)))
     assert sorted(name for names in results for name in names) == [migration.name for migration in SHIPPED]

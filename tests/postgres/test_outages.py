@@ -16,6 +16,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from psycopg import conninfo
+from pydantic import SecretStr
 
 from seedcore.core.errors import (
     ConfigurationError,
@@ -26,8 +27,11 @@ from seedcore.core.errors import (
 )
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Beat, Instance, InstanceFilter, RegisterChange, Registration
+from seedcore.runtime import store_recipe
+from seedcore.settings import Settings
 from seedcore.store.connections import Connections, PoolLimits
-from seedcore.store.postgres import PostgresStore, checked_dsn, migrate_database
+from seedcore.store.dsn import checked_dsn
+from seedcore.store.postgres import PostgresStore, inspect_database, is_unverified, migrate_database
 from tests.builders import START, iid, joins, turns
 from tests.servers import GUARDED_ROLE, PostgresServer
 from tests.waiting import eventually
@@ -160,6 +164,66 @@ def test_unreadable_dsn_names_the_variable_and_not_the_password(dsn: str) -> Non
     assert SECRET not in everything_said(caught.value)
     with pytest.raises(ConfigurationError):
         checked_dsn(dsn)
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        f"postgresql://someone:p@{SECRET}@db/x",
+        f"postgresql://someone:p@{SECRET}@db:5432,other/x?sslmode=require",
+        f"postgresql://someone:p/{SECRET}@db/x",
+        f"postgresql://someone:{SECRET}/y@db/x",
+        f"postgresql://someone:p@{SECRET}/y@db/x",
+        f"postgresql://someone:{SECRET}",
+        f"postgresql://someone:{SECRET}?sslmode=require",
+        f"postgres://some@one:{SECRET}@db/x",
+        f"postgresql://someone:p?x=y@{SECRET}@db/x",
+        f"postgresql://someone:p#{SECRET}@db@/x",
+        f"postgresql://someone:100%{SECRET}@db/x",
+        f"host=someone:{SECRET}@db dbname=x",
+        f"host=db port={SECRET}",
+        f"host=db port=5432,{SECRET}",
+        "host=db port=70000",
+        f"host=db dbname=postgresql://someone:{SECRET}@db/x",
+        f"host=db user=postgresql://someone:{SECRET}@db/x",
+        f"host=db password={SECRET}\udc00",
+    ],
+)
+async def test_part_of_a_password_that_is_read_as_something_else_is_in_no_message(
+    dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    calls: list[Callable[[], object]] = [
+        lambda: PostgresStore(dsn),
+        lambda: store_recipe(Settings(pg_dsn=SecretStr(dsn), data_dir=Path("/tmp/x"))),
+        lambda: is_unverified(dsn),
+        lambda: asyncio.run(migrate_database(dsn)),
+        lambda: asyncio.run(inspect_database(dsn)),
+    ]
+    for call in calls:
+        with pytest.raises(ConfigurationError, match=r"^SEEDCORE_PG_DSN: [^\n]*$") as caught:
+            await asyncio.to_thread(call)
+        assert SECRET not in everything_said(caught.value)
+    assert SECRET not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://me:p%40ss%2F@db.example:5432/x?application_name=a@b",
+        "postgresql://me@db-1,db-2:5433/x?target_session_attrs=any",
+        "postgresql://me@[2001:db8::1]:5432/x",
+        "postgresql:///x?host=/run/postgresql&password=p@ss",
+        "postgresql://%2Frun%2Fpostgresql/x",
+        "host=@abstract dbname=x",
+        "host=/run/a,/run/b port=5432, user='me@tenant' password='p@ss word'",
+        "postgresql://me:p?a#b:c&d@db/x",
+        "service=mine",
+        "",
+    ],
+)
+def test_dsn_that_says_what_was_meant_is_taken(dsn: str) -> None:
+    assert checked_dsn(dsn) == dsn
 
 
 async def test_database_without_our_tables_is_told(bare_dsn: str) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pickle
+import traceback
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from seedcore.core.errors import ConfigurationError
 from seedcore.settings import Settings, load_settings
@@ -44,6 +46,27 @@ def test_wrong_value_is_one_line_that_names_the_variable(
     with pytest.raises(ConfigurationError) as caught:
         load_settings()
     assert str(caught.value) == f"{variable}: {why}"
+
+
+@pytest.mark.parametrize(
+    "variable", ["SEEDCORE_DATA_DIR", "POD_IP", "SEEDCORE_URL", "RAY_NODE_ID", "REGISTRY_BEAT_SEC"]
+)
+def test_secret_in_the_wrong_variable_is_not_repeated(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "postgresql://me:hush/hush@hush@db\n/x")
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings()
+    assert "hush" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("name", ["SEEDCORE_HTTP_TOKEN", "SEEDCORE_PG_DSN"])
+def test_secret_is_in_no_error_or_representation_of_settings(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "hush")
+    assert "hush" not in repr(Settings()) + str(Settings())
+    monkeypatch.setenv(name, "hush-\u00e9")
+    monkeypatch.setenv("SEEDCORE_LOG_FORMAT", "yaml")
+    with pytest.raises(ValidationError) as caught:
+        Settings()
+    assert "hush" not in "".join(traceback.format_exception(caught.value)) + repr(caught.value)
 
 
 def test_data_folder_is_the_same_whatever_the_working_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

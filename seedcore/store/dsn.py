@@ -1,0 +1,50 @@
+"""What a connection string says, checked before anything is connected.
+
+libpq and psycopg repeat what they take for a host, a port or a database in their messages, and a character of a
+password that is not percent-encoded makes the rest of it one of these. So the parts are checked here, and no message
+repeats one.
+"""
+
+from __future__ import annotations
+
+import re
+
+import psycopg
+from psycopg import conninfo
+
+from seedcore.core.errors import ConfigurationError
+
+# as libpq splits it: names and passwords end at the first @ that no / stands before
+_URI = re.compile(r"postgres(?:ql)?://(?:[^@/]*@)?(?P<place>[^?]*)")
+_NAME = re.compile(r"[\w.:%-]*")
+_MAX_PORT = 65535
+
+
+def checked_dsn(dsn: str, variable: str = "SEEDCORE_PG_DSN") -> str:
+    """The DSN itself, or ConfigurationError where it cannot be what was meant. The text is never repeated."""
+    try:
+        parts = conninfo.conninfo_to_dict(dsn)
+    except (psycopg.Error, ValueError):
+        raise ConfigurationError(
+            variable, "is not a PostgreSQL connection string (postgresql://user@host/database)"
+        ) from None
+    uri = _URI.match(dsn)
+    if uri is not None and "@" in uri["place"]:
+        raise ConfigurationError(
+            variable, "has an @ too many: in a name or password of a URL write @ as %40, / as %2F and % as %25"
+        )
+    if not all(map(_is_host, str(parts.get("host") or "").split(","))):
+        raise ConfigurationError(variable, "names a host that is no name, no address and no folder of a socket")
+    if not all(map(_is_port, str(parts.get("port") or "").split(","))):
+        raise ConfigurationError(variable, f"names a port that is no number from 1 to {_MAX_PORT}")
+    if any("://" in str(parts.get(name) or "") for name in ("dbname", "user")):
+        raise ConfigurationError(variable, "names a database or user that is itself a URL")
+    return dsn
+
+
+def _is_host(host: str) -> bool:
+    return host.startswith(("/", "@")) or _NAME.fullmatch(host) is not None
+
+
+def _is_port(port: str) -> bool:
+    return not port or (port.isascii() and port.isdecimal() and 1 <= int(port) <= _MAX_PORT)
