@@ -45,9 +45,7 @@ class Rates:
     """Requests of each caller per second: a bucket each, for the callers that came last. And how many of them are at
     work at once, `feeds` apart, so that no caller takes all that a replica can do."""
 
-    def __init__(
-        self, per_s: float, at_once: int = 500, feeds: int = 125, unread: UnreadBytes | None = None
-    ) -> None:
+    def __init__(self, per_s: float, at_once: int = 500, feeds: int = 125, unread: UnreadBytes | None = None) -> None:
         self._per_s = per_s
         self._at_once = {False: at_once, True: feeds}
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()

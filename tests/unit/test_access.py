@@ -15,7 +15,6 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from seedcore.core.errors import ConfigurationError, InvalidInputError
-from seedcore.core.waiting import end
 from seedcore.discovery.access import (
     Access,
     Right,
@@ -27,8 +26,8 @@ from seedcore.discovery.access import (
     new_token,
     parse_tokens,
 )
-from seedcore.discovery.guard import CHUNK_BYTES, STATE, Guard, needed_right
-from seedcore.discovery.traffic import MAX_CALLERS, Rates, UnreadBytes
+from seedcore.discovery.guard import STATE, Guard, needed_right
+from seedcore.discovery.traffic import MAX_CALLERS, Rates
 from seedcore.settings import Settings, load_settings
 from tests.waiting import eventually
 
@@ -530,7 +529,9 @@ async def test_feeds_of_this_machine_are_bounded_together_by_whichever_address()
     watching = [asyncio.create_task(watch(peer)) for peer in ("127.0.0.1", "127.0.0.2", "::1")]
     await eventually(lambda: judges[1].open_feeds == 3)
     assert [await watch(peer) for peer in ("127.9.9.9", "::ffff:127.0.0.3")] == [429, 429]
-    await end(*watching)
+    for task in watching:
+        task.cancel()
+    await asyncio.gather(*watching, return_exceptions=True)
     assert judges[1].open_feeds == 0
 
 

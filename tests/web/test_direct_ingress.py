@@ -25,9 +25,10 @@ def urls(server: PostgresServer, tokens: Tokens) -> Iterator[tuple[str, str]]:
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(port + 1),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     }
-    with deployed(
-        server, "ingress", tokens=tokens, environment=environment, http_trusted_proxies=f"{PROXY}/32"
-    ) as (_, url):
+    with deployed(server, "ingress", tokens=tokens, environment=environment, http_trusted_proxies=f"{PROXY}/32") as (
+        _,
+        url,
+    ):
         yield url, f"http://127.0.0.1:{port}"
 
 

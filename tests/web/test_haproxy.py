@@ -27,9 +27,7 @@ REFUSED = "SEEDCORE_HTTP_TRUSTED_PROXIES: must be empty where Serve runs HAProxy
 
 
 @pytest.fixture(scope="module")
-def deployment(
-    server: PostgresServer, tokens: Tokens
-) -> Iterator[tuple[Settings, str]]:
+def deployment(server: PostgresServer, tokens: Tokens) -> Iterator[tuple[Settings, str]]:
     """One that may be read by this machine, and lets a caller ask five times per second."""
     # a socket's path is short
     with tempfile.TemporaryDirectory(prefix="ha", dir="/tmp") as folder:
