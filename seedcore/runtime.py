@@ -15,6 +15,7 @@ from seedcore.core.wire import wire
 from seedcore.registry.actor import ensure_registry
 from seedcore.registry.answers import Hello
 from seedcore.registry.config import RegistryConfig
+from seedcore.registry.identity import was_restarted
 from seedcore.registry.session import cluster_name
 from seedcore.settings import Settings
 from seedcore.store.claim import Claim
@@ -53,7 +54,7 @@ class StoreRecipe:
             await self._writable_dsn(),
             PoolLimits(max_size=self.pool_size),
             # an actor that Ray has restarted may have worked before; an embedded database is restored by its files
-            makes_schema=self.dsn is None or not _is_restarted(),
+            makes_schema=self.dsn is None or not was_restarted(),
             ensure_server=self._writable_dsn if self.dsn is None else None,
             claim=Claim(self.data_dir).take if self.dsn is None else None,
         )
@@ -107,14 +108,6 @@ class StoreRecipe:
         if self.dsn is not None:
             return self.dsn.get_secret_value()
         return await asyncio.to_thread(EmbeddedPostgres(self.data_dir).hold)
-
-
-def _is_restarted() -> bool:
-    """Whether this process is an actor that Ray has restarted."""
-    if not ray.is_initialized():
-        return False
-    context = ray.get_runtime_context()
-    return context.get_actor_id() is not None and context.was_current_actor_reconstructed
 
 
 def store_recipe(settings: Settings) -> StoreRecipe:

@@ -211,8 +211,8 @@ class Settings(BaseSettings):
     http_allowed_hosts: Annotated[str, AfterValidator(_hosts)] = Field(
         "",
         validation_alias=AliasChoices("SEEDCORE_HTTP_ALLOWED_HOSTS"),
-        description="names, with commas between them, that access without a token may be asked by beside this machine's "
-        "own; *.seedcore.example is every name below it",
+        description="names, with commas between them, that access without a token may be asked by, beside this "
+        "machine's own; *.seedcore.example is every name below it",
     )
     http_max_requests_a_s: Annotated[float, Field(ge=1, le=1_000_000)] = Field(
         500,

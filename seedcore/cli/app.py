@@ -26,6 +26,7 @@ from seedcore.cli.output import (
     EXIT_NOT_FOUND,
     EXIT_USAGE,
     JsonOption,
+    echo,
     fail,
     out,
 )
@@ -125,18 +126,18 @@ def migrate_command(
     recipe = store_recipe(settings)
     if role is not None:
         asyncio.run(recipe.check_grant(role, with_password=password is not None))
-    applied = asyncio.run(recipe.migrate(partial(typer.echo, err=as_json)))
+    applied = asyncio.run(recipe.migrate(partial(echo, err=as_json)))
     if end_old_calls and asyncio.run(recipe.end_old_calls()):
-        typer.echo("the calls of old clients are dropped", err=as_json)
+        echo("the calls of old clients are dropped", err=as_json)
     if role is not None:
         made = asyncio.run(recipe.grant(role, password))
-        typer.echo(f"role {role} {'is made and ' if made else ''}has what a registry needs", err=as_json)
+        echo(f"role {role} {'is made and ' if made else ''}has what a registry needs", err=as_json)
     if as_json:
-        typer.echo(json.dumps({"applied": applied}))
+        echo(json.dumps({"applied": applied}))
         return
     for name in applied:
-        typer.echo(f"applied {name}")
-    typer.echo("the schema is up to date")
+        echo(f"applied {name}")
+    echo("the schema is up to date")
 
 
 def _secret_of(file: Path) -> str:

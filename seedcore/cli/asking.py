@@ -15,12 +15,13 @@ from pydantic import BaseModel, SecretStr, ValidationError
 from seedcore.cli.cluster import join_cluster
 from seedcore.core.errors import (
     CannotKnowError,
+    InvalidInputError,
     RegistryError,
     RegistryUnavailableError,
     first_line,
 )
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import MAX_PAGE, InstanceFilter, Verdict, check_logical_id
+from seedcore.core.model import MAX_PAGE, InstanceFilter, Verdict, check_key
 from seedcore.core.selector import parse_labels, parse_selector
 from seedcore.discovery.api import (
     AgentAnswer,
@@ -285,7 +286,10 @@ class Deployment:
 
 
 def _path_of(logical_id: str) -> str:
-    return f"/v1/agents/{quote(check_logical_id(logical_id), safe='')}"
+    # no URL can name these two
+    if check_key("agent", logical_id) in {".", ".."}:
+        raise InvalidInputError("agent", f"must not be {logical_id!r}")
+    return f"/v1/agents/{quote(logical_id, safe='')}"
 
 
 def asked(settings: Settings) -> Asked:

@@ -16,11 +16,10 @@ from pathlib import Path
 import ray
 import typer
 from rich.table import Table
-from rich.text import Text
 
 from seedcore import __version__
 from seedcore.cli.cluster import NoClusterError, join_cluster
-from seedcore.cli.output import EXIT_FAILED, JsonOption, counted, out
+from seedcore.cli.output import EXIT_FAILED, JsonOption, Text, counted, echo, out
 from seedcore.cli.reading import answered
 from seedcore.core.errors import (
     ConfigurationError,
@@ -72,7 +71,7 @@ def doctor_command(as_json: JsonOption = False) -> None:
     """Check Ray, registry, versions, PostgreSQL, schema, clocks and configuration. Exit code 1 where one failed."""
     findings = examine()
     if as_json:
-        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2, default=str))
+        echo(json.dumps([asdict(finding) for finding in findings], indent=2, default=str))
     else:
         _show(findings)
     if any(finding.grade is Grade.FAILED for finding in findings):

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from seedcore.agents import RayAgent
 from seedcore.cli.cluster import join_cluster
-from seedcore.cli.output import EXIT_FAILED, JsonOption, out
+from seedcore.cli.output import EXIT_FAILED, JsonOption, echo, out
 from seedcore.cli.reading import answered
 from seedcore.core.errors import (
     InvalidInputError,
@@ -111,7 +111,7 @@ def fleet_up(file: FileArgument, epoch: EpochOption = None, as_json: JsonOption 
     draining = [] if as_json else answered(_draining_of({spec.agent_id for spec in specs}))
     if draining:
         shown = ", ".join(draining[:_SHOWN]) + (", ..." if len(draining) > _SHOWN else "")
-        typer.echo(f"draining, and so not handed out, {'is' if len(draining) == 1 else 'are'} {shown}")
+        echo(f"draining, and so not handed out, {'is' if len(draining) == 1 else 'are'} {shown}")
 
 
 @fleet_app.command("down")
@@ -260,7 +260,7 @@ async def _in_chunks(
                 # at once: the next ones may take long
                 failures[agent] = str(error)
                 progress.console.file.flush()
-                typer.echo(f"seedcore: {agent}: {error}", err=True)
+                echo(f"seedcore: {agent}: {error}", err=True)
             told = f"{len(failures)} failed" if failures else ""
             progress.update(task, advance=len(chunk), failed=told)
     return failures
@@ -269,8 +269,8 @@ async def _in_chunks(
 def _end(failures: dict[str, str], total: int, word: str, as_json: bool) -> None:
     if as_json:
         told: dict[str, Json] = {word: total - len(failures), "failures": failures}
-        typer.echo(json.dumps(told, indent=2))
+        echo(json.dumps(told, indent=2))
     else:
-        typer.echo(f"{total - len(failures)} of {total} agents are {word}")
+        echo(f"{total - len(failures)} of {total} agents are {word}")
     if failures:
         raise typer.Exit(EXIT_FAILED)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from seedcore.cli.asking import Asked, NobodySelectedError, Wanted, asked, shown_ids
-from seedcore.cli.output import EXIT_FAILED, JsonOption, out, parse_duration
+from seedcore.cli.output import EXIT_FAILED, JsonOption, echo, out, parse_duration
 from seedcore.cli.reading import NodeOption, OrganOption, SelectorOption, answered
 from seedcore.cli.render import show_turned
 from seedcore.core.errors import InvalidInputError, RegistryError
@@ -109,11 +109,11 @@ def _turn(
         typer.confirm(f"Declare {shown_ids(agents)} of {source.place} dead?", abort=True, err=True)
     turned, failures = answered(_turn_all(source, agents, status, reason, for_s))
     if as_json:
-        typer.echo("[" + ",\n".join(answer.model_dump_json(indent=2) for answer in turned) + "]")
+        echo("[" + ",\n".join(answer.model_dump_json(indent=2) for answer in turned) + "]")
     else:
         show_turned(out, turned, lasts)
     for failure in failures[1:]:
-        typer.echo(f"seedcore: {failure}", err=True)
+        echo(f"seedcore: {failure}", err=True)
     if failures:
         raise failures[0]
     if not all(answer.complete for answer in turned):

@@ -1,17 +1,25 @@
-"""What every command shares: where it prints, how it fails, and the options that mean the same everywhere."""
+"""What every command shares: where it prints, how it fails, and the options that mean the same everywhere.
+
+Names, causes and messages come from others. All that a command prints passes here, and no character of it commands the
+terminal or hides: such characters are shown as JSON escapes.
+"""
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
-from typing import Annotated, NoReturn
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, NoReturn
 
 import typer
 from pydantic import BaseModel
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.style import Style
+from rich.text import Text as RichText
 
 from seedcore.core.errors import InvalidInputError
+from seedcore.core.text import shown
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -22,15 +30,42 @@ EXIT_INTERRUPTED = 130
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])?")
 
+# a line break is the layout's, or JSON's
+_LAYOUT = "\n"
+
+
+class Text(RichText):
+    """Styled text without such characters, so that it has the width that it will be shown with."""
+
+    def __init__(self, text: str = "", style: str | Style = "", **options: Any) -> None:
+        super().__init__(shown(text, _LAYOUT), style, **options)
+
+    def append(self, text: RichText | str, style: str | Style | None = None) -> RichText:
+        return super().append(shown(text, _LAYOUT) if isinstance(text, str) else text, style)
+
+
+class Terminal(Console):
+    """A console that prints no such character, also where it is not given as `Text`."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=shown(segment.text, _LAYOUT))
+
+
 # a pipe has no width to respect: rows stay whole
-out = Console() if sys.stdout.isatty() else Console(width=200)
+out = Terminal() if sys.stdout.isatty() else Terminal(width=200)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+def echo(text: str, *, err: bool = False) -> None:
+    """Print plain text, or JSON, and a line break."""
+    typer.echo(shown(text, _LAYOUT), err=err)
+
+
 def fail(message: str, code: int) -> NoReturn:
     """End the command with one line on stderr."""
-    typer.echo(f"seedcore: {message}", err=True)
+    typer.echo(shown(f"seedcore: {message}"), err=True)
     sys.exit(code)
 
 
@@ -55,4 +90,4 @@ def counted(count: int, thing: str) -> str:
 
 def print_json(answer: BaseModel) -> None:
     """An answer as the HTTP API says it."""
-    typer.echo(answer.model_dump_json(indent=2))
+    echo(answer.model_dump_json(indent=2))

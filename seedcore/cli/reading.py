@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from seedcore.cli.asking import Asked, Event, Wanted, asked
-from seedcore.cli.output import EXIT_FAILED, JsonOption, counted, out, parse_duration, print_json
+from seedcore.cli.output import EXIT_FAILED, JsonOption, counted, echo, out, parse_duration, print_json
 from seedcore.cli.render import show_agent, show_deaths, show_event, show_listing, show_overview, show_reason
 from seedcore.cli.why import reason_of
 from seedcore.core.errors import RegistryError
@@ -99,7 +99,7 @@ def why_command(agent_id: AgentArgument, as_json: JsonOption = False) -> None:
     agent = answered(asked(load_settings()).agent(agent_id))
     reason = reason_of(agent)
     if as_json:
-        typer.echo(json.dumps(asdict(reason), indent=2, default=datetime.isoformat))
+        echo(json.dumps(asdict(reason), indent=2, default=datetime.isoformat))
     else:
         show_reason(out, reason, agent)
 
@@ -122,7 +122,7 @@ async def _watch(source: Asked, wanted: Wanted, *, as_json: bool) -> None:
     begin = None if page.stream is None else f"{page.stream}:{page.version}"
     async for name, data, _ in _reconnecting(source, wanted, begin):
         if as_json:
-            typer.echo(json.dumps({"event": name, **data}))
+            echo(json.dumps({"event": name, **data}))
         elif name == "state":
             if data["current"] is not is_current:
                 is_current = bool(data["current"])
@@ -154,16 +154,19 @@ async def _reconnecting(source: Asked, wanted: Wanted, after: str | None) -> Asy
     """The events after a position, also after who sends them was away."""
     has_begun = False
     while True:
+        pause_s = 1.0
         try:
             async with aclosing(source.watch(wanted, after)) as events:  # type: ignore[type-var]
                 async for event in events:
-                    has_begun, after = True, event.at
+                    # an answer that ends has told as much as one may
+                    has_begun, after, pause_s = True, event.at, 0.0
                     yield event
         except RegistryError as error:
             if not has_begun:
                 raise
-            typer.echo(f"seedcore: {error}; asking again", err=True)
-        await asyncio.sleep(1.0)
+            echo(f"seedcore: {error}; asking again", err=True)
+            pause_s = 1.0
+        await asyncio.sleep(pause_s)
 
 
 def health_command(as_json: JsonOption = False) -> None:

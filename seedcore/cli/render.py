@@ -10,9 +10,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from seedcore.cli.output import counted
+from seedcore.cli.output import Text, counted
 from seedcore.cli.why import Reason
 from seedcore.core.model import EpochRecord
 from seedcore.discovery.api import AgentAnswer, InstanceOut, InstancePage, OverviewAnswer, TransitionOut, TurnedAnswer
@@ -237,8 +236,8 @@ def _state(state: str | None) -> Text:
     return Text(state or "?", style=_STYLE.get(state or "", ""))
 
 
-def _short(identity: str | None) -> str:
-    return identity[:8] if identity else "-"
+def _short(identity: str | None) -> Text:
+    return Text(identity[:8] if identity else "-")
 
 
 def _seconds_since(at: datetime) -> float:

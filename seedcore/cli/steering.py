@@ -11,7 +11,7 @@ import typer
 
 from seedcore import __version__
 from seedcore.cli.cluster import join_cluster
-from seedcore.cli.output import EXIT_FAILED, JsonOption, fail, out
+from seedcore.cli.output import EXIT_FAILED, JsonOption, echo, fail, out
 from seedcore.cli.reading import answered
 from seedcore.cli.render import epochs_json, show_epochs
 from seedcore.core.errors import RegistryUnavailableError, VersionMismatchError
@@ -35,7 +35,7 @@ def epoch_show(as_json: JsonOption = False) -> None:
     """The newest epochs: which is shown, which are staged, who lives in each."""
     records = _ask_registry(lambda connection: connection.list_epochs())
     if as_json:
-        typer.echo(epochs_json(records))
+        echo(epochs_json(records))
     else:
         show_epochs(out, records)
 
@@ -45,7 +45,7 @@ def epoch_stage(name: _NameArgument, as_json: JsonOption = False) -> None:
     """Name an epoch that agents can register in (CLUSTER_EPOCH) before it is shown."""
     is_new = _ask_registry(lambda connection: connection.stage_epoch(name))
     said = f"epoch {name} is staged" if is_new else f"epoch {name} was there already"
-    typer.echo(json.dumps({"epoch": name, "is_new": is_new}) if as_json else said)
+    echo(json.dumps({"epoch": name, "is_new": is_new}) if as_json else said)
 
 
 @epoch_app.command("flip")
@@ -68,7 +68,7 @@ def epoch_flip(
     objection = _ask_registry(flip)
     if objection is not None:
         fail(objection, EXIT_FAILED)
-    typer.echo(json.dumps({"epoch": name}) if as_json else f"epoch {name} is shown")
+    echo(json.dumps({"epoch": name}) if as_json else f"epoch {name} is shown")
 
 
 def objection_to_flip(name: str, records: Sequence[EpochRecord]) -> str | None:
@@ -106,7 +106,7 @@ def registry_stop(as_json: JsonOption = False) -> None:
     join_cluster(settings)
     stopped = answered(stop_registry(settings.namespace))
     said = "the registry has stopped" if stopped else "no registry runs"
-    typer.echo(json.dumps({"stopped": stopped}) if as_json else said)
+    echo(json.dumps({"stopped": stopped}) if as_json else said)
 
 
 @registry_app.command("upgrade")
@@ -158,7 +158,7 @@ def _came_back() -> RegistryUnavailableError:
 
 
 def _tell(hello: Hello, said: str, as_json: bool) -> None:
-    typer.echo(json.dumps(asdict(hello), default=str) if as_json else said)
+    echo(json.dumps(asdict(hello), default=str) if as_json else said)
 
 
 def _ask_registry(question: Callable[[RegistryConnection], Awaitable[T]]) -> T:

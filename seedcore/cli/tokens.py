@@ -10,9 +10,8 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
-from rich.text import Text
 
-from seedcore.cli.output import EXIT_FAILED, JsonOption, out, parse_duration
+from seedcore.cli.output import EXIT_FAILED, JsonOption, Text, echo, out, parse_duration
 from seedcore.core.paging import check_within_s
 from seedcore.discovery.access import Right, TokenFile, new_token
 
@@ -40,10 +39,10 @@ def token_new(
     ends = None if lasts_s is None else datetime.now(timezone.utc) + timedelta(seconds=lasts_s)
     secret, token = new_token(name, Right[right.name], ends)
     if as_json:
-        typer.echo(json.dumps({"token": secret, "line": token.line()}, indent=2))
+        echo(json.dumps({"token": secret, "line": token.line()}, indent=2))
         return
-    typer.echo(token.line())
-    typer.echo(f"token of {name}, shown only once: {secret}", err=True)
+    echo(token.line())
+    echo(f"token of {name}, shown only once: {secret}", err=True)
 
 
 @token_app.command("check")
@@ -62,7 +61,7 @@ def token_check(
             }
             for token in found.tokens
         ]
-        typer.echo(json.dumps({"tokens": known, "problems": found.problems}, indent=2))
+        echo(json.dumps({"tokens": known, "problems": found.problems}, indent=2))
     else:
         table = Table("NAME", "RIGHT", "ENDS", box=None, pad_edge=False)
         for token in found.tokens:
@@ -71,6 +70,6 @@ def token_check(
             table.add_row(Text(token.name), str(token.right), f"{ends} (it has ended)" if is_over else ends)
         out.print(table)
         for problem in found.problems:
-            typer.echo(f"seedcore: {problem}", err=True)
+            echo(f"seedcore: {problem}", err=True)
     if found.problems or not found.tokens:
         raise typer.Exit(EXIT_FAILED)

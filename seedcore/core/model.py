@@ -13,10 +13,12 @@ from datetime import datetime
 from enum import Enum
 from sys import intern
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar, overload
+from unicodedata import category
 
 from seedcore.core.errors import InvalidInputError, NotDurableError
 from seedcore.core.lifecycle import Status
 from seedcore.core.selector import Requirement, Selector
+from seedcore.core.text import first_unfit
 from seedcore.core.wire import wire
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
@@ -39,7 +41,7 @@ MAX_PAGE = 1000
 MAX_LEASE_S = 86_400
 MAX_DRAIN_S = 365 * 86_400
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_NEVER_STORED = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
@@ -378,12 +380,9 @@ class InstanceFilter:
             check_kind("verdict", verdict, Verdict)
         for requirement in check_kind("selector", self.selector, tuple):
             check_kind("requirement", requirement, Requirement)
-        if self.organ_id is not None:
-            check_text("organ_id", self.organ_id, MAX_ID_CHARS)
-        if self.logical_id is not None:
-            check_text("logical_id", self.logical_id, MAX_ID_CHARS)
-        if self.node_id is not None:
-            check_text("node_id", self.node_id, MAX_ID_CHARS)
+        for name, value in (("organ_id", self.organ_id), ("logical_id", self.logical_id), ("node_id", self.node_id)):
+            if value is not None:
+                check_key(name, value)
         if self.epoch is not None:
             check_epoch(self.epoch)
         check_labels(self.labels)
@@ -498,17 +497,30 @@ def check_kind(name: str, value: T, kind: type[Any] | tuple[type[Any], ...]) -> 
 
 def check_text(name: str, value: str, max_chars: int) -> str:
     """Refuse what is not a string, empty, too long, or has characters that a name cannot have."""
+    _check_length(name, value, max_chars)
+    char = first_unfit(value)
+    if char is not None and category(char) == "Cc":
+        raise InvalidInputError(name, "must not contain NUL or control characters")
+    if char is not None:
+        raise InvalidInputError(name, f"must not contain invisible or unassigned characters: U+{ord(char):04X}")
+    return value
+
+
+def check_key(name: str, value: str) -> str:
+    """A text to look for, or InvalidInputError: an older row may have a name that a new one cannot have."""
+    _check_length(name, value, MAX_ID_CHARS)
+    if _NEVER_STORED.search(value):
+        raise InvalidInputError(name, "must not contain NUL or control characters, or broken Unicode")
+    return value
+
+
+def _check_length(name: str, value: str, max_chars: int) -> None:
     if not isinstance(value, str):
         raise InvalidInputError(name, f"must be text, not {type(value).__name__}")
     if not value or not value.strip():
         raise InvalidInputError(name, "must not be empty")
     if len(value) > max_chars:
         raise InvalidInputError(name, f"must have at most {max_chars} characters, not {len(value)}")
-    if _CONTROL.search(value):
-        raise InvalidInputError(name, "must not contain NUL or control characters")
-    if _SURROGATE.search(value):
-        raise InvalidInputError(name, "must be valid Unicode text")
-    return value
 
 
 def check_logical_id(value: str) -> str:

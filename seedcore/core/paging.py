@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from itertools import islice
 
 from seedcore.core.errors import InvalidInputError
-from seedcore.core.model import MAX_ID_CHARS, MAX_KEPT_S, MAX_PAGE, Instance, check_instance_id, check_text
+from seedcore.core.model import MAX_KEPT_S, MAX_PAGE, Instance, check_instance_id, check_key
 
 _FIRST_ID = "00000000-0000-0000-0000-000000000000"
 _LAST_ID = "ffffffff-ffff-ffff-ffff-ffffffffffff"
@@ -66,7 +66,7 @@ def decode_cursor(cursor: str | None) -> tuple[str, str]:
         padded = cursor + "=" * (-len(cursor) % 4)
         key = json.loads(base64.urlsafe_b64decode(padded.encode("ascii")))
         logical_id, instance_id = key if isinstance(key, list) else []
-        return check_text("logical_id", logical_id, MAX_ID_CHARS), check_instance_id(instance_id)
+        return check_key("logical_id", logical_id), check_instance_id(instance_id)
     except (ValueError, TypeError, AttributeError, RecursionError, binascii.Error):
         raise _foreign() from None
 

@@ -269,8 +269,8 @@ class _AllowedHosts:
         if not self._is_local_alone and plain_address(name.strip("[]")) is not None:
             return None
         return (
-            f"without a token this deployment is asked by its own name, not {name[:80]!r}: use localhost, send a token, "
-            f"or add the name to SEEDCORE_HTTP_ALLOWED_HOSTS"
+            f"without a token this deployment is asked by its own name, not {name[:80]!r}: use localhost, send a "
+            "token, or add the name to SEEDCORE_HTTP_ALLOWED_HOSTS"
         )
 
 

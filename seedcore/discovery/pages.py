@@ -1,4 +1,4 @@
-"""Answers that are bounded by their bytes: pages end where they are long enough, and those that are kept are counted."""
+"""Answers that are bounded by their bytes: pages end where they are long enough, kept answers are counted."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def page_json(
     cursor_of: Callable[[Instance], str] = encode_cursor,
     max_bytes: int = MAX_PAGE_BYTES,
 ) -> bytes:
-    """A page as the API shows it. It ends early at `max_bytes`, with one instance at least: its cursor continues there."""
+    """A page as the API shows it. It ends early at `max_bytes`, after one instance at least, with a cursor."""
     if isinstance(listing, NameListing):
         return page_of(listing).model_dump_json().encode()
-    items = []
+    items: list[bytes] = []
     length = 0
     cursor = listing.next_cursor
     for place, instance in enumerate(listing.items):

@@ -64,8 +64,8 @@ from seedcore.core.model import (
     check_drain_s,
     check_epoch,
     check_instance_id,
+    check_key,
     check_kind,
-    check_logical_id,
     check_seq,
     check_status,
     check_statuses,
@@ -237,7 +237,7 @@ class Registry:
         Raises InvalidInputError, NotResolvableError where no instance lives, ForbiddenTransitionError where none of
         them can become that, RegistryUnavailableError where it is not known yet whether any does.
         """
-        check_logical_id(logical_id)
+        check_key("logical_id", logical_id)
         wanted = check_status(status)
         if not self._roster.instances_of(logical_id):
             await self._require_read()
@@ -367,7 +367,7 @@ class Registry:
         if not isinstance(logical_ids, (list, tuple)) or not 1 <= len(logical_ids) <= MAX_PAGE:
             raise InvalidInputError("logical_ids", f"must be a list of 1 to {MAX_PAGE} ids")
         for logical_id in logical_ids:
-            check_logical_id(logical_id)
+            check_key("logical_id", logical_id)
         now_s, at = self._expiry.attentive_now_s(), self._clock.utc()
         found = []
         for logical_id in logical_ids:
@@ -511,7 +511,7 @@ class Registry:
 
     async def transitions(self, logical_id: str, limit: int = 100) -> list[Transition]:
         """The newest steps of an agent's instances, newest first. Raises StoreUnavailableError."""
-        check_logical_id(logical_id)
+        check_key("logical_id", logical_id)
         return await self._writer.store().transitions(logical_id, check_limit(limit))
 
     async def deaths(self, limit: int = 100, cursor: str | None = None, within_s: float | None = None) -> Listing:
@@ -522,7 +522,7 @@ class Registry:
 
     async def describe(self, logical_id: str) -> Description:
         """One agent: its live instances from memory, its history from the database if that answers."""
-        check_logical_id(logical_id)
+        check_key("logical_id", logical_id)
         history: list[Instance] = []
         steps: list[Transition] = []
         complete = False

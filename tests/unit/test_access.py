@@ -15,7 +15,6 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from seedcore.core.errors import ConfigurationError, InvalidInputError
-from seedcore.core.waiting import end
 from seedcore.discovery.access import (
     Access,
     Right,
@@ -530,7 +529,9 @@ async def test_feeds_of_this_machine_are_bounded_together_by_whichever_address()
     watching = [asyncio.create_task(watch(peer)) for peer in ("127.0.0.1", "127.0.0.2", "::1")]
     await eventually(lambda: judges[1].open_feeds == 3)
     assert [await watch(peer) for peer in ("127.9.9.9", "::ffff:127.0.0.3")] == [429, 429]
-    await end(*watching)
+    for task in watching:
+        task.cancel()
+    await asyncio.gather(*watching, return_exceptions=True)
     assert judges[1].open_feeds == 0
 
 

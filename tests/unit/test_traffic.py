@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 
 import httpx
@@ -132,13 +132,11 @@ def test_the_cache_keeps_what_was_asked_for_last() -> None:
 class Connection:
     """A server's end of one request: the answer has left when the caller has read it, or has gone."""
 
-    def __init__(
-        self, guard: Guard, peer: str, *, path: str = "/v1/instances", body: Iterator[bytes] = iter(())
-    ) -> None:
+    def __init__(self, guard: Guard, peer: str, *, path: str = "/v1/instances", body: Sequence[bytes] = ()) -> None:
         self.status: int | None = None
         self.parts: list[int] = []
         self._left = asyncio.Event()
-        self._body = body
+        self._body = iter(body)
         scope = {"type": "http", "method": "GET", "path": path, "headers": [], "client": (peer, 1)}
         self.task = asyncio.create_task(guard(scope, self._receive, self._send))
 
@@ -256,9 +254,9 @@ async def test_bodies_that_are_being_read_are_bounded_together() -> None:
     rates = Rates(1000, unread=UnreadBytes(8 * LONG))
     judges = Access(Settings(), "127.0.0.1"), rates
     guard = Guard(reading, lambda: judges)
-    slow = [Connection(guard, "10.0.0.1", body=iter([b"x" * LONG] * 2)) for _ in range(2)]
+    slow = [Connection(guard, "10.0.0.1", body=[b"x" * LONG] * 2) for _ in range(2)]
     await eventually(lambda: rates.unread.held == 4 * LONG)
-    greedy = Connection(guard, "10.0.0.1", body=iter([b"x"]))
+    greedy = Connection(guard, "10.0.0.1", body=[b"x"])
     with pytest.raises(Exception, match="too many bodies"):
         await greedy.task
     assert greedy.status == 500

@@ -1,6 +1,6 @@
 // Problems as banners, in the title, and, once for each change, aloud.
 
-import { byId, h, mark, setAttribute, setText } from "./dom.js";
+import { byId, h, mark, plain, setAttribute, setText } from "./dom.js";
 
 const TITLE = "SeedCore Registry";
 
@@ -44,7 +44,7 @@ export class Banners {
     if (text !== this.#told) announce(text || "All problems are over.");
     this.#told = text;
     const trouble = problems.filter(({ level }) => level !== "info");
-    const title = trouble.length === 0 ? TITLE : `(!) ${trouble.map(({ short }) => short).join(", ")} - ${TITLE}`;
+    const title = trouble.length === 0 ? TITLE : plain(`(!) ${trouble.map(({ short }) => short).join(", ")} - ${TITLE}`);
     if (document.title !== title) document.title = title;
   }
 }

@@ -91,14 +91,16 @@ export class Feed {
   #open() {
     this.#close();
     this.#heardAt = performance.now();
+    let hasHeard = false;
     this.#stream = new EventStream(`v1/watch?after=${encodeURIComponent(this.#after)}`, {
       onOpen: () => this.#tell({ isConnected: true }),
       onEvent: (name, data, id) => {
         this.#heardAt = performance.now();
+        hasHeard = true;
         if (id) this.#after = id;
         this.#take[name]?.(data);
       },
-      onEnd: () => this.#reconnect(),
+      onEnd: (isWhole) => (isWhole && hasHeard ? this.#open() : this.#reconnect()),
     });
   }
 

@@ -5,7 +5,10 @@ import { authorization } from "./token.js";
 export class EventStream {
   #abort = new AbortController();
 
-  /** Calls `onOpen()`, `onEvent(name, data, id)` for each event, and `onEnd(status)` once: 0 where no answer came. */
+  /**
+   * Calls `onOpen()`, `onEvent(name, data, id)` for each event, and `onEnd(isWhole)` once. A stream that ends as a whole
+   * has told as much as one answer may: it goes on in another.
+   */
   constructor(path, { onOpen, onEvent, onEnd }) {
     void this.#read(path, { onOpen, onEvent, onEnd });
   }
@@ -16,10 +19,9 @@ export class EventStream {
 
   async #read(path, { onOpen, onEvent, onEnd }) {
     const { signal } = this.#abort;
-    let status = 0;
+    let isWhole = false;
     try {
       const response = await fetch(path, { signal, cache: "no-store", headers: authorization() });
-      status = response.status;
       if (response.ok) {
         onOpen();
         const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -32,11 +34,12 @@ export class EventStream {
             if (!signal.aborted && fields.event) onEvent(fields.event, JSON.parse(fields.data ?? "null"), fields.id);
           }
         }
+        isWhole = true;
       }
     } catch {
       // cut off: the same as its end
     }
-    if (!signal.aborted) onEnd(status);
+    if (!signal.aborted) onEnd(isWhole);
   }
 }
 
