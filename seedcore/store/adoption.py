@@ -1,8 +1,9 @@
-"""Adopts a database of the earlier SeedCore: its rows come into the shape of ours while its clients go on calling.
+"""Adopts a database of the earlier SeedCore: migrates its rows to the new schema while its clients keep calling.
 
-The new shape is made beside the old one by the same files as ever, rows are copied in batches, what changes meanwhile
-is noted by a trigger and copied again, and one short transaction swaps the two. Owns what is said and tried, and in
-which order; the statements are in adoption.sql. docs/decisions/0018-adopting-old-databases.md says why.
+The schema files create the new tables beside the old ones. Rows are copied in batches. A trigger records the rows that
+change meanwhile, and they are copied again. One short transaction swaps the tables. This module controls the order of
+the steps, the retries and the messages; the statements are in adoption.sql. Reasons:
+docs/decisions/0018-adopting-old-databases.md.
 """
 
 from __future__ import annotations
@@ -34,15 +35,15 @@ logger = logging.getLogger(__name__)
 Report = Callable[[str], None]
 
 _BATCH = 5000
-_TELL_EVERY = 20
-_FEW = 500  # changes that are copied under the lock: some hundredths of a second
+_REPORT_EVERY = 20
+_FEW = 500  # changes left to copy under the lock, which takes some hundredths of a second
 _LOCK_WAIT_MS = 200
 _ATTEMPTS = 200
 _PAUSE_S = (0.05, 0.4)
-_ANSWER_S = 3600.0  # of one statement
+_ANSWER_S = 3600.0  # for one statement
 _LATE_CALLS_S = 10.0
 
-# the new table takes the type that is there: clients may have prepared statements that name it
+# the new table uses the existing type: prepared statements of clients may refer to it
 _TYPE = "create type instancestatus as enum ('starting', 'alive', 'draining', 'dead');"
 _STATUSES = "starting, alive, draining, dead"
 
@@ -75,39 +76,39 @@ _CALLS: Mapping[str, tuple[str, ...]] = {
 
 
 async def is_earlier_database(connection: Connection) -> bool:
-    """Whether this is a database of the earlier SeedCore, by the names that are ours too: not where they are free, or
-    our own migrations made them. Raises SchemaError where they are taken by something else."""
+    """Whether this is a database of the earlier SeedCore. False if none of its names exist, or if our migrations
+    created them. Raises SchemaError if other objects have these names."""
     rows = await _all(connection, "traces")
     if not rows or "schema_migration" in {name for _, name, _ in rows}:
         return False
-    problem = _difference([(str(kind), str(name), str(told)) for kind, name, told in rows])
+    problem = _difference([(str(kind), str(name), str(shape)) for kind, name, shape in rows])
     if problem is None:
         return True
     names = ", ".join(sorted(str(name) for _, name, _ in rows))
     raise SchemaError(
-        f"the schema could not be brought up to date: the database has names of ours ({names}), but neither our schema "
-        f"nor that of the earlier SeedCore: {problem}. Nothing was changed"
+        f"the schema could not be brought up to date: the database contains objects with our names ({names}), but "
+        f"neither our schema nor that of the earlier SeedCore: {problem}. Nothing was changed"
     )
 
 
 def _difference(rows: list[tuple[str, str, str]]) -> str | None:
-    """What differs first from the earlier SeedCore's database; None where nothing does."""
-    found = {name: (kind, told) for kind, name, told in rows}
+    """The first difference from the schema of the earlier SeedCore; None if there is none."""
+    found = {name: (kind, shape) for kind, name, shape in rows}
     for table, columns in _COLUMNS.items():
-        kind, told = found.get(table, ("", ""))
+        kind, shape = found.get(table, ("", ""))
         if kind != "table":
             return f"there is no table {table}"
-        there = {name: _plain(type_) for name, _, type_ in (column.partition(" ") for column in told.split(", "))}
-        if there != columns:
-            wrong = sorted(set(there.items()) ^ set(columns.items()))
-            return f"table {table} is not as it was there ({', '.join(' '.join(column) for column in wrong)})"
+        actual = {name: _plain(type_) for name, _, type_ in (column.partition(" ") for column in shape.split(", "))}
+        if actual != columns:
+            wrong = sorted(set(actual.items()) ^ set(columns.items()))
+            return f"table {table} has other columns ({', '.join(' '.join(column) for column in wrong)})"
     for view in _VIEWS:
         if found.get(view, ("nothing", ""))[0] != "view":
             return f"there is no view {view}"
     for call, results in _CALLS.items():
-        told = found.get(call, ("", "missing"))[1]
-        if told not in results:
-            return f"function {call} is missing" if told == "missing" else f"function {call} answers {told}"
+        result = found.get(call, ("", "missing"))[1]
+        if result not in results:
+            return f"function {call} is missing" if result == "missing" else f"function {call} answers {result}"
     if found.get("instancestatus", ("", ""))[1] != _STATUSES:
         return f"type instancestatus is not ({_STATUSES})"
     more = sorted(set(found) - set(_COLUMNS) - set(_VIEWS) - set(_CALLS) - {"instancestatus"})
@@ -115,25 +116,25 @@ def _difference(rows: list[tuple[str, str, str]]) -> str | None:
 
 
 def _plain(type_: str) -> str:
-    """A column's type, without differences that do not matter."""
+    """A column's type, with equivalent types mapped to one name."""
     if type_.startswith("character varying"):
         return "text"
     return {"smallint": "integer", "bigint": "integer"}.get(type_, type_.rpartition(".")[2])
 
 
 async def adopt(connection: Connection, report: Report) -> None:
-    """Bring a database of the EARLIER shape into ours, or go on where that was interrupted.
+    """Migrate a database of the earlier SeedCore, or resume an interrupted adoption.
 
-    Raises SchemaError, before anything has changed, for what cannot be kept, and StoreUnavailableError where it is to
-    be started again: the tables were never free, or another does it now.
+    Raises SchemaError for content that cannot be kept, before anything changes. Raises StoreUnavailableError if the
+    adoption must be started again: the tables were always in use, or another process adopts the database now.
     """
     async with hold_starters(connection):
         with answering(connection, _ANSWER_S):
             await _require_fit(connection)
         sizes = (await _all(connection, "sizes"))[0]
         report(
-            f"this is a database of the earlier SeedCore, with {sizes[1]:,} instances. It is adopted: the rows are "
-            "copied into new tables beside the old ones, which are then swapped. Its clients may go on calling"
+            f"this is a database of the earlier SeedCore, with {sizes[1]:,} instances. Adopting it: the rows are "
+            "copied into new tables beside the old ones, then the tables are swapped. Clients may keep calling"
         )
         await _prepare(connection, report)
         await _copy(connection, report)
@@ -142,14 +143,14 @@ async def adopt(connection: Connection, report: Report) -> None:
 
 
 async def finish_if_interrupted(connection: Connection, report: Report) -> None:
-    """Drop what an adoption left that was interrupted after its swap."""
+    """Drop the old tables if an adoption was interrupted after its swap."""
     if (await _all(connection, "has_leftovers"))[0][0]:
         async with hold_starters(connection):
             await _finish(connection, report)
 
 
 async def end_old_calls(connection: Connection) -> bool:
-    """Drop the calls that were kept for old clients, and make ours as in a new database; whether there were any."""
+    """Drop the functions kept for old clients, and create ours as in a new database. Returns whether there were any."""
     async with one_starter(connection):
         if not (await _all(connection, "has_kept_calls"))[0][0]:
             return False
@@ -160,20 +161,20 @@ async def end_old_calls(connection: Connection) -> bool:
 
 
 async def _require_fit(connection: Connection) -> None:
-    """Raise SchemaError for what cannot be kept."""
-    strangers = [str(name) for (name,) in await _all(connection, "strangers")]
-    if strangers:
+    """Raise SchemaError for content that cannot be kept."""
+    dependents = [str(name) for (name,) in await _all(connection, "foreign_dependents")]
+    if dependents:
         raise SchemaError(
-            f"not adopted, nothing was changed: on the old tables depends what is not ours: {', '.join(strangers)}. "
-            "Drop it, and make it again afterwards"
+            f"not adopted, nothing was changed: other objects depend on the old tables: {', '.join(dependents)}. "
+            "Drop them, and create them again afterwards"
         )
     if not (await _all(connection, "has_key"))[0][0]:
         raise SchemaError("not adopted, nothing was changed: registry_instance has no unique index on instance_id")
     epochs = (await _all(connection, "sizes"))[0][0]
     if epochs > 1:
         raise SchemaError(
-            f"not adopted, nothing was changed: cluster_metadata has {epochs} rows, and which epoch is current is not "
-            "certain: delete all but one"
+            f"not adopted, nothing was changed: cluster_metadata has {epochs} rows, so the current epoch is ambiguous: "
+            "delete all rows but one"
         )
     await _require_fit_rows(connection)
 
@@ -184,13 +185,13 @@ async def _require_fit_rows(connection: Connection) -> None:
     ]
     if unfit:
         raise SchemaError(
-            f"not adopted: registry_instance has rows that cannot be kept as they are: {'; '.join(unfit)}. Correct or "
-            "delete them; the old tables are as they were"
+            f"not adopted: registry_instance has rows that cannot be kept: {'; '.join(unfit)}. Correct or delete them. "
+            "The old tables are unchanged"
         )
 
 
 async def _prepare(connection: Connection, report: Report) -> None:
-    """The new shape stands beside the old one, and changes are noted."""
+    """Create the new tables beside the old ones, and record changes from now on."""
     migrations = known_migrations()
     if (await _all(connection, "has_leftovers"))[0][0]:
         async with connection.transaction(), _new_shape_first(connection):
@@ -198,12 +199,12 @@ async def _prepare(connection: Connection, report: Report) -> None:
         if is_same:
             report("an adoption was interrupted: it goes on")
         else:
-            report("an adoption by another version was interrupted: it begins again")
+            report("an adoption by another version was interrupted: it starts again")
 
-            async def begin_again(_locked_at_s: float) -> None:
+            async def start_again(_locked_at_s: float) -> None:
                 await _do(connection, "drop_schemas")
 
-            await _locked(connection, report, begin_again)
+            await _locked(connection, report, start_again)
     if not (await _all(connection, "has_leftovers"))[0][0]:
         async with connection.transaction():
             await _do(connection, "prepare")
@@ -218,7 +219,7 @@ async def _prepare(connection: Connection, report: Report) -> None:
 
 
 async def _make_new_shape(connection: Connection, migrations: list[Migration]) -> None:
-    """A new database's schema, in one of its own, in the caller's transaction."""
+    """Create the schema of a new database, under the name seedcore_adopting, in the caller's transaction."""
     await _do(connection, "prepare_shape")
     async with _new_shape_first(connection):
         await make_whole(connection, migrations, lambda migration: migration.sql.replace(_TYPE, "", 1))
@@ -226,19 +227,19 @@ async def _make_new_shape(connection: Connection, migrations: list[Migration]) -
 
 @asynccontextmanager
 async def _new_shape_first(connection: Connection) -> AsyncIterator[None]:
-    """Names mean the new shape's, in the caller's transaction."""
+    """Put the new schema first in the search path, in the caller's transaction."""
     cursor = await connection.execute("select current_setting('search_path'), current_schema()")
     ((before, home),) = await cursor.fetchall()
     path = "select set_config('search_path', 'seedcore_adopting, ' || quote_ident(%s), true)"
     await connection.execute(path, (home,))
-    # where it fails, the transaction ends with it
+    # no finally: after an error the transaction ends anyway
     yield
     await connection.execute("select set_config('search_path', %s, true)", (before,))
 
 
 async def _copy(connection: Connection, report: Report) -> None:
-    """Every row is in the new table, as are the changes up to now, and the history is told."""
-    copied_to, copied, is_copied, is_told, _ = (await _all(connection, "progress"))[0]
+    """Copy every row and the changes so far, and write the history."""
+    copied_to, copied, is_copied, has_history, _ = (await _all(connection, "progress"))[0]
     began_s = time.monotonic()
     batches = 0
     while not is_copied:
@@ -246,10 +247,10 @@ async def _copy(connection: Connection, report: Report) -> None:
         is_copied = count < _BATCH
         copied += count
         batches += 1
-        if batches % _TELL_EVERY == 0 or is_copied:
+        if batches % _REPORT_EVERY == 0 or is_copied:
             report(f"copied {copied:,} instances in {time.monotonic() - began_s:.0f} s")
     await _catch_up(connection, 1000)
-    if not is_told:
+    if not has_history:
         await _do(connection, "tell_history")
     await _catch_up(connection, 1000)
     await _do(connection, "date_epochs")
@@ -258,23 +259,23 @@ async def _copy(connection: Connection, report: Report) -> None:
     differences = (await _all(connection, "differences"))[0][0]
     if differences:
         raise SchemaError(
-            f"not adopted: {differences} rows differ between the old table and its copy; the old one is in use"
+            f"not adopted: {differences} rows differ between the old table and its copy; the old table stays in use"
         )
-    report("every instance is copied; what changes is copied again")
+    report("all instances are copied; later changes are copied again")
 
 
 async def _copy_batch(connection: Connection, after: UUID | None) -> tuple[UUID | None, int]:
     try:
         last, count = (await _all(connection, "copy_batch", {"after": after, "limit": _BATCH}))[0]
     except psycopg.IntegrityError:
-        # registered since it was looked at
+        # an old client wrote an unfit row after the check
         await _require_fit_rows(connection)
         raise
     return (last if last is not None else after), count
 
 
 async def _catch_up(connection: Connection, until_few: int) -> None:
-    """Copy again what changed, until fewer than so many changes wait."""
+    """Copy changed rows again, until fewer than `until_few` changes wait."""
     while True:
         async with connection.transaction():
             count = await _copy_again(connection)
@@ -283,7 +284,7 @@ async def _catch_up(connection: Connection, until_few: int) -> None:
 
 
 async def _copy_again(connection: Connection) -> int:
-    """Copy the rows that changed first again, in the caller's transaction; how many changes that were."""
+    """Copy the rows of the oldest changes again, in the caller's transaction. Returns the number of these changes."""
     ids, count = (await _all(connection, "take_changes", {"limit": _BATCH}))[0]
     if ids:
         try:
@@ -291,14 +292,14 @@ async def _copy_again(connection: Connection) -> int:
             await _do(connection, "copy_again", {"ids": ids})
         except psycopg.IntegrityError as error:
             raise SchemaError(
-                "not adopted: a row that cannot be kept was written meanwhile; the old tables are as they were. "
-                f"Run it again, and it says which: {str(error).splitlines()[0]}"
+                "not adopted: a client wrote a row that cannot be kept; the old tables are unchanged. Run the command "
+                f"again, and it names the row: {str(error).splitlines()[0]}"
             ) from error
     return int(count)
 
 
 async def _swap(connection: Connection, report: Report) -> None:
-    """The new shape takes the place of the old one, in one short transaction."""
+    """Replace the old tables by the new ones, in one short transaction."""
     took_s = 0.0
 
     async def swap(locked_at_s: float) -> None:
@@ -317,7 +318,7 @@ async def _swap(connection: Connection, report: Report) -> None:
 
 
 async def _finish(connection: Connection, report: Report) -> None:
-    """Wait for calls that began before the swap, and drop the old shape."""
+    """Wait for calls that began before the swap, and drop the old tables."""
     transactions = (await _all(connection, "at_work"))[0][0]
     deadline_s = time.monotonic() + _LATE_CALLS_S
     while time.monotonic() < deadline_s:
@@ -327,11 +328,11 @@ async def _finish(connection: Connection, report: Report) -> None:
     for name in ("end_help", "end_help_of_epochs"):
         await _briefly(connection, report, name)
     await _briefly(connection, report, "drop_schemas")
-    report("the old tables are dropped; the calls of old clients are kept")
+    report("the old tables are dropped; the functions for old clients are kept")
 
 
 async def _briefly(connection: Connection, report: Report, name: str) -> None:
-    """A statement that locks one table for a moment, tried until it is free."""
+    """Execute a statement that locks one table briefly. Retry while the table is in use."""
     for _ in range(_ATTEMPTS):
         try:
             async with connection.transaction():
@@ -341,7 +342,7 @@ async def _briefly(connection: Connection, report: Report, name: str) -> None:
             await asyncio.sleep(random.uniform(*_PAUSE_S))
         else:
             return
-    raise StoreUnavailableError(f"the tables were in use all the time ({name}): run it again")
+    raise StoreUnavailableError(f"the tables were in use all the time ({name}): run the command again")
 
 
 async def _locked(
@@ -351,15 +352,15 @@ async def _locked(
     *,
     catch_up: bool = False,
 ) -> None:
-    """Do something while nobody uses the old tables, in one transaction. Waits for them a moment at a time, so that
-    those who queue behind wait no longer, and tries again. `work` hears when it had the lock."""
+    """Do `work` in one transaction that locks the old tables. Waits for the lock for _LOCK_WAIT_MS at a time, because
+    other sessions queue behind it, and retries. `work` receives the monotonic time at which the lock was acquired."""
     for attempt in range(_ATTEMPTS):
         if catch_up:
             await _catch_up(connection, _FEW)
         try:
             async with connection.transaction():
                 if catch_up:
-                    # before the old ones: those who call would wait for autovacuum
+                    # before the old tables, so that clients do not wait while autovacuum holds the new ones
                     await _do(connection, "lock_new")
                 await _set_lock_wait(connection)
                 await _do(connection, "lock_instances")
@@ -369,13 +370,14 @@ async def _locked(
         except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
             if attempt % 20 == 19:
                 holders = (await _all(connection, "holders"))[0][0]
-                report(f"the old tables are in use by the server's processes {holders}; trying on")
+                report(f"the old tables are in use by the server's processes {holders}; still trying")
             await asyncio.sleep(random.uniform(*_PAUSE_S))
         else:
             return
     holders = (await _all(connection, "holders"))[0][0]
     raise StoreUnavailableError(
-        f"the old tables were in use all the time, now by the server's processes {holders}: end those, and run it again"
+        f"the old tables were in use all the time, now by the server's processes {holders}: end them, and run the "
+        "command again"
     )
 
 
@@ -394,5 +396,5 @@ async def _do(connection: Connection, name: str, parameters: Mapping[str, object
 
 async def _sent(connection: Connection, name: str, parameters: Mapping[str, object] | None) -> psycopg.AsyncCursor[Row]:
     with answering(connection, _ANSWER_S):
-        # never prepared: a plan for any batch would read the whole table
+        # never prepared: a generic plan would read the whole table for each batch
         return await connection.execute(queries("adoption.sql")[name], parameters, prepare=False)

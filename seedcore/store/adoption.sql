@@ -1,9 +1,9 @@
--- The statements that adopt a database of the earlier SeedCore, one name each. Parsed by seedcore/store/queries.py, sent by
--- seedcore/store/adoption.py. The search path is the home of the tables; two more schemas live until the adoption is over:
--- seedcore_adopting has the new shape until it is swapped in, seedcore_adopted what the adoption itself keeps, and after
--- the swap the old shape until that is dropped.
+-- The statements that adopt a database of the earlier SeedCore, one name each. seedcore/store/queries.py parses them,
+-- seedcore/store/adoption.py executes them. The search path is the schema of the old tables ("home"). Two more schemas exist
+-- during the adoption. seedcore_adopting contains the new tables until the swap. seedcore_adopted contains the adoption's own
+-- tables, and after the swap the old tables until they are dropped.
 
--- traces: what the home has of the names that are ours, or were
+-- traces: the objects in the home schema that have a name of ours or of the earlier SeedCore
 select case c.relkind when 'r' then 'table' when 'v' then 'view' else 'relation' end, c.relname::text,
        case when c.relkind = 'r' then
            (select string_agg(format('%s %s', a.attname, format_type(a.atttypid, a.atttypmod)), ', ' order by a.attnum)
@@ -23,7 +23,7 @@ select 'type', t.typname::text, (select string_agg(e.enumlabel, ', ' order by e.
   from pg_type t
  where t.typnamespace = current_schema()::regnamespace and t.typname = 'instancestatus';
 
--- strangers: what else hangs on the old tables and views, and would be left behind
+-- foreign_dependents: other objects that depend on the old tables and views; the swap would not move them
 with ours as (
     select c.oid from pg_class c
      where c.relnamespace = current_schema()::regnamespace
@@ -52,13 +52,13 @@ select format('inheritance between %s and %s', h.inhrelid::regclass, h.inhparent
   from pg_inherits h where h.inhrelid in (select oid from ours) or h.inhparent in (select oid from ours)
 order by 1;
 
--- has_key: whether instances are unique, and can be read in their order
+-- has_key: whether a unique index on instance_id exists, which also gives the order of the copy
 select exists (
     select from pg_index x join pg_attribute a on a.attrelid = x.indrelid and a.attnum = x.indkey[0]
      where x.indrelid = 'registry_instance'::regclass and x.indisunique and x.indisvalid and x.indnkeyatts = 1
        and x.indpred is null and a.attname = 'instance_id');
 
--- unfit_rows: rows that cannot be kept as they are: what is wrong, how many, and one of them
+-- unfit_rows: rows that cannot be kept, by problem: the problem, the number of rows, and one of their ids
 select w.problem, count(*), min(r.instance_id::text)
   from registry_instance r,
        lateral (values
@@ -71,13 +71,13 @@ select w.problem, count(*), min(r.instance_id::text)
  group by w.problem
  order by w.problem;
 
--- sizes: rows of cluster_metadata, and instances
+-- sizes: the number of rows in cluster_metadata, and of instances
 select (select count(*) from cluster_metadata), (select count(*) from registry_instance);
 
--- prepare_shape: where the new shape is made
+-- prepare_shape: create the schema for the new tables
 create schema seedcore_adopting;
 
--- prepare: the adoption's own tables
+-- prepare: create the adoption's own tables
 create schema seedcore_adopted;
 create table seedcore_adopted.changed (
     number       bigint generated always as identity primary key,
@@ -91,7 +91,7 @@ create table seedcore_adopted.progress (
 );
 insert into seedcore_adopted.progress default values;
 
--- noting only adds to a table that nobody locks: old clients never wait for the adoption
+-- the trigger only inserts into a table that no other statement locks, so old clients never wait for the adoption
 create function seedcore_adopted.note_change() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
@@ -101,7 +101,7 @@ begin
 end
 $$;
 
--- an old row as a new one. What breaks a rule of the new table is left out there and kept in the metadata
+-- converts an old row to a new one. A value that violates a rule of the new table goes to the metadata instead
 create view seedcore_adopted.converted as
 select o.instance_id, o.logical_id, o.cluster_epoch::text as cluster_epoch, o.status,
        case when length(o.actor_name) between 1 and 255 then o.actor_name end as actor_name,
@@ -133,21 +133,21 @@ select o.instance_id, o.logical_id, o.cluster_epoch::text as cluster_epoch, o.st
                        case when isfinite(o.stopped_at) then o.stopped_at end as stopped_at) as t,
        lateral (select coalesce(t.started_at, t.last_heartbeat, t.stopped_at, now()) as started_at) as s;
 
--- note_changes: from now on the trigger says which rows changed
+-- note_changes: create the trigger that records changed rows
 create trigger seedcore_adoption after insert or update or delete on registry_instance
     for each row execute function seedcore_adopted.note_change();
 
--- quiet: rows come as they are: no guard, and no history but what is written with them
+-- quiet: disable the triggers of the new table, so that rows are copied unchecked and without history
 alter table seedcore_adopting.registry_instance disable trigger user;
--- the first epoch of a new database, where the old one has its own. Once there are rows, all of them would be read for it
+-- delete the first epoch of a new database if the old one has its own. Later this would read all rows
 delete from seedcore_adopting.cluster_epoch where exists (select from cluster_metadata m where m.current_epoch is not null);
 
--- progress: how far an earlier attempt came; whether changes are noted
+-- progress: the progress of an earlier attempt, and whether the trigger exists
 select p.copied_to, p.copied, p.is_copied, p.is_told,
        exists (select from pg_trigger t where t.tgrelid = to_regclass('registry_instance') and t.tgname = 'seedcore_adoption')
   from seedcore_adopted.progress p;
 
--- copy_batch: the next rows in the order of their ids; answers the last of them, and how many
+-- copy_batch: copy the next rows in the order of their ids; returns the last id and the number of rows
 with batch as materialized (
     select c.* from seedcore_adopted.converted c
      where %(after)s::uuid is null or c.instance_id > %(after)s::uuid
@@ -179,19 +179,19 @@ with batch as materialized (
 )
 select (select l.instance_id from last l), (select count(*) from batch);
 
--- take_changes: the rows that changed first, and are now to be copied again
+-- take_changes: remove and return the oldest recorded changes, whose rows must be copied again
 with taken as (
     delete from seedcore_adopted.changed c
      where c.number in (select o.number from seedcore_adopted.changed o order by o.number limit %(limit)s)
     returning c.instance_id)
 select array_agg(distinct t.instance_id), count(*) from taken t;
 
--- forget_deleted: rows that the old table has no more
+-- forget_deleted: delete the rows that are no longer in the old table
 delete from seedcore_adopting.registry_instance n
  where n.instance_id = any(%(ids)s::uuid[])
    and not exists (select from registry_instance o where o.instance_id = n.instance_id);
 
--- copy_again: rows as they are now; a change of a status is history, once the history is written
+-- copy_again: copy the current rows; a changed status adds a transition, once the history is written
 with now_so as materialized (
     select c.* from seedcore_adopted.converted c where c.instance_id = any(%(ids)s::uuid[])
 ), epochs as (
@@ -227,7 +227,7 @@ on conflict (instance_id) do update
                                 else now() end,
        last_heartbeat = excluded.last_heartbeat, stopped_at = excluded.stopped_at;
 
--- tell_history: what is there came to its status somehow
+-- tell_history: write one transition per instance, to its current status
 with told as (
     insert into seedcore_adopting.registry_transition (instance_id, logical_id, to_status, at)
     select r.instance_id, r.logical_id, r.status, r.status_changed_at
@@ -235,17 +235,17 @@ with told as (
      order by r.status_changed_at, r.instance_id)
 update seedcore_adopted.progress set is_told = true;
 
--- date_epochs: since when an epoch is known: since its first instance
+-- date_epochs: an epoch was staged when its first instance started
 update seedcore_adopting.cluster_epoch e
    set staged_at = f.first
   from (select r.cluster_epoch, min(r.started_at) as first
           from seedcore_adopting.registry_instance r group by r.cluster_epoch) as f
  where f.cluster_epoch = e.epoch and f.first <> e.staged_at;
 
--- analyze: the planner knows the new tables before anybody asks them
+-- analyze: collect statistics of the new tables before they are queried
 analyze seedcore_adopting.registry_instance, seedcore_adopting.registry_transition, seedcore_adopting.cluster_epoch;
 
--- differences: ids that only one side has, without those whose change waits to be copied
+-- differences: the number of ids that only one table has, except those with a recorded change
 select count(*)
   from registry_instance o
   full join seedcore_adopting.registry_instance n on n.instance_id = o.instance_id
@@ -253,11 +253,11 @@ select count(*)
    and not exists (select from seedcore_adopted.changed c
                     where c.instance_id = coalesce(o.instance_id, n.instance_id));
 
--- waiting: how many changes wait to be copied
+-- waiting: the number of recorded changes, up to a limit
 select count(*) from (select from seedcore_adopted.changed limit %(limit)s) as c;
 
--- holders: who holds what the adoption wants to lock
-select coalesce(string_agg(distinct l.pid::text, ', '), 'nobody any more')
+-- holders: the processes that hold locks on the old tables
+select coalesce(string_agg(distinct l.pid::text, ', '), '(none any more)')
   from pg_locks l
  where l.granted and l.pid <> pg_backend_pid() and l.database = (select d.oid from pg_database d where d.datname = current_database())
    and l.relation in (
@@ -265,26 +265,26 @@ select coalesce(string_agg(distinct l.pid::text, ', '), 'nobody any more')
         where c.relnamespace = current_schema()::regnamespace
           and c.relname in ('cluster_metadata', 'registry_instance', 'active_instances', 'active_instance'));
 
--- lock_new: nobody knows these but autovacuum, which gives way within a second
+-- lock_new: only autovacuum uses these tables, and it gives way within a second
 lock table seedcore_adopting.registry_instance, seedcore_adopting.registry_transition, seedcore_adopting.cluster_epoch,
            seedcore_adopting.cluster_metadata in access exclusive mode;
 
--- lock_instances: waits for those at work, up to lock_timeout
+-- lock_instances: wait for running transactions, up to lock_timeout
 lock table registry_instance in access exclusive mode;
 
--- lock_others: waits for nobody while it holds a lock, so that it can be in no deadlock
+-- lock_others: nowait, because a session that waits while it holds a lock can deadlock
 lock table cluster_metadata, active_instances, active_instance in access exclusive mode nowait;
 
--- settle_epochs: the current one of the old database, those before it, and those that wait for their turn. An epoch waits
--- where somebody in it lives and all of it started after the current one became so
+-- settle_epochs: classify the epochs as current, retired or staged. An epoch is staged if it has live instances and all its
+-- instances started after the current epoch became current
 do $$
 declare
     old_name text;
     old_at   timestamptz;
 begin
-    -- whether somebody lives in an epoch the index says at once, asked for one epoch after another
+    -- per epoch, the index finds a live instance at once
     set local enable_seqscan = off;
-    -- which makes plans look dear, and worth a compilation that takes longer than they do
+    -- enable_seqscan = off inflates cost estimates, and would trigger a JIT compilation that takes longer than the query
     set local jit = off;
     select m.current_epoch::text, coalesce(m.updated_at, now()) into old_name, old_at from cluster_metadata m;
     if old_name is null then
@@ -294,7 +294,7 @@ begin
     insert into seedcore_adopting.cluster_epoch (epoch, number, staged_at)
     values (old_name, (select coalesce(max(e.number), 0) + 1 from seedcore_adopting.cluster_epoch e), old_at)
     on conflict (epoch) do nothing;
-    -- numbers are unique at every moment
+    -- free the positive numbers first: the unique constraint is checked for each row
     update seedcore_adopting.cluster_epoch set number = -number;
     with kinds as (
         select e.epoch, e.staged_at,
@@ -306,7 +306,7 @@ begin
               select true as lives from seedcore_adopting.registry_instance r
                where r.cluster_epoch = e.epoch and r.status <> 'dead' limit 1) as l on true
     ), ranked as (
-        -- 64 may wait: some room is left
+        -- at most 64 epochs may be staged: keep the newest 32 and leave room for new ones
         select k.epoch, k.staged_at,
                case when k.kind = 2 and row_number() over (partition by k.kind order by k.staged_at desc) > 32
                     then 0 else k.kind end as kind
@@ -320,7 +320,7 @@ begin
            retired_at = case p.kind when 0 then now() end
       from placed p
      where p.epoch = e.epoch;
-    -- leases are judged by the beats that the old table had
+    -- leases are judged by the beats of the old table
     update seedcore_adopting.cluster_metadata m
        set current_epoch = old_name,
            epoch_number = (select e.number from seedcore_adopting.cluster_epoch e where e.epoch = old_name),
@@ -329,7 +329,7 @@ begin
 end
 $$;
 
--- swap: the old shape moves out, the new one in. Moved, not dropped: calls that wait now still find their functions
+-- swap: move the old objects out and the new ones in. The old functions are not dropped: waiting calls still use them
 do $$
 declare
     home     regnamespace := current_schema()::regnamespace;
@@ -372,9 +372,9 @@ begin
 end
 $$;
 
--- keep_calls: the calls of old clients, by the same names, arguments and results, as the registry does these things now.
--- Another result would break statements that those clients have prepared; where ours could be called by the same arguments,
--- that would be ambiguous, and ours has to be given its next argument
+-- keep_calls: create the functions of old clients, with the same names, arguments and results, on top of ours.
+-- Another result type would break prepared statements of these clients. If one of our functions could be called with the same
+-- arguments, the call would be ambiguous: our function then loses a default, so that calls to it must pass one more argument
 do $$
 declare
     r    record;
@@ -422,7 +422,7 @@ begin
 end
 $$;
 
--- keep_grants: who might use the old tables, views and calls may use the new ones, and write what they write
+-- keep_grants: copy the grants on the old tables, views and functions, with the rights that the new ones need to write
 do $$
 declare
     r record;
@@ -468,7 +468,7 @@ begin
 end
 $$;
 
--- help_late_calls: a call that waited for the swap is still in the body of its old function, and writes as that did
+-- help_late_calls: a call that waited for the swap continues in its old function; these triggers complete what it writes
 create function seedcore_adopted.late_registration() returns trigger
 language plpgsql set search_path from current as $$
 begin
@@ -485,7 +485,7 @@ create function seedcore_adopted.late_epoch() returns trigger
 language plpgsql set search_path from current as $$
 begin
     if tg_op = 'INSERT' then
-        -- the row is there, so that this comes to its update
+        -- the row exists, so the insert continues as an update (on conflict)
         new.epoch_number := coalesce(new.epoch_number, 0);
         return new;
     end if;
@@ -503,7 +503,7 @@ create trigger seedcore_adoption before update of current_epoch on cluster_metad
     for each row when (new.current_epoch <> old.current_epoch and new.epoch_number = old.epoch_number)
     execute function seedcore_adopted.late_epoch();
 
--- drop_calls: the kept ones, and those of ours that are made anew
+-- drop_calls: drop the kept functions, and those of ours that are created again
 do $$
 declare
     r record;
@@ -517,12 +517,12 @@ begin
 end
 $$;
 
--- has_kept_calls: whether old clients may still call
+-- has_kept_calls: whether functions for old clients exist
 select exists (select from pg_proc p
                 where p.pronamespace = current_schema()::regnamespace
                   and obj_description(p.oid, 'pg_proc') = 'kept for clients of the earlier SeedCore');
 
--- take_own_calls: ours, as a new database has them
+-- take_own_calls: move our functions, as in a new database, to the home schema
 do $$
 declare
     home  regnamespace := current_schema()::regnamespace;
@@ -540,26 +540,26 @@ end
 $$;
 drop schema seedcore_adopting cascade;
 
--- at_work: the transactions that run now
+-- at_work: the running transactions
 select coalesce(array_agg(distinct l.virtualtransaction), '{}')
   from pg_locks l join pg_stat_activity a on a.pid = l.pid
  where l.locktype = 'virtualxid' and l.granted and l.pid <> pg_backend_pid() and a.datname = current_database();
 
--- still_at_work: how many of them run still
+-- still_at_work: the number of these transactions that still run
 select count(distinct l.virtualtransaction)
   from pg_locks l
  where l.locktype = 'virtualxid' and l.granted and l.virtualtransaction = any(%(transactions)s);
 
--- end_help: no call is in an old function any more
+-- end_help: drop the trigger for late calls: none is in an old function any more
 drop trigger if exists seedcore_adoption on registry_instance;
 
--- end_help_of_epochs: as above, of the other table
+-- end_help_of_epochs: the same for the other table
 drop trigger if exists seedcore_adoption on cluster_metadata;
 drop trigger if exists seedcore_adoption_insert on cluster_metadata;
 
--- drop_schemas: the old shape, and what the adoption kept
+-- drop_schemas: drop the old tables and the adoption's own tables
 drop schema if exists seedcore_adopting cascade;
 drop schema if exists seedcore_adopted cascade;
 
--- has_leftovers: whether an adoption was interrupted
+-- has_leftovers: whether an adoption has begun and not finished
 select to_regnamespace('seedcore_adopted') is not null;

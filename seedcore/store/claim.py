@@ -1,7 +1,7 @@
-"""Whose data folder it is: the registry of one Ray cluster at a time works on an embedded database.
+"""The claim on a data folder: the registries of only one Ray cluster at a time use an embedded database.
 
-A database with a DSN is handed over to a newer cluster on purpose (blue and green). A folder is not: a second cluster
-on it is a mistake, and would end the fleet of the first.
+A newer cluster may take over a database with a DSN on purpose (blue and green). A second cluster on a data folder is a
+mistake: it would end the fleet of the first.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ _NAME = "registry.lock"
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """The process that holds the folder, and its Ray cluster."""
+    """The process that holds the claim, and its Ray cluster."""
 
     ray_cluster: str
     pid: int
 
 
 class Claim:
-    """Held until the process ends, however it ends: the kernel lets go of it."""
+    """A file lock. The kernel releases it when the process ends, also after a crash."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._file: int | None = None
 
     def take(self, ray_cluster: str) -> None:
-        """Hold the folder for a Ray cluster; harmless to repeat. Raises StoreUnavailableError where another has it.
+        """Claim the folder for a Ray cluster. Idempotent. Raises StoreUnavailableError if another cluster holds it.
 
-        Another process of the same cluster is no obstacle: their terms say who of them writes.
+        Succeeds if another process of the same cluster holds the claim: the terms decide which of the two writes.
         """
         if self._file is not None:
             return
@@ -53,7 +53,7 @@ class Claim:
         self._file = descriptor
 
     def require_free_for(self, ray_cluster: str) -> None:
-        """Raise StoreUnavailableError where the registry of another Ray cluster holds the folder now. Holds nothing."""
+        """Raise StoreUnavailableError if the registry of another Ray cluster holds the claim. Claims nothing."""
         try:
             descriptor = os.open(self._folder / _NAME, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -68,15 +68,15 @@ class Claim:
             os.close(descriptor)
 
     def _taken_by(self, holder: Holder | None) -> str:
-        who = f" (pid {holder.pid}, {holder.ray_cluster})" if holder is not None else ""
+        process = f" (pid {holder.pid}, {holder.ray_cluster})" if holder is not None else ""
         return (
-            f"the registry of another Ray cluster{who} works on the data in {self._folder}: end that one, "
-            "or give this one a folder of its own with SEEDCORE_DATA_DIR"
+            f"the registry of another Ray cluster{process} works on the data in {self._folder}: stop that registry, "
+            "or set SEEDCORE_DATA_DIR to another folder"
         )
 
 
 def _read(descriptor: int) -> Holder | None:
-    """What the holder wrote; None where it has not yet."""
+    """The content of the lock file; None if its holder has not written it yet."""
     try:
         return Holder(**json.loads(os.pread(descriptor, 4096, 0)))
     except (ValueError, TypeError):

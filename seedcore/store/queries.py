@@ -1,4 +1,4 @@
-"""Loads queries.sql and its like: each statement under its name, psycopg-ready. No SQL text lives in Python."""
+"""Loads the named statements of queries.sql and similar files, so that Python modules contain no SQL text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _HEAD = re.compile(r"^-- (?P<name>[a-z_]+): .+$", re.MULTILINE)
 
 @lru_cache(maxsize=2)
 def queries(file: str = "queries.sql") -> dict[str, str]:
-    """Statement text by name."""
+    """The statements of a file by name, with psycopg placeholders."""
     text = resources.files("seedcore.store").joinpath(file).read_text(encoding="utf-8")
     heads = list(_HEAD.finditer(text))
     ends = [head.start() for head in heads[1:]] + [len(text)]
