@@ -174,7 +174,7 @@ def health_command(as_json: JsonOption = False) -> None:
     source = asked(load_settings())
     overview = answered(source.overview())
     if as_json:
-        typer.echo(json.dumps({"cluster": source.place, **overview.model_dump(mode="json")}, indent=2))
+        echo(json.dumps({"cluster": source.place, **overview.model_dump(mode="json")}, indent=2))
     else:
         show_overview(out, overview, source.place)
     if troubles(overview):

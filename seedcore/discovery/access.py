@@ -20,10 +20,10 @@ from datetime import datetime
 from enum import IntEnum
 from pathlib import Path
 
-import ray
 
 from seedcore.core.errors import ConfigurationError, InvalidInputError
 from seedcore.core.model import check_text
+from seedcore.registry import session
 from seedcore.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -313,9 +313,9 @@ def is_behind_haproxy() -> bool:
     """
     if os.environ.get(_HAPROXY, "0") == "1":
         return True
-    if not ray.is_initialized():
+    if session.current() is None:
         return False
-    return any(actor["name"].startswith(_HAPROXY_ACTOR) for actor in ray.util.list_named_actors(all_namespaces=True))
+    return any(actor["name"].startswith(_HAPROXY_ACTOR) for actor in session.list_named_actors())
 
 
 def check_bind(settings: Settings, host: str | None) -> None:

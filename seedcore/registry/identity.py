@@ -11,7 +11,7 @@ import ray.util
 
 from seedcore.core.errors import DirectoryUnavailableError, ForkedProcessError, SessionError
 from seedcore.registry import session
-from seedcore.registry.lookup import actor_id_of, find_actor, in_thread, is_ray_client
+from seedcore.registry.lookup import actor_id_of, find_actor, in_thread
 from seedcore.registry.processes import own_process_key
 
 
@@ -99,7 +99,7 @@ async def _identified(actor_name: str | None, namespace: str, timeout_s: float) 
         pid=os.getpid(),
         process_key=own_process_key(),
         is_proven=name is None or proven is not None,
-        is_guest=is_ray_client(),
+        is_guest=session.is_ray_client(),
     )
 
 
@@ -124,7 +124,7 @@ def own_node_id() -> str | None:
     Ray tells that one is the node of the server that speaks for it."""
     try:
         with session.passing():
-            return None if is_ray_client() else str(session.context().get_node_id())
+            return None if session.is_ray_client() else str(session.context().get_node_id())
     except SessionError:
         return None
 

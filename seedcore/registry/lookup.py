@@ -18,7 +18,6 @@ import ray
 from ray._private.state import state
 from ray.core.generated import common_pb2, gcs_pb2
 from ray.exceptions import RaySystemError
-from ray.util.client import ray as ray_client
 
 from seedcore.core.errors import DirectoryUnavailableError, ForkedProcessError, SessionError
 from seedcore.core.waiting import within
@@ -146,11 +145,6 @@ def is_told_dead(handle: ActorHandle) -> bool:
 def can_be_told(handle: ActorHandle) -> bool:
     """Whether Ray tells this process what becomes of the actor."""
     return hasattr(handle, "_get_local_state")
-
-
-def is_ray_client() -> bool:
-    """Whether this process has joined its cluster by Ray Client (ray://): it may run on any host."""
-    return bool(ray_client.is_connected())
 
 
 def own_worker_id() -> str | None:

@@ -172,6 +172,11 @@ def cluster_name() -> str:
         return str(context().get_session_name())
 
 
+def is_ray_client() -> bool:
+    """Whether this process has joined its cluster by Ray Client (ray://): it may run on any host."""
+    return bool(ray_client.is_connected())
+
+
 def _submitted(stub: Any, args: Sequence[object], kwargs: Mapping[str, object], **options: Any) -> Any:
     submit = getattr(type(stub), "_remote", None)
     inner = _without_auto_init(submit)

@@ -111,8 +111,8 @@ async def test_the_page_as_it_is_written_leads_every_caller_to_green(
             assert third.instance is not None
             assert third.instance.cluster_epoch == "teal"
     finally:
-        for name in await RayDirectory("seedcore").names():
-            ray.kill(ray.get_actor(name, namespace="seedcore"))
+        for agent in await RayDirectory("seedcore").names():
+            ray.kill(ray.get_actor(agent, namespace="seedcore"))
         for manager in (following, asking):
             await manager.close()
         await stop_registry("seedcore")

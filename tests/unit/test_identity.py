@@ -5,11 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-import pytest
-import ray
-
-from seedcore.registry import identity as module
-from seedcore.registry.identity import identify, own_node_id
+from seedcore.registry.identity import identify
 from seedcore.registry.processes import own_process_key, process_key_of, worker_id_of
 
 
@@ -29,12 +25,6 @@ async def test_process_that_is_not_connected_is_asked_again() -> None:
     # a Ray Client process runs on no node of the cluster, and never will
     assert replace(alone, is_guest=True).is_complete
     assert not replace(alone, is_guest=True, is_proven=False).is_complete
-
-
-def test_ray_client_process_runs_on_no_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(module, "is_ray_client", lambda: True)
-    assert own_node_id() is None
 
 
 def test_process_key_names_the_worker_where_there_is_one() -> None:

@@ -51,7 +51,7 @@ _MODULES = {
     "ray.util.scheduling_strategies",
 }
 # start-up code that joins or starts Ray by the user's word, and programs that measure Ray itself
-_STARTS_RAY = {"cli/cluster.py"}
+_STARTS_RAY = {"cli/cluster.py", "registry/clusters.py"}
 _MEASURES_RAY = "bench/"
 # Ray's private tables, which `in_thread` reads in a session
 _READS_TABLES = {"registry/lookup.py": {"ray._private.state"}}
