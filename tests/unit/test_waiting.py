@@ -6,7 +6,9 @@ import asyncio
 
 import pytest
 
-from seedcore.core.waiting import end, within
+from seedcore.core.waiting import end, is_running, within
+from tests.loops import another_loop
+from tests.waiting import eventually
 
 
 class Work:
@@ -110,3 +112,16 @@ async def test_ending_tasks_waits_until_they_have_ended() -> None:
     assert work.was_cancelled
     await end(task)
     await end()
+
+
+async def test_task_of_another_loop_is_cancelled_there() -> None:
+    async def waits() -> asyncio.Task[None]:
+        return asyncio.create_task(asyncio.sleep(3600))
+
+    with another_loop() as other:
+        task, left = await other.run(waits()), await other.run(waits())
+        assert is_running(task)
+        await end(task)
+        await eventually(task.cancelled)
+    assert not is_running(left)
+    await end(left)
