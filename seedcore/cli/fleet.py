@@ -33,7 +33,7 @@ from seedcore.core.lifecycle import Status
 from seedcore.core.model import MAX_PAGE, Json, check_epoch
 from seedcore.registry.client import every_page
 from seedcore.registry.connection import RegistryConnection
-from seedcore.settings import load_settings
+from seedcore.settings import Settings, load_settings
 from seedcore.tier0 import Tier0MemoryManager
 from seedcore.tier0.answers import AgentSpec, Gathered
 
@@ -104,10 +104,13 @@ def fleet_up(file: FileArgument, epoch: EpochOption = None, as_json: JsonOption 
 
     They belong to the epoch that is current when the command starts, or to the one that is named.
     """
-    specs = specs_of(read_fleet(file), epoch)
-    started_epoch = answered(_epoch_to_start_in(specs[0].epoch)) if specs else None
+    fleet = read_fleet(file)
+    specs = specs_of(fleet, epoch)
+    settings = load_settings()
+    join_cluster(settings)
+    started_epoch = answered(_epoch_to_start_in(settings, _epoch_named(fleet, epoch)))
     specs = [replace(spec, started_epoch=started_epoch) for spec in specs]
-    _work("making agents", specs, Tier0MemoryManager.create_agents_batch, "up", as_json)
+    _work(settings, "making agents", specs, Tier0MemoryManager.create_agents_batch, "up", as_json)
     draining = [] if as_json else answered(_draining_of({spec.agent_id for spec in specs}))
     if draining:
         shown = ", ".join(draining[:_SHOWN]) + (", ..." if len(draining) > _SHOWN else "")
@@ -120,16 +123,16 @@ def fleet_down(file: FileArgument, epoch: EpochOption = None, as_json: JsonOptio
     fleet = read_fleet(file)
     named = _epoch_named(fleet, epoch)
     specs = [AgentSpec(name, epoch=named) for name in names_of(fleet)]
-    _work("stopping agents", specs, Tier0MemoryManager.shutdown_agents_batch, "down", as_json)
+    settings = load_settings()
+    join_cluster(settings)
+    _work(settings, "stopping agents", specs, Tier0MemoryManager.shutdown_agents_batch, "down", as_json)
 
 
-async def _epoch_to_start_in(named: str | None) -> str | None:
+async def _epoch_to_start_in(settings: Settings, named: str | None) -> str | None:
     """The current epoch, where none is named; None where it cannot be asked now.
 
     Raises InvalidInputError or RetiredEpochError where the named one is no epoch to start agents in.
     """
-    settings = load_settings()
-    join_cluster(settings)
     connection = RegistryConnection(settings.namespace, settings.call_timeout_s)
     if named is not None:
         record = next((record for record in await connection.list_epochs(MAX_PAGE) if record.name == named), None)
@@ -157,14 +160,13 @@ async def _draining_of(names: set[str]) -> list[str]:
 
 
 def _work(
+    settings: Settings,
     what: str,
     things: Sequence[T],
     work: Callable[[Tier0MemoryManager, Sequence[T]], Awaitable[Gathered[Any]]],
     word: str,
     as_json: bool,
 ) -> None:
-    settings = load_settings()
-    join_cluster(settings)
     manager = Tier0MemoryManager(settings)
     failures = answered(_in_chunks(what, things, lambda chunk: work(manager, chunk)))
     _end(failures, len(things), word, as_json)

@@ -63,9 +63,12 @@ def note_process_epoch(epoch: ProcessEpoch | None) -> None:
 
 
 def end_own_actor() -> None:
-    """End the actor that this code runs in, for good: Ray does not restart it. Does nothing outside an actor."""
+    """End the actor that this code runs in once its running methods have returned, for good: Ray does not restart it.
+
+    Does nothing outside an actor.
+    """
     if own_actor()[0] is not None:
-        session.kill(session.context().current_actor)
+        session.send(session.context().current_actor, "__ray_terminate__")
 
 
 async def identify(actor_name: str | None, namespace: str, timeout_s: float) -> Identity:

@@ -125,6 +125,12 @@ async def ask(handle: ActorHandle, method: str, *args: object, **kwargs: object)
         return answer.result()
 
 
+def send(handle: ActorHandle, method: str, *args: object) -> None:
+    """Call an actor's method and do not wait for it. Raises as `passing`."""
+    with passing():
+        _submitted(getattr(handle, method), args, {})
+
+
 def create(actor_class: Any, options: Mapping[str, Any], *args: object, **kwargs: object) -> ActorHandle:
     """A new actor of the class that `ray.remote` returned. Raises what Ray raises for the options, and as `passing`."""
     with passing():

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import ray
 from pydantic import SecretStr
+from ray.exceptions import ActorDiedError
 
 from seedcore.core.errors import NotAcceptingWorkError, RetiredEpochError
 from seedcore.core.lifecycle import Status
@@ -78,9 +79,9 @@ async def test_the_page_as_it_is_written_leads_every_caller_to_green(
 ) -> None:
     blocks = blocks_of(PAGE)
     for block in blocks:
-        name = FILE_NAME.match(block.text)
-        if name is not None:
-            (tmp_path / name[1]).write_text(block.text)
+        file = FILE_NAME.match(block.text)
+        if file is not None:
+            (tmp_path / file[1]).write_text(block.text)
     commands = [command for command in commands_of(blocks) if not command.startswith(("seedcore ls", "seedcore why"))]
     await start_registry(as_installed)
     registry = RegistryConnection("seedcore", as_installed.call_timeout_s)
@@ -136,13 +137,23 @@ async def test_an_actor_of_a_retired_epoch_that_ray_restarts_does_not_come_back_
     await eventually(partial(_is_alive, registry, "blue"))
     await registry.set_current_epoch("green")
     os.kill(pid, signal.SIGKILL)
-    # Ray starts its process again, which is refused
-    await eventually(partial(are_gone, settings, "blue"))
-    assert await history_of(registry, "blue") in ([RETIRED], [("epoch-1", Status.DEAD, f"{_KILLED} (pid {pid})")])
+
+    async def has_ended() -> bool:
+        try:
+            await actor.pid.remote() if kind == "of one's own" else await actor.ping.remote()
+        except ActorDiedError:
+            return True
+        return False
+
+    # Ray starts its process again, which is refused, and ends
+    await eventually(has_ended)
+    causes = {"epoch epoch-1 retired", f"its process was killed by SIGKILL (pid {pid})"}
+
+    async def is_dead() -> bool:
+        return await history_of(registry, "blue") in [[("epoch-1", Status.DEAD, cause)] for cause in causes]
+
+    await eventually(is_dead)
     assert len(await registry.list_active(None)) == 0
-
-
-_KILLED = "its process was killed by SIGKILL"
 
 
 async def _is_alive(registry: RegistryConnection, logical_id: str) -> bool:
@@ -157,12 +168,12 @@ async def test_a_retired_agent_finishes_what_runs_and_takes_nothing_new(
     work = handle.execute_task.remote(str(done))
     await registry.set_current_epoch("green")
 
-    async def is_refused() -> bool:
-        with pytest.raises(NotAcceptingWorkError):
-            await handle.execute_task.remote(str(done))
-        return True
+    async def is_told() -> bool:
+        return (await handle.get_heartbeat.remote()).status is Status.DEAD
 
-    await eventually(is_refused)
+    await eventually(is_told)
+    with pytest.raises(NotAcceptingWorkError):
+        await handle.execute_task.remote(str(done))
     assert not await are_gone(settings, "busy")
     done.touch()
     assert await work == "finished"

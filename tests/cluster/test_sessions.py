@@ -241,6 +241,8 @@ async def test_ray_client_has_sessions_too(program: Program, cluster: Cluster, c
     try:
         for _ in range(2):
             ray.init(client_address, log_to_driver=False, logging_level="error")
+            # its node would be the one of the server that speaks for it
+            assert own_node_id() is None
             handle = await manager.resolve("stays")
             assert await manager.execute_task_on_agent("stays", "work") == "work"
             assert (await manager.get_system_summary()).registry_problem is None
