@@ -178,6 +178,8 @@ def deployed(
         **more,
     )
     port = free_port()
+    # modules of tests share one
+    ray.shutdown()
     with ExitStack() as stack:
         with pytest.MonkeyPatch.context() as environment:
             if settings.proxy_networks:
