@@ -180,6 +180,8 @@ def deployed(
         **more,
     )
     port = free_port()
+    # modules of tests share one
+    ray.shutdown()
     with ExitStack() as stack:
         with pytest.MonkeyPatch.context() as patched:
             if settings.proxy_networks:

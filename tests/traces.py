@@ -18,7 +18,9 @@ import psutil
 
 # the run's folder; not named SEEDCORE_: those are taken away from some processes
 MARK = "PYTEST_RUN_OF_SEEDCORE"
-_RAY_FOLDER = "ray"
+# what others make in temporary folders, and Ray's sessions
+_OTHERS = {"TMPDIR": "tmp", "RAY_TMPDIR": "ray"}
+_KEPT = {*_OTHERS.values(), "compiled"}
 _STEPS = ((signal.SIGINT, 20.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0))
 _SHOWN_CHARS = 160
 
@@ -37,7 +39,14 @@ def begin() -> bool:
     # servers run as another user where we are root
     folder.chmod(0o755)
     os.environ[MARK] = str(folder)
-    os.environ["RAY_TMPDIR"] = str(folder / _RAY_FOLDER)
+    for variable, name in _OTHERS.items():
+        (folder / name).mkdir(mode=0o1777)
+        os.environ[variable] = str(folder / name)
+    # asked not to write beside the sources, hundreds of processes would compile them again each
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+        os.environ["PYTHONPYCACHEPREFIX"] = str(folder / "compiled")
+    # it may have been asked for before
+    tempfile.tempdir = None
     return True
 
 
@@ -92,14 +101,14 @@ def _shown(process: psutil.Process) -> str:
 
 
 def finish(within_s: float, *, keep: bool = False) -> list[str]:
-    """What the run has left behind after so many seconds, a line each; ends and removes it, unless `keep` asks for the
-    files."""
+    """What the run has left behind after so many seconds, a line each. Ends the processes, and removes the files unless
+    `keep`."""
     folder = Path(os.environ.pop(MARK))
     deadline_s = time.monotonic() + within_s
     while (left := processes_of(folder, MARK)) and time.monotonic() < deadline_s:
         time.sleep(0.2)
     traces = end(left)
-    traces += [f"file {path}" for path in sorted(folder.iterdir()) if path.name != _RAY_FOLDER]
+    traces += [f"file {path}" for path in sorted(folder.iterdir()) if path.name not in _KEPT]
     if not keep:
         shutil.rmtree(folder, ignore_errors=True)
     return traces

@@ -29,27 +29,20 @@ def bench_command(*options: str, timeout_s: float = 170) -> subprocess.Completed
     return run(PROGRAM, "bench", *options, timeout_s=timeout_s)
 
 
-def test_a_quick_run_prints_a_table_and_writes_json_and_a_plot(tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_every_benchmark_runs_prints_a_table_and_writes_json_and_a_plot(tmp_path: Path) -> None:
     figures, plot = tmp_path / "figures.json", tmp_path / "ratios.png"
-    done = bench_command("ingest", "--quick", "--json", str(figures), "--plot", str(plot))
+    done = bench_command("--quick", "--json", str(figures), "--plot", str(plot), timeout_s=380)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "committed / floor" in done.stdout
     told = json.loads(figures.read_text())
-    assert [result["name"] for result in told["results"]] == ["ingest"]
+    assert [result["name"] for result in told["results"]] == list(BENCHMARKS)
     assert told["machine"]["cpus"]
-    rates = {figure["name"]: figure["value"] for figure in told["results"][0]["figures"]}
+    rates = {figure["name"]: figure["value"] for result in told["results"] for figure in result["figures"]}
     # far below the promise: only that it measures what it says
     assert rates["rows of beats committed, end to end"] > 2 * rates["floor: one transaction per beat"]
     assert plot.read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(400)
-def test_every_benchmark_runs(tmp_path: Path) -> None:
-    figures = tmp_path / "figures.json"
-    done = bench_command("--quick", "--json", str(figures), timeout_s=380)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert [result["name"] for result in json.loads(figures.read_text())["results"]] == list(BENCHMARKS)
 
 
 def test_a_benchmark_that_there_is_not_is_refused_before_anything_runs() -> None:

@@ -1,8 +1,9 @@
-"""A real Ray cluster for each module, a registry and a database for each test that asks."""
+"""A real Ray cluster, a registry and a database for each test that asks."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from itertools import count
 
 import pytest
@@ -21,12 +22,35 @@ from tests.waiting import eventually
 _serial = count(1)
 
 
-@pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
-    """A cluster of one node, without a dashboard."""
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
+@pytest.fixture(scope="session")
+def _shared_cluster_ends() -> Iterator[None]:
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(_shared_cluster_ends: None) -> Iterator[None]:
+    """A cluster of one node, without a dashboard, that modules share; no named actor of one is there for the next."""
+    if not ray.is_initialized():
+        start_cluster()
+    yield
+    for named in ray.util.list_named_actors(all_namespaces=True):
+        # one that ends by itself is gone by now
+        with suppress(ValueError):
+            ray.kill(ray.get_actor(named["name"], namespace=named["namespace"]))
+
+
+@pytest.fixture(scope="module")
+def own_cluster() -> Iterator[None]:
+    """The same, for a module alone."""
+    ray.shutdown()
+    start_cluster()
+    yield
+    ray.shutdown()
+
+
+def start_cluster() -> None:
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import httpx
+import pytest
 import ray
 
 from seedcore.registry.connection import RegistryConnection
@@ -13,6 +14,12 @@ from seedcore.tier0 import Tier0MemoryManager
 from tests.cluster.agents import Worker
 from tests.deploy.promql import OF_THE_SCRAPE, grouped_by, matches, queries, selectors
 from tests.waiting import eventually
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(own_cluster: None) -> None:
+    """One whose endpoint knows of no other registry."""
+
 
 SAMPLE = re.compile(r"^(ray_seedcore_\w+)\{([^}]*)\} ", re.MULTILINE)
 

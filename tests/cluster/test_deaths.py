@@ -53,6 +53,7 @@ from tests.waiting import eventually
 def ray_cluster() -> Iterator[Cluster]:
     """Two nodes, so that one can be lost; its loss is noticed within a few seconds."""
     quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_timeout_ms": 500}
+    ray.shutdown()
     cluster = Cluster(
         initialize_head=True,
         head_node_args={

@@ -45,6 +45,7 @@ async def test_one_that_ray_kills_for_want_of_memory_is_told_so(settings: Settin
     memory = psutil.virtual_memory()
     if memory.available < _EATEN + 2 * _GIB:
         pytest.skip("there is not enough memory to eat here")
+    ray.shutdown()
     ray.init(
         address="local",
         num_cpus=4,

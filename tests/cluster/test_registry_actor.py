@@ -441,7 +441,7 @@ async def test_statements_per_flush_do_not_grow_with_the_fleet(
         before = (await registry.health()).flush
 
         async def enough() -> bool:
-            return (await registry.health()).flush.flushes >= before.flushes + 10
+            return (await registry.health()).flush.flushes >= before.flushes + 5
 
         await eventually(enough)
         after = (await registry.health()).flush
@@ -519,13 +519,11 @@ async def test_a_mistyped_epoch_ends_no_fleet(registry: RegistryConnection, sett
         _, told = await process.communicate()
         return process.returncode, told.decode()
 
-    code, told = await flip("gren")
-    assert code == 1
-    assert f"epoch gren is not staged: it would be made, and shown with nobody in it, and epoch {before}" in told
     assert await registry.stage_epoch("green")
-    code, told = await flip("green")
-    assert code == 1
-    assert "nobody lives in epoch green" in told
+    (code, told), (code_of_green, told_of_green) = await asyncio.gather(flip("gren"), flip("green"))
+    assert (code, code_of_green) == (1, 1)
+    assert f"epoch gren is not staged: it would be made, and shown with nobody in it, and epoch {before}" in told
+    assert "nobody lives in epoch green" in told_of_green
     assert (await registry.current_epoch()).value.name == before
     assert (await flip("green", "--force"))[0] == 0
     assert (await registry.current_epoch()).value.name == "green"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.children import run
 from tests.faults.mutants import MUTANTS
 
 # a history is a quarter of a second of one core; a busy machine may need many times that
@@ -21,7 +23,9 @@ ENOUGH_TO_NOTICE = 600
 def simulate(*options: str) -> subprocess.CompletedProcess[str]:
     """In a process of its own: nothing of this one may reach a history."""
     command = [sys.executable, "-W", "ignore", "-m", "tests.faults.simulation", "--jobs", "1", *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+    # without it the module would start itself again
+    environment = {**os.environ, "PYTHONHASHSEED": "0"}
+    return run(*command, env=environment, cwd=ROOT, timeout_s=280)
 
 
 def test_every_history_keeps_the_laws() -> None:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -26,6 +22,7 @@ from seedcore.store.postgres import (
 )
 from seedcore.store.roles import _KEPT, _PRUNED
 from tests.builders import iid, joins, turns
+from tests.commands import command
 from tests.servers import PostgresServer
 
 ROLE = "registry-role"
@@ -310,19 +307,7 @@ async def test_owner_who_may_make_roles_sets_the_password_of_those_he_made(
         run(server.dsn(), f'drop role "{ROLE}-2"')
 
 
-async def test_command_asks_before_it_migrates(plain_owner: str, tmp_path: Path) -> None:
-    asked = await asyncio.to_thread(_migrate_command, plain_owner, tmp_path)
-    assert (asked.returncode, "have an administrator run" in asked.stderr) == (1, True), asked.stderr
+async def test_command_asks_before_it_migrates(plain_owner: str) -> None:
+    asked = await asyncio.to_thread(command, "migrate", "--grant", ROLE, SEEDCORE_PG_DSN=plain_owner)
+    assert (asked.code, "have an administrator run" in asked.stderr) == (1, True), asked.stderr
     assert run(plain_owner, "select to_regclass('schema_migration') is null") == [(True,)]
-
-
-def _migrate_command(dsn: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", "from seedcore.cli import main; main()", "migrate", "--grant", ROLE],
-        env={**os.environ, "SEEDCORE_PG_DSN": dsn},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
