@@ -20,7 +20,6 @@ from datetime import datetime
 from enum import IntEnum
 from pathlib import Path
 
-
 from seedcore.core.errors import ConfigurationError, InvalidInputError
 from seedcore.core.model import check_text
 from seedcore.registry import session

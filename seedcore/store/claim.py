@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from seedcore.core.errors import StoreUnavailableError
+from seedcore.store.embedded import layout_of
 
 _NAME = "registry.lock"
 
@@ -39,7 +40,7 @@ class Claim:
         """
         if self._file is not None:
             return
-        descriptor = os.open(self._folder / _NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(self._lock(), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -55,7 +56,7 @@ class Claim:
     def require_free_for(self, ray_cluster: str) -> None:
         """Raise StoreUnavailableError if the registry of another Ray cluster holds the claim. Claims nothing."""
         try:
-            descriptor = os.open(self._folder / _NAME, os.O_RDWR | os.O_CLOEXEC)
+            descriptor = os.open(self._lock(), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             return
         try:
@@ -66,6 +67,11 @@ class Claim:
                 raise StoreUnavailableError(self._taken_by(holder)) from None
         finally:
             os.close(descriptor)
+
+    def _lock(self) -> Path:
+        """The lock's file. Raises EmbeddedPostgresError where another user could have laid it."""
+        layout_of(self._folder).require_trusted()
+        return self._folder / _NAME
 
     def _taken_by(self, holder: Holder | None) -> str:
         process = f" (pid {holder.pid}, {holder.ray_cluster})" if holder is not None else ""

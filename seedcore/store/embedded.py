@@ -7,13 +7,18 @@ side, and what both sides must agree on: the folder's layout, the record, how a 
 
 from __future__ import annotations
 
+import errno
+import grp
 import json
 import os
+import pwd
 import select
 import socket
+import stat
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -82,6 +87,7 @@ class Layout:
 
     def check(self) -> None:
         """Refuse a folder that is not ours to use. Changes nothing."""
+        self.require_trusted()
         try:
             self._check_owner()
             self._check_version()
@@ -90,14 +96,34 @@ class Layout:
         except OSError as error:
             raise _unusable(self.data_dir, error) from error
 
+    def require_trusted(self) -> None:
+        """Refuse a folder where another user could have laid what we read, or may swap it. Changes nothing."""
+        for folder in (self.data_dir, *self.data_dir.parents):
+            try:
+                seen = folder.lstat()
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                raise _unusable(self.data_dir, error) from error
+            problem = _distrust(seen, is_parent=folder != self.data_dir)
+            if problem is not None:
+                raise EmbeddedPostgresError(f"{folder} {problem}, or set SEEDCORE_DATA_DIR to another folder")
+
+    def require_trusted_socket(self, folder: Path) -> None:
+        """Refuse a folder of the socket that another user made: there is no password. It may be gone."""
+        owners = {0, os.geteuid()}
+        with suppress(OSError):
+            # root's server runs as another user, to whom its data belongs
+            owners.add(self.cluster.stat().st_uid)
+        with suppress(FileNotFoundError):
+            seen = folder.lstat()
+            if not stat.S_ISDIR(seen.st_mode) or seen.st_uid not in owners or seen.st_mode & 0o022:
+                raise EmbeddedPostgresError(
+                    f"{folder} belongs to another user; remove it, or set SEEDCORE_DATA_DIR anew"
+                )
+
     def _check_owner(self) -> None:
         uid, owner = os.geteuid(), self.data_dir.stat().st_uid
-        # root would chown and rename by path where that user can swap a folder for a link
-        if uid == 0 and owner != 0:
-            raise EmbeddedPostgresError(
-                f"{self.data_dir} belongs to user {owner}, not to root; run as that user, "
-                "or set SEEDCORE_DATA_DIR to a folder of root's such as /var/lib/seedcore"
-            )
         if uid != 0 and self.cluster.exists() and self.cluster.stat().st_uid != uid:
             maker = owner if owner != uid else self.cluster.stat().st_uid
             raise EmbeddedPostgresError(
@@ -123,6 +149,32 @@ class Layout:
                 f"{self.cluster} is not empty, yet holds no PostgreSQL data; move it away, "
                 "or set SEEDCORE_DATA_DIR to a new folder"
             )
+
+
+def _distrust(seen: os.stat_result, *, is_parent: bool) -> str | None:
+    """Why what lies in a folder may be another user's, and what to do; None where only we and root can change it."""
+    uid = os.geteuid()
+    if seen.st_uid not in (0, uid):
+        us = "root" if uid == 0 else f"user {uid}"
+        return f"belongs to user {seen.st_uid}, not to {us}: run as that user"
+    # in a sticky folder such as /tmp nobody moves what is ours
+    if is_parent and seen.st_mode & stat.S_ISVTX:
+        return None
+    if seen.st_mode & stat.S_IWOTH:
+        return "may be written by everyone: `chmod o-w` it"
+    if seen.st_mode & stat.S_IWGRP and not _is_alone_in(seen.st_gid):
+        return f"may be written by group {seen.st_gid}: `chmod g-w` it"
+    return None
+
+
+def _is_alone_in(gid: int) -> bool:
+    """Whether a group is one user's own, root's, or of a container that has no other users."""
+    try:
+        group = grp.getgrgid(gid)
+        name = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return True
+    return set(group.gr_mem) <= {name} and group.gr_name in (name, "root", "wheel")
 
 
 def layout_of(data_dir: Path) -> Layout:
@@ -189,13 +241,25 @@ class Record:
 
 
 def read_record(layout: Layout) -> Record | None:
-    """The record of a guardian that lives, or None."""
+    """The record of a guardian that lives, or None. Raises EmbeddedPostgresError where another user could lay one."""
+    layout.require_trusted()
     try:
-        raw = json.loads(layout.record.read_text())
+        raw = json.loads(_read_ours(layout.record))
         record = Record(State(raw["state"]), str(raw["guardian"]), str(raw["socket_dir"]), raw.get("problem"))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return record if record.guardian_lives() else None
+    if not record.guardian_lives():
+        return None
+    layout.require_trusted_socket(Path(record.socket_dir))
+    return record
+
+
+def _read_ours(file: Path) -> str:
+    """The text of a file of ours or root's. Raises OSError."""
+    with open(os.open(file, os.O_RDONLY | os.O_NOFOLLOW), encoding="utf-8") as opened:
+        if os.fstat(opened.fileno()).st_uid not in (0, os.geteuid()):
+            raise PermissionError(errno.EPERM, "it belongs to another user", str(file))
+        return opened.read()
 
 
 class EmbeddedPostgres:
@@ -270,6 +334,8 @@ class EmbeddedPostgres:
     def _register(self) -> None:
         try:
             _make_folder(self._layout.data_dir)
+            # another user may have been quicker
+            self._layout.require_trusted()
             self._layout.owners.mkdir(mode=0o700, exist_ok=True)
             self._owner_file().touch(mode=0o600)
         except OSError as error:

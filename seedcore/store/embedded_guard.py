@@ -224,6 +224,7 @@ class Answer:
 
 def guard(layout: Layout, linger_s: float, answer: Answer) -> None:
     """Guard the folder's server unless another guardian does."""
+    layout.require_trusted()
     lock = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

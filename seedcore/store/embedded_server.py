@@ -210,10 +210,7 @@ def make_socket_dir(user: ServerUser, layout: Layout) -> Path:
         folder = Path(f"/tmp/seedcore-{os.geteuid()}-{digest}")  # noqa: S108
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    seen = folder.lstat()
-    # anyone may have made it first, in /tmp
-    if not stat.S_ISDIR(seen.st_mode) or seen.st_uid not in (os.geteuid(), user.uid):
-        raise EmbeddedPostgresError(f"{folder} belongs to another user; remove it, or set SEEDCORE_DATA_DIR anew")
+    layout.require_trusted_socket(folder)
     user.own(folder)
     return folder
 

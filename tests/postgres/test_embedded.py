@@ -20,7 +20,17 @@ import psutil
 import psycopg
 import pytest
 
-from seedcore.store.embedded import EmbeddedPostgres, EmbeddedPostgresError, dsn_if_running
+from seedcore.store.claim import Claim
+from seedcore.store.embedded import (
+    EmbeddedPostgres,
+    EmbeddedPostgresError,
+    Record,
+    State,
+    dsn_if_running,
+    layout_of,
+    process_key,
+    read_record,
+)
 from tests.traces import short_folder
 
 LINGER_S = 0.4
@@ -732,3 +742,85 @@ class TestUsers:
             until(lambda: not processes_of(folder))
         assert len(list(folder.glob("pgsql-*"))) == 1
         assert private.stat().st_mode & 0o777 == 0o700
+
+
+STRANGER = 12345
+
+
+@pytest.fixture
+def ours(root: Path) -> Iterator[Path]:
+    """A folder of an ordinary user, who looks at it for the length of the test."""
+    folder = root / "ours" / "data"
+    folder.mkdir(parents=True)
+    for path in (folder.parent, folder):
+        path.chmod(0o755)
+        shutil.chown(path, "nobody", "nogroup")
+    os.seteuid(folder.stat().st_uid)
+    yield folder
+    os.seteuid(0)
+
+
+def as_stranger(path: Path) -> None:
+    """Give a path to another user."""
+    user = os.geteuid()
+    os.seteuid(0)
+    os.chown(path, STRANGER, STRANGER, follow_symlinks=False)
+    os.seteuid(user)
+
+
+@as_root
+class TestTrust:
+    """Nothing is read from, or sent to, what another user may have laid."""
+
+    def test_folder_of_ones_own_is_trusted_also_below_a_shared_one(self, ours: Path) -> None:
+        layout_of(ours).require_trusted()
+        layout_of(ours / "not" / "yet").require_trusted()
+        ours.parent.chmod(0o1777)
+        layout_of(ours).require_trusted()
+        assert dsn_if_running(ours) is None
+
+    @pytest.mark.parametrize("which", ["folder", "parent"])
+    @pytest.mark.parametrize(
+        ("mode", "told"), [(None, f"belongs to user {STRANGER}"), (0o777, "chmod o-w"), (0o775, "chmod g-w")]
+    )
+    def test_folder_that_another_user_can_change_is_refused(
+        self, ours: Path, which: str, mode: int | None, told: str
+    ) -> None:
+        changed = ours if which == "folder" else ours.parent
+        as_stranger(changed) if mode is None else changed.chmod(mode)
+        link = Path(tempfile.mkdtemp(prefix="emb-", dir="/tmp")) / "link"
+        link.symlink_to(ours)
+        for folder in (ours, link):
+            server = EmbeddedPostgres(folder, LINGER_S)
+            for ask in (server.hold, server.running, lambda folder=folder: Claim(folder).require_free_for("blue")):
+                with pytest.raises(EmbeddedPostgresError, match=rf"{changed} .*{told}.*SEEDCORE_DATA_DIR"):
+                    ask()
+        assert list(ours.iterdir()) == []
+        shutil.rmtree(link.parent)
+
+    def test_record_of_another_user_names_no_server(self, ours: Path) -> None:
+        Record(State.READY, str(process_key(os.getpid())), str(ours)).write(layout_of(ours))
+        assert read_record(layout_of(ours)) is not None
+        as_stranger(ours / "server.json")
+        assert read_record(layout_of(ours)) is None
+
+    def test_record_or_lock_that_is_a_link_is_not_followed(self, ours: Path) -> None:
+        target = ours / "target"
+        Record(State.READY, str(process_key(os.getpid())), str(ours)).write(layout_of(ours))
+        (ours / "server.json").rename(target)
+        (ours / "server.json").symlink_to(target)
+        (ours / "registry.lock").symlink_to(target)
+        before = target.read_text()
+        assert read_record(layout_of(ours)) is None
+        with pytest.raises(OSError, match="symbolic links"):
+            Claim(ours).take("blue")
+        assert target.read_text() == before
+
+    def test_socket_that_another_user_made_is_not_used(self, ours: Path) -> None:
+        socket_dir = ours / "socket"
+        socket_dir.mkdir()
+        Record(State.READY, str(process_key(os.getpid())), str(socket_dir)).write(layout_of(ours))
+        assert read_record(layout_of(ours)) is not None
+        as_stranger(socket_dir)
+        with pytest.raises(EmbeddedPostgresError, match="belongs to another user"):
+            dsn_if_running(ours)

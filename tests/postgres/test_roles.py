@@ -122,6 +122,26 @@ async def test_the_role_may_do_nothing_else(owner: str, forbidden: str) -> None:
     assert isinstance(refused.value, psycopg.errors.InsufficientPrivilege)
 
 
+async def test_registry_needs_nothing_of_what_every_role_may_do(owner: str) -> None:
+    await grant_on_database(owner, ROLE, None)
+    name = conninfo.conninfo_to_dict(owner)["dbname"]
+    said = (Path(__file__).parents[2] / "docs" / "security.md").read_text(encoding="utf-8")
+    statements = [line.partition(";")[0] for line in said.splitlines() if line.startswith("revoke ")]
+    assert len(statements) == 2
+    beyond = ["create temporary table mine (id int)", "select lo_create(0)", "select lo_from_bytea(0, '')"]
+    for statement in beyond:
+        run(as_role(owner), statement)
+    run(owner, *(statement.replace("database seedcore", f"database {name}") for statement in statements))
+    for statement in [*beyond, "select lo_creat(-1)", "select lo_import('/etc/passwd')"]:
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            run(as_role(owner), statement)
+    store = PostgresStore(as_role(owner), PoolLimits(max_size=1))
+    await store.open()
+    await store.begin("cluster", None, 15.0)
+    await store.register_many([joins(1, seq=1)])
+    await store.close()
+
+
 async def test_every_table_is_granted_or_the_owners_alone(owner: str) -> None:
     with psycopg.connect(owner, autocommit=True) as connection:
         tables = connection.execute("select tablename from pg_tables where schemaname = current_schema()").fetchall()
