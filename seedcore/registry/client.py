@@ -221,7 +221,8 @@ class RegistryClient:
 
         Acts on the answer: an instance the registry does not know registers again, a dead one comes back as
         a new one. Raises RegistryUnavailableError where the registry cannot be asked, RegistrationDelayedError in the
-        pause before a new instance, RetiredEpochError for one that is dead with its epoch, and what `register()` raises.
+        pause before a new instance, RetiredEpochError for one that is dead with its epoch, and what `register()`
+        raises.
         """
         async with self._delivering:
             await self._complete_registration()

@@ -70,7 +70,8 @@ class RegistryConnection:
     Every method raises RegistryUnavailableError where the actor cannot be asked within `call_timeout_s`
     seconds, or for what agents send within the time that the registry sets (a write may have happened then: writes are
     idempotent, send them again), and otherwise what the method itself raises; ForkedProcessError in a process forked
-    from a connected one. The handle is cached, weak, and looked up again when the actor has died, and in each Ray session.
+    from a connected one. The handle is cached, weak, and looked up again when the actor has died, and in each Ray
+    session.
     Once the actor was silent where it needs no database, readers are told so at once until it is heard again.
     Changes that are said at once travel together. With `by_relay` beats and changes go to the relay of this node where
     there is one, and to the registry itself while that is silent.
