@@ -110,8 +110,8 @@ def passing() -> Iterator[Session]:
 async def ask(handle: ActorHandle, method: str, *args: object, **kwargs: object) -> Any:
     """The answer of an actor's method.
 
-    Raises RayTaskError for the error of the method; AttributeError or TypeError for a method that the actor has not, or for
-    arguments that do not fit; another RayError where the actor does not answer; and as `passing`.
+    Raises RayTaskError for the error of the method; AttributeError or TypeError for a method that the actor has not, or
+    for arguments that do not fit; another RayError where the actor does not answer; and as `passing`.
     """
     with passing() as began:
         answer = asyncio.ensure_future(_submitted(getattr(handle, method), args, kwargs))
