@@ -24,7 +24,6 @@ class OtherLoop:
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
         return await asyncio.wrap_future(self.start(work))
 
-
     def serve(self) -> None:
         """Until it is stopped; what runs then is cancelled."""
         self.loop.run_forever()

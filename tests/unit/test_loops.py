@@ -26,7 +26,9 @@ async def test_of_all_loops_one_task_at_a_time_holds_the_lock() -> None:
                 inside -= 1
 
     with another_loop() as one, another_loop() as two:
-        await asyncio.gather(*(enter() for _ in range(5)), *(loop.run(enter()) for loop in (one, two) for _ in range(5)))
+        await asyncio.gather(
+            *(enter() for _ in range(5)), *(loop.run(enter()) for loop in (one, two) for _ in range(5))
+        )
     assert (most, inside, lock.locked()) == (1, 0, False)
 
 
