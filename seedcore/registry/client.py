@@ -49,6 +49,7 @@ from seedcore.settings import Settings, get_settings
 MAX_UNDELIVERED = 1000
 _MAX_RETURNS = 3
 _IDENTIFY_MAX_S = 60.0
+_UNTOLD_MAX_S = 5.0
 _TRY_LATER = (RegistryUnavailableError, VersionMismatchError, BacklogFullError, RegistryFullError, FencedError)
 _HEALS = (UnknownInstanceError, InstanceDeadError, NodeDeadError, *_TRY_LATER)
 
@@ -160,8 +161,16 @@ class RegistryClient:
 
     @property
     def beat_interval_s(self) -> float:
-        """How often to beat, in seconds: what the registry has asked for last; the setting, until it has answered."""
-        return self._beat_interval_s if self._beat_interval_s is not None else self._settings.beat_interval_s
+        """How often to beat, in seconds: what the registry has asked for last. Until it has answered, the setting, but
+        at most 5 s: it may have taken a registration whose answer was lost."""
+        if self._beat_interval_s is not None:
+            return self._beat_interval_s
+        return min(_UNTOLD_MAX_S, self._settings.beat_interval_s)
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether the registry has ever answered, and so decides the interval."""
+        return self._beat_interval_s is not None
 
     @property
     def undelivered(self) -> int:
@@ -230,7 +239,7 @@ class RegistryClient:
                 await self._deliver()
                 self._require_comeback()
             answer = await self._connection.beat(self.instance_id)
-            self._note_terms(answer)
+            self.note_terms(answer)
             if self.instance_id in answer.retired and self._status is not Status.DEAD:
                 self._is_refused = True
                 raise RetiredEpochError(answer.retired[self.instance_id])
@@ -367,7 +376,7 @@ class RegistryClient:
                 raise
             taken_by = receipt.registry
             self._epoch = receipt.epoch or self._epoch
-            self._note_terms(receipt)
+            self.note_terms(receipt)
             self._bind(receipt)
             if isinstance(change, RegisterChange):
                 self._is_refused = False
@@ -442,8 +451,8 @@ class RegistryClient:
             lease_s=self._lease_s,
         )
 
-    def _note_terms(self, told: Receipt | BeatAnswer) -> None:
-        # an older registry's receipt has none
+    def note_terms(self, told: Receipt | BeatAnswer) -> None:
+        """Take over the interval and the lease that the registry asks for; an older one's receipt has none."""
         if told.beat_interval_s is not None:
             self._beat_interval_s, self._lease_s = told.beat_interval_s, told.lease_s
 

@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _REFUSED_SLOWDOWN = 6.0
+_FIRST_RETRY_S = 1.0
 _THREAD_PATIENCE_S = 30.0
 _OF_PARENT = "this reporter runs in the process that this one was forked from: make another reporter in this process"
 _CALLS_A_STEP = 6  # to find the registry, shake hands and speak, and once more with the one that replaced it
@@ -87,7 +88,7 @@ class Reporter:
                 settings=self._settings,
             )
         )
-        self._interval_s = self._settings.beat_interval_s
+        self._unanswered_s = min(_FIRST_RETRY_S, self._client.beat_interval_s)
         self._slowdown = 1.0
         self._load: float | None = None
         self._is_reporting = False
@@ -138,7 +139,6 @@ class Reporter:
             except (Exception, asyncio.CancelledError):
                 self._is_reporting = False
                 raise
-            self._interval_s = self._client.beat_interval_s
             self._problem = receipt.why
             self._beat_here()
 
@@ -216,8 +216,10 @@ class Reporter:
 
     @property
     def pause_s(self) -> float:
-        """Seconds to its next beat: what the registry asked for, longer where it refuses the agent."""
-        return self._interval_s * self._slowdown
+        """Seconds to its next beat: what the registry asked for, longer where it refuses the agent. Before its first
+        answer a pause that grows, so that an agent whose registration was taken is in time."""
+        interval_s = self._client.beat_interval_s if self._client.is_answered else self._unanswered_s
+        return interval_s * self._slowdown
 
     @property
     def load(self) -> float | None:
@@ -247,7 +249,8 @@ class Reporter:
 
     def take_answer(self, answer: BeatAnswer) -> None:
         """The lease is renewed."""
-        self._interval_s, self._slowdown = answer.beat_interval_s, 1.0
+        self._client.note_terms(answer)
+        self._slowdown = 1.0
         outages.refused.clear(self._client)
         if answer.is_fenced:
             self._problem = "a newer registry has taken the database over"
@@ -261,6 +264,7 @@ class Reporter:
         # the client itself paces what it waits for
         heals = (RegistryUnavailableError, VersionMismatchError, BacklogFullError, RegistrationDelayedError)
         self._slowdown = 1.0 if isinstance(error, heals) else _REFUSED_SLOWDOWN
+        self._unanswered_s = min(2 * self._unanswered_s, self._client.beat_interval_s)
         self._problem = str(error)
         if isinstance(error, heals):
             outages.unreported.note(self._client, self._problem, self._fields(), len(outages.reporting))
