@@ -176,12 +176,14 @@ class Settings(BaseSettings):
         description="Ray namespace of agents and registry",
     )
     ray_address: str | None = Field(
-        None, validation_alias=AliasChoices("RAY_ADDRESS"), description="Ray cluster that the command connects to"
+        None,
+        validation_alias=AliasChoices("RAY_ADDRESS"),
+        description="Ray cluster that the command connects to; none: the only one of this user on this machine",
     )
     url: Annotated[str, AfterValidator(_url)] | None = Field(
         None,
         validation_alias=AliasChoices("SEEDCORE_URL"),
-        description="deployment that the command asks over HTTP, instead of joining the Ray cluster",
+        description="deployment that the command asks over HTTP; commands that are not served over HTTP refuse",
     )
     http_token: Annotated[SecretStr, AfterValidator(_token)] | None = Field(
         None,

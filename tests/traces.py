@@ -11,6 +11,7 @@ import signal
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,7 +22,8 @@ MARK = "PYTEST_RUN_OF_SEEDCORE"
 # what others make in temporary folders, and Ray's sessions
 _OTHERS = {"TMPDIR": "tmp", "RAY_TMPDIR": "ray"}
 _KEPT = {*_OTHERS.values(), "compiled"}
-_STEPS = ((signal.SIGINT, 20.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0))
+Steps = Sequence[tuple[signal.Signals, float]]
+_STEPS: Steps = ((signal.SIGINT, 20.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0))
 _SHOWN_CHARS = 160
 
 
@@ -72,10 +74,10 @@ def _is_within(process: psutil.Process, folder: Path) -> bool:
     return Path(process.cwd()).is_relative_to(folder)
 
 
-def end(processes: list[psutil.Process]) -> list[str]:
+def end(processes: list[psutil.Process], steps: Steps = _STEPS) -> list[str]:
     """End processes, in steps; how each was shown before."""
     shown = [_shown(process) for process in processes]
-    for number, within_s in _STEPS:
+    for number, within_s in steps:
         for process in processes:
             with suppress(psutil.Error):
                 process.send_signal(number)
