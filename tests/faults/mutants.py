@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -12,6 +12,7 @@ from typing import Any
 from unittest import mock
 
 from seedcore.core.batch import ChangeBatch
+from seedcore.core.errors import StoreRejectedError, StoreUnavailableError
 from seedcore.core.feed import Feed, FeedBatch
 from seedcore.core.lease import MassLateness
 from seedcore.core.lifecycle import Status
@@ -78,6 +79,17 @@ async def _stay_fenced(_: Writer) -> None:
     await asyncio.sleep(1e6)
 
 
+async def _keep_the_batch(
+    batch: Sequence[Any], write: Callable[[Sequence[Any]], Any]
+) -> AsyncIterator[tuple[Any, Any]]:
+    if batch:
+        try:
+            answer = await write(batch)
+        except StoreRejectedError as error:
+            raise StoreUnavailableError(error.why) from error
+        yield batch, answer
+
+
 async def _compare_nothing(_: Writer) -> None:
     """What the code would do."""
 
@@ -128,5 +140,8 @@ MUTANTS: dict[str, Mutant] = {
     "fenced for ever": Mutant(302, lambda: mock.patch.object(Writer, "_take_the_term_back", _stay_fenced)),
     "the feed forgets a change": Mutant(0, lambda: mock.patch.object(Feed, "append", _append_most)),
     "the feed begins anew and says nothing": Mutant(0, lambda: mock.patch.object(Feed, "since", _since_never_reset)),
+    "a refused value keeps its batch": Mutant(
+        0, lambda: mock.patch("seedcore.registry.writer._in_parts", _keep_the_batch)
+    ),
     "memory and database are not compared": Mutant(9, lambda: mock.patch.object(Writer, "_compare", _compare_nothing)),
 }
