@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -12,6 +12,7 @@ from typing import Any
 from unittest import mock
 
 from seedcore.core.batch import ChangeBatch
+from seedcore.core.errors import StoreRejectedError, StoreUnavailableError
 from seedcore.core.feed import Feed, FeedBatch
 from seedcore.core.lease import MassLateness
 from seedcore.core.lifecycle import Status
@@ -82,6 +83,17 @@ async def _stay_fenced(_: Writer) -> None:
     await asyncio.sleep(1e6)
 
 
+async def _keep_the_batch(
+    batch: Sequence[Any], write: Callable[[Sequence[Any]], Any]
+) -> AsyncIterator[tuple[Any, Any]]:
+    if batch:
+        try:
+            answer = await write(batch)
+        except StoreRejectedError as error:
+            raise StoreUnavailableError(error.why) from error
+        yield batch, answer
+
+
 async def _compare_nothing(_: Writer) -> None:
     """What the code would do."""
 
@@ -145,6 +157,9 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "a registry that takes over retires the fleet": Mutant(
         13, lambda: mock.patch.object(MemoryStore, "_continuing", lambda _, epoch: epoch)
+    ),
+    "a refused value keeps its batch": Mutant(
+        0, lambda: mock.patch("seedcore.registry.writer._in_parts", _keep_the_batch)
     ),
     "memory and database are not compared": Mutant(9, lambda: mock.patch.object(Writer, "_compare", _compare_nothing)),
 }

@@ -15,7 +15,7 @@ The laws, checked all the time and at the end of every history:
 5. Nobody whose process lives and could be heard is declared dead.
 6. At the end of all faults every process that ended is dead in the database, with a cause.
 7. Then everybody who lives is live once, as what it says it is, in memory and in the database alike, and nobody keeps
-   an undelivered change.
+   an undelivered change, also where the database refused a value of another.
 8. A registry hands nobody out whose death it has committed.
 9. Who follows the feed gets every change of a registry in order and without a gap, or is told that it has to list
    again: what it holds is what that registry held at the version that it has.
@@ -53,6 +53,7 @@ from seedcore.core.errors import (
     RegistryReplacedError,
     RegistryUnavailableError,
     RetiredEpochError,
+    StoreRejectedError,
     StoreUnavailableError,
     UnknownInstanceError,
 )
@@ -95,6 +96,7 @@ CALL_TIMEOUT_S = 2.0
 FAULTS_S = 50.0
 CALM_S = 40.0
 NODES = ("north", "south")
+UNSTORABLE = "a cause that the database refuses"
 
 
 class Violation(AssertionError):
@@ -512,10 +514,13 @@ class SimStore:
 
     async def _apply_later(self, delay_s: float, method: str, *args: Any, **kwargs: Any) -> None:
         await asyncio.sleep(delay_s)
-        with contextlib.suppress(FencedError):
+        with contextlib.suppress(FencedError, StoreRejectedError):
             await self._apply(method, *args, **kwargs)
 
     async def _apply(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        if method == "set_status_many" and any(change.cause == UNSTORABLE for change in args[0]):
+            self._world.counts["batches refused for a value"] += 1
+            raise StoreRejectedError("simulated")
         # the memory store never yields, so this is one transaction
         result = await getattr(self._inner, method)(*args, **kwargs)
         if method == "set_status_many":
@@ -927,12 +932,14 @@ class History:
             await reporter._say(wanted, f"says {wanted}")
 
     async def _echo(self, reporter: Reporter, wanted: Status) -> None:
-        """An operator asks for the same at the same time, through the registry: a change without a number."""
-        for _ in range(3):
+        """An operator asks for the same at the same time, through the registry: a change without a number. Now and then
+        with a reason that cannot be stored."""
+        for turn in range(3):
             await asyncio.sleep(self.world.random.uniform(0.0, 0.1))
+            cause = UNSTORABLE if turn == 1 and reporter.client.instance_id[-1] < "6" else "asked by an operator"
             with contextlib.suppress(RegistryError):
                 connection = SimConnection(self.world, "operator")
-                await connection.set_status(reporter.client.instance_id, wanted, None, "asked by an operator")
+                await connection.set_status(reporter.client.instance_id, wanted, None, cause)
 
     async def _say_again(self) -> None:
         """Once the last echo has arrived, the operator holds nobody, and the agent has the last word."""
