@@ -212,6 +212,13 @@ class RayAgent:
         """The logical id."""
         return self._agent_id
 
+    async def seedcore_instance(self) -> tuple[str, str | None]:
+        """The logical id, and the instance that this process reports as; None where it reports none. Callers' handles
+        are proven by it: an actor that Ray has restarted is another instance."""
+        client = self._reporter.client
+        has_reported = client.status is not None or self._restart is not None
+        return self._agent_id, client.instance_id if self._reporter.is_enabled and has_reported else None
+
     async def get_heartbeat(self) -> Heartbeat:
         """A sign of life."""
         return Heartbeat(

@@ -10,8 +10,10 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 
 from seedcore.core.errors import (
+    ActorGoneError,
     CannotKnowError,
     DirectoryUnavailableError,
     InvalidInputError,
@@ -253,15 +255,31 @@ class DiscoveryLadder:
     async def handle_of(self, logical_id: str) -> ActorHandle:
         """A live, proven handle. Raises NotResolvableError or CannotKnowError."""
         try:
+            return await self._handle_of(logical_id)
+        except ActorGoneError:
+            # it died since it was last heard: a newer incarnation may be there, or the reason why none is
+            return await self._handle_of(logical_id)
+
+    async def _handle_of(self, logical_id: str) -> ActorHandle:
+        try:
             answer = await self.resolve([logical_id], allow_late=True)
         except CannotKnowError as error:
             return await self._handle_by_name(logical_id, error.why)
         found = answer.value[0]
         if found.instance is not None:
-            return await self._finder.of_instance(found.instance, is_vouched=found.verdict is not Verdict.LATE)
+            return await self._finder.of_instance(
+                found.instance,
+                is_vouched=found.verdict is not Verdict.LATE,
+                is_registered=partial(self._is_registered, found.instance),
+            )
         if answer.complete:
             raise NotResolvableError(logical_id, found.why or "unknown")
         return await self._handle_by_name(logical_id, found.why or "unknown")
+
+    async def _is_registered(self, instance: Instance) -> bool:
+        """Whether it is still the one that would be resolved."""
+        found = (await self._resolve([instance.logical_id], allow_late=True)).value[0].instance
+        return found is not None and found.instance_id == instance.instance_id
 
     async def handles_of(self, logical_ids: Sequence[str]) -> dict[str, ActorHandle | str]:
         """A proven handle for each agent, or the reason why there is none.

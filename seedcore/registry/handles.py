@@ -1,6 +1,8 @@
 """From a name to a proven handle: of the registered actor, in a named namespace, with a sign of life.
 
-Handles found by name are weak: holding one never keeps an agent alive.
+Handles found by name are weak: holding one never keeps an agent alive. An actor is not an instance: Ray restarts it,
+under the same name and id, and a call waits for that. So what proves an instance is its own answer, or the registry's
+word after its actor's.
 """
 
 from __future__ import annotations
@@ -8,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from seedcore.core.circuit import Circuit
 from seedcore.core.errors import (
@@ -24,18 +27,23 @@ from seedcore.core.errors import (
 from seedcore.core.model import Instance
 from seedcore.core.waiting import within
 from seedcore.registry import session
-from seedcore.registry.lookup import ActorHandle, actor_id_of, find_actor
+from seedcore.registry.lookup import ActorHandle, actor_id_of, find_actor, is_told_gone
+
+IsRegistered = Callable[[], Awaitable[bool]]
+"""Whether the registry still has an instance as alive; asked after its actor has answered, or was lost."""
 
 _KILL_POLL_S = 0.02
+_TOLD_POLL_S = 0.01
 _MAX_HELD = 10_000
 _AWAY_PAUSE_S = 2.0
 
 
 class Proof(str, Enum):
-    """A probe's answer: it lives, it does not, or it has not said yet."""
+    """A probe's answer: it lives, it does not, it is or will be another instance's process, or it has not said yet."""
 
     YES = "yes"
     NO = "no"
+    ANOTHER = "another"
     NOT_YET = "not yet"
 
 
@@ -62,14 +70,17 @@ class HandleFinder:
     )
     _table: Circuit = field(default_factory=lambda: Circuit(_AWAY_PAUSE_S), init=False, repr=False)
 
-    async def of_instance(self, instance: Instance, *, is_vouched: bool = True) -> ActorHandle:
+    async def of_instance(
+        self, instance: Instance, *, is_vouched: bool = True, is_registered: IsRegistered | None = None
+    ) -> ActorHandle:
         """The handle of a registered instance. `is_vouched`: its beats say that it lives, so it need not answer now.
+        `is_registered` is asked where the actor cannot say which instance it is, or has lost its process.
 
         Raises NotResolvableError where it has no actor, or one that is not vouched for does not answer,
-        ActorGoneError where the actor is gone or another, CannotKnowError where Ray does not answer, and the actor that
-        it named before does not live any more.
+        ActorGoneError where the actor is gone or another, or its process another instance's, CannotKnowError where Ray
+        does not answer, and the actor that it named before does not live any more.
         """
-        handle, proof = await self._probed(instance)
+        handle, proof = await self._proven(instance, is_registered)
         # busy is not dead, where its beats vouch for it
         if proof is Proof.NOT_YET and not is_vouched:
             raise NotResolvableError(
@@ -87,10 +98,13 @@ class HandleFinder:
 
     async def answering(self, instance: Instance) -> ActorHandle:
         """As `of_instance`, when nobody can vouch for it but itself: CannotKnowError where it does not answer."""
-        handle, proof = await self._probed(instance)
-        if proof is Proof.NOT_YET:
-            raise CannotKnowError(instance.logical_id, f"its actor did not answer within {self.probe_timeout_s:g} s")
-        return handle
+        return self._answered(instance, *await self._proven(instance, None))
+
+    async def actor_of(self, instance: Instance) -> ActorHandle:
+        """As `answering`, whichever instance the actor runs now."""
+        found = await self._registered(instance)
+        proof = await probe(found.handle, self.probe_timeout_s)
+        return self._answered(instance, found.handle, self._checked(instance, found, proof))
 
     async def of_name(self, logical_id: str) -> ActorHandle:
         """The handle of the actor named like the logical id, when nobody can vouch for it but itself.
@@ -119,15 +133,25 @@ class HandleFinder:
             raise NotResolvableError(actor_name, f"Ray has no actor of that name in namespace {self.namespace!r}")
         return found.handle
 
-    async def _probed(self, instance: Instance) -> tuple[ActorHandle, Proof]:
-        """Its actor, which is not known to be gone."""
+    async def _proven(self, instance: Instance, is_registered: IsRegistered | None) -> tuple[ActorHandle, Proof]:
+        """Its actor, whose process is not known to be gone, or another's."""
         found = await self._registered(instance)
-        proof = await probe(found.handle, self.probe_timeout_s)
-        if proof is Proof.NO and found.is_held:
+        proof = await prove(found.handle, instance, self.probe_timeout_s, is_registered)
+        return found.handle, self._checked(instance, found, proof)
+
+    def _checked(self, instance: Instance, found: _Found, proof: Proof) -> Proof:
+        if proof in {Proof.NO, Proof.ANOTHER} and found.is_held:
             raise _superseded(instance.logical_id)
         if proof is Proof.NO:
             raise ActorGoneError(instance.logical_id, "its actor has died")
-        return found.handle, proof
+        if proof is Proof.ANOTHER:
+            raise ActorGoneError(instance.logical_id, "its process has ended, and its actor is another instance's")
+        return proof
+
+    def _answered(self, instance: Instance, handle: ActorHandle, proof: Proof) -> ActorHandle:
+        if proof is Proof.NOT_YET:
+            raise CannotKnowError(instance.logical_id, f"its actor did not answer within {self.probe_timeout_s:g} s")
+        return handle
 
     async def _registered(self, instance: Instance) -> _Found:
         """The actor that registered: of its namespace, its name and its id."""
@@ -184,6 +208,63 @@ async def probe(handle: ActorHandle, timeout_s: float) -> Proof:
     except RayError:
         return Proof.NOT_YET
     return Proof.YES
+
+
+async def prove(
+    handle: ActorHandle, instance: Instance, timeout_s: float, is_registered: IsRegistered | None = None
+) -> Proof:
+    """Ask the actor whether its process is an instance's. Where it cannot say (it is no RayAgent), its answer counts as
+    long as the instance is registered after it.
+
+    A call to an actor that Ray restarts waits for the next process: it is not waited for once the instance is not
+    registered any more, or, without `is_registered`, once Ray has told that the process is gone.
+    """
+    loop = asyncio.get_running_loop()
+    ends_s = loop.time() + timeout_s
+    asked = asyncio.create_task(_is_instance(handle, instance), name="instance-asked")
+    try:
+        while (left_s := ends_s - loop.time()) > 0:
+            await asyncio.wait({asked}, timeout=min(left_s, _TOLD_POLL_S))
+            if asked.done():
+                return await _judged(asked.result(), is_registered)
+            if is_told_gone(handle) and (is_registered is None or not await is_registered()):
+                return Proof.ANOTHER
+    except (ActorDiedError, RayActorError):
+        return Proof.NO
+    except (RayError, SessionError):
+        return Proof.NOT_YET
+    finally:
+        asked.cancel()
+        # whatever it still raises says nothing any more, and must not be reported as never retrieved
+        asked.add_done_callback(lambda ended: None if ended.cancelled() else ended.exception())
+    return Proof.NOT_YET
+
+
+async def _judged(is_instance: bool | None, is_registered: IsRegistered | None) -> Proof:
+    if is_instance is None:
+        is_instance = is_registered is None or await is_registered()
+    return Proof.YES if is_instance else Proof.ANOTHER
+
+
+async def _is_instance(handle: ActorHandle, instance: Instance) -> bool | None:
+    """What the actor answers: whether its process is the instance's, None where it cannot say. Asked again while Ray
+    cannot reach it."""
+    method = "seedcore_instance" if hasattr(handle, "seedcore_instance") else "__ray_ready__"
+    while True:
+        try:
+            answer = await session.ask(handle, method)
+            if method == "__ray_ready__":
+                return None
+            logical_id, instance_id = answer
+        except ActorUnavailableError:
+            await asyncio.sleep(_TOLD_POLL_S)
+        except (RayTaskError, TypeError, ValueError):
+            # a method of another's making, which has answered all the same
+            return None
+        else:
+            # an actor may host another agent than the one that is registered with it
+            is_known = logical_id == instance.logical_id and instance_id is not None
+            return instance_id == instance.instance_id if is_known else None
 
 
 async def end_actor(handle: ActorHandle, timeout_s: float) -> bool:

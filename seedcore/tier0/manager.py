@@ -14,7 +14,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
@@ -45,7 +45,7 @@ from seedcore.registry.clock import utc_now
 from seedcore.registry.connection import RegistryConnection, shared_connection
 from seedcore.registry.directory import RESERVED_PREFIX, RayDirectory
 from seedcore.registry.follower import Follower
-from seedcore.registry.handles import HandleFinder, Proof, end_actor, probe
+from seedcore.registry.handles import HandleFinder, Proof, end_actor, probe, prove
 from seedcore.registry.identity import own_node_id
 from seedcore.registry.lookup import ActorHandle, is_told_gone
 from seedcore.registry.metrics import CallerMetrics
@@ -355,7 +355,7 @@ class Tier0MemoryManager:
         if not is_same or _is_gone(handle) or not self._still_stands(view, chosen, allow_late, policy):
             return None
         if policy is Policy.NEWEST and view.verdict(chosen.instance_id) is Verdict.FRESH:
-            self._hold(logical_id, handle)
+            self._hold(logical_id, handle, chosen)
         self._snapshot.remember(as_known(chosen))
         self._compare_if_due()
         as_of = view.as_of if view.as_of is not None else utc_now()
@@ -386,18 +386,19 @@ class Tier0MemoryManager:
             return newest is not None and newest.instance_id == chosen.instance_id
         return any(row.instance_id == chosen.instance_id for row in candidates)
 
-    def _hold(self, logical_id: str, handle: ActorHandle) -> None:
+    def _hold(self, logical_id: str, handle: ActorHandle, instance: Instance) -> None:
         """Hand it out from now on, until something changes. Its first call makes Ray tell us what becomes of it."""
         self._proven[logical_id] = handle
         if len(self._proven) > _MAX_PROVEN:
             self._proven.popitem(last=False)
         if len(self._proving) < _MAX_PROVING:
-            task = asyncio.create_task(self._prove(logical_id, handle), name="handle-proven")
+            task = asyncio.create_task(self._prove(logical_id, handle, instance), name="handle-proven")
             self._proving.add(task)
             task.add_done_callback(self._proving.discard)
 
-    async def _prove(self, logical_id: str, handle: ActorHandle) -> None:
-        if await probe(handle, self._settings.probe_timeout_s) is Proof.NO and self._proven.get(logical_id) is handle:
+    async def _prove(self, logical_id: str, handle: ActorHandle, instance: Instance) -> None:
+        proof = await prove(handle, instance, self._settings.probe_timeout_s)
+        if proof in {Proof.NO, Proof.ANOTHER} and self._proven.get(logical_id) is handle:
             self._doubt(logical_id)
 
     def _doubt(self, logical_id: str) -> None:
@@ -435,7 +436,9 @@ class Tier0MemoryManager:
             try:
                 self._require_agent(logical_id, found.instance.actor_name)
                 is_vouched = allow_late or found.verdict is Verdict.FRESH
-                handle = await self._finder.of_instance(found.instance, is_vouched=is_vouched)
+                handle = await self._finder.of_instance(
+                    found.instance, is_vouched=is_vouched, is_registered=partial(self._is_registered, found.instance)
+                )
             except NotResolvableError as error:
                 # it died since it was last heard: say so, and ask once more for a newer incarnation
                 failure = error
@@ -481,13 +484,18 @@ class Tier0MemoryManager:
                 continue
             self._require_agent(logical_id, chosen.actor_name)
             try:
-                handle = await self._finder.of_instance(chosen)
+                handle = await self._finder.of_instance(chosen, is_registered=partial(self._is_registered, chosen))
             except NotResolvableError as error:
                 if isinstance(error, ActorGoneError):
                     await self._report_dead_call(chosen)
                 return None
             return Located(logical_id, handle, Source.REGISTRY, listing.as_of, chosen)
         return None
+
+    async def _is_registered(self, instance: Instance) -> bool:
+        """Whether the registry still has it as alive, by its memory."""
+        listing = await self._connection.list_active(logical_id=instance.logical_id, limit=MAX_PAGE)
+        return any(row.instance_id == instance.instance_id for row in listing)
 
     async def _history(self, logical_id: str) -> Sequence[Instance]:
         """Every instance that the registry knows of, the newest first; none where it cannot be read."""
@@ -527,7 +535,13 @@ class Tier0MemoryManager:
         if known is not None and known.instance is not None and known.instance.status is not Status.ALIVE:
             raise CannotKnowError(logical_id, f"{why}; it was {known.instance.status} when last heard of")
         try:
-            handle = await self._of_known(known) if known is not None else await self._finder.of_name(logical_id)
+            if known is None:
+                handle = await self._finder.of_name(logical_id)
+            elif known.instance is None:
+                handle = await self._of_known(known)
+            else:
+                self._require_agent(logical_id, known.actor_name)
+                handle = await self._finder.answering(known.instance)
         except NotResolvableError as error:
             if known is not None and known.instance is not None and not isinstance(error, ActorGoneError):
                 # whoever is asked, it has no handle that may be handed out
@@ -553,11 +567,12 @@ class Tier0MemoryManager:
         )
 
     async def _of_known(self, known: KnownAgent) -> ActorHandle:
-        """Its actor, by its own answer: the one that registered, where that is known, and no other of its name."""
+        """Its actor, by its own answer, whichever instance it runs now: the one that registered, where that is known,
+        and no other of its name."""
         self._require_agent(known.logical_id, known.actor_name)
         if known.instance is None:
             return await self._finder.of_name(known.actor_name)
-        return await self._finder.answering(known.instance)
+        return await self._finder.actor_of(known.instance)
 
     async def _read_registry(self) -> Listing:
         if self._mode is Mode.RAY:

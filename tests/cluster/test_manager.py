@@ -23,17 +23,18 @@ from seedcore.core.errors import (
     NotResolvableError,
     RetiredEpochError,
 )
-from seedcore.core.model import Registration, Source, new_instance_id
+from seedcore.core.model import Instance, Registration, Source, new_instance_id
 from seedcore.registry import RegistryConnection
 from seedcore.registry.actor import stop_registry
 from seedcore.registry.directory import RayDirectory
 from seedcore.registry.handles import HandleFinder, end_actor
+from seedcore.registry.lookup import actor_id_of, is_told_gone
 from seedcore.runtime import start_registry
 from seedcore.settings import Mode, Settings
 from seedcore.tier0 import Tier0MemoryManager
 from seedcore.tier0.answers import AgentSpec
 from tests.builders import instance
-from tests.cluster.agents import Late, Mortal, SlowToAnswer, Stranger, Unmakeable, Unstartable, Worker
+from tests.cluster.agents import Async, Late, Mortal, SlowToAnswer, Stranger, Unmakeable, Unstartable, Worker
 from tests.waiting import eventually
 
 
@@ -656,3 +657,95 @@ async def test_an_old_handle_is_no_proof_that_an_agent_is_gone_while_rays_table_
         await finder.of_instance(before)
     assert (await finder.of_instance(after))._actor_id == second._actor_id
     ray.kill(second)
+
+
+async def located(manager: Tier0MemoryManager, agent_id: str) -> Instance:
+    """The instance that it is resolved to."""
+
+    async def found() -> Instance | None:
+        return (await manager.locate(agent_id)).instance
+
+    instance_of_it = await eventually(found)
+    assert instance_of_it is not None
+    return instance_of_it
+
+
+async def killed(instance_of_it: Instance) -> None:
+    assert instance_of_it.pid is not None
+    os.kill(instance_of_it.pid, signal.SIGKILL)
+
+
+async def test_resolution_that_begins_right_after_a_kill_never_returns_the_killed_instance(
+    registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings
+) -> None:
+    await manager.create_agent("phoenix", agent_class=Worker, arguments={"settings": settings})
+    # each question goes to the registry
+    caller = Tier0MemoryManager(settings.model_copy(update={"follow": False}))
+    for pause_s in (0.0, 0.01, 0.03):
+        victim = await located(caller, "phoenix")
+        await killed(victim)
+        await asyncio.sleep(pause_s)
+        try:
+            found = (await caller.locate("phoenix")).instance
+        except NotResolvableError:
+            found = None
+        assert found is None or found.instance_id != victim.instance_id
+
+        async def is_another(before: Instance = victim) -> bool:
+            return (await located(caller, "phoenix")).instance_id != before.instance_id
+
+        await eventually(is_another)
+
+
+async def test_instance_is_proven_by_its_own_answer_and_not_by_its_restarted_actors(
+    registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings
+) -> None:
+    await manager.create_agent("phoenix", agent_class=Worker, arguments={"settings": settings})
+    before = await located(manager, "phoenix")
+    finder = HandleFinder(settings.namespace, 20.0)
+    asked: list[bool] = []
+
+    async def is_registered() -> bool:
+        # a registry that has not been told of any death
+        asked.append(True)
+        return True
+
+    assert await finder.of_instance(before, is_registered=is_registered)
+    assert not asked
+    await killed(before)
+    with pytest.raises(ActorGoneError, match="its actor is another instance's"):
+        await finder.of_instance(before, is_registered=is_registered)
+    with pytest.raises(ActorGoneError):
+        await finder.answering(before)
+    # who is to be ended is the actor, whichever instance it is
+    assert actor_id_of(await finder.actor_of(before)) == before.actor_id
+    assert (await manager.shutdown_agents(["phoenix"])).results == {"phoenix": True}
+
+
+async def test_actor_that_cannot_say_which_instance_it_is_counts_as_long_as_that_is_registered(
+    registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings
+) -> None:
+    actor_class: Any = ray.remote(Async)
+    options = {"name": "bare", "namespace": settings.namespace, "num_cpus": 0, "max_restarts": -1}
+    actor = actor_class.options(**options).remote("bare", settings)
+    await actor.begin.remote()
+    before = await located(manager, "bare")
+    finder = HandleFinder(settings.namespace, 20.0)
+    is_known = True
+
+    async def is_registered() -> bool:
+        return is_known
+
+    handle = await finder.of_instance(before, is_registered=is_registered)
+    is_known = False
+    with pytest.raises(ActorGoneError):
+        await finder.of_instance(before, is_registered=is_registered)
+    await killed(before)
+    with pytest.raises(ActorGoneError):
+        await finder.of_instance(before, is_registered=is_registered)
+    # the restart was not waited for
+    assert is_told_gone(handle)
+    # nor by a caller that has nobody to ask
+    with pytest.raises(ActorGoneError):
+        await finder.answering(before)
+    ray.kill(actor)
