@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from seedcore.core.errors import RegistryError
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Answer, Beat, Instance, InstanceFilter, Listing, Outcome, Transition
+from seedcore.core.model import Answer, Beat, Instance, InstanceFilter, Listing, Outcome, Registration, Transition
 from seedcore.core.selector import parse_selector
 from tests.builders import START, iid, joins, turns
 from tests.conformance.worlds import MemoryWorld, PostgresWorld, World
@@ -42,6 +42,7 @@ REGISTRATIONS = st.builds(
     st.sampled_from(NAMES),
     SEQS,
     cluster_epoch=st.none() | EPOCHS,
+    actor_id=st.sampled_from([None, "first", "second"]),
     organ_id=st.sampled_from([None, "vision", "hearing"]),
     labels=st.dictionaries(st.sampled_from("kl"), st.sampled_from(["", "v"])),
     metadata=st.dictionaries(st.sampled_from("mn"), st.sampled_from([None, 1, 2.5, "x", [True], {"y": []}])),
@@ -113,6 +114,9 @@ async def everything(world: World) -> list[object]:
         steps = sorted(await world.store.transitions(name, 100), key=lambda step: step.instance_id)
         told.append(timeless(steps))
     told.append(timeless(await world.store.best_instances(NAMES)))
+    of_epochs = [Registration(iid(9), "a", started_epoch=epoch) for epoch in EPOCH_NAMES]
+    of_actors = [Registration(iid(9), name, actor_id=actor) for name in NAMES for actor in ("first", "second")]
+    told.append(await world.store.epochs_of([*of_epochs, *of_actors]))
     for epoch in (None, *EPOCH_NAMES):
         for fresh_only in (True, False):
             wanted = InstanceFilter(statuses=None, epoch=epoch, fresh_only=fresh_only)

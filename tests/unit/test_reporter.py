@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,7 +24,7 @@ from seedcore.core.lifecycle import Status
 from seedcore.core.model import Receipt, Registration
 from seedcore.registry.client import RegistryClient
 from seedcore.registry.config import RegistryConfig
-from seedcore.registry.identity import Identity, identify
+from seedcore.registry.identity import Identity, ProcessEpoch, identify, note_process_epoch, started_in
 from seedcore.registry.reporter import Reporter, ThreadReporter
 from seedcore.registry.service import Registry
 from seedcore.settings import Settings
@@ -478,3 +480,139 @@ def test_reporters_of_a_process_share_a_thread_that_ends_with_the_last() -> None
     assert len(reporter_threads()) == 1
     reporters[0].stop()
     assert reporter_threads() == []
+
+
+# Epochs
+
+
+async def is_told_dead(registry: Registry, instance_id: str) -> bool:
+    return bool((await registry.beat(instance_id)).dead)
+
+
+async def epochs_of(registry: Registry, logical_id: str = "agent") -> list[tuple[str, Status]]:
+    return [(row.cluster_epoch, row.status) for row in (await registry.describe(logical_id)).history]
+
+
+async def test_an_agent_without_an_epoch_of_its_own_does_not_come_back_in_another(registry: Registry) -> None:
+    client = make_client(registry)
+    await client.set_status("alive")
+    await registry.set_current_epoch("green")
+    await eventually(lambda: is_told_dead(registry, client.instance_id))
+    for call in (client.beat, client.register, partial(client.set_status, "draining"), client.beat):
+        with pytest.raises(RetiredEpochError) as refused:
+            await call()
+        assert refused.value.epoch == "epoch-1"
+    assert await epochs_of(registry) == [("epoch-1", Status.DEAD)]
+    # another that is made on purpose may be of the new one; and to stop remains possible
+    assert (await client.set_status("dead")).durable
+    assert (await make_client(registry).set_status("alive")).epoch == "green"
+
+
+async def test_one_that_was_declared_dead_before_the_flip_is_refused_after_it(registry: Registry) -> None:
+    client = make_client(registry)
+    await client.set_status("alive")
+    await registry.set_status(client.instance_id, "dead", cause="lease expired")
+    await registry.set_current_epoch("green")
+    with pytest.raises(RetiredEpochError):
+        await client.beat()
+    assert await epochs_of(registry) == [("epoch-1", Status.DEAD)]
+
+
+async def test_a_registry_that_was_restarted_after_the_flip_refuses_it_too() -> None:
+    tables = Tables(START)
+    async with joined_registry(CONFIG, tables) as first, joined_registry(CONFIG, tables) as second:
+        connection: Any = first
+        client = RegistryClient("agent", settings=SETTINGS, connection=connection)
+        await client.set_status("alive")
+        # it knows of the flip, and of nobody who ended with it
+        await second.set_current_epoch("green")
+        await eventually(lambda: tables.rows[client.instance_id].status is Status.DEAD)
+        async with joined_registry(CONFIG, tables) as third:
+            client._connection = third  # type: ignore[assignment]
+            with pytest.raises(RetiredEpochError):
+                await client.beat()
+    assert {row.cluster_epoch for row in tables.rows.values()} == {"epoch-1"}
+
+
+async def test_agents_that_live_go_on_when_a_registry_takes_the_database_over() -> None:
+    tables = Tables(START)
+    async with joined_registry(CONFIG, tables) as first:
+        client = make_client(first)
+        insisting = make_client(first, "insisting", cluster_epoch="epoch-1")
+        for one in (client, insisting):
+            await one.set_status("alive")
+        async with joined_registry(replace(CONFIG, ray_cluster="another"), tables) as second:
+            for one in (client, insisting):
+                one._connection = second  # type: ignore[assignment]
+            await client.beat()
+            with pytest.raises(RetiredEpochError):
+                await insisting.beat()
+            assert await epochs_of(second) == [("epoch-1", Status.DEAD), ("epoch-2", Status.ALIVE)]
+            # and from now on it is of that one
+            await second.set_current_epoch("green")
+            await eventually(lambda: is_told_dead(second, client.instance_id))
+            with pytest.raises(RetiredEpochError):
+                await client.beat()
+
+
+async def test_a_reporter_of_a_retired_epoch_stops_and_calls_its_hook_once(
+    registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[str] = []
+
+    def tell(epoch: str) -> None:
+        told.append(epoch)
+        raise ValueError("the hook has a fault")
+
+    client = make_client(registry)
+    reporter = Reporter("agent", settings=SETTINGS, client=client, on_retired=tell)
+    await reporter.start()
+    assert reporter.retired_epoch is None
+    await registry.set_current_epoch("green")
+    await eventually(lambda: told)
+    assert (told, reporter.retired_epoch) == (["epoch-1"], "epoch-1")
+    assert "retired" in str(reporter.problem)
+    assert "the hook has a fault" in caplog.text
+    assert await reporter.drain() is None
+    with pytest.raises(RetiredEpochError):
+        await reporter.start()
+    receipt = await reporter.stop()
+    assert receipt is not None
+    assert receipt.durable
+    assert told == ["epoch-1"]
+    assert await epochs_of(registry) == [("epoch-1", Status.DEAD)]
+
+
+async def test_a_change_of_status_after_the_flip_retires_the_reporter(registry: Registry) -> None:
+    told: list[str] = []
+    client = make_client(registry)
+    slow = SETTINGS.model_copy(update={"beat_interval_s": 3600.0})
+    reporter = Reporter("agent", settings=slow, client=client, on_retired=told.append)
+    await reporter.start()
+    await registry.set_current_epoch("green")
+    await eventually(lambda: is_told_dead(registry, client.instance_id))
+    with pytest.raises(RetiredEpochError):
+        await reporter.drain()
+    assert told == ["epoch-1"]
+
+
+async def test_an_actors_process_belongs_to_the_epoch_that_its_maker_named(registry: Registry) -> None:
+    class Agent:
+        """What it is."""
+
+        def __init__(self, agent_id: str, *, organ: str = "") -> None:
+            self.client = make_client(registry, agent_id)
+
+    assert started_in(Agent, None) is Agent
+    try:
+        for is_insisted in (False, True):
+            made = started_in(Agent, ProcessEpoch("green", is_insisted))
+            assert inspect.signature(made) == inspect.signature(Agent)
+            assert (made.__name__, made.__qualname__, made.__doc__) == ("Agent", Agent.__qualname__, "What it is.")
+            registration = made(f"agent-{is_insisted}", organ="vision").client._registration
+            assert registration.cluster_epoch == ("green" if is_insisted else None)
+            assert registration.started_epoch == (None if is_insisted else "green")
+        # what an agent says itself counts before that
+        assert make_client(registry, cluster_epoch="own")._registration.cluster_epoch == "own"
+    finally:
+        note_process_epoch(None)

@@ -297,6 +297,35 @@ def test_instances_taken_before_the_epoch_is_known_belong_to_it() -> None:
     assert {row.instance_id: row.cluster_epoch for row in everyone(roster)} == {iid(1): "epoch-5", iid(2): "staged"}
 
 
+def test_beats_of_those_that_ended_with_their_epoch_are_told_so_and_of_no_other_dead(roster: Roster) -> None:
+    enter(roster, 1)
+    enter(roster, 2)
+    roster.bury(iid(1), "lease expired")
+    roster.set_epoch("green")
+    for number in (2, 3):
+        roster.retire(iid(number))
+    renewal = roster.renew([iid(1), iid(2), iid(3)], 1.0)
+    assert (renewal.unknown, renewal.dead, renewal.retired) == ((iid(3),), (iid(1), iid(2)), {iid(2): "epoch-1"})
+    assert cause_of_death(roster, iid(2)) == "epoch epoch-1 retired"
+    assert roster.register(joins(2, seq=1), 1.0, START).kind is OutcomeKind.RETIRED_EPOCH
+    assert roster.register(joins(1, seq=1), 1.0, START).kind is OutcomeKind.DEAD
+    roster.forget_everybody()
+    assert roster.renew([iid(2)], 1.0).unknown == (iid(2),)
+
+
+@pytest.mark.parametrize("is_expired", [False, True])
+def test_an_actor_that_was_in_another_epoch_is_not_shown_in_this_one(roster: Roster, is_expired: bool) -> None:
+    roster.register(joins(1, actor_id="a1", seq=1), 0.0, START)
+    roster.set_epoch("green")
+    if is_expired:
+        roster.retire(iid(1))
+    roster.register(joins(2, actor_id="a1", seq=1), 0.0, START)
+    roster.register(joins(3, actor_id="a2", seq=1), 0.0, START)
+    roster.register(joins(4, actor_id="a2", started_epoch="epoch-1", seq=1), 0.0, START)
+    shown = {row.instance_id: row.cluster_epoch for row in everyone(roster) if row.instance_id != iid(1)}
+    assert shown == {iid(2): "epoch-1", iid(3): "green", iid(4): "epoch-1"}
+
+
 def test_flip_shows_the_staged_and_hides_the_rest_in_one_step(roster: Roster) -> None:
     enter(roster, 1, "blue")
     roster.register(joins(2, "green", cluster_epoch="green"), 0.0, START)
