@@ -1,11 +1,11 @@
-// Server-sent events by fetch: an EventSource cannot show a token.
+// Server-sent events with fetch: an EventSource cannot send a token.
 
 import { authorization } from "./token.js";
 
 export class EventStream {
   #abort = new AbortController();
 
-  /** Calls `onOpen()`, `onEvent(name, data, id)` for each event, and `onEnd(status)` once: 0 where no answer came. */
+  /** Calls `onOpen()`, `onEvent(name, data, id)` for each event, and `onEnd(status)` once (0 without an answer). */
   constructor(path, { onOpen, onEvent, onEnd }) {
     void this.#read(path, { onOpen, onEvent, onEnd });
   }
@@ -34,7 +34,7 @@ export class EventStream {
         }
       }
     } catch {
-      // cut off: the same as its end
+      // an interrupted stream is treated like its end
     }
     if (!signal.aborted) onEnd(status);
   }
