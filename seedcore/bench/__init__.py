@@ -1,6 +1,6 @@
-"""What the registry does on the machine that runs it, each figure beside a baseline of the same run.
+"""Benchmarks of the registry on this machine. Each figure is measured beside a baseline in the same run.
 
-`run.py` runs them all; `seedcore bench` is its command. The figures depend on the machine, the ratios are promised.
+`run.py` runs them; the command is `seedcore bench`. The project promises the ratios; the figures depend on the machine.
 """
 
 NAMES = ("ingest", "resolve", "propagation", "death", "restart", "http", "growth")

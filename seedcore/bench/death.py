@@ -1,5 +1,5 @@
-"""From SIGKILL to "not resolvable" in another process, beside what a lease alone gives; and of agents that Ray restarts,
-whose actor answers again, as another instance."""
+"""The time from SIGKILL to "not resolvable" in another process, compared with a lease alone; and, for agents that Ray
+restarts, whose actor answers again as another instance, the time until the killed instance is no longer returned."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _KILLS, _RESTARTS, _QUICK = 50, 25, 2
 
 
 class BenchAgent(RayAgent):
-    """Tells its process id."""
+    """An agent that returns its process id."""
 
     async def handle_task(self, task: object) -> int:
-        """The pid, whatever the task."""
+        """Return the pid for any task."""
         return os.getpid()
 
 
@@ -49,18 +49,19 @@ class Replaced:
 
 
 class Watcher:
-    """Another process that resolves an agent until it cannot."""
+    """Resolves an agent in another process until resolution fails."""
 
     def __init__(self, settings: Settings) -> None:
         self._manager = Tier0MemoryManager(settings)
 
     async def until_resolved(self, logical_id: str, timeout_s: float) -> None:
-        """Returns once the agent is resolvable from here. Raises AgentCallError after `timeout_s` seconds."""
+        """Wait until the agent is resolvable from this process. Raises AgentCallError after `timeout_s` seconds."""
         if await self._until(logical_id, timeout_s, is_gone=False) is None:
             raise AgentCallError(logical_id, f"is not resolvable within {timeout_s:g} s of its start")
 
     async def until_gone(self, logical_id: str, timeout_s: float) -> float:
-        """The wall-clock time (seconds since the epoch) at which the agent was first known not to be resolvable."""
+        """Return the wall-clock time (seconds since 1970) at which the agent was first not resolvable. Raises
+        AgentCallError after `timeout_s` seconds."""
         gone_at = await self._until(logical_id, timeout_s, is_gone=True)
         if gone_at is None:
             raise AgentCallError(logical_id, f"is not known to be gone {timeout_s:g} s after its death")
@@ -92,12 +93,12 @@ class Watcher:
                 if is_gone:
                     return time.time()
             except CannotKnowError:
-                # says nothing of the agent: ask again
+                # no statement about the agent: retry
                 pass
             else:
                 if not is_gone:
                     return time.time()
-            # its own turn for whoever else waits in this process
+            # yield to the other tasks of this process
             await asyncio.sleep(0)
         return None
 
@@ -105,7 +106,7 @@ class Watcher:
 async def first_refusal_after(
     killed_at: float, refusal: Awaitable[float], ask_again: Callable[[], Awaitable[float]]
 ) -> float:
-    """When the agent was first refused after its death: what was refused before it says nothing of it."""
+    """Return the time of the first refusal after the death. A refusal before it does not count; the watcher retries."""
     gone_at = await refusal
     while gone_at < killed_at:
         gone_at = await ask_again()
@@ -113,8 +114,8 @@ async def first_refusal_after(
 
 
 async def deaths(settings: Settings, kills: int) -> tuple[list[float], list[float]]:
-    """SIGKILL `kills` agents, one after another, of the registry that runs: the seconds from each kill to "not
-    resolvable" in another process, and those that the rest of its lease would have taken."""
+    """Kill `kills` agents with SIGKILL, one after another. Returns the seconds from each kill to "not resolvable" in
+    another process, and the seconds that were left of each lease."""
     connection = RegistryConnection(settings.namespace, settings.call_timeout_s)
     found_s: list[float] = []
     lease_s: list[float] = []
@@ -197,13 +198,13 @@ async def _until_located(manager: Tier0MemoryManager, agent_id: str, killed_id: 
 
 
 def result_of(found_s: list[float], lease_s: list[float], last_s: list[float], longest_s: list[float]) -> Result:
-    """What they say."""
+    """Compute the figures and ratios."""
     return Result(
         "death",
         [
             Figure("from SIGKILL to not resolvable, median", statistics.median(found_s), "s"),
             Figure("p99", percentile(found_s, 0.99), "s"),
-            Figure("the rest of the lease alone (computed), median", statistics.median(lease_s), "s"),
+            Figure("remaining lease at the kill (computed), median", statistics.median(lease_s), "s"),
             Figure("kills", len(found_s), ""),
             Figure(
                 "from SIGKILL to the last answer with the killed instance, restarted actor, median", *_median(last_s)
@@ -215,7 +216,7 @@ def result_of(found_s: list[float], lease_s: list[float], last_s: list[float], l
         ],
         [
             Ratio(
-                "the lease alone, median / this registry, p99", statistics.median(lease_s) / percentile(found_s, 0.99)
+                "remaining lease, median / this registry, p99", statistics.median(lease_s) / percentile(found_s, 0.99)
             ),
             Ratio("p99 / one second", percentile(found_s, 0.99), "<= 1"),
             Ratio("restarted actor: p99 / one second", percentile(last_s, 0.99), "<= 1"),
@@ -228,7 +229,7 @@ def _median(seconds: list[float]) -> tuple[float, str]:
 
 
 async def run(bench: Bench) -> Result:
-    """With a registry of its own."""
+    """Run the benchmark with its own registry."""
     place = await bench.place("death")
     try:
         killed = await deaths(place.settings, _QUICK if bench.is_quick else _KILLS)

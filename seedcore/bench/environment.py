@@ -1,4 +1,4 @@
-"""Where benchmarks run: a Ray of their own, a PostgreSQL of their own, a registry and a database for each."""
+"""The environment of the benchmarks: their own Ray and PostgreSQL, with a registry and a database per benchmark."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ READY_S = 60.0
 
 @dataclass(frozen=True)
 class Recipe:
-    """Gives the registry its store; travels to the actor."""
+    """Creates the registry's store. Sent to the registry actor."""
 
     dsn: str
 
@@ -46,7 +46,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Place:
-    """A registry at work, and its database."""
+    """A running registry and its database."""
 
     namespace: str
     dsn: str
@@ -54,7 +54,7 @@ class Place:
 
     @property
     def settings(self) -> Settings:
-        """What callers and agents of this registry run with."""
+        """The settings of callers and agents of this registry."""
         return Settings(
             namespace=self.namespace, pg_dsn=SecretStr(self.dsn), call_timeout_s=30.0, http_max_requests_a_s=1e6
         )
@@ -64,7 +64,7 @@ class Place:
         return psutil.Process((await self.connection.hello()).pid)
 
     def ask(self, query: LiteralString) -> tuple[Any, ...]:
-        """One row of the database."""
+        """Execute a query on the database and return its first row."""
         with psycopg.connect(self.dsn, autocommit=True) as connection:
             row = connection.execute(sql.SQL(query)).fetchone()
         assert row is not None
@@ -72,21 +72,21 @@ class Place:
 
 
 class Bench:
-    """The machine's part in a run. `is_quick`: small sizes, for a first look."""
+    """Creates databases and registries for a run. `is_quick`: small sizes, for a first impression."""
 
     def __init__(self, dsn: str, is_quick: bool) -> None:
         self._dsn = dsn
         self.is_quick = is_quick
 
     def new_database(self) -> str:
-        """The DSN of an empty one."""
+        """Create an empty database and return its DSN."""
         name = f"bench_{uuid.uuid4().hex[:12]}"
         with psycopg.connect(self._dsn, autocommit=True) as connection:
             connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
         return conninfo.make_conninfo(self._dsn, dbname=name)
 
     async def place(self, name: str, dsn: str | None = None, **details: Any) -> Place:
-        """A registry that is ready, with these details of its configuration."""
+        """Start a registry and wait until it is ready. `details` are fields of its configuration."""
         dsn = dsn if dsn is not None else self.new_database()
         namespace = f"bench-{name}-{uuid.uuid4().hex[:6]}"
         config = RegistryConfig(ray_cluster=ray.get_runtime_context().get_session_name(), **details)
@@ -96,12 +96,12 @@ class Bench:
         return place
 
     async def leave(self, place: Place) -> None:
-        """End the registry."""
+        """Stop the registry."""
         await stop_registry(place.namespace, 30.0)
 
 
 async def until_ready(place: Place) -> None:
-    """Raises RegistryUnavailableError where it is not within READY_S seconds."""
+    """Wait until the registry is ready. Raises RegistryUnavailableError after READY_S seconds."""
     ends_s = time.monotonic() + READY_S
     while True:
         try:
@@ -116,7 +116,8 @@ async def until_ready(place: Place) -> None:
 
 @contextmanager
 def environment(dsn: str | None, is_quick: bool) -> Iterator[Bench]:
-    """A Ray cluster and, without a DSN, an embedded PostgreSQL, both gone afterwards. Raises ConfigurationError."""
+    """Start a Ray cluster and, without a DSN, an embedded PostgreSQL. Both end with the context. Raises
+    ConfigurationError."""
     if dsn is not None:
         checked_dsn(dsn, "--dsn")
     with tempfile.TemporaryDirectory(prefix="seedcore-bench-") as folder:
@@ -144,7 +145,7 @@ def environment(dsn: str | None, is_quick: bool) -> Iterator[Bench]:
 
 
 def machine() -> dict[str, object]:
-    """What the figures were measured on."""
+    """Describe the machine that the figures were measured on."""
     return {
         "cpus": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
@@ -155,6 +156,6 @@ def machine() -> dict[str, object]:
 
 
 def percentile(values: list[float], share: float) -> float:
-    """The smallest value that at least `share` of them do not exceed."""
+    """Return the smallest value that at least `share` of the values do not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

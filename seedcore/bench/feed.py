@@ -1,4 +1,4 @@
-"""From a change to a watcher in another process, under a load of changes; and whom a change does not concern."""
+"""The delay from a change to a watcher in another process, under load. A watcher of other agents is not notified."""
 
 from __future__ import annotations
 
@@ -18,44 +18,44 @@ from seedcore.core.paging import decode_cursor
 from seedcore.registry.connection import RegistryConnection
 from seedcore.registry.follower import Follower
 
-CHANGES_A_S = 1000
+CHANGES_PER_S = 1000
 TICK_S = 0.02
 
 
 class Watcher:
-    """Another process that follows the feed. A change carries when it was said, in its cause."""
+    """Follows the feed in another process. The cause of each change is the time at which it was sent."""
 
     def __init__(self, namespace: str, organ_id: str | None) -> None:
         self._follower = Follower(RegistryConnection(namespace, 30.0), organ_id=organ_id, on_change=self._note)
         self._delays_s: list[float] = []
-        self._said: dict[str, str] = {}
-        self._woken = 0
+        self._last_cause: dict[str, str] = {}
+        self._notified = 0
 
     async def start(self) -> None:
-        """Returns once the copy is up to date."""
+        """Start to follow, and wait until the cache is up to date."""
         self._follower.start()
         assert await self._follower.until_current(30.0), "the feed is not read"
         self._delays_s.clear()
-        self._woken = 0
+        self._notified = 0
 
     async def stop(self) -> tuple[list[float], int, int]:
-        """The delays of all changes seen, in seconds; how many changes woke it; how many it holds."""
+        """Return the delays of all changes seen, in seconds, the number of notifications, and the size of the cache."""
         await self._follower.stop()
-        return self._delays_s, self._woken, len(self._follower.view)
+        return self._delays_s, self._notified, len(self._follower.view)
 
     def _note(self, logical_id: str) -> None:
-        self._woken += 1
+        self._notified += 1
         rows, _ = self._follower.view.page(
             InstanceFilter(statuses=None, logical_id=logical_id), decode_cursor(None), MAX_PAGE
         )
         for row in rows:
-            if row.cause and self._said.get(logical_id) != row.cause:
-                self._said[logical_id] = row.cause
+            if row.cause and self._last_cause.get(logical_id) != row.cause:
+                self._last_cause[logical_id] = row.cause
                 self._delays_s.append(time.time() - float(row.cause))
 
 
 async def run(bench: Bench) -> Result:
-    """Latency of the feed at CHANGES_A_S changes a second."""
+    """Measure the latency of the feed at CHANGES_PER_S changes per second."""
     seconds, agents = (2.0, 1000) if bench.is_quick else (15.0, 1000)
     place = await bench.place("feed", lease_s=600.0)
     try:
@@ -79,18 +79,18 @@ async def _measure(place: Place, seconds: float, agents: int) -> Result:
         watcher_class.options(num_cpus=0).remote(place.namespace, organ_id) for organ_id in ("left", "right")
     )
     await asyncio.gather(watcher.start.remote(), other.start.remote())
-    began_s, seq, said = time.monotonic(), 1, 0
+    began_s, seq, sent = time.monotonic(), 1, 0
     sending: set[asyncio.Task[Any]] = set()
     while time.monotonic() < began_s + seconds:
-        due = min(agents, int((time.monotonic() - began_s) * CHANGES_A_S) - said)
+        due = min(agents, int((time.monotonic() - began_s) * CHANGES_PER_S) - sent)
         if due > 0:
             batch = []
-            for number in range(said, said + due):
+            for number in range(sent, sent + due):
                 seq = number // agents + 2
                 status = Status.ALIVE if seq % 2 == 0 else Status.DRAINING
                 change = StatusChange(ids[number % agents], status, seq, repr(time.time()))
                 batch.append(SequencedChange(change))
-            said += due
+            sent += due
             task = asyncio.create_task(connection.deliver(batch))
             sending.add(task)
             task.add_done_callback(sending.discard)
@@ -98,24 +98,24 @@ async def _measure(place: Place, seconds: float, agents: int) -> Result:
     await asyncio.gather(*sending)
     elapsed_s = time.monotonic() - began_s
     await asyncio.sleep(1.0)
-    delays_s, woken, held = await watcher.stop.remote()
-    _, woken_by_others, _ = await other.stop.remote()
+    delays_s, notified, cached = await watcher.stop.remote()
+    _, notified_of_others, _ = await other.stop.remote()
     for one in (watcher, other):
         ray.kill(one)
-    assert held == agents, f"the watcher holds {held} of {agents}"
+    assert cached == agents, f"the cache of the watcher contains {cached} of {agents} agents"
     return Result(
         "propagation",
         [
-            Figure("changes", said / elapsed_s, "/ s"),
-            Figure("seen by the watcher", len(delays_s) / said * 100, "%"),
+            Figure("changes", sent / elapsed_s, "/ s"),
+            Figure("seen by the watcher", len(delays_s) / sent * 100, "%"),
             Figure("from change to watcher, median", statistics.median(delays_s) * 1000, "ms"),
             Figure("p99", percentile(delays_s, 0.99) * 1000, "ms"),
-            Figure("changes told to the watcher", woken, ""),
-            Figure("told to one who selected others", woken_by_others, ""),
+            Figure("notifications of the watcher", notified, ""),
+            Figure("notifications of a watcher of other agents", notified_of_others, ""),
         ],
         [
             Ratio("p99 / 100 ms", percentile(delays_s, 0.99) / 0.1, "<= 1"),
-            Ratio("told to one who selected others / changes", woken_by_others / said, "<= 0"),
+            Ratio("notifications of a watcher of other agents / changes", notified_of_others / sent, "<= 0"),
         ],
-        notes=["of an agent that changes twice between two answers a watcher sees the last"],
+        notes=["if an agent changes twice between two answers, the watcher sees only the last change"],
     )

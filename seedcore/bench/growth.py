@@ -1,6 +1,6 @@
-"""A registry with more and more agents that beat: what each costs it in processor, memory and database.
+"""The cost of an agent to the registry (CPU, memory, database) as the fleet grows.
 
-The agents are real reporters, many to a process; their beats are gathered by the process and by the node's relay.
+The agents are real reporters, many per process. The process and the node's relay batch their beats.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from seedcore.registry.answers import Health
 from seedcore.registry.reporter import Reporter
 
 AT_ONCE = 500
-LOOK_S = 1.0
+SAMPLE_S = 1.0
 
 
 class Host:
-    """A process of many agents, which report as any agent does."""
+    """A process that hosts many agents."""
 
     def __init__(self, settings: Any, first: int, count: int) -> None:
         self._reporters = [
@@ -35,31 +35,31 @@ class Host:
         ]
 
     async def start(self) -> None:
-        """Returns once all have registered."""
+        """Register all agents."""
         for at in range(0, len(self._reporters), AT_ONCE):
             await asyncio.gather(*(reporter.start() for reporter in self._reporters[at : at + AT_ONCE]))
 
     async def problems(self) -> int:
-        """How many could not report of late."""
+        """The number of agents whose last report failed."""
         return sum(reporter.problem is not None for reporter in self._reporters)
 
 
 class Meter:
-    """Looks at a registry while it works."""
+    """Samples the health of a registry."""
 
     def __init__(self, place: Place) -> None:
         self._place = place
-        self.looks: list[Health] = []
+        self.samples: list[Health] = []
 
     async def run(self) -> None:
-        """Look once in LOOK_S seconds, until it is cancelled."""
+        """Take a sample every SAMPLE_S seconds, until cancelled."""
         while True:
-            self.looks.append(await self._place.connection.health())
-            await asyncio.sleep(LOOK_S)
+            self.samples.append(await self._place.connection.health())
+            await asyncio.sleep(SAMPLE_S)
 
 
 async def run(bench: Bench) -> Result:
-    """Every size in a registry of its own, one after the other."""
+    """Measure each size with its own registry, one after the other."""
     if bench.is_quick:
         return await measure(bench, (400, 1_600), 3.0, beat_s=1.0, hosts=2)
     return await measure(bench, (1_000, 10_000, 100_000), 60.0)
@@ -68,7 +68,7 @@ async def run(bench: Bench) -> Result:
 async def measure(
     bench: Bench, sizes: tuple[int, ...], seconds: float, *, beat_s: float = 10.0, hosts: int = 4
 ) -> Result:
-    """`seconds` of beats every `beat_s` seconds for each size; the agents are spread over so many processes."""
+    """Measure each size for `seconds` seconds. The agents beat every `beat_s` seconds, in `hosts` processes."""
     figures: list[Figure] = []
     costs: list[dict[str, float]] = []
     for size in sizes:
@@ -83,19 +83,19 @@ async def measure(
     for (few, less), (many, more) in pairwise(zip(sizes, costs, strict=True)):
         ratios += [
             Ratio(
-                f"slope of processor, {few:,} to {many:,}", slope(less["of one core"], more["of one core"], few, many)
+                f"growth of CPU time, {few:,} to {many:,}", slope(less["of one core"], more["of one core"], few, many)
             ),
-            Ratio(f"slope of memory, {few:,} to {many:,}", slope(less["of agents"], more["of agents"], few, many)),
+            Ratio(f"growth of memory, {few:,} to {many:,}", slope(less["of agents"], more["of agents"], few, many)),
         ]
     if len(sizes) > 1:
-        # of the last step: where the fixed costs of a registry weigh least
+        # only the last step has a bound: there the fixed costs of a registry weigh least
         ratios[-2:] = [replace(ratio, bound="<= 1.1") for ratio in ratios[-2:]]
     notes = [f"a beat every {beat_s:g} s for {seconds:g} s; {hosts} processes"]
     return Result("growth", figures, ratios, notes=notes)
 
 
 def slope(less: float, more: float, few: int, many: int) -> float:
-    """How a cost grows with the agents: 1 is in proportion, above it each of them costs more than before."""
+    """Return the growth of a cost: 1 is proportional to the agents; above 1, each agent costs more than before."""
     return math.log(more / less) / math.log(many / few)
 
 
@@ -130,7 +130,7 @@ async def _one(bench: Bench, size: int, seconds: float, beat_s: float, host_coun
         began_s = time.monotonic()
         await asyncio.gather(*(host.start.remote() for host in hosts))
         registered_s = time.monotonic() - began_s
-        # until each has beaten once, and the relay gathers
+        # until each agent has sent a beat, and the relay batches them
         await asyncio.sleep(1.2 * beat_s)
         return {
             "registered": size / registered_s,
@@ -147,15 +147,15 @@ async def _steady(
     place: Place, process: psutil.Process, size: int, seconds: float, empty_bytes: int
 ) -> dict[str, float]:
     meter = Meter(place)
-    # so that what the registrations left is not counted
+    # exclude the registrations from the statistics
     place.ask("select 1 from (select pg_stat_reset()) reset")
     table_bytes = place.ask("select pg_table_size('registry_instance')")[0]
     before, busy_s, began_s = await place.connection.health(), _busy_s(process), time.monotonic()
-    looking = asyncio.create_task(meter.run())
+    sampling = asyncio.create_task(meter.run())
     await asyncio.sleep(seconds)
-    await end(looking)
+    await end(sampling)
     after, elapsed_s, busy_s = await place.connection.health(), time.monotonic() - began_s, _busy_s(process) - busy_s
-    await asyncio.sleep(1.0)  # the statistics of PostgreSQL are told once a second
+    await asyncio.sleep(1.0)  # PostgreSQL's sessions report their statistics once per second
     updates, hot = place.ask(
         "select n_tup_upd, n_tup_hot_upd from pg_stat_user_tables where relname = 'registry_instance'"
     )
@@ -170,7 +170,7 @@ async def _steady(
         "per agent": (memory_bytes - empty_bytes) / size / 1024,
         "beats dropped": float(after.flush.beats_dropped),
         "found late": float(after.became_silent - before.became_silent),
-        "flush p99": percentile([look.flush.last_flush_s for look in meter.looks], 0.99),
+        "flush p99": percentile([sample.flush.last_flush_s for sample in meter.samples], 0.99),
         "HOT share": hot / updates if updates else 0.0,
         "table growth": place.ask("select pg_table_size('registry_instance')")[0] / table_bytes,
     }

@@ -1,4 +1,4 @@
-"""Discovery over HTTP, beside an empty endpoint of the same size in the same Serve."""
+"""Discovery over HTTP, compared with an empty endpoint of the same response size in the same Serve."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ empty = FastAPI()
 
 @empty.get("/")
 async def nothing(size: int) -> Response:
-    """A body of `size` bytes."""
+    """Return a body of `size` bytes."""
     return Response("x" * size, media_type="application/json")
 
 
 class Empty:
-    """A replica that does nothing."""
+    """A replica without state."""
 
 
 async def run(bench: Bench) -> Result:
-    """Answers a second, in turns of a second, so that nobody has the better moment."""
+    """Measure answers per second. The endpoints alternate every second, so that a noisy machine affects all alike."""
     turns = 1 if bench.is_quick else 8
     dsn = bench.new_database()
     await registered(dsn, AGENTS)
@@ -58,11 +58,11 @@ async def _measure(place: Place, turns: int) -> Result:
     async with httpx.AsyncClient(timeout=30, limits=httpx.Limits(max_connections=CALLERS)) as client:
         size = await _size_when_followed(client, ours)
         theirs = f"{theirs}?size={size}"
-        # a question that was never asked before has to be answered anew
+        # a new query is not in discovery's cache of answers
         serial = count()
         kinds: dict[str, Callable[[], str]] = {
             "ours": lambda: ours,
-            "anew": lambda: f"{ours}&selector=!turn-{next(serial)}",
+            "uncached": lambda: f"{ours}&selector=!turn-{next(serial)}",
             "theirs": lambda: theirs,
         }
         rates: dict[str, list[float]] = {kind: [] for kind in kinds}
@@ -76,15 +76,15 @@ async def _measure(place: Place, turns: int) -> Result:
         "http",
         [
             Figure("a page of 100 instances", mean["ours"], "/ s"),
-            Figure("the same, made anew each time", mean["anew"], "/ s"),
+            Figure("the same, rendered for each request", mean["uncached"], "/ s"),
             Figure("an empty endpoint of the same size", mean["theirs"], "/ s"),
             Figure("size", size / 1024, "KiB"),
         ],
         [
             Ratio("ours / empty", mean["ours"] / mean["theirs"], ">= 0.85"),
-            Ratio("made anew / empty", mean["anew"] / mean["theirs"]),
+            Ratio("rendered for each request / empty", mean["uncached"] / mean["theirs"]),
         ],
-        notes=[f"{CALLERS} callers; an answer is made once for each question and version of the copy"],
+        notes=[f"{CALLERS} callers; discovery renders an answer once per query and version of its cache"],
     )
 
 
@@ -103,7 +103,7 @@ async def _size_when_followed(client: httpx.AsyncClient, url: str) -> int:
         if answer.json()["source"] == "snapshot":
             return len(answer.content)
         await asyncio.sleep(0.1)
-    raise RegistryUnavailableError("discovery does not follow it")
+    raise RegistryUnavailableError("discovery does not follow the registry")
 
 
 async def _rate(client: httpx.AsyncClient, url: Callable[[], str], seconds: float) -> float:

@@ -1,8 +1,8 @@
-"""How many beats a second become durable: the registry end to end, beside its floor and its ceiling.
+"""Committed beats per second: the registry end to end, compared with a floor and a ceiling.
 
-In one run, on one database and the same rows:
+All three in one run, on one database and the same rows:
 
-  ours     an agents' process -> registry actor (beat_many, 1,000 ids a call) -> one statement a flush
+  ours     a process with agents -> registry actor (beat_many, 1,000 ids per call) -> one statement per flush
   floor    one transaction per beat, over a psycopg pool of 10
   ceiling  the bare batched UPDATE ... FROM unnest, one connection, no actor, no guards
 """
@@ -24,19 +24,19 @@ from seedcore.core.model import RegisterChange, Registration
 from seedcore.registry.connection import RegistryConnection
 from seedcore.store.postgres import PostgresStore
 
-IDS_A_CALL = 1000
+IDS_PER_CALL = 1000
 LANES = 10
 
 
 class Feeder:
-    """A process that hosts many logical agents and beats for all of them as fast as it is answered."""
+    """A process that beats for many agents, and sends the next call as soon as the last one is answered."""
 
     def __init__(self, namespace: str, instance_ids: list[str]) -> None:
         self._connection = RegistryConnection(namespace, 30.0)
-        self._calls = [instance_ids[i : i + IDS_A_CALL] for i in range(0, len(instance_ids), IDS_A_CALL)]
+        self._calls = [instance_ids[i : i + IDS_PER_CALL] for i in range(0, len(instance_ids), IDS_PER_CALL)]
 
     async def run(self, seconds: float) -> int:
-        """How many calls were lost; there should be none."""
+        """Beat for `seconds` seconds. Returns the number of lost instances, which should be 0."""
         ends_s = time.monotonic() + seconds
         turn = lost = 0
         while time.monotonic() < ends_s:
@@ -47,7 +47,7 @@ class Feeder:
 
 
 async def run(bench: Bench) -> Result:
-    """Committed, floor and ceiling, one after the other, on the same rows."""
+    """Measure committed beats, floor and ceiling, one after the other, on the same rows."""
     agents, seconds = (5_000, 1.5) if bench.is_quick else (50_000, 8.0)
     dsn = bench.new_database()
     ids = await registered(dsn, agents)
@@ -76,14 +76,12 @@ async def run(bench: Bench) -> Result:
             Ratio("committed / floor", ours["committed"] / low, ">= 15"),
             Ratio("committed / ceiling", ours["committed"] / high, ">= 0.4"),
         ],
-        notes=[
-            f"{agents:,} agents, the same rows one after the other; registry, feeder and PostgreSQL share this machine"
-        ],
+        notes=[f"{agents:,} agents, all three on the same rows; registry, feeder and PostgreSQL share this machine"],
     )
 
 
 async def registered(dsn: str, agents: int) -> list[str]:
-    """The ids of instances that are registered in the database."""
+    """Register instances in the database and return their ids."""
     store = PostgresStore(dsn)
     await store.open()
     ids = [str(uuid.uuid4()) for _ in range(agents)]
@@ -113,7 +111,7 @@ async def _ours(place: Place, ids: list[str], seconds: float) -> dict[str, float
 
 
 async def floor(dsn: str, ids: list[str], seconds: float) -> float:
-    """Beats a second as one transaction each."""
+    """Measure beats per second with one transaction each."""
     done = 0
     async with AsyncConnectionPool(dsn, min_size=LANES, max_size=LANES, kwargs={"autocommit": True}) as pool:
         await pool.wait()
@@ -136,7 +134,7 @@ async def floor(dsn: str, ids: list[str], seconds: float) -> float:
 
 
 async def ceiling(dsn: str, ids: list[str], seconds: float) -> float:
-    """Rows a second that PostgreSQL updates in batches, with nothing around it."""
+    """Measure rows per second of bare batched updates in PostgreSQL."""
     done = 0
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
         began_s = time.monotonic()

@@ -1,4 +1,4 @@
-"""Figures and ratios: as a table, as JSON, as a plot."""
+"""Figures and ratios, printed as a table and written as JSON or as a plot."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from seedcore.core.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured value. `unit` as it is written behind the number."""
+    """One measured value. `unit` is printed after the number."""
 
     name: str
     value: float
@@ -24,7 +24,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Ratio:
-    """One value over its baseline's. `bound` is what the project promises, as `>= 15` or `<= 2`; None: nothing."""
+    """A value divided by its baseline. `bound` is the promise, such as `>= 15` or `<= 2`; None: no promise."""
 
     name: str
     value: float
@@ -32,7 +32,7 @@ class Ratio:
 
     @property
     def holds(self) -> bool:
-        """Whether it is within its bound."""
+        """Whether the ratio is within its bound."""
         if self.bound is None:
             return True
         sign, limit = self.bound.split()
@@ -41,7 +41,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Result:
-    """What one benchmark found, and in how many seconds."""
+    """The results of one benchmark, and its duration in seconds."""
 
     name: str
     figures: Sequence[Figure]
@@ -51,7 +51,7 @@ class Result:
 
 
 def show(console: Console, result: Result) -> None:
-    """Print one benchmark's table."""
+    """Print the table of one benchmark."""
     table = Table(result.name.upper(), "", "PROMISED", box=None, pad_edge=False, min_width=70)
     table.columns[1].justify = "right"
     for figure in result.figures:
@@ -66,16 +66,16 @@ def show(console: Console, result: Result) -> None:
 
 
 def write_json(path: Path, results: Sequence[Result], machine: dict[str, object]) -> None:
-    """Everything, with what it ran on."""
-    told = [
+    """Write all results and the description of the machine."""
+    rows = [
         {**asdict(result), "ratios": [{**asdict(ratio), "holds": ratio.holds} for ratio in result.ratios]}
         for result in results
     ]
-    path.write_text(json.dumps({"machine": machine, "results": told}, indent=2) + "\n")
+    path.write_text(json.dumps({"machine": machine, "results": rows}, indent=2) + "\n")
 
 
 def require_plot() -> None:
-    """Raise ConfigurationError where the library that draws is not installed."""
+    """Raise ConfigurationError if matplotlib is not installed."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -83,7 +83,7 @@ def require_plot() -> None:
 
 
 def write_plot(path: Path, results: Sequence[Result]) -> None:
-    """Each ratio as a bar on a logarithmic axis, with the bound that is promised."""
+    """Draw each ratio as a bar on a logarithmic axis, with its promised bound."""
     require_plot()
     import matplotlib as mpl
 
@@ -99,7 +99,7 @@ def write_plot(path: Path, results: Sequence[Result]) -> None:
             axes.plot([float(ratio.bound.split()[1])] * 2, [place - 0.4, place + 0.4], color="#cc3311")
         axes.text(ratio.value, place, f" {_number(ratio.value)}", va="center")
     axes.set_xscale("log")
-    axes.set_xlabel("ratio to the baseline of the same run; red: what is promised")
+    axes.set_xlabel("ratio to the baseline of the same run; red: promised bound")
     figure.tight_layout()
     figure.savefig(path)
     plt.close(figure)

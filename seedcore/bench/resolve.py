@@ -1,5 +1,5 @@
-"""What a resolution costs, beside what Ray offers itself: a hit (its handle is proven), and a miss (nobody in this
-process has looked it up before, which is what `ray.get_actor` is for)."""
+"""The cost of a resolution, compared with Ray's own look-ups: a hit (the manager has a proven handle), and a miss (the
+process has not looked up the agent before, as with `ray.get_actor`)."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ WARM = 2
 
 
 class Caller:
-    """A process that has looked nobody up so far."""
+    """A new process, without any earlier look-ups."""
 
     def __init__(self, settings: Any) -> None:
         self._namespace = settings.namespace
         self._manager = Tier0MemoryManager(settings)
 
     async def measure(self, names: Sequence[str], turn: int) -> dict[str, list[float]]:
-        """Seconds by kind; which half of the names each gets depends on the turn."""
+        """Return the measured seconds by kind. The turn decides which half of the names each kind uses."""
         warm, names = names[:WARM], names[WARM:]
-        # the first look-up of a process loads the actor's class
+        # warm up: the first look-up of a process loads the actor's class
         ray.get_actor(warm[0], namespace=self._namespace)
         await self._until_followed(warm[1])
         ours, theirs = names[turn % 2 :: 2], names[(turn + 1) % 2 :: 2]
         found: dict[str, list[float]] = {"miss": [], "get_actor": [], "again": []}
-        for mine, other in zip(ours, theirs, strict=True):
-            found["miss"].append(await _timed(partial(self._manager.locate, mine)))
+        for own, other in zip(ours, theirs, strict=True):
+            found["miss"].append(await _timed(partial(self._manager.locate, own)))
             found["get_actor"].append(_timed_sync(partial(ray.get_actor, other, namespace=self._namespace)))
             found["again"].append(_timed_sync(partial(ray.get_actor, other, namespace=self._namespace)))
         for name in names:
             await self._manager.resolve(name)
-        # proven in the background
+        # the manager proves the handles in the background
         await asyncio.sleep(0.5)
         began_s = time.perf_counter()
         for number in range(HITS):
@@ -62,12 +62,12 @@ class Caller:
         ends_s = time.monotonic() + within_s
         while (await self._manager.locate(name)).source is not Source.SNAPSHOT:
             if time.monotonic() > ends_s:
-                raise RegistryUnavailableError("the manager does not follow it")
+                raise RegistryUnavailableError("the manager does not follow the registry")
             await asyncio.sleep(0.1)
 
 
 async def run(bench: Bench) -> Result:
-    """All on the same agents, in turns, so that nobody has the better moment."""
+    """Measure all kinds on the same agents. They alternate, so that load on the machine affects all alike."""
     agents, turns = (4, 1) if bench.is_quick else (20, 8)
     place = await bench.place("resolve")
     manager = Tier0MemoryManager(place.settings)
@@ -97,7 +97,7 @@ async def run(bench: Bench) -> Result:
             Figure("miss: locate", median_s["miss"] * 1e6, "us"),
             Figure("ray.get_actor, first look-up of a name", median_s["get_actor"] * 1e6, "us"),
             Figure("ray.get_actor again, from Ray's own cache", median_s["again"] * 1e6, "us"),
-            Figure("the registry asked itself", median_s["registry"] * 1e6, "us"),
+            Figure("a call to the registry", median_s["registry"] * 1e6, "us"),
             *figures,
         ],
         [
@@ -110,14 +110,14 @@ async def run(bench: Bench) -> Result:
 
 
 def _listings(turns: int) -> tuple[list[Figure], list[str]]:
-    """What Ray's own listings take, from a process that has called them before."""
+    """Measure Ray's own listings, in a process that has called them before."""
     names_s = [_timed_sync(partial(ray.util.list_named_actors, all_namespaces=True)) for _ in range(5 * turns)]
     figures = [Figure("list_named_actors", statistics.median(names_s) * 1e6, "us")]
     address = ray.get_runtime_context().gcs_address
     try:
         states_s = [_timed_sync(partial(state.list_actors, address=address, limit=10_000)) for _ in range(3)]
     except (RayError, ConnectionError, RuntimeError) as error:
-        return figures, [f"the State API was not reached: {type(error).__name__}"]
+        return figures, [f"the State API did not answer: {type(error).__name__}"]
     return [*figures, Figure("State API list_actors", statistics.median(states_s) * 1e6, "us")], []
 
 

@@ -1,4 +1,4 @@
-"""A registry that is killed: how long until it serves again, beside a bare read of the same rows."""
+"""The time until a killed registry serves again, compared with a bare read of the same rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from seedcore.core.errors import RegistryUnavailableError
 
 
 async def run(bench: Bench) -> Result:
-    """From the start of the new process to a complete answer."""
+    """Measure the time from the start of the new process to a complete answer."""
     agents = 10_000 if bench.is_quick else 100_000
     dsn = bench.new_database()
     await registered(dsn, agents)
@@ -36,14 +36,14 @@ async def run(bench: Bench) -> Result:
         [
             Figure("rows", agents, ""),
             Figure("from the kill to a complete answer", serves_at - killed_at, "s"),
-            Figure("of it, from the start of the actor's process", serves_s, "s"),
+            Figure("part of it: from the start of the actor's process", serves_s, "s"),
             Figure("bare: every row read by psycopg", read_s, "s"),
         ],
         [
             Ratio("process start to complete / bare read", serves_s / read_s),
             Ratio("process start to complete / 3 s", serves_s / 3.0, "<= 1"),
         ],
-        notes=["a process that Ray had started in reserve counts from the kill"],
+        notes=["if Ray used a process that it had started in advance, the time counts from the kill"],
     )
 
 
@@ -57,7 +57,7 @@ async def _until_complete(place: Place, killed: int) -> tuple[float, float]:
         except RegistryUnavailableError:
             pass
         await asyncio.sleep(0.02)
-    raise RegistryUnavailableError(f"it does not serve within {READY_S:g} s")
+    raise RegistryUnavailableError(f"the registry does not serve within {READY_S:g} s of the kill")
 
 
 def _bare_read(dsn: str) -> float:

@@ -1,4 +1,4 @@
-"""Every benchmark, one after the other, on one cluster and one PostgreSQL."""
+"""Runs the benchmarks, one after the other, on one Ray cluster and one PostgreSQL."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BENCHMARKS: Mapping[str, Callable[[Bench], Awaitable[Result]]] = dict(zip(NAMES,
 
 
 def run_all(console: Console, names: Sequence[str], *, is_quick: bool, dsn: str | None) -> list[Result]:
-    """Those that are named, or all. Raises InvalidInputError for a name that there is not, before anything runs."""
+    """Run the named benchmarks, or all. Raises InvalidInputError for an unknown name, before any benchmark runs."""
     unknown = [name for name in names if name not in BENCHMARKS]
     if unknown:
         raise InvalidInputError("benchmark", f"must be one of {', '.join(BENCHMARKS)}, not {unknown[0]!r}")

@@ -1,7 +1,7 @@
-"""What an adoption costs the old clients: `python -m tests.bench.adoption --rows 1000000`.
+"""The cost of an adoption for old clients: `python -m tests.bench.adoption --rows 1000000`.
 
-A database of the earlier SeedCore, on a server that keeps its promises (fsync on), is adopted while an old-style client
-registers, changes statuses and beats 50 times a second.
+Adopts a database of the earlier SeedCore on a durable server (fsync on) while an old client registers, changes statuses
+and beats 50 times per second.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--postgres", choices=("15", "18"), default="15")
-    parser.add_argument("--calls", type=float, default=50.0, help="a second")
+    parser.add_argument("--calls", type=float, default=50.0, help="calls per second of the old client")
     arguments = parser.parse_args()
     binaries = system_binaries() if arguments.postgres == "15" else embedded_binaries()
     if binaries is None:
@@ -35,21 +35,21 @@ def main() -> None:
         make_earlier(dsn, arguments.rows)
         with OldClient(dsn, arguments.calls) as before:
             time.sleep(10)
-        with OldClient(dsn, arguments.calls) as said:
+        with OldClient(dsn, arguments.calls) as during:
             time.sleep(1)
             began_s = time.monotonic()
-            asyncio.run(migrate_database(dsn, adopting=_tell))
+            asyncio.run(migrate_database(dsn, adopting=_print))
             took_s = time.monotonic() - began_s
             time.sleep(2)
-        _tell(f"{arguments.rows:,} instances, PostgreSQL {arguments.postgres}: {took_s:.0f} s in all")
-        longest = f"the longest took {said.longest_s * 1000:.0f} ms: {said.longest}"
-        _tell(f"old client: {said.calls} calls, {len(said.failures)} failed, {longest}")
-        _tell(f"in 10 s before: {before.calls} calls, the longest took {before.longest_s * 1000:.0f} ms")
-        for failure in said.failures[:5]:
-            _tell(failure)
+        _print(f"{arguments.rows:,} instances, PostgreSQL {arguments.postgres}: {took_s:.0f} s in total")
+        longest = f"the longest took {during.longest_s * 1000:.0f} ms: {during.longest}"
+        _print(f"old client: {during.calls} calls, {len(during.failures)} failed, {longest}")
+        _print(f"in the 10 s before: {before.calls} calls, the longest took {before.longest_s * 1000:.0f} ms")
+        for failure in during.failures[:5]:
+            _print(failure)
 
 
-def _tell(text: str) -> None:
+def _print(text: str) -> None:
     print(text, flush=True)  # noqa: T201 - a command
 
 

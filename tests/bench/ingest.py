@@ -1,4 +1,4 @@
-"""`seedcore bench ingest`: beats committed through the real actor, beside their floor and their ceiling.
+"""`seedcore bench ingest`: beats committed through the real actor, compared with a floor and a ceiling.
 
 python tests/bench/ingest.py [--quick] [--dsn DSN] [--json FILE]
 """

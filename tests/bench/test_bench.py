@@ -1,4 +1,4 @@
-"""The benchmarks run, and on a quiet machine what the project promises holds (`pytest -m soak tests/bench`)."""
+"""The benchmarks run, and the promised ratios hold on a quiet machine (`pytest -m soak tests/bench`)."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def promised(result: Result) -> None:
 @pytest.mark.soak
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_what_is_promised_holds(bench: Bench, name: str) -> None:
+def test_the_promised_ratios_hold(bench: Bench, name: str) -> None:
     promised(asyncio.run(_run(bench, name)))
 
 

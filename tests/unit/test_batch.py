@@ -1,4 +1,4 @@
-"""The buffers before the store: what they may drop and what they never do."""
+"""The buffers in front of the store: what they may drop and what they never drop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MOMENTS = st.integers(0, 50).map(float)
 
 
 class BeatBatchMachine(RuleBasedStateMachine):
-    """Any interleaving of beats, flushes that succeed and flushes that fail."""
+    """Any interleaving of beats, successful flushes and failed flushes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ def test_newest_beat_wins_in_any_order(beats: list[tuple[str, float]], capacity:
 
 
 @given(st.dictionaries(IDS, MOMENTS, max_size=4), st.dictionaries(IDS, MOMENTS, max_size=4))
-def test_put_back_never_covers_a_newer_beat(first: dict[str, float], later: dict[str, float]) -> None:
+def test_put_back_never_replaces_a_newer_beat(first: dict[str, float], later: dict[str, float]) -> None:
     batch = BeatBatch(capacity=8)
     for instance_id, heard_at in first.items():
         batch.offer(instance_id, heard_at)
@@ -114,7 +114,7 @@ def test_put_back_never_covers_a_newer_beat(first: dict[str, float], later: dict
     assert set(kept) == set(first) | set(later)
 
 
-def test_beats_that_wait_longest_go_first_and_failed_ones_go_again_before_others() -> None:
+def test_longest_waiting_beats_are_taken_first_and_failed_beats_before_others() -> None:
     batch = BeatBatch(capacity=8)
     for number in range(5):
         batch.offer(iid(number), float(number))
@@ -124,7 +124,7 @@ def test_beats_that_wait_longest_go_first_and_failed_ones_go_again_before_others
     assert list(batch.take(8)) == [iid(number) for number in range(5)]
 
 
-def test_beat_beyond_capacity_is_dropped_and_counted_but_known_ones_still_renew() -> None:
+def test_beat_beyond_capacity_is_dropped_and_counted_but_buffered_ones_still_renew() -> None:
     batch = BeatBatch(capacity=2)
     assert batch.offer(iid(1), 1.0)
     assert batch.offer(iid(2), 1.0)
@@ -146,7 +146,7 @@ def test_put_back_over_capacity_drops_the_oldest_and_counts_them() -> None:
     assert iid(3) in batch.take(2)
 
 
-def test_beat_of_an_instance_that_is_no_more_is_forgotten() -> None:
+def test_discard_removes_the_beat_of_an_ended_instance() -> None:
     batch = BeatBatch(capacity=2)
     batch.offer(iid(1), 1.0)
     batch.discard(iid(1))
@@ -167,7 +167,7 @@ def changes(draw: st.DrawFn) -> Change:
 
 
 class ChangeBatchMachine(RuleBasedStateMachine):
-    """Any interleaving of changes, commits of all or a part, and failures."""
+    """Any interleaving of changes, complete or partial commits, and failures."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -196,7 +196,7 @@ class ChangeBatchMachine(RuleBasedStateMachine):
         changed: set[str] = set()
         for change in taken:
             if isinstance(change, RegisterChange):
-                assert change.instance_id not in changed, "registered behind a status change it would overtake"
+                assert change.instance_id not in changed, "a registration would overtake an earlier status change"
             else:
                 changed.add(change.instance_id)
         self.in_flight = taken
@@ -204,7 +204,7 @@ class ChangeBatchMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.in_flight is not None)
     @rule(registrations_succeed=st.booleans(), statuses_succeed=st.booleans())
     def commit(self, registrations_succeed: bool, statuses_succeed: bool) -> None:
-        """As the writer does: registrations first, statuses after, what failed goes back."""
+        """Commit like the writer: registrations first, then statuses. Failed changes are put back."""
         assert self.in_flight is not None
         registrations = [change for change in self.in_flight if isinstance(change, RegisterChange)]
         statuses = [change for change in self.in_flight if not isinstance(change, RegisterChange)]
@@ -237,7 +237,7 @@ TestChangeBatch = ChangeBatchMachine.TestCase
 TestChangeBatch.settings = settings(max_examples=50, stateful_step_count=40)
 
 
-def test_full_backlog_refuses_and_takes_nothing() -> None:
+def test_full_backlog_refuses_a_change_and_stays_unchanged() -> None:
     batch = ChangeBatch(capacity=2)
     batch.offer(turns(1, Status.ALIVE))
     batch.require_room()
@@ -262,7 +262,7 @@ def test_put_back_is_never_refused() -> None:
     assert batch.take(10) == [*first, turns(1, Status.ALIVE, 3), turns(1, Status.DEAD, 4)]
 
 
-def test_run_ends_before_a_registration_that_would_overtake_a_status_change() -> None:
+def test_batch_ends_before_a_registration_that_would_overtake_a_status_change() -> None:
     batch = ChangeBatch(capacity=10)
     life: list[Change] = [joins(1), turns(1, Status.ALIVE), joins(2), joins(1, seq=5), turns(1, Status.DRAINING)]
     for change in life:
@@ -272,7 +272,7 @@ def test_run_ends_before_a_registration_that_would_overtake_a_status_change() ->
     assert batch.take(10) == []
 
 
-def test_offers_far_beyond_capacity_stay_within_it() -> None:
+def test_buffer_never_exceeds_its_capacity() -> None:
     batch = BeatBatch(capacity=100)
     chance = random.Random(7)
     for _ in range(1000):

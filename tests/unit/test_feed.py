@@ -1,4 +1,4 @@
-"""The feed is in order and without gaps, remembers a bounded number, and wakes only whom a change concerns."""
+"""The feed is in order and without gaps, keeps a bounded number of changes, and wakes only followers that match one."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from seedcore.core.lifecycle import Status
 from seedcore.core.model import Instance, InstanceFilter
 from tests.builders import iid, instance
 
-EVERYBODY = InstanceFilter(statuses=None)
+ALL = InstanceFilter(statuses=None)
 ALIVE = InstanceFilter(statuses=frozenset({Status.ALIVE}))
 STATES = st.sampled_from([None, Status.STARTING, Status.ALIVE, Status.DRAINING])
 
 
-def turned(row: Instance, status: Status) -> Instance:
+def with_status(row: Instance, status: Status) -> Instance:
     return replace(row, status=status)
 
 
-def taken(held: dict[str, Instance], batch: FeedBatch) -> dict[str, Instance]:
-    """What a follower holds after a batch."""
+def applied(cached: dict[str, Instance], batch: FeedBatch) -> dict[str, Instance]:
+    """The cache of a follower after a batch."""
     assert not batch.is_reset
-    after = dict(held)
+    after = dict(cached)
     for change in batch.changes:
         if change.instance is None:
             after.pop(change.instance_id, None)
@@ -35,25 +35,25 @@ def taken(held: dict[str, Instance], batch: FeedBatch) -> dict[str, Instance]:
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), STATES), max_size=40), st.sets(st.integers(0, 40)))
-def test_who_applies_every_batch_holds_what_there_is_whenever_it_asks(
-    steps: list[tuple[int, Status | None]], asks_after: set[int]
+def test_follower_that_applies_every_batch_has_the_current_state(
+    steps: list[tuple[int, Status | None]], reads_after: set[int]
 ) -> None:
     feed = Feed("here", 100)
     feed.start_over("epoch-1")
     rows: dict[str, Instance] = {}
     followers: dict[str, tuple[InstanceFilter, int, dict[str, Instance]]] = {
-        "all": (EVERYBODY, 1, {}),
+        "all": (ALL, 1, {}),
         "alive": (ALIVE, 1, {}),
     }
 
-    def ask() -> None:
-        for name, (wanted, version, held) in followers.items():
+    def read() -> None:
+        for name, (wanted, version, cached) in followers.items():
             batch = feed.since("here", version, wanted)
             assert (batch.since, batch.version) == (version, feed.version)
             assert [change.version for change in batch.changes] == sorted({one.version for one in batch.changes})
-            held = taken(held, batch)
-            followers[name] = (wanted, batch.version, held)
-            assert held == {key: row for key, row in rows.items() if wanted.matches(row, "epoch-1")}
+            cached = applied(cached, batch)
+            followers[name] = (wanted, batch.version, cached)
+            assert cached == {key: row for key, row in rows.items() if wanted.matches(row, "epoch-1")}
 
     for position, (number, status) in enumerate(steps):
         before = rows.get(iid(number))
@@ -65,30 +65,30 @@ def test_who_applies_every_batch_holds_what_there_is_whenever_it_asks(
             del rows[iid(number)]
         else:
             rows[after.instance_id] = after
-        if position in asks_after:
-            ask()
-    ask()
+        if position in reads_after:
+            read()
+    read()
 
 
-def test_a_position_it_does_not_reach_back_to_is_a_reset_that_says_so() -> None:
+def test_position_outside_the_feed_returns_a_reset() -> None:
     feed = Feed("here", 3)
     row = instance()
     for _ in range(5):
         feed.append(row, row)
-    assert not feed.since("here", 2, EVERYBODY).is_reset
+    assert not feed.since("here", 2, ALL).is_reset
     for stream, version in (("here", 1), ("here", 6), ("there", 5), (None, 5)):
-        batch = feed.since(stream, version, EVERYBODY)
+        batch = feed.since(stream, version, ALL)
         assert (batch.is_reset, batch.changes, batch.version, batch.stream) == (True, (), 5, "here")
 
 
-def test_nothing_new_is_an_empty_batch_and_no_reset() -> None:
+def test_current_position_returns_an_empty_batch_and_no_reset() -> None:
     feed = Feed("here", 3)
-    assert feed.since("here", 0, EVERYBODY) == FeedBatch("here", 0, 0, "", ())
+    assert feed.since("here", 0, ALL) == FeedBatch("here", 0, 0, "", ())
     feed.append(None, instance())
-    assert feed.since("here", 1, EVERYBODY) == FeedBatch("here", 1, 1, "", ())
+    assert feed.since("here", 1, ALL) == FeedBatch("here", 1, 1, "", ())
 
 
-def test_an_unrelated_change_wakes_nobody_who_selected_others() -> None:
+def test_change_wakes_only_followers_whose_filter_matches_before_or_after_it() -> None:
     feed = Feed("here", 100)
     feed.start_over("epoch-1")
     woken: list[str] = []
@@ -104,12 +104,12 @@ def test_an_unrelated_change_wakes_nobody_who_selected_others() -> None:
     left = instance(1, organ_id="left")
     feed.append(None, left)
     assert woken == ["left", "all"]
-    # once, until they have read it
-    feed.append(left, turned(left, Status.DRAINING))
+    # a follower is woken once until it follows again
+    feed.append(left, with_status(left, Status.DRAINING))
     assert woken == ["left", "all"]
     assert feed.followers == 3
     follow_again()
-    # who leaves a selection concerns it too
+    # the filter `left` matches before the change, `right` after it
     feed.append(left, replace(left, organ_id="right"))
     assert woken == ["left", "all", "left", "right", "all"]
     follow_again()
@@ -117,13 +117,13 @@ def test_an_unrelated_change_wakes_nobody_who_selected_others() -> None:
     feed.unfollow(numbers["right"])
     woken.clear()
     feed.append(None, instance(2, organ_id="right"))
-    # a fleet that is staged is not shown
+    # instances of a staged epoch match no filter
     feed.append(None, instance(3, organ_id="left", cluster_epoch="green"))
     assert woken == ["all"]
     assert feed.followers == 2
 
 
-def test_a_flip_of_the_epoch_wakes_everybody_to_list_again() -> None:
+def test_epoch_flip_wakes_every_follower_with_a_reset() -> None:
     feed = Feed("here", 100)
     feed.start_over("blue")
     woken: list[str] = []
@@ -131,6 +131,6 @@ def test_a_flip_of_the_epoch_wakes_everybody_to_list_again() -> None:
     feed.append(None, instance(1, cluster_epoch="green"))
     feed.start_over("green")
     assert woken == ["left"]
-    batch = feed.since("here", 2, EVERYBODY)
+    batch = feed.since("here", 2, ALL)
     assert (batch.is_reset, batch.version, batch.epoch) == (True, 3, "green")
-    assert not feed.since("here", 3, EVERYBODY).is_reset
+    assert not feed.since("here", 3, ALL).is_reset

@@ -1,4 +1,4 @@
-"""Lease arithmetic and the meter of our own absence."""
+"""Lease arithmetic, and the measurement of the registry's own absence."""
 
 from __future__ import annotations
 
@@ -37,31 +37,31 @@ def test_silence_is_late_after_one_beat_suspect_after_two_and_lapsed_after_the_l
 
 
 @given(SILENCES)
-def test_lapsed_is_exactly_a_lease_that_is_over(silence_s: float) -> None:
+def test_beats_are_lapsed_exactly_when_the_lease_has_expired(silence_s: float) -> None:
     assert (TERMS.beats(silence_s) is Beats.LAPSED) == TERMS.has_lapsed(silence_s)
 
 
 @given(SILENCES, SILENCES, st.floats(0.01, 100.0), st.floats(0.01, 100.0))
-def test_longer_silence_never_looks_better(first: float, second: float, beat_s: float, lease_s: float) -> None:
+def test_longer_silence_never_improves_the_verdict(first: float, second: float, beat_s: float, lease_s: float) -> None:
     terms = LeaseTerms(beat_s, lease_s)
     order = [Beats.FRESH, Beats.LATE, Beats.SUSPECT, Beats.LAPSED]
     shorter, longer = sorted((first, second))
     assert order.index(terms.beats(shorter)) <= order.index(terms.beats(longer))
 
 
-def test_lease_shorter_than_two_beats_is_never_fresh_beyond_its_end() -> None:
+def test_lease_shorter_than_two_beats_is_not_fresh_after_its_end() -> None:
     terms = LeaseTerms(beat_interval_s=5.0, lease_s=6.0)
     assert terms.beats(6.0) is Beats.FRESH
     assert terms.beats(6.1) is Beats.LAPSED
 
 
-def test_punctual_ticks_are_credited_nothing() -> None:
+def test_punctual_ticks_give_no_credit() -> None:
     meter = AbsenceMeter(period_s=1.0, now=100.0)
     assert [meter.tick(now) for now in (101.0, 101.5, 103.0, 104.5)] == [0.0, 0.0, 0.0, 0.0]
     assert meter.total_credit_s == 0.0
 
 
-def test_stall_is_credited_with_its_surplus_and_once() -> None:
+def test_stall_is_credited_once_with_its_delay() -> None:
     meter = AbsenceMeter(period_s=1.0, now=100.0)
     assert meter.tick(131.0) == 30.0
     assert meter.tick(132.0) == 0.0
@@ -70,7 +70,7 @@ def test_stall_is_credited_with_its_surplus_and_once() -> None:
 
 
 @given(st.lists(st.floats(0.0, 100.0), max_size=30), st.floats(0.1, 10.0))
-def test_credit_never_exceeds_the_time_that_passed(gaps_s: list[float], period_s: float) -> None:
+def test_credit_never_exceeds_the_elapsed_time(gaps_s: list[float], period_s: float) -> None:
     meter = AbsenceMeter(period_s, now=0.0)
     now = 0.0
     for gap_s in gaps_s:
@@ -80,13 +80,13 @@ def test_credit_never_exceeds_the_time_that_passed(gaps_s: list[float], period_s
     assert meter.total_credit_s <= now
 
 
-def test_a_few_late_freeze_nothing() -> None:
+def test_few_silent_instances_do_not_freeze_expiry() -> None:
     lateness = MassLateness(floor=10, share=0.25, max_s=100.0)
     assert not lateness.note(silent=9, living=9, now=0.0)
     assert not lateness.note(silent=24, living=100, now=1.0)
 
 
-def test_mass_lateness_freezes_until_half_of_it_is_gone() -> None:
+def test_mass_lateness_freezes_expiry_until_fewer_than_half_are_silent() -> None:
     lateness = MassLateness(floor=10, share=0.25, max_s=100.0)
     assert lateness.note(silent=25, living=100, now=0.0)
     assert lateness.note(silent=13, living=100, now=10.0)
@@ -94,22 +94,22 @@ def test_mass_lateness_freezes_until_half_of_it_is_gone() -> None:
     assert lateness.note(silent=25, living=100, now=30.0)
 
 
-def test_a_freeze_ends_by_itself_and_does_not_begin_again_at_once() -> None:
+def test_freeze_ends_at_its_time_limit_and_does_not_begin_again_at_once() -> None:
     lateness = MassLateness(floor=10, share=0.25, max_s=100.0)
     assert lateness.note(silent=50, living=100, now=0.0)
     assert lateness.note(silent=50, living=100, now=100.0)
     assert not lateness.note(silent=50, living=100, now=100.1)
     assert not lateness.note(silent=50, living=100, now=101.0)
-    # the same lateness is over only once it would have ended
+    # the next freeze is possible only after the number of silent instances has fallen
     assert not lateness.note(silent=5, living=50, now=102.0)
     assert lateness.note(silent=50, living=100, now=103.0)
 
 
-# The rate of all beats
+# The beat rate of the fleet
 
 
 @given(st.integers(0, 10_000_000), st.floats(1.0, 1e6))
-def test_all_beats_together_stay_under_the_ceiling_and_leases_follow(living: int, ceiling: float) -> None:
+def test_beats_of_the_fleet_stay_below_the_ceiling_and_leases_grow_in_proportion(living: int, ceiling: float) -> None:
     rate = BeatRate(TERMS, ceiling)
     rate.note(living, 0.0)
     asked = rate.asked
@@ -117,12 +117,12 @@ def test_all_beats_together_stay_under_the_ceiling_and_leases_follow(living: int
     assert asked.beat_interval_s >= TERMS.beat_interval_s
     if living / ceiling <= MAX_INTERVAL_S:
         assert living / asked.beat_interval_s <= ceiling * (1 + 1e-6)
-        # and not much longer than it must be
+        # the interval is at most one step longer than necessary
         assert asked.beat_interval_s <= max(TERMS.beat_interval_s, 1.11 * living / ceiling)
     assert asked.lease_s == pytest.approx(min(MAX_LEASE_S, 3 * asked.beat_interval_s))
 
 
-def test_a_fleet_that_shrinks_is_asked_for_more_beats_after_a_while_and_judged_by_them_later() -> None:
+def test_shorter_interval_is_requested_after_a_delay_and_judged_after_another_lease() -> None:
     rate = BeatRate(TERMS, 10.0)
     rate.note(100, 0.0)
     long = rate.asked
@@ -130,7 +130,7 @@ def test_a_fleet_that_shrinks_is_asked_for_more_beats_after_a_while_and_judged_b
     rate.note(20, 1.0)
     rate.note(20, SHRINK_AFTER_S)
     assert rate.asked == long
-    # it has grown again in between: the while begins anew
+    # the fleet has grown in between: the delay starts again
     rate.note(100, SHRINK_AFTER_S + 0.5)
     rate.note(20, SHRINK_AFTER_S + 1.0)
     rate.note(20, 2 * SHRINK_AFTER_S + 0.9)
@@ -144,7 +144,7 @@ def test_a_fleet_that_shrinks_is_asked_for_more_beats_after_a_while_and_judged_b
     assert rate.judged == TERMS
 
 
-def test_a_fleet_that_grows_is_judged_by_the_longer_interval_at_once() -> None:
+def test_longer_interval_applies_at_once() -> None:
     rate = BeatRate(TERMS, 10.0)
     rate.note(50, 0.0)
     assert rate.asked == TERMS
@@ -153,7 +153,7 @@ def test_a_fleet_that_grows_is_judged_by_the_longer_interval_at_once() -> None:
     assert rate.asked.beat_interval_s == pytest.approx(5.5)
 
 
-def test_a_registry_that_follows_one_with_a_longer_lease_judges_by_that_until_agents_have_heard_of_its_own() -> None:
+def test_new_registry_judges_by_the_longer_lease_of_the_previous_one_until_it_has_expired() -> None:
     before = BeatRate(TERMS, 10.0)
     before.note(150, 0.0)
     rate = BeatRate(TERMS, 1000.0)

@@ -21,7 +21,7 @@ EDGES = {
 
 @pytest.mark.parametrize("current", Status)
 @pytest.mark.parametrize("wanted", Status)
-def test_exactly_the_stated_edges_exist(current: Status, wanted: Status) -> None:
+def test_exactly_the_listed_transitions_exist(current: Status, wanted: Status) -> None:
     assert is_allowed(current, wanted) == ((str(current), str(wanted)) in EDGES)
 
 
@@ -47,6 +47,6 @@ def test_nothing_returns_to_starting() -> None:
 
 
 @pytest.mark.parametrize("status", Status)
-def test_status_reads_as_its_name(status: Status) -> None:
+def test_str_of_a_status_is_its_value(status: Status) -> None:
     assert str(status) == f"{status}" == status.value == status
     assert Status(str(status)) is status

@@ -1,4 +1,4 @@
-"""What many say at once travels in few messages, and each gets its own answer."""
+"""Changes and beats of many callers share messages, and each caller gets its own answer."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tests.builders import iid, joins
 from tests.waiting import eventually
 
 
-def said(number: int) -> SequencedChange:
+def registration(number: int) -> SequencedChange:
     return SequencedChange(joins(number, f"agent-{number}"), None)
 
 
 class Registry:
-    """Notes the messages; answers when it may."""
+    """Records the messages, and answers once `may_answer` is set."""
 
     def __init__(self) -> None:
         self.messages: list[list[str]] = []
@@ -52,35 +52,35 @@ class Registry:
         return BeatAnswer(dead=tuple(instance_id for instance_id in instance_ids if instance_id in self.dead))
 
 
-async def test_changes_said_together_are_one_message_and_each_gets_its_own_answer() -> None:
+async def test_simultaneous_changes_share_a_message_and_each_gets_its_own_answer() -> None:
     registry = Registry()
     registry.dead.add(iid(2))
     box = ChangeBox(registry.deliver, 0.001)
-    answers = await asyncio.gather(*(box.say(said(number)) for number in (1, 2, 3)), return_exceptions=True)
+    answers = await asyncio.gather(*(box.say(registration(number)) for number in (1, 2, 3)), return_exceptions=True)
     assert registry.messages == [[iid(1), iid(2), iid(3)]]
     assert [type(answer) for answer in answers] == [Receipt, InstanceDeadError, Receipt]
     assert [answer.instance_id for answer in answers if isinstance(answer, Receipt)] == [iid(1), iid(3)]
 
 
-async def test_a_message_that_fails_fails_for_all_of_it_and_the_next_one_is_sent() -> None:
+async def test_failed_message_fails_all_its_changes_and_the_next_message_is_sent() -> None:
     registry = Registry()
     registry.error = RegistryUnavailableError("away for the test")
     box = ChangeBox(registry.deliver, 0.001)
-    answers = await asyncio.gather(*(box.say(said(number)) for number in (1, 2)), return_exceptions=True)
+    answers = await asyncio.gather(*(box.say(registration(number)) for number in (1, 2)), return_exceptions=True)
     assert [str(answer) for answer in answers] == ["the registry is away: away for the test"] * 2
     registry.error = None
-    assert (await box.say(said(3))).durable
+    assert (await box.say(registration(3))).durable
 
 
-async def test_what_comes_while_messages_are_on_their_way_waits_and_goes_together() -> None:
+async def test_changes_wait_while_the_maximum_of_messages_is_in_flight_and_then_share_one() -> None:
     registry = Registry()
     registry.may_answer.clear()
     box = ChangeBox(registry.deliver, 0.001)
     waiting = []
     for number in range(outbox._IN_FLIGHT):
-        waiting.append(asyncio.create_task(box.say(said(number))))
+        waiting.append(asyncio.create_task(box.say(registration(number))))
         await eventually(lambda: len(registry.messages) == len(waiting), every_s=0.001)
-    waiting += [asyncio.create_task(box.say(said(number))) for number in range(10, 60)]
+    waiting += [asyncio.create_task(box.say(registration(number))) for number in range(10, 60)]
     for _ in range(5):
         await asyncio.sleep(0.001)
     assert len(registry.messages) == outbox._IN_FLIGHT
@@ -90,20 +90,20 @@ async def test_what_comes_while_messages_are_on_their_way_waits_and_goes_togethe
     assert registry.messages[-1] == [iid(number) for number in range(10, 60)]
 
 
-async def test_more_changes_than_may_wait_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_changes_beyond_the_capacity_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox, "_CAPACITY", 2)
     registry = Registry()
     box = ChangeBox(registry.deliver, 0.001)
-    answers = await asyncio.gather(*(box.say(said(number)) for number in (1, 2, 3)), return_exceptions=True)
+    answers = await asyncio.gather(*(box.say(registration(number)) for number in (1, 2, 3)), return_exceptions=True)
     assert isinstance(answers[2], BacklogFullError)
     assert registry.messages == [[iid(1), iid(2)]]
 
 
-async def test_one_who_waits_no_more_leaves_the_others_their_answers() -> None:
+async def test_cancelled_caller_does_not_affect_the_answers_of_others() -> None:
     registry = Registry()
     registry.may_answer.clear()
     changes, beats = ChangeBox(registry.deliver, 0.001), BeatBox(registry.beat_many, 0.001)
-    first, second = (asyncio.create_task(changes.say(said(number))) for number in (1, 2))
+    first, second = (asyncio.create_task(changes.say(registration(number))) for number in (1, 2))
     third, fourth = (asyncio.create_task(beats.say([iid(number)])) for number in (3, 4))
     await eventually(lambda: len(registry.messages) == 2, every_s=0.001)
     first.cancel()
@@ -114,7 +114,7 @@ async def test_one_who_waits_no_more_leaves_the_others_their_answers() -> None:
     assert isinstance((await asyncio.gather(first, return_exceptions=True))[0], asyncio.CancelledError)
 
 
-async def test_beats_within_the_linger_are_one_message_and_each_hears_of_its_own() -> None:
+async def test_beats_within_the_linger_share_a_message_and_each_caller_gets_its_own_lost_instances() -> None:
     registry = Registry()
     registry.dead.add(iid(2))
     box = BeatBox(registry.beat_many, 0.01)
@@ -125,7 +125,7 @@ async def test_beats_within_the_linger_are_one_message_and_each_hears_of_its_own
     assert registry.messages[-1] == ["10.5"]
 
 
-async def test_more_beats_than_a_message_takes_are_several(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_beats_beyond_the_size_of_a_message_are_sent_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox, "MAX_BEATS_A_MESSAGE", 2)
     registry = Registry()
     registry.dead |= {iid(1), iid(5)}
@@ -135,7 +135,9 @@ async def test_more_beats_than_a_message_takes_are_several(monkeypatch: pytest.M
     assert answer.dead == (iid(1), iid(5))
 
 
-async def test_beats_that_fail_fail_for_all_who_wait_and_too_many_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failed_beats_fail_for_every_caller_and_beats_beyond_the_capacity_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(outbox, "_CAPACITY", 2)
     registry = Registry()
     registry.error = RegistryUnavailableError("away for the test")

@@ -27,24 +27,24 @@ def forged(value: object) -> str:
 
 
 @given(NAMES, st.uuids().map(str))
-def test_cursor_leads_back_to_the_row_it_was_made_of(logical_id: str, instance_id: str) -> None:
+def test_cursor_decodes_to_the_row_it_was_made_from(logical_id: str, instance_id: str) -> None:
     cursor = encode_cursor(replace(instance(), logical_id=logical_id, instance_id=instance_id))
     assert decode_cursor(cursor) == (logical_id, instance_id)
     assert re.fullmatch(r"[A-Za-z0-9_-]+", cursor)
 
 
 @given(NAMES, st.uuids().map(str))
-def test_cursor_of_a_name_lies_behind_all_its_instances(logical_id: str, instance_id: str) -> None:
+def test_cursor_of_a_name_sorts_after_all_its_instances(logical_id: str, instance_id: str) -> None:
     assert decode_cursor(encode_name_cursor(logical_id)) >= (logical_id, instance_id)
 
 
 @given(NAMES, NAMES)
-def test_cursors_order_as_their_names_do(first: str, second: str) -> None:
+def test_cursors_sort_like_their_names(first: str, second: str) -> None:
     keys = decode_cursor(encode_name_cursor(first)), decode_cursor(encode_name_cursor(second))
     assert (keys[0] < keys[1]) == (first < second)
 
 
-def test_without_a_cursor_a_listing_starts_before_everything() -> None:
+def test_listing_without_a_cursor_starts_at_the_first_row() -> None:
     assert decode_cursor(None) < ("\x01", "00000000-0000-0000-0000-000000000000")
     assert decode_cursor(None)[0] == ""
 
@@ -71,7 +71,7 @@ def test_without_a_cursor_a_listing_starts_before_everything() -> None:
 @example(base64.urlsafe_b64encode(b"[" * 100_000).decode())
 @example(base64.urlsafe_b64encode(b"\xff\xfe").decode())
 @example(base64.urlsafe_b64encode(b"1" * 10_000).decode())
-def test_junk_cursor_is_refused_and_nothing_worse(junk: str) -> None:
+def test_junk_cursor_raises_invalid_input(junk: str) -> None:
     with pytest.raises(InvalidInputError, match=r"^cursor: "):
         decode_cursor(junk)
 
@@ -89,7 +89,7 @@ def test_cursor_of_another_type_is_refused(junk: Any) -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 2, MAX_PAGE])
-def test_page_size_within_bounds_is_taken(limit: int) -> None:
+def test_page_size_within_bounds_is_accepted(limit: int) -> None:
     assert check_limit(limit) == limit
 
 

@@ -1,4 +1,4 @@
-"""Which instance is the best one."""
+"""The choice among the instances of an agent."""
 
 from __future__ import annotations
 
@@ -54,19 +54,19 @@ def test_preference_is_a_total_order(rows: list[Instance]) -> None:
 
 
 @given(instances())
-def test_chosen_is_preferred_to_every_other(rows: list[Instance]) -> None:
+def test_best_instance_is_preferred_to_every_other(rows: list[Instance]) -> None:
     chosen = best(rows)
     assert chosen is not None
     assert all(preference(chosen) <= preference(row) for row in rows)
 
 
-def test_an_actor_to_call_counts_before_youth() -> None:
+def test_instance_with_an_actor_is_preferred_to_a_newer_one_without() -> None:
     old_actor, young_process = instance(1, age_s=1000.0, actor_name="callable"), instance(2)
     assert best([young_process, old_actor]) == old_actor
     assert best([young_process]) == young_process
 
 
-def test_status_counts_before_youth_and_youth_before_the_id() -> None:
+def test_status_decides_before_start_time_and_start_time_before_the_id() -> None:
     old_alive = instance(3, age_s=1000.0)
     young_draining = instance(1, status=Status.DRAINING)
     younger_starting = instance(2, age_s=-1000.0, status=Status.STARTING)
@@ -81,16 +81,16 @@ def test_status_counts_before_youth_and_youth_before_the_id() -> None:
     assert best([instance(7), instance(6)]) == instance(6)
 
 
-def test_of_none_there_is_no_best() -> None:
+def test_best_of_no_instances_is_none() -> None:
     assert best([]) is None
 
 
-def test_ids_of_builders_sort_as_their_numbers() -> None:
+def test_ids_of_the_test_builders_sort_like_their_numbers() -> None:
     assert sorted(iid(number) for number in (10, 2, 1)) == [iid(1), iid(2), iid(10)]
 
 
 @given(instances(), st.sampled_from(Policy), st.randoms(), st.text(max_size=5), st.integers(0, 100))
-def test_every_policy_is_a_total_order_that_prefers_who_can_be_called(
+def test_every_policy_is_independent_of_order_and_prefers_instances_with_an_actor(
     rows: list[Instance], policy: Policy, chance: random.Random, key: str, turn: int
 ) -> None:
     loads = {row.instance_id: chance.choice([0.0, 1.0, 2.0]) for row in rows}
@@ -116,32 +116,32 @@ def chosen_id(rows: list[Instance], policy: Policy, **details: Any) -> str:
     return chosen.instance_id
 
 
-def test_same_node_comes_first_and_others_where_there_is_none() -> None:
+def test_same_node_is_preferred_and_other_nodes_are_the_fallback() -> None:
     rows = replicas(4)
     assert chosen_id(rows, Policy.SAME_NODE, node_id="node-0") == iid(2)
     assert chosen_id(rows, Policy.SAME_NODE, node_id="node-1") == iid(1)
     assert chosen_id(rows, Policy.SAME_NODE, node_id="elsewhere") == iid(1)
 
 
-def test_least_loaded_wins_and_who_tells_no_load_is_idle() -> None:
+def test_least_loaded_instance_is_chosen_and_one_without_a_load_counts_as_idle() -> None:
     rows = replicas(3)
     assert chosen_id(rows, Policy.LEAST_LOADED, loads={iid(1): 0.2, iid(2): 0.1, iid(3): 0.3}) == iid(2)
     assert chosen_id(rows, Policy.LEAST_LOADED, loads={iid(1): 0.2, iid(2): 0.1}) == iid(3)
     assert chosen_id(rows, Policy.LEAST_LOADED) == iid(1)
 
 
-def test_round_robin_gives_everybody_his_turn() -> None:
+def test_round_robin_chooses_each_instance_in_turn() -> None:
     rows = replicas(3)
     turns = [chosen_id(rows, Policy.ROUND_ROBIN, turn=turn) for turn in range(6)]
     assert turns == [iid(1), iid(2), iid(3)] * 2
 
 
-def test_sticky_keys_spread_and_only_those_of_one_that_ends_move() -> None:
+def test_sticky_keys_spread_and_only_the_keys_of_an_ended_instance_move() -> None:
     rows = replicas(8)
     before = {key: chosen_id(rows, Policy.STICKY, key=str(key)) for key in range(800)}
     shares = Counter(before.values())
     assert len(shares) == 8
     assert max(shares.values()) < 3 * min(shares.values())
     gone = rows.pop(3).instance_id
-    moved = {key for key, held in before.items() if chosen_id(rows, Policy.STICKY, key=str(key)) != held}
-    assert moved == {key for key, held in before.items() if held == gone}
+    moved = {key for key, chosen in before.items() if chosen_id(rows, Policy.STICKY, key=str(key)) != chosen}
+    assert moved == {key for key, chosen in before.items() if chosen == gone}

@@ -1,4 +1,4 @@
-"""Label selectors: what they mean, and what is none."""
+"""Label selectors: valid selectors and their meaning, and invalid ones."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ LABELS = st.dictionaries(st.sampled_from("abc"), st.sampled_from(["", "x", "y"])
         ),
     ],
 )
-def test_selector_says_what_it_says_in_kubernetes(text: str, requirements: tuple[Requirement, ...]) -> None:
+def test_selector_has_the_meaning_of_kubernetes(text: str, requirements: tuple[Requirement, ...]) -> None:
     assert parse_selector(text) == requirements
 
 
 @pytest.mark.parametrize(
     "text", [",", "a,", "a,,b", "=x", "a in x", "a in (x", "a in", "a b", "a=x=y", "!a=x", "(a)", "a in (x) b", "!"]
 )
-def test_what_is_no_selector_is_refused_with_an_example(text: str) -> None:
+def test_invalid_selector_is_refused(text: str) -> None:
     with pytest.raises(InvalidInputError, match="selector"):
         parse_selector(text)
 
 
-def test_selector_has_a_bound() -> None:
+def test_selector_has_a_maximum_length_and_number_of_requirements() -> None:
     assert len(parse_selector(",".join("a" for _ in range(MAX_REQUIREMENTS)))) == MAX_REQUIREMENTS
     with pytest.raises(InvalidInputError, match="at most 64 requirements"):
         parse_selector(",".join("a" for _ in range(MAX_REQUIREMENTS + 1)))
@@ -59,7 +59,9 @@ def test_selector_has_a_bound() -> None:
 
 
 @given(LABELS, st.sampled_from("abc"), st.sampled_from(["", "x", "y"]))
-def test_each_operator_is_the_contrary_of_its_partner(labels: dict[str, str], key: str, value: str) -> None:
+def test_negated_requirement_holds_exactly_when_the_positive_one_does_not(
+    labels: dict[str, str], key: str, value: str
+) -> None:
     for is_so, is_not in ((f"{key}={value}", f"{key}!={value}"), (key, f"!{key}")):
         (one,), (other,) = parse_selector(is_so), parse_selector(is_not)
         assert one.holds(labels) is not other.holds(labels)
@@ -68,6 +70,6 @@ def test_each_operator_is_the_contrary_of_its_partner(labels: dict[str, str], ke
 
 
 @given(st.text(max_size=60))
-def test_any_text_is_a_selector_or_refused(text: str) -> None:
+def test_any_text_parses_or_raises_invalid_input(text: str) -> None:
     with suppress(InvalidInputError):
         parse_selector(text)

@@ -1,4 +1,4 @@
-"""The published truth table against the function that is it, for every combination of what witnesses say."""
+"""The published truth table and `judge` agree for every combination of reports."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "verdicts.md"
 
 
 def published() -> list[list[str]]:
-    """The rows of the document's table."""
+    """The rows of the table in docs/verdicts.md."""
     rows = [line.strip("| \n").split(" | ") for line in DOCUMENT.read_text().splitlines() if line.startswith("| ")]
     return rows[1:]
 
 
 def by_the_table(evidence: Evidence) -> str:
-    said = [
+    reports = [
         evidence.process.value,
         evidence.node.value,
         evidence.actor.value,
@@ -26,10 +26,12 @@ def by_the_table(evidence: Evidence) -> str:
         evidence.beats.value,
         "yes" if evidence.is_frozen else "no",
     ]
-    fitting = (
-        row[-1] for row in published() if all(cell in {"*", value} for cell, value in zip(row[:-1], said, strict=True))
+    matching = (
+        row[-1]
+        for row in published()
+        if all(cell in {"*", value} for cell, value in zip(row[:-1], reports, strict=True))
     )
-    return next(fitting)
+    return next(matching)
 
 
 def named(judgement: Verdict | Death) -> str:
@@ -44,19 +46,19 @@ EVERYTHING = [
 ]
 
 
-def test_the_function_is_the_published_table() -> None:
+def test_judge_agrees_with_the_published_table() -> None:
     assert len(EVERYTHING) == 3**4 * 5 * 2
     for evidence in EVERYTHING:
         assert named(judge(evidence)) == by_the_table(evidence), evidence
 
 
-def test_nobody_dies_without_a_witness_or_a_lease_that_is_over() -> None:
+def test_every_death_has_a_witness_or_an_expired_lease() -> None:
     for evidence in EVERYTHING:
         if isinstance(judge(evidence), Death):
             gone = Witness.GONE in {evidence.process, evidence.node, evidence.actor}
             assert gone or (evidence.beats is Beats.LAPSED and not evidence.is_frozen)
 
 
-def test_every_row_of_the_table_is_needed() -> None:
+def test_every_result_of_the_table_occurs() -> None:
     reached = {named(judge(evidence)) for evidence in EVERYTHING}
     assert reached == {row[-1] for row in published()}

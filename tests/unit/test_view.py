@@ -1,4 +1,4 @@
-"""A follower's copy says at each version what the roster says."""
+"""The cache of a follower equals the roster at each version."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STEPS = st.lists(
 
 
 class Fleet:
-    """A roster with its feed, and somebody who follows it."""
+    """A roster with its feed, and a follower's cache."""
 
     def __init__(self, capacity: int) -> None:
         self.roster = Roster(LeaseTerms(5.0, 15.0), 100, Feed("here", capacity))
@@ -79,14 +79,14 @@ class Fleet:
         rows, _ = self.roster.page(ALL, decode_cursor(None), 100, self.now_s)
         assert self.view.page(ALL, decode_cursor(None), 100) == (rows, False)
         assert len(self.view) == len(rows)
-        told = self.roster.verdicts_told(rows)
+        verdicts = self.roster.verdicts_told(rows)
         for row in rows:
-            assert self.view.verdict(row.instance_id) is told.get(row.instance_id, Verdict.FRESH)
+            assert self.view.verdict(row.instance_id) is verdicts.get(row.instance_id, Verdict.FRESH)
         for agent in range(AGENTS):
             name = f"agent-{agent}"
-            mine = [row for row in rows if row.logical_id == name]
-            assert self.view.page(replace(ALL, logical_id=name), decode_cursor(None), 100) == (mine, False)
-            alive = {row.instance_id: told.get(row.instance_id) for row in mine if row.status is Status.ALIVE}
+            of_agent = [row for row in rows if row.logical_id == name]
+            assert self.view.page(replace(ALL, logical_id=name), decode_cursor(None), 100) == (of_agent, False)
+            alive = {row.instance_id: verdicts.get(row.instance_id) for row in of_agent if row.status is Status.ALIVE}
             fresh = {instance_id for instance_id, verdict in alive.items() if verdict is None}
             late = {instance_id for instance_id, verdict in alive.items() if verdict is Verdict.LATE}
             assert {row.instance_id for row in self.view.candidates(name)} == fresh
@@ -94,7 +94,7 @@ class Fleet:
 
 
 @given(STEPS, st.sampled_from([2, 100]))
-def test_a_follower_that_has_read_everything_knows_what_the_roster_knows(steps: list[Step], capacity: int) -> None:
+def test_cache_that_applied_every_change_equals_the_roster(steps: list[Step], capacity: int) -> None:
     fleet = Fleet(capacity)
     for step in steps:
         fleet.take(step)
@@ -104,7 +104,7 @@ def test_a_follower_that_has_read_everything_knows_what_the_roster_knows(steps: 
     fleet.check()
 
 
-def test_verdicts_come_and_go_by_the_feed_and_a_beat_tells_at_once() -> None:
+def test_feed_reports_a_late_verdict_and_a_beat_clears_it_at_once() -> None:
     fleet = Fleet(100)
     for step in (("join", 0), ("alive", 0), ("read", 0), ("wait", 0), ("wait", 0), ("read", 0)):
         fleet.take(step)
@@ -117,7 +117,7 @@ def test_verdicts_come_and_go_by_the_feed_and_a_beat_tells_at_once() -> None:
     assert fleet.view.verdict(iid(2)) is Verdict.UNKNOWN
 
 
-def test_a_page_shows_what_is_wanted_in_key_order() -> None:
+def test_page_contains_matching_instances_in_key_order() -> None:
     fleet = Fleet(100)
     for agent in range(AGENTS):
         fleet.take(("join", agent))
@@ -128,5 +128,5 @@ def test_a_page_shows_what_is_wanted_in_key_order() -> None:
     rows, has_more = fleet.view.page(alive, decode_cursor(None), 1)
     assert ([row.logical_id for row in rows], has_more) == (["agent-1"], True)
     rows, has_more = fleet.view.page(alive, (rows[-1].logical_id, rows[-1].instance_id), 5)
-    # the third one registered in an epoch that is not shown
+    # the third agent registered in an epoch that is not current
     assert ([row.logical_id for row in rows], has_more) == (["agent-3"], False)

@@ -12,7 +12,7 @@ from tests.waiting import eventually
 
 
 class Work:
-    """Work that ends when told, and notes when it is cancelled."""
+    """Work that ends when `may_end` is set, and records a cancellation."""
 
     def __init__(self) -> None:
         self.may_end = asyncio.Event()
@@ -31,13 +31,13 @@ class Work:
 
 
 @pytest.mark.parametrize("timeout_s", [None, 5.0])
-async def test_work_in_time_gives_its_result(timeout_s: float | None) -> None:
+async def test_work_within_the_time_returns_its_result(timeout_s: float | None) -> None:
     work = Work()
     work.may_end.set()
     assert await within(work(), timeout_s) == "done"
 
 
-async def test_error_of_the_work_is_the_waiters() -> None:
+async def test_error_of_the_work_is_raised_to_the_caller() -> None:
     async def fail() -> None:
         raise LookupError("no")
 
@@ -45,7 +45,7 @@ async def test_error_of_the_work_is_the_waiters() -> None:
         await within(fail(), 5.0)
 
 
-async def test_late_work_is_a_timeout_and_is_cancelled() -> None:
+async def test_late_work_is_cancelled_and_raises_a_timeout() -> None:
     work = Work()
     with pytest.raises(asyncio.TimeoutError):
         await within(work(), 0.001)
@@ -53,7 +53,7 @@ async def test_late_work_is_a_timeout_and_is_cancelled() -> None:
     assert work.was_cancelled
 
 
-async def test_cancelling_the_waiter_cancels_the_work_and_is_not_lost() -> None:
+async def test_cancellation_of_the_caller_cancels_the_work_and_is_not_lost() -> None:
     work = Work()
     waiter = asyncio.ensure_future(within(work(), 5.0))
     await asyncio.sleep(0)
@@ -65,7 +65,7 @@ async def test_cancelling_the_waiter_cancels_the_work_and_is_not_lost() -> None:
     assert work.was_cancelled
 
 
-async def test_timeout_does_not_wait_for_work_that_will_not_end() -> None:
+async def test_timeout_does_not_wait_for_work_that_ignores_its_cancellation() -> None:
     may_end, has_ended = asyncio.Event(), asyncio.Event()
 
     async def stubborn() -> None:
@@ -82,7 +82,7 @@ async def test_timeout_does_not_wait_for_work_that_will_not_end() -> None:
     await has_ended.wait()
 
 
-async def test_error_of_abandoned_work_is_nobodys(caplog: pytest.LogCaptureFixture) -> None:
+async def test_error_of_abandoned_work_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     has_ended = asyncio.Event()
 
     async def fail_late() -> None:
@@ -99,7 +99,7 @@ async def test_error_of_abandoned_work_is_nobodys(caplog: pytest.LogCaptureFixtu
     assert "too late" not in caplog.text
 
 
-async def test_ending_tasks_waits_until_they_have_ended() -> None:
+async def test_end_waits_until_the_tasks_have_ended() -> None:
     work = Work()
 
     async def run() -> None:

@@ -1,4 +1,4 @@
-// What the reader may do here, and the dialog that takes a token.
+// The rights of the user, and the dialog for a token.
 
 import { getJson } from "./api.js";
 import { byId, setAttribute, setText } from "./dom.js";
@@ -24,7 +24,7 @@ export class Access {
     });
   }
 
-  /** Learns what is allowed; who may not even read is asked for a token. */
+  /** Loads the rights of the user. Opens the dialog if the user may not read. */
   async learn() {
     try {
       const access = await getJson("v1/access");
@@ -32,11 +32,11 @@ export class Access {
       this.#show(access);
       if (access.right === "none") this.ask("read", access.problem);
     } catch {
-      // whatever the reader does next says what is wrong
+      // the next request shows the error
     }
   }
 
-  /** Whether something may be done; if not, a token for it is asked for. */
+  /** Whether the user has a right. If not, opens the dialog for a token. */
   allows(right) {
     if (this.#right === null || RIGHTS.indexOf(this.#right) >= RIGHTS.indexOf(right)) return true;
     this.ask(right);
@@ -44,7 +44,7 @@ export class Access {
   }
 
   ask(right, problem = null) {
-    setText(byId("sign-in-why"), right === "write" ? "To change agents needs a token with the right to write." : "");
+    setText(byId("sign-in-why"), right === "write" ? "Changing agents requires a token with the right to write." : "");
     setText(byId("sign-in-error"), problem ?? "");
     byId("sign-out").hidden = !hasToken();
     this.#input.value = "";
@@ -68,7 +68,7 @@ export class Access {
 
   #show({ name, right }) {
     setText(byId("sign-in"), name === null ? "Sign in" : `${name} (${right})`);
-    setAttribute(byId("sign-in"), "title", name === null ? "" : `Signed in as ${name}, who may ${right}`);
+    setAttribute(byId("sign-in"), "title", name === null ? "" : `Signed in as ${name} with the right to ${right}`);
     byId("sign-in").hidden = name === null && right === "write";
   }
 }

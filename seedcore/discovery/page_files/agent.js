@@ -1,4 +1,4 @@
-// The panel of one agent: asked for again while it is open.
+// The panel of one agent. It reloads the agent while it is open.
 
 import { agentPath, getJson, postJson } from "./api.js";
 import { earlierItems, headline, instanceCard, tickTimes, timelineItems } from "./agent_view.js";
@@ -9,10 +9,10 @@ import { describeOutcome, describeRefusal, describeVerdict } from "./words.js";
 
 const EVERY_MS = 5000;
 
-/** How long an outcome is told. */
+/** How long an outcome is shown. */
 const OUTCOME_MS = 30_000;
 
-/** Changes that come together are one question. */
+/** Changes within this time cause one request. */
 const SETTLE_MS = 150;
 
 const PARTS = {
@@ -38,7 +38,7 @@ export class AgentPanel {
   #onClose;
   #canDrain = true;
 
-  /** `onClose()` when the reader closes it, `onDrain(id)` when they want to drain; `mayUndrain()` asks for the right. */
+  /** Calls `onClose()` and `onDrain(id)` for the buttons; `mayUndrain()` checks the right to undrain. */
   constructor({ onClose, onDrain, mayUndrain }) {
     this.#onClose = onClose;
     byId("agent-close").addEventListener("click", () => this.#onClose());
@@ -68,19 +68,19 @@ export class AgentPanel {
     this.#shown = {};
     this.#mustAskAgain = false;
     this.#root.hidden = true;
-    this.#say(null);
+    this.#announce(null);
   }
 
   focus() {
     byId("agent-name").focus({ preventScroll: true });
   }
 
-  /** Something of an agent has changed. */
+  /** Reloads the agent after a change, if it is open. */
   changed(id) {
     if (id === this.#id) this.#askIn(SETTLE_MS);
   }
 
-  /** Whether the registry is there to drain. */
+  /** Enables or disables the buttons: draining needs the registry. */
   allowDraining(isAllowed) {
     if (this.#canDrain === isAllowed) return;
     this.#canDrain = isAllowed;
@@ -94,10 +94,10 @@ export class AgentPanel {
     tickTimes(this.#root, now());
   }
 
-  /** What a drain came to, if its agent is still open. */
-  tellOutcome(id, outcome) {
+  /** Shows the outcome of a drain, if its agent is still open. */
+  showOutcome(id, outcome) {
     if (id !== this.#id) return;
-    this.#say(outcome);
+    this.#announce(outcome);
     this.#askIn(0);
   }
 
@@ -106,7 +106,7 @@ export class AgentPanel {
     this.#timer = setTimeout(() => this.#ask(), ms);
   }
 
-  // one question at a time; a change meanwhile asks once more
+  // one request at a time; a change meanwhile causes one more request
   async #ask() {
     if (this.#asking !== null) {
       this.#mustAskAgain = true;
@@ -120,7 +120,7 @@ export class AgentPanel {
       this.#answer = answer;
       this.#problem = null;
       this.#readAt = now();
-      if (answer.live.length === 0) this.#say(null);
+      if (answer.live.length === 0) this.#announce(null);
     } catch (error) {
       if (asking.signal.aborted) return;
       this.#problem = error;
@@ -137,9 +137,9 @@ export class AgentPanel {
     const button = byId("undrain");
     button.disabled = true;
     try {
-      this.tellOutcome(id, describeOutcome("undrain", await postJson(`${agentPath(id)}/undrain`, {}), null, now()));
+      this.showOutcome(id, describeOutcome("undrain", await postJson(`${agentPath(id)}/undrain`, {}), null, now()));
     } catch (error) {
-      this.tellOutcome(id, { level: "bad", text: describeRefusal("undrain", error) });
+      this.showOutcome(id, { level: "bad", text: describeRefusal("undrain", error) });
     }
     button.disabled = false;
   }
@@ -162,7 +162,7 @@ export class AgentPanel {
     byId("history-missing").hidden = !isHistoryMissing;
   }
 
-  // made anew only when it changed: what is marked or has the focus stays. Each beat changes the silence only.
+  // rebuilt only after a change, so that selection and focus stay. A beat changes only the silence.
   #showPart(name, content, make) {
     const signature = JSON.stringify(content, (key, value) =>
       key === "silence_s" || key === "last_heartbeat" ? undefined : value,
@@ -185,11 +185,11 @@ export class AgentPanel {
 
   #describe() {
     if (this.#answer !== null) return headline(this.#answer, now());
-    if (this.#problem === null) return { kind: "unknown", text: "Reading" };
+    if (this.#problem === null) return { kind: "unknown", text: "Loading" };
     if (this.#problem.status === 404) {
-      return { kind: "unknown", text: "Nobody ever registered under this id.", detail: this.#problem.message };
+      return { kind: "unknown", text: "No agent has registered under this id.", detail: this.#problem.message };
     }
-    return { kind: "unknown", text: "What is known of it cannot be read now.", detail: this.#problem.message };
+    return { kind: "unknown", text: "The agent cannot be loaded now.", detail: this.#problem.message };
   }
 
   #showProblem() {
@@ -198,14 +198,14 @@ export class AgentPanel {
     if (!isStale) return;
     setText(
       byId("agent-stale"),
-      `This was read ${longSpan(now() - this.#readAt)} ago. Since then: ${this.#problem.message}.`,
+      `Loaded ${longSpan(now() - this.#readAt)} ago. Reloading fails: ${this.#problem.message}.`,
     );
   }
 
   #showActions() {
     const statuses = (this.#answer?.live ?? []).map(({ instance }) => instance.status);
     const canDrain = statuses.length > 0;
-    setText(byId("drain"), statuses.every((status) => status === "draining") ? "Drain otherwise" : "Drain");
+    setText(byId("drain"), statuses.every((status) => status === "draining") ? "Change drain" : "Drain");
     const canUndrain = statuses.includes("draining");
     byId("drain").hidden = !canDrain;
     byId("undrain").hidden = !canUndrain;
@@ -214,9 +214,9 @@ export class AgentPanel {
     byId("drain-impossible").hidden = this.#canDrain;
   }
 
-  #say(outcome) {
+  #announce(outcome) {
     clearTimeout(this.#outcomeTimer);
-    if (outcome !== null) this.#outcomeTimer = setTimeout(() => this.#say(null), OUTCOME_MS);
+    if (outcome !== null) this.#outcomeTimer = setTimeout(() => this.#announce(null), OUTCOME_MS);
     const box = byId("outcome");
     setText(box, outcome?.text ?? "");
     setAttribute(box, "data-level", outcome?.level ?? null);

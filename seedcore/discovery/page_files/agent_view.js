@@ -1,10 +1,10 @@
-// What is known of one agent, as document nodes.
+// Builds the document nodes for one agent.
 
 import { h, mark, setText } from "./dom.js";
 import { absolute, ago, longSpan, parseTime, plural, shortId } from "./format.js";
 import { because, describeMove, describeVerdict, drainSpan } from "./words.js";
 
-/** A time that keeps itself relative: see `tickTimes`. */
+/** A relative time, which `tickTimes` updates. */
 function timeNode(ms, now) {
   const node = h("time", { datetime: new Date(ms).toISOString(), title: absolute(ms), "data-at": ms });
   setText(node, ago(ms, now));
@@ -15,7 +15,7 @@ export function tickTimes(root, now) {
   for (const node of root.querySelectorAll("time[data-at]")) setText(node, ago(Number(node.dataset.at), now));
 }
 
-/** In one sentence: does it live, and if not, why did it die. */
+/** The state of the agent in one sentence: alive, or the cause of its death. */
 export function headline(answer, now) {
   const { live, history, complete } = answer;
   if (live.length === 0) return headlineOfDead(history[0], complete, now);
@@ -25,7 +25,7 @@ export function headline(answer, now) {
   }
   const [{ instance, verdict, silence_s: silence }] = live;
   const kind = instance.status ?? "unknown";
-  if (kind === "unknown") return { kind, text: "Ray lists an actor of this name. Nothing else is known now." };
+  if (kind === "unknown") return { kind, text: "Ray lists an actor with this name. No other source answers." };
   if (kind === "draining") {
     const reason = reasonOf(answer, instance);
     const text = `Draining ${drainSpan(parseTime(instance.drain_until), now)}`;
@@ -43,13 +43,14 @@ export function headline(answer, now) {
 function headlineOfDead(last, isComplete, now) {
   if (last === undefined) {
     const text = isComplete
-      ? "No instance of it lives."
-      : "No instance of it is known to live. Its history cannot be read now.";
+      ? "No live instance."
+      : "No live instance is known. The history is not available.";
     return { kind: "unknown", text };
   }
   if (last.status !== "dead") {
-    // the database alone answers: it does not listen to beats
-    return { kind: last.status, text: `Was ${last.status} when the database last heard of it. The registry does not answer now.` };
+    // only the database answers, and it has no verdicts
+    const text = `The last status in the database is ${last.status}. The registry does not answer.`;
+    return { kind: last.status, text };
   }
   const stopped = parseTime(last.stopped_at) ?? parseTime(last.status_changed_at);
   const length = stopped === null ? "Dead" : `Dead for ${longSpan(now - stopped)}`;
@@ -63,7 +64,7 @@ function reasonOf({ transitions }, instance) {
   return move?.cause ?? instance.cause;
 }
 
-/** One living instance: the facts that help to find it. */
+/** One live instance with its details. */
 export function instanceCard({ instance, verdict, silence_s: silence }, now) {
   const status = instance.status ?? "unknown";
   const started = parseTime(instance.started_at);
@@ -149,7 +150,7 @@ export function timelineItems({ transitions }, now) {
   });
 }
 
-/** Instances that are no more, newest first. */
+/** Ended instances, newest first. */
 export function earlierItems({ live, history }, now) {
   const living = new Set(live.map(({ instance }) => instance.instance_id));
   return history

@@ -1,9 +1,9 @@
-// Calls of the HTTP API. Addresses are relative: the app may be mounted under a prefix.
+// Calls of the HTTP API. URLs are relative, because the app may be mounted under a prefix.
 
 import { learnTime } from "./clock.js";
 import { authorization } from "./token.js";
 
-/** Why a call came to nothing. `status` is 0 where no answer came: `isTimeout` tells slow from unreachable. */
+/** A failed call. `status` is 0 without an answer; `isTimeout` distinguishes a timeout from an unreachable server. */
 class ApiError extends Error {
   constructor(message, { status = 0, isTimeout = false } = {}) {
     super(message);
@@ -12,7 +12,7 @@ class ApiError extends Error {
   }
 }
 
-/** Whether the reader, as known so far, may not see this. */
+/** Whether the user lacks the right for this request. */
 export const isRefusal = (status) => status === 401 || status === 403;
 
 export const getJson = (path, options) => call(path, {}, options);

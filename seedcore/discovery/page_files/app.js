@@ -1,4 +1,4 @@
-// The page: brings what is known (fleet, roster, feed) and what is asked for (route) together, once a frame.
+// The page: combines the data (fleet, roster, feed) with the view that the user selected (route), once per frame.
 
 import { Access } from "./access.js";
 import { AgentPanel } from "./agent.js";
@@ -18,16 +18,16 @@ import { Roster } from "./roster.js";
 import { hrefOf, Route } from "./route.js";
 import { Toolbar } from "./toolbar.js";
 
-/** After a frame that took long the next one waits this many times as long. */
+/** After a frame, the next one waits this many times the duration of the last. */
 const REST_FACTOR = 4;
 
 /** A hidden page gets no frames. */
 const NO_FRAME_MS = 1000;
 
-/** Timings that are kept for whoever measures the page. */
+/** The number of timings kept for performance measurements. */
 const MAX_MEASURES = 100;
 
-/** The panel covers the list on a screen as narrow as that: see agent.css. */
+/** On a screen this narrow the panel covers the list: see agent.css. */
 const narrow = matchMedia("(max-width: 1099px)");
 
 const access = new Access();
@@ -47,7 +47,7 @@ const fleetView = new FleetView((name, value) => route.go({ [name]: route.state[
 const banners = new Banners();
 const causes = new DeathCauses({
   onCause: (row, cause) => {
-    roster.tellCause(row, cause);
+    roster.setCause(row, cause);
     requestFrame();
   },
   onLiving: (row) => {
@@ -80,7 +80,7 @@ const panel = new AgentPanel({
   mayUndrain: () => access.allows("write"),
 });
 new DeathsDialog((id) => hrefOf({ ...route.state, agent: id }));
-const drainDialog = new DrainDialog((id, outcome) => panel.tellOutcome(id, outcome));
+const drainDialog = new DrainDialog((id, outcome) => panel.showOutcome(id, outcome));
 
 let shownQuestion = "";
 let frame = null;
@@ -145,17 +145,17 @@ function showLive() {
 }
 
 function describeLive({ isListing, isConnected, isCurrent, loaded, asOf, source, problem, isRefused }) {
-  const age = asOf === null ? "" : ` of ${longSpan(now() - asOf)} ago`;
+  const age = asOf === null ? "" : ` from ${longSpan(now() - asOf)} ago`;
   if (isRefused) return ["none", "Not signed in"];
-  if (problem !== null) return ["bad", "List not read"];
+  if (problem !== null) return ["bad", "List not loaded"];
   if (isListing) {
-    if (loaded === 0) return ["none", "Reading the list"];
+    if (loaded === 0) return ["none", "Loading the list"];
     const all = fleet.overview?.instances ?? 0;
-    return ["none", all > loaded ? `Reading ${count(loaded)} of ${count(all)}` : `Reading, ${count(loaded)} so far`];
+    return ["none", all > loaded ? `Loading ${count(loaded)} of ${count(all)}` : `Loading, ${count(loaded)} so far`];
   }
   if (source === "postgres" || source === "ray") return ["warn", `List${age}`];
   if (!isConnected) return ["warn", "Reconnecting"];
-  if (isCurrent === false) return ["warn", `Copy${age}`];
+  if (isCurrent === false) return ["warn", `Cache${age}`];
   return ["good", "Live"];
 }
 
@@ -167,7 +167,7 @@ function onRoute() {
   for (const covered of [byId("top"), byId("banners"), byId("overview"), byId("list")]) {
     covered.inert = agent !== null && narrow.matches;
   }
-  // a page that is opened at an agent leaves the focus where the browser puts it
+  // if the page is opened at an agent, the focus stays where the browser puts it
   if (agent !== null && agent !== wasOpen && isFirstViewMarked) panel.focus();
   if (agent === null && wasOpen !== null) grid.focus();
   toolbar.show(route.state);
@@ -175,7 +175,7 @@ function onRoute() {
   requestFrame({ isUrgent: true });
 }
 
-// an id typed in full opens, also of one that is dead; other words go to the list
+// opens the agent if the input is a complete id, also of a dead agent; otherwise moves the focus to the list
 async function openExactly(id) {
   if (id === "") return;
   if (roster.hasAgent(id) || (await isKnown(id))) route.go({ agent: id });
@@ -187,12 +187,12 @@ async function isKnown(id) {
     await getJson(agentPath(id));
     return true;
   } catch (error) {
-    // what cannot be told now its page says
+    // any other error is shown in the panel
     return error.status !== 404;
   }
 }
 
-// from the key to the frame that shows its answer
+// measures the time from the key press to the frame with the result
 function measureSearch() {
   if (searchStart === null) return;
   const start = searchStart;

@@ -1,4 +1,4 @@
-// Problems as banners, in the title, and, once for each change, aloud.
+// Shows problems as banners and in the title, and announces each change to screen readers once.
 
 import { byId, h, mark, plain, setAttribute, setText } from "./dom.js";
 
@@ -7,7 +7,7 @@ const TITLE = "SeedCore Registry";
 export class Banners {
   #root = byId("banners");
   #elements = new Map();
-  #told = "";
+  #announced = "";
 
   show(problems) {
     const unused = new Map(this.#elements);
@@ -24,7 +24,7 @@ export class Banners {
       const element = this.#elements.get(key);
       if (this.#root.children[index] !== element) this.#root.insertBefore(element, this.#root.children[index] ?? null);
     });
-    this.#tell(problems);
+    this.#announce(problems);
   }
 
   #make(key) {
@@ -38,18 +38,18 @@ export class Banners {
     return element;
   }
 
-  // ages in the banners change every second: aloud it is only what begins and ends
-  #tell(problems) {
+  // the ages in the banners change every second: only the start and end of a problem are announced
+  #announce(problems) {
     const text = problems.map(({ title }) => title).join(" ");
-    if (text !== this.#told) announce(text || "All problems are over.");
-    this.#told = text;
+    if (text !== this.#announced) announce(text || "All problems are resolved.");
+    this.#announced = text;
     const trouble = problems.filter(({ level }) => level !== "info");
     const title = trouble.length === 0 ? TITLE : plain(`(!) ${trouble.map(({ short }) => short).join(", ")} - ${TITLE}`);
     if (document.title !== title) document.title = title;
   }
 }
 
-/** Says something to those who do not see the page. */
+/** Announces a text to screen readers. */
 export function announce(text) {
   setText(byId("announcer"), text);
 }

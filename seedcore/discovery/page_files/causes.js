@@ -1,4 +1,4 @@
-// Why the dead in sight died, where the feed has not told it: their agents are asked, a few at a time.
+// Loads the causes of visible deaths that the feed has sent without a cause, a few at a time.
 
 import { agentPath, getJson } from "./api.js";
 
@@ -12,7 +12,7 @@ export class DeathCauses {
   #onCause;
   #onLiving;
 
-  /** `onCause(row, cause)` for each that became known, `onLiving(row)` for one that only is not listed any more. */
+  /** Calls `onCause(row, cause)` for each cause, and `onLiving(row)` if the instance lives but is no longer listed. */
   constructor({ onCause, onLiving }) {
     this.#onCause = onCause;
     this.#onLiving = onLiving;
@@ -44,7 +44,7 @@ export class DeathCauses {
       const end = transitions.find(({ instance_id: id, to_status: to }) => id === row.instanceId && to === "dead");
       if (end?.cause) this.#onCause(row, end.cause);
     } catch {
-      // the row goes without it, and its agent's page will tell
+      // the row disappears without a cause; the agent's panel shows it
     }
   }
 }

@@ -1,4 +1,4 @@
-// The server's time, as far as its answers tell it.
+// The server's time, estimated from its answers.
 
 const MAX_SAMPLES = 30;
 const samples = [];
@@ -8,8 +8,8 @@ let offsetMs = 0;
 export const now = () => Date.now() + offsetMs;
 
 /**
- * Learns from one answer. Neither `as_of` nor the Date header is ever ahead of the server's clock, so each is a lower
- * bound of it, and the highest of the last ones is the best: an answer that is a copy of old does not mislead.
+ * Updates the estimate from one answer. Neither `as_of` nor the Date header is ever ahead of the server's clock, so
+ * each is a lower bound. The highest of the last samples is the best estimate, so an old answer does no harm.
  */
 export function learnTime(asOf, dateHeader) {
   const known = [Date.parse(asOf ?? ""), Date.parse(dateHeader ?? "")].filter(Number.isFinite);

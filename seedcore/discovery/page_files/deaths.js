@@ -1,4 +1,4 @@
-// The dialog of those who died, the last first.
+// The dialog with the deaths, most recent first.
 
 import { getJson } from "./api.js";
 import { now } from "./clock.js";
@@ -39,19 +39,19 @@ export class DeathsDialog {
     this.#asking?.abort();
     const asking = (this.#asking = new AbortController());
     this.#more.hidden = true;
-    setText(byId("deaths-note"), "Reading");
+    setText(byId("deaths-note"), "Loading");
     const place = this.#cursor === null ? "" : `&cursor=${encodeURIComponent(this.#cursor)}`;
     try {
       const page = await getJson(`v1/deaths?limit=${PAGE}${place}`, { signal: asking.signal });
       this.#list.append(...page.items.map((instance) => this.#line(instance)));
       this.#cursor = page.next_cursor;
-      setText(byId("deaths-note"), this.#list.childElementCount === 0 ? "Nobody has died, as far as is remembered." : "");
+      setText(byId("deaths-note"), this.#list.childElementCount === 0 ? "The history contains no deaths." : "");
     } catch (error) {
       if (asking.signal.aborted) return;
-      setText(byId("deaths-note"), `They cannot be read now: ${error.message}`);
+      setText(byId("deaths-note"), `The deaths cannot be loaded: ${error.message}`);
     }
     this.#more.hidden = this.#cursor === null && this.#list.childElementCount > 0;
-    setText(this.#more, this.#list.childElementCount === 0 ? "Try again" : "Earlier ones");
+    setText(this.#more, this.#list.childElementCount === 0 ? "Try again" : "Earlier deaths");
   }
 
   #line({ logical_id: id, cause, stopped_at: stoppedAt, node_id: nodeId, organ_id: organ }) {

@@ -1,8 +1,8 @@
-// Small helpers for the document. Data only ever become text nodes and attribute values, never markup.
+// Helpers for the document. Data become text nodes and attribute values, never markup.
 
 /**
- * Text as a reader may see it: characters that hide or reorder others, or command a terminal, as JSON escapes. Joiners
- * stay where scripts and emoji need them. (What the command prints passes the same rule: core/text.py.)
+ * Returns text as a reader may see it: characters that hide or reorder others, or command a terminal, become JSON escapes.
+ * Joiners stay where scripts and emoji need them. The command applies the same rule (core/text.py).
  */
 const UNFIT = /(?<![^\x00-\x7f])[\u200c\u200d]|[\u200c\u200d](?![^\x00-\x7f])|(?![\n\t\u200c\u200d])[\p{C}\p{Zl}\p{Zp}]/gu;
 
@@ -12,7 +12,7 @@ const escape = (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}
 
 const SEEN = new Set(["title", "aria-label"]);
 
-/** An element with attributes and children; a child is a node or text, and null or false is left out. */
+/** Creates an element with attributes and children. A child is a node or a text; null and false are skipped. */
 export function h(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) setAttribute(element, name, value);
@@ -23,7 +23,7 @@ export function h(tag, attributes = {}, ...children) {
   return element;
 }
 
-/** Sets an attribute, or takes it away where the value is null or false; leaves the document alone where it is so. */
+/** Sets an attribute, or removes it if the value is null or false. Does not touch an unchanged attribute. */
 export function setAttribute(element, name, value) {
   if (value === null || value === undefined || value === false) {
     if (element.hasAttribute(name)) element.removeAttribute(name);
@@ -40,5 +40,5 @@ export function setText(element, text) {
 
 export const byId = (id) => document.getElementById(id);
 
-/** A shape that stands for a status or verdict; the word is always beside it. */
+/** A shape for a status or verdict. The word is always beside it. */
 export const mark = (kind) => h("span", { class: `mark mark-${kind}`, "aria-hidden": "true" });

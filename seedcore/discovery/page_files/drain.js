@@ -11,7 +11,7 @@ export class DrainDialog {
   #id = null;
   #onOutcome;
 
-  /** `onOutcome(id, outcome)` once it is done. */
+  /** Calls `onOutcome(id, outcome)` after the request. */
   constructor(onOutcome) {
     this.#onOutcome = onOutcome;
     byId("drain-cancel").addEventListener("click", () => this.#dialog.close());
@@ -45,7 +45,7 @@ export class DrainDialog {
       if (id === this.#id) this.#dialog.close();
     } catch (error) {
       const text = describeRefusal("drain", error);
-      // who closed the dialog meanwhile is told in the panel
+      // if the dialog has been closed, the panel shows the error
       if (this.#dialog.open && id === this.#id) setText(byId("drain-error"), text);
       else this.#onOutcome(id, { level: "bad", text });
     }

@@ -1,4 +1,4 @@
-// Keeps a roster up to date: lists everything once, then follows the changes.
+// Keeps a roster up to date: lists all instances once, then follows the changes.
 
 import { getJson, isRefusal } from "./api.js";
 import { learnTime, now } from "./clock.js";
@@ -7,20 +7,20 @@ import { EventStream } from "./stream.js";
 
 const LIST = "v1/instances?limit=1000&status=starting&status=alive&status=draining";
 
-/** The stream says something every 2 s; one that is silent for longer is dead, whatever TCP thinks. */
+/** The stream sends an event every 2 s. A stream that is silent for this long is broken, even if TCP is connected. */
 const SILENCE_MS = 10_000;
 
-/** A listing that did not come from the registry's feed has no changes to follow. */
+/** A listing from another source than the registry has no changes to follow, so it is repeated. */
 const RELIST_MS = 10_000;
 
 const MIN_RETRY_MS = 1000;
 const MAX_RETRY_MS = 20_000;
 
-/** A hidden page frees its connection: a browser has six for one server. */
+/** A hidden page closes its connection after this time: browsers allow six connections per server. */
 const HIDDEN_MS = 60_000;
 
 export class Feed {
-  /** What the reader should know of it; `onChange` tells of each change. */
+  /** The state shown to the user. `onChange` is called after each change. */
   state = {
     isListing: true, loaded: 0, isConnected: false, isCurrent: null, asOf: null, source: null,
     problem: null, isRefused: false,
@@ -32,12 +32,12 @@ export class Feed {
   #run = 0;
   #stream = null;
   #after = null;
-  #heardAt = 0;
+  #lastEventAt = 0;
   #attempts = 0;
   #retry = null;
   #hiding = null;
 
-  /** `onChange()` whenever rows or state changed, `onAgent(id)` for each change of an agent. */
+  /** Calls `onChange()` after each change of rows or state, and `onAgent(id)` for each change of an agent. */
   constructor(roster, { onChange, onAgent }) {
     this.#roster = roster;
     this.#onChange = onChange;
@@ -49,15 +49,15 @@ export class Feed {
     void this.#list();
   }
 
-  /** To be called every second. */
+  /** Reconnects a silent stream. Call it every second. */
   tick() {
-    if (this.#stream && performance.now() - this.#heardAt > SILENCE_MS) this.#reconnect();
+    if (this.#stream && performance.now() - this.#lastEventAt > SILENCE_MS) this.#reconnect();
   }
 
   async #list() {
     const run = ++this.#run;
     this.#close();
-    this.#tell({ isListing: true, loaded: 0 });
+    this.#update({ isListing: true, loaded: 0 });
     try {
       let cursor = null;
       let isFirst = true;
@@ -67,40 +67,40 @@ export class Feed {
         if (isFirst) this.#begin(page);
         isFirst = false;
         this.#roster.addPage(page);
-        this.#tell({ loaded: this.state.loaded + page.items.length, problem: null, isRefused: false });
+        this.#update({ loaded: this.state.loaded + page.items.length, problem: null, isRefused: false });
         cursor = page.next_cursor;
       } while (cursor !== null && !this.#roster.isFull);
       this.#roster.endListing();
-      this.#tell({ isListing: false });
+      this.#update({ isListing: false });
       if (this.#after === null) this.#later(RELIST_MS);
     } catch (error) {
       if (run !== this.#run) return;
-      this.#tell({ problem: error.message, isRefused: isRefusal(error.status) });
+      this.#update({ problem: error.message, isRefused: isRefusal(error.status) });
       this.#later(this.#backoff());
     }
   }
 
-  // the changes are followed from the first page on: the later ones are newer, never older
+  // follow the changes after the first page's version: later pages can only be newer
   #begin(page) {
     this.#roster.beginListing(page.stream);
     this.#after = page.stream === null ? null : `${page.stream}:${page.version}`;
-    this.#tell({ source: page.source, asOf: parseTime(page.as_of), isCurrent: null });
+    this.#update({ source: page.source, asOf: parseTime(page.as_of), isCurrent: null });
     if (this.#after !== null) this.#open();
   }
 
   #open() {
     this.#close();
-    this.#heardAt = performance.now();
-    let hasHeard = false;
+    this.#lastEventAt = performance.now();
+    let hasEvents = false;
     this.#stream = new EventStream(`v1/watch?after=${encodeURIComponent(this.#after)}`, {
-      onOpen: () => this.#tell({ isConnected: true }),
+      onOpen: () => this.#update({ isConnected: true }),
       onEvent: (name, data, id) => {
-        this.#heardAt = performance.now();
-        hasHeard = true;
+        this.#lastEventAt = performance.now();
+        hasEvents = true;
         if (id) this.#after = id;
         this.#take[name]?.(data);
       },
-      onEnd: (isWhole) => (isWhole && hasHeard ? this.#open() : this.#reconnect()),
+      onEnd: (isWhole) => (isWhole && hasEvents ? this.#open() : this.#reconnect()),
     });
   }
 
@@ -114,7 +114,7 @@ export class Feed {
     state: ({ current, as_of: asOf }) => {
       this.#attempts = 0;
       learnTime(asOf);
-      this.#tell({ isConnected: true, isCurrent: current, asOf: parseTime(asOf) });
+      this.#update({ isConnected: true, isCurrent: current, asOf: parseTime(asOf) });
     },
     reset: () => {
       this.#close();
@@ -124,8 +124,8 @@ export class Feed {
 
   #reconnect() {
     this.#close();
-    this.#tell({ isConnected: false });
-    // a listing that failed waits to be read again, and brings its own stream
+    this.#update({ isConnected: false });
+    // after a failed listing, list again, which also opens a new stream
     this.#schedule(() => (this.state.problem === null ? this.#open() : this.#list()), this.#backoff());
   }
 
@@ -147,7 +147,7 @@ export class Feed {
   #backoff() {
     const wait = Math.min(MAX_RETRY_MS, MIN_RETRY_MS * 2 ** this.#attempts);
     this.#attempts += 1;
-    // so that many pages do not come back at once
+    // jitter: many pages must not reconnect at the same time
     return wait * (0.75 + Math.random() / 2);
   }
 
@@ -157,17 +157,17 @@ export class Feed {
       this.#hiding = setTimeout(() => {
         this.#run += 1;
         this.#close();
-        this.#tell({ isConnected: false });
+        this.#update({ isConnected: false });
       }, HIDDEN_MS);
     } else if (this.#stream === null) {
       this.#attempts = 0;
-      // a listing that was broken off must be read again from its beginning
+      // an interrupted listing starts again from its beginning
       if (this.#after === null || this.state.isListing) void this.#list();
       else this.#open();
     }
   }
 
-  #tell(patch) {
+  #update(patch) {
     Object.assign(this.state, patch);
     this.#onChange();
   }

@@ -1,4 +1,4 @@
-// The fleet at a glance: the figures of /v1/overview, asked for again and again.
+// The fleet overview: loads the figures of /v1/overview periodically.
 
 import { getJson } from "./api.js";
 import { now } from "./clock.js";
@@ -9,12 +9,12 @@ const EVERY_MS = 2000;
 const HIDDEN_EVERY_MS = 15_000;
 const TIMEOUT_MS = 5000;
 
-/** Figures older than this say so. */
+/** Figures older than this show their age. */
 const OLD_MS = 6000;
 
 const TOP_ORGANS = 4;
 
-/** The overview names no more organs than that. */
+/** The overview contains at most this many organs. */
 const MAX_ORGANS = 50;
 
 const STATUSES = ["alive", "draining", "starting"];
@@ -22,7 +22,7 @@ const VERDICTS = ["fresh", "late", "suspect", "unknown"];
 
 export class Fleet {
   overview = null;
-  /** How the last question went: what is wrong, the HTTP status, and when an answer last came. */
+  /** The result of the last request: the error, the HTTP status, and the time of the last answer. */
   fetch = { error: null, status: 0, at: null };
 
   #onAnswer;
@@ -36,7 +36,7 @@ export class Fleet {
     });
   }
 
-  /** Asks now, and from then on for ever; one question at a time. */
+  /** Loads the overview now and then periodically, one request at a time. */
   async ask() {
     clearTimeout(this.#timer);
     this.#isAsking = true;
@@ -52,7 +52,7 @@ export class Fleet {
   }
 }
 
-/** Shows the figures; `filters` are those pressed, `onFilter(name, value)` when one is. */
+/** Shows the figures. `filters` are the active filters; calls `onFilter(name, value)` for a pressed button. */
 export class FleetView {
   #onFilter;
   #legends = new Map();
@@ -80,7 +80,7 @@ export class FleetView {
     const age = byId("overview-age");
     age.hidden = !isOld;
     if (isOld) {
-      setText(age, `of ${longSpan(now() - asOf)} ago`);
+      setText(age, `from ${longSpan(now() - asOf)} ago`);
       setAttribute(age, "title", absolute(asOf));
     }
   }
@@ -92,13 +92,13 @@ export class FleetView {
 
   #showInstances(overview, filters) {
     figure("instances", count(overview.instances));
-    this.#showShares("status", STATUSES, overview.by_status, filters.status, "Their status is not known now.");
+    this.#showShares("status", STATUSES, overview.by_status, filters.status, "The status is not known now.");
     const verdicts = overview.by_verdict;
     const judged = Object.values(verdicts).reduce((sum, n) => sum + n, 0);
     const fresh = verdicts.fresh ?? 0;
     figure("fresh", judged === 0 ? "-" : share(fresh, judged), judged === 0 ? "" : "% fresh");
     const shown = VERDICTS.filter((verdict) => verdict !== "unknown" || verdicts.unknown > 0);
-    const why = overview.registry === null ? "Only the registry judges." : "Nobody to judge.";
+    const why = overview.registry === null ? "Only the registry has verdicts." : "No agents.";
     this.#showShares("verdict", shown, verdicts, filters.verdict, why);
   }
 
@@ -131,7 +131,7 @@ export class FleetView {
     });
   }
 
-  // buttons are made anew only when their names change: one that has the focus stays
+  // the buttons are rebuilt only when their names change, so that the focus stays
   #showLegend(name, entries, pressed, otherwise) {
     const list = byId(`${name}-legend`);
     const names = JSON.stringify([entries.map(({ value }) => value), otherwise]);
@@ -160,7 +160,7 @@ export class FleetView {
   }
 }
 
-const SOURCES = { snapshot: "the live copy", registry: "the registry", postgres: "PostgreSQL", ray: "Ray's listing" };
+const SOURCES = { snapshot: "the live cache", registry: "the registry", postgres: "PostgreSQL", ray: "Ray's listing" };
 const STORES = { embedded: "embedded", postgres: "external", memory: "memory only" };
 
 function figure(name, value, unit = "") {
@@ -173,7 +173,7 @@ function lines(name, ...texts) {
   texts.forEach((text, index) => setText(byId(`${name}-${index + 1}`), text ?? ""));
 }
 
-// never "100 %" where one is not
+// rounded down: "100 %" only if all are
 function share(part, whole) {
   const percent = (100 * part) / whole;
   return percent === 100 ? "100" : (Math.floor(percent * 10) / 10).toFixed(1);
@@ -214,7 +214,7 @@ function showRegistry(overview) {
 function registryHealth(registry) {
   if (registry === null) return ["bad", "away"];
   if (registry.fenced_by !== null) return ["bad", "replaced"];
-  return registry.recovered ? ["good", "works"] : ["warn", "recovering"];
+  return registry.recovered ? ["good", "running"] : ["warn", "recovering"];
 }
 
 function showExpiry(registry) {
@@ -228,7 +228,7 @@ function showExpiry(registry) {
   setAttribute(
     byId("expiry-2"),
     "title",
-    `Processes whose end is noticed at once, by ${plural(registry.relays, "relay")}`,
+    `Processes that ${plural(registry.relays, "relay watches", "relays watch")}: their end is reported at once`,
   );
 }
 
@@ -236,14 +236,14 @@ function showDatabase(registry, rungs) {
   const isMemory = registry?.store_kind === "memory";
   const isAway = rungs.postgres !== "ok" || Boolean(registry?.store_problem);
   if (isMemory) health("database", "warn", "none");
-  else health("database", isAway ? "bad" : "good", isAway ? "away" : "works");
+  else health("database", isAway ? "bad" : "good", isAway ? "away" : "connected");
   const compared = parseTime(registry?.compared_at);
   lines(
     "database",
     registry ? (STORES[registry.store_kind] ?? registry.store_kind) : "",
     compared === null ? "" : `checked ${longSpan(now() - compared)} ago`,
   );
-  const healed = registry ? `Compared with memory; ${count(registry.healed)} differences healed` : null;
+  const healed = registry ? `Compared with memory; ${plural(registry.healed, "difference")} repaired` : null;
   setAttribute(byId("database-2"), "title", healed);
 }
 

@@ -31,10 +31,10 @@ export function longSpan(ms) {
 
 export const ago = (ms, now) => (now - ms < SECOND ? "just now" : `${longSpan(now - ms)} ago`);
 
-/** Rounded up: what was just asked to last 15 min is not "in 14 min". */
+/** Rounded up, so that a new drain of 15 min is not shown as "in 14 min". */
 export const inFuture = (ms, now) => `in ${longSpan(Math.ceil((ms - now) / MINUTE) * MINUTE)}`;
 
-/** "1.2 s", "12 ms": a length of work. */
+/** A duration of work: "1.2 s", "12 ms". */
 export function latency(seconds) {
   if (seconds >= 1) return [seconds.toFixed(1), "s"];
   const ms = seconds * 1000;
@@ -47,7 +47,7 @@ const day = (date) => `${date.getFullYear()}-${two(date.getMonth() + 1)}-${two(d
 
 const wall = (date) => `${two(date.getHours())}:${two(date.getMinutes())}`;
 
-/** "2026-03-01 14:05:09 UTC+01:00": the whole time, in the reader's zone. */
+/** The full time in the user's time zone: "2026-03-01 14:05:09 UTC+01:00". */
 export function absolute(ms) {
   const date = new Date(ms);
   const zone = -date.getTimezoneOffset();
@@ -55,7 +55,7 @@ export function absolute(ms) {
   return `${day(date)} ${wall(date)}:${two(date.getSeconds())} UTC${offset}`;
 }
 
-/** "14:05", with the day where it is not today. */
+/** The time of day, with the date if it is not today: "14:05". */
 export function wallTime(ms, now) {
   const date = new Date(ms);
   return day(date) === day(new Date(now)) ? wall(date) : `${day(date)} ${wall(date)}`;

@@ -1,11 +1,11 @@
-// The table: of however many rows, only those in sight are in the document.
+// The table. The document contains only the visible rows.
 
 import { byId, h, mark, setAttribute, setText } from "./dom.js";
 import { absolute, ago, count, shortId, span } from "./format.js";
 import { because, drainSpan } from "./words.js";
 import { placeOf } from "./roster.js";
 
-/** Rows beyond the edges of the view, so that a scroll does not show a gap before the next frame. */
+/** Additional rows above and below the view, so that scrolling shows no gap before the next frame. */
 const OVERSCAN = 8;
 
 const CELLS = ["agent", "status", "verdict", "organ", "node", "pid", "epoch", "started", "since", "labels", "cause"];
@@ -17,14 +17,14 @@ export class Grid {
   #head = byId("grid-head");
   #body = byId("grid-body");
   #rows = [];
-  #elements = new Map(); // row key -> its element and what it shows
+  #elements = new Map(); // row key -> its element and the revision that it shows
   #rowHeight = 0;
   #activeKey = null;
   #openId = null;
   #isPainting = false;
   #options;
 
-  /** `onOpen(id)`, `onSort(column)`, `onDeadInSight(row)` for one whose cause is not known, `hrefOf(id)`, `now()`. */
+  /** Options: `onOpen(id)`, `onSort(column)`, `hrefOf(id)`, `now()`, and `onDeadInSight(row)` for a missing cause. */
   constructor(options) {
     this.#options = options;
     this.#measure();
@@ -42,7 +42,7 @@ export class Grid {
     });
   }
 
-  /** Shows these rows; `isSameView`: they are the same question's, so what is in sight stays in its place. */
+  /** Shows these rows. `isSameView`: the query is the same, so the visible rows keep their place. */
   show(rows, { isSameView, sort, isDescending, openId }) {
     const before = this.#rows;
     this.#rows = rows;
@@ -59,7 +59,7 @@ export class Grid {
     this.paint();
   }
 
-  /** Brings the document in line with what is in sight now. */
+  /** Updates the document to the visible rows. */
   paint() {
     this.#isPainting = false;
     const { from, to } = this.#range();
@@ -82,7 +82,7 @@ export class Grid {
     setAttribute(this.#root, "aria-activedescendant", active);
   }
 
-  /** Takes the focus, on the active row or the first. */
+  /** Moves the focus to the active row, or to the first one. */
   focus() {
     this.#root.focus({ preventScroll: true });
     if (this.#activeIndex() < 0 && this.#rows.length > 0) this.#activate(0);
@@ -99,7 +99,7 @@ export class Grid {
     this.#body.style.height = `${this.#rows.length * this.#rowHeight}px`;
   }
 
-  // where the rows can be seen: below the head, above the end of the window
+  // the visible area of the rows: below the head, above the end of the window
   #view() {
     const box = this.#root.getBoundingClientRect();
     const top = Math.max(0, box.top) + (this.#isScroller() ? this.#head.offsetHeight : 0);
@@ -122,7 +122,7 @@ export class Grid {
 
   #scrolled() {
     if (this.#isScroller()) return this.#root.scrollTop;
-    // on a narrow screen only what the list itself has scrolled counts, not the page above it
+    // on a narrow screen the document scrolls: only the part that the list has scrolled counts
     return Math.max(0, this.#view().top - this.#body.getBoundingClientRect().top);
   }
 
@@ -132,7 +132,7 @@ export class Grid {
     else window.scrollBy({ top: distance, behavior: "instant" });
   }
 
-  // rows that come and go above must not move what the reader looks at
+  // rows that are added or removed above must not move the visible rows
   #keepPlace(before, first) {
     if (first === 0) return;
     for (let old = first; old < Math.min(before.length, first + 20); old += 1) {
@@ -179,7 +179,7 @@ export class Grid {
     if (row.cause === null) this.#options.onDeadInSight(row);
   }
 
-  // what changes only when the row does
+  // fills the content that changes only with the row
   #fillOnce(element, cells, row, now) {
     const isDead = row.diedAt !== null;
     const status = isDead ? "dead" : row.status;
@@ -249,7 +249,7 @@ export class Grid {
   #onClick(event) {
     const element = event.target.closest(".row");
     const isForBrowser = event.ctrlKey || event.metaKey || event.shiftKey || event.button !== 0;
-    // who marks text to copy it does not want to go anywhere
+    // a click that ends a text selection does not open the agent
     if (!element || isForBrowser || !getSelection().isCollapsed) return;
     event.preventDefault();
     this.#activeKey = [...this.#elements].find(([, shown]) => shown.element === element)[0];

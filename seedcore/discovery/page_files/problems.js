@@ -1,15 +1,15 @@
-// What is wrong, and what still works: each problem is a banner.
+// The problems of the system, and what still works. The page shows each problem as a banner.
 
 import { isRefusal } from "./api.js";
 import { MAX_ROWS } from "./roster.js";
 import { count, longSpan, parseTime, plural } from "./format.js";
 
-/** A copy this old is not "now" any more. */
+/** Data older than this are not shown as current. */
 const OLD_MS = 6000;
 
 /**
- * The problems, gravest first: `{key, level, short, title, text, detail}`.
- * `overview` is the last answer or null, `fetch` how the last question went, `feed` the state of the live list.
+ * Returns the problems, most severe first: `{key, level, short, title, text, detail}`.
+ * `overview` is the last answer or null, `fetch` the result of the last request, `feed` the state of the live list.
  */
 export function findProblems({ overview, fetch, feed, isListFull, now }) {
   const age = (ms) => (ms === null ? "an unknown time" : longSpan(now - ms));
@@ -23,14 +23,14 @@ export function findProblems({ overview, fetch, feed, isListFull, now }) {
   const isDatabaseAway = rungs.postgres !== "ok" || Boolean(registry?.store_problem);
   if (registry === null) addRegistryAway(add, { overview, isDatabaseAway, age, now });
   if (isDatabaseAway && registry !== null) {
-    const waiting = registry.pending_changes > 0 ? ` (${plural(registry.pending_changes, "waits", "wait")})` : "";
+    const waiting = registry.pending_changes > 0 ? ` (${count(registry.pending_changes)} waiting)` : "";
     add(
       "database",
       "bad",
       "Database away",
       "PostgreSQL does not answer.",
-      `The registry goes on from memory; changes are kept${waiting} and written when it is back; ` +
-        "history is not readable now.",
+      `The registry answers from memory. It keeps changes${waiting} and writes them when PostgreSQL is back. ` +
+        "The history is not available.",
       registry.store_problem ?? rungs.postgres,
     );
   }
@@ -40,7 +40,7 @@ export function findProblems({ overview, fetch, feed, isListFull, now }) {
       "warn",
       "Ray away",
       "Ray's table does not answer.",
-      "Beats go on and the list is current. Deaths of whole nodes are noticed later than usual, by silence.",
+      "Agents beat and the list is current. The death of a whole node is detected later, when leases expire.",
       rungs.ray,
     );
   }
@@ -50,9 +50,9 @@ export function findProblems({ overview, fetch, feed, isListFull, now }) {
     add(
       "full",
       "info",
-      "List cut off",
-      `This page keeps ${count(MAX_ROWS)} agents and no more.`,
-      "The counts above are of all. An agent that is not in the list opens by its id: type it and press Enter.",
+      "List truncated",
+      `This page lists at most ${count(MAX_ROWS)} agents.`,
+      "The counts above include all agents. To open an agent that is not in the list, type its id and press Enter.",
     );
   }
   return found;
@@ -65,7 +65,7 @@ function addUnreachable(add, { overview, fetch, age }) {
       "info",
       "Not signed in",
       "Sign in to see the fleet.",
-      `To read here needs a token.${overview ? ` What you see is what this page read ${age(fetch.at)} ago.` : ""}`,
+      `Reading requires a token.${overview ? ` The page shows data from ${age(fetch.at)} ago.` : ""}`,
     );
     return;
   }
@@ -73,9 +73,9 @@ function addUnreachable(add, { overview, fetch, age }) {
     add(
       "api",
       "bad",
-      "Nobody can tell",
-      "Nobody who could tell answers now.",
-      `The figures are ${overview ? `those of ${age(fetch.at)} ago` : "not known"}; agents keep running.`,
+      "No source answers",
+      "Neither the registry, PostgreSQL nor Ray's listing answers.",
+      `The figures are ${overview ? `from ${age(fetch.at)} ago` : "not available"}; agents keep running.`,
       fetch.error,
     );
     return;
@@ -86,8 +86,8 @@ function addUnreachable(add, { overview, fetch, age }) {
     "No answer",
     "The HTTP API does not answer.",
     overview
-      ? `What you see is what this page read ${age(fetch.at)} ago; agents keep running. It is asked again all the time.`
-      : "Nothing is known yet. It is asked again every few seconds.",
+      ? `The page shows data from ${age(fetch.at)} ago; agents keep running. The page retries every few seconds.`
+      : "No data yet. The page retries every few seconds.",
     fetch.error,
   );
 }
@@ -105,7 +105,7 @@ function addRegistryAway(add, { overview, isDatabaseAway, age, now }) {
       "bad",
       "Only Ray's listing",
       "Only Ray's listing answers.",
-      `It knows the names of actors, not who is draining, late or dead; ${rest}`,
+      `It contains the names of actors, but not which agents are draining, late or dead; ${rest}`,
       detail,
     );
   } else if (source === "postgres") {
@@ -114,18 +114,18 @@ function addRegistryAway(add, { overview, isDatabaseAway, age, now }) {
       "bad",
       "Registry away",
       "The registry does not answer.",
-      `This is what PostgreSQL ${isNow ? "knows" : `knew ${asOf} ago`}: ` +
-        `who registered, not who is late or suspect; ${rest}`,
+      `The page shows the content of PostgreSQL${isNow ? "" : ` from ${asOf} ago`}: ` +
+        `registered agents, but not which are late or suspect; ${rest}`,
       detail,
     );
   } else {
-    const history = isDatabaseAway ? " PostgreSQL does not answer either: history is not readable now." : "";
+    const history = isDatabaseAway ? " PostgreSQL does not answer either: the history is not available." : "";
     add(
       "registry",
       "bad",
       "Registry away",
       "The registry does not answer.",
-      `This list is the copy of ${asOf} ago; ${rest}${history}`,
+      `The list is a cache from ${asOf} ago; ${rest}${history}`,
       detail,
     );
   }
@@ -138,8 +138,8 @@ function addOfRegistry(add, registry, now) {
       "bad",
       "Registry superseded",
       "A newer registry has taken over the database.",
-      `This one (term ${registry.term}, the newer has ${registry.fenced_by}) goes on from memory ` +
-        "and takes no changes; agents keep theirs and keep running. Draining is not possible here.",
+      `This registry (term ${registry.term}; the newer one has term ${registry.fenced_by}) answers from memory and ` +
+        "refuses changes. Agents keep running and keep their changes. Draining is not possible here.",
     );
   }
   if (!registry.recovered) {
@@ -150,8 +150,8 @@ function addOfRegistry(add, registry, now) {
       "warn",
       "Recovering",
       "The registry is recovering.",
-      `It started${since} and is still reading what the database knows, so the list may not be complete. ` +
-        "Nobody dies of that: every lease starts anew.",
+      `It started${since} and is still reading the database, so the list may be incomplete. ` +
+        "No agent expires because of this: every lease starts again.",
     );
   }
   if (registry.is_frozen) {
@@ -160,7 +160,7 @@ function addOfRegistry(add, registry, now) {
       "warn",
       "Expiry frozen",
       "Expiry is frozen:",
-      "too many agents went silent at once; nobody is declared dead until Ray confirms it. " +
+      "many agents became silent at once; an agent is declared dead only if Ray confirms the death. " +
         `${plural(registry.silent, "agent is", "agents are")} silent.`,
     );
   }
@@ -168,9 +168,9 @@ function addOfRegistry(add, registry, now) {
     add(
       "watch",
       "warn",
-      "Some not watched",
-      "Not every process is watched.",
-      `A death there is noticed by silence, after ${count(registry.lease_s)} s, instead of at once.`,
+      "Some processes not watched",
+      "Some processes are not watched by a relay.",
+      `Their deaths are detected when the lease expires, after ${count(registry.lease_s)} s, instead of at once.`,
       registry.watch_problem,
     );
   }
@@ -183,9 +183,9 @@ function addOfFeed(add, feed, age, now) {
     add(
       "list",
       "warn",
-      "List not read",
-      "The list cannot be read.",
-      "The figures above are current. It is tried again.",
+      "List not loaded",
+      "The list cannot be loaded.",
+      "The figures above are current. The page retries.",
       feed.problem,
     );
   } else if (isInterrupted && isOld) {
@@ -194,7 +194,7 @@ function addOfFeed(add, feed, age, now) {
       "info",
       "Not live",
       "Live changes are interrupted.",
-      `The list is that of ${age(feed.asOf)} ago; the page connects again by itself. The figures above are current.`,
+      `The list is from ${age(feed.asOf)} ago. The page reconnects by itself. The figures above are current.`,
     );
   }
 }

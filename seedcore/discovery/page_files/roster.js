@@ -1,10 +1,10 @@
-// The instances that the page knows, in the order of the reader's choice.
+// The instances that the page has loaded, in the order that the user selected.
 
 import { parseTime, shortId } from "./format.js";
 
 export const MAX_ROWS = 200_000;
 
-/** How long a row that died is still shown, and how long one that came is highlighted. */
+/** How long a dead row stays visible, and how long a new row is highlighted. */
 const DEAD_SHOWN_MS = 10_000;
 const NEW_SHOWN_MS = 4000;
 
@@ -29,14 +29,14 @@ export class Roster {
   #added = [];
   #isUnordered = false;
   #order = { sort: "agent", isDescending: false };
-  #passing = new Set(); // rows that are dead or new: they change by time alone
+  #passing = new Set(); // rows that are dead or new: they change with time
   #deadCount = 0;
   #generation = 0;
   #stream = null;
   #isListing = false;
-  #gone = new Map(); // what left while a listing is read: a page of it may still have them
+  #gone = new Map(); // instances that ended during a listing: a page may still contain them
 
-  /** How many live, as far as is known. */
+  /** The number of live instances. */
   get size() {
     return this.#rows.size - this.#deadCount;
   }
@@ -53,7 +53,7 @@ export class Roster {
   }
 
   addPage(page) {
-    // versions of another stream say nothing about ours: then whatever the feed has told is newer
+    // versions of another stream are not comparable: then every change from the feed counts as newer
     const version = page.stream !== null && page.stream === this.#stream ? page.version : -1;
     for (const instance of page.items) {
       const key = keyOf(instance);
@@ -63,7 +63,7 @@ export class Roster {
     }
   }
 
-  /** Rows that the listing did not have are no more. */
+  /** Removes the rows that the listing did not contain. */
   endListing() {
     this.#isListing = false;
     this.#gone.clear();
@@ -72,7 +72,7 @@ export class Roster {
     }
   }
 
-  /** Takes one change of the feed. */
+  /** Applies one change of the feed. */
   apply({ instance_id: instanceId, instance, version, cause }, now) {
     const known = this.#rows.get(instanceId);
     if (known?.generation === this.#generation && known.version >= version) return;
@@ -89,7 +89,7 @@ export class Roster {
     }
   }
 
-  /** Forgets whom everybody has seen dead; whether anything changes by it. */
+  /** Removes rows that have been shown dead for long enough. Returns whether any row changed. */
   expire(now) {
     let hasChanged = false;
     for (const row of this.#passing) {
@@ -106,13 +106,13 @@ export class Roster {
     return hasChanged;
   }
 
-  /** Why a dead one died, learned afterwards. */
-  tellCause(row, cause) {
+  /** Sets the cause of a death that was loaded later. */
+  setCause(row, cause) {
     row.cause = cause;
     row.revision += 1;
   }
 
-  /** It left the list, but it did not die. */
+  /** Removes the row of an instance that is no longer listed but did not die. */
   withdraw(row) {
     if (!row.isGone && row.diedAt !== null) this.#remove(row);
   }
@@ -128,7 +128,7 @@ export class Roster {
     return found;
   }
 
-  /** The rows to show, and how many of them live. */
+  /** Returns the rows to show, and the number of live ones among them. */
   view({ q, status, verdict, organ, sort, isDescending }) {
     this.#sort(sort, isDescending);
     const words = q.toLowerCase().split(/\s+/).filter(Boolean);
@@ -201,7 +201,7 @@ export class Roster {
     this.#isUnordered = true;
   }
 
-  // what is in order nearly stays so: sorting it again costs little more than looking at it once
+  // nearly sorted rows: sorting them again costs little more than one pass
   #sort(sort, isDescending) {
     const isOther = sort !== this.#order.sort || isDescending !== this.#order.isDescending;
     if (!isOther && !this.#isUnordered && this.#added.length === 0) return;
@@ -213,13 +213,13 @@ export class Roster {
   }
 }
 
-/** One line of where and what it is, for a title. */
+/** The organ and node of a row in one line, for a title. */
 export const placeOf = (row) => [row.organ, row.node && `node ${shortId(row.node)}`].filter(Boolean).join(", ");
 
-// a listing that only Ray gave has names and no instances
+// a listing from Ray contains names but no instances
 const keyOf = (instance) => instance.instance_id ?? `name:${instance.logical_id}`;
 
-/** Numbers in it compare as numbers: agent-2 comes before agent-10. */
+/** A sort key in which numbers compare as numbers: agent-2 comes before agent-10. */
 const sortable = (id) => id.toLowerCase().replace(/\d+/g, (digits) => digits.padStart(10, "0"));
 
 function comparison(key, isDescending) {

@@ -1,11 +1,11 @@
-// What is shown lives in the address: `#/?q=..&status=..&sort=-since`, `#/agent/ID?...`.
+// The view is part of the URL: `#/?q=..&status=..&sort=-since`, `#/agent/ID?...`.
 
 const DEFAULT = { agent: null, q: "", status: null, verdict: null, organ: null, sort: "agent", isDescending: false };
 const SORTABLE = new Set(["agent", "status", "verdict", "organ", "node", "pid", "epoch", "started", "since"]);
 const STATUSES = new Set(["starting", "alive", "draining"]);
 const VERDICTS = new Set(["fresh", "late", "suspect", "unknown"]);
 
-/** Typing within this time is one step of the history. */
+/** Key presses within this time are one entry of the browser's history. */
 const BURST_MS = 1500;
 
 export class Route {
@@ -15,7 +15,7 @@ export class Route {
 
   constructor(onChange) {
     this.#onChange = onChange;
-    // popstate comes for Back, for a followed link and for an address that was typed
+    // popstate is fired for Back, for links and for a typed URL
     window.addEventListener("popstate", () => {
       this.#state = parse(location.hash);
       this.#onChange(this.#state);
@@ -26,12 +26,12 @@ export class Route {
     return this.#state;
   }
 
-  /** Goes to another view, a step of the history of its own. */
+  /** Opens another view, as a new entry of the history. */
   go(patch) {
     this.#write(patch, false);
   }
 
-  /** Goes on typing: one step for a burst of keys. */
+  /** Updates the search text; a burst of key presses is one entry of the history. */
   type(q) {
     const at = performance.now();
     this.#write({ q }, at - this.#lastTyped < BURST_MS);
@@ -80,7 +80,7 @@ function split(text, separator) {
   return at < 0 ? [text] : [text.slice(0, at), text.slice(at + 1)];
 }
 
-// an address may have been cut off in the middle of an escape
+// a URL may be truncated in the middle of an escape sequence
 function decode(text) {
   try {
     return decodeURIComponent(text);

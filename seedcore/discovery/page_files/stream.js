@@ -1,4 +1,4 @@
-// Server-sent events by fetch: an EventSource cannot show a token.
+// Server-sent events with fetch: an EventSource cannot send a token.
 
 import { authorization } from "./token.js";
 
@@ -37,7 +37,7 @@ export class EventStream {
         isWhole = true;
       }
     } catch {
-      // cut off: the same as its end
+      // an interrupted stream is treated like its end
     }
     if (!signal.aborted) onEnd(isWhole);
   }

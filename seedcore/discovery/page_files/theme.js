@@ -1,4 +1,4 @@
-// A classic script in the head: it runs before the first paint, so a remembered theme does not flash.
+// A classic script in the head: it runs before the first paint, so that a stored theme applies without a flash.
 (() => {
   const KEY = "seedcore:theme";
   const NEXT = { system: "light", light: "dark", dark: "system" };
@@ -28,7 +28,7 @@
     button.dataset.theme = theme;
   }
 
-  // the storage may be forbidden: then the choice lasts as long as the page
+  // the browser may deny storage: then the theme applies until the page is closed
   function remembered() {
     try {
       const value = localStorage.getItem(KEY);
@@ -42,7 +42,7 @@
     try {
       localStorage.setItem(KEY, theme);
     } catch {
-      // not remembered, still applied
+      // not stored, but applied
     }
   }
 })();

@@ -1,4 +1,4 @@
-// The token that this tab shows with each request. It goes when the tab is closed.
+// The token that this tab sends with each request. Closing the tab removes it.
 
 const KEY = "seedcore:token";
 
@@ -6,7 +6,7 @@ export const hasToken = () => sessionStorage.getItem(KEY) !== null;
 
 export const authorization = () => (hasToken() ? { Authorization: `Bearer ${sessionStorage.getItem(KEY)}` } : {});
 
-/** Keeps a token, or forgets it where that is null. */
+/** Stores a token, or removes it if null. */
 export function keepToken(token) {
   if (token === null) sessionStorage.removeItem(KEY);
   else sessionStorage.setItem(KEY, token);

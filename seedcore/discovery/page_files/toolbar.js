@@ -1,4 +1,4 @@
-// Search, filters and the count above the table, and what stands in place of an empty one.
+// Search, filters and the count above the table, and the text shown for an empty table.
 
 import { announce } from "./banners.js";
 import { byId, h, setAttribute, setText } from "./dom.js";
@@ -7,7 +7,7 @@ import { hrefOf } from "./route.js";
 
 const NO_FILTERS = { q: "", status: null, verdict: null, organ: null };
 
-/** A screen reader is told the count once the reader has stopped typing. */
+/** The count is announced to screen readers when the user has stopped typing for this long. */
 const QUIET_MS = 800;
 
 export class Toolbar {
@@ -18,9 +18,9 @@ export class Toolbar {
   #sort = byId("sort");
   #organs = [];
   #quiet = null;
-  #said = "";
+  #announced = "";
 
-  /** `onType(q)`, `onEnter(q)`, `onDown()` from the search; `onChange(patch)` from the rest. */
+  /** Calls `onType(q)`, `onEnter(q)` and `onDown()` for the search, and `onChange(patch)` for the other controls. */
   constructor({ onType, onEnter, onDown, onChange }) {
     const search = this.#search;
     search.addEventListener("input", () => onType(search.value));
@@ -42,7 +42,7 @@ export class Toolbar {
     for (const [name, select] of Object.entries({ status: this.#status, verdict: this.#verdict })) {
       select.addEventListener("change", () => onChange({ [name]: select.value || null }));
     }
-    // by place, as any text may be the name of an organ, the empty one too
+    // by index: any text, also an empty one, may be the name of an organ
     this.#organ.addEventListener("change", () =>
       onChange({ organ: this.#organs[this.#organ.selectedIndex - 1] ?? null }),
     );
@@ -58,7 +58,7 @@ export class Toolbar {
     this.#search.select();
   }
 
-  /** Which organs there are to choose from; the one of the address is always among them. */
+  /** Sets the organs of the filter. The organ of the current view is always included. */
   setOrgans(organs, state) {
     if (state.organ !== null) organs.add(state.organ);
     const sorted = [...organs].sort();
@@ -69,7 +69,7 @@ export class Toolbar {
     this.show(state);
   }
 
-  /** Shows what the address says. */
+  /** Shows the current view. */
   show(state) {
     if (this.#search.value !== state.q) this.#search.value = state.q;
     this.#status.value = state.status ?? "";
@@ -86,17 +86,17 @@ export class Toolbar {
   showCount(living, all) {
     const text = describeCount(living, all);
     setText(byId("count"), text);
-    // the count of the whole fleet changes all the time: only answers to a question are said
+    // the count changes all the time: it is announced only after the search text has changed
     clearTimeout(this.#quiet);
     const words = this.#search.value;
-    if (words === this.#said) return;
+    if (words === this.#announced) return;
     this.#quiet = setTimeout(() => {
-      this.#said = words;
+      this.#announced = words;
       announce(text);
     }, QUIET_MS);
   }
 
-  /** In place of rows: why there are none. */
+  /** Explains an empty table. */
   showEmpty({ isEmpty, isLoading, problem, isRefused, state, all }) {
     byId("empty").hidden = !isEmpty;
     if (!isEmpty) return;
@@ -115,12 +115,12 @@ export class Toolbar {
 const isFiltered = ({ q, status, verdict, organ }) => q !== "" || status !== null || verdict !== null || organ !== null;
 
 function describeEmpty({ isLoading, problem, isRefused, state, all }) {
-  if (isRefused && all === 0) return ["Not signed in", "The list is for those who may read."];
-  if (problem !== null && all === 0) return ["The list cannot be read now", `It is tried again. ${problem}`];
-  if (isLoading) return ["Reading the list", ""];
-  if (all === 0) return ["No agents yet", "Whoever registers appears here at once."];
+  if (isRefused && all === 0) return ["Not signed in", "Reading the list requires a token."];
+  if (problem !== null && all === 0) return ["The list cannot be loaded", `The page retries. ${problem}`];
+  if (isLoading) return ["Loading the list", ""];
+  if (all === 0) return ["No agents yet", "New agents appear here without a reload."];
   if (!isFiltered(state)) return ["No agents", ""];
-  return ["No agent fits", "Dead agents are not in this list; each opens by its exact id."];
+  return ["No matching agents", "Dead agents are not in this list. To open one, type its exact id and press Enter."];
 }
 
 function parseSort(value) {
