@@ -230,11 +230,11 @@ def _make_actor(spec: AgentSpec, namespace: str) -> ActorHandle:
         "num_cpus": spec.num_cpus,
         "resources": dict(spec.resources),
     }
-    actor_class = ray.remote(_prepared(agent_class, namespace, _epoch_of(spec)))
+    actor_class = ray.remote(prepared(agent_class, namespace, _epoch_of(spec)))
     return session.create(actor_class, options, spec.agent_id, **_details(spec))
 
 
-def _prepared(agent_class: type[Any], namespace: str, epoch: ProcessEpoch | None) -> type[Any]:
+def prepared(agent_class: type[Any], namespace: str, epoch: ProcessEpoch | None) -> type[Any]:
     """The class, whose actor's process knows the namespace of its registry and its own epoch before the constructor
     runs: the environment of that process is its node's, not ours, and Ray runs the constructor again in each process
     that it starts for the actor."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from seedcore.core.errors import InvalidInputError, RetiredEpochError
@@ -144,7 +146,7 @@ async def test_illegal_epoch_name_is_refused(world: World, name: str) -> None:
     assert await world.store.current_epoch() == Epoch("epoch-1", 1)
 
 
-async def belongs(world: World, **details: str) -> str | None:
+async def belongs(world: World, **details: Any) -> str | None:
     """Where a registration belongs that insists on no epoch."""
     (epoch,) = await world.store.epochs_of([Registration(iid(99), "agent", **details)])
     return epoch

@@ -24,11 +24,12 @@ from seedcore.core.lifecycle import Status
 from seedcore.core.model import Receipt, Registration
 from seedcore.registry.client import RegistryClient
 from seedcore.registry.config import RegistryConfig
-from seedcore.registry.identity import Identity, ProcessEpoch, identify, note_process_epoch, started_in
+from seedcore.registry.identity import Identity, ProcessEpoch, identify, note_process_epoch
 from seedcore.registry.reporter import Reporter, ThreadReporter
 from seedcore.registry.service import Registry
-from seedcore.settings import Settings
+from seedcore.settings import Settings, get_settings
 from seedcore.store.memory import MemoryStore, Tables
+from seedcore.tier0.creation import prepared
 from tests.builders import START
 from tests.unit.registries import joined_registry
 from tests.unit.test_service import NobodyWatches
@@ -567,10 +568,10 @@ async def test_a_reporter_of_a_retired_epoch_stops_and_calls_its_hook_once(
     client = make_client(registry)
     reporter = Reporter("agent", settings=SETTINGS, client=client, on_retired=tell)
     await reporter.start()
-    assert reporter.retired_epoch is None
+    before = reporter.retired_epoch
     await registry.set_current_epoch("green")
     await eventually(lambda: told)
-    assert (told, reporter.retired_epoch) == (["epoch-1"], "epoch-1")
+    assert (told, before, reporter.retired_epoch) == (["epoch-1"], None, "epoch-1")
     assert "retired" in str(reporter.problem)
     assert "the hook has a fault" in caplog.text
     assert await reporter.drain() is None
@@ -603,10 +604,10 @@ async def test_an_actors_process_belongs_to_the_epoch_that_its_maker_named(regis
         def __init__(self, agent_id: str, *, organ: str = "") -> None:
             self.client = make_client(registry, agent_id)
 
-    assert started_in(Agent, None) is Agent
+    own = get_settings().namespace
     try:
         for is_insisted in (False, True):
-            made = started_in(Agent, ProcessEpoch("green", is_insisted))
+            made = prepared(Agent, own, ProcessEpoch("green", is_insisted))
             assert inspect.signature(made) == inspect.signature(Agent)
             assert (made.__name__, made.__qualname__, made.__doc__) == ("Agent", Agent.__qualname__, "What it is.")
             registration = made(f"agent-{is_insisted}", organ="vision").client._registration
