@@ -280,6 +280,11 @@ class RegistryClient:
                     return self._receipt(durable=True, why=None)
                 logger.warning("%s; coming back as a new instance", error, extra=self._fields())
                 self._come_back(as_new=True)
+            except RetiredEpochError:
+                if self._status is not Status.DEAD:
+                    raise
+                # it ended with its epoch, as it wants
+                return self._receipt(durable=True, why=None)
             except RegistryReplacedError as error:
                 # the one that came instead gets everything, in order: it may know less than the one before
                 replaced = error
