@@ -21,7 +21,10 @@ _ADVICE: tuple[tuple[str, str], ...] = (
     (r"exited with code", "Its last words are in its log: `ray logs actor --id ACTOR_ID`."),
     (r"lease expired", "It said nothing for that long while the registry listened: it hung, or was cut off."),
     (r"its node died", "Ray lost the node; agents with max_restarts come back on another."),
-    (r"epoch .*retired|epoch is retired", "The fleet was flipped to another epoch (`seedcore epoch show`)."),
+    (
+        r"epoch .*retired",
+        "The fleet was flipped to another epoch (`seedcore epoch show`). It does not come back: start it in that one.",
+    ),
 )
 
 
