@@ -236,7 +236,7 @@ def forget_everything(connection: psycopg.Connection) -> None:
     )
     connection.execute("delete from superseded_cluster")
     connection.execute("delete from cluster_epoch where epoch <> 'epoch-1'")
-    connection.execute("update cluster_epoch set current_at = now(), retired_at = null")
+    connection.execute("update cluster_epoch set current_at = now(), retired_at = null, continued_by = null")
 
 
 @contextmanager

@@ -28,7 +28,10 @@ _ADVICE: tuple[tuple[str, str], ...] = (
         "The registry was running and received no beat for that time: the agent hung, or its network failed.",
     ),
     (r"its node died", "Ray lost the node. Ray restarts agents with max_restarts on another node."),
-    (r"epoch .*retired|epoch is retired", "The fleet was flipped to another epoch (`seedcore epoch show`)."),
+    (
+        r"epoch .*retired",
+        "The fleet was flipped to another epoch (`seedcore epoch show`). The agent does not come back: start it in that one.",
+    ),
 )
 
 

@@ -350,6 +350,11 @@ class RegistryClient:
                 self._come_back_as_new(f"its instance was declared dead ({dead.cause})")
             except NodeDeadError as error:
                 self._comebacks.note(str(error), _now_s())
+            except RetiredEpochError:
+                if self._status is not Status.DEAD:
+                    raise
+                # it ended with its epoch, as it wants
+                return self._receipt(durable=True, why=None)
             except RegistryReplacedError as error:
                 # the one that came instead gets everything, in order: it may know less than the one before
                 replaced = error

@@ -221,9 +221,10 @@ class MemoryStore:
 
     def _continuing(self, epoch: str | None) -> str | None:
         known = None if epoch is None else self._tables.epochs.get(epoch)
-        if known is None or known.continued_by is None:
-            return epoch if known is not None else None
-        return self._continuing(known.continued_by)
+        if known is None:
+            return None
+        is_last = known.retired_at is None or known.continued_by is None
+        return epoch if is_last else self._continuing(known.continued_by)
 
     async def register_many(self, changes: Sequence[RegisterChange]) -> list[Outcome]:
         self._fence()

@@ -36,13 +36,14 @@ with recursive asked as materialized (
       from unnest(%(logical_ids)s::text[], %(actor_ids)s::text[], %(epochs)s::text[])
            with ordinality as a (logical_id, actor_id, epoch, ord)
 ), line as (
-    select a.ord, e.epoch, e.continued_by
+    select a.ord, e.epoch, e.retired_at, e.continued_by
       from asked a join cluster_epoch e on e.epoch = a.epoch
     union all
-    select l.ord, e.epoch, e.continued_by
+    select l.ord, e.epoch, e.retired_at, e.continued_by
       from line l join cluster_epoch e on e.epoch = l.continued_by
+     where l.retired_at is not null
 )
-select ord, epoch from line where continued_by is null;
+select ord, epoch from line where retired_at is null or continued_by is null;
 
 -- register_many: one batch of registrations
 select outcome, status::text, cluster_epoch, cause from register_instances(fenced(%(term)s::bigint, %(rows)s::jsonb)) order by ord;

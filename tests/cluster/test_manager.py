@@ -609,20 +609,21 @@ async def test_an_agent_that_said_dead_is_handed_out_by_nobody_though_its_actor_
 async def test_the_agents_of_a_retired_epoch_are_handed_out_no_more(
     registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings
 ) -> None:
-    blue = settings.model_copy(update={"cluster_epoch": (await registry.current_epoch()).value.name})
-    handle = await manager.create_agent("blue", agent_class=Worker, arguments={"settings": blue})
+    await manager.create_agent("blue", agent_class=Worker, arguments={"settings": settings})
     assert (await manager.locate("blue")).source is Source.REGISTRY
     await registry.set_current_epoch("green")
 
-    async def is_ended() -> bool:
-        return not (await registry.describe("blue")).live
-
-    await eventually(is_ended)
-    assert await handle.ping.remote() == "pong"
+    # first while its actor may still be there, and then for good
     for one in (manager, Tier0MemoryManager(settings)):
-        # the latter while it tries to come back
         with pytest.raises(NotResolvableError, match=r"the last one is dead|of another epoch"):
             await one.resolve("blue")
+
+    async def has_ended() -> bool:
+        return not (await registry.describe("blue")).live and await RayDirectory(settings.namespace).names() == []
+
+    await eventually(has_ended)
+    with pytest.raises(NotResolvableError, match="the last one is dead"):
+        await manager.resolve("blue")
 
 
 async def test_an_old_handle_is_no_proof_that_an_agent_is_gone_while_rays_table_is_away(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from seedcore.core.errors import InvalidInputError, RetiredEpochError
@@ -146,9 +144,10 @@ async def test_illegal_epoch_name_is_refused(world: World, name: str) -> None:
     assert await world.store.current_epoch() == Epoch("epoch-1", 1)
 
 
-async def belongs(world: World, **details: Any) -> str | None:
+async def belongs(world: World, started_epoch: str | None, actor_id: str | None = None) -> str | None:
     """Where a registration belongs that insists on no epoch."""
-    (epoch,) = await world.store.epochs_of([Registration(iid(99), "agent", **details)])
+    asked = Registration(iid(99), "agent", actor_id=actor_id, started_epoch=started_epoch)
+    (epoch,) = await world.store.epochs_of([asked])
     return epoch
 
 
@@ -159,8 +158,8 @@ async def test_an_agent_belongs_to_the_epoch_that_it_was_started_in_also_once_a_
     await enter(world, 1, cluster_epoch="green")
     for shown in ("epoch-1", "green", "third"):
         await world.store.set_current_epoch(shown)
-        assert await belongs(world, started_epoch="epoch-1") == "epoch-1"
-        assert await belongs(world, started_epoch="green") == "green"
+        assert await belongs(world, "epoch-1") == "epoch-1"
+        assert await belongs(world, "green") == "green"
     assert await world.store.epochs_of([]) == []
 
 
@@ -170,13 +169,13 @@ async def test_agents_go_on_in_the_epoch_of_a_registry_that_took_the_database_ov
     await world.store.begin("cluster-b", None, LEASE_S)
     await world.store.begin("cluster-a", None, LEASE_S, 0.0)
     assert await world.store.current_epoch() == Epoch("epoch-4", 4)
-    assert await belongs(world, started_epoch="green") == "epoch-4"
-    assert await belongs(world, started_epoch="epoch-3") == "epoch-4"
+    assert await belongs(world, "green") == "epoch-4"
+    assert await belongs(world, "epoch-3") == "epoch-4"
     # which a flip had ended before
-    assert await belongs(world, started_epoch="epoch-1") == "epoch-1"
+    assert await belongs(world, "epoch-1") == "epoch-1"
     # one that is insisted on is a flip
     await world.store.begin("cluster-c", "chosen", LEASE_S)
-    assert await belongs(world, started_epoch="green") == "epoch-4"
+    assert await belongs(world, "green") == "epoch-4"
 
 
 async def test_an_actor_belongs_to_the_epoch_of_its_instance_before_and_of_that_agent_alone(world: World) -> None:
@@ -189,11 +188,11 @@ async def test_an_actor_belongs_to_the_epoch_of_its_instance_before_and_of_that_
     asked = [Registration(iid(99), "agent", actor_id=actor) for actor in ("a1", "a2", "a3", None)]
     assert await world.store.epochs_of(asked) == ["epoch-1", "green", None, None]
     # what it was started in counts before that
-    assert await belongs(world, actor_id="a2", started_epoch="epoch-1") == "epoch-1"
+    assert await belongs(world, "epoch-1", "a2") == "epoch-1"
 
 
 async def test_an_epoch_that_the_database_does_not_know_is_as_good_as_none(world: World) -> None:
-    assert await belongs(world, started_epoch="of-a-database-before") is None
+    assert await belongs(world, "of-a-database-before") is None
 
 
 async def test_dead_of_a_retired_epoch_keep_their_cause(world: World) -> None:
