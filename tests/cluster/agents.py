@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from pathlib import Path
 from typing import Any
+
+import ray
 
 from seedcore.agents import RayAgent
 from seedcore.registry import RegistryClient, Reporter, ThreadReporter
 from seedcore.registry.answers import Hello
 from seedcore.settings import Settings
+from tests.waiting import eventually
 
 
 class Worker(RayAgent):
@@ -25,6 +29,10 @@ class Worker(RayAgent):
             raise KeyError("no such thing")
         if task == "die":
             os._exit(1)
+        if task == "interrupt":
+            raise KeyboardInterrupt
+        if task == "exit":
+            sys.exit(3)
         return task
 
 
@@ -64,6 +72,41 @@ class Unstartable(Worker):
 
     async def start(self) -> None:
         raise RuntimeError("not today")
+
+
+class SlowToStart(Worker):
+    """Its start takes for ever."""
+
+    async def start(self) -> None:
+        await asyncio.sleep(3600)
+
+
+class Narrow(Worker):
+    """Its constructor takes less than an agent is made with."""
+
+    def __init__(self, agent_id: str) -> None:
+        super().__init__(agent_id)
+
+
+class Forgetful(Worker):
+    """Its constructor does not call that of RayAgent."""
+
+    def __init__(self, agent_id: str, **details: Any) -> None:
+        self.details = details
+
+
+class Grouped(Worker):
+    """Its tasks run in a concurrency group, and so in an event loop, of their own."""
+
+    @ray.method(concurrency_group="work")  # type: ignore[misc, untyped-decorator, unused-ignore]
+    async def execute_task(self, task: Any) -> Any:
+        return await super().execute_task(task)
+
+    async def handle_task(self, task: Any) -> Any:
+        path = Path(task)
+        _note_run(path)
+        await eventually(lambda: not path.exists())
+        return "done"
 
 
 class SlowToAnswer(Worker):

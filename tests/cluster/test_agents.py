@@ -9,19 +9,21 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
 from seedcore.agents import RayAgent
-from seedcore.core.errors import InvalidInputError, NotAcceptingWorkError, RetiredEpochError
+from seedcore.core.errors import InvalidInputError, NotAcceptingWorkError, RegistryUnavailableError, RetiredEpochError
 from seedcore.core.lifecycle import Status
 from seedcore.registry import RegistryConnection, Reporter, ThreadReporter
+from seedcore.registry.actor import stop_registry
 from seedcore.runtime import start_registry
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
-from tests.cluster.agents import Async, Blocking, Worker
+from tests.cluster.agents import Async, Blocking, Grouped, Worker
 from tests.waiting import eventually
 
 
@@ -209,8 +211,6 @@ async def test_an_agent_started_without_a_registry_reports_once_there_is_one(
 
     await eventually(is_registered)
     await agent.stop()
-    from seedcore.registry.actor import stop_registry
-
     await stop_registry(settings.namespace)
 
 
@@ -286,6 +286,44 @@ async def test_a_stopped_process_turns_late_and_is_back_without_a_new_registrati
         os.kill(first.pid, signal.SIGCONT)
     await eventually(is_fresh)
     assert (await best(registry, "sleeper")).instance_id == first.instance_id
+
+
+async def test_drain_in_one_concurrency_group_ends_with_the_task_of_another(
+    registry: RegistryConnection, settings: Settings, tmp_path: Path
+) -> None:
+    actor: Any = ray.remote(concurrency_groups={"work": 2, "control": 2})(Grouped)
+    options = {"name": "grouped", "namespace": settings.namespace, "num_cpus": 0}
+    handle = actor.options(**options).remote("grouped", settings=settings)
+    await handle.start.remote()
+    running = handle.execute_task.remote(str(tmp_path / "works"))
+    await eventually((tmp_path / "works").exists)
+    draining = handle.drain.options(concurrency_group="control").remote("enough", timeout_s=3600)
+
+    async def is_draining() -> bool:
+        return await live(registry, "grouped") == [(Status.DRAINING, "enough")]
+
+    await eventually(is_draining)
+    (tmp_path / "works").unlink()
+    assert await running == "done"
+    assert await draining
+    await handle.stop.options(concurrency_group="work").remote("the end")
+    assert (await registry.describe("grouped")).history[0].cause == "the end"
+    ray.kill(handle)
+
+
+async def test_calls_of_agents_are_bounded_by_the_registry_and_not_by_their_environment(
+    ray_cluster: None, settings: Settings
+) -> None:
+    hello = await start_registry(settings.model_copy(update={"call_timeout_s": 0.5, "durable_wait_s": 0.1}))
+    patient = RegistryConnection(settings.namespace, 3600.0)
+    await patient.beat_many([])
+    os.kill(hello.pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(RegistryUnavailableError, match="no answer to beat_many"):
+            await patient.beat_many([])
+    finally:
+        os.kill(hello.pid, signal.SIGCONT)
+    await stop_registry(settings.namespace)
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -31,10 +33,23 @@ from seedcore.registry.handles import HandleFinder, end_actor
 from seedcore.registry.lookup import actor_id_of, is_told_gone
 from seedcore.runtime import start_registry
 from seedcore.settings import Mode, Settings
-from seedcore.tier0 import Tier0MemoryManager
+from seedcore.tier0 import Tier0MemoryManager, creation
 from seedcore.tier0.answers import AgentSpec
 from tests.builders import instance
-from tests.cluster.agents import Async, Late, Mortal, SlowToAnswer, Stranger, Unmakeable, Unstartable, Worker
+from tests.cluster.agents import (
+    Async,
+    Blocking,
+    Forgetful,
+    Late,
+    Mortal,
+    Narrow,
+    SlowToAnswer,
+    SlowToStart,
+    Stranger,
+    Unmakeable,
+    Unstartable,
+    Worker,
+)
 from tests.waiting import eventually
 
 
@@ -165,6 +180,10 @@ async def test_an_agent_registered_under_a_name_of_ours_gets_nothing_handed_out_
         ({"agent_class": "foo"}, "agent_class"),
         ({"agent_class": len}, "agent_class"),
         ({"agent_class": Stranger}, "agent_class"),
+        ({"agent_class": Narrow}, "agent_class"),
+        ({"agent_class": ray.remote(Worker)}, "agent_class"),
+        ({"arguments": {"organ_id": "twice"}}, "arguments"),
+        ({"arguments": ["a"]}, "arguments"),
     ],
 )
 async def test_what_cannot_be_an_agent_is_refused_before_there_is_an_actor(
@@ -174,6 +193,121 @@ async def test_what_cannot_be_an_agent_is_refused_before_there_is_an_actor(
         await manager.create_agent("never", **details)
     assert refused.value.field == field
     assert await RayDirectory(settings.namespace).names() == []
+
+
+async def test_a_cancelled_creation_ends_the_actor_that_it_made_and_no_other(
+    registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings
+) -> None:
+    directory = RayDirectory(settings.namespace)
+
+    async def has_no(names: set[str]) -> bool:
+        return not names & set(await directory.names())
+
+    nowhere = spec("nowhere", settings, resources={"no such thing": 1})
+    slow = spec("slow", settings, SlowToStart)
+    good = spec("good", settings)
+    before = await manager.create_agent("before", agent_class=Worker, arguments={"settings": settings})
+    creations = [
+        asyncio.create_task(manager.create_agents_batch([nowhere, slow, good])),
+        asyncio.create_task(manager.create_agent("before", agent_class=Worker, arguments={"settings": settings})),
+    ]
+
+    async def are_made() -> bool:
+        has_started = "good" in {agent.logical_id for agent in manager.list_agents()}
+        return has_started and {"nowhere", "slow"} <= set(await directory.names())
+
+    await eventually(are_made)
+    for under_way in creations:
+        under_way.cancel()
+    await asyncio.wait(creations)
+    assert creations[0].cancelled()
+    await eventually(lambda: has_no({"nowhere", "slow"}))
+    # its name is free, and who had started goes on
+    await manager.create_agent("slow", agent_class=Worker, arguments={"settings": settings})
+    assert await before.ping.remote() == "pong"
+    assert await (await manager.resolve("good")).ping.remote() == "pong"
+
+
+async def test_an_agent_that_is_not_detached_lives_as_long_as_the_process_that_made_it(
+    registry: RegistryConnection, settings: Settings
+) -> None:
+    one, other = Tier0MemoryManager(settings), Tier0MemoryManager(settings)
+    await one.create_agent("loose", agent_class=Worker, arguments={"settings": settings}, is_detached=False)
+    await one.create_agents_batch([spec("batched", settings, is_detached=False)])
+    await other.create_agent("loose", agent_class=Worker, arguments={"settings": settings})
+    ids = ["loose", "batched"]
+    first = {row.logical_id: row.instance_id for row in await registry.list_active()}
+    await one.close()
+    del one
+    gc.collect()
+    actor: Any = ray.remote(Worker)
+    # Ray ends what is held by none: this one tells when it would have
+    unheld = actor.options(namespace=settings.namespace, num_cpus=0).remote("unheld", settings=settings)
+    await unheld.start.remote()
+    del unheld
+
+    async def is_ended() -> bool:
+        return not (await registry.describe("unheld")).live
+
+    await eventually(is_ended)
+    assert {row.logical_id: row.instance_id for row in await registry.list_active()} == first
+    for agent_id in ids:
+        assert await other.execute_task_on_agent(agent_id, "lives") == "lives"
+    # one that was killed and made again is held as well
+    ray.kill(await other.resolve("loose"), no_restart=True)
+    await other.create_agent("loose", agent_class=Worker, arguments={"settings": settings}, is_detached=False)
+    assert {agent_id for namespace, agent_id in creation._held if namespace == settings.namespace} == set(ids)
+    ended = await other.shutdown_agents(ids)
+    assert ended.results == {"loose": True, "batched": True}
+
+
+async def test_an_agent_reports_to_the_registry_of_its_manager_whatever_its_nodes_environment(
+    registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings
+) -> None:
+    # it is given no settings: its worker knows nothing of this namespace
+    handle = await manager.create_agent("placed", agent_class=Worker)
+    located = await manager.locate("placed")
+    assert (located.source, located.instance and located.instance.namespace) == (Source.REGISTRY, settings.namespace)
+    os.kill(await handle.execute_task.remote("pid"), signal.SIGKILL)
+
+    async def is_registered_again() -> bool:
+        found = (await registry.resolve(["placed"])).value[0].instance
+        return found is not None and located.instance is not None and found.instance_id != located.instance.instance_id
+
+    await eventually(is_registered_again)
+
+
+@pytest.mark.parametrize("task", ["interrupt", "exit"])
+async def test_a_task_that_interrupts_ends_neither_its_agent_nor_other_tasks(
+    registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings, task: str
+) -> None:
+    await manager.create_agent("hardy", agent_class=Worker, arguments={"settings": settings})
+    pid = await manager.execute_task_on_agent("hardy", "pid")
+    with pytest.raises(AgentCallError, match=r"its task raised (KeyboardInterrupt|SystemExit)"):
+        await manager.execute_task_on_agent("hardy", task)
+    assert await manager.execute_task_on_agent("hardy", "pid") == pid
+
+
+async def test_first_mistakes_are_named(
+    registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings
+) -> None:
+    with pytest.raises(InvalidInputError, match=r"Forgetful\.__init__: does not call super"):
+        await manager.create_agent("forgetful", agent_class=Forgetful)
+    lock = threading.Lock()
+
+    class Unpicklable(Worker):
+        async def handle_task(self, task: Any) -> Any:
+            return lock
+
+    with pytest.raises(AgentCallError, match=r"cannot be made: cannot pickle '_thread.lock'"):
+        await manager.create_agent("unpicklable", agent_class=Unpicklable)
+    assert await RayDirectory(settings.namespace).names() == []
+    actor: Any = ray.remote(Blocking)
+    nameless = actor.options(num_cpus=0).remote("nameless", settings)
+    await nameless.pid.remote()
+    with pytest.raises(NotResolvableError, match="its actor has no name: create it with"):
+        await manager.resolve("nameless")
+    ray.kill(nameless)
 
 
 async def test_another_actor_of_that_name_is_left_as_it_is(

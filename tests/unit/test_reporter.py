@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 
 from seedcore.core.errors import (
     InstanceDeadError,
     InvalidInputError,
+    NotDurableError,
     RegistrationDelayedError,
+    RegistryUnavailableError,
     RetiredEpochError,
     StoreUnavailableError,
 )
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Receipt, Registration
+from seedcore.registry import outages
 from seedcore.registry.client import RegistryClient
 from seedcore.registry.config import RegistryConfig
 from seedcore.registry.identity import Identity, ProcessEpoch, identify, note_process_epoch
@@ -31,6 +36,7 @@ from seedcore.settings import Settings, get_settings
 from seedcore.store.memory import MemoryStore, Tables
 from seedcore.tier0.creation import prepared
 from tests.builders import START
+from tests.loops import another_loop
 from tests.unit.registries import joined_registry
 from tests.unit.test_service import NobodyWatches
 from tests.waiting import eventually
@@ -616,3 +622,171 @@ async def test_an_actors_process_belongs_to_the_epoch_that_its_maker_named(regis
         assert make_client(registry, cluster_epoch="own")._registration.cluster_epoch == "own"
     finally:
         note_process_epoch(None)
+
+
+# What the registry decides
+
+
+class Away:
+    """A connection to a registry that is away while `is_away`."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.registry = registry
+        self.is_away = True
+
+    def __getattr__(self, method: str) -> Any:
+        if self.is_away:
+            raise RegistryUnavailableError("away for the test")
+        return getattr(self.registry, method)
+
+
+SELDOM = SETTINGS.model_copy(update={"beat_interval_s": 3600.0})
+
+
+async def beats_of(registry: Registry) -> int:
+    return (await registry.health()).flush.beats_offered
+
+
+async def test_the_first_beat_comes_at_the_pace_of_the_registry(registry: Registry) -> None:
+    client = make_client(registry)
+    reporter = Reporter("agent", settings=SELDOM, client=client)
+    await reporter.start()
+    assert client.beat_interval_s == CONFIG.beat_interval_s
+
+    async def has_beaten() -> bool:
+        return await beats_of(registry) > 0
+
+    await eventually(has_beaten)
+    await reporter.stop()
+
+
+async def test_every_receipt_tells_the_interval_and_the_lease(registry: Registry, without_database: Registry) -> None:
+    for each in (registry, without_database):
+        client = make_client(each)
+        for receipt in (await client.register(), await client.register(), await client.set_status("alive")):
+            assert (receipt.beat_interval_s, receipt.lease_s) == (CONFIG.beat_interval_s, CONFIG.lease_s)
+
+
+async def test_an_agent_that_has_no_answer_yet_retries_soon_whatever_its_environment(registry: Registry) -> None:
+    connection: Any = Away(registry)
+    client = RegistryClient("agent", settings=SELDOM, connection=connection)
+    reporter = Reporter("agent", settings=SELDOM, client=client)
+    await reporter.start()
+    pauses = [reporter.pause_s]
+    for _ in range(10):
+        reporter.take_failure(RegistryUnavailableError("away"))
+        pauses.append(reporter.pause_s)
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == client.beat_interval_s <= 5.0
+    connection.is_away = False
+
+    async def is_registered() -> bool:
+        return await statuses(registry) == [Status.ALIVE]
+
+    await eventually(is_registered)
+    await reporter.stop()
+
+
+# In few lines
+
+
+@pytest.fixture(autouse=True)
+def no_outage_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other tests have left behind is not counted."""
+    monkeypatch.setattr(outages, "reporting", WeakSet())
+    for name in ("unreported", "refused", "undurable"):
+        outage = getattr(outages, name)
+        monkeypatch.setattr(outages, name, outages.Outage(outage._begins, outage._ends))
+
+
+def lines(caplog: pytest.LogCaptureFixture, words: str, level: int = logging.INFO) -> list[str]:
+    return [row.getMessage() for row in caplog.records if row.levelno >= level and words in row.getMessage()]
+
+
+async def test_an_outage_of_the_registry_is_one_line_for_all_agents_and_so_is_its_end(
+    registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "seedcore")
+
+    def is_told(times: int) -> bool:
+        return len(lines(caplog, "reported again")) == times
+
+    connection: Any = Away(registry)
+    reporters = [make_reporter(connection, logical_id=f"agent-{number}") for number in range(20)]
+    for outage in (1, 2):
+        connection.is_away = True
+        await asyncio.gather(*(reporter.start() for reporter in reporters))
+        await eventually(lambda: all(reporter.problem is not None for reporter in reporters))
+        await eventually(lambda: len(outages.unreported._concerned) >= 20)
+        assert len(lines(caplog, "not reported, will try again", logging.WARNING)) == outage
+        connection.is_away = False
+        await eventually(partial(is_told, outage))
+    first, second = lines(caplog, "not reported")
+    assert "away for the test" in first
+    # in the second outage all are known from its first moment
+    assert "agents of this process: 20" in second
+    assert all("agents of this process: 20" in line for line in lines(caplog, "reported again"))
+    await asyncio.gather(*(reporter.stop() for reporter in reporters))
+
+
+async def test_agents_that_register_again_are_counted_and_not_listed(
+    registry: Registry, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "seedcore")
+    burst = outages.Burst(logging.INFO, "instance %s registers again", "%d more did within %.0f s", 0.3)
+    monkeypatch.setattr(outages, "registered_again", burst)
+    clients = [make_client(registry, f"agent-{number}") for number in range(20)]
+    await asyncio.gather(*(client.beat() for client in clients))
+    await eventually(lambda: lines(caplog, "19 more did"))
+    assert len(lines(caplog, "registers again")) == 1
+    assert (await registry.health()).instances["starting"] == 20
+
+
+async def test_changes_that_are_not_durable_are_one_warning_and_can_be_insisted_on(
+    without_database: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    clients = [make_client(without_database, f"agent-{number}") for number in range(5)]
+    for client in clients:
+        await client.register()
+        receipt = await client.set_status("alive")
+        with pytest.raises(NotDurableError, match="away for the test"):
+            receipt.raise_unless_durable()
+    assert len(lines(caplog, "not durable", logging.WARNING)) == 1
+    assert lines(caplog, "not reported") == []
+
+
+async def test_a_durable_receipt_is_returned_by_what_insists_on_it(registry: Registry) -> None:
+    receipt = await make_client(registry).register()
+    assert receipt.raise_unless_durable() is receipt
+
+
+# From several event loops
+
+
+async def test_a_reporter_started_in_one_loop_is_drained_and_stopped_from_another(registry: Registry) -> None:
+    connection: Any = Away(registry)
+    reporter = make_reporter(connection)
+    await reporter.start()
+    with another_loop() as other:
+        await asyncio.gather(other.run(reporter.drain()), *(reporter.undrain() for _ in range(3)))
+        assert reporter.client.undelivered == 6
+        await other.run(reporter.stop())
+    beats = reporter._beats
+    assert beats is not None
+    await eventually(lambda: reporter not in beats._beating)
+
+
+async def test_a_reporter_whose_loop_has_ended_beats_in_the_next_that_uses_it(registry: Registry) -> None:
+    connection: Any = Away(registry)
+    reporter = make_reporter(connection)
+    with another_loop() as other:
+        await other.run(reporter.start())
+    connection.is_away = False
+    await reporter.start()
+
+    async def has_beaten() -> bool:
+        return await beats_of(registry) > 0
+
+    await eventually(has_beaten)
+    assert await statuses(registry) == [Status.ALIVE]
+    await reporter.stop()
