@@ -1,5 +1,5 @@
-"""From SIGKILL to "not resolvable" in another process, beside what a lease alone gives; and of agents that Ray restarts,
-whose actor answers again, as another instance."""
+"""From SIGKILL to "not resolvable" in another process, beside what a lease alone gives; and of an agent that Ray
+restarts, whose actor answers again, as another instance."""
 
 from __future__ import annotations
 
