@@ -30,7 +30,7 @@ _ADVICE: tuple[tuple[str, str], ...] = (
     (r"its node died", "Ray lost the node. Ray restarts agents with max_restarts on another node."),
     (
         r"epoch .*retired",
-        "The fleet was flipped to another epoch (`seedcore epoch show`), and the agent stays dead: start it in that one.",
+        "The fleet was flipped to another epoch (`seedcore epoch show`), and this agent stays dead: start a new one.",
     ),
 )
 

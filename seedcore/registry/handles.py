@@ -34,16 +34,19 @@ IsRegistered = Callable[[], Awaitable[bool]]
 
 _KILL_POLL_S = 0.02
 _TOLD_POLL_S = 0.01
+_LOST_S = 0.5
 _MAX_HELD = 10_000
 _AWAY_PAUSE_S = 2.0
 
 
 class Proof(str, Enum):
-    """A probe's answer: it lives, it does not, it is or will be another instance's process, or it has not said yet."""
+    """A probe's answer: it lives, it does not, it is or will be another instance's process, its process is gone by Ray's
+    word alone, or it has not said yet."""
 
     YES = "yes"
     NO = "no"
     ANOTHER = "another"
+    LOST = "lost"
     NOT_YET = "not yet"
 
 
@@ -140,12 +143,14 @@ class HandleFinder:
         return found.handle, self._checked(instance, found, proof)
 
     def _checked(self, instance: Instance, found: _Found, proof: Proof) -> Proof:
-        if proof in {Proof.NO, Proof.ANOTHER} and found.is_held:
+        if proof in {Proof.NO, Proof.ANOTHER, Proof.LOST} and found.is_held:
             raise _superseded(instance.logical_id)
         if proof is Proof.NO:
             raise ActorGoneError(instance.logical_id, "its actor has died")
         if proof is Proof.ANOTHER:
             raise ActorGoneError(instance.logical_id, "its process has ended, and its actor is another instance's")
+        if proof is Proof.LOST:
+            raise NotResolvableError(instance.logical_id, "Ray restarts its actor")
         return proof
 
     def _answered(self, instance: Instance, handle: ActorHandle, proof: Proof) -> ActorHandle:
@@ -221,14 +226,19 @@ async def prove(
     """
     loop = asyncio.get_running_loop()
     ends_s = loop.time() + timeout_s
+    is_lost = False
     asked = asyncio.create_task(_is_instance(handle, instance), name="instance-asked")
     try:
         while (left_s := ends_s - loop.time()) > 0:
             await asyncio.wait({asked}, timeout=min(left_s, _TOLD_POLL_S))
             if asked.done():
                 return await _judged(asked.result(), is_registered)
-            if is_told_gone(handle) and (is_registered is None or not await is_registered()):
-                return Proof.ANOTHER
+            if is_told_gone(handle):
+                if is_registered is None or not await is_registered():
+                    return Proof.ANOTHER
+                if not is_lost:
+                    # it may be the next instance already, and Ray slow to tell: then it answers by itself
+                    is_lost, ends_s = True, min(ends_s, loop.time() + _LOST_S)
     except (ActorDiedError, RayActorError):
         return Proof.NO
     except (RayError, SessionError):
@@ -237,7 +247,7 @@ async def prove(
         asked.cancel()
         # whatever it still raises says nothing any more, and must not be reported as never retrieved
         asked.add_done_callback(lambda ended: None if ended.cancelled() else ended.exception())
-    return Proof.NOT_YET
+    return Proof.LOST if is_lost else Proof.NOT_YET
 
 
 async def _judged(is_instance: bool | None, is_registered: IsRegistered | None) -> Proof:

@@ -146,6 +146,27 @@ def lives(pid: int, process_key: str) -> bool:
     return there is not None and _split(there) == key._replace(worker=None)
 
 
+def has_ended(pid: int | None, process_key: str | None) -> bool:
+    """Whether a process of this host has certainly ended; False also of one that cannot be seen from here."""
+    if pid is None or process_key is None or not _is_here(process_key):
+        return False
+    try:
+        return _read_key(pid) != _split(process_key).process
+    except OSError:
+        # /proc may hide the living
+        return not _is_there(pid)
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
 def worker_id_of(process_key: str) -> str | None:
     """The id of the Ray worker that a process was, None of one that was none."""
     return _split(process_key).worker

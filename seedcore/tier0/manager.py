@@ -49,6 +49,7 @@ from seedcore.registry.handles import HandleFinder, Proof, end_actor, probe, pro
 from seedcore.registry.identity import own_node_id
 from seedcore.registry.lookup import ActorHandle, is_told_gone
 from seedcore.registry.metrics import CallerMetrics
+from seedcore.registry.processes import has_ended
 from seedcore.settings import Mode, Settings, get_settings
 from seedcore.tier0.answers import AgentSpec, Fleet, Gathered, KnownAgent, Located, Pruned, SystemSummary
 from seedcore.tier0.calls import bounded_call, gather
@@ -353,6 +354,9 @@ class Tier0MemoryManager:
         # the feed may have told something of it while Ray's table was asked
         is_same = follower.view is view and follower.is_current
         if not is_same or _is_gone(handle) or not self._still_stands(view, chosen, allow_late, policy):
+            return None
+        # on our own host the kernel knows before anybody can tell
+        if has_ended(chosen.pid, chosen.process_key):
             return None
         if policy is Policy.NEWEST and view.verdict(chosen.instance_id) is Verdict.FRESH:
             self._hold(logical_id, handle, chosen)

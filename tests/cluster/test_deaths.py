@@ -36,6 +36,7 @@ from seedcore.registry.processes import (
     Unwatched,
     Watch,
     Watched,
+    has_ended,
     own_process_key,
     process_key_of,
     why_unwatched,
@@ -225,6 +226,10 @@ async def test_a_process_id_that_was_used_again_is_another_process() -> None:
     process, worker, boot = (process_key_of(os.getpid()) or "").split("/")
     earlier = f"{process.rpartition('-')[0]}-1/{worker}/{boot}"
     mine = Watched(new_instance_id(), os.getpid(), earlier, None, None, None)
+    assert has_ended(os.getpid(), earlier)
+    assert not has_ended(os.getpid(), process_key_of(os.getpid()))
+    # of another host, or unknown: nothing is certain
+    assert not any(has_ended(pid, key) for pid, key in ((os.getpid(), f"{earlier}x"), (NOBODY, None), (None, earlier)))
     assert await watch.add(mine)
     assert reported == [mine.instance_id]
     await watch.close()
@@ -290,6 +295,7 @@ async def test_a_hidden_process_is_not_called_dead_and_an_ended_one_is(monkeypat
     await asyncio.to_thread(os.waitid, os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
     hidden_one = Watched("living", living.pid, keys[0], None, None, None)
     assert not await watch.add(hidden_one)
+    assert (has_ended(living.pid, keys[0]), has_ended(NOBODY, keys[0])) == (False, True)
     assert why_unwatched(hidden_one) is Unwatched.HIDDEN
     assert await watch.add(Watched("ended", ended.pid, keys[1], None, None, None))
     assert reported == ["ended"]
