@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -31,16 +32,19 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def ours() -> list[list[str]]:
-    """The command lines of everything that works in this folder."""
-    lines = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
-    return [words for words in lines if any(str(FOLDER) in word for word in words)]
+def ours() -> list[psutil.Process]:
+    """Everything that works in this folder."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if any(str(FOLDER) in word for word in process.info["cmdline"] or [])
+    ]
 
 
 def gcs_address() -> str:
     """The cluster of this folder: beside another one on the machine, a command would have to guess."""
-    for words in ours():
-        for word in words:
+    for process in ours():
+        for word in process.info["cmdline"]:
             if word.startswith("--gcs-address="):
                 return word.partition("=")[2]
     raise SystemExit("serve run started no Ray")
@@ -67,7 +71,23 @@ def until_ready(serving: subprocess.Popen[bytes], url: str) -> None:
     raise SystemExit(f"not ready: {rungs}\n{Path('serve.log').read_text()[-4000:]}")
 
 
+def end(serving: subprocess.Popen[bytes]) -> None:
+    """Ctrl-C ends everything; what it does not end is killed, and an error."""
+    serving.send_signal(signal.SIGINT)
+    deadline_s = time.monotonic() + END_S
+    while (serving.poll() is None or ours()) and time.monotonic() < deadline_s:
+        time.sleep(0.5)
+    left = ours() if serving.poll() is not None else [psutil.Process(serving.pid), *ours()]
+    for process in left:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    if left:
+        raise SystemExit(f"something of {FOLDER} is left running: {left}")
+
+
 def main() -> None:
+    # a script's background job starts deaf to it, and its children inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ |= {
         "RAY_AUTH_MODE": "token",
         "RAY_TMPDIR": str(FOLDER / "ray"),
@@ -90,13 +110,7 @@ def main() -> None:
         assert "SeedCore" in page.text, page.text[:200]
         command("demo", "--down")
     finally:
-        serving.send_signal(signal.SIGINT)
-        serving.wait(60)
-        deadline_s = time.monotonic() + END_S
-        while ours():
-            if time.monotonic() > deadline_s:
-                raise SystemExit(f"something of {FOLDER} is left running")
-            time.sleep(0.5)
+        end(serving)
     sys.stdout.write("the wheel alone serves, and runs the demo\n")
 
 

@@ -62,7 +62,11 @@ def in_own_environment(module: str) -> Path:
     """The folder of this run; starts the module again where the environment is not ours yet."""
     if _MARK not in os.environ:
         folder = str(short_folder("sc-"))
-        ours = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SEEDCORE_"))}
+        ours = {
+            name: value
+            for name, value in os.environ.items()
+            if name == "RAY_TMPDIR" or not name.startswith(("RAY_", "SEEDCORE_"))
+        }
         ours |= {
             _MARK: folder,
             "RAY_AUTH_MODE": "disabled",
