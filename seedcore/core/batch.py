@@ -33,63 +33,63 @@ class BeatBatch:
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._heard: dict[str, float] = {}
+        self._received: dict[str, float] = {}
         self.counts = BeatCounts()
 
     def __len__(self) -> int:
-        return len(self._heard)
+        return len(self._received)
 
-    def offer(self, instance_id: str, heard_at: float) -> bool:
+    def offer(self, instance_id: str, received_s: float) -> bool:
         """Add a beat. Returns False if it was dropped."""
         self.counts.offered += 1
-        known = self._heard.get(instance_id)
+        known = self._received.get(instance_id)
         if known is not None:
             self.counts.coalesced += 1
-            if heard_at > known:
-                self._heard[instance_id] = heard_at
+            if received_s > known:
+                self._received[instance_id] = received_s
             return True
-        if len(self._heard) >= self._capacity:
+        if len(self._received) >= self._capacity:
             self.counts.dropped += 1
             return False
-        self._heard[instance_id] = heard_at
+        self._received[instance_id] = received_s
         return True
 
-    def offer_all(self, instance_ids: Sequence[str], heard_at: float) -> None:
+    def offer_all(self, instance_ids: Sequence[str], received_s: float) -> None:
         """Add beats of many instances that were received together. This is the hot path: one dictionary update."""
-        before = len(self._heard)
+        before = len(self._received)
         room = self._capacity - before
         if len(instance_ids) > room:
             for instance_id in instance_ids:
-                self.offer(instance_id, heard_at)
+                self.offer(instance_id, received_s)
             return
-        self._heard.update(dict.fromkeys(instance_ids, heard_at))
+        self._received.update(dict.fromkeys(instance_ids, received_s))
         self.counts.offered += len(instance_ids)
-        self.counts.coalesced += len(instance_ids) - (len(self._heard) - before)
+        self.counts.coalesced += len(instance_ids) - (len(self._received) - before)
 
     def take(self, limit: int) -> dict[str, float]:
         """Remove and return up to `limit` beats, longest waiting first."""
-        if len(self._heard) <= limit:
-            taken, self._heard = self._heard, {}
+        if len(self._received) <= limit:
+            taken, self._received = self._received, {}
             return taken
-        taken = dict(islice(self._heard.items(), limit))
+        taken = dict(islice(self._received.items(), limit))
         for instance_id in taken:
-            del self._heard[instance_id]
+            del self._received[instance_id]
         return taken
 
     def put_back(self, taken: dict[str, float]) -> None:
         """Put beats that could not be written back in front. A newer beat of the same instance wins."""
-        merged = {**taken, **self._heard}
-        for instance_id in taken.keys() & self._heard.keys():
-            merged[instance_id] = max(taken[instance_id], self._heard[instance_id])
-        self.counts.coalesced += len(taken) + len(self._heard) - len(merged)
+        merged = {**taken, **self._received}
+        for instance_id in taken.keys() & self._received.keys():
+            merged[instance_id] = max(taken[instance_id], self._received[instance_id])
+        self.counts.coalesced += len(taken) + len(self._received) - len(merged)
         for instance_id in list(islice(merged, max(0, len(merged) - self._capacity))):
             del merged[instance_id]
             self.counts.dropped += 1
-        self._heard = merged
+        self._received = merged
 
     def discard(self, instance_id: str) -> None:
         """Remove the beat of an instance that has ended."""
-        if self._heard.pop(instance_id, None) is not None:
+        if self._received.pop(instance_id, None) is not None:
             self.counts.dropped += 1
 
 

@@ -26,31 +26,31 @@ class BeatBatchMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.batch = BeatBatch(CAPACITY)
-        self.heard: set[tuple[str, float]] = set()
+        self.received: set[tuple[str, float]] = set()
         self.in_flight: dict[str, float] | None = None
         self.written = 0
         self.offered = 0
 
-    @rule(instance_id=IDS, heard_at=MOMENTS)
-    def offer(self, instance_id: str, heard_at: float) -> None:
+    @rule(instance_id=IDS, received_s=MOMENTS)
+    def offer(self, instance_id: str, received_s: float) -> None:
         self.offered += 1
-        self.heard.add((instance_id, heard_at))
+        self.received.add((instance_id, received_s))
         dropped = self.batch.counts.dropped
-        was_taken = self.batch.offer(instance_id, heard_at)
+        was_taken = self.batch.offer(instance_id, received_s)
         assert was_taken == (self.batch.counts.dropped == dropped)
 
-    @rule(instance_ids=st.lists(IDS, max_size=6), heard_at=MOMENTS)
-    def offer_all(self, instance_ids: list[str], heard_at: float) -> None:
+    @rule(instance_ids=st.lists(IDS, max_size=6), received_s=MOMENTS)
+    def offer_all(self, instance_ids: list[str], received_s: float) -> None:
         self.offered += len(instance_ids)
-        self.heard.update((instance_id, heard_at) for instance_id in instance_ids)
-        self.batch.offer_all(instance_ids, heard_at)
+        self.received.update((instance_id, received_s) for instance_id in instance_ids)
+        self.batch.offer_all(instance_ids, received_s)
 
     @precondition(lambda self: self.in_flight is None)
     @rule(limit=st.integers(1, CAPACITY + 1))
     def take(self, limit: int) -> None:
         self.in_flight = self.batch.take(limit)
         assert len(self.in_flight) <= limit
-        assert self.in_flight.items() <= self.heard
+        assert self.in_flight.items() <= self.received
 
     @precondition(lambda self: self.in_flight is not None)
     @rule()
@@ -90,9 +90,9 @@ TestBeatBatch.settings = settings(max_examples=50, stateful_step_count=40)
 def test_newest_beat_wins_in_any_order(beats: list[tuple[str, float]], capacity: int) -> None:
     batch = BeatBatch(capacity)
     newest: dict[str, float] = {}
-    for instance_id, heard_at in beats:
-        if batch.offer(instance_id, heard_at):
-            newest[instance_id] = max(heard_at, newest.get(instance_id, heard_at))
+    for instance_id, received_s in beats:
+        if batch.offer(instance_id, received_s):
+            newest[instance_id] = max(received_s, newest.get(instance_id, received_s))
     assert batch.take(100) == newest
     assert len(batch) == 0
 
@@ -100,15 +100,15 @@ def test_newest_beat_wins_in_any_order(beats: list[tuple[str, float]], capacity:
 @given(st.dictionaries(IDS, MOMENTS, max_size=4), st.dictionaries(IDS, MOMENTS, max_size=4))
 def test_put_back_never_replaces_a_newer_beat(first: dict[str, float], later: dict[str, float]) -> None:
     batch = BeatBatch(capacity=8)
-    for instance_id, heard_at in first.items():
-        batch.offer(instance_id, heard_at)
+    for instance_id, received_s in first.items():
+        batch.offer(instance_id, received_s)
     taken = batch.take(100)
-    for instance_id, heard_at in later.items():
-        batch.offer(instance_id, heard_at)
+    for instance_id, received_s in later.items():
+        batch.offer(instance_id, received_s)
     batch.put_back(taken)
     kept = batch.take(100)
-    for instance_id, heard_at in kept.items():
-        assert heard_at == max(
+    for instance_id, received_s in kept.items():
+        assert received_s == max(
             moment for moment in (first.get(instance_id), later.get(instance_id)) if moment is not None
         )
     assert set(kept) == set(first) | set(later)
