@@ -19,13 +19,7 @@ from itertools import islice
 from typing import TypeAlias, TypeVar
 
 from seedcore.core.batch import BeatBatch, ChangeBatch
-from seedcore.core.errors import (
-    FencedError,
-    RegistryError,
-    StoreRejectedError,
-    StoreUnavailableError,
-    first_line,
-)
+from seedcore.core.errors import FencedError, RegistryError, StoreRejectedError, StoreUnavailableError, first_line
 from seedcore.core.lease import BeatRate
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import (
@@ -592,18 +586,12 @@ class Writer:
     async def _refuse(self, change: Change, error: StoreRejectedError, commit: _Commit) -> None:
         """Give up a change that the database refuses; of a death only its cause."""
         logger.warning("the database refused a change for good: %s", error, extra={"instance_id": change.instance_id})
-        if (
-            isinstance(change, StatusChange)
-            and change.status is Status.DEAD
-            and change.cause
-            not in (
-                None,
-                _CAUSE_REFUSED,
-            )
-        ):
+        if isinstance(change, StatusChange) and change.status is Status.DEAD:
             assert self._store is not None
-            await self._commit_batch([replace(change, cause=_CAUSE_REFUSED)], self._store.set_status_many, commit)
-            return
+            if change.cause not in (None, _CAUSE_REFUSED):
+                plain = replace(change, cause=_CAUSE_REFUSED)
+                await self._commit_batch([plain], self._store.set_status_many, commit)
+                return
         if change.instance_id in self._roster:
             await self._correct(change.instance_id)
         self._settle(change, error)

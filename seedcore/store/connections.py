@@ -322,9 +322,10 @@ async def connect(dsn: str, limits: PoolLimits, *, read_only: bool = False) -> C
     """
     connection: Connection = await Connection.connect(dsn, **_parameters(dsn, limits, read_only=read_only))
     try:
-        await require_utf8(connection)
-        async with connection.transaction():
-            """Only a pooler refuses an empty one."""
+        with answering(connection, limits.answer_s):
+            await require_utf8(connection)
+            async with connection.transaction():
+                """Only a pooler refuses an empty one."""
     except BaseException:
         await connection.close()
         raise

@@ -192,9 +192,9 @@ async def test_database_of_another_encoding_is_refused_by_its_name_in_one_line(
 ) -> None:
     name = f"in_{encoding.lower()}"
     with psycopg.connect(server.dsn(), autocommit=True) as admin:
+        provider = "locale_provider libc" if admin.info.server_version >= 150000 else ""
         admin.execute(
-            f"create database {name} template template0 encoding '{encoding}' locale_provider libc"
-            " lc_collate 'C' lc_ctype 'C'"
+            f"create database {name} template template0 encoding '{encoding}' {provider} lc_collate 'C' lc_ctype 'C'"
         )
     dsn = server.dsn(name)
     told = f"^the database is away: the encoding of database {name} is {encoding}, and the registry needs UTF8: make .*"
