@@ -40,8 +40,8 @@ _AWAY_PAUSE_S = 2.0
 
 
 class Proof(str, Enum):
-    """A probe's answer: it lives, it does not, it is or will be another instance's process, its process is gone by Ray's
-    word alone, or it has not said yet."""
+    """The answer to a probe: the instance lives; its actor is dead; the process is, or will be, another instance's; Ray
+    reports that the process is gone; or no answer yet."""
 
     YES = "yes"
     NO = "no"
