@@ -35,8 +35,8 @@ _AWAY_PAUSE_S = 2.0
 
 
 class Proof(str, Enum):
-    """A probe's answer: it lives, it does not, it is or will be another instance's process, its process is gone by Ray's
-    word alone, or it has not said yet."""
+    """A probe's answer: it lives, it does not, it is or will be another instance's process, its process is gone by
+    Ray's word alone, or it has not said yet."""
 
     YES = "yes"
     NO = "no"
