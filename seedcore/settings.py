@@ -154,7 +154,9 @@ class Settings(BaseSettings):
         True, validation_alias=AliasChoices("ENABLE_RUNTIME_REGISTRY"), description="agents report to the registry"
     )
     beat_interval_s: Period = Field(
-        5.0, validation_alias=AliasChoices("REGISTRY_BEAT_SEC"), description="beat interval"
+        5.0,
+        validation_alias=AliasChoices("REGISTRY_BEAT_SEC"),
+        description="beat interval of the registry, which its agents take over",
     )
     cluster_epoch: Annotated[str, AfterValidator(_epoch)] | None = Field(
         None, validation_alias=AliasChoices("CLUSTER_EPOCH"), description="epoch an agent or registry insists on"
