@@ -30,6 +30,7 @@ from seedcore.core.errors import (
 )
 from seedcore.core.waiting import within
 from seedcore.discovery.access import TokenFile
+from seedcore.discovery.exposure import exposures
 from seedcore.registry import session
 from seedcore.registry.answers import Health, Hello
 from seedcore.registry.clock import utc_now
@@ -86,6 +87,7 @@ def examine() -> list[Finding]:
         return [Finding("configuration", Grade.FAILED, str(error), "correct that variable; README lists them all")]
     findings = [_configuration(settings), _descriptors()]
     is_joined = _join(settings, findings)
+    findings += _shared_machine()
     return findings + answered(_look(settings, is_joined=is_joined))
 
 
@@ -107,6 +109,11 @@ def _descriptors() -> Finding:
     return Finding(
         "open files", Grade.WARNING, told, f"relays and managers hold one for each agent: ulimit -n {_MIN_DESCRIPTORS}"
     )
+
+
+def _shared_machine() -> list[Finding]:
+    found = [Finding("shared machine", Grade.WARNING, one.what, one.remedy) for one in exposures()]
+    return found or [Finding("shared machine", Grade.OK, "other users of this machine reach nothing of Ray's")]
 
 
 def _tokens(file: Path) -> Finding:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from seedcore.cli.asking import Asked, NobodySelectedError, Wanted, asked, shown_ids
-from seedcore.cli.output import EXIT_FAILED, JsonOption, echo, out, parse_duration
+from seedcore.cli.output import EXIT_FAILED, JsonOption, confirm, echo, out, parse_duration
 from seedcore.cli.reading import NodeOption, OrganOption, SelectorOption, answered
 from seedcore.cli.render import show_turned
 from seedcore.core.errors import InvalidInputError, RegistryError
@@ -103,10 +103,9 @@ def _turn(
             # who names a node by a slip must not believe that it is drained
             raise NobodySelectedError(verb)
         if not yes:
-            question = f"{verb} {len(agents)} agents ({shown_ids(agents)}) of {source.place}?"
-            typer.confirm(question, abort=True, err=True)
+            confirm(f"{verb} {len(agents)} agents ({shown_ids(agents)}) of {source.place}?")
     elif status is Status.DEAD and not yes:
-        typer.confirm(f"Declare {shown_ids(agents)} of {source.place} dead?", abort=True, err=True)
+        confirm(f"Declare {shown_ids(agents)} of {source.place} dead?")
     turned, failures = answered(_turn_all(source, agents, status, reason, for_s))
     if as_json:
         echo("[" + ",\n".join(answer.model_dump_json(indent=2) for answer in turned) + "]")

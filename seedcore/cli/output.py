@@ -63,6 +63,11 @@ def echo(text: str, *, err: bool = False) -> None:
     typer.echo(shown(text, _LAYOUT), err=err)
 
 
+def confirm(question: str) -> None:
+    """Go on only where the user says so."""
+    typer.confirm(shown(question), abort=True, err=True)
+
+
 def fail(message: str, code: int) -> NoReturn:
     """End the command with one line on stderr."""
     typer.echo(shown(f"seedcore: {message}"), err=True)

@@ -15,6 +15,7 @@ from seedcore.core.errors import RegistryError, RegistryUnavailableError, StoreU
 from seedcore.core.feed import Feed
 from seedcore.core.ports import InstanceReader
 from seedcore.discovery.access import Access, check_proxies, is_behind_haproxy
+from seedcore.discovery.exposure import exposures
 from seedcore.discovery.ladder import DiscoveryLadder
 from seedcore.discovery.overview import Overviews
 from seedcore.discovery.pages import AnswerCache
@@ -88,6 +89,8 @@ class Discovery:
         self._connection = _connection_of(settings)
         self.ladder = ladder_of(settings, self._connection)
         self.overviews = Overviews(settings, self.ladder)
+        for exposure in exposures():
+            logger.warning("%s; %s", exposure.what, exposure.remedy)
         self._keeping: asyncio.Task[None] | None = None
         if keep_registry and settings.registry_enabled and settings.mode is not Mode.RAY:
             self._keeping = asyncio.get_running_loop().create_task(self._keep_registry())

@@ -358,8 +358,9 @@ def _document(api: FastAPI) -> Callable[[], dict[str, Any]]:
     return openapi
 
 
-# its page at /docs loads nothing from elsewhere
+# it brings Swagger UI's files; /docs is a page of ours, for its own has a script in its HTML
 api: FastAPI = FastAPIOffline(
+    docs_url=None,
     redoc_url=None,
     title="SeedCore Registry",
     version=__version__,

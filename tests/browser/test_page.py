@@ -10,6 +10,7 @@ from urllib.parse import quote
 from playwright.async_api import Browser, Page, expect
 
 from seedcore.core.lifecycle import Status
+from seedcore.core.text import first_unfit
 from seedcore.registry import RegistryClient
 from seedcore.registry.actor import stop_registry
 from seedcore.runtime import start_registry
@@ -228,3 +229,39 @@ async def test_on_a_phone_nothing_is_wider_than_the_screen(browser: Browser, wor
         assert target is not None
         assert min(target["width"], target["height"]) >= 44
     await page.close()
+
+
+async def test_the_page_of_the_api_works_under_its_policy(page: Page, world: World) -> None:
+    refused: list[str] = []
+    page.on("console", lambda told: refused.append(told.text) if "Content Security Policy" in told.text else None)
+    answer = await page.goto(f"{world.url}/docs")
+    assert answer is not None
+    policy = answer.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'")
+    assert "unsafe" not in policy
+    operation = page.locator("#operations-health-healthz_healthz_get")
+    await expect(operation).to_be_visible(timeout=PATIENCE_MS)
+    await operation.click()
+    await operation.get_by_role("button", name="Try it out").click()
+    await operation.get_by_role("button", name="Execute").click()
+    await expect(operation.locator(".live-responses-table tbody .response-col_status").first).to_contain_text(
+        "200", timeout=PATIENCE_MS
+    )
+    await expect(operation.locator(".live-responses-table")).to_contain_text('"status": "ok"')
+    assert refused == []
+
+
+async def test_a_name_that_hides_or_reorders_is_shown_as_what_it_is(page: Page, world: World) -> None:
+    hostile = "owl\x9b\u202etxt.exe\u200b"
+    await stop_registry(world.settings.namespace)
+    query = "select register_instance(p_instance_id => gen_random_uuid(), p_logical_id => %s, p_organ_id => %s)"
+    world.rows(query, hostile, hostile)
+    await start_registry(world.settings)
+    await page.goto(f"{world.url}/#/agent/{quote(hostile, safe='')}")
+    await expect(page.locator("#agent-name")).to_have_text("owl\\u009b\\u202etxt.exe\\u200b", timeout=PATIENCE_MS)
+    seen = await page.evaluate(
+        """() => [document.title, document.body.innerText,
+            ...[...document.querySelectorAll("[title]")].map((one) => one.title)].join("\\n")"""
+    )
+    assert first_unfit(seen.replace("\n", "").replace("\t", "")) is None
+    assert "\\u202etxt.exe" in seen

@@ -198,13 +198,51 @@ def test_only_prometheus_reaches_the_metrics(overlay: list[Document]) -> None:
     reached = {
         (port["port"], str(rule["from"]))
         for policy in the(overlay, "NetworkPolicy")
-        for rule in policy["spec"]["ingress"]
+        for rule in policy["spec"].get("ingress", [])
         for port in rule.get("ports", [])
         if port["port"] in {8080, 9187}
     }
-    prometheus = {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app.kubernetes.io/name": "prometheus"}}}
+    prometheus = {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}},
+        "podSelector": {"matchLabels": {"app.kubernetes.io/name": "prometheus"}},
+    }
     ports = {8080, 9187} if the(overlay, "Cluster") else {8080}
     assert reached == {(port, str([prometheus])) for port in ports}
+
+
+def test_pods_of_other_namespaces_are_known_by_the_name_of_theirs(overlay: list[Document]) -> None:
+    peers = [
+        peer
+        for policy in the(overlay, "NetworkPolicy")
+        for rule in [*policy["spec"].get("ingress", []), *policy["spec"].get("egress", [])]
+        for peer in [*rule.get("from", []), *rule.get("to", [])]
+    ]
+    named = {peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"] for peer in peers if len(peer) > 1}
+    assert named == {"kuberay-system", "monitoring"} | ({"cnpg-system"} if the(overlay, "Cluster") else set())
+    # the others are of the namespace of these objects: a label alone is enough of a name there
+    assert all(set(peer) in ({"podSelector"}, {"podSelector", "namespaceSelector"}) for peer in peers)
+    for name in named:
+        assert f"`{name}`" in README
+
+
+def reached_by(overlay: list[Document], component: str) -> set[int]:
+    """Ports that the pods of a component may connect to, Ray's own apart."""
+    labels = {"app.kubernetes.io/part-of": "seedcore", "app.kubernetes.io/component": component}
+    return {
+        port["port"]
+        for policy in the(overlay, "NetworkPolicy")
+        if is_selected(labels, policy["spec"]["podSelector"]) and "Egress" in policy["spec"]["policyTypes"]
+        for rule in policy["spec"]["egress"]
+        for port in rule.get("ports", [])
+    }
+
+
+def test_only_pods_that_have_a_dsn_reach_a_database(overlay: list[Document]) -> None:
+    assert reached_by(overlay, "head") == {53, 6379, 5432}
+    assert reached_by(overlay, "discovery") == {53, 5432}
+    assert reached_by(overlay, "migrate") == {53, 5432}
+    assert reached_by(overlay, "agents") == {53}
+    assert reached_by(overlay, "redis") == set()
 
 
 def test_the_target_port_of_a_service_is_a_port_of_its_pods(overlay: list[Document]) -> None:

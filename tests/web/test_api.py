@@ -13,8 +13,11 @@ from urllib.parse import quote
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
+from seedcore.cli.app import app
 from seedcore.core.lifecycle import Status
+from seedcore.core.text import first_unfit
 from seedcore.registry.actor import stop_registry
 from seedcore.runtime import start_registry
 from tests.serving import FLEET, WATCHERS, World
@@ -242,15 +245,15 @@ async def test_watchers_have_a_bound_and_leave_room_for_others(world: World) -> 
     # held: one that nobody reads any more is closed with its last reference
     held = []
     async with AsyncExitStack() as stack:
-        # one address may have half of them
+        # one caller may have half of them: this machine without a token, by whichever of its addresses
+        reader = {"Authorization": f"Bearer {world.tokens.read}"}
         for number in range(WATCHERS):
-            address = "127.0.0.1" if number < WATCHERS // 2 else "127.0.0.2"
-            held.append(await stack.enter_async_context(watching(world, address=address)))
+            address, shown = (f"127.0.0.{number + 1}", {}) if number < WATCHERS // 2 else (None, reader)
+            held.append(await stack.enter_async_context(watching(world, address=address, **shown)))
             await next_event(held[-1], "state")
-            if number == WATCHERS // 2 - 1:
-                assert (await world.ask("GET", "/v1/watch")).status_code == 429
-        async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(local_address="127.0.0.3")) as third:
-            refused = await third.get(f"{world.url}/v1/watch")
+        async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(local_address="127.0.0.9")) as anonymous:
+            assert (await anonymous.get(f"{world.url}/v1/watch")).status_code == 429
+        refused = await world.ask("GET", "/v1/watch")
         assert (refused.status_code, "followers" in refused.json()["detail"]) == (503, True), refused.text
         assert (await world.ask("GET", "/v1/overview")).status_code == 200
 
@@ -340,3 +343,35 @@ async def test_many_looks_at_once_cost_one(world: World) -> None:
 @pytest.mark.parametrize("path", ["/page/nothing.js", "/page/..%2fapi.py", "/page/"])
 async def test_what_is_no_part_of_the_page_is_not_there(world: World, path: str) -> None:
     assert (await world.ask("GET", path)).status_code == 404
+
+
+async def test_an_older_row_commands_no_terminal_and_can_be_ended(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # SQL may have been told such a name, or an earlier version
+    hostile = "owl\x9b2J\x9d0;owned\x9c\u202etxt.exe"
+    await stop_registry(world.settings.namespace)
+    query = "select register_instance(p_instance_id => gen_random_uuid(), p_logical_id => %s, p_organ_id => %s)"
+    world.rows(query, hostile, hostile)
+    await start_registry(world.settings)
+    await eventually(lambda: _is_known(world, hostile))
+    monkeypatch.setenv("SEEDCORE_URL", world.url)
+    monkeypatch.setenv("SEEDCORE_HTTP_TOKEN", world.tokens.write)
+    told = ""
+    for words in (
+        ["deregister", hostile, "--yes"],
+        *(["get", hostile, *more] for more in ([], ["--json"])),
+        *(["why", hostile, *more] for more in ([], ["--json"])),
+        *(["deaths", *more] for more in ([], ["--json"])),
+        ["ls", "--all"],
+    ):
+        ended = await asyncio.to_thread(CliRunner().invoke, app, words)
+        assert ended.exit_code == 0, (words, ended.output, ended.exception)
+        told += ended.output
+    assert "owl\\u009b2J" in told
+    assert first_unfit(told.replace("\n", "")) is None
+    assert (await world.get(f"/v1/agents/{quote(hostile)}"))["live"] == []
+
+
+async def _is_known(world: World, logical_id: str) -> bool:
+    return bool((await world.get(f"/v1/agents/{quote(logical_id)}"))["live"])

@@ -8,6 +8,8 @@ import httpx
 import pytest
 
 from seedcore.discovery.access import is_behind_haproxy
+from seedcore.discovery.exposure import exposures
+from seedcore.registry.lookup import session_folder
 from tests.servers import PostgresServer
 from tests.serving import Tokens, deployed, free_port
 from tests.waiting import eventually
@@ -34,6 +36,11 @@ def urls(server: PostgresServer, tokens: Tokens) -> Iterator[tuple[str, str]]:
 
 async def test_only_the_trusted_proxy_grants_rights_whichever_way_a_request_comes(urls: tuple[str, str]) -> None:
     assert not is_behind_haproxy()
+    assert any("Ray's session" in one.what for one in exposures())
+    folder = session_folder()
+    assert folder is not None
+    # and told where a replica starts
+    assert any("Ray's session" in log.read_text() for log in folder.glob("logs/worker-*.err"))
     for url in urls:
         for address, right in ((PROXY, "write"), (ANOTHER, "read"), ("127.0.0.1", "read")):
             transport = httpx.AsyncHTTPTransport(local_address=address)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from seedcore.core.errors import ConfigurationError
 from seedcore.discovery.access import is_behind_haproxy
 from seedcore.discovery.app import Discovery
 from seedcore.discovery.builder import DiscoveryArgs, build
+from seedcore.discovery.exposure import exposures
 from seedcore.discovery.routes import api
 from seedcore.settings import Settings
 from tests.servers import PostgresServer
@@ -27,29 +29,30 @@ REFUSED = "SEEDCORE_HTTP_TRUSTED_PROXIES: must be empty where Serve runs HAProxy
 
 
 @pytest.fixture(scope="module")
-def deployment(server: PostgresServer, tokens: Tokens) -> Iterator[tuple[Settings, str]]:
-    """One that may be read by this machine, and lets a caller ask five times per second."""
+def environment() -> Iterator[dict[str, str]]:
+    """Of nodes whose HAProxy keeps its files and ports to itself, as docs/security.md says."""
     # a socket's path is short
-    with tempfile.TemporaryDirectory(prefix="ha", dir="/tmp") as folder:
-        environment = haproxy(Path(folder))
-        with deployed(server, "haproxy", tokens=tokens, environment=environment, http_max_requests_a_s=5) as made:
-            yield made
+    with tempfile.TemporaryDirectory(prefix="ha", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield {
+            "RAY_TMPDIR": folder,
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/admin.sock",
+            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{folder}/metrics.sock",
+            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": folder,
+            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/state",
+            "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "1",
+            "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        }
 
 
-def haproxy(folder: Path) -> dict[str, str]:
-    """The environment of nodes whose HAProxy keeps its files and ports to itself."""
-    return {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "state"),
-        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "1",
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
-    }
+@pytest.fixture(scope="module")
+def deployment(server: PostgresServer, tokens: Tokens, environment: dict[str, str]) -> Iterator[tuple[Settings, str]]:
+    """One that may be read by this machine, and lets a caller ask five times per second."""
+    with deployed(server, "haproxy", tokens=tokens, environment=environment, http_max_requests_a_s=5) as made:
+        yield made
 
 
 @pytest.fixture
@@ -131,3 +134,29 @@ async def test_a_flood_without_a_token_leaves_the_callers_with_one_alone(url: st
         answers = await asyncio.gather(*(reader.get("/v1/access") for _ in range(60)))
         assert {answer.status_code for answer in answers} == {200, 429}
         assert (await writer.get("/v1/access")).status_code == 200
+
+
+async def test_what_serve_leaves_open_to_other_users_is_named_with_its_remedy(
+    url: str, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with caller(url, ANOTHER) as client:
+        await answering(client)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    # Ray opens its session and HAProxy its socket to everybody, in a folder of this user alone
+    ports = sorted(environment[f"RAY_SERVE_HAPROXY_{name}_PORT"] for name in ("STATS", "METRICS"))
+    assert sorted(remedies_with(environment["RAY_TMPDIR"], 0o700)) == [
+        f"block port {port} by the firewall of this machine" for port in ports
+    ]
+    opened = remedies_with(environment["RAY_TMPDIR"], 0o711)
+    assert "start Ray with RAY_TMPDIR set to a folder of mode 0700" in opened
+    assert "set RAY_SERVE_HAPROXY_SOCKET_PATH to a file in a folder of mode 0700" in opened
+
+
+def remedies_with(folder: str, mode: int) -> list[str]:
+    """What helps while the folder has a mode."""
+    os.chmod(folder, mode)
+    try:
+        return [one.remedy for one in exposures()]
+    finally:
+        os.chmod(folder, 0o700)
