@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from seedcore.discovery.access import is_behind_haproxy
-from seedcore.registry.lookup import session_folder
+from seedcore.registry import session
 
 # Serve's defaults
 _HAPROXY_SOCKET = "/tmp/haproxy-serve/admin.sock"  # noqa: S108 - not ours to choose
@@ -34,7 +34,7 @@ class Exposure:
 def exposures() -> list[Exposure]:
     """What is open on this machine."""
     found = [*_token()]
-    folder = session_folder()
+    folder = session.folder()
     if folder is not None:
         found += _session(folder)
     if is_behind_haproxy():

@@ -12,11 +12,9 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 import ray
-from ray._private import worker
 from ray._private.state import state
 from ray.core.generated import common_pb2, gcs_pb2
 from ray.exceptions import RaySystemError
@@ -39,12 +37,6 @@ _NOT_TOLD = ("SYSTEM_ERROR", "")
 _NOT_IN_A_LINE = re.compile(r"\x1b\[[0-9;]*m|[\x00-\x1f\x7f\ud800-\udfff]+")
 _SLOT_POLL_S, _SLOT_POLL_MAX_S = 0.005, 0.05
 _slots = threading.BoundedSemaphore(_AT_ONCE)
-
-
-def session_folder() -> Path | None:
-    """Ray's folder of this session on this machine; None where there is none, as with Ray Client."""
-    node = worker._global_node
-    return None if node is None or not ray.is_initialized() else Path(node.get_session_dir_path())
 
 
 async def in_thread(look_up: Callable[[], T], timeout_s: float, on_late: Callable[[T], object] | None = None) -> T:

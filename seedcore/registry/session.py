@@ -17,6 +17,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -176,6 +177,12 @@ def cluster_name() -> str:
     """The unique name of the cluster. Raises as `passing`."""
     with passing():
         return str(context().get_session_name())
+
+
+def folder() -> Path | None:
+    """Ray's folder of this session on this machine; None without a session, and with Ray Client."""
+    node = global_worker.node
+    return None if node is None or current() is None else Path(node.get_session_dir_path())
 
 
 def is_ray_client() -> bool:

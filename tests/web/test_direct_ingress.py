@@ -9,7 +9,7 @@ import pytest
 
 from seedcore.discovery.access import is_behind_haproxy
 from seedcore.discovery.exposure import exposures
-from seedcore.registry.lookup import session_folder
+from seedcore.registry import session
 from tests.servers import PostgresServer
 from tests.serving import Tokens, deployed, free_port
 from tests.waiting import eventually
@@ -37,7 +37,7 @@ def urls(server: PostgresServer, tokens: Tokens) -> Iterator[tuple[str, str]]:
 async def test_only_the_trusted_proxy_grants_rights_whichever_way_a_request_comes(urls: tuple[str, str]) -> None:
     assert not is_behind_haproxy()
     assert any("Ray's session" in one.what for one in exposures())
-    folder = session_folder()
+    folder = session.folder()
     assert folder is not None
     # and told where a replica starts
     assert any("Ray's session" in log.read_text() for log in folder.glob("logs/worker-*.err"))
