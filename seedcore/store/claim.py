@@ -13,9 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from seedcore.core.errors import StoreUnavailableError
-from seedcore.store.embedded import layout_of
-
-_NAME = "registry.lock"
+from seedcore.store.embedded import CLAIM_NAME, layout_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +69,7 @@ class Claim:
     def _lock(self) -> Path:
         """The lock's file. Raises EmbeddedPostgresError where another user could have laid it."""
         layout_of(self._folder).require_trusted()
-        return self._folder / _NAME
+        return self._folder / CLAIM_NAME
 
     def _taken_by(self, holder: Holder | None) -> str:
         process = f" (pid {holder.pid}, {holder.ray_cluster})" if holder is not None else ""

@@ -12,6 +12,7 @@ import grp
 import json
 import os
 import pwd
+import re
 import select
 import socket
 import stat
@@ -31,7 +32,9 @@ MAJOR = "18"
 DATABASE = "seedcore"
 ROLE = "postgres"
 PORT = 5432
+CLAIM_NAME = "registry.lock"
 SOCKET_NAME = f".s.PGSQL.{PORT}"
+_OUR_FOLDER = re.compile(r"pg\d+|pgsql-\d")
 _POLL_S = 0.05
 _CONNECT_TIMEOUT_S = 2.0
 _GUARD_MODULE = "seedcore.store.embedded_guard"
@@ -84,6 +87,16 @@ class Layout:
     @property
     def postgres_log(self) -> Path:
         return self.data_dir / "postgres.log"
+
+    def is_ours_alone(self) -> bool:
+        """Whether the data folder holds nothing but what is made here, as a new one does."""
+        names = {path.name for path in (self.owners, self.lock, self.record, self.socket_dir, self.guard_log)}
+        names |= {self.postgres_log.name, CLAIM_NAME}
+        return all(entry.name in names or _OUR_FOLDER.match(entry.name) for entry in self.data_dir.iterdir())
+
+    def let_pass(self) -> None:
+        """Let other users pass through the data folder; they cannot list it."""
+        self.data_dir.chmod(stat.S_IMODE(self.data_dir.stat().st_mode) | stat.S_IXGRP | stat.S_IXOTH)
 
     def check(self) -> None:
         """Refuse a folder that is not ours to use. Changes nothing."""

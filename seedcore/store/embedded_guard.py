@@ -111,6 +111,9 @@ class Guardian:
     def _prepare(self) -> Server:
         self._layout.check()
         user = server_user(self._layout)
+        if not user.can_enter(self._layout.data_dir) and self._layout.is_ours_alone():
+            # as tempfile.mkdtemp makes one: its parents may be open, and the data inside stays closed
+            self._layout.let_pass()
         if not user.can_enter(self._layout.data_dir):
             raise EmbeddedPostgresError(
                 f"as root it runs as {user.name}, who cannot enter {self._layout.data_dir}; "

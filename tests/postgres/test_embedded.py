@@ -722,6 +722,19 @@ class TestUsers:
         root.chmod(0o755)
         note(server.hold(), "now it can")
 
+    def test_a_folder_for_root_alone_is_opened_to_the_server_where_nothing_else_lies_in_it(
+        self, folder: Path, server: EmbeddedPostgres
+    ) -> None:
+        folder.chmod(0o700)
+        (folder / "mine").touch()
+        with pytest.raises(EmbeddedPostgresError, match="SEEDCORE_DATA_DIR"):
+            server.hold()
+        assert folder.stat().st_mode & 0o777 == 0o700
+        (folder / "mine").unlink()
+        note(server.hold(), "a folder as tempfile.mkdtemp makes it")
+        # to pass through, not to look at
+        assert folder.stat().st_mode & 0o777 == 0o711
+
     def test_programs_that_the_server_cannot_reach_are_copied_once(
         self, folder: Path, root: Path, start_holder: Callable[..., Holder]
     ) -> None:
