@@ -8,13 +8,18 @@ flipped. A beat is not a change; a new verdict (`late`, `suspect`, `fresh`) is o
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
+from sys import getsizeof
 from typing import NamedTuple
 
 from seedcore.core.model import Instance, InstanceFilter, Verdict
 from seedcore.core.wire import wire
+
+MAX_REMEMBERED_BYTES = 64 * 1024 * 1024
+# an instance without labels and metadata
+_ROW_BYTES = 1024
 
 
 @wire
@@ -55,6 +60,7 @@ class _Entry(NamedTuple):
     after: Instance | None
     verdict: Verdict
     cause: str | None
+    weight: int
 
     def selected_by(self, wanted: InstanceFilter, epoch: str) -> bool:
         """Whether a follower with this filter receives the change: the instance matches before or after it."""
@@ -69,18 +75,21 @@ class _Entry(NamedTuple):
 
 
 class Feed:
-    """Keeps the last `capacity` changes. Use it from one event loop.
+    """Keeps the last `capacity` changes, and at most `max_bytes` of instances. Use it from one event loop.
 
     `stream` identifies this feed: a version is valid only within its stream. A copy of a feed repeats the changes that
     it received, with the same stream and the same versions.
     """
 
-    def __init__(self, stream: str, capacity: int) -> None:
+    def __init__(self, stream: str, capacity: int, max_bytes: int = MAX_REMEMBERED_BYTES) -> None:
         self.stream = stream
         self.version = 0
         self.epoch = ""
         self._reaches_back_to = 0
-        self._entries: deque[_Entry] = deque(maxlen=capacity)
+        self._capacity = capacity
+        self._max_bytes = max_bytes
+        self._entries: deque[_Entry] = deque()
+        self.bytes = 0
         self._followers: dict[int, tuple[InstanceFilter, Callable[[], None]] | None] = {}
         self._serial = 0
 
@@ -95,10 +104,13 @@ class Feed:
         """Record a change of an instance or of its verdict. `before` is None for a new instance, `after` for an ended
         one; `cause` is the cause of its death. A copy of a feed passes the `version` that it received."""
         self.version = self.version + 1 if version is None else version
-        entry = _Entry(self.version, before, after, verdict, cause)
-        if len(self._entries) == self._entries.maxlen:
-            self._reaches_back_to = self._entries[0].version if self._entries else self.version
+        entry = _Entry(self.version, before, after, verdict, cause, _weight(before) + _weight(after))
         self._entries.append(entry)
+        self.bytes += entry.weight
+        while len(self._entries) > self._capacity or self.bytes > self._max_bytes:
+            forgotten = self._entries.popleft()
+            self.bytes -= forgotten.weight
+            self._reaches_back_to = forgotten.version
         for number, waiting in self._followers.items():
             if waiting is not None and entry.selected_by(waiting[0], self.epoch):
                 self._wake(number)
@@ -112,6 +124,7 @@ class Feed:
         self.stream, self.version, self.epoch = stream, version, epoch
         self._reaches_back_to = version
         self._entries.clear()
+        self.bytes = 0
         for number in self._followers:
             self._wake(number)
 
@@ -151,3 +164,17 @@ class Feed:
 
 def _is_wanted(instance: Instance | None, wanted: InstanceFilter, epoch: str) -> bool:
     return instance is not None and wanted.matches(instance, epoch)
+
+
+def _weight(instance: Instance | None) -> int:
+    """Bytes of memory that an instance takes, about."""
+    return 0 if instance is None else _ROW_BYTES + _size(instance.labels) + _size(instance.metadata)
+
+
+def _size(value: object) -> int:
+    if isinstance(value, Mapping):
+        # all that have none have the same one
+        return getsizeof(value) + sum(getsizeof(key) + _size(child) for key, child in value.items()) if value else 0
+    if isinstance(value, (list, tuple)):
+        return getsizeof(value) + sum(map(_size, value))
+    return getsizeof(value)

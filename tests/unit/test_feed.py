@@ -134,3 +134,21 @@ def test_epoch_flip_wakes_every_follower_with_a_reset() -> None:
     batch = feed.since("here", 2, ALL)
     assert (batch.is_reset, batch.version, batch.epoch) == (True, 3, "green")
     assert not feed.since("here", 3, ALL).is_reset
+
+
+def test_a_feed_remembers_so_many_bytes_of_instances_and_says_how_far_it_reaches_back() -> None:
+    feed = Feed("stream", 10_000, max_bytes=1_000_000)
+    heavy = replace(instance(1, "heavy"), metadata={"notes": ["x" * 1000] * 14})
+    for _ in range(200):
+        feed.append(heavy, heavy)
+        assert feed.bytes <= 1_000_000
+    told = [version for version in range(200) if not feed.since("stream", version, ALL).is_reset]
+    assert told == list(range(200 - len(told), 200))
+    assert 0 < len(told) < 100
+    light = instance(2, "light")
+    for _ in range(400):
+        feed.append(light, light)
+    # what is light is remembered for longer
+    assert not feed.since("stream", 200, ALL).is_reset
+    feed.append(None, replace(heavy, metadata={"note": "x" * 2_000_000}))
+    assert (feed.bytes, feed.since("stream", feed.version - 1, ALL).is_reset) == (0, True)
