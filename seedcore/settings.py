@@ -221,7 +221,7 @@ class Settings(BaseSettings):
     http_max_requests_a_s: Annotated[float, Field(ge=1, le=1_000_000)] = Field(
         500,
         validation_alias=AliasChoices("SEEDCORE_HTTP_MAX_REQUESTS_PER_SEC"),
-        description="HTTP requests a second of one address to one replica, on average over 2 s",
+        description="HTTP requests a second of one caller to one replica, on average over 2 s",
     )
     mode: Mode = Field(
         Mode.HYBRID, validation_alias=AliasChoices("SEEDCORE_MODE"), description="where callers look for agents"
