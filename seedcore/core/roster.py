@@ -457,9 +457,13 @@ class Roster:
 
     def _epoch_of(self, registration: Registration) -> str:
         """Where a registration belongs, as far as memory knows; the commit decides it (see Store.epochs_of)."""
-        named = registration.cluster_epoch or registration.started_epoch
-        if named is not None or registration.actor_id is None:
-            return named or self.epoch
+        if registration.cluster_epoch is not None:
+            return registration.cluster_epoch
+        if self.epoch == "":
+            # until the store has said which epoch is current, its instances count as current
+            return ""
+        if registration.started_epoch is not None or registration.actor_id is None:
+            return registration.started_epoch or self.epoch
         rows = self.instances_of(registration.logical_id)
         before = best(row for row in rows if row.actor_id == registration.actor_id)
         if before is not None:

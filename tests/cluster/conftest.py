@@ -22,8 +22,9 @@ from tests.waiting import eventually
 _serial = count(1)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def _shared_cluster_ends() -> Iterator[None]:
+    # other folders test what happens without Ray, in the same worker
     yield
     ray.shutdown()
 

@@ -49,6 +49,7 @@ from tests.waiting import eventually
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A cluster that goes on when this process leaves it."""
+    ray.shutdown()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
     yield cluster
     cluster.shutdown()

@@ -293,8 +293,13 @@ def test_instances_taken_before_the_epoch_is_known_belong_to_it() -> None:
     enter(roster, 1)
     assert roster.resolve("agent", 0.0).instance is not None
     roster.register(joins(2, cluster_epoch="staged"), 0.0, START)
+    # its own word for where it was started counts once the store has said where that belongs
+    roster.register(joins(3, started_epoch="epoch-4"), 0.0, START)
+    shown, _ = roster.page(InstanceFilter(statuses=None), ("", ""), 10, 0.0)
+    assert {row.instance_id for row in shown} == {iid(1), iid(3)}
     roster.set_epoch("epoch-5")
-    assert {row.instance_id: row.cluster_epoch for row in everyone(roster)} == {iid(1): "epoch-5", iid(2): "staged"}
+    epochs = {row.instance_id: row.cluster_epoch for row in everyone(roster)}
+    assert epochs == {iid(1): "epoch-5", iid(2): "staged", iid(3): "epoch-5"}
 
 
 def test_beats_of_those_that_ended_with_their_epoch_are_told_so_and_of_no_other_dead(roster: Roster) -> None:
