@@ -109,6 +109,7 @@ def fleet_up(file: FileArgument, epoch: EpochOption = None, as_json: JsonOption 
     settings = load_settings()
     join_cluster(settings)
     started_epoch = answered(_epoch_to_start_in(settings, _epoch_named(fleet, epoch)))
+    answered(_require_no_other_fleet(settings, specs))
     specs = [replace(spec, started_epoch=started_epoch) for spec in specs]
     _work(settings, "making agents", specs, Tier0MemoryManager.create_agents_batch, "up", as_json)
     draining = [] if as_json else answered(_draining_of({spec.agent_id for spec in specs}))
@@ -146,6 +147,26 @@ async def _epoch_to_start_in(settings: Settings, named: str | None) -> str | Non
     except (RegistryUnavailableError, StoreUnavailableError, VersionMismatchError):
         # agents need no registry to start, and belong to the epoch that they register in
         return None
+
+
+async def _require_no_other_fleet(settings: Settings, specs: Sequence[AgentSpec]) -> None:
+    """Raise InvalidInputError if another actor already runs an agent of the file in the epoch to start in, as after a
+    flip to the fleet of another file: a second one, being newer, would take over its callers."""
+    by_id = {spec.agent_id: spec for spec in specs}
+    connection = RegistryConnection(settings.namespace, settings.call_timeout_s)
+    try:
+        alive = await every_page(connection, fresh_only=False)
+    except RegistryUnavailableError:
+        return
+    for row in alive:
+        spec = by_id.get(row.logical_id)
+        is_of_this_epoch = spec is not None and spec.epoch in {None, row.cluster_epoch}
+        if spec is not None and is_of_this_epoch and row.actor_name not in {None, spec.actor_name}:
+            raise InvalidInputError(
+                "FILE",
+                f"{row.logical_id} already runs in epoch {row.cluster_epoch}, as actor {row.actor_name!r}: end that "
+                f"fleet first, or add to it with --epoch {row.cluster_epoch}",
+            )
 
 
 async def _draining_of(names: set[str]) -> list[str]:

@@ -105,6 +105,9 @@ async def test_the_page_as_it_is_written_leads_every_caller_to_green(
         # and blue's actors end, for good
         await eventually(partial(are_gone, as_installed, "eye-1", "eye-2"))
         assert await history_of(registry, "eye-1") == [RETIRED, ("green", Status.ALIVE, None)]
+        # the file of blue, applied once more, does not take green's callers
+        await type_in(tmp_path, ["! seedcore fleet up blue.yaml"])
+        assert await history_of(registry, "eye-1") == [RETIRED, ("green", Status.ALIVE, None)]
         # the rest of the page: a third epoch, in actors of one's own
         await type_in(tmp_path, commands[commands.index(FLIP) + 1 :])
         await eventually(partial(are_gone, as_installed, "eye-1@green", "eye-2@green"))
