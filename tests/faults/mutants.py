@@ -133,19 +133,19 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "no credit for our own stalls": Mutant(375, lambda: mock.patch.object(Roster, "credit", _nothing)),
     "no new lease after a restart": Mutant(
-        0, lambda: mock.patch.multiple(Roster, adopt=_adopt_as_silent, credit=_credit_no_whole_lease)
+        60, lambda: mock.patch.multiple(Roster, adopt=_adopt_as_silent, credit=_credit_no_whole_lease)
     ),
     "the dead may live again": Mutant(20, lambda: mock.patch("seedcore.store.memory.apply_status", _revive)),
     "sequence numbers are ignored": Mutant(
         2, lambda: mock.patch("seedcore.store.memory.apply_status", _ignore_numbers)
     ),
     "expiry never freezes": Mutant(1, lambda: mock.patch.object(MassLateness, "note", _forget_seconds)),
-    "no grace at the end of a freeze": Mutant(68, lambda: mock.patch.object(MassLateness, "is_spent", True)),
+    "no grace at the end of a freeze": Mutant(245, lambda: mock.patch.object(MassLateness, "is_spent", True)),
     "the client keeps nothing": Mutant(44, lambda: mock.patch.object(RegistryClient, "_send_all", _send_and_forget)),
     "a failed batch returns reversed": Mutant(
         301, lambda: mock.patch.object(ChangeBatch, "put_back", _put_back_reversed)
     ),
-    "fenced for ever": Mutant(302, lambda: mock.patch.object(Writer, "_take_the_term_back", _stay_fenced)),
+    "fenced for ever": Mutant(430, lambda: mock.patch.object(Writer, "_take_the_term_back", _stay_fenced)),
     "the feed forgets a change": Mutant(0, lambda: mock.patch.object(Feed, "append", _append_most)),
     "the feed begins anew and says nothing": Mutant(0, lambda: mock.patch.object(Feed, "since", _since_never_reset)),
     "who is not read yet is unknown": Mutant(0, lambda: mock.patch.object(Writer, "may_know_more", False)),
@@ -161,5 +161,5 @@ MUTANTS: dict[str, Mutant] = {
     "a refused value keeps its batch": Mutant(
         0, lambda: mock.patch("seedcore.registry.writer._in_parts", _keep_the_batch)
     ),
-    "memory and database are not compared": Mutant(9, lambda: mock.patch.object(Writer, "_compare", _compare_nothing)),
+    "memory and database are not compared": Mutant(84, lambda: mock.patch.object(Writer, "_compare", _compare_nothing)),
 }
