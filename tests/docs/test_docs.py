@@ -39,6 +39,18 @@ asyncio.run(get_tier0_manager().create_agent(sys.argv[1], labels={"app": "demo"}
 """
 
 
+_END_ALL = """
+import asyncio, os, ray
+from seedcore.tier0 import get_tier0_manager
+ray.init(address=os.environ["RAY_ADDRESS"], namespace="seedcore")
+async def end_all():
+    manager = get_tier0_manager()
+    await manager.discover_and_refresh_agents()
+    await manager.shutdown_agents()
+asyncio.run(end_all())
+"""
+
+
 class Block(NamedTuple):
     """A code block and its kind."""
 
@@ -140,6 +152,8 @@ async def test_every_block_of_a_page_runs(newcomer: Newcomer, page: str) -> None
             run_sql(newcomer, block.text)
     script = script_of(commands, newcomer.url)
     answer = newcomer.run("bash", "-c", f"cd {shlex.quote(str(folder))}\n{script}", check=False)
+    # the next page begins without this one's agents
+    newcomer.run(sys.executable, "-c", _END_ALL)
     assert answer.returncode == 0, f"{answer.stdout[-3000:]}\n{answer.stderr[-3000:]}"
     assert "Traceback" not in answer.stderr
 

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import httpx
 import psutil
 import pytest
+import ray
 import pytest_asyncio
 
 from seedcore.core.lifecycle import Status
@@ -63,11 +64,19 @@ async def url(deployment: tuple[Settings, str]) -> str:
 
 
 def resident_mib(title: str) -> float:
-    """Of the process of this cluster with a title."""
+    """Of the process of this cluster with a title: others run beside."""
+    session = ray.get_runtime_context().get_session_name()
+
+    def is_ours(child: psutil.Process) -> bool:
+        raylet = child.parent()
+        return raylet is not None and any(session in word for word in raylet.cmdline())
+
     (process,) = [
         child
         for child in psutil.process_iter(["cmdline"])
-        if any(title in word for word in child.info["cmdline"] or []) and child.status() != psutil.STATUS_ZOMBIE
+        if any(title in word for word in child.info["cmdline"] or [])
+        and child.status() != psutil.STATUS_ZOMBIE
+        and is_ours(child)
     ]
     return process.memory_info().rss / MIB
 
