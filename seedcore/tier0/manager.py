@@ -504,10 +504,16 @@ class Tier0MemoryManager:
     async def _history(self, logical_id: str) -> Sequence[Instance]:
         """Every instance that the registry knows of, the newest first; none where it cannot be read."""
         try:
-            return (await self._connection.describe(logical_id)).history
+            described = await self._connection.describe(logical_id)
         except RegistryUnavailableError as error:
             logger.debug("its history is not readable: %s", error, extra={"logical_id": logical_id})
             return ()
+        if not described.complete:
+            return ()
+        committed = {row.instance_id for row in described.history}
+        # one that has just registered is in the registry's memory before it is in the database
+        newer = (each.instance for each in described.live if each.instance.instance_id not in committed)
+        return (*newer, *described.history)
 
     def _require_unreported(self, logical_id: str, history: Sequence[Instance], told: str) -> None:
         """Ray's listing is for those who do not report: raise NotResolvableError for one who did, and is dead. While

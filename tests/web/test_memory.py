@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 import httpx
 import psutil
 import pytest
-import ray
 import pytest_asyncio
+import ray
 
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import RegisterChange, Registration, new_instance_id
