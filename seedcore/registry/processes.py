@@ -199,8 +199,14 @@ def _key_of(pid: int, worker_id: str | None) -> str | None:
 
 def _boot_id() -> str | None:
     """The id that the kernel draws when it boots; None where it cannot be read."""
+    return _read_once(_BOOT_ID)
+
+
+@functools.lru_cache(maxsize=2)
+def _read_once(path: Path) -> str | None:
+    # a relay compares it for every instance that it is to watch
     try:
-        return _BOOT_ID.read_text().strip() or None
+        return path.read_text().strip() or None
     except OSError:
         return None
 
