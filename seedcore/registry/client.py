@@ -116,7 +116,7 @@ class RegistryClient:
         self._given_actor_name = actor_name
         self._identifier = identifier
         self._is_identified = False
-        self._identified_in: session.Session | None = None
+        self._asked_in: session.Session | None = None
         self._is_completed = False
         self._identify_pause_s = self._settings.beat_interval_s
         self._identifies_at_s = 0.0
@@ -287,17 +287,22 @@ class RegistryClient:
             process_key=identity.process_key,
         )
         self._is_identified = identity.is_complete
-        self._identified_in = began
+        self._asked_in = began
 
     def _knows_itself(self) -> bool:
+        return self._is_identified and not self._is_in_another_session()
+
+    def _is_in_another_session(self) -> bool:
         now = session.current()
-        return self._is_identified and (now is None or now is self._identified_in)
+        return now is not None and now is not self._asked_in
 
     async def _complete_registration(self) -> None:
-        """What Ray could not say at the registration it may say by now, and another session's says anew: register again
-        with it, seldom."""
+        """Register again with what Ray did not know at the registration. Asks at once in another Ray session, and ever
+        more seldom within one."""
         if not self._is_to_complete():
             return
+        if self._is_in_another_session():
+            self._identify_pause_s = self._settings.beat_interval_s
         self._identifies_at_s = _now_s() + self._identify_pause_s
         self._identify_pause_s = min(_IDENTIFY_MAX_S, 2 * self._identify_pause_s)
         before = self._registration
@@ -307,7 +312,7 @@ class RegistryClient:
     def _is_to_complete(self) -> bool:
         if self._knows_itself() or self._undelivered or self._status in {None, Status.DEAD}:
             return False
-        return _now_s() >= self._identifies_at_s
+        return self._is_in_another_session() or _now_s() >= self._identifies_at_s
 
     async def _deliver(self) -> Receipt:
         """Send every undelivered change in order. Changes leave only when known to be durable, or refused."""
