@@ -19,7 +19,7 @@ from uuid import UUID
 import psycopg
 
 from seedcore.core.errors import SchemaError, StoreUnavailableError
-from seedcore.store.connections import Connection, Row, answering
+from seedcore.store.connections import Connection, Row, answering, transaction
 from seedcore.store.migrations import (
     Migration,
     hold_starters,
@@ -194,7 +194,7 @@ async def _prepare(connection: Connection, report: Report) -> None:
     """Create the new tables beside the old ones, and record changes from now on."""
     migrations = known_migrations()
     if (await _all(connection, "has_leftovers"))[0][0]:
-        async with connection.transaction(), _new_shape_first(connection):
+        async with transaction(connection), _new_shape_first(connection):
             is_same = await is_recorded_whole(connection, migrations)
         if is_same:
             report("an adoption was interrupted: it goes on")
@@ -206,7 +206,7 @@ async def _prepare(connection: Connection, report: Report) -> None:
 
             await _locked(connection, report, start_again)
     if not (await _all(connection, "has_leftovers"))[0][0]:
-        async with connection.transaction():
+        async with transaction(connection):
             await _do(connection, "prepare")
             await _make_new_shape(connection, migrations)
             await _do(connection, "quiet")
@@ -277,7 +277,7 @@ async def _copy_batch(connection: Connection, after: UUID | None) -> tuple[UUID 
 async def _catch_up(connection: Connection, until_few: int) -> None:
     """Copy changed rows again, until fewer than `until_few` changes wait."""
     while True:
-        async with connection.transaction():
+        async with transaction(connection):
             count = await _copy_again(connection)
         if count < until_few:
             return
@@ -335,7 +335,7 @@ async def _briefly(connection: Connection, report: Report, name: str) -> None:
     """Execute a statement that locks one table briefly. Retry while the table is in use."""
     for _ in range(_ATTEMPTS):
         try:
-            async with connection.transaction():
+            async with transaction(connection):
                 await _set_lock_wait(connection)
                 await _do(connection, name)
         except psycopg.errors.LockNotAvailable:
@@ -358,7 +358,7 @@ async def _locked(
         if catch_up:
             await _catch_up(connection, _FEW)
         try:
-            async with connection.transaction():
+            async with transaction(connection):
                 if catch_up:
                     # before the old tables, so that clients do not wait while autovacuum holds the new ones
                     await _do(connection, "lock_new")

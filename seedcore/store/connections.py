@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime
 from typing import Any
 
 import psycopg
@@ -55,7 +55,13 @@ _POOLER_HINTS = {
 }
 # what psycopg raises for a value before anything is sent
 _NOT_SENT = (ValueError, TypeError, OverflowError, RecursionError, struct.error)
-_BOUNDS = "select set_config('statement_timeout', %s, true)"
+# what a session is set to otherwise: a pooler keeps none of it
+_BOUNDS = (
+    "select set_config('statement_timeout', '{}', true), set_config('datestyle', 'ISO', true), "
+    "set_config('timezone', 'UTC', true)"
+)
+# a transaction of several messages holds its locks no longer than this when its client is gone without a word
+_ABANDONED = "select set_config('idle_in_transaction_session_timeout', '60000', true)"
 
 Row = tuple[Any, ...]
 Connection = psycopg.AsyncConnection[Row]
@@ -86,20 +92,15 @@ class PoolLimits:
 
 
 class _UtcLoader(Loader):
-    """Times in UTC: a session's time zone and style of dates are settings that a pooler does not keep."""
+    """Times in UTC, as the settings of each message write them."""
 
-    format = Format.BINARY
+    format = Format.TEXT
 
     def load(self, data: Buffer) -> datetime:
-        microseconds: int = _INT8.unpack(data)[0]
         try:
-            return _POSTGRES_EPOCH + timedelta(microseconds=microseconds)
-        except OverflowError:
+            return datetime.fromisoformat(bytes(data).decode())
+        except ValueError:
             raise psycopg.DataError("a time lies outside the years 1 to 9999") from None
-
-
-_INT8 = struct.Struct("!q")
-_POSTGRES_EPOCH = datetime(2000, 1, 1, tzinfo=timezone.utc)
 
 
 async def _configure(connection: Connection) -> None:
@@ -124,6 +125,7 @@ class Connections:
         self._limits = limits
         self._read_only = read_only
         self._begin = f"begin isolation level read committed{' read only' if read_only else ''}"
+        self._bounds = _BOUNDS.format(round(limits.statement_timeout_s * 1000))
         self._is_open = False
         self._used_s = time.monotonic()
         self._pool: Pool | None = None
@@ -188,23 +190,22 @@ class Connections:
             logger.info("the database answers again")
 
     async def run(self, statements: Sequence[tuple[str, Mapping[str, object]]]) -> list[list[Row]]:
-        """Run statements in one transaction, sent in one round trip; the rows of each.
+        """Run statements in one transaction, sent as one message; the rows of each.
 
-        Nothing depends on the session: a pooler may lend another server to the next transaction. Raises as `one`, and
+        A server gets all of a message or none, so a connection that is lost leaves no transaction open. Nothing depends
+        on the session: a pooler may lend another server to the next transaction. Raises as `one`, and
         StoreRejectedError where a value cannot be sent.
         """
         async with self.one() as connection:
+            composed = [_composed(connection, text, parameters) for text, parameters in statements]
+            message = ";\n".join([self._begin, self._bounds, *composed, "commit"])
             try:
-                async with connection.pipeline():
-                    await connection.execute(self._begin)
-                    await connection.execute(_BOUNDS, (str(round(self._limits.statement_timeout_s * 1000)),))
-                    cursors = [await _sent(connection, text, parameters) for text, parameters in statements]
-                    await connection.execute("commit")
-            except (psycopg.Error, StoreRejectedError) as error:
+                cursor = await connection.execute(message.encode())
+            except psycopg.Error:
                 if connection.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
                     await connection.rollback()
-                raise _first_of(error) from None
-            return [await cursor.fetchall() for cursor in cursors]
+                raise
+            return (await _all_rows(cursor))[2:-1]
 
     # The circuit
 
@@ -352,22 +353,33 @@ async def is_pooled(connection: Connection) -> bool:
     return bool(pid != connection.info.backend_pid)
 
 
-def _first_of(error: psycopg.Error | StoreRejectedError) -> psycopg.Error | StoreRejectedError:
-    """What went wrong first: a pipeline that is left after an error may raise another of its own."""
-    while isinstance(error, psycopg.Error) and isinstance(error.__context__, (psycopg.Error, StoreRejectedError)):
-        error = error.__context__
-    return error
+@asynccontextmanager
+async def transaction(connection: Connection) -> AsyncIterator[None]:
+    """A transaction of several messages, which the server ends when nothing comes for a minute."""
+    async with connection.transaction():
+        await connection.execute(_ABANDONED)
+        yield
 
 
-async def _sent(connection: Connection, text: str, parameters: Mapping[str, object]) -> psycopg.AsyncCursor[Row]:
+def _composed(connection: Connection, text: str, parameters: Mapping[str, object]) -> str:
+    """A statement with its parameters as literals. Raises StoreRejectedError for a value that cannot be sent."""
     try:
-        return await connection.execute(text, parameters, binary=True)
+        return psycopg.AsyncClientCursor(connection).mogrify(text.rstrip("; \n").encode(), parameters)
     except _NOT_SENT as error:
         raise StoreRejectedError(first_line(error)) from error
     except psycopg.ProgrammingError as error:
         if error.sqlstate is None:
             raise StoreRejectedError(first_line(error)) from error
         raise
+
+
+async def _all_rows(cursor: psycopg.AsyncCursor[Row]) -> list[list[Row]]:
+    """The rows of each statement of a message."""
+    rows: list[list[Row]] = []
+    while True:
+        rows.append(await cursor.fetchall() if cursor.description is not None else [])
+        if not cursor.nextset():
+            return rows
 
 
 def _parameters(dsn: str, limits: PoolLimits, *, read_only: bool) -> dict[str, Any]:

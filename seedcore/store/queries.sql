@@ -61,7 +61,7 @@ select explained::text
   from explain_deaths(fenced(%(term)s::bigint, %(ids)s::uuid[]), %(causes)s::text[]) as explained;
 
 -- beat_many: one batch of beats
-select instance_id::text, outcome from beat_many(fenced(%(term)s::bigint, %(ids)s::uuid[]), %(ages_s)b::double precision[]);
+select instance_id::text, outcome from beat_many(fenced(%(term)s::bigint, %(ids)s::uuid[]), %(ages_s)s::double precision[]);
 
 -- expire_stale: declare dead whose lease is over
 select instance_id::text from expire_stale_instances(%(lease_s)s, fenced(%(term)s::bigint, %(limit)s::integer));
