@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
+from psycopg.pq import TransactionStatus
 from typing_extensions import LiteralString
 
 from seedcore.core.errors import SchemaError, StoreUnavailableError
@@ -142,7 +143,7 @@ async def hold_starters(connection: Connection) -> AsyncIterator[None]:
     """Keep every other starter out over several transactions. Raises StoreUnavailableError where one is at work, or
     where the session is not ours alone.
 
-    The lock ends with the connection, which must be nobody else's.
+    The lock also ends with the connection, which no other caller may use, but some time after it is closed.
     """
     if await is_pooled(connection):
         raise StoreUnavailableError(
@@ -150,7 +151,11 @@ async def hold_starters(connection: Connection) -> AsyncIterator[None]:
             "server itself in SEEDCORE_PG_DSN"
         )
     await _try_lock(connection, "select pg_try_advisory_lock(%s)")
-    yield
+    try:
+        yield
+    finally:
+        if connection.info.transaction_status is TransactionStatus.IDLE:
+            await connection.execute("select pg_advisory_unlock(%s)", (_LOCK,))
 
 
 @asynccontextmanager
