@@ -157,7 +157,7 @@ class RegistryClient:
         """Whether its next beat has more to it than the beat; not while that is being said."""
         if self._delivering.locked():
             return False
-        return bool(self._undelivered) or self._status is None or self._is_to_complete()
+        return bool(self._undelivered) or self._is_completed or self._status is None or self._is_to_complete()
 
     @property
     def beat_interval_s(self) -> float:
@@ -243,13 +243,15 @@ class RegistryClient:
             if self.instance_id in answer.retired and self._status is not Status.DEAD:
                 self._is_refused = True
                 raise RetiredEpochError(answer.retired[self.instance_id])
-            is_completed, self._is_completed = self._is_completed, False
             if not answer.unknown and not answer.dead:
-                # to a registry that does not know the instance, as in another cluster, its status has to be said too
-                if is_completed:
+                # a registry that does not know the instance, as in another cluster, needs its status too, and one that
+                # is still recovering cannot tell
+                if self._is_completed and not answer.is_recovering:
+                    self._is_completed = False
                     self._undelivered.append(RegisterChange(self._registration, self._next_seq()))
                     await self._deliver()
             else:
+                self._is_completed = False
                 if self._status is None:
                     self._status = Status.STARTING
                 if self._status is not Status.DEAD:
