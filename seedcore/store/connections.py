@@ -22,7 +22,7 @@ import psycopg
 from psycopg import conninfo
 from psycopg.abc import Buffer
 from psycopg.adapt import Loader
-from psycopg.pq import Format, TransactionStatus
+from psycopg.pq import TransactionStatus
 from psycopg.types.json import set_json_loads
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
@@ -55,7 +55,7 @@ _POOLER_HINTS = {
 }
 # what psycopg raises for a value before anything is sent
 _NOT_SENT = (ValueError, TypeError, OverflowError, RecursionError, struct.error)
-# what a session is set to otherwise: a pooler keeps none of it
+# set in each message, since a pooler keeps no setting of a session
 _BOUNDS = (
     "select set_config('statement_timeout', '{}', true), set_config('datestyle', 'ISO', true), "
     "set_config('timezone', 'UTC', true)"
@@ -93,8 +93,6 @@ class PoolLimits:
 
 class _UtcLoader(Loader):
     """Times in UTC, as the settings of each message write them."""
-
-    format = Format.TEXT
 
     def load(self, data: Buffer) -> datetime:
         try:

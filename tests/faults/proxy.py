@@ -127,11 +127,7 @@ class Proxy:
 
     def half_open(self) -> None:
         """Lose whatever is said on the connections there are; new ones pass."""
-
-        def deafen(link: _Link) -> None:
-            link.is_deaf = True
-
-        self._call(self._each(deafen))
+        self.lose_after(0)
 
     def lose_after(self, messages: int) -> None:
         """Lose what the connections there are carry after so many more messages of their clients; new ones pass."""

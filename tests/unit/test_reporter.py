@@ -25,7 +25,7 @@ from seedcore.core.errors import (
     StoreUnavailableError,
 )
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Receipt, Registration
+from seedcore.core.model import BeatAnswer, Receipt, Registration
 from seedcore.registry import outages
 from seedcore.registry.client import RegistryClient
 from seedcore.registry.config import RegistryConfig
@@ -109,6 +109,9 @@ class Turns:
         if len(self.registries) > 1:
             self.registries.pop(0)
         return receipt
+
+    async def beat(self, instance_id: str) -> BeatAnswer:
+        return await self.registries[0].beat(instance_id)
 
 
 async def others_turn() -> None:
@@ -473,16 +476,6 @@ async def test_what_ray_did_not_say_at_the_registration_is_told_with_a_later_bea
     assert await statuses(registry) == [Status.DRAINING]
 
 
-class Moving:
-    """A connection to the registry that is in force now."""
-
-    def __init__(self, registry: Registry) -> None:
-        self.registry = registry
-
-    def __getattr__(self, method: str) -> Any:
-        return getattr(self.registry, method)
-
-
 async def test_a_registry_that_recovers_without_the_instance_gets_its_status_too(registry: Registry) -> None:
     identities = [Identity(None, None, None, None, None, 7, None)]
 
@@ -496,12 +489,12 @@ async def test_a_registry_that_recovers_without_the_instance_gets_its_status_too
     async def store() -> MemoryStore:
         return database
 
-    moving: Any = Moving(registry)
-    client = make_client(moving, identifier=next_identity)
+    connection: Any = Turns(registry)
+    client = make_client(connection, identifier=next_identity)
     await client.set_status(Status.ALIVE)
     elsewhere = Registry(CONFIG, store, watch_factory=NobodyWatches)
     elsewhere.start()
-    moving.registry = elsewhere
+    connection.registries = [elsewhere]
 
     async def is_complete() -> bool:
         assert (await client.beat()).is_recovering
