@@ -16,7 +16,7 @@ from seedcore.core.errors import AgentCallError, InvalidInputError, NotAccepting
 from seedcore.core.lifecycle import Status
 from seedcore.core.loops import LoopsEvent, LoopsLock
 from seedcore.core.model import Json, check_cause, check_timeout
-from seedcore.core.waiting import within
+from seedcore.core.timeouts import within
 from seedcore.core.wire import wire
 from seedcore.registry.identity import end_own_actor, own_actor, own_actor_has, was_restarted
 from seedcore.registry.reporter import Reporter

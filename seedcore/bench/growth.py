@@ -17,7 +17,7 @@ import ray
 
 from seedcore.bench.environment import Bench, Place, percentile
 from seedcore.bench.report import Figure, Ratio, Result
-from seedcore.core.waiting import end
+from seedcore.core.timeouts import end
 from seedcore.registry.answers import Health
 from seedcore.registry.reporter import Reporter
 

@@ -13,6 +13,7 @@ import httpx
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from seedcore.cli.cluster import join_cluster
+from seedcore.core.clock import utc_now
 from seedcore.core.errors import (
     CannotKnowError,
     InvalidInputError,
@@ -36,7 +37,6 @@ from seedcore.discovery.api import (
 from seedcore.discovery.app import ladder_of
 from seedcore.discovery.overview import Overviews
 from seedcore.discovery.watch import Position, happenings, require_feed
-from seedcore.registry.clock import utc_now
 from seedcore.registry.lookup import ray_remembers
 from seedcore.settings import Settings, without_user
 

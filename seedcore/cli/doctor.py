@@ -21,6 +21,7 @@ from seedcore import __version__
 from seedcore.cli.cluster import NoClusterError, join_cluster
 from seedcore.cli.output import EXIT_FAILED, JsonOption, Text, counted, echo, out
 from seedcore.cli.reading import answered
+from seedcore.core.clock import utc_now
 from seedcore.core.errors import (
     ConfigurationError,
     RegistryError,
@@ -28,12 +29,11 @@ from seedcore.core.errors import (
     StoreUnavailableError,
     VersionMismatchError,
 )
-from seedcore.core.waiting import within
+from seedcore.core.timeouts import within
 from seedcore.discovery.access import TokenFile
 from seedcore.discovery.exposure import exposures
 from seedcore.registry import session
 from seedcore.registry.answers import Health, Hello
-from seedcore.registry.clock import utc_now
 from seedcore.registry.connection import RegistryConnection
 from seedcore.runtime import store_recipe
 from seedcore.settings import Mode, Settings, load_settings

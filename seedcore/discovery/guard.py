@@ -13,10 +13,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from seedcore.core.clock import utc_now
 from seedcore.discovery.access import Access, Caller, Right, plain_address
 from seedcore.discovery.problems import own_fault, problem
 from seedcore.discovery.traffic import Rates, UnreadBytes
-from seedcore.registry.clock import utc_now
 
 # the page asks for a token by itself; whoever probes has none
 _OPEN = frozenset({"/", "/healthz", "/readyz", "/v1/access", "/docs", "/openapi.json"})

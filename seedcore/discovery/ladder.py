@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 
+from seedcore.core.clock import utc_now
 from seedcore.core.errors import (
     ActorGoneError,
     CannotKnowError,
@@ -45,7 +46,6 @@ from seedcore.core.ports import ActorDirectory, InstanceReader
 from seedcore.core.selection import best
 from seedcore.core.view import LiveView
 from seedcore.registry.answers import HISTORY_LIMIT, STEPS_LIMIT, Description, Health
-from seedcore.registry.clock import utc_now
 from seedcore.registry.connection import RegistryConnection
 from seedcore.registry.follower import Follower
 from seedcore.registry.handles import HandleFinder

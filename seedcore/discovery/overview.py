@@ -10,14 +10,14 @@ from datetime import datetime
 from typing import Any
 
 from seedcore import __version__
+from seedcore.core.clock import utc_now
 from seedcore.core.errors import RegistryError
 from seedcore.core.model import NOTHING, Source
+from seedcore.core.timeouts import within
 from seedcore.core.view import FleetCounts, LiveView
-from seedcore.core.waiting import within
 from seedcore.discovery.api import EpochOut, OverviewAnswer, RegistryOut, ServiceOut, rungs_out
 from seedcore.discovery.ladder import DiscoveryLadder, RungState, registry_problem
 from seedcore.registry.answers import Health
-from seedcore.registry.clock import utc_now
 from seedcore.settings import Settings
 
 MAX_ORGANS = 50

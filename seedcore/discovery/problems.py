@@ -29,7 +29,7 @@ from seedcore.core.errors import (
     UnknownInstanceError,
     VersionMismatchError,
 )
-from seedcore.core.waiting import within
+from seedcore.core.timeouts import within
 from seedcore.discovery.api import Problem
 
 # MAX_PAGE logical ids of MAX_ID_CHARS, each of them four bytes of UTF-8, take less

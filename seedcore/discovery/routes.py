@@ -17,6 +17,7 @@ from fastapi_offline import FastAPIOffline
 from ray import serve
 
 from seedcore import __version__
+from seedcore.core.clock import utc_now
 from seedcore.core.errors import CannotKnowError, FollowersFullError, InvalidInputError, NotResolvableError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import MAX_KEPT_S, MAX_PAGE, MAX_REASON_CHARS, InstanceFilter, Verdict
@@ -52,7 +53,6 @@ from seedcore.discovery.guard import STATE, STILL, Guard
 from seedcore.discovery.pages import page_json, resolve_json
 from seedcore.discovery.problems import BODY, NOT_FOUND, PROBLEMS, REFUSED, install, problem_media_type
 from seedcore.discovery.watch import Position, events, require_feed
-from seedcore.registry.clock import utc_now
 
 _MAX_ETAGS = 20
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from seedcore.core.errors import CannotKnowError, InvalidInputError
 from seedcore.core.feed import Feed, FeedChange
 from seedcore.core.model import InstanceFilter
-from seedcore.core.waiting import within
+from seedcore.core.timeouts import within
 from seedcore.discovery.api import instance_out
 from seedcore.discovery.ladder import DiscoveryLadder
 

@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import ActorDiedError, RayActorError
 
 from seedcore.core.errors import RegistryUnavailableError, first_line
-from seedcore.core.waiting import within
+from seedcore.core.timeouts import within
 from seedcore.registry import session
 from seedcore.registry.answers import Hello
 from seedcore.registry.config import RegistryConfig

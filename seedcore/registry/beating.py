@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 from seedcore.core.errors import RegistryError
 from seedcore.core.model import BeatAnswer
-from seedcore.core.waiting import is_running, on_loop, within
+from seedcore.core.timeouts import is_running, on_loop, within
 from seedcore.registry.connection import RegistryConnection
 from seedcore.registry.outbox import MAX_BEATS_A_MESSAGE
 

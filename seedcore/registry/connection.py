@@ -42,7 +42,7 @@ from seedcore.core.model import (
     Verdict,
     check_status,
 )
-from seedcore.core.waiting import is_running, within
+from seedcore.core.timeouts import is_running, within
 from seedcore.registry import session
 from seedcore.registry.answers import PROTOCOL, Description, Health, Hello
 from seedcore.registry.directory import RESERVED_PREFIX

@@ -22,8 +22,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from seedcore.core.errors import DirectoryUnavailableError, SessionError, first_line
 from seedcore.core.model import Instance
 from seedcore.core.ports import OnDeath, OnExplained, OnLostNodes, OnUnwatched
+from seedcore.core.timeouts import end, within
 from seedcore.core.verdict import Witness
-from seedcore.core.waiting import end, within
 from seedcore.registry import session
 from seedcore.registry.directory import RESERVED_PREFIX
 from seedcore.registry.lookup import ActorHandle, actor_id_of, find_actor, in_thread

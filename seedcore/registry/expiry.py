@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 
+from seedcore.core.clock import Clock
 from seedcore.core.errors import BacklogFullError, NodeDeadError, StoreUnavailableError
 from seedcore.core.lease import AbsenceMeter, BeatRate, MassLateness
 from seedcore.core.lifecycle import Status
@@ -18,7 +19,6 @@ from seedcore.core.model import Instance, OutcomeKind, StatusChange, Verdict
 from seedcore.core.ports import DeathWitness, OnDeath
 from seedcore.core.roster import Roster
 from seedcore.core.verdict import Beats, Death, Evidence, Witness, judge
-from seedcore.registry.clock import Clock
 from seedcore.registry.config import RegistryConfig
 from seedcore.registry.writer import Writer
 

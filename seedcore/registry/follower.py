@@ -13,14 +13,14 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 
+from seedcore.core.clock import utc_now
 from seedcore.core.errors import FollowersFullError, RegistryError, RegistryUnavailableError
 from seedcore.core.feed import Feed, FeedBatch
 from seedcore.core.loops import LoopsEvent
 from seedcore.core.model import MAX_PAGE, Instance, Listing
+from seedcore.core.timeouts import end, is_running, within
 from seedcore.core.view import LiveView
-from seedcore.core.waiting import end, is_running, within
 from seedcore.registry import session
-from seedcore.registry.clock import utc_now
 from seedcore.registry.connection import RegistryConnection
 from seedcore.registry.metrics import PERIOD_S, CallerMetrics
 

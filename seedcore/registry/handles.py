@@ -25,7 +25,7 @@ from seedcore.core.errors import (
     SessionError,
 )
 from seedcore.core.model import Instance
-from seedcore.core.waiting import within
+from seedcore.core.timeouts import within
 from seedcore.registry import session
 from seedcore.registry.lookup import ActorHandle, actor_id_of, find_actor, is_told_gone
 

@@ -21,7 +21,7 @@ from ray.exceptions import RaySystemError
 
 from seedcore.core.errors import DirectoryUnavailableError, ForkedProcessError, SessionError
 from seedcore.core.text import shown
-from seedcore.core.waiting import within
+from seedcore.core.timeouts import within
 from seedcore.registry import session
 from seedcore.registry.session import ActorHandle as ActorHandle
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from seedcore.core.errors import DirectoryUnavailableError
-from seedcore.core.waiting import end
+from seedcore.core.timeouts import end
 from seedcore.core.wire import wire
 from seedcore.registry.handles import Proof, probe
 from seedcore.registry.lookup import ActorHandle, actor_id_of, can_be_told, find_actor, is_told_gone, own_worker_id

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from seedcore.core.errors import DirectoryUnavailableError, RegistryError, RegistryUnavailableError
 from seedcore.core.model import BeatAnswer, Receipt, SequencedChange, check_beats, check_instance_id
-from seedcore.core.waiting import within
+from seedcore.core.timeouts import within
 from seedcore.core.wire import wire
 from seedcore.registry.connection import RegistryConnection
 from seedcore.registry.lookup import why_worker_ended

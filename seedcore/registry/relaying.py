@@ -20,7 +20,7 @@ from seedcore.core.errors import (
     first_line,
 )
 from seedcore.core.model import BeatAnswer
-from seedcore.core.waiting import within
+from seedcore.core.timeouts import within
 from seedcore.registry import session
 from seedcore.registry.lookup import ActorHandle, find_actor
 

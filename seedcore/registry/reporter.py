@@ -27,7 +27,7 @@ from seedcore.core.errors import (
 from seedcore.core.lifecycle import Status
 from seedcore.core.loops import LoopsLock
 from seedcore.core.model import BeatAnswer, Json, Receipt, check_cause, check_load
-from seedcore.core.waiting import end
+from seedcore.core.timeouts import end
 from seedcore.registry import outages
 from seedcore.registry.beating import BeatLoop, beat_loop
 from seedcore.registry.client import RegistryClient

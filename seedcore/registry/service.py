@@ -17,6 +17,7 @@ from datetime import timedelta
 from typing_extensions import assert_never
 
 from seedcore import __version__
+from seedcore.core.clock import Clock
 from seedcore.core.errors import (
     EpochLimitError,
     FencedError,
@@ -76,7 +77,7 @@ from seedcore.core.paging import check_limit, check_within_s, decode_cursor, dec
 from seedcore.core.places import Places
 from seedcore.core.ports import DeathWitness, OnDeath
 from seedcore.core.roster import Roster
-from seedcore.core.waiting import end, within
+from seedcore.core.timeouts import end, within
 from seedcore.registry.answers import (
     HISTORY_LIMIT,
     OLDEST_PROTOCOL,
@@ -87,7 +88,6 @@ from seedcore.registry.answers import (
     Hello,
     Observed,
 )
-from seedcore.registry.clock import Clock
 from seedcore.registry.config import RegistryConfig
 from seedcore.registry.expiry import Expiry
 from seedcore.registry.outbox import MAX_BEATS_A_MESSAGE, MAX_CHANGES_A_MESSAGE

@@ -28,7 +28,7 @@ from ray.runtime_context import RuntimeContext
 from ray.util.client import ray as ray_client
 
 from seedcore.core.errors import ForkedProcessError, RegistryError, SessionError, first_line
-from seedcore.core.waiting import abandon
+from seedcore.core.timeouts import abandon
 
 ActorHandle = Any  # ray.actor.ActorHandle, or its Ray Client twin: both without useful types
 

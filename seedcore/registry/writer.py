@@ -19,6 +19,7 @@ from itertools import islice
 from typing import TypeAlias, TypeVar
 
 from seedcore.core.batch import BeatBatch, ChangeBatch
+from seedcore.core.clock import Clock
 from seedcore.core.errors import FencedError, RegistryError, StoreRejectedError, StoreUnavailableError, first_line
 from seedcore.core.lease import BeatRate
 from seedcore.core.lifecycle import Status
@@ -35,9 +36,8 @@ from seedcore.core.model import (
 from seedcore.core.paging import decode_cursor
 from seedcore.core.ports import Store, StoreDoubtError
 from seedcore.core.roster import Roster
-from seedcore.core.waiting import within
+from seedcore.core.timeouts import within
 from seedcore.registry.answers import FlushCounts
-from seedcore.registry.clock import Clock
 from seedcore.registry.config import RegistryConfig
 
 logger = logging.getLogger(__name__)

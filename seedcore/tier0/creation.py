@@ -25,7 +25,7 @@ from seedcore.core.errors import (
 )
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import MAX_ID_CHARS, Registration, check_kind, check_text, new_instance_id
-from seedcore.core.waiting import within
+from seedcore.core.timeouts import within
 from seedcore.registry import session
 from seedcore.registry.client import check_not_ours
 from seedcore.registry.handles import end_actor

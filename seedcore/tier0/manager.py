@@ -20,6 +20,7 @@ from typing import Any
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
 
 from seedcore.agents.ray_agent import Heartbeat, SummaryStats
+from seedcore.core.clock import utc_now
 from seedcore.core.errors import (
     ActorGoneError,
     AgentCallError,
@@ -37,11 +38,10 @@ from seedcore.core.errors import (
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import MAX_PAGE, Instance, Json, Listing, Source, Verdict, check_timeout
 from seedcore.core.selection import Policy, best, choose
+from seedcore.core.timeouts import end, is_running
 from seedcore.core.view import LiveView
-from seedcore.core.waiting import end, is_running
 from seedcore.registry import session
 from seedcore.registry.client import every_page
-from seedcore.registry.clock import utc_now
 from seedcore.registry.connection import RegistryConnection, shared_connection
 from seedcore.registry.directory import RESERVED_PREFIX, RayDirectory
 from seedcore.registry.follower import Follower

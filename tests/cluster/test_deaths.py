@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from seedcore.core.errors import NotResolvableError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Registration, Verdict, new_instance_id
-from seedcore.core.waiting import end
+from seedcore.core.timeouts import end
 from seedcore.registry import RegistryClient, deathwatch, processes
 from seedcore.registry.actor import stop_registry
 from seedcore.registry.connection import RegistryConnection

@@ -34,7 +34,7 @@ from seedcore.agents import RayAgent
 from seedcore.core.errors import RegistryError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Receipt
-from seedcore.core.waiting import end, within
+from seedcore.core.timeouts import end, within
 from seedcore.discovery.app import Discovery
 from seedcore.discovery.routes import api
 from seedcore.registry.client import every_page

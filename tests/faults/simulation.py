@@ -45,6 +45,7 @@ from unittest import mock
 
 from ray.exceptions import ActorDiedError
 
+from seedcore.core.clock import Clock
 from seedcore.core.errors import (
     DirectoryUnavailableError,
     FencedError,
@@ -72,9 +73,8 @@ from seedcore.core.model import (
     SequencedChange,
     StatusChange,
 )
-from seedcore.core.waiting import within
+from seedcore.core.timeouts import within
 from seedcore.registry.client import RegistryClient
-from seedcore.registry.clock import Clock
 from seedcore.registry.config import RegistryConfig
 from seedcore.registry.deathwatch import DeathWatch
 from seedcore.registry.identity import Identity

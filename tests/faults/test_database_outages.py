@@ -23,8 +23,8 @@ from seedcore.core.errors import StoreUnavailableError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Instance, Receipt, Registration, Verdict
 from seedcore.core.ports import OnExplained, OnLostNodes, OnUnwatched
+from seedcore.core.timeouts import end
 from seedcore.core.verdict import Witness
-from seedcore.core.waiting import end
 from seedcore.registry.config import RegistryConfig
 from seedcore.registry.service import Registry
 from seedcore.store.connections import PoolLimits

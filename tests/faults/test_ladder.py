@@ -14,7 +14,7 @@ from ray import serve
 
 from seedcore.core.errors import StoreUnavailableError
 from seedcore.core.model import Source
-from seedcore.core.waiting import end, within
+from seedcore.core.timeouts import end, within
 from seedcore.registry import RegistryClient
 from seedcore.registry.actor import stop_registry
 from seedcore.runtime import start_registry

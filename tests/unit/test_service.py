@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from seedcore.core.clock import Clock
 from seedcore.core.errors import (
     FencedError,
     FollowersFullError,
@@ -25,7 +26,6 @@ from seedcore.core.lifecycle import Status
 from seedcore.core.model import Beat, Epoch, Instance, Receipt, SequencedChange, StatusChange, Verdict
 from seedcore.core.ports import OnDeath, OnExplained, OnLostNodes, OnUnwatched
 from seedcore.core.verdict import Witness
-from seedcore.registry.clock import Clock
 from seedcore.registry.config import RegistryConfig
 from seedcore.registry.service import Registry
 from seedcore.store.memory import MemoryStore, Tables

@@ -16,7 +16,7 @@ from seedcore.core.errors import InvalidInputError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Answer, Instance, Listing, Resolution, Source, new_instance_id
 from seedcore.core.paging import decode_cursor, decode_death_cursor, encode_cursor, encode_death_cursor
-from seedcore.core.waiting import end
+from seedcore.core.timeouts import end
 from seedcore.discovery.access import Access
 from seedcore.discovery.api import InstancePage, ResolveAnswer, page_of
 from seedcore.discovery.guard import CHUNK_BYTES, Guard

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from seedcore.core.waiting import end, is_running, within
+from seedcore.core.timeouts import end, is_running, within
 from tests.loops import another_loop
 from tests.waiting import eventually
 

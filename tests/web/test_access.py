@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from seedcore.core.waiting import within
+from seedcore.core.timeouts import within
 from seedcore.settings import Settings
 from tests.servers import PostgresServer
 from tests.serving import Tokens, World, deployed
