@@ -16,7 +16,7 @@ from seedcore.registry.actor import ensure_registry
 from seedcore.registry.answers import Hello
 from seedcore.registry.config import RegistryConfig
 from seedcore.registry.identity import was_restarted
-from seedcore.registry.session import cluster_name
+from seedcore.registry.ray_support.session import cluster_name
 from seedcore.settings import Settings
 from seedcore.store.claim import Claim
 from seedcore.store.connections import PoolLimits

@@ -37,7 +37,7 @@ from seedcore.discovery.api import (
 from seedcore.discovery.app import ladder_of
 from seedcore.discovery.overview import Overviews
 from seedcore.discovery.watch import Position, happenings, require_feed
-from seedcore.registry.lookup import ray_remembers
+from seedcore.registry.ray_support.lookup import ray_remembers
 from seedcore.settings import Settings, without_user
 
 A = TypeVar("A", bound=BaseModel)

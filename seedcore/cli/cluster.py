@@ -13,7 +13,7 @@ import ray
 from rich.console import Console
 
 from seedcore.core.errors import RegistryError, first_line
-from seedcore.registry.clusters import LocalCluster, local_clusters, use_own_token
+from seedcore.registry.ray_support.clusters import LocalCluster, local_clusters, use_own_token
 from seedcore.settings import Settings
 
 _LISTENER_TIMEOUT_S = 5.0

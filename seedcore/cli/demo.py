@@ -14,11 +14,11 @@ from seedcore.cli.render import show_listing
 from seedcore.core.errors import AgentCallError, NotResolvableError, RegistryUnavailableError
 from seedcore.core.lifecycle import Status
 from seedcore.discovery.api import page_of
-from seedcore.registry import session
 from seedcore.registry.answers import Health
 from seedcore.registry.client import every_page
 from seedcore.registry.connection import RegistryConnection
 from seedcore.registry.handles import HandleFinder
+from seedcore.registry.ray_support import session
 from seedcore.runtime import start_registry
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from seedcore.core.errors import ConfigurationError, InvalidInputError
 from seedcore.core.model import check_text
-from seedcore.registry import session
+from seedcore.registry.ray_support import session
 from seedcore.settings import Settings
 
 logger = logging.getLogger(__name__)

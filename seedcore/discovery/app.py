@@ -21,12 +21,12 @@ from seedcore.discovery.overview import Overviews
 from seedcore.discovery.pages import AnswerCache
 from seedcore.discovery.traffic import Rates
 from seedcore.registry.connection import NoRegistry, RegistryConnection
-from seedcore.registry.directory import RayDirectory
 from seedcore.registry.follower import Follower
 from seedcore.registry.handles import HandleFinder
-from seedcore.registry.logs import log_to_stderr
-from seedcore.registry.lookup import ActorHandle
 from seedcore.registry.metrics import CallerMetrics
+from seedcore.registry.ray_support.directory import RayDirectory
+from seedcore.registry.ray_support.logs import log_to_stderr
+from seedcore.registry.ray_support.lookup import ActorHandle
 from seedcore.runtime import start_registry, store_recipe
 from seedcore.settings import Mode, Settings
 

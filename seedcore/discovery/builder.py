@@ -11,7 +11,7 @@ from ray import serve
 from seedcore.discovery.access import TokenFile, check_bind, check_proxies
 from seedcore.discovery.app import Discovery, listening_host
 from seedcore.discovery.routes import api
-from seedcore.registry.session import cluster_name
+from seedcore.registry.ray_support.session import cluster_name
 from seedcore.runtime import store_recipe
 from seedcore.settings import load_settings
 

@@ -49,8 +49,8 @@ from seedcore.registry.answers import HISTORY_LIMIT, STEPS_LIMIT, Description, H
 from seedcore.registry.connection import RegistryConnection
 from seedcore.registry.follower import Follower
 from seedcore.registry.handles import HandleFinder
-from seedcore.registry.lookup import ActorHandle
 from seedcore.registry.metrics import CallerMetrics
+from seedcore.registry.ray_support.lookup import ActorHandle
 
 logger = logging.getLogger(__name__)
 

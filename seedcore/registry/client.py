@@ -40,10 +40,11 @@ from seedcore.core.model import (
     check_status,
     new_instance_id,
 )
-from seedcore.registry import outages, session
+from seedcore.registry import outages
 from seedcore.registry.connection import RegistryConnection, shared_connection
-from seedcore.registry.directory import RESERVED_PREFIX
 from seedcore.registry.identity import Identity, identify, process_epoch
+from seedcore.registry.ray_support import session
+from seedcore.registry.ray_support.directory import RESERVED_PREFIX
 from seedcore.settings import Settings, get_settings
 
 MAX_UNDELIVERED = 1000

@@ -43,11 +43,11 @@ from seedcore.core.model import (
     check_status,
 )
 from seedcore.core.timeouts import is_running, within
-from seedcore.registry import session
 from seedcore.registry.answers import PROTOCOL, Description, Health, Hello
-from seedcore.registry.directory import RESERVED_PREFIX
-from seedcore.registry.lookup import ActorHandle, find_actor
 from seedcore.registry.outbox import ChangeBox
+from seedcore.registry.ray_support import session
+from seedcore.registry.ray_support.directory import RESERVED_PREFIX
+from seedcore.registry.ray_support.lookup import ActorHandle, find_actor
 from seedcore.registry.relaying import RelayFinder, cause_of
 
 logger = logging.getLogger(__name__)

@@ -26,8 +26,8 @@ from seedcore.core.errors import (
 )
 from seedcore.core.model import Instance
 from seedcore.core.timeouts import within
-from seedcore.registry import session
-from seedcore.registry.lookup import ActorHandle, actor_id_of, find_actor, is_told_gone
+from seedcore.registry.ray_support import session
+from seedcore.registry.ray_support.lookup import ActorHandle, actor_id_of, find_actor, is_told_gone
 
 IsRegistered = Callable[[], Awaitable[bool]]
 """Whether the registry still has an instance as alive; asked after its actor has answered, or was lost."""

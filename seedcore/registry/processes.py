@@ -25,7 +25,14 @@ from seedcore.core.errors import DirectoryUnavailableError
 from seedcore.core.timeouts import end
 from seedcore.core.wire import wire
 from seedcore.registry.handles import Proof, probe
-from seedcore.registry.lookup import ActorHandle, actor_id_of, can_be_told, find_actor, is_told_gone, own_worker_id
+from seedcore.registry.ray_support.lookup import (
+    ActorHandle,
+    actor_id_of,
+    can_be_told,
+    find_actor,
+    is_told_gone,
+    own_worker_id,
+)
 
 OnExit = Callable[[str, str, str | None], None]
 """Called with an instance's id, the cause of its end, and its process key."""

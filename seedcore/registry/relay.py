@@ -18,7 +18,6 @@ from seedcore.core.model import BeatAnswer, Receipt, SequencedChange, check_beat
 from seedcore.core.timeouts import within
 from seedcore.core.wire import wire
 from seedcore.registry.connection import RegistryConnection
-from seedcore.registry.lookup import why_worker_ended
 from seedcore.registry.outbox import MAX_BEATS_A_MESSAGE, BeatBox, ChangeBox
 from seedcore.registry.processes import (
     ActorStateWatch,
@@ -30,6 +29,7 @@ from seedcore.registry.processes import (
     why_unwatched,
     worker_id_of,
 )
+from seedcore.registry.ray_support.lookup import why_worker_ended
 
 logger = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ from seedcore.core.errors import (
 )
 from seedcore.core.model import BeatAnswer
 from seedcore.core.timeouts import within
-from seedcore.registry import session
-from seedcore.registry.lookup import ActorHandle, find_actor
+from seedcore.registry.ray_support import session
+from seedcore.registry.ray_support.lookup import ActorHandle, find_actor
 
 logger = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ from seedcore.core.timeouts import end
 from seedcore.registry import outages
 from seedcore.registry.beating import BeatLoop, beat_loop
 from seedcore.registry.client import RegistryClient
-from seedcore.registry.session import refuse_forked
+from seedcore.registry.ray_support.session import refuse_forked
 from seedcore.settings import Settings, get_settings
 
 logger = logging.getLogger(__name__)

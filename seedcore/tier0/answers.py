@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from seedcore.core.model import Instance, Json, Source
 from seedcore.registry.answers import Health
-from seedcore.registry.lookup import ActorHandle
+from seedcore.registry.ray_support.lookup import ActorHandle
 from seedcore.settings import Mode
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from ray.exceptions import RayError, RayTaskError
 from seedcore.core.errors import AgentCallError, RegistryError, SessionError, first_line
 from seedcore.core.model import Source, check_timeout
 from seedcore.core.timeouts import end, within
-from seedcore.registry import session
+from seedcore.registry.ray_support import session
 from seedcore.tier0.answers import Gathered
 
 T = TypeVar("T")

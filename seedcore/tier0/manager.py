@@ -40,16 +40,16 @@ from seedcore.core.model import MAX_PAGE, Instance, Json, Listing, Source, Verdi
 from seedcore.core.selection import Policy, best, choose
 from seedcore.core.timeouts import end, is_running
 from seedcore.core.view import LiveView
-from seedcore.registry import session
 from seedcore.registry.client import every_page
 from seedcore.registry.connection import RegistryConnection, shared_connection
-from seedcore.registry.directory import RESERVED_PREFIX, RayDirectory
 from seedcore.registry.follower import Follower
 from seedcore.registry.handles import HandleFinder, Proof, end_actor, probe, prove
 from seedcore.registry.identity import own_node_id
-from seedcore.registry.lookup import ActorHandle, is_told_gone
 from seedcore.registry.metrics import CallerMetrics
 from seedcore.registry.processes import has_ended
+from seedcore.registry.ray_support import session
+from seedcore.registry.ray_support.directory import RESERVED_PREFIX, RayDirectory
+from seedcore.registry.ray_support.lookup import ActorHandle, is_told_gone
 from seedcore.settings import Mode, Settings, get_settings
 from seedcore.tier0.answers import AgentSpec, Fleet, Gathered, KnownAgent, Located, Pruned, SystemSummary
 from seedcore.tier0.calls import bounded_call, gather

@@ -29,7 +29,6 @@ from seedcore.registry.actor import stop_registry
 from seedcore.registry.connection import RegistryConnection
 from seedcore.registry.deathwatch import DeathWatch, RayCluster
 from seedcore.registry.identity import Identity, identify
-from seedcore.registry.lookup import ActorHandle, actor_id_of
 from seedcore.registry.processes import (
     ActorStateWatch,
     PidfdWatch,
@@ -41,6 +40,7 @@ from seedcore.registry.processes import (
     process_key_of,
     why_unwatched,
 )
+from seedcore.registry.ray_support.lookup import ActorHandle, actor_id_of
 from seedcore.registry.relay import Relay
 from seedcore.runtime import start_registry
 from seedcore.settings import Settings

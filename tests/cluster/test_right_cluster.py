@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from seedcore.cli.app import app, exit_code_of
 from seedcore.cli.cluster import NoClusterError, NotServedError, SeveralClustersError
 from seedcore.core.errors import RegistryError
-from seedcore.registry.clusters import local_clusters
+from seedcore.registry.ray_support.clusters import local_clusters
 
 # every command that acts on a cluster, with the least that it has to be given
 SERVED_OVER_HTTP = {

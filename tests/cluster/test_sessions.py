@@ -28,13 +28,13 @@ from seedcore.core.errors import (
     SessionError,
 )
 from seedcore.core.model import Instance, Source
-from seedcore.registry import session
 from seedcore.registry.actor import stop_registry
 from seedcore.registry.client import list_active_instances
 from seedcore.registry.connection import RegistryConnection, shared_connection
-from seedcore.registry.directory import RayDirectory
 from seedcore.registry.handles import end_actor
 from seedcore.registry.identity import own_node_id
+from seedcore.registry.ray_support import session
+from seedcore.registry.ray_support.directory import RayDirectory
 from seedcore.registry.reporter import Reporter, ThreadReporter
 from seedcore.runtime import start_registry
 from seedcore.settings import Settings

@@ -39,8 +39,8 @@ from seedcore.discovery.app import Discovery
 from seedcore.discovery.routes import api
 from seedcore.registry.client import every_page
 from seedcore.registry.connection import RegistryConnection
-from seedcore.registry.lookup import ActorHandle
 from seedcore.registry.processes import lives
+from seedcore.registry.ray_support.lookup import ActorHandle
 from seedcore.runtime import start_registry
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager

@@ -19,8 +19,8 @@ from seedcore.registry import deathwatch
 from seedcore.registry.client import RegistryClient
 from seedcore.registry.config import RegistryConfig
 from seedcore.registry.deathwatch import DeathWatch
-from seedcore.registry.lookup import ActorHandle, in_thread
 from seedcore.registry.processes import OnExit, Watched, process_key_of
+from seedcore.registry.ray_support.lookup import ActorHandle, in_thread
 from seedcore.registry.relay import Relay
 from seedcore.registry.reporter import Reporter
 from seedcore.settings import Settings

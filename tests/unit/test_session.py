@@ -26,12 +26,12 @@ from seedcore.core.errors import (
 from seedcore.core.model import BeatAnswer
 from seedcore.registry import connection as connection_module
 from seedcore.registry import handles as handles_module
-from seedcore.registry import session
 from seedcore.registry.answers import PROTOCOL, Hello
 from seedcore.registry.connection import RegistryConnection
 from seedcore.registry.handles import HandleFinder, Proof, probe
 from seedcore.registry.identity import identify, own_actor, own_node_id
-from seedcore.registry.lookup import in_thread
+from seedcore.registry.ray_support import session
+from seedcore.registry.ray_support.lookup import in_thread
 from seedcore.registry.reporter import Reporter, ThreadReporter
 from seedcore.settings import Settings
 from seedcore.tier0.calls import bounded_call
@@ -51,10 +51,10 @@ _MODULES = {
     "ray.util.scheduling_strategies",
 }
 # start-up code that joins or starts Ray by the user's word, and programs that measure Ray itself
-_STARTS_RAY = {"cli/cluster.py", "registry/clusters.py"}
+_STARTS_RAY = {"cli/cluster.py", "registry/ray_support/clusters.py"}
 _MEASURES_RAY = "bench/"
 # Ray's private tables, which `in_thread` reads in a session
-_READS_TABLES = {"registry/lookup.py": {"ray._private.state"}}
+_READS_TABLES = {"registry/ray_support/lookup.py": {"ray._private.state"}}
 
 
 def _calls_of_ray(path: Path) -> Iterator[str]:
@@ -79,7 +79,7 @@ def test_the_gate_alone_calls_ray() -> None:
     files = [
         path
         for path in PACKAGE.rglob("*.py")
-        if (relative := path.relative_to(PACKAGE).as_posix()) not in {"registry/session.py", *_STARTS_RAY}
+        if (relative := path.relative_to(PACKAGE).as_posix()) not in {"registry/ray_support/session.py", *_STARTS_RAY}
         and not relative.startswith(_MEASURES_RAY)
     ]
     assert len(files) > 50

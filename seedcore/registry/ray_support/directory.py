@@ -6,8 +6,8 @@ It knows names, not states. An agent's actor carries its logical id as its name;
 
 from __future__ import annotations
 
-from seedcore.registry import session
-from seedcore.registry.lookup import in_thread
+from seedcore.registry.ray_support import session
+from seedcore.registry.ray_support.lookup import in_thread
 
 RESERVED_PREFIX = "seedcore-"
 

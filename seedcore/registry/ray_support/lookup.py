@@ -22,8 +22,8 @@ from ray.exceptions import RaySystemError
 from seedcore.core.errors import DirectoryUnavailableError, ForkedProcessError, SessionError
 from seedcore.core.text import shown
 from seedcore.core.timeouts import within
-from seedcore.registry import session
-from seedcore.registry.session import ActorHandle as ActorHandle
+from seedcore.registry.ray_support import session
+from seedcore.registry.ray_support.session import ActorHandle as ActorHandle
 
 logger = logging.getLogger(__name__)
 
