@@ -10,7 +10,7 @@ import subprocess
 import tarfile
 from pathlib import Path
 
-from seedcore.registry.answers import PROTOCOL
+from seedcore.registry.protocol.messages import PROTOCOL
 
 ROOT = Path(__file__).resolve().parents[1]
 NEXT = "99.0.0"
@@ -44,7 +44,11 @@ def lay_out_next(folder: Path) -> None:
     number = len(list((folder / "schema").glob("*.sql"))) + 1
     (folder / "schema" / f"{number:04d}_later.sql").write_text(_NEXT_SCHEMA)
     _change(folder / "seedcore/__init__.py", r'__version__ = ".*"', f'__version__ = "{NEXT}"')
-    _change(folder / "seedcore/registry/answers.py", rf"\nPROTOCOL = {PROTOCOL}\n", f"\nPROTOCOL = {PROTOCOL + 1}\n")
+    _change(
+        folder / "seedcore/registry/protocol/messages.py",
+        rf"\nPROTOCOL = {PROTOCOL}\n",
+        f"\nPROTOCOL = {PROTOCOL + 1}\n",
+    )
     grown = sum(_grow(file) for file in (folder / "seedcore").rglob("*.py"))
     assert grown > 20, grown
 

@@ -20,7 +20,7 @@ from seedcore.agents import RayAgent
 from seedcore.bench.environment import Bench, percentile
 from seedcore.bench.report import Figure, Ratio, Result
 from seedcore.core.errors import AgentCallError, CannotKnowError, NotResolvableError
-from seedcore.registry.connection import RegistryConnection
+from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
 from seedcore.tier0.answers import AgentSpec

@@ -25,7 +25,7 @@ from seedcore.core.errors import RegistryUnavailableError
 from seedcore.core.ports import Store
 from seedcore.registry.actor import ensure_registry, stop_registry
 from seedcore.registry.config import RegistryConfig
-from seedcore.registry.connection import RegistryConnection
+from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.settings import Settings
 from seedcore.store.dsn import checked_dsn
 from seedcore.store.embedded import EmbeddedPostgres

@@ -18,7 +18,7 @@ import ray
 from seedcore.bench.environment import Bench, Place, percentile
 from seedcore.bench.report import Figure, Ratio, Result
 from seedcore.core.timeouts import end
-from seedcore.registry.answers import Health
+from seedcore.registry.protocol.messages import Health
 from seedcore.registry.reporter import Reporter
 
 AT_ONCE = 500

@@ -21,7 +21,7 @@ from psycopg_pool import AsyncConnectionPool
 from seedcore.bench.environment import Bench, Place
 from seedcore.bench.report import Figure, Ratio, Result
 from seedcore.core.model import RegisterChange, Registration
-from seedcore.registry.connection import RegistryConnection
+from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.store.postgres import PostgresStore
 
 IDS_PER_CALL = 1000

@@ -32,8 +32,8 @@ from seedcore.core.errors import (
 from seedcore.core.timeouts import within
 from seedcore.discovery.access import TokenFile
 from seedcore.discovery.exposure import exposures
-from seedcore.registry.answers import Health, Hello
-from seedcore.registry.connection import RegistryConnection
+from seedcore.registry.protocol.connection import RegistryConnection
+from seedcore.registry.protocol.messages import Health, Hello
 from seedcore.registry.ray_support import session
 from seedcore.runtime import store_recipe
 from seedcore.settings import Mode, Settings, load_settings

@@ -25,7 +25,7 @@ from seedcore.core.model import (
     Verdict,
 )
 from seedcore.discovery.ladder import NameListing, RungState
-from seedcore.registry.answers import Description
+from seedcore.registry.protocol.messages import Description
 
 
 def _as_texts(labels: Mapping[str, Any]) -> dict[str, str]:

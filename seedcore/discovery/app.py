@@ -20,10 +20,10 @@ from seedcore.discovery.ladder import DiscoveryLadder
 from seedcore.discovery.overview import Overviews
 from seedcore.discovery.pages import AnswerCache
 from seedcore.discovery.traffic import Rates
-from seedcore.registry.connection import NoRegistry, RegistryConnection
 from seedcore.registry.follower import Follower
 from seedcore.registry.handles import HandleFinder
 from seedcore.registry.metrics import CallerMetrics
+from seedcore.registry.protocol.connection import NoRegistry, RegistryConnection
 from seedcore.registry.ray_support.directory import RayDirectory
 from seedcore.registry.ray_support.logs import log_to_stderr
 from seedcore.registry.ray_support.lookup import ActorHandle

@@ -45,11 +45,11 @@ from seedcore.core.paging import check_limit, decode_cursor, encode_cursor, enco
 from seedcore.core.ports import ActorDirectory, InstanceReader
 from seedcore.core.selection import best
 from seedcore.core.view import LiveView
-from seedcore.registry.answers import HISTORY_LIMIT, STEPS_LIMIT, Description, Health
-from seedcore.registry.connection import RegistryConnection
 from seedcore.registry.follower import Follower
 from seedcore.registry.handles import HandleFinder
 from seedcore.registry.metrics import CallerMetrics
+from seedcore.registry.protocol.connection import RegistryConnection
+from seedcore.registry.protocol.messages import HISTORY_LIMIT, STEPS_LIMIT, Description, Health
 from seedcore.registry.ray_support.lookup import ActorHandle
 
 logger = logging.getLogger(__name__)

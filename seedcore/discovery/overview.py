@@ -17,7 +17,7 @@ from seedcore.core.timeouts import within
 from seedcore.core.view import FleetCounts, LiveView
 from seedcore.discovery.api import EpochOut, OverviewAnswer, RegistryOut, ServiceOut, rungs_out
 from seedcore.discovery.ladder import DiscoveryLadder, RungState, registry_problem
-from seedcore.registry.answers import Health
+from seedcore.registry.protocol.messages import Health
 from seedcore.settings import Settings
 
 MAX_ORGANS = 50

@@ -1,8 +1,8 @@
 """The registry on Ray: the actor, and what agents and callers use to reach it."""
 
 from seedcore.registry.client import RegistryClient, list_active_instances
-from seedcore.registry.connection import RegistryConnection
 from seedcore.registry.identity import end_own_actor
+from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.reporter import Reporter, ThreadReporter
 
 __all__ = [

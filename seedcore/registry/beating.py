@@ -18,8 +18,8 @@ from weakref import WeakKeyDictionary
 from seedcore.core.errors import RegistryError
 from seedcore.core.model import BeatAnswer
 from seedcore.core.timeouts import is_running, on_loop, within
-from seedcore.registry.connection import RegistryConnection
-from seedcore.registry.outbox import MAX_BEATS_A_MESSAGE
+from seedcore.registry.protocol.connection import RegistryConnection
+from seedcore.registry.protocol.outbox import MAX_BEATS_A_MESSAGE
 
 logger = logging.getLogger(__name__)
 

@@ -41,8 +41,8 @@ from seedcore.core.model import (
     new_instance_id,
 )
 from seedcore.registry import outages
-from seedcore.registry.connection import RegistryConnection, shared_connection
 from seedcore.registry.identity import Identity, identify, process_epoch
+from seedcore.registry.protocol.connection import RegistryConnection, shared_connection
 from seedcore.registry.ray_support import session
 from seedcore.registry.ray_support.directory import RESERVED_PREFIX
 from seedcore.settings import Settings, get_settings

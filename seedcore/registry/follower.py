@@ -20,8 +20,8 @@ from seedcore.core.loops import LoopsEvent
 from seedcore.core.model import MAX_PAGE, Instance, Listing
 from seedcore.core.timeouts import end, is_running, within
 from seedcore.core.view import LiveView
-from seedcore.registry.connection import RegistryConnection
 from seedcore.registry.metrics import PERIOD_S, CallerMetrics
+from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.ray_support import session
 
 logger = logging.getLogger(__name__)

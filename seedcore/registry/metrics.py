@@ -14,8 +14,8 @@ from ray.util import metrics
 
 from seedcore.core.lifecycle import LIVE_STATUSES, Status
 from seedcore.core.model import Verdict
-from seedcore.registry.answers import Health
 from seedcore.registry.processes import Unwatched
+from seedcore.registry.protocol.messages import Health
 
 PERIOD_S = 2.0
 _SECONDS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0]

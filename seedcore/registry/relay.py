@@ -17,8 +17,6 @@ from seedcore.core.errors import DirectoryUnavailableError, RegistryError, Regis
 from seedcore.core.model import BeatAnswer, Receipt, SequencedChange, check_beats, check_instance_id
 from seedcore.core.timeouts import within
 from seedcore.core.wire import wire
-from seedcore.registry.connection import RegistryConnection
-from seedcore.registry.outbox import MAX_BEATS_A_MESSAGE, BeatBox, ChangeBox
 from seedcore.registry.processes import (
     ActorStateWatch,
     OnExit,
@@ -29,6 +27,8 @@ from seedcore.registry.processes import (
     why_unwatched,
     worker_id_of,
 )
+from seedcore.registry.protocol.connection import RegistryConnection
+from seedcore.registry.protocol.outbox import MAX_BEATS_A_MESSAGE, BeatBox, ChangeBox
 from seedcore.registry.ray_support.lookup import why_worker_ended
 
 logger = logging.getLogger(__name__)

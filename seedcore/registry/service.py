@@ -78,7 +78,9 @@ from seedcore.core.places import Places
 from seedcore.core.ports import DeathWitness, OnDeath
 from seedcore.core.roster import Roster
 from seedcore.core.timeouts import end, within
-from seedcore.registry.answers import (
+from seedcore.registry.config import RegistryConfig
+from seedcore.registry.expiry import Expiry
+from seedcore.registry.protocol.messages import (
     HISTORY_LIMIT,
     OLDEST_PROTOCOL,
     PROTOCOL,
@@ -88,9 +90,7 @@ from seedcore.registry.answers import (
     Hello,
     Observed,
 )
-from seedcore.registry.config import RegistryConfig
-from seedcore.registry.expiry import Expiry
-from seedcore.registry.outbox import MAX_BEATS_A_MESSAGE, MAX_CHANGES_A_MESSAGE
+from seedcore.registry.protocol.outbox import MAX_BEATS_A_MESSAGE, MAX_CHANGES_A_MESSAGE
 from seedcore.registry.writer import StoreFactory, Writer, key_of
 
 logger = logging.getLogger(__name__)

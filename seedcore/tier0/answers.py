@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 from seedcore.core.model import Instance, Json, Source
-from seedcore.registry.answers import Health
+from seedcore.registry.protocol.messages import Health
 from seedcore.registry.ray_support.lookup import ActorHandle
 from seedcore.settings import Mode
 

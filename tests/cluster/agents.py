@@ -12,7 +12,7 @@ import ray
 
 from seedcore.agents import RayAgent
 from seedcore.registry import RegistryClient, Reporter, ThreadReporter
-from seedcore.registry.answers import Hello
+from seedcore.registry.protocol.messages import Hello
 from seedcore.settings import Settings
 from tests.waiting import eventually
 

@@ -12,7 +12,7 @@ import ray
 from pydantic import SecretStr
 
 from seedcore.registry.actor import stop_registry
-from seedcore.registry.connection import RegistryConnection
+from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.runtime import start_registry
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager

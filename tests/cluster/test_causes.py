@@ -18,7 +18,7 @@ from ray.exceptions import RayError
 from seedcore.cli.why import Reason, reason_of
 from seedcore.discovery.api import agent_answer
 from seedcore.registry import ThreadReporter
-from seedcore.registry.connection import RegistryConnection
+from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.ray_support.lookup import explained, ray_remembers
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager

@@ -26,7 +26,6 @@ from seedcore.core.model import Registration, Verdict, new_instance_id
 from seedcore.core.timeouts import end
 from seedcore.registry import RegistryClient, deathwatch, processes
 from seedcore.registry.actor import stop_registry
-from seedcore.registry.connection import RegistryConnection
 from seedcore.registry.deathwatch import DeathWatch, RayCluster
 from seedcore.registry.identity import Identity, identify
 from seedcore.registry.processes import (
@@ -40,6 +39,7 @@ from seedcore.registry.processes import (
     process_key_of,
     why_unwatched,
 )
+from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.ray_support.lookup import ActorHandle, actor_id_of
 from seedcore.registry.relay import Relay
 from seedcore.runtime import start_registry

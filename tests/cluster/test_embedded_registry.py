@@ -15,7 +15,7 @@ import pytest_asyncio
 import ray
 
 from seedcore.registry import RegistryClient, RegistryConnection
-from seedcore.registry.connection import REGISTRY_NAME
+from seedcore.registry.protocol.connection import REGISTRY_NAME
 from seedcore.runtime import start_registry
 from seedcore.settings import Settings
 from tests.traces import short_folder

@@ -18,8 +18,8 @@ from seedcore.core.model import Instance, Source
 from seedcore.core.selection import Policy
 from seedcore.registry.actor import stop_registry
 from seedcore.registry.client import RegistryClient
-from seedcore.registry.connection import RegistryConnection, shared_connection
 from seedcore.registry.handles import HandleFinder
+from seedcore.registry.protocol.connection import RegistryConnection, shared_connection
 from seedcore.registry.ray_support.lookup import actor_id_of
 from seedcore.registry.reporter import Reporter
 from seedcore.runtime import start_registry

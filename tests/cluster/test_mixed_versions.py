@@ -19,7 +19,7 @@ import ray
 from seedcore.cli.steering import upgrade_registry
 from seedcore.core.errors import VersionMismatchError
 from seedcore.core.model import BeatAnswer
-from seedcore.registry.connection import REGISTRY_NAME, RegistryConnection
+from seedcore.registry.protocol.connection import REGISTRY_NAME, RegistryConnection
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
 from seedcore.tier0.answers import AgentSpec
@@ -159,7 +159,7 @@ class Newer:
     async def hello(self) -> Any:
         from datetime import datetime, timezone
 
-        from seedcore.registry.answers import PROTOCOL, Hello
+        from seedcore.registry.protocol.messages import PROTOCOL, Hello
 
         return Hello(PROTOCOL + 5, "99.0.0", os.getpid(), "", datetime.now(timezone.utc), oldest_protocol=PROTOCOL)
 

@@ -31,8 +31,8 @@ from seedcore.core.lifecycle import Status
 from seedcore.core.model import Receipt, Registration, Source, new_instance_id
 from seedcore.registry.actor import stop_registry
 from seedcore.registry.client import RegistryClient, every_page, list_active_instances
-from seedcore.registry.connection import REGISTRY_NAME, RegistryConnection
 from seedcore.registry.handles import end_actor
+from seedcore.registry.protocol.connection import REGISTRY_NAME, RegistryConnection
 from seedcore.registry.reporter import Reporter
 from seedcore.runtime import start_registry
 from seedcore.settings import Settings

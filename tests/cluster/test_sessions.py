@@ -30,9 +30,9 @@ from seedcore.core.errors import (
 from seedcore.core.model import Instance, Source
 from seedcore.registry.actor import stop_registry
 from seedcore.registry.client import list_active_instances
-from seedcore.registry.connection import RegistryConnection, shared_connection
 from seedcore.registry.handles import end_actor
 from seedcore.registry.identity import own_node_id
+from seedcore.registry.protocol.connection import RegistryConnection, shared_connection
 from seedcore.registry.ray_support import session
 from seedcore.registry.ray_support.directory import RayDirectory
 from seedcore.registry.reporter import Reporter, ThreadReporter

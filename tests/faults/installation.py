@@ -38,8 +38,8 @@ from seedcore.core.timeouts import end, within
 from seedcore.discovery.app import Discovery
 from seedcore.discovery.routes import api
 from seedcore.registry.client import every_page
-from seedcore.registry.connection import RegistryConnection
 from seedcore.registry.processes import lives
+from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.ray_support.lookup import ActorHandle
 from seedcore.runtime import start_registry
 from seedcore.settings import Settings

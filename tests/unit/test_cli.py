@@ -37,7 +37,7 @@ from seedcore.core.model import EpochRecord, Instance, Source, Verdict, check_dr
 from seedcore.core.paging import check_within_s
 from seedcore.discovery.access import Right, new_token
 from seedcore.discovery.api import AgentAnswer, agent_answer
-from seedcore.registry.answers import Description, Observed
+from seedcore.registry.protocol.messages import Description, Observed
 from seedcore.settings import Settings
 from tests.builders import START, instance
 

@@ -10,8 +10,8 @@ import pytest
 from seedcore.core.errors import BacklogFullError, InstanceDeadError, RegistryError, RegistryUnavailableError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import BeatAnswer, Receipt, RegisterChange, SequencedChange
-from seedcore.registry import outbox
-from seedcore.registry.outbox import BeatBox, ChangeBox
+from seedcore.registry.protocol import outbox
+from seedcore.registry.protocol.outbox import BeatBox, ChangeBox
 from tests.builders import iid, joins
 from tests.waiting import eventually
 

@@ -40,7 +40,7 @@ from seedcore.core.paging import decode_cursor, encode_cursor
 from seedcore.core.text import first_unfit, shown
 from seedcore.discovery.access import Right, new_token
 from seedcore.discovery.api import InstancePage, agent_answer, page_of
-from seedcore.registry.answers import Description, Observed
+from seedcore.registry.protocol.messages import Description, Observed
 from seedcore.settings import Settings
 from tests.builders import START, iid, instance
 

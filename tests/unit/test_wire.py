@@ -27,7 +27,7 @@ from seedcore.core import errors, wire
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import BeatAnswer, Registration, Source, Verdict
 from seedcore.core.selector import Operator
-from seedcore.registry.answers import OLDEST_PROTOCOL, PROTOCOL
+from seedcore.registry.protocol.messages import OLDEST_PROTOCOL, PROTOCOL
 from seedcore.registry.relay import RelayActor
 from seedcore.registry.service import Registry
 from tests.versions import ROOT, previous_tag
@@ -161,7 +161,7 @@ def test_everything_that_travels_takes_part() -> None:
 
 def _our_dataclasses() -> list[type[Any]]:
     from seedcore.core import feed, model, selector
-    from seedcore.registry import answers
+    from seedcore.registry.protocol import messages as answers
 
     return [
         kind

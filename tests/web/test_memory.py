@@ -22,7 +22,7 @@ from seedcore.core.model import RegisterChange, Registration, new_instance_id
 from seedcore.discovery.pages import MAX_CACHE_BYTES
 from seedcore.discovery.traffic import MAX_UNREAD_BYTES
 from seedcore.discovery.watch import MAX_FEED_BYTES
-from seedcore.registry.connection import RegistryConnection
+from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.settings import Settings
 from seedcore.store.postgres import PostgresStore
 from tests.servers import PostgresServer

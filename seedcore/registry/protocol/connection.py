@@ -43,12 +43,12 @@ from seedcore.core.model import (
     check_status,
 )
 from seedcore.core.timeouts import is_running, within
-from seedcore.registry.answers import PROTOCOL, Description, Health, Hello
-from seedcore.registry.outbox import ChangeBox
+from seedcore.registry.protocol.messages import PROTOCOL, Description, Health, Hello
+from seedcore.registry.protocol.outbox import ChangeBox
+from seedcore.registry.protocol.relay_client import RelayFinder, cause_of
 from seedcore.registry.ray_support import session
 from seedcore.registry.ray_support.directory import RESERVED_PREFIX
 from seedcore.registry.ray_support.lookup import ActorHandle, find_actor
-from seedcore.registry.relaying import RelayFinder, cause_of
 
 logger = logging.getLogger(__name__)
 
