@@ -13,8 +13,8 @@ from seedcore.core.errors import RegistryUnavailableError, SessionError, StoreUn
 from seedcore.core.ports import Store
 from seedcore.core.wire import wire
 from seedcore.registry.actor import ensure_registry
+from seedcore.registry.agent.identity import was_restarted
 from seedcore.registry.config import RegistryConfig
-from seedcore.registry.identity import was_restarted
 from seedcore.registry.protocol.messages import Hello
 from seedcore.registry.ray_support.session import cluster_name
 from seedcore.settings import Settings

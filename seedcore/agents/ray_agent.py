@@ -18,8 +18,8 @@ from seedcore.core.loops import LoopsEvent, LoopsLock
 from seedcore.core.model import Json, check_cause, check_timeout
 from seedcore.core.timeouts import within
 from seedcore.core.wire import wire
-from seedcore.registry.identity import end_own_actor, own_actor, own_actor_has, was_restarted
-from seedcore.registry.reporter import Reporter
+from seedcore.registry.agent.identity import end_own_actor, own_actor, own_actor_has, was_restarted
+from seedcore.registry.agent.reporter import Reporter
 from seedcore.settings import Settings, get_settings
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from seedcore.cli.render import show_listing
 from seedcore.core.errors import AgentCallError, NotResolvableError, RegistryUnavailableError
 from seedcore.core.lifecycle import Status
 from seedcore.discovery.api import page_of
-from seedcore.registry.client import every_page
+from seedcore.registry.agent.client import every_page
 from seedcore.registry.handles import HandleFinder
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.protocol.messages import Health

@@ -1,9 +1,9 @@
 """The registry on Ray: the actor, and what agents and callers use to reach it."""
 
-from seedcore.registry.client import RegistryClient, list_active_instances
-from seedcore.registry.identity import end_own_actor
+from seedcore.registry.agent.client import RegistryClient, list_active_instances
+from seedcore.registry.agent.identity import end_own_actor
+from seedcore.registry.agent.reporter import Reporter, ThreadReporter
 from seedcore.registry.protocol.connection import RegistryConnection
-from seedcore.registry.reporter import Reporter, ThreadReporter
 
 __all__ = [
     "RegistryClient",

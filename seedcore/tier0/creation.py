@@ -26,9 +26,9 @@ from seedcore.core.errors import (
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import MAX_ID_CHARS, Registration, check_kind, check_text, new_instance_id
 from seedcore.core.timeouts import within
-from seedcore.registry.client import check_not_ours
+from seedcore.registry.agent.client import check_not_ours
+from seedcore.registry.agent.identity import ProcessEpoch, note_process_epoch
 from seedcore.registry.handles import end_actor
-from seedcore.registry.identity import ProcessEpoch, note_process_epoch
 from seedcore.registry.ray_support import session
 from seedcore.registry.ray_support.lookup import ActorHandle, actor_id_of, find_actor, is_told_dead, ray_remembers
 from seedcore.settings import use_namespace

@@ -40,10 +40,10 @@ from seedcore.core.model import MAX_PAGE, Instance, Json, Listing, Source, Verdi
 from seedcore.core.selection import Policy, best, choose
 from seedcore.core.timeouts import end, is_running
 from seedcore.core.view import LiveView
-from seedcore.registry.client import every_page
+from seedcore.registry.agent.client import every_page
+from seedcore.registry.agent.identity import own_node_id
 from seedcore.registry.follower import Follower
 from seedcore.registry.handles import HandleFinder, Proof, end_actor, probe, prove
-from seedcore.registry.identity import own_node_id
 from seedcore.registry.metrics import CallerMetrics
 from seedcore.registry.processes import has_ended
 from seedcore.registry.protocol.connection import RegistryConnection, shared_connection

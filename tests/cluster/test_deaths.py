@@ -26,8 +26,8 @@ from seedcore.core.model import Registration, Verdict, new_instance_id
 from seedcore.core.timeouts import end
 from seedcore.registry import RegistryClient, deathwatch, processes
 from seedcore.registry.actor import stop_registry
+from seedcore.registry.agent.identity import Identity, identify
 from seedcore.registry.deathwatch import DeathWatch, RayCluster
-from seedcore.registry.identity import Identity, identify
 from seedcore.registry.processes import (
     ActorStateWatch,
     PidfdWatch,

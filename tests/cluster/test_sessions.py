@@ -29,13 +29,13 @@ from seedcore.core.errors import (
 )
 from seedcore.core.model import Instance, Source
 from seedcore.registry.actor import stop_registry
-from seedcore.registry.client import list_active_instances
+from seedcore.registry.agent.client import list_active_instances
+from seedcore.registry.agent.identity import own_node_id
+from seedcore.registry.agent.reporter import Reporter, ThreadReporter
 from seedcore.registry.handles import end_actor
-from seedcore.registry.identity import own_node_id
 from seedcore.registry.protocol.connection import RegistryConnection, shared_connection
 from seedcore.registry.ray_support import session
 from seedcore.registry.ray_support.directory import RayDirectory
-from seedcore.registry.reporter import Reporter, ThreadReporter
 from seedcore.runtime import start_registry
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager

@@ -37,7 +37,7 @@ from seedcore.core.model import Receipt
 from seedcore.core.timeouts import end, within
 from seedcore.discovery.app import Discovery
 from seedcore.discovery.routes import api
-from seedcore.registry.client import every_page
+from seedcore.registry.agent.client import every_page
 from seedcore.registry.processes import lives
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.ray_support.lookup import ActorHandle

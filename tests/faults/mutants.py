@@ -19,7 +19,7 @@ from seedcore.core.lifecycle import Status
 from seedcore.core.model import Change, Instance, InstanceFilter, Outcome, Receipt, Registration, StatusChange, Verdict
 from seedcore.core.roster import Roster
 from seedcore.core.rules import apply_status
-from seedcore.registry.client import RegistryClient
+from seedcore.registry.agent.client import RegistryClient
 from seedcore.registry.service import Registry
 from seedcore.registry.writer import Writer
 from seedcore.store.memory import MemoryStore

@@ -74,13 +74,13 @@ from seedcore.core.model import (
     StatusChange,
 )
 from seedcore.core.timeouts import within
-from seedcore.registry.client import RegistryClient
+from seedcore.registry.agent.client import RegistryClient
+from seedcore.registry.agent.identity import Identity
+from seedcore.registry.agent.reporter import Reporter
 from seedcore.registry.config import RegistryConfig
 from seedcore.registry.deathwatch import DeathWatch
-from seedcore.registry.identity import Identity
 from seedcore.registry.processes import OnExit, Watched
 from seedcore.registry.relay import Relay
-from seedcore.registry.reporter import Reporter
 from seedcore.registry.service import Registry
 from seedcore.settings import Settings
 from seedcore.store.memory import MemoryStore, Tables
@@ -762,7 +762,7 @@ class History:
         asyncio.set_event_loop(loop)
         random.seed(self.seed)
         try:
-            with mock.patch("seedcore.registry.client.new_instance_id", self._new_instance_id):
+            with mock.patch("seedcore.registry.agent.client.new_instance_id", self._new_instance_id):
                 try:
                     loop.run_until_complete(self._live())
                 except Violation as error:

@@ -10,7 +10,7 @@ import pytest
 
 from seedcore.core.errors import RegistryError, RegistryUnavailableError
 from seedcore.core.model import BeatAnswer
-from seedcore.registry.beating import BeatLoop
+from seedcore.registry.agent.beat_loop import BeatLoop
 from tests.builders import iid
 from tests.waiting import eventually
 

@@ -16,13 +16,13 @@ from seedcore.core.errors import DirectoryUnavailableError, NodeDeadError
 from seedcore.core.model import Registration, new_instance_id
 from seedcore.core.verdict import Witness
 from seedcore.registry import deathwatch
-from seedcore.registry.client import RegistryClient
+from seedcore.registry.agent.client import RegistryClient
+from seedcore.registry.agent.reporter import Reporter
 from seedcore.registry.config import RegistryConfig
 from seedcore.registry.deathwatch import DeathWatch
 from seedcore.registry.processes import OnExit, Watched, process_key_of
 from seedcore.registry.ray_support.lookup import ActorHandle, in_thread
 from seedcore.registry.relay import Relay
-from seedcore.registry.reporter import Reporter
 from seedcore.settings import Settings
 from seedcore.store.memory import Tables
 from tests.builders import START, iid, instance

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from seedcore.registry.identity import identify
+from seedcore.registry.agent.identity import identify
 from seedcore.registry.processes import own_process_key, process_key_of, worker_id_of
 
 

@@ -26,11 +26,11 @@ from seedcore.core.errors import (
 )
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Receipt, Registration
-from seedcore.registry import outages
-from seedcore.registry.client import RegistryClient
+from seedcore.registry.agent import outages
+from seedcore.registry.agent.client import RegistryClient
+from seedcore.registry.agent.identity import Identity, ProcessEpoch, identify, note_process_epoch
+from seedcore.registry.agent.reporter import Reporter, ThreadReporter
 from seedcore.registry.config import RegistryConfig
-from seedcore.registry.identity import Identity, ProcessEpoch, identify, note_process_epoch
-from seedcore.registry.reporter import Reporter, ThreadReporter
 from seedcore.registry.service import Registry
 from seedcore.settings import Settings, get_settings
 from seedcore.store.memory import MemoryStore, Tables

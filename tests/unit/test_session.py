@@ -25,14 +25,14 @@ from seedcore.core.errors import (
 )
 from seedcore.core.model import BeatAnswer
 from seedcore.registry import handles as handles_module
+from seedcore.registry.agent.identity import identify, own_actor, own_node_id
+from seedcore.registry.agent.reporter import Reporter, ThreadReporter
 from seedcore.registry.handles import HandleFinder, Proof, probe
-from seedcore.registry.identity import identify, own_actor, own_node_id
 from seedcore.registry.protocol import connection as connection_module
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.protocol.messages import PROTOCOL, Hello
 from seedcore.registry.ray_support import session
 from seedcore.registry.ray_support.lookup import in_thread
-from seedcore.registry.reporter import Reporter, ThreadReporter
 from seedcore.settings import Settings
 from seedcore.tier0.calls import bounded_call
 from tests.builders import START

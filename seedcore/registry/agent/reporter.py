@@ -28,9 +28,9 @@ from seedcore.core.lifecycle import Status
 from seedcore.core.loops import LoopsLock
 from seedcore.core.model import BeatAnswer, Json, Receipt, check_cause, check_load
 from seedcore.core.timeouts import end
-from seedcore.registry import outages
-from seedcore.registry.beating import BeatLoop, beat_loop
-from seedcore.registry.client import RegistryClient
+from seedcore.registry.agent import outages
+from seedcore.registry.agent.beat_loop import BeatLoop, beat_loop
+from seedcore.registry.agent.client import RegistryClient
 from seedcore.registry.ray_support.session import refuse_forked
 from seedcore.settings import Settings, get_settings
 

@@ -40,8 +40,8 @@ from seedcore.core.model import (
     check_status,
     new_instance_id,
 )
-from seedcore.registry import outages
-from seedcore.registry.identity import Identity, identify, process_epoch
+from seedcore.registry.agent import outages
+from seedcore.registry.agent.identity import Identity, identify, process_epoch
 from seedcore.registry.protocol.connection import RegistryConnection, shared_connection
 from seedcore.registry.ray_support import session
 from seedcore.registry.ray_support.directory import RESERVED_PREFIX
