@@ -24,11 +24,11 @@ from seedcore.core.model import Instance
 from seedcore.core.ports import OnDeath, OnExplained, OnLostNodes, OnUnwatched
 from seedcore.core.timeouts import end, within
 from seedcore.core.verdict import Witness
-from seedcore.registry.processes import Unwatched, Watched
+from seedcore.registry.node.process_watch import Unwatched, Watched
+from seedcore.registry.node.relay import MAX_WATCHED_A_CALL, Exit, RelayActor
 from seedcore.registry.ray_support import session
 from seedcore.registry.ray_support.directory import RESERVED_PREFIX
 from seedcore.registry.ray_support.lookup import ActorHandle, actor_id_of, find_actor, in_thread
-from seedcore.registry.relay import MAX_WATCHED_A_CALL, Exit, RelayActor
 
 logger = logging.getLogger(__name__)
 

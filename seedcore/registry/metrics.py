@@ -14,7 +14,7 @@ from ray.util import metrics
 
 from seedcore.core.lifecycle import LIVE_STATUSES, Status
 from seedcore.core.model import Verdict
-from seedcore.registry.processes import Unwatched
+from seedcore.registry.node.process_watch import Unwatched
 from seedcore.registry.protocol.messages import Health
 
 PERIOD_S = 2.0

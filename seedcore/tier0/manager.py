@@ -45,7 +45,7 @@ from seedcore.registry.agent.identity import own_node_id
 from seedcore.registry.follower import Follower
 from seedcore.registry.handles import HandleFinder, Proof, end_actor, probe, prove
 from seedcore.registry.metrics import CallerMetrics
-from seedcore.registry.processes import has_ended
+from seedcore.registry.node.process_watch import has_ended
 from seedcore.registry.protocol.connection import RegistryConnection, shared_connection
 from seedcore.registry.ray_support import session
 from seedcore.registry.ray_support.directory import RESERVED_PREFIX, RayDirectory

@@ -24,11 +24,12 @@ from seedcore.core.errors import NotResolvableError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Registration, Verdict, new_instance_id
 from seedcore.core.timeouts import end
-from seedcore.registry import RegistryClient, deathwatch, processes
+from seedcore.registry import RegistryClient, deathwatch
 from seedcore.registry.actor import stop_registry
 from seedcore.registry.agent.identity import Identity, identify
 from seedcore.registry.deathwatch import DeathWatch, RayCluster
-from seedcore.registry.processes import (
+from seedcore.registry.node import process_watch as processes
+from seedcore.registry.node.process_watch import (
     ActorStateWatch,
     PidfdWatch,
     Unwatched,
@@ -39,9 +40,9 @@ from seedcore.registry.processes import (
     process_key_of,
     why_unwatched,
 )
+from seedcore.registry.node.relay import Relay
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.ray_support.lookup import ActorHandle, actor_id_of
-from seedcore.registry.relay import Relay
 from seedcore.runtime import start_registry
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
@@ -252,7 +253,7 @@ async def test_all_who_live_in_a_process_die_with_it() -> None:
 
 AT_THE_LIMIT = """
 import asyncio, os, resource, subprocess
-from seedcore.registry.processes import PidfdWatch, Watched, process_key_of, why_unwatched
+from seedcore.registry.node.process_watch import PidfdWatch, Watched, process_key_of, why_unwatched
 
 async def main():
     children = [subprocess.Popen(["sleep", "60"]) for _ in range(12)]

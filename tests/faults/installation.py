@@ -38,7 +38,7 @@ from seedcore.core.timeouts import end, within
 from seedcore.discovery.app import Discovery
 from seedcore.discovery.routes import api
 from seedcore.registry.agent.client import every_page
-from seedcore.registry.processes import lives
+from seedcore.registry.node.process_watch import lives
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.ray_support.lookup import ActorHandle
 from seedcore.runtime import start_registry

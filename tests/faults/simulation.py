@@ -79,8 +79,8 @@ from seedcore.registry.agent.identity import Identity
 from seedcore.registry.agent.reporter import Reporter
 from seedcore.registry.config import RegistryConfig
 from seedcore.registry.deathwatch import DeathWatch
-from seedcore.registry.processes import OnExit, Watched
-from seedcore.registry.relay import Relay
+from seedcore.registry.node.process_watch import OnExit, Watched
+from seedcore.registry.node.relay import Relay
 from seedcore.registry.service import Registry
 from seedcore.settings import Settings
 from seedcore.store.memory import MemoryStore, Tables

@@ -20,9 +20,9 @@ from seedcore.registry.agent.client import RegistryClient
 from seedcore.registry.agent.reporter import Reporter
 from seedcore.registry.config import RegistryConfig
 from seedcore.registry.deathwatch import DeathWatch
-from seedcore.registry.processes import OnExit, Watched, process_key_of
+from seedcore.registry.node.process_watch import OnExit, Watched, process_key_of
+from seedcore.registry.node.relay import Relay
 from seedcore.registry.ray_support.lookup import ActorHandle, in_thread
-from seedcore.registry.relay import Relay
 from seedcore.settings import Settings
 from seedcore.store.memory import Tables
 from tests.builders import START, iid, instance

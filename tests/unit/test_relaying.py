@@ -18,9 +18,9 @@ from seedcore.core.errors import (
 )
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import BeatAnswer, Receipt, SequencedChange
+from seedcore.registry.node.relay import Relay
 from seedcore.registry.protocol import relay_client as relaying
 from seedcore.registry.protocol.connection import RegistryConnection
-from seedcore.registry.relay import Relay
 from tests.builders import iid, joins
 from tests.waiting import eventually
 

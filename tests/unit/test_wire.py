@@ -27,8 +27,8 @@ from seedcore.core import errors, wire
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import BeatAnswer, Registration, Source, Verdict
 from seedcore.core.selector import Operator
+from seedcore.registry.node.relay import RelayActor
 from seedcore.registry.protocol.messages import OLDEST_PROTOCOL, PROTOCOL
-from seedcore.registry.relay import RelayActor
 from seedcore.registry.service import Registry
 from tests.versions import ROOT, previous_tag
 

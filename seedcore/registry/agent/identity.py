@@ -10,7 +10,7 @@ import ray
 import ray.util
 
 from seedcore.core.errors import DirectoryUnavailableError, ForkedProcessError, SessionError
-from seedcore.registry.processes import own_process_key
+from seedcore.registry.node.process_watch import own_process_key
 from seedcore.registry.ray_support import session
 from seedcore.registry.ray_support.lookup import actor_id_of, find_actor, in_thread
 

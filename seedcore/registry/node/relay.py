@@ -17,7 +17,7 @@ from seedcore.core.errors import DirectoryUnavailableError, RegistryError, Regis
 from seedcore.core.model import BeatAnswer, Receipt, SequencedChange, check_beats, check_instance_id
 from seedcore.core.timeouts import within
 from seedcore.core.wire import wire
-from seedcore.registry.processes import (
+from seedcore.registry.node.process_watch import (
     ActorStateWatch,
     OnExit,
     PidfdWatch,
