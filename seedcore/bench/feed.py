@@ -15,7 +15,7 @@ from seedcore.bench.report import Figure, Ratio, Result
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import MAX_PAGE, InstanceFilter, RegisterChange, Registration, SequencedChange, StatusChange
 from seedcore.core.paging import decode_cursor
-from seedcore.registry.follower import Follower
+from seedcore.registry.caller.follower import Follower
 from seedcore.registry.protocol.connection import RegistryConnection
 
 CHANGES_PER_S = 1000

@@ -20,8 +20,8 @@ from seedcore.discovery.ladder import DiscoveryLadder
 from seedcore.discovery.overview import Overviews
 from seedcore.discovery.pages import AnswerCache
 from seedcore.discovery.traffic import Rates
-from seedcore.registry.follower import Follower
-from seedcore.registry.handles import HandleFinder
+from seedcore.registry.caller.follower import Follower
+from seedcore.registry.caller.handles import HandleFinder
 from seedcore.registry.metrics import CallerMetrics
 from seedcore.registry.protocol.connection import NoRegistry, RegistryConnection
 from seedcore.registry.ray_support.directory import RayDirectory

@@ -45,8 +45,8 @@ from seedcore.core.paging import check_limit, decode_cursor, encode_cursor, enco
 from seedcore.core.ports import ActorDirectory, InstanceReader
 from seedcore.core.selection import best
 from seedcore.core.view import LiveView
-from seedcore.registry.follower import Follower
-from seedcore.registry.handles import HandleFinder
+from seedcore.registry.caller.follower import Follower
+from seedcore.registry.caller.handles import HandleFinder
 from seedcore.registry.metrics import CallerMetrics
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.protocol.messages import HISTORY_LIMIT, STEPS_LIMIT, Description, Health

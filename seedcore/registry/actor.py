@@ -11,9 +11,9 @@ from ray.exceptions import ActorDiedError, RayActorError
 
 from seedcore.core.errors import RegistryUnavailableError, first_line
 from seedcore.core.timeouts import within
+from seedcore.registry.caller.handles import end_actor
 from seedcore.registry.config import RegistryConfig
 from seedcore.registry.deathwatch import DeathWatch, RayCluster
-from seedcore.registry.handles import end_actor
 from seedcore.registry.metrics import PERIOD_S, RegistryMetrics
 from seedcore.registry.protocol.connection import REGISTRY_NAME, RegistryConnection
 from seedcore.registry.protocol.messages import Hello

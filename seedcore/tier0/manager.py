@@ -42,8 +42,8 @@ from seedcore.core.timeouts import end, is_running
 from seedcore.core.view import LiveView
 from seedcore.registry.agent.client import every_page
 from seedcore.registry.agent.identity import own_node_id
-from seedcore.registry.follower import Follower
-from seedcore.registry.handles import HandleFinder, Proof, end_actor, probe, prove
+from seedcore.registry.caller.follower import Follower
+from seedcore.registry.caller.handles import HandleFinder, Proof, end_actor, probe, prove
 from seedcore.registry.metrics import CallerMetrics
 from seedcore.registry.node.process_watch import has_ended
 from seedcore.registry.protocol.connection import RegistryConnection, shared_connection

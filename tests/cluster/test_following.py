@@ -19,7 +19,7 @@ from seedcore.core.selection import Policy
 from seedcore.registry.actor import stop_registry
 from seedcore.registry.agent.client import RegistryClient
 from seedcore.registry.agent.reporter import Reporter
-from seedcore.registry.handles import HandleFinder
+from seedcore.registry.caller.handles import HandleFinder
 from seedcore.registry.protocol.connection import RegistryConnection, shared_connection
 from seedcore.registry.ray_support.lookup import actor_id_of
 from seedcore.runtime import start_registry

@@ -32,7 +32,7 @@ from seedcore.core.model import Receipt, Registration, Source, new_instance_id
 from seedcore.registry.actor import stop_registry
 from seedcore.registry.agent.client import RegistryClient, every_page, list_active_instances
 from seedcore.registry.agent.reporter import Reporter
-from seedcore.registry.handles import end_actor
+from seedcore.registry.caller.handles import end_actor
 from seedcore.registry.protocol.connection import REGISTRY_NAME, RegistryConnection
 from seedcore.runtime import start_registry
 from seedcore.settings import Settings

@@ -32,7 +32,7 @@ from seedcore.registry.actor import stop_registry
 from seedcore.registry.agent.client import list_active_instances
 from seedcore.registry.agent.identity import own_node_id
 from seedcore.registry.agent.reporter import Reporter, ThreadReporter
-from seedcore.registry.handles import end_actor
+from seedcore.registry.caller.handles import end_actor
 from seedcore.registry.protocol.connection import RegistryConnection, shared_connection
 from seedcore.registry.ray_support import session
 from seedcore.registry.ray_support.directory import RayDirectory

@@ -24,10 +24,10 @@ from seedcore.core.errors import (
     SessionError,
 )
 from seedcore.core.model import BeatAnswer
-from seedcore.registry import handles as handles_module
 from seedcore.registry.agent.identity import identify, own_actor, own_node_id
 from seedcore.registry.agent.reporter import Reporter, ThreadReporter
-from seedcore.registry.handles import HandleFinder, Proof, probe
+from seedcore.registry.caller import handles as handles_module
+from seedcore.registry.caller.handles import HandleFinder, Proof, probe
 from seedcore.registry.protocol import connection as connection_module
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.protocol.messages import PROTOCOL, Hello

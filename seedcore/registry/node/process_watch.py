@@ -24,7 +24,7 @@ from typing import NamedTuple, Protocol
 from seedcore.core.errors import DirectoryUnavailableError
 from seedcore.core.timeouts import end
 from seedcore.core.wire import wire
-from seedcore.registry.handles import Proof, probe
+from seedcore.registry.caller.handles import Proof, probe
 from seedcore.registry.ray_support.lookup import (
     ActorHandle,
     actor_id_of,
