@@ -12,11 +12,11 @@ from pydantic import SecretStr
 from seedcore.core.errors import RegistryUnavailableError, SessionError, StoreUnavailableError
 from seedcore.core.ports import Store
 from seedcore.core.wire import wire
-from seedcore.registry.actor import ensure_registry
 from seedcore.registry.agent.identity import was_restarted
-from seedcore.registry.config import RegistryConfig
 from seedcore.registry.protocol.messages import Hello
 from seedcore.registry.ray_support.session import cluster_name
+from seedcore.registry.server.actor import ensure_registry
+from seedcore.registry.server.config import RegistryConfig
 from seedcore.settings import Settings
 from seedcore.store.claim import Claim
 from seedcore.store.connections import PoolLimits

@@ -25,8 +25,8 @@ from seedcore.discovery.access import Right, new_token
 from seedcore.discovery.app import Discovery
 from seedcore.discovery.routes import api
 from seedcore.registry import RegistryClient
-from seedcore.registry.actor import stop_registry
 from seedcore.registry.protocol.connection import RegistryConnection
+from seedcore.registry.server.actor import stop_registry
 from seedcore.runtime import start_registry
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager

@@ -23,9 +23,9 @@ from typing_extensions import LiteralString
 
 from seedcore.core.errors import RegistryUnavailableError
 from seedcore.core.ports import Store
-from seedcore.registry.actor import ensure_registry, stop_registry
-from seedcore.registry.config import RegistryConfig
 from seedcore.registry.protocol.connection import RegistryConnection
+from seedcore.registry.server.actor import ensure_registry, stop_registry
+from seedcore.registry.server.config import RegistryConfig
 from seedcore.settings import Settings
 from seedcore.store.dsn import checked_dsn
 from seedcore.store.embedded import EmbeddedPostgres

@@ -44,12 +44,12 @@ from seedcore.registry.agent.client import every_page
 from seedcore.registry.agent.identity import own_node_id
 from seedcore.registry.caller.follower import Follower
 from seedcore.registry.caller.handles import HandleFinder, Proof, end_actor, probe, prove
-from seedcore.registry.metrics import CallerMetrics
 from seedcore.registry.node.process_watch import has_ended
 from seedcore.registry.protocol.connection import RegistryConnection, shared_connection
 from seedcore.registry.ray_support import session
 from seedcore.registry.ray_support.directory import RESERVED_PREFIX, RayDirectory
 from seedcore.registry.ray_support.lookup import ActorHandle, is_told_gone
+from seedcore.registry.server.metrics import CallerMetrics
 from seedcore.settings import Mode, Settings, get_settings
 from seedcore.tier0.answers import AgentSpec, Fleet, Gathered, KnownAgent, Located, Pruned, SystemSummary
 from seedcore.tier0.calls import bounded_call, gather

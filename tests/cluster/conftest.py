@@ -11,8 +11,8 @@ import pytest_asyncio
 import ray
 from pydantic import SecretStr
 
-from seedcore.registry.actor import stop_registry
 from seedcore.registry.protocol.connection import RegistryConnection
+from seedcore.registry.server.actor import stop_registry
 from seedcore.runtime import start_registry
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager

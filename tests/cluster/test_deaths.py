@@ -24,10 +24,8 @@ from seedcore.core.errors import NotResolvableError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Registration, Verdict, new_instance_id
 from seedcore.core.timeouts import end
-from seedcore.registry import RegistryClient, deathwatch
-from seedcore.registry.actor import stop_registry
+from seedcore.registry import RegistryClient
 from seedcore.registry.agent.identity import Identity, identify
-from seedcore.registry.deathwatch import DeathWatch, RayCluster
 from seedcore.registry.node import process_watch as processes
 from seedcore.registry.node.process_watch import (
     ActorStateWatch,
@@ -43,6 +41,9 @@ from seedcore.registry.node.process_watch import (
 from seedcore.registry.node.relay import Relay
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.ray_support.lookup import ActorHandle, actor_id_of
+from seedcore.registry.server import death_watch as deathwatch
+from seedcore.registry.server.actor import stop_registry
+from seedcore.registry.server.death_watch import DeathWatch, RayCluster
 from seedcore.runtime import start_registry
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager

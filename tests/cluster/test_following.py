@@ -16,12 +16,12 @@ from seedcore.core.errors import NotResolvableError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Instance, Source
 from seedcore.core.selection import Policy
-from seedcore.registry.actor import stop_registry
 from seedcore.registry.agent.client import RegistryClient
 from seedcore.registry.agent.reporter import Reporter
 from seedcore.registry.caller.handles import HandleFinder
 from seedcore.registry.protocol.connection import RegistryConnection, shared_connection
 from seedcore.registry.ray_support.lookup import actor_id_of
+from seedcore.registry.server.actor import stop_registry
 from seedcore.runtime import start_registry
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager

@@ -27,10 +27,10 @@ from seedcore.core.errors import (
 )
 from seedcore.core.model import Instance, Registration, Source, new_instance_id
 from seedcore.registry import RegistryConnection
-from seedcore.registry.actor import stop_registry
 from seedcore.registry.caller.handles import HandleFinder, end_actor
 from seedcore.registry.ray_support.directory import RayDirectory
 from seedcore.registry.ray_support.lookup import actor_id_of, is_told_gone
+from seedcore.registry.server.actor import stop_registry
 from seedcore.runtime import start_registry
 from seedcore.settings import Mode, Settings
 from seedcore.tier0 import Tier0MemoryManager, creation

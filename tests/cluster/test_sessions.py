@@ -28,7 +28,6 @@ from seedcore.core.errors import (
     SessionError,
 )
 from seedcore.core.model import Instance, Source
-from seedcore.registry.actor import stop_registry
 from seedcore.registry.agent.client import list_active_instances
 from seedcore.registry.agent.identity import own_node_id
 from seedcore.registry.agent.reporter import Reporter, ThreadReporter
@@ -36,6 +35,7 @@ from seedcore.registry.caller.handles import end_actor
 from seedcore.registry.protocol.connection import RegistryConnection, shared_connection
 from seedcore.registry.ray_support import session
 from seedcore.registry.ray_support.directory import RayDirectory
+from seedcore.registry.server.actor import stop_registry
 from seedcore.runtime import start_registry
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager

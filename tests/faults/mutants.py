@@ -20,8 +20,8 @@ from seedcore.core.model import Change, Instance, InstanceFilter, Outcome, Recei
 from seedcore.core.roster import Roster
 from seedcore.core.rules import apply_status
 from seedcore.registry.agent.client import RegistryClient
-from seedcore.registry.service import Registry
-from seedcore.registry.writer import Writer
+from seedcore.registry.server.flusher import Writer
+from seedcore.registry.server.registry import Registry
 from seedcore.store.memory import MemoryStore
 
 
@@ -159,7 +159,7 @@ MUTANTS: dict[str, Mutant] = {
         13, lambda: mock.patch.object(MemoryStore, "_continuing", lambda _, epoch: epoch)
     ),
     "a refused value keeps its batch": Mutant(
-        0, lambda: mock.patch("seedcore.registry.writer._in_parts", _keep_the_batch)
+        0, lambda: mock.patch("seedcore.registry.server.flusher._in_parts", _keep_the_batch)
     ),
     "memory and database are not compared": Mutant(84, lambda: mock.patch.object(Writer, "_compare", _compare_nothing)),
 }

@@ -77,11 +77,11 @@ from seedcore.core.timeouts import within
 from seedcore.registry.agent.client import RegistryClient
 from seedcore.registry.agent.identity import Identity
 from seedcore.registry.agent.reporter import Reporter
-from seedcore.registry.config import RegistryConfig
-from seedcore.registry.deathwatch import DeathWatch
 from seedcore.registry.node.process_watch import OnExit, Watched
 from seedcore.registry.node.relay import Relay
-from seedcore.registry.service import Registry
+from seedcore.registry.server.config import RegistryConfig
+from seedcore.registry.server.death_watch import DeathWatch
+from seedcore.registry.server.registry import Registry
 from seedcore.settings import Settings
 from seedcore.store.memory import MemoryStore, Tables
 from tests.builders import START

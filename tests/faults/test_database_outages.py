@@ -25,8 +25,8 @@ from seedcore.core.model import Instance, Receipt, Registration, Verdict
 from seedcore.core.ports import OnExplained, OnLostNodes, OnUnwatched
 from seedcore.core.timeouts import end
 from seedcore.core.verdict import Witness
-from seedcore.registry.config import RegistryConfig
-from seedcore.registry.service import Registry
+from seedcore.registry.server.config import RegistryConfig
+from seedcore.registry.server.registry import Registry
 from seedcore.store.connections import PoolLimits
 from seedcore.store.postgres import PostgresStore, migrate_database
 from tests.builders import iid

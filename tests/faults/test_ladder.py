@@ -16,7 +16,7 @@ from seedcore.core.errors import StoreUnavailableError
 from seedcore.core.model import Source
 from seedcore.core.timeouts import end, within
 from seedcore.registry import RegistryClient
-from seedcore.registry.actor import stop_registry
+from seedcore.registry.server.actor import stop_registry
 from seedcore.runtime import start_registry
 from seedcore.tier0 import Tier0MemoryManager
 from tests.serving import FLEET, World, word_of

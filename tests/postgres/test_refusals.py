@@ -18,8 +18,8 @@ from seedcore.core.lease import BeatRate, LeaseTerms
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Change, Outcome, RegisterChange, Registration, StatusChange
 from seedcore.core.roster import Roster
-from seedcore.registry.config import RegistryConfig
-from seedcore.registry.writer import Key, Settled, Writer
+from seedcore.registry.server.config import RegistryConfig
+from seedcore.registry.server.flusher import Key, Settled, Writer
 from seedcore.store.connections import PoolLimits
 from seedcore.store.postgres import PostgresStore, inspect_database, migrate_database
 from tests.builders import iid, joins, turns

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from seedcore.core.ports import DeathWitness, OnDeath
-from seedcore.registry.config import RegistryConfig
-from seedcore.registry.service import Registry
+from seedcore.registry.server.config import RegistryConfig
+from seedcore.registry.server.registry import Registry
 from seedcore.store.memory import MemoryStore, Tables
 from tests.builders import START
 from tests.unit.test_service import NobodyWatches

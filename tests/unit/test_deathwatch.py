@@ -15,14 +15,14 @@ import pytest
 from seedcore.core.errors import DirectoryUnavailableError, NodeDeadError
 from seedcore.core.model import Registration, new_instance_id
 from seedcore.core.verdict import Witness
-from seedcore.registry import deathwatch
 from seedcore.registry.agent.client import RegistryClient
 from seedcore.registry.agent.reporter import Reporter
-from seedcore.registry.config import RegistryConfig
-from seedcore.registry.deathwatch import DeathWatch
 from seedcore.registry.node.process_watch import OnExit, Watched, process_key_of
 from seedcore.registry.node.relay import Relay
 from seedcore.registry.ray_support.lookup import ActorHandle, in_thread
+from seedcore.registry.server import death_watch as deathwatch
+from seedcore.registry.server.config import RegistryConfig
+from seedcore.registry.server.death_watch import DeathWatch
 from seedcore.settings import Settings
 from seedcore.store.memory import Tables
 from tests.builders import START, iid, instance

@@ -14,11 +14,11 @@ from seedcore.core.errors import RegistryUnavailableError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import InstanceFilter
 from seedcore.core.paging import decode_cursor
-from seedcore.registry import service
 from seedcore.registry.caller import follower as module
 from seedcore.registry.caller.follower import Follower
-from seedcore.registry.config import RegistryConfig
-from seedcore.registry.service import Registry
+from seedcore.registry.server import registry as service
+from seedcore.registry.server.config import RegistryConfig
+from seedcore.registry.server.registry import Registry
 from seedcore.store.memory import MemoryStore, Tables
 from tests.builders import START, iid, joins
 from tests.unit.conftest import Membership

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from seedcore.core.errors import RegistryError
 from seedcore.core.model import InstanceFilter, Registration, SequencedChange, StatusChange
-from seedcore.registry.config import RegistryConfig
-from seedcore.registry.service import Registry
+from seedcore.registry.server.config import RegistryConfig
+from seedcore.registry.server.registry import Registry
 from seedcore.store.memory import Tables
 from tests.builders import START, iid
 from tests.unit.registries import joined_registry

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from seedcore.registry import metrics
+from seedcore.registry.server import metrics
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 

@@ -30,8 +30,8 @@ from seedcore.registry.agent import outages
 from seedcore.registry.agent.client import RegistryClient
 from seedcore.registry.agent.identity import Identity, ProcessEpoch, identify, note_process_epoch
 from seedcore.registry.agent.reporter import Reporter, ThreadReporter
-from seedcore.registry.config import RegistryConfig
-from seedcore.registry.service import Registry
+from seedcore.registry.server.config import RegistryConfig
+from seedcore.registry.server.registry import Registry
 from seedcore.settings import Settings, get_settings
 from seedcore.store.memory import MemoryStore, Tables
 from seedcore.tier0.creation import prepared

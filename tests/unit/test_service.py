@@ -26,8 +26,8 @@ from seedcore.core.lifecycle import Status
 from seedcore.core.model import Beat, Epoch, Instance, Receipt, SequencedChange, StatusChange, Verdict
 from seedcore.core.ports import OnDeath, OnExplained, OnLostNodes, OnUnwatched
 from seedcore.core.verdict import Witness
-from seedcore.registry.config import RegistryConfig
-from seedcore.registry.service import Registry
+from seedcore.registry.server.config import RegistryConfig
+from seedcore.registry.server.registry import Registry
 from seedcore.store.memory import MemoryStore, Tables
 from tests.builders import START, iid, joins, turns
 from tests.waiting import eventually

@@ -29,7 +29,7 @@ from seedcore.core.model import BeatAnswer, Registration, Source, Verdict
 from seedcore.core.selector import Operator
 from seedcore.registry.node.relay import RelayActor
 from seedcore.registry.protocol.messages import OLDEST_PROTOCOL, PROTOCOL
-from seedcore.registry.service import Registry
+from seedcore.registry.server.registry import Registry
 from tests.versions import ROOT, previous_tag
 
 FILE = Path(__file__).with_name("wire.json")

@@ -20,9 +20,9 @@ from seedcore.core.loops import LoopsEvent
 from seedcore.core.model import MAX_PAGE, Instance, Listing
 from seedcore.core.timeouts import end, is_running, within
 from seedcore.core.view import LiveView
-from seedcore.registry.metrics import PERIOD_S, CallerMetrics
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.ray_support import session
+from seedcore.registry.server.metrics import PERIOD_S, CallerMetrics
 
 logger = logging.getLogger(__name__)
 

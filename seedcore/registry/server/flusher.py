@@ -37,8 +37,8 @@ from seedcore.core.paging import decode_cursor
 from seedcore.core.ports import Store, StoreDoubtError
 from seedcore.core.roster import Roster
 from seedcore.core.timeouts import within
-from seedcore.registry.config import RegistryConfig
 from seedcore.registry.protocol.messages import FlushCounts
+from seedcore.registry.server.config import RegistryConfig
 
 logger = logging.getLogger(__name__)
 

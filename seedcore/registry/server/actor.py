@@ -12,16 +12,16 @@ from ray.exceptions import ActorDiedError, RayActorError
 from seedcore.core.errors import RegistryUnavailableError, first_line
 from seedcore.core.timeouts import within
 from seedcore.registry.caller.handles import end_actor
-from seedcore.registry.config import RegistryConfig
-from seedcore.registry.deathwatch import DeathWatch, RayCluster
-from seedcore.registry.metrics import PERIOD_S, RegistryMetrics
 from seedcore.registry.protocol.connection import REGISTRY_NAME, RegistryConnection
 from seedcore.registry.protocol.messages import Hello
 from seedcore.registry.ray_support import session
 from seedcore.registry.ray_support.logs import log_to_stderr
 from seedcore.registry.ray_support.lookup import find_actor
-from seedcore.registry.service import Registry
-from seedcore.registry.writer import StoreFactory
+from seedcore.registry.server.config import RegistryConfig
+from seedcore.registry.server.death_watch import DeathWatch, RayCluster
+from seedcore.registry.server.flusher import StoreFactory
+from seedcore.registry.server.metrics import PERIOD_S, RegistryMetrics
+from seedcore.registry.server.registry import Registry
 
 logger = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from seedcore.core.model import Instance, OutcomeKind, StatusChange, Verdict
 from seedcore.core.ports import DeathWitness, OnDeath
 from seedcore.core.roster import Roster
 from seedcore.core.verdict import Beats, Death, Evidence, Witness, judge
-from seedcore.registry.config import RegistryConfig
-from seedcore.registry.writer import Writer
+from seedcore.registry.server.config import RegistryConfig
+from seedcore.registry.server.flusher import Writer
 
 logger = logging.getLogger(__name__)
 

@@ -78,8 +78,6 @@ from seedcore.core.places import Places
 from seedcore.core.ports import DeathWitness, OnDeath
 from seedcore.core.roster import Roster
 from seedcore.core.timeouts import end, within
-from seedcore.registry.config import RegistryConfig
-from seedcore.registry.expiry import Expiry
 from seedcore.registry.protocol.messages import (
     HISTORY_LIMIT,
     OLDEST_PROTOCOL,
@@ -91,7 +89,9 @@ from seedcore.registry.protocol.messages import (
     Observed,
 )
 from seedcore.registry.protocol.outbox import MAX_BEATS_A_MESSAGE, MAX_CHANGES_A_MESSAGE
-from seedcore.registry.writer import StoreFactory, Writer, key_of
+from seedcore.registry.server.config import RegistryConfig
+from seedcore.registry.server.expiry import Expiry
+from seedcore.registry.server.flusher import StoreFactory, Writer, key_of
 
 logger = logging.getLogger(__name__)
 
