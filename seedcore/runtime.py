@@ -18,10 +18,10 @@ from seedcore.registry.ray_support.session import cluster_name
 from seedcore.registry.server.actor import ensure_registry
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.settings import Settings
-from seedcore.store.claim import Claim
 from seedcore.store.connections import PoolLimits
 from seedcore.store.dsn import checked_dsn
-from seedcore.store.embedded import EmbeddedPostgres, dsn_if_running
+from seedcore.store.embedded.claim import Claim
+from seedcore.store.embedded_postgres import EmbeddedPostgres, dsn_if_running
 from seedcore.store.postgres import (
     PostgresStore,
     ServerState,

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from seedcore.core.errors import StoreUnavailableError
-from seedcore.store.claim import Claim
+from seedcore.store.embedded.claim import Claim
 
 _HOLD = """
 import sys, pathlib
-from seedcore.store.claim import Claim
+from seedcore.store.embedded.claim import Claim
 Claim(pathlib.Path(sys.argv[1])).take(sys.argv[2])
 print("held", flush=True)
 sys.stdin.read()

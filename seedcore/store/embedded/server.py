@@ -27,7 +27,7 @@ from pathlib import Path
 
 import psutil
 
-from seedcore.store.embedded import (
+from seedcore.store.embedded_postgres import (
     DATABASE,
     MAJOR,
     PORT,
