@@ -21,7 +21,7 @@ from seedcore.settings import Settings
 from seedcore.store.connections import PoolLimits
 from seedcore.store.dsn import checked_dsn
 from seedcore.store.embedded.claim import Claim
-from seedcore.store.embedded_postgres import EmbeddedPostgres, dsn_if_running
+from seedcore.store.embedded.postgres import EmbeddedPostgres, dsn_if_running
 from seedcore.store.postgres import (
     PostgresStore,
     ServerState,

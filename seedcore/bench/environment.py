@@ -28,7 +28,7 @@ from seedcore.registry.server.actor import ensure_registry, stop_registry
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.settings import Settings
 from seedcore.store.dsn import checked_dsn
-from seedcore.store.embedded_postgres import EmbeddedPostgres
+from seedcore.store.embedded.postgres import EmbeddedPostgres
 from seedcore.store.postgres import PostgresStore
 
 READY_S = 60.0

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 import pytest_asyncio
 
-from seedcore.store.embedded_postgres import dsn_if_running
+from seedcore.store.embedded.postgres import dsn_if_running
 from tests.newcomer import ROOT, Newcomer, a_newcomer, errors_of
 from tests.waiting import eventually
 

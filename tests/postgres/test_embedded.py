@@ -22,7 +22,7 @@ import psycopg
 import pytest
 
 from seedcore.store.embedded.claim import Claim
-from seedcore.store.embedded_postgres import (
+from seedcore.store.embedded.postgres import (
     EmbeddedPostgres,
     EmbeddedPostgresError,
     Record,
@@ -35,7 +35,7 @@ from seedcore.store.embedded_postgres import (
 from tests.traces import short_folder
 
 LINGER_S = 0.4
-GUARD = "seedcore.store.embedded_postgres.guardian"
+GUARD = "seedcore.store.embedded.postgres.guardian"
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become ano
 HOLDER = """
 import sys
 from pathlib import Path
-from seedcore.store.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
+from seedcore.store.embedded.postgres import EmbeddedPostgres, EmbeddedPostgresError
 server = EmbeddedPostgres(Path(sys.argv[1]), float(sys.argv[2]))
 try:
     print(server.hold(), flush=True)

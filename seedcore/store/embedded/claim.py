@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from seedcore.core.errors import StoreUnavailableError
-from seedcore.store.embedded_postgres import CLAIM_NAME, layout_of
+from seedcore.store.embedded.postgres import CLAIM_NAME, layout_of
 
 
 @dataclass(frozen=True, slots=True)

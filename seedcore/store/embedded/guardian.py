@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from seedcore.store.embedded_postgres import (
+from seedcore.store.embedded.postgres import (
     EmbeddedPostgresError,
     Layout,
     Record,
@@ -29,7 +29,7 @@ from seedcore.store.embedded_postgres import (
     layout_of,
     process_key,
 )
-from seedcore.store.embedded_postgres.server import Server, make_cluster, make_socket_dir, programs_for, server_user
+from seedcore.store.embedded.postgres.server import Server, make_cluster, make_socket_dir, programs_for, server_user
 
 logger = logging.getLogger("seedcore.embedded")
 

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import psutil
 
-from seedcore.store.embedded_postgres import (
+from seedcore.store.embedded.postgres import (
     DATABASE,
     MAJOR,
     PORT,
