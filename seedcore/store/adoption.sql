@@ -1,5 +1,5 @@
 -- The statements that adopt a database of the earlier SeedCore, one name each. seedcore/store/queries.py parses them,
--- seedcore/store/adopt_earlier.py executes them. The search path is the schema of the old tables ("home"). Two more schemas exist
+-- seedcore/store/adoption/adopt.py executes them. The search path is the schema of the old tables ("home"). Two more schemas exist
 -- during the adoption. seedcore_adopting contains the new tables until the swap. seedcore_adopted contains the adoption's own
 -- tables, and after the swap the old tables until they are dropped.
 

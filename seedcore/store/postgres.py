@@ -63,7 +63,7 @@ from seedcore.core.paging import (
 from seedcore.core.ports import StoreDoubtError
 from seedcore.core.selector import Selector
 from seedcore.core.timeouts import within
-from seedcore.store.adopt_earlier import adopt, end_old_calls, finish_if_interrupted, is_earlier_database
+from seedcore.store.adoption.adopt import adopt, end_old_calls, finish_if_interrupted, is_earlier_database
 from seedcore.store.connections import (
     Connection,
     Connections,

@@ -21,8 +21,8 @@ from seedcore.core.errors import SchemaError, StoreUnavailableError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Beat, InstanceFilter
 from seedcore.settings import Settings
-from seedcore.store import adopt_earlier as adoption
 from seedcore.store import postgres
+from seedcore.store.adoption import adopt as adoption
 from seedcore.store.migrations import known_migrations
 from seedcore.store.postgres import PostgresStore, end_old_calls_of_database, migrate_database
 from tests.builders import joins, turns
