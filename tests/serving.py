@@ -19,6 +19,7 @@ import ray
 from pydantic import SecretStr
 from ray import serve
 
+from seedcore.composition import start_registry
 from seedcore.core.errors import RegistryError
 from seedcore.core.lifecycle import Status
 from seedcore.discovery.access import Right, new_token
@@ -27,7 +28,6 @@ from seedcore.discovery.routes import api
 from seedcore.registry import RegistryClient
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.server.actor import stop_registry
-from seedcore.runtime import start_registry
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
 from seedcore.tier0.answers import AgentSpec

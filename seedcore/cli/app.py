@@ -33,6 +33,7 @@ from seedcore.cli.output import (
 from seedcore.cli.reading import deaths_command, get_command, health_command, list_command, watch_command, why_command
 from seedcore.cli.steering import epoch_app, registry_app
 from seedcore.cli.tokens import token_app
+from seedcore.composition import store_recipe
 from seedcore.core.errors import (
     CannotKnowError,
     InvalidInputError,
@@ -43,7 +44,6 @@ from seedcore.core.errors import (
     UnknownInstanceError,
     first_line,
 )
-from seedcore.runtime import store_recipe
 from seedcore.settings import load_settings
 
 _EPILOG = (

@@ -11,6 +11,7 @@ from rich.console import Console
 from seedcore.agents import RayAgent
 from seedcore.cli.cluster import join_cluster, join_or_start_cluster
 from seedcore.cli.render import show_listing
+from seedcore.composition import start_registry
 from seedcore.core.errors import AgentCallError, NotResolvableError, RegistryUnavailableError
 from seedcore.core.lifecycle import Status
 from seedcore.discovery.api import page_of
@@ -19,7 +20,6 @@ from seedcore.registry.caller.handles import HandleFinder
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.protocol.messages import Health
 from seedcore.registry.ray_support import session
-from seedcore.runtime import start_registry
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
 from seedcore.tier0.answers import AgentSpec

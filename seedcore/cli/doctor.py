@@ -21,6 +21,7 @@ from seedcore import __version__
 from seedcore.cli.cluster import NoClusterError, join_cluster
 from seedcore.cli.output import EXIT_FAILED, JsonOption, Text, counted, echo, out
 from seedcore.cli.reading import answered
+from seedcore.composition import store_recipe
 from seedcore.core.clock import utc_now
 from seedcore.core.errors import (
     ConfigurationError,
@@ -35,7 +36,6 @@ from seedcore.discovery.exposure import exposures
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.protocol.messages import Health, Hello
 from seedcore.registry.ray_support import session
-from seedcore.runtime import store_recipe
 from seedcore.settings import Mode, Settings, load_settings
 from seedcore.store.postgres import is_unverified
 

@@ -14,12 +14,12 @@ from seedcore.cli.cluster import join_cluster
 from seedcore.cli.output import EXIT_FAILED, JsonOption, echo, fail, out
 from seedcore.cli.reading import answered
 from seedcore.cli.render import epochs_json, show_epochs
+from seedcore.composition import start_registry
 from seedcore.core.errors import RegistryUnavailableError, VersionMismatchError
 from seedcore.core.model import MAX_PAGE, EpochRecord
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.protocol.messages import Hello
 from seedcore.registry.server.actor import stop_registry
-from seedcore.runtime import start_registry
 from seedcore.settings import Settings, load_settings
 
 T = TypeVar("T")

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from ray.serve.context import _get_global_client
 
+from seedcore.composition import start_registry, store_recipe
 from seedcore.core.errors import RegistryError, RegistryUnavailableError, StoreUnavailableError
 from seedcore.core.feed import Feed
 from seedcore.core.ports import InstanceReader
@@ -27,7 +28,6 @@ from seedcore.registry.ray_support.directory import RayDirectory
 from seedcore.registry.ray_support.logs import log_to_stderr
 from seedcore.registry.ray_support.lookup import ActorHandle
 from seedcore.registry.server.metrics import CallerMetrics
-from seedcore.runtime import start_registry, store_recipe
 from seedcore.settings import Mode, Settings
 
 logger = logging.getLogger(__name__)

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
+from seedcore.composition import store_recipe
 from seedcore.discovery.access import TokenFile, check_bind, check_proxies
 from seedcore.discovery.app import Discovery, listening_host
 from seedcore.discovery.routes import api
 from seedcore.registry.ray_support.session import cluster_name
-from seedcore.runtime import store_recipe
 from seedcore.settings import load_settings
 
 

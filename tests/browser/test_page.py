@@ -9,11 +9,11 @@ from urllib.parse import quote
 
 from playwright.async_api import Browser, Page, expect
 
+from seedcore.composition import start_registry
 from seedcore.core.lifecycle import Status
 from seedcore.core.text import first_unfit
 from seedcore.registry import RegistryClient
 from seedcore.registry.server.actor import stop_registry
-from seedcore.runtime import start_registry
 from tests.cluster.agents import Worker
 from tests.serving import FLEET, World
 from tests.waiting import eventually

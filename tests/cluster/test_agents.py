@@ -16,11 +16,11 @@ import pytest
 import ray
 
 from seedcore.agents import RayAgent
+from seedcore.composition import start_registry
 from seedcore.core.errors import InvalidInputError, NotAcceptingWorkError, RegistryUnavailableError, RetiredEpochError
 from seedcore.core.lifecycle import Status
 from seedcore.registry import RegistryConnection, Reporter, ThreadReporter
 from seedcore.registry.server.actor import stop_registry
-from seedcore.runtime import start_registry
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
 from tests.cluster.agents import Async, Blocking, Grouped, Worker

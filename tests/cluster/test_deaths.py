@@ -20,6 +20,7 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from seedcore.composition import start_registry
 from seedcore.core.errors import NotResolvableError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Registration, Verdict, new_instance_id
@@ -44,7 +45,6 @@ from seedcore.registry.ray_support.lookup import ActorHandle, actor_id_of
 from seedcore.registry.server import death_watch as deathwatch
 from seedcore.registry.server.actor import stop_registry
 from seedcore.registry.server.death_watch import DeathWatch, RayCluster
-from seedcore.runtime import start_registry
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
 from tests.builders import iid, instance

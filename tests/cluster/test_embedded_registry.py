@@ -14,9 +14,9 @@ import pytest
 import pytest_asyncio
 import ray
 
+from seedcore.composition import start_registry
 from seedcore.registry import RegistryClient, RegistryConnection
 from seedcore.registry.protocol.connection import REGISTRY_NAME
-from seedcore.runtime import start_registry
 from seedcore.settings import Settings
 from tests.traces import short_folder
 from tests.waiting import eventually

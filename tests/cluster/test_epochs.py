@@ -17,12 +17,12 @@ import ray
 from pydantic import SecretStr
 from ray.exceptions import ActorDiedError
 
+from seedcore.composition import start_registry
 from seedcore.core.errors import NotAcceptingWorkError, RetiredEpochError
 from seedcore.core.lifecycle import Status
 from seedcore.registry import RegistryConnection
 from seedcore.registry.ray_support.directory import RayDirectory
 from seedcore.registry.server.actor import stop_registry
-from seedcore.runtime import start_registry
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
 from seedcore.tier0.answers import AgentSpec

@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 import ray
 
+from seedcore.composition import start_registry
 from seedcore.core.errors import NotResolvableError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Instance, Source
@@ -22,7 +23,6 @@ from seedcore.registry.caller.handles import HandleFinder
 from seedcore.registry.protocol.connection import RegistryConnection, shared_connection
 from seedcore.registry.ray_support.lookup import actor_id_of
 from seedcore.registry.server.actor import stop_registry
-from seedcore.runtime import start_registry
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
 from tests.cluster.agents import Worker

@@ -17,6 +17,7 @@ import pytest
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
+from seedcore.composition import start_registry
 from seedcore.core.errors import (
     ActorGoneError,
     AgentCallError,
@@ -31,7 +32,6 @@ from seedcore.registry.caller.handles import HandleFinder, end_actor
 from seedcore.registry.ray_support.directory import RayDirectory
 from seedcore.registry.ray_support.lookup import actor_id_of, is_told_gone
 from seedcore.registry.server.actor import stop_registry
-from seedcore.runtime import start_registry
 from seedcore.settings import Mode, Settings
 from seedcore.tier0 import Tier0MemoryManager, creation
 from seedcore.tier0.answers import AgentSpec

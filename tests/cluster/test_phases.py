@@ -15,12 +15,12 @@ import pytest
 import ray
 from pydantic import SecretStr
 
+from seedcore.composition import start_registry
 from seedcore.core.errors import RegistryError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Source
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.server.actor import stop_registry
-from seedcore.runtime import start_registry
 from seedcore.settings import Mode, Settings
 from seedcore.store.postgres import PostgresStore, migrate_database
 from seedcore.tier0 import Tier0MemoryManager

@@ -14,7 +14,7 @@ from tests.waiting import eventually
 
 _RIVAL = """
 import asyncio, os, ray, subprocess, sys
-from seedcore.runtime import start_registry
+from seedcore.composition import start_registry
 from seedcore.settings import get_settings
 named = os.environ.pop("RAY_ADDRESS")
 ray.init(address="local", include_dashboard=False)

@@ -14,6 +14,7 @@ import pytest
 import ray
 from pydantic import SecretStr
 
+from seedcore.composition import start_registry
 from seedcore.core.errors import (
     FencedError,
     ForbiddenTransitionError,
@@ -34,7 +35,6 @@ from seedcore.registry.agent.reporter import Reporter
 from seedcore.registry.caller.handles import end_actor
 from seedcore.registry.protocol.connection import REGISTRY_NAME, RegistryConnection
 from seedcore.registry.server.actor import stop_registry
-from seedcore.runtime import start_registry
 from seedcore.settings import Settings
 from seedcore.store.postgres import migrate_database
 from tests.builders import iid

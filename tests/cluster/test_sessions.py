@@ -18,6 +18,7 @@ from pydantic import SecretStr
 from ray.cluster_utils import Cluster
 
 from seedcore.agents import RayAgent
+from seedcore.composition import start_registry
 from seedcore.core.errors import (
     AgentCallError,
     CannotKnowError,
@@ -36,7 +37,6 @@ from seedcore.registry.protocol.connection import RegistryConnection, shared_con
 from seedcore.registry.ray_support import session
 from seedcore.registry.ray_support.directory import RayDirectory
 from seedcore.registry.server.actor import stop_registry
-from seedcore.runtime import start_registry
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
 from seedcore.tier0.calls import bounded_call

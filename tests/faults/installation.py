@@ -31,6 +31,7 @@ from ray.exceptions import RayError
 from typing_extensions import Self
 
 from seedcore.agents import RayAgent
+from seedcore.composition import start_registry
 from seedcore.core.errors import RegistryError
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Receipt
@@ -41,7 +42,6 @@ from seedcore.registry.agent.client import every_page
 from seedcore.registry.node.process_watch import lives
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.ray_support.lookup import ActorHandle
-from seedcore.runtime import start_registry
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
 from seedcore.tier0.answers import AgentSpec

@@ -12,12 +12,12 @@ import httpx
 import pytest
 from ray import serve
 
+from seedcore.composition import start_registry
 from seedcore.core.errors import StoreUnavailableError
 from seedcore.core.model import Source
 from seedcore.core.timeouts import end, within
 from seedcore.registry import RegistryClient
 from seedcore.registry.server.actor import stop_registry
-from seedcore.runtime import start_registry
 from seedcore.tier0 import Tier0MemoryManager
 from tests.serving import FLEET, World, word_of
 from tests.waiting import eventually

@@ -18,6 +18,7 @@ import pytest
 from psycopg import conninfo
 from pydantic import SecretStr
 
+from seedcore.composition import store_recipe
 from seedcore.core.errors import (
     ConfigurationError,
     InvalidInputError,
@@ -27,7 +28,6 @@ from seedcore.core.errors import (
 )
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Beat, Instance, InstanceFilter, RegisterChange, Registration
-from seedcore.runtime import store_recipe
 from seedcore.settings import Settings
 from seedcore.store.connections import Connections, PoolLimits
 from seedcore.store.dsn import checked_dsn

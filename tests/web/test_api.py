@@ -16,10 +16,10 @@ import pytest
 from typer.testing import CliRunner
 
 from seedcore.cli.app import app
+from seedcore.composition import start_registry
 from seedcore.core.lifecycle import Status
 from seedcore.core.text import first_unfit
 from seedcore.registry.server.actor import stop_registry
-from seedcore.runtime import start_registry
 from tests.serving import FLEET, WATCHERS, World
 from tests.waiting import eventually
 
