@@ -14,11 +14,11 @@ import typer
 from seedcore import __version__
 from seedcore.bench import NAMES
 from seedcore.cli import demo as demo_module
-from seedcore.cli.asking import HttpProblemError, NobodyError, NobodySelectedError
+from seedcore.cli.agent_commands import deregister_command, drain_command, undrain_command
+from seedcore.cli.backend import HttpProblemError, NobodyError, NobodySelectedError
 from seedcore.cli.cluster import NoClusterError, NotServedError, SeveralClustersError, require_no_url
 from seedcore.cli.doctor import doctor_command
 from seedcore.cli.fleet import fleet_app
-from seedcore.cli.operating import deregister_command, drain_command, undrain_command
 from seedcore.cli.output import (
     EXIT_CANNOT_KNOW,
     EXIT_FAILED,
@@ -30,8 +30,8 @@ from seedcore.cli.output import (
     fail,
     out,
 )
-from seedcore.cli.reading import deaths_command, get_command, health_command, list_command, watch_command, why_command
-from seedcore.cli.steering import epoch_app, registry_app
+from seedcore.cli.queries import deaths_command, get_command, health_command, list_command, watch_command, why_command
+from seedcore.cli.registry_commands import epoch_app, registry_app
 from seedcore.cli.tokens import token_app
 from seedcore.composition import store_recipe
 from seedcore.core.errors import (

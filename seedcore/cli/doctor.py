@@ -20,7 +20,7 @@ from rich.table import Table
 from seedcore import __version__
 from seedcore.cli.cluster import NoClusterError, join_cluster
 from seedcore.cli.output import EXIT_FAILED, JsonOption, Text, counted, echo, out
-from seedcore.cli.reading import answered
+from seedcore.cli.queries import answered
 from seedcore.composition import store_recipe
 from seedcore.core.clock import utc_now
 from seedcore.core.errors import (

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from seedcore.agents import RayAgent
 from seedcore.cli.cluster import join_cluster
 from seedcore.cli.output import EXIT_FAILED, JsonOption, echo, out
-from seedcore.cli.reading import answered
+from seedcore.cli.queries import answered
 from seedcore.core.errors import (
     InvalidInputError,
     RegistryUnavailableError,

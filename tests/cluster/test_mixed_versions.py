@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import ray
 
-from seedcore.cli.steering import upgrade_registry
+from seedcore.cli.registry_commands import upgrade_registry
 from seedcore.core.errors import VersionMismatchError
 from seedcore.core.model import BeatAnswer
 from seedcore.registry.protocol.connection import REGISTRY_NAME, RegistryConnection

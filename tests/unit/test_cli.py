@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 
 from seedcore.bench.death import Watcher, first_refusal_after
 from seedcore.cli.app import app, exit_code_of, message_of
-from seedcore.cli.asking import HttpProblemError, NobodyError
+from seedcore.cli.backend import HttpProblemError, NobodyError
 from seedcore.cli.cluster import NoClusterError, NotServedError, SeveralClustersError
 from seedcore.cli.fleet import FleetFile, read_fleet, specs_of
 from seedcore.cli.output import parse_duration
-from seedcore.cli.steering import objection_to_flip
+from seedcore.cli.registry_commands import objection_to_flip
 from seedcore.cli.why import reason_of
 from seedcore.core.errors import (
     AgentCallError,

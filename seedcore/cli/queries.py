@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from seedcore.cli.asking import Asked, Event, Wanted, asked
+from seedcore.cli.backend import Asked, Event, Wanted, asked
 from seedcore.cli.output import EXIT_FAILED, JsonOption, counted, echo, out, parse_duration, print_json
 from seedcore.cli.render import show_agent, show_deaths, show_event, show_listing, show_overview, show_reason
 from seedcore.cli.why import reason_of

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from seedcore.cli.asking import Asked, NobodySelectedError, Wanted, asked, shown_ids
+from seedcore.cli.backend import Asked, NobodySelectedError, Wanted, asked, shown_ids
 from seedcore.cli.output import EXIT_FAILED, JsonOption, confirm, echo, out, parse_duration
-from seedcore.cli.reading import NodeOption, OrganOption, SelectorOption, answered
+from seedcore.cli.queries import NodeOption, OrganOption, SelectorOption, answered
 from seedcore.cli.render import show_turned
 from seedcore.core.errors import InvalidInputError, RegistryError
 from seedcore.core.lifecycle import Status

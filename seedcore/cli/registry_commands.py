@@ -12,7 +12,7 @@ import typer
 from seedcore import __version__
 from seedcore.cli.cluster import join_cluster
 from seedcore.cli.output import EXIT_FAILED, JsonOption, echo, fail, out
-from seedcore.cli.reading import answered
+from seedcore.cli.queries import answered
 from seedcore.cli.render import epochs_json, show_epochs
 from seedcore.composition import start_registry
 from seedcore.core.errors import RegistryUnavailableError, VersionMismatchError
