@@ -456,7 +456,7 @@ def _guardian_environment() -> dict[str, str]:
     }
     # its working folder is not on its path, but a checkout that we run from must be; site-packages is already,
     # and before the standard library it would hide parts of it
-    ours = Path(__file__).resolve().parents[2]
+    ours = Path(__file__).resolve().parents[3]
     given = [str(Path(path).absolute()) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     paths = given if ours.name in ("site-packages", "dist-packages") else [str(ours), *given]
     return {**environment, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
