@@ -13,6 +13,7 @@ from seedcore.core.errors import RegistryUnavailableError, SessionError, StoreUn
 from seedcore.core.ports import Store
 from seedcore.core.wire import wire
 from seedcore.registry.agent.identity import was_restarted
+from seedcore.registry.node.relay import RelayActor
 from seedcore.registry.protocol.messages import Hello
 from seedcore.registry.ray_support.session import cluster_name
 from seedcore.registry.server.actor import ensure_registry
@@ -148,4 +149,4 @@ async def start_registry(settings: Settings) -> Hello:
         log_format=settings.log_format,
         agent_call_s=agent_call_s,
     )
-    return await ensure_registry(config, recipe, settings.namespace)
+    return await ensure_registry(config, recipe, RelayActor, settings.namespace)

@@ -15,8 +15,8 @@ from seedcore.composition import start_registry
 from seedcore.core.errors import AgentCallError, NotResolvableError, RegistryUnavailableError
 from seedcore.core.lifecycle import Status
 from seedcore.discovery.api import page_of
-from seedcore.registry.agent.client import every_page
 from seedcore.registry.caller.handles import HandleFinder
+from seedcore.registry.caller.listing import every_page
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.protocol.messages import Health
 from seedcore.registry.ray_support import session

@@ -31,7 +31,7 @@ from seedcore.core.errors import (
 )
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import MAX_PAGE, Json, check_epoch
-from seedcore.registry.agent.client import every_page
+from seedcore.registry.caller.listing import every_page
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.settings import Settings, load_settings
 from seedcore.tier0 import Tier0MemoryManager

@@ -74,9 +74,9 @@ class Verdict(str, Enum):
 class Registration:
     """What an agent tells of itself. `validated()` before it goes anywhere.
 
-    `process_key` tells its process from a later one with the same `pid` (see registry.node.process_watch). `cluster_epoch` is
-    the epoch that it insists on; one that insists on none belongs to `started_epoch`, the epoch that it was started in,
-    and without that to the current one, unless its actor had an instance in another before.
+    `process_key` distinguishes its process from a later one with the same `pid` (see ray_support.process_keys).
+    `cluster_epoch` is the epoch that it insists on; one that insists on none belongs to `started_epoch`, the epoch that
+    it was started in, and without that to the current one, unless its actor had an instance in another before.
     """
 
     instance_id: str

@@ -23,11 +23,11 @@ from seedcore.discovery.pages import AnswerCache
 from seedcore.discovery.traffic import Rates
 from seedcore.registry.caller.follower import Follower
 from seedcore.registry.caller.handles import HandleFinder
+from seedcore.registry.caller.metrics import CallerMetrics
 from seedcore.registry.protocol.connection import NoRegistry, RegistryConnection
 from seedcore.registry.ray_support.directory import RayDirectory
 from seedcore.registry.ray_support.logs import log_to_stderr
 from seedcore.registry.ray_support.lookup import ActorHandle
-from seedcore.registry.server.metrics import CallerMetrics
 from seedcore.settings import Mode, Settings
 
 logger = logging.getLogger(__name__)

@@ -47,10 +47,10 @@ from seedcore.core.selection import best
 from seedcore.core.view import LiveView
 from seedcore.registry.caller.follower import Follower
 from seedcore.registry.caller.handles import HandleFinder
+from seedcore.registry.caller.metrics import CallerMetrics
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.protocol.messages import HISTORY_LIMIT, STEPS_LIMIT, Description, Health
 from seedcore.registry.ray_support.lookup import ActorHandle
-from seedcore.registry.server.metrics import CallerMetrics
 
 logger = logging.getLogger(__name__)
 

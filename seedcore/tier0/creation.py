@@ -28,8 +28,8 @@ from seedcore.core.model import MAX_ID_CHARS, Registration, check_kind, check_te
 from seedcore.core.timeouts import within
 from seedcore.registry.agent.client import check_not_ours
 from seedcore.registry.agent.identity import ProcessEpoch, note_process_epoch
-from seedcore.registry.caller.handles import end_actor
 from seedcore.registry.ray_support import session
+from seedcore.registry.ray_support.actors import end_actor
 from seedcore.registry.ray_support.lookup import ActorHandle, actor_id_of, find_actor, is_told_dead, ray_remembers
 from seedcore.settings import use_namespace
 from seedcore.tier0.answers import AgentSpec

@@ -40,16 +40,17 @@ from seedcore.core.model import MAX_PAGE, Instance, Json, Listing, Source, Verdi
 from seedcore.core.selection import Policy, best, choose
 from seedcore.core.timeouts import end, is_running
 from seedcore.core.view import LiveView
-from seedcore.registry.agent.client import every_page
 from seedcore.registry.agent.identity import own_node_id
 from seedcore.registry.caller.follower import Follower
-from seedcore.registry.caller.handles import HandleFinder, Proof, end_actor, probe, prove
-from seedcore.registry.node.process_watch import has_ended
+from seedcore.registry.caller.handles import HandleFinder, prove
+from seedcore.registry.caller.listing import every_page
+from seedcore.registry.caller.metrics import CallerMetrics
 from seedcore.registry.protocol.connection import RegistryConnection, shared_connection
 from seedcore.registry.ray_support import session
+from seedcore.registry.ray_support.actors import Proof, end_actor, probe
 from seedcore.registry.ray_support.directory import RESERVED_PREFIX, RayDirectory
 from seedcore.registry.ray_support.lookup import ActorHandle, is_told_gone
-from seedcore.registry.server.metrics import CallerMetrics
+from seedcore.registry.ray_support.process_keys import has_ended
 from seedcore.settings import Mode, Settings, get_settings
 from seedcore.tier0.answers import AgentSpec, Fleet, Gathered, KnownAgent, Located, Pruned, SystemSummary
 from seedcore.tier0.calls import bounded_call, gather

@@ -28,21 +28,12 @@ from seedcore.core.timeouts import end
 from seedcore.registry import RegistryClient
 from seedcore.registry.agent.identity import Identity, identify
 from seedcore.registry.node import process_watch as processes
-from seedcore.registry.node.process_watch import (
-    ActorStateWatch,
-    PidfdWatch,
-    Unwatched,
-    Watch,
-    Watched,
-    has_ended,
-    own_process_key,
-    process_key_of,
-    why_unwatched,
-)
-from seedcore.registry.node.relay import Relay
+from seedcore.registry.node.process_watch import ActorStateWatch, PidfdWatch, Watch, why_unwatched
+from seedcore.registry.node.relay import Relay, RelayActor
 from seedcore.registry.protocol.connection import RegistryConnection
+from seedcore.registry.protocol.messages import Unwatched, Watched
 from seedcore.registry.ray_support.lookup import ActorHandle, actor_id_of
-from seedcore.registry.server import death_watch as deathwatch
+from seedcore.registry.ray_support.process_keys import has_ended, own_process_key, process_key_of
 from seedcore.registry.server.actor import stop_registry
 from seedcore.registry.server.death_watch import DeathWatch, RayCluster
 from seedcore.settings import Settings
@@ -254,7 +245,9 @@ async def test_all_who_live_in_a_process_die_with_it() -> None:
 
 AT_THE_LIMIT = """
 import asyncio, os, resource, subprocess
-from seedcore.registry.node.process_watch import PidfdWatch, Watched, process_key_of, why_unwatched
+from seedcore.registry.ray_support.process_keys import process_key_of
+from seedcore.registry.protocol.messages import Watched
+from seedcore.registry.node.process_watch import PidfdWatch, why_unwatched
 
 async def main():
     children = [subprocess.Popen(["sleep", "60"]) for _ in range(12)]
@@ -330,7 +323,7 @@ class WithoutPidfd(RayCluster):
 
 async def test_busy_actors_keep_nobody_from_being_watched(ray_cluster: Cluster) -> None:
     deaths: list[str] = []
-    cluster = WithoutPidfd("watched")
+    cluster = WithoutPidfd(RelayActor, "watched")
     watch = DeathWatch(lambda instance_id, *_: deaths.append(instance_id), cluster)
     actor_class: Any = ray.remote(Busy)
     handles = [actor_class.options(name=f"busy-{n}", namespace="watched", num_cpus=0).remote() for n in range(6)]
@@ -365,8 +358,7 @@ async def test_busy_actors_keep_nobody_from_being_watched(ray_cluster: Cluster) 
 async def test_a_relay_is_made_while_the_gcs_hangs_without_holding_up_the_loop(ray_cluster: Cluster) -> None:
     gcs = ray_cluster.head_node.all_processes["gcs_server"][0].process.pid
     # as the first relay of a process: its class is still to be exported
-    deathwatch._relay_class.cache_clear()
-    cluster = RayCluster("watched")
+    cluster = RayCluster(RelayActor, "watched")
     longest_s = 0.0
 
     async def tick() -> None:

@@ -28,7 +28,8 @@ from seedcore.core.errors import (
 )
 from seedcore.core.model import Instance, Registration, Source, new_instance_id
 from seedcore.registry import RegistryConnection
-from seedcore.registry.caller.handles import HandleFinder, end_actor
+from seedcore.registry.caller.handles import HandleFinder
+from seedcore.registry.ray_support.actors import end_actor
 from seedcore.registry.ray_support.directory import RayDirectory
 from seedcore.registry.ray_support.lookup import actor_id_of, is_told_gone
 from seedcore.registry.server.actor import stop_registry

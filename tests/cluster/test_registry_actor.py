@@ -30,10 +30,11 @@ from seedcore.core.errors import (
 )
 from seedcore.core.lifecycle import Status
 from seedcore.core.model import Receipt, Registration, Source, new_instance_id
-from seedcore.registry.agent.client import RegistryClient, every_page, list_active_instances
+from seedcore.registry.agent.client import RegistryClient
 from seedcore.registry.agent.reporter import Reporter
-from seedcore.registry.caller.handles import end_actor
+from seedcore.registry.caller.listing import every_page, list_active_instances
 from seedcore.registry.protocol.connection import REGISTRY_NAME, RegistryConnection
+from seedcore.registry.ray_support.actors import end_actor
 from seedcore.registry.server.actor import stop_registry
 from seedcore.settings import Settings
 from seedcore.store.postgres import migrate_database

@@ -29,12 +29,12 @@ from seedcore.core.errors import (
     SessionError,
 )
 from seedcore.core.model import Instance, Source
-from seedcore.registry.agent.client import list_active_instances
 from seedcore.registry.agent.identity import own_node_id
 from seedcore.registry.agent.reporter import Reporter, ThreadReporter
-from seedcore.registry.caller.handles import end_actor
+from seedcore.registry.caller.listing import list_active_instances
 from seedcore.registry.protocol.connection import RegistryConnection, shared_connection
 from seedcore.registry.ray_support import session
+from seedcore.registry.ray_support.actors import end_actor
 from seedcore.registry.ray_support.directory import RayDirectory
 from seedcore.registry.server.actor import stop_registry
 from seedcore.settings import Settings

@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from seedcore.registry import RegistryConnection
-from seedcore.registry.agent.client import every_page
+from seedcore.registry.caller.listing import every_page
 from seedcore.settings import Settings
 from tests.cluster.agents import Host
 from tests.waiting import eventually

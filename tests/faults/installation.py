@@ -38,10 +38,10 @@ from seedcore.core.model import Receipt
 from seedcore.core.timeouts import end, within
 from seedcore.discovery.app import Discovery
 from seedcore.discovery.routes import api
-from seedcore.registry.agent.client import every_page
-from seedcore.registry.node.process_watch import lives
+from seedcore.registry.caller.listing import every_page
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.ray_support.lookup import ActorHandle
+from seedcore.registry.ray_support.process_keys import lives
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
 from seedcore.tier0.answers import AgentSpec

@@ -77,8 +77,9 @@ from seedcore.core.timeouts import within
 from seedcore.registry.agent.client import RegistryClient
 from seedcore.registry.agent.identity import Identity
 from seedcore.registry.agent.reporter import Reporter
-from seedcore.registry.node.process_watch import OnExit, Watched
+from seedcore.registry.node.process_watch import OnExit
 from seedcore.registry.node.relay import Relay
+from seedcore.registry.protocol.messages import Watched
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.registry.server.death_watch import DeathWatch
 from seedcore.registry.server.registry import Registry

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from seedcore.core.lifecycle import Status
-from seedcore.registry.node.process_watch import process_key_of
+from seedcore.registry.ray_support.process_keys import process_key_of
 from tests.builders import START, iid
 from tests.faults.installation import Calls, Row, Watch, false_deaths
 from tests.waiting import eventually

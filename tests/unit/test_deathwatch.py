@@ -17,9 +17,11 @@ from seedcore.core.model import Registration, new_instance_id
 from seedcore.core.verdict import Witness
 from seedcore.registry.agent.client import RegistryClient
 from seedcore.registry.agent.reporter import Reporter
-from seedcore.registry.node.process_watch import OnExit, Watched, process_key_of
+from seedcore.registry.node.process_watch import OnExit
 from seedcore.registry.node.relay import Relay
+from seedcore.registry.protocol.messages import Watched
 from seedcore.registry.ray_support.lookup import ActorHandle, in_thread
+from seedcore.registry.ray_support.process_keys import process_key_of
 from seedcore.registry.server import death_watch as deathwatch
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.registry.server.death_watch import DeathWatch

@@ -27,11 +27,12 @@ from seedcore.core.model import BeatAnswer
 from seedcore.registry.agent.identity import identify, own_actor, own_node_id
 from seedcore.registry.agent.reporter import Reporter, ThreadReporter
 from seedcore.registry.caller import handles as handles_module
-from seedcore.registry.caller.handles import HandleFinder, Proof, probe
+from seedcore.registry.caller.handles import HandleFinder
 from seedcore.registry.protocol import connection as connection_module
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.protocol.messages import PROTOCOL, Hello
 from seedcore.registry.ray_support import session
+from seedcore.registry.ray_support.actors import Proof, probe
 from seedcore.registry.ray_support.lookup import in_thread
 from seedcore.settings import Settings
 from seedcore.tier0.calls import bounded_call

@@ -31,7 +31,6 @@ from seedcore.core.model import (
     BeatAnswer,
     Change,
     Json,
-    Listing,
     Receipt,
     RegisterChange,
     Registration,
@@ -473,42 +472,3 @@ class RegistryClient:
 
 def _now_s() -> float:
     return asyncio.get_running_loop().time()
-
-
-async def list_active_instances(
-    organ_id: str | None = None,
-    labels: Mapping[str, str] | None = None,
-    *,
-    settings: Settings | None = None,
-) -> Listing:
-    """Every alive instance of the current epoch, from the registry: all pages, nothing cut.
-
-    Raises RegistryUnavailableError where the registry cannot be asked: an empty list means that there is none.
-    """
-    settings = settings if settings is not None else get_settings()
-    connection = shared_connection(settings.namespace, settings.call_timeout_s)
-    return await every_page(connection, organ_id=organ_id, labels=labels)
-
-
-async def every_page(
-    connection: RegistryConnection,
-    statuses: tuple[Status, ...] | None = (Status.ALIVE,),
-    organ_id: str | None = None,
-    labels: Mapping[str, str] | None = None,
-    *,
-    fresh_only: bool = True,
-    page_size: int = 1000,
-) -> Listing:
-    """All pages of `list_active` as one listing. It is as old, and as complete, as its first page."""
-    pages: list[Listing] = []
-    cursor: str | None = None
-    while not pages or cursor is not None:
-        page = await connection.list_active(statuses, organ_id, labels, page_size, cursor, fresh_only=fresh_only)
-        pages.append(page)
-        cursor = page.next_cursor
-    return replace(
-        pages[0],
-        items=tuple(instance for page in pages for instance in page.items),
-        complete=all(page.complete for page in pages),
-        next_cursor=None,
-    )

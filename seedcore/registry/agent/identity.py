@@ -10,9 +10,9 @@ import ray
 import ray.util
 
 from seedcore.core.errors import DirectoryUnavailableError, ForkedProcessError, SessionError
-from seedcore.registry.node.process_watch import own_process_key
 from seedcore.registry.ray_support import session
 from seedcore.registry.ray_support.lookup import actor_id_of, find_actor, in_thread
+from seedcore.registry.ray_support.process_keys import own_process_key
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,10 @@ from seedcore.core.loops import LoopsEvent
 from seedcore.core.model import MAX_PAGE, Instance, Listing
 from seedcore.core.timeouts import end, is_running, within
 from seedcore.core.view import LiveView
+from seedcore.registry.caller.metrics import CallerMetrics
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.ray_support import session
-from seedcore.registry.server.metrics import PERIOD_S, CallerMetrics
+from seedcore.registry.ray_support.metrics import PERIOD_S
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from enum import Enum
 
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
 
@@ -25,29 +24,17 @@ from seedcore.core.errors import (
     SessionError,
 )
 from seedcore.core.model import Instance
-from seedcore.core.timeouts import within
 from seedcore.registry.ray_support import session
+from seedcore.registry.ray_support.actors import Proof, probe
 from seedcore.registry.ray_support.lookup import ActorHandle, actor_id_of, find_actor, is_told_gone
 
 IsRegistered = Callable[[], Awaitable[bool]]
 """Whether the registry still has an instance as alive; asked after its actor has answered, or was lost."""
 
-_KILL_POLL_S = 0.02
 _TOLD_POLL_S = 0.01
 _LOST_S = 0.5
 _MAX_HELD = 10_000
 _AWAY_PAUSE_S = 2.0
-
-
-class Proof(str, Enum):
-    """The answer to a probe: the instance lives; its actor is dead; the process is, or will be, another instance's; Ray
-    reports that the process is gone; or no answer yet."""
-
-    YES = "yes"
-    NO = "no"
-    ANOTHER = "another"
-    LOST = "lost"
-    NOT_YET = "not yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,19 +189,6 @@ def _superseded(logical_id: str) -> CannotKnowError:
     return CannotKnowError(logical_id, "the actor that it had is gone, and Ray does not answer whether it has another")
 
 
-async def probe(handle: ActorHandle, timeout_s: float) -> Proof:
-    """Ask the actor for a sign of life. A result counts, an error that is ready does not."""
-    try:
-        await within(session.ask(handle, "__ray_ready__"), timeout_s)
-    except (asyncio.TimeoutError, ActorUnavailableError, SessionError):
-        return Proof.NOT_YET
-    except (ActorDiedError, RayActorError):
-        return Proof.NO
-    except RayError:
-        return Proof.NOT_YET
-    return Proof.YES
-
-
 async def prove(
     handle: ActorHandle, instance: Instance, timeout_s: float, is_registered: IsRegistered | None = None
 ) -> Proof:
@@ -275,15 +249,3 @@ async def _is_instance(handle: ActorHandle, instance: Instance) -> bool | None:
             # an actor may host another agent than the one that is registered with it
             is_known = logical_id == instance.logical_id and instance_id is not None
             return instance_id == instance.instance_id if is_known else None
-
-
-async def end_actor(handle: ActorHandle, timeout_s: float) -> bool:
-    """Kill an actor for good and see it dead; False where it still lives after `timeout_s` seconds. Raises SessionError
-    where the handle is of another Ray session."""
-    session.kill(handle)
-    ends_s = time.monotonic() + timeout_s
-    while await probe(handle, timeout_s) is not Proof.NO:
-        if time.monotonic() > ends_s:
-            return False
-        await asyncio.sleep(_KILL_POLL_S)
-    return True

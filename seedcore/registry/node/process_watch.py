@@ -10,52 +10,38 @@ import asyncio
 import ctypes
 import errno
 import fcntl
-import functools
 import os
 import resource
 import select
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import Enum
-from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from seedcore.core.errors import DirectoryUnavailableError
 from seedcore.core.timeouts import end
-from seedcore.core.wire import wire
-from seedcore.registry.caller.handles import Proof, probe
+from seedcore.registry.protocol.messages import Unwatched, Watched
+from seedcore.registry.ray_support.actors import Proof, probe
 from seedcore.registry.ray_support.lookup import (
     ActorHandle,
     actor_id_of,
     can_be_told,
     find_actor,
     is_told_gone,
-    own_worker_id,
+)
+from seedcore.registry.ray_support.process_keys import (
+    is_here,
+    is_of_this_boot,
+    read_process,
+    split_key,
+    stat_fields,
 )
 
 OnExit = Callable[[str, str, str | None], None]
 """Called with an instance's id, the cause of its end, and its process key."""
 
-_OUR_NAMESPACE = "/proc/self/ns/pid"
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_START_TIME_FIELD = 19  # of /proc/PID/stat, counted behind the process's name in brackets
 _EXIT_STATUS_FIELD = 49
 _PROBES_AT_ONCE = 100
 _PROBE_S = 2.0
-
-
-@wire
-@dataclass(frozen=True, slots=True)
-class Watched:
-    """An instance and where it lives."""
-
-    instance_id: str
-    pid: int | None
-    process_key: str | None
-    actor_name: str | None
-    namespace: str | None
-    actor_id: str | None
 
 
 class Watch(Protocol):
@@ -74,39 +60,13 @@ class Watch(Protocol):
         ...
 
 
-class Unwatched(str, Enum):
-    """Why the end of an instance's process is noticed by its beats alone."""
-
-    DESCRIPTORS = "descriptors"
-    HIDDEN = "hidden"
-    NAMESPACE = "namespace"
-    RAY = "ray"
-    RELAY = "relay"
-    ELSEWHERE = "elsewhere"
-
-    @property
-    def problem(self) -> str | None:
-        """What is wrong, and what helps; None where it is meant to be so."""
-        return _PROBLEMS.get(self)
-
-
-_PROBLEMS = {
-    Unwatched.DESCRIPTORS: "the relay there has no file descriptor left: raise `ulimit -n` before `ray start`",
-    Unwatched.HIDDEN: "/proc hides their processes from the relay: mount it without hidepid, or run agents as its user",
-    Unwatched.NAMESPACE: (
-        "their processes have another PID namespace: share one (shareProcessNamespace), or report from named actors"
-    ),
-    Unwatched.RAY: "Ray does not answer about their actors: it is asked again",
-}
-
-
 def why_unwatched(watched: Watched) -> Unwatched:
     """Why no watch of this process can see an instance."""
     key, pid = watched.process_key, watched.pid
-    if key is None or pid is None or not hasattr(os, "pidfd_open") or not _is_here(key):
+    if key is None or pid is None or not hasattr(os, "pidfd_open") or not is_here(key):
         if watched.actor_id is not None:
             return Unwatched.RAY
-        is_in_another_namespace = key is not None and _is_of_this_boot(key) and not _is_here(key)
+        is_in_another_namespace = key is not None and is_of_this_boot(key) and not is_here(key)
         return Unwatched.NAMESPACE if is_in_another_namespace else Unwatched.ELSEWHERE
     try:
         descriptor = _open(pid, key)
@@ -126,112 +86,6 @@ def take_all_descriptors() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def own_process_key() -> str | None:
-    """The key of this process, which no other process on any host has; None where Linux does not say.
-
-    PROCESS/WORKER/BOOT: PID namespace, id and start time; the id of the Ray worker that it is, if it is one; the boot
-    id of its host, where that can be read.
-    """
-    return _own_key(os.getpid(), own_worker_id())
-
-
-@functools.lru_cache(maxsize=1)
-def _own_key(pid: int, worker_id: str | None) -> str | None:
-    # one object for all agents of a process: so it is when they have travelled together
-    return _key_of(pid, worker_id)
-
-
-def process_key_of(pid: int) -> str | None:
-    """As `own_process_key` of a process in our PID namespace that is no Ray worker; None where there is none, or where
-    /proc does not say."""
-    return _key_of(pid, None)
-
-
-def lives(pid: int, process_key: str) -> bool:
-    """Whether the process with a key is there, in our PID namespace."""
-    key, there = _split(process_key), process_key_of(pid)
-    return there is not None and _split(there) == key._replace(worker=None)
-
-
-def has_ended(pid: int | None, process_key: str | None) -> bool:
-    """Whether a process of this host has certainly ended; False also of one that cannot be seen from here."""
-    if pid is None or process_key is None or not _is_here(process_key):
-        return False
-    try:
-        return _read_key(pid) != _split(process_key).process
-    except OSError:
-        # /proc may hide the living
-        return not _is_there(pid)
-
-
-def _is_there(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True
-
-
-def worker_id_of(process_key: str) -> str | None:
-    """The id of the Ray worker that a process was, None of one that was none."""
-    return _split(process_key).worker
-
-
-class _Key(NamedTuple):
-    """A process key in its parts. Keys of versions before protocol 9 have no boot id."""
-
-    process: str
-    worker: str | None
-    boot: str | None
-
-
-def _split(process_key: str) -> _Key:
-    process, _, behind = process_key.partition("/")
-    # the boot id stands last: relays of versions before read what is in front of it
-    worker, _, boot = behind.partition("/")
-    return _Key(process, worker or None, boot or None)
-
-
-def _key_of(pid: int, worker_id: str | None) -> str | None:
-    try:
-        process = _read_key(pid)
-    except OSError:
-        return None
-    if process is None:
-        return None
-    return "/".join((process, worker_id or "", _boot_id() or "")).rstrip("/")
-
-
-def _boot_id() -> str | None:
-    """The id that the kernel draws when it boots; None where it cannot be read."""
-    return _read_once(_BOOT_ID)
-
-
-@functools.lru_cache(maxsize=2)
-def _read_once(path: Path) -> str | None:
-    # a relay compares it for every instance that it is to watch
-    try:
-        return path.read_text().strip() or None
-    except OSError:
-        return None
-
-
-def _read_key(pid: int) -> str | None:
-    """The first part of a process's key; None of a zombie. Raises OSError where it cannot be read, which is no proof of
-    an end."""
-    namespace = os.stat(_OUR_NAMESPACE).st_ino
-    fields = _stat_fields(pid)
-    # a zombie has ended: it waits for nobody but its parent
-    return None if fields[0] in "ZX" else f"{namespace}-{pid}-{fields[_START_TIME_FIELD]}"
-
-
-def _stat_fields(pid: int) -> list[str]:
-    # in front of the bracket its name, which may be any bytes
-    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].decode().split()
-
-
 class PidfdWatch:
     """One descriptor for each process, however many instances live in it (pidfd_open(2), Linux 5.3)."""
 
@@ -243,7 +97,7 @@ class PidfdWatch:
 
     async def add(self, watched: Watched) -> bool:
         key, pid = watched.process_key, watched.pid
-        if key is None or pid is None or not hasattr(os, "pidfd_open") or not _is_here(key):
+        if key is None or pid is None or not hasattr(os, "pidfd_open") or not is_here(key):
             return False
         self.discard(watched.instance_id)
         if key not in self._descriptors:
@@ -360,7 +214,7 @@ def _open(pid: int, key: str) -> int | None:
         return None
     try:
         # only now: the id may have passed on before the descriptor held it
-        if _read_key(pid) == _split(key).process:
+        if read_process(pid) == split_key(key).process:
             return descriptor
     except OSError:
         # we may be out of descriptors, or /proc may hide the living (hidepid): the kernel knows
@@ -375,21 +229,6 @@ def _has_ended(descriptor: int) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(0))
-
-
-def _is_here(key: str) -> bool:
-    """Whether a process provably lives, or lived, on this host since it booted, in our PID namespace. The number of a
-    namespace proves nothing: that of the first one is the same on every host, and others recur after a boot."""
-    try:
-        namespace = os.stat(_OUR_NAMESPACE).st_ino
-    except OSError:
-        return False
-    return _is_of_this_boot(key) and key.partition("-")[0] == str(namespace)
-
-
-def _is_of_this_boot(key: str) -> bool:
-    boot = _split(key).boot
-    return boot is not None and boot == _boot_id()
 
 
 class _PidfdInfo(ctypes.Structure):
@@ -421,7 +260,7 @@ def exit_status(descriptor: int, pid: int) -> int | None:
 
 def _status_of_zombie(pid: int) -> int | None:
     try:
-        fields = _stat_fields(pid)
+        fields = stat_fields(pid)
     except OSError:
         return None
     return int(fields[_EXIT_STATUS_FIELD]) if fields[0] in "ZX" else None

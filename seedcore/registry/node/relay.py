@@ -11,46 +11,29 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from seedcore.core.errors import DirectoryUnavailableError, RegistryError, RegistryUnavailableError
 from seedcore.core.model import BeatAnswer, Receipt, SequencedChange, check_beats, check_instance_id
 from seedcore.core.timeouts import within
-from seedcore.core.wire import wire
 from seedcore.registry.node.process_watch import (
     ActorStateWatch,
     OnExit,
     PidfdWatch,
     Watch,
-    Watched,
     take_all_descriptors,
     why_unwatched,
-    worker_id_of,
 )
 from seedcore.registry.protocol.connection import RegistryConnection
+from seedcore.registry.protocol.messages import Exit, Watched
 from seedcore.registry.protocol.outbox import MAX_BEATS_A_MESSAGE, BeatBox, ChangeBox
 from seedcore.registry.ray_support.lookup import why_worker_ended
+from seedcore.registry.ray_support.process_keys import worker_id_of
 
 logger = logging.getLogger(__name__)
 
-MAX_WATCHED_A_CALL = 1000
 _CHANGES_LINGER_S = 0.003
 _EXPLAIN_S = 5.0
 _QUESTIONS_AT_ONCE = 4
-
-
-@wire
-@dataclass(frozen=True, slots=True)
-class Exit:
-    """An instance whose process or actor has ended. `number` grows by one with each that a relay reports.
-
-    Reported again with `is_explained` where more than the cause becomes known: the cause, and more.
-    """
-
-    number: int
-    instance_id: str
-    cause: str
-    is_explained: bool = False
 
 
 class Relay:

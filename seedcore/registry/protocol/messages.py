@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import Enum
 
-from seedcore.core.errors import VersionMismatchError
+from seedcore.core.errors import (
+    VersionMismatchError,
+)
 from seedcore.core.model import Instance, Source, Transition, Verdict
 from seedcore.core.wire import wire
 
@@ -137,3 +140,59 @@ class Health:
     def is_ready(self) -> bool:
         """Whether answers are complete and changes become durable."""
         return self.recovered and self.store_problem is None and self.fenced_by is None
+
+
+@wire
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """An instance and where it lives."""
+
+    instance_id: str
+    pid: int | None
+    process_key: str | None
+    actor_name: str | None
+    namespace: str | None
+    actor_id: str | None
+
+
+class Unwatched(str, Enum):
+    """Why the end of an instance's process is noticed by its beats alone."""
+
+    DESCRIPTORS = "descriptors"
+    HIDDEN = "hidden"
+    NAMESPACE = "namespace"
+    RAY = "ray"
+    RELAY = "relay"
+    ELSEWHERE = "elsewhere"
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong, and what helps; None where it is meant to be so."""
+        return _PROBLEMS.get(self)
+
+
+_PROBLEMS = {
+    Unwatched.DESCRIPTORS: "the relay there has no file descriptor left: raise `ulimit -n` before `ray start`",
+    Unwatched.HIDDEN: "/proc hides their processes from the relay: mount it without hidepid, or run agents as its user",
+    Unwatched.NAMESPACE: (
+        "their processes have another PID namespace: share one (shareProcessNamespace), or report from named actors"
+    ),
+    Unwatched.RAY: "Ray does not answer about their actors: it is asked again",
+}
+
+
+MAX_WATCHED_A_CALL = 1000
+
+
+@wire
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """An instance whose process or actor has ended. `number` grows by one with each that a relay reports.
+
+    Reported again with `is_explained` where more than the cause becomes known: the cause, and more.
+    """
+
+    number: int
+    instance_id: str
+    cause: str
+    is_explained: bool = False

@@ -11,16 +11,17 @@ from ray.exceptions import ActorDiedError, RayActorError
 
 from seedcore.core.errors import RegistryUnavailableError, first_line
 from seedcore.core.timeouts import within
-from seedcore.registry.caller.handles import end_actor
 from seedcore.registry.protocol.connection import REGISTRY_NAME, RegistryConnection
 from seedcore.registry.protocol.messages import Hello
 from seedcore.registry.ray_support import session
+from seedcore.registry.ray_support.actors import end_actor
 from seedcore.registry.ray_support.logs import log_to_stderr
 from seedcore.registry.ray_support.lookup import find_actor
+from seedcore.registry.ray_support.metrics import PERIOD_S
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.registry.server.death_watch import DeathWatch, RayCluster
 from seedcore.registry.server.flusher import StoreFactory
-from seedcore.registry.server.metrics import PERIOD_S, RegistryMetrics
+from seedcore.registry.server.metrics import RegistryMetrics
 from seedcore.registry.server.registry import Registry
 
 logger = logging.getLogger(__name__)
@@ -34,10 +35,11 @@ _GATHER_S = 0.25
 class RegistryActor(Registry):
     """A Registry that serves as soon as Ray has made it, also after a restart."""
 
-    def __init__(self, config: RegistryConfig, store_factory: StoreFactory) -> None:
+    def __init__(self, config: RegistryConfig, store_factory: StoreFactory, relay_class: type) -> None:
         log_to_stderr(config.log_format)
         node_id = session.context().get_node_id()
-        cluster = RayCluster(config.namespace, config.call_timeout_s, min(_GATHER_S, config.beat_interval_s / 20))
+        gather_s = min(_GATHER_S, config.beat_interval_s / 20)
+        cluster = RayCluster(relay_class, config.namespace, config.call_timeout_s, gather_s)
         super().__init__(
             replace(config, node_id=node_id),
             store_factory,
@@ -58,9 +60,14 @@ class RegistryActor(Registry):
 
 
 async def ensure_registry(
-    config: RegistryConfig, store_factory: StoreFactory, namespace: str, call_timeout_s: float = 30.0
+    config: RegistryConfig,
+    store_factory: StoreFactory,
+    relay_class: type,
+    namespace: str,
+    call_timeout_s: float = 30.0,
 ) -> Hello:
-    """The registry actor of `namespace`, started unless it runs; safe when many start it at once.
+    """The registry actor of `namespace`, started unless it runs; safe when many start it at once. `relay_class`
+    is the actor that it keeps on each node.
 
     It is pinned to the head node, where an embedded database has its data. Raises VersionMismatchError where
     an actor of a version too far from this one holds the name, RegistryUnavailableError where none comes up in time.
@@ -69,7 +76,7 @@ async def ensure_registry(
     connection = RegistryConnection(namespace, call_timeout_s)
     problem = ""
     for attempt in range(_ATTEMPTS):
-        _create(replace(config, namespace=namespace), store_factory)
+        _create(replace(config, namespace=namespace), store_factory, relay_class)
         try:
             hello = await connection.hello()
         except RegistryUnavailableError as error:
@@ -82,7 +89,7 @@ async def ensure_registry(
     raise RegistryUnavailableError(f"the registry actor does not come up: {problem}")
 
 
-def _create(config: RegistryConfig, store_factory: StoreFactory) -> None:
+def _create(config: RegistryConfig, store_factory: StoreFactory, relay_class: type) -> None:
     options = {
         "name": REGISTRY_NAME,
         "namespace": config.namespace,
@@ -94,7 +101,7 @@ def _create(config: RegistryConfig, store_factory: StoreFactory) -> None:
         "num_cpus": 0,
         "resources": {_HEAD: 0.001},
     }
-    session.create(ray.remote(RegistryActor), options, config, store_factory)
+    session.create(ray.remote(RegistryActor), options, config, store_factory, relay_class)
 
 
 async def stop_registry(namespace: str, timeout_s: float = 10.0) -> bool:

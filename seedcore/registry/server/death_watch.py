@@ -24,8 +24,7 @@ from seedcore.core.model import Instance
 from seedcore.core.ports import OnDeath, OnExplained, OnLostNodes, OnUnwatched
 from seedcore.core.timeouts import end, within
 from seedcore.core.verdict import Witness
-from seedcore.registry.node.process_watch import Unwatched, Watched
-from seedcore.registry.node.relay import MAX_WATCHED_A_CALL, Exit, RelayActor
+from seedcore.registry.protocol.messages import MAX_WATCHED_A_CALL, Exit, Unwatched, Watched
 from seedcore.registry.ray_support import session
 from seedcore.registry.ray_support.directory import RESERVED_PREFIX
 from seedcore.registry.ray_support.lookup import ActorHandle, actor_id_of, find_actor, in_thread
@@ -159,9 +158,12 @@ class Cluster(Protocol):
 
 
 class RayCluster:
-    """Implements Cluster. Its relays pass on what they gather to the registry of `namespace`."""
+    """Implements Cluster. Its relays, actors of `relay_class`, pass on what they gather to the registry of
+    `namespace`."""
 
-    def __init__(self, namespace: str, call_timeout_s: float = 5.0, gather_s: float = 0.25) -> None:
+    def __init__(self, relay_class: type, namespace: str, call_timeout_s: float = 5.0, gather_s: float = 0.25) -> None:
+        # one for the process: Ray exports each class that it is given anew
+        self._relay_class = ray.remote(relay_class)
         self._namespace = namespace
         self._call_timeout_s = call_timeout_s
         self._gather_s = gather_s
@@ -182,7 +184,7 @@ class RayCluster:
             "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False),
         }
         make = functools.partial(
-            session.create, _relay_class(), options, self._namespace, self._call_timeout_s, self._gather_s
+            session.create, self._relay_class, options, self._namespace, self._call_timeout_s, self._gather_s
         )
         return await in_thread(make, _CALL_TIMEOUT_S, on_late=session.kill)
 
@@ -427,9 +429,3 @@ class DeathWatch:
 
 def _ignore(*_: object) -> None:
     """Nobody listens."""
-
-
-@functools.cache
-def _relay_class() -> Any:
-    # one for the process: Ray exports each class that it is given anew
-    return ray.remote(RelayActor)

@@ -29,7 +29,7 @@ from seedcore.store.embedded.postgres import (
     layout_of,
     process_key,
 )
-from seedcore.store.embedded.postgres.server import Server, make_cluster, make_socket_dir, programs_for, server_user
+from seedcore.store.embedded.server import Server, make_cluster, make_socket_dir, programs_for, server_user
 
 logger = logging.getLogger("seedcore.embedded")
 
