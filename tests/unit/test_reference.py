@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 
+from seedcore.registry.caller import metrics as callers
 from seedcore.registry.server import metrics
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -31,8 +32,8 @@ def test_generated_page_is_what_the_generator_writes(page: str) -> None:
 
 
 def test_every_metric_is_listed_and_every_listed_one_is_there() -> None:
-    source = Path(metrics.__file__).read_text(encoding="utf-8")
-    made = set(re.findall(r'(?:_gauge|_counter|_histogram|tell)\(\s*"(\w+)"', source))
+    source = "".join(Path(str(module.__file__)).read_text(encoding="utf-8") for module in (metrics, callers))
+    made = set(re.findall(r'(?:gauge|counter|_histogram|tell)\(\s*"(\w+)"', source))
     listed = re.findall(r"^\| `seedcore_(\w+)` \|", (DOCS / "reference" / "metrics.md").read_text(), re.MULTILINE)
     assert sorted(listed) == sorted(made)
 

@@ -38,7 +38,7 @@ from seedcore.settings import Settings
 from seedcore.tier0.calls import bounded_call
 from tests.builders import START
 from tests.unit.conftest import Membership
-from tests.unit.test_relaying import Actor
+from tests.unit.test_relay_client import Actor
 
 SETTINGS = Settings(beat_interval_s=0.1, namespace="nowhere")
 PACKAGE = Path(seedcore.__file__).parent
@@ -89,7 +89,7 @@ def test_the_gate_alone_calls_ray() -> None:
 
 def test_the_gate_would_be_seen_to_be_passed_by() -> None:
     # the gate itself is full of calls
-    assert len(list(_calls_of_ray(PACKAGE / "registry" / "session.py"))) > 5
+    assert len(list(_calls_of_ray(PACKAGE / "registry" / "ray_support" / "session.py"))) > 5
 
 
 def test_a_session_lasts_as_long_as_its_connection(connected: Membership) -> None:

@@ -207,7 +207,7 @@ class Reporter:
         if self._beats is not None and not self._beats.is_running:
             self._beat_here()
 
-    # What the beat loop asks of an agent: see beating.Beater
+    # What the beat loop asks of an agent: see beat_loop.Beater
 
     @property
     def instance_id(self) -> str:

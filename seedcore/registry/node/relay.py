@@ -37,7 +37,7 @@ _QUESTIONS_AT_ONCE = 4
 
 
 class Relay:
-    """A plain class; `deathwatch.py` puts it on Ray. Its lists are bounded by the instances it watches."""
+    """A plain class; `server/death_watch.py` puts it on Ray. Its lists are bounded by the instances it watches."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Relay:
         ]
 
     async def why_unwatched(self, instances: Sequence[Watched]) -> list[str]:
-        """Why nothing here can watch them, each one's reason by the name of processes.Unwatched."""
+        """Why nothing here can watch them, each one's reason by the name of messages.Unwatched."""
         return [why_unwatched(watched).value for watched in instances]
 
     async def unwatch(self, instance_ids: Sequence[str]) -> None:

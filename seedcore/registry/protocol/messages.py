@@ -95,7 +95,7 @@ class Health:
     that took the database over, after which this one only reads. `is_frozen`: so many leases are over at once that
     none expires unless Ray confirms the death. `deaths_reported` counts what the relays and Ray's node table told;
     `watch_problem` says which of them cannot, and why; `relays` are at work, and watch `watched` of the instances. The
-    others live by their beats alone: `unwatched` counts them by the reason (see registry.processes.Unwatched).
+    others live by their beats alone: `unwatched` counts them by the reason (see Unwatched).
     `followers` wait for a change. `silent` are not fresh now, `became_silent` counts how often anybody was found so,
     `came_back` how often one of them was heard again; `deaths_declared` counts the registry's own verdicts.
     `healed` counts instances that memory and database knew differently, as their comparison, last at `compared_at`,

@@ -1,6 +1,6 @@
 """The registry itself: memory in front, one write loop behind. A plain class; `actor.py` puts it on Ray.
 
-Owns the roster and what is asked of it; `writer.py` owns the batches and the store, `expiry.py` the deaths. The rules
+Owns the roster and what is asked of it; `flusher.py` owns the batches and the store, `expiry.py` the deaths. The rules
 are in core.
 """
 

@@ -1,7 +1,7 @@
 """The guardian of an embedded PostgreSQL: makes its data folder, runs it, ends it when no holder lives.
 
 Holds the folder's lock for its lifetime, so there is one. If it is killed, the kernel tells the server, which
-shuts down; the next holder starts another guardian. `embedded_server.py` knows how a server is run.
+shuts down; the next holder starts another guardian. `server.py` knows how a server is run.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A real PostgreSQL from a wheel, for one node: started on demand, stopped when nobody needs it any more.
 
-A process holds the server by a file that names it. A guardian process (`embedded_guard.py`) owns the server
+A process holds the server by a file that names it. A guardian process (`guardian.py`) owns the server
 and ends it when no holder has been alive for a while, however the holders ended. This module is the holder's
 side, and what both sides must agree on: the folder's layout, the record, how a process is named.
 """

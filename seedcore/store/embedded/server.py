@@ -1,6 +1,6 @@
 """How an embedded PostgreSQL is made, started and stopped: its user, its programs, its data, its socket.
 
-`embedded_guard.py` decides when. Knows no SQL but how to make the database.
+`guardian.py` decides when. Knows no SQL but how to make the database.
 """
 
 from __future__ import annotations
