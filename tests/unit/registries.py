@@ -10,7 +10,7 @@ from seedcore.registry.server.config import RegistryConfig
 from seedcore.registry.server.registry import Registry
 from seedcore.store.memory import MemoryStore, Tables
 from tests.builders import START
-from tests.unit.test_service import NobodyWatches
+from tests.unit.test_registry import NobodyWatches
 from tests.waiting import eventually
 
 

@@ -38,7 +38,7 @@ from seedcore.tier0.creation import prepared
 from tests.builders import START
 from tests.loops import another_loop
 from tests.unit.registries import joined_registry
-from tests.unit.test_service import NobodyWatches
+from tests.unit.test_registry import NobodyWatches
 from tests.waiting import eventually
 
 SETTINGS = Settings(beat_interval_s=0.1, namespace="nowhere")
