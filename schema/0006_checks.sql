@@ -1,6 +1,6 @@
 -- What the functions refuse, for every hand that calls them: names that are blank or cannot be shown, labels beyond
 -- their bounds, ages, leases and limits that make no sense. The package refuses the same before it sends anything
--- (seedcore/core/model.py). The errors are 22004 where a value is missing and 22023 where it is wrong.
+-- (seedcore/core/limits.py). The errors are 22004 where a value is missing and 22023 where it is wrong.
 --
 -- Not constraints of the table: those are checked again at every update, so that a beat of a row that is there already
 -- and breaks one would be refused, and with it the beats of everybody in its batch.

@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from typing_extensions import Self
 
 from seedcore.core.errors import ConfigurationError, InvalidInputError
-from seedcore.core.model import MAX_EPOCH_CHARS, MAX_ID_CHARS, check_text
+from seedcore.core.limits import MAX_EPOCH_CHARS, MAX_ID_CHARS, check_text
 
 BEATS_A_LEASE = 3
 _URL_SECRET = re.compile(r"/\S*@")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+from seedcore.core.changes import RegisterChange, Registration, StatusChange
+from seedcore.core.instances import Instance
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Instance, RegisterChange, Registration, StatusChange
 
 START = datetime(2024, 1, 1, tzinfo=timezone.utc)
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from seedcore.agents.contract import check_awaitable, check_overrides
 from seedcore.core.errors import AgentCallError, InvalidInputError, NotAcceptingWorkError, RetiredEpochError
 from seedcore.core.lifecycle import Status
+from seedcore.core.limits import Json, check_cause, check_timeout
 from seedcore.core.loops import LoopsEvent, LoopsLock
-from seedcore.core.model import Json, check_cause, check_timeout
 from seedcore.core.timeouts import within
 from seedcore.core.wire import wire
 from seedcore.registry.agent.identity import end_own_actor, own_actor, own_actor_has, was_restarted

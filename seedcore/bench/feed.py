@@ -12,8 +12,10 @@ import ray
 
 from seedcore.bench.environment import Bench, Place, percentile
 from seedcore.bench.report import Figure, Ratio, Result
+from seedcore.core.answers import InstanceFilter
+from seedcore.core.changes import RegisterChange, Registration, SequencedChange, StatusChange
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import MAX_PAGE, InstanceFilter, RegisterChange, Registration, SequencedChange, StatusChange
+from seedcore.core.limits import MAX_PAGE
 from seedcore.core.paging import decode_cursor
 from seedcore.registry.caller.follower import Follower
 from seedcore.registry.protocol.connection import RegistryConnection

@@ -18,7 +18,7 @@ import ray
 from seedcore.bench.bare import ceiling, floor
 from seedcore.bench.environment import Bench, Place
 from seedcore.bench.report import Figure, Ratio, Result
-from seedcore.core.model import RegisterChange, Registration
+from seedcore.core.changes import RegisterChange, Registration
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.store.postgres import PostgresStore
 

@@ -17,8 +17,8 @@ from ray.util import state
 
 from seedcore.bench.environment import Bench
 from seedcore.bench.report import Figure, Ratio, Result
+from seedcore.core.answers import Source
 from seedcore.core.errors import RegistryUnavailableError
-from seedcore.core.model import Source
 from seedcore.tier0 import Tier0MemoryManager
 from seedcore.tier0.answers import AgentSpec
 

@@ -12,7 +12,7 @@ from seedcore.cli.queries import NodeOption, OrganOption, SelectorOption, answer
 from seedcore.cli.render import show_turned
 from seedcore.core.errors import InvalidInputError, RegistryError
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import check_drain_s
+from seedcore.core.limits import check_drain_s
 from seedcore.discovery.api import TurnedAnswer
 from seedcore.settings import load_settings
 

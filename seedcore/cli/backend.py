@@ -13,6 +13,7 @@ import httpx
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from seedcore.cli.cluster import join_cluster
+from seedcore.core.answers import InstanceFilter
 from seedcore.core.clock import utc_now
 from seedcore.core.errors import (
     CannotKnowError,
@@ -21,8 +22,9 @@ from seedcore.core.errors import (
     RegistryUnavailableError,
     first_line,
 )
+from seedcore.core.instances import Verdict
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import MAX_PAGE, InstanceFilter, Verdict, check_key
+from seedcore.core.limits import MAX_PAGE, check_key
 from seedcore.core.selector import parse_labels, parse_selector
 from seedcore.discovery.api import (
     AgentAnswer,

@@ -30,7 +30,7 @@ from seedcore.core.errors import (
     first_line,
 )
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import MAX_PAGE, Json, check_epoch
+from seedcore.core.limits import MAX_PAGE, Json, check_epoch
 from seedcore.registry.caller.listing import every_page
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.settings import Settings, load_settings

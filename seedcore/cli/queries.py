@@ -17,8 +17,9 @@ from seedcore.cli.output import EXIT_FAILED, JsonOption, counted, echo, out, par
 from seedcore.cli.render import show_agent, show_deaths, show_event, show_listing, show_overview, show_reason
 from seedcore.cli.why import reason_of
 from seedcore.core.errors import RegistryError
+from seedcore.core.instances import Verdict
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import MAX_PAGE, Verdict
+from seedcore.core.limits import MAX_PAGE
 from seedcore.core.paging import check_within_s
 from seedcore.discovery.api import OverviewAnswer
 from seedcore.settings import load_settings

@@ -16,7 +16,8 @@ from seedcore.cli.queries import answered
 from seedcore.cli.render import epochs_json, show_epochs
 from seedcore.composition import start_registry
 from seedcore.core.errors import RegistryUnavailableError, VersionMismatchError
-from seedcore.core.model import MAX_PAGE, EpochRecord
+from seedcore.core.instances import EpochRecord
+from seedcore.core.limits import MAX_PAGE
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.protocol.messages import Hello
 from seedcore.registry.server.actor import stop_registry

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from seedcore.cli.output import Text, counted
 from seedcore.cli.why import Reason
-from seedcore.core.model import EpochRecord
+from seedcore.core.instances import EpochRecord
 from seedcore.discovery.api import AgentAnswer, InstanceOut, InstancePage, OverviewAnswer, TransitionOut, TurnedAnswer
 
 _STYLE = {

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from datetime import datetime
 
+from seedcore.core.instances import Verdict
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Verdict
 from seedcore.discovery.api import AgentAnswer, InstanceOut
 
 _LOG = "`ray logs actor --id ACTOR_ID`, with the cluster's RAY_AUTH_MODE"

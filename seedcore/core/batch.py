@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from seedcore.core.changes import Change, RegisterChange
 from seedcore.core.errors import BacklogFullError
-from seedcore.core.model import Change, RegisterChange
 
 
 @dataclass(slots=True)

@@ -14,7 +14,8 @@ from itertools import takewhile
 from sys import getsizeof
 from typing import NamedTuple
 
-from seedcore.core.model import Instance, InstanceFilter, Verdict
+from seedcore.core.answers import InstanceFilter
+from seedcore.core.instances import Instance, Verdict
 from seedcore.core.wire import wire
 
 MAX_REMEMBERED_BYTES = 64 * 1024 * 1024

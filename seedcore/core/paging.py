@@ -10,7 +10,8 @@ from datetime import datetime, timezone
 from itertools import islice
 
 from seedcore.core.errors import InvalidInputError
-from seedcore.core.model import MAX_KEPT_S, MAX_PAGE, Instance, check_instance_id, check_key
+from seedcore.core.instances import Instance
+from seedcore.core.limits import MAX_KEPT_S, MAX_PAGE, check_instance_id, check_key
 
 _FIRST_ID = "00000000-0000-0000-0000-000000000000"
 _LAST_ID = "ffffffff-ffff-ffff-ffff-ffffffffffff"

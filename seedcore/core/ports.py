@@ -6,23 +6,10 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
+from seedcore.core.answers import Answer, InstanceFilter, Listing, LostBeat, Outcome
+from seedcore.core.changes import RegisterChange, Registration, StatusChange
 from seedcore.core.errors import StoreUnavailableError
-from seedcore.core.model import (
-    Answer,
-    Beat,
-    Epoch,
-    EpochRecord,
-    Instance,
-    InstanceFilter,
-    Listing,
-    LiveState,
-    LostBeat,
-    Outcome,
-    RegisterChange,
-    Registration,
-    StatusChange,
-    Transition,
-)
+from seedcore.core.instances import Beat, Epoch, EpochRecord, Instance, LiveState, Transition
 from seedcore.core.verdict import Witness
 
 

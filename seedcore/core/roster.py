@@ -13,23 +13,14 @@ from datetime import datetime, timedelta
 from itertools import islice
 from typing import TypeVar
 
+from seedcore.core.answers import InstanceFilter, Outcome, OutcomeKind, Resolution
+from seedcore.core.changes import RegisterChange, Registration, StatusChange
 from seedcore.core.errors import RegistryFullError
 from seedcore.core.feed import Feed
 from seedcore.core.index import InstanceIndex
+from seedcore.core.instances import Epoch, Instance, Verdict
 from seedcore.core.lease import LeaseTerms
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import (
-    Epoch,
-    Instance,
-    InstanceFilter,
-    Outcome,
-    OutcomeKind,
-    RegisterChange,
-    Registration,
-    Resolution,
-    StatusChange,
-    Verdict,
-)
 from seedcore.core.paging import first_page
 from seedcore.core.rules import apply_registration, apply_status, first_registration
 from seedcore.core.selection import best

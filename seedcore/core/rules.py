@@ -7,8 +7,11 @@ from datetime import datetime, timedelta
 from sys import intern
 
 from seedcore.core import lifecycle
+from seedcore.core.answers import Outcome, OutcomeKind
+from seedcore.core.changes import RegisterChange, StatusChange
+from seedcore.core.instances import Instance
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import NOTHING, Instance, Outcome, OutcomeKind, RegisterChange, StatusChange, one_object
+from seedcore.core.limits import NOTHING, one_object
 
 
 def first_registration(change: RegisterChange, epoch: str, now: datetime) -> Instance:

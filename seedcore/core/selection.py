@@ -9,8 +9,8 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 
+from seedcore.core.instances import Instance
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Instance
 
 _RANK = {Status.ALIVE: 0, Status.DRAINING: 1, Status.STARTING: 2, Status.DEAD: 3}
 

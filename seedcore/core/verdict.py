@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from seedcore.core.model import Verdict
+from seedcore.core.instances import Verdict
 
 
 class Witness(str, Enum):

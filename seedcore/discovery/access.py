@@ -21,7 +21,7 @@ from enum import IntEnum
 from pathlib import Path
 
 from seedcore.core.errors import ConfigurationError, InvalidInputError
-from seedcore.core.model import check_text
+from seedcore.core.limits import check_text
 from seedcore.registry.ray_support import session
 from seedcore.settings import Settings
 

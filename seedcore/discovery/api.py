@@ -9,21 +9,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from seedcore.core.answers import Answer, Listing, Receipt, Resolution, Source
 from seedcore.core.errors import RegistryError
-from seedcore.core.model import (
-    MAX_DRAIN_S,
-    MAX_METADATA_DEPTH,
-    MAX_PAGE,
-    MAX_REASON_CHARS,
-    Answer,
-    Instance,
-    Listing,
-    Receipt,
-    Resolution,
-    Source,
-    Transition,
-    Verdict,
-)
+from seedcore.core.instances import Instance, Transition, Verdict
+from seedcore.core.limits import MAX_DRAIN_S, MAX_METADATA_DEPTH, MAX_PAGE, MAX_REASON_CHARS
 from seedcore.discovery.ladder import NameListing, RungState
 from seedcore.registry.protocol.messages import Description
 

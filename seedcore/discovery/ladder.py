@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 
+from seedcore.core.answers import Answer, InstanceFilter, Listing, Receipt, Resolution, Source
 from seedcore.core.clock import utc_now
 from seedcore.core.errors import (
     ActorGoneError,
@@ -25,22 +26,9 @@ from seedcore.core.errors import (
     UnknownInstanceError,
 )
 from seedcore.core.feed import Feed
+from seedcore.core.instances import Epoch, Instance, Transition, Verdict
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import (
-    MAX_PAGE,
-    Answer,
-    Epoch,
-    Instance,
-    InstanceFilter,
-    Listing,
-    Receipt,
-    Resolution,
-    Source,
-    Transition,
-    Verdict,
-    check_instance_id,
-    operators_cause,
-)
+from seedcore.core.limits import MAX_PAGE, check_instance_id, operators_cause
 from seedcore.core.paging import check_limit, decode_cursor, encode_cursor, encode_name_cursor
 from seedcore.core.ports import ActorDirectory, InstanceReader
 from seedcore.core.selection import best

@@ -10,9 +10,10 @@ from datetime import datetime
 from typing import Any
 
 from seedcore import __version__
+from seedcore.core.answers import Source
 from seedcore.core.clock import utc_now
 from seedcore.core.errors import RegistryError
-from seedcore.core.model import NOTHING, Source
+from seedcore.core.limits import NOTHING
 from seedcore.core.timeouts import within
 from seedcore.core.view import FleetCounts, LiveView
 from seedcore.discovery.api import EpochOut, OverviewAnswer, RegistryOut, ServiceOut, rungs_out

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 
 from pydantic import BaseModel
 
+from seedcore.core.answers import Answer, Listing, Resolution
 from seedcore.core.errors import InvalidInputError
-from seedcore.core.model import Answer, Instance, Listing, Resolution
+from seedcore.core.instances import Instance
 from seedcore.core.paging import encode_cursor
 from seedcore.discovery.api import (
     InstancePage,

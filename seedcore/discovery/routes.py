@@ -17,10 +17,12 @@ from fastapi_offline import FastAPIOffline
 from ray import serve
 
 from seedcore import __version__
+from seedcore.core.answers import InstanceFilter
 from seedcore.core.clock import utc_now
 from seedcore.core.errors import CannotKnowError, FollowersFullError, InvalidInputError, NotResolvableError
+from seedcore.core.instances import Verdict
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import MAX_KEPT_S, MAX_PAGE, MAX_REASON_CHARS, InstanceFilter, Verdict
+from seedcore.core.limits import MAX_KEPT_S, MAX_PAGE, MAX_REASON_CHARS
 from seedcore.core.paging import encode_death_cursor
 from seedcore.core.selector import MAX_SELECTOR_CHARS, parse_labels, parse_selector
 from seedcore.discovery import page

@@ -7,9 +7,9 @@ import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
+from seedcore.core.answers import InstanceFilter
 from seedcore.core.errors import CannotKnowError, InvalidInputError
 from seedcore.core.feed import Feed, FeedChange
-from seedcore.core.model import InstanceFilter
 from seedcore.core.timeouts import within
 from seedcore.discovery.api import instance_out
 from seedcore.discovery.ladder import DiscoveryLadder

@@ -28,7 +28,7 @@ from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRe
 
 from seedcore.core.circuit import Circuit
 from seedcore.core.errors import StoreRejectedError, StoreUnavailableError, first_line
-from seedcore.core.model import NOTHING
+from seedcore.core.limits import NOTHING
 from seedcore.core.timeouts import within
 
 logger = logging.getLogger(__name__)

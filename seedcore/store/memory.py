@@ -9,33 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 
+from seedcore.core.answers import Answer, BeatOutcome, InstanceFilter, Listing, LostBeat, Outcome, OutcomeKind, Source
+from seedcore.core.changes import RegisterChange, Registration, StatusChange, check_until
 from seedcore.core.errors import EpochLimitError, FencedError, InvalidInputError, RetiredEpochError, StoreRejectedError
+from seedcore.core.instances import Beat, Epoch, EpochRecord, Instance, LiveState, Transition
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import (
-    MAX_TEXT_CHARS,
-    Answer,
-    Beat,
-    BeatOutcome,
-    Epoch,
-    EpochRecord,
-    Instance,
-    InstanceFilter,
-    Listing,
-    LiveState,
-    LostBeat,
-    Outcome,
-    OutcomeKind,
-    RegisterChange,
-    Registration,
-    Source,
-    StatusChange,
-    Transition,
-    check_epoch,
-    check_instance_id,
-    check_lease,
-    check_seq,
-    check_until,
-)
+from seedcore.core.limits import MAX_TEXT_CHARS, check_epoch, check_instance_id, check_lease, check_seq
 from seedcore.core.paging import (
     check_limit,
     check_within_s,

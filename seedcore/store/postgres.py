@@ -19,6 +19,8 @@ from sys import intern
 import psycopg
 from psycopg import conninfo
 
+from seedcore.core.answers import Answer, BeatOutcome, InstanceFilter, Listing, LostBeat, Outcome, OutcomeKind, Source
+from seedcore.core.changes import RegisterChange, Registration, StatusChange
 from seedcore.core.errors import (
     EpochLimitError,
     FencedError,
@@ -28,30 +30,9 @@ from seedcore.core.errors import (
     StoreUnavailableError,
     first_line,
 )
+from seedcore.core.instances import Beat, Epoch, EpochRecord, Instance, LiveState, Transition
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import (
-    Answer,
-    Beat,
-    BeatOutcome,
-    Epoch,
-    EpochRecord,
-    Instance,
-    InstanceFilter,
-    Listing,
-    LiveState,
-    LostBeat,
-    Outcome,
-    OutcomeKind,
-    RegisterChange,
-    Registration,
-    Source,
-    StatusChange,
-    Transition,
-    check_epoch,
-    check_instance_id,
-    check_lease,
-    one_object,
-)
+from seedcore.core.limits import check_epoch, check_instance_id, check_lease, one_object
 from seedcore.core.paging import (
     check_limit,
     check_within_s,

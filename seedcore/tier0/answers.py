@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
-from seedcore.core.model import Instance, Json, Source
+from seedcore.core.answers import Source
+from seedcore.core.instances import Instance
+from seedcore.core.limits import Json
 from seedcore.registry.protocol.messages import Health
 from seedcore.registry.ray_support.lookup import ActorHandle
 from seedcore.settings import Mode

@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 
 from ray.exceptions import RayError, RayTaskError
 
+from seedcore.core.answers import Source
 from seedcore.core.errors import AgentCallError, RegistryError, SessionError, first_line
-from seedcore.core.model import Source, check_timeout
+from seedcore.core.limits import check_timeout
 from seedcore.core.timeouts import end, within
 from seedcore.registry.ray_support import session
 from seedcore.tier0.answers import Gathered

@@ -13,6 +13,7 @@ import ray
 from ray.exceptions import ActorAlreadyExistsError, RayActorError, RayError, RayTaskError, TaskCancelledError
 
 from seedcore.agents.ray_agent import RayAgent
+from seedcore.core.changes import Registration, new_instance_id
 from seedcore.core.errors import (
     AgentCallError,
     DirectoryUnavailableError,
@@ -24,7 +25,7 @@ from seedcore.core.errors import (
     last_line,
 )
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import MAX_ID_CHARS, Registration, check_kind, check_text, new_instance_id
+from seedcore.core.limits import MAX_ID_CHARS, check_kind, check_text
 from seedcore.core.timeouts import within
 from seedcore.registry.agent.client import check_not_ours
 from seedcore.registry.agent.identity import ProcessEpoch, note_process_epoch

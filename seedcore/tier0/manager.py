@@ -20,6 +20,7 @@ from typing import Any
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
 
 from seedcore.agents.ray_agent import Heartbeat, SummaryStats
+from seedcore.core.answers import Listing, Source
 from seedcore.core.clock import utc_now
 from seedcore.core.errors import (
     ActorGoneError,
@@ -35,8 +36,9 @@ from seedcore.core.errors import (
     VersionMismatchError,
     first_line,
 )
+from seedcore.core.instances import Instance, Verdict
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import MAX_PAGE, Instance, Json, Listing, Source, Verdict, check_timeout
+from seedcore.core.limits import MAX_PAGE, Json, check_timeout
 from seedcore.core.selection import Policy, best, choose
 from seedcore.core.timeouts import end, is_running
 from seedcore.core.view import LiveView

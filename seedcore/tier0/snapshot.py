@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from datetime import datetime
 
+from seedcore.core.answers import Listing, Resolution, Source
+from seedcore.core.instances import Instance
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Instance, Listing, Resolution, Source
 from seedcore.tier0.answers import KnownAgent
 
 _NO_VERSION = 0

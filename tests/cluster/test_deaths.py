@@ -21,9 +21,10 @@ from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from seedcore.composition import start_registry
+from seedcore.core.changes import Registration, new_instance_id
 from seedcore.core.errors import NotResolvableError
+from seedcore.core.instances import Verdict
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Registration, Verdict, new_instance_id
 from seedcore.core.timeouts import end
 from seedcore.registry import RegistryClient
 from seedcore.registry.agent.identity import Identity, identify

@@ -13,9 +13,10 @@ import pytest_asyncio
 import ray
 
 from seedcore.composition import start_registry
+from seedcore.core.answers import Source
 from seedcore.core.errors import NotResolvableError
+from seedcore.core.instances import Instance
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Instance, Source
 from seedcore.core.selection import Policy
 from seedcore.registry.agent.client import RegistryClient
 from seedcore.registry.agent.reporter import Reporter

@@ -18,6 +18,8 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from seedcore.composition import start_registry
+from seedcore.core.answers import Source
+from seedcore.core.changes import Registration, new_instance_id
 from seedcore.core.errors import (
     ActorGoneError,
     AgentCallError,
@@ -26,7 +28,7 @@ from seedcore.core.errors import (
     NotResolvableError,
     RetiredEpochError,
 )
-from seedcore.core.model import Instance, Registration, Source, new_instance_id
+from seedcore.core.instances import Instance
 from seedcore.registry import RegistryConnection
 from seedcore.registry.caller.handles import HandleFinder
 from seedcore.registry.ray_support.actors import end_actor

@@ -17,8 +17,8 @@ import pytest
 import ray
 
 from seedcore.cli.registry_commands import upgrade_registry
+from seedcore.core.answers import BeatAnswer
 from seedcore.core.errors import VersionMismatchError
-from seedcore.core.model import BeatAnswer
 from seedcore.registry.protocol.connection import REGISTRY_NAME, RegistryConnection
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
@@ -144,7 +144,7 @@ def test_next_version_is_another_one(ray_cluster: None, settings: Settings, tmp_
     assert version.name == NEXT
     script = (
         "import pickle, sys\n"
-        "from seedcore.core.model import BeatAnswer\n"
+        "from seedcore.core.answers import BeatAnswer\n"
         f"sys.stdout.buffer.write(pickle.dumps(BeatAnswer(unknown=('a',), {NEXT_FIELD}=8)))\n"
     )
     told = subprocess.run(

@@ -16,9 +16,9 @@ import ray
 from pydantic import SecretStr
 
 from seedcore.composition import start_registry
+from seedcore.core.answers import Source
 from seedcore.core.errors import RegistryError
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Source
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.server.actor import stop_registry
 from seedcore.settings import Mode, Settings

@@ -15,6 +15,8 @@ import ray
 from pydantic import SecretStr
 
 from seedcore.composition import start_registry
+from seedcore.core.answers import Receipt, Source
+from seedcore.core.changes import Registration, new_instance_id
 from seedcore.core.errors import (
     FencedError,
     ForbiddenTransitionError,
@@ -29,7 +31,6 @@ from seedcore.core.errors import (
     VersionMismatchError,
 )
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Receipt, Registration, Source, new_instance_id
 from seedcore.registry.agent.client import RegistryClient
 from seedcore.registry.agent.reporter import Reporter
 from seedcore.registry.caller.listing import every_page, list_active_instances

@@ -19,6 +19,7 @@ from ray.cluster_utils import Cluster
 
 from seedcore.agents import RayAgent
 from seedcore.composition import start_registry
+from seedcore.core.answers import Source
 from seedcore.core.errors import (
     AgentCallError,
     CannotKnowError,
@@ -28,7 +29,7 @@ from seedcore.core.errors import (
     RegistryUnavailableError,
     SessionError,
 )
-from seedcore.core.model import Instance, Source
+from seedcore.core.instances import Instance
 from seedcore.registry.agent.identity import own_node_id
 from seedcore.registry.agent.reporter import Reporter, ThreadReporter
 from seedcore.registry.caller.listing import list_active_instances

@@ -8,19 +8,17 @@ from datetime import timedelta
 
 import pytest
 
+from seedcore.core.answers import Outcome, OutcomeKind
+from seedcore.core.changes import RegisterChange, Registration
 from seedcore.core.errors import StoreRejectedError
 from seedcore.core.lifecycle import LIVE_STATUSES, Status, is_allowed
-from seedcore.core.model import (
+from seedcore.core.limits import (
     MAX_LABEL_KEY_CHARS,
     MAX_LABEL_VALUE_CHARS,
     MAX_LABELS,
     MAX_METADATA_BYTES,
     MAX_METADATA_DEPTH,
     MAX_TEXT_CHARS,
-    Outcome,
-    OutcomeKind,
-    RegisterChange,
-    Registration,
 )
 from tests.builders import START, iid, joins, turns
 from tests.conformance.worlds import EVERYONE, World, enter, row_of

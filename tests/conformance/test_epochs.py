@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from seedcore.core.answers import InstanceFilter, Outcome, OutcomeKind
+from seedcore.core.changes import Registration
 from seedcore.core.errors import InvalidInputError, RetiredEpochError
+from seedcore.core.instances import Epoch
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Epoch, InstanceFilter, Outcome, OutcomeKind, Registration
 from tests.builders import iid, joins, turns
 from tests.conformance.worlds import EVERYONE, World, enter, row_of
 

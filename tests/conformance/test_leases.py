@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from seedcore.core.answers import BeatOutcome, InstanceFilter, LostBeat, OutcomeKind
 from seedcore.core.errors import InvalidInputError, StoreRejectedError
+from seedcore.core.instances import Beat
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Beat, BeatOutcome, InstanceFilter, LostBeat, OutcomeKind
 from tests.builders import iid, joins, turns
 from tests.conformance.worlds import World, enter, row_of
 

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from seedcore.core.answers import InstanceFilter, Source
 from seedcore.core.errors import InvalidInputError
+from seedcore.core.instances import Beat, Instance
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Beat, Instance, InstanceFilter, Source
 from seedcore.core.paging import encode_name_cursor
 from seedcore.core.selection import best
 from seedcore.core.selector import parse_selector

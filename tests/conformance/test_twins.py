@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from seedcore.core.answers import Answer, InstanceFilter, Listing, Outcome
+from seedcore.core.changes import Registration
 from seedcore.core.errors import RegistryError
+from seedcore.core.instances import Beat, Instance, Transition
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Answer, Beat, Instance, InstanceFilter, Listing, Outcome, Registration, Transition
 from seedcore.core.selector import parse_selector
 from tests.builders import START, iid, joins, turns
 from tests.conformance.worlds import MemoryWorld, PostgresWorld, World

@@ -8,8 +8,9 @@ from typing import Any, Protocol
 
 import psycopg
 
+from seedcore.core.answers import InstanceFilter
+from seedcore.core.instances import Instance
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Instance, InstanceFilter
 from seedcore.core.ports import Store
 from seedcore.store.connections import PoolLimits
 from seedcore.store.memory import MemoryStore

@@ -32,9 +32,9 @@ from typing_extensions import Self
 
 from seedcore.agents import RayAgent
 from seedcore.composition import start_registry
+from seedcore.core.answers import Receipt
 from seedcore.core.errors import RegistryError
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Receipt
 from seedcore.core.timeouts import end, within
 from seedcore.discovery.app import Discovery
 from seedcore.discovery.routes import api

@@ -11,12 +11,14 @@ from datetime import datetime
 from typing import Any
 from unittest import mock
 
+from seedcore.core.answers import InstanceFilter, Outcome, Receipt
 from seedcore.core.batch import ChangeBatch
+from seedcore.core.changes import Change, Registration, StatusChange
 from seedcore.core.errors import StoreRejectedError, StoreUnavailableError
 from seedcore.core.feed import Feed, FeedBatch
+from seedcore.core.instances import Instance, Verdict
 from seedcore.core.lease import MassLateness
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Change, Instance, InstanceFilter, Outcome, Receipt, Registration, StatusChange, Verdict
 from seedcore.core.roster import Roster
 from seedcore.core.rules import apply_status
 from seedcore.registry.agent.client import RegistryClient

@@ -45,6 +45,8 @@ from unittest import mock
 
 from ray.exceptions import ActorDiedError
 
+from seedcore.core.answers import Answer, BeatAnswer, Listing, OutcomeKind, Receipt, Resolution
+from seedcore.core.changes import RegisterChange, Registration, SequencedChange, StatusChange
 from seedcore.core.clock import Clock
 from seedcore.core.errors import (
     DirectoryUnavailableError,
@@ -59,20 +61,8 @@ from seedcore.core.errors import (
     UnknownInstanceError,
 )
 from seedcore.core.feed import FeedBatch
+from seedcore.core.instances import Instance
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import (
-    Answer,
-    BeatAnswer,
-    Instance,
-    Listing,
-    OutcomeKind,
-    Receipt,
-    RegisterChange,
-    Registration,
-    Resolution,
-    SequencedChange,
-    StatusChange,
-)
 from seedcore.core.timeouts import within
 from seedcore.registry.agent.client import RegistryClient
 from seedcore.registry.agent.identity import Identity

@@ -19,9 +19,11 @@ from typing import Any
 import psycopg
 import pytest
 
+from seedcore.core.answers import Receipt
+from seedcore.core.changes import Registration
 from seedcore.core.errors import StoreUnavailableError
+from seedcore.core.instances import Instance, Verdict
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Instance, Receipt, Registration, Verdict
 from seedcore.core.ports import OnExplained, OnLostNodes, OnUnwatched
 from seedcore.core.timeouts import end
 from seedcore.core.verdict import Witness

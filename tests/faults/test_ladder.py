@@ -13,8 +13,8 @@ import pytest
 from ray import serve
 
 from seedcore.composition import start_registry
+from seedcore.core.answers import Source
 from seedcore.core.errors import StoreUnavailableError
-from seedcore.core.model import Source
 from seedcore.core.timeouts import end, within
 from seedcore.registry import RegistryClient
 from seedcore.registry.server.actor import stop_registry

@@ -17,9 +17,10 @@ from typer.testing import CliRunner
 
 from seedcore.cli.app import app
 from seedcore.cli.doctor import Grade, look_at_database
+from seedcore.core.answers import InstanceFilter
 from seedcore.core.errors import SchemaError, StoreUnavailableError
+from seedcore.core.instances import Beat
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Beat, InstanceFilter
 from seedcore.settings import Settings
 from seedcore.store import postgres
 from seedcore.store.adoption import adopt as adoption

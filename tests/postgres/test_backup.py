@@ -9,9 +9,9 @@ import psycopg
 import pytest
 from psycopg import conninfo
 
+from seedcore.core.answers import InstanceFilter
 from seedcore.core.errors import FencedError
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import InstanceFilter
 from seedcore.store.postgres import PostgresStore, grant_on_database, migrate_database
 from tests.builders import iid, joins, turns
 from tests.postgres.catalog import catalog, differences

@@ -10,9 +10,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from seedcore.core.answers import InstanceFilter, OutcomeKind
 from seedcore.core.errors import SchemaError, StoreUnavailableError
+from seedcore.core.instances import Beat
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Beat, InstanceFilter, OutcomeKind
 from seedcore.store import migrations
 from seedcore.store.migrations import Migration, known_migrations, migrate, schema_folder
 from seedcore.store.postgres import PostgresStore, migrate_database

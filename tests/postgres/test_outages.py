@@ -19,6 +19,8 @@ from psycopg import conninfo
 from pydantic import SecretStr
 
 from seedcore.composition import store_recipe
+from seedcore.core.answers import InstanceFilter
+from seedcore.core.changes import RegisterChange, Registration
 from seedcore.core.errors import (
     ConfigurationError,
     InvalidInputError,
@@ -26,8 +28,8 @@ from seedcore.core.errors import (
     StoreRejectedError,
     StoreUnavailableError,
 )
+from seedcore.core.instances import Beat, Instance
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Beat, Instance, InstanceFilter, RegisterChange, Registration
 from seedcore.settings import Settings
 from seedcore.store.connections import Connections, PoolLimits
 from seedcore.store.dsn import checked_dsn

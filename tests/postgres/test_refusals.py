@@ -11,12 +11,13 @@ import psycopg
 import pytest
 from psycopg import conninfo
 
+from seedcore.core.answers import Outcome
+from seedcore.core.changes import Change, RegisterChange, Registration, StatusChange
 from seedcore.core.clock import Clock
 from seedcore.core.errors import StoreUnavailableError
 from seedcore.core.feed import Feed
 from seedcore.core.lease import BeatRate, LeaseTerms
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Change, Outcome, RegisterChange, Registration, StatusChange
 from seedcore.core.roster import Roster
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.registry.server.flusher import Key, Settled, Writer

@@ -10,9 +10,10 @@ import psycopg
 import pytest
 from psycopg import conninfo
 
+from seedcore.core.answers import InstanceFilter
 from seedcore.core.errors import InvalidInputError, SchemaError
+from seedcore.core.instances import Beat
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Beat, InstanceFilter
 from seedcore.store.connections import PoolLimits
 from seedcore.store.migrations import Migration, known_migrations
 from seedcore.store.postgres import (

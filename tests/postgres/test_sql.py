@@ -9,14 +9,9 @@ from contextlib import contextmanager
 import psycopg
 import pytest
 
+from seedcore.core.answers import InstanceFilter
 from seedcore.core.lifecycle import Status, is_allowed
-from seedcore.core.model import (
-    MAX_EPOCH_CHARS,
-    MAX_ID_CHARS,
-    MAX_LEASE_S,
-    MAX_TEXT_CHARS,
-    InstanceFilter,
-)
+from seedcore.core.limits import MAX_EPOCH_CHARS, MAX_ID_CHARS, MAX_LEASE_S, MAX_TEXT_CHARS
 from seedcore.core.selection import best
 from seedcore.store.memory import MAX_STAGED_EPOCHS
 from seedcore.store.postgres import PostgresStore

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from seedcore.core.batch import BeatBatch, ChangeBatch
+from seedcore.core.changes import Change, RegisterChange
 from seedcore.core.errors import BacklogFullError
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Change, RegisterChange
 from tests.builders import iid, joins, turns
 
 CAPACITY = 4

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from seedcore.core.answers import BeatAnswer
 from seedcore.core.errors import RegistryError, RegistryUnavailableError
-from seedcore.core.model import BeatAnswer
 from seedcore.registry.agent.beat_loop import BeatLoop
 from tests.builders import iid
 from tests.waiting import eventually

@@ -22,6 +22,7 @@ from seedcore.cli.fleet import FleetFile, read_fleet, specs_of
 from seedcore.cli.output import parse_duration
 from seedcore.cli.registry_commands import objection_to_flip
 from seedcore.cli.why import reason_of
+from seedcore.core.answers import Source
 from seedcore.core.errors import (
     AgentCallError,
     CannotKnowError,
@@ -32,8 +33,9 @@ from seedcore.core.errors import (
     StoreUnavailableError,
     UnknownInstanceError,
 )
+from seedcore.core.instances import EpochRecord, Instance, Verdict
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import EpochRecord, Instance, Source, Verdict, check_drain_s
+from seedcore.core.limits import check_drain_s
 from seedcore.core.paging import check_within_s
 from seedcore.discovery.access import Right, new_token
 from seedcore.discovery.api import AgentAnswer, agent_answer

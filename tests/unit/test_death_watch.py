@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from seedcore.core.changes import Registration, new_instance_id
 from seedcore.core.errors import DirectoryUnavailableError, NodeDeadError
-from seedcore.core.model import Registration, new_instance_id
 from seedcore.core.verdict import Witness
 from seedcore.registry.agent.client import RegistryClient
 from seedcore.registry.agent.reporter import Reporter

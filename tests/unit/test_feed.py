@@ -8,9 +8,10 @@ from functools import partial
 from hypothesis import given
 from hypothesis import strategies as st
 
+from seedcore.core.answers import InstanceFilter
 from seedcore.core.feed import Feed, FeedBatch
+from seedcore.core.instances import Instance
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Instance, InstanceFilter
 from tests.builders import iid, instance
 
 ALL = InstanceFilter(statuses=None)

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from seedcore.core.answers import InstanceFilter
 from seedcore.core.errors import RegistryUnavailableError
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import InstanceFilter
 from seedcore.core.paging import decode_cursor
 from seedcore.registry.caller import follower as module
 from seedcore.registry.caller.follower import Follower

@@ -10,8 +10,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from seedcore.core.answers import InstanceFilter
+from seedcore.core.changes import Registration, SequencedChange, StatusChange
 from seedcore.core.errors import RegistryError
-from seedcore.core.model import InstanceFilter, Registration, SequencedChange, StatusChange
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.registry.server.registry import Registry
 from seedcore.store.memory import Tables

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
+from seedcore.core.answers import BeatAnswer, Receipt
+from seedcore.core.changes import RegisterChange, SequencedChange
 from seedcore.core.errors import BacklogFullError, InstanceDeadError, RegistryError, RegistryUnavailableError
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import BeatAnswer, Receipt, RegisterChange, SequencedChange
 from seedcore.registry.protocol import outbox
 from seedcore.registry.protocol.outbox import BeatBox, ChangeBox
 from tests.builders import iid, joins

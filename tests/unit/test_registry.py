@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from seedcore.core.answers import Receipt
+from seedcore.core.changes import SequencedChange, StatusChange
 from seedcore.core.clock import Clock
 from seedcore.core.errors import (
     FencedError,
@@ -22,8 +24,8 @@ from seedcore.core.errors import (
     UnknownInstanceError,
 )
 from seedcore.core.feed import FeedBatch
+from seedcore.core.instances import Beat, Epoch, Instance, Verdict
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Beat, Epoch, Instance, Receipt, SequencedChange, StatusChange, Verdict
 from seedcore.core.ports import OnDeath, OnExplained, OnLostNodes, OnUnwatched
 from seedcore.core.verdict import Witness
 from seedcore.registry.server.config import RegistryConfig

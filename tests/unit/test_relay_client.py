@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 
+from seedcore.core.answers import BeatAnswer, Receipt
+from seedcore.core.changes import SequencedChange
 from seedcore.core.errors import (
     DirectoryUnavailableError,
     InstanceDeadError,
@@ -17,7 +19,6 @@ from seedcore.core.errors import (
     RegistryUnavailableError,
 )
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import BeatAnswer, Receipt, SequencedChange
 from seedcore.registry.node.relay import Relay
 from seedcore.registry.protocol import relay_client as relaying
 from seedcore.registry.protocol.connection import RegistryConnection

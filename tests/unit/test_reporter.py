@@ -15,6 +15,8 @@ from weakref import WeakSet
 
 import pytest
 
+from seedcore.core.answers import Receipt
+from seedcore.core.changes import Registration
 from seedcore.core.errors import (
     InstanceDeadError,
     InvalidInputError,
@@ -25,7 +27,6 @@ from seedcore.core.errors import (
     StoreUnavailableError,
 )
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Receipt, Registration
 from seedcore.registry.agent import outages
 from seedcore.registry.agent.client import RegistryClient
 from seedcore.registry.agent.identity import Identity, ProcessEpoch, identify, note_process_epoch

@@ -10,19 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seedcore.core import roster as roster_module
+from seedcore.core.answers import InstanceFilter, Outcome, OutcomeKind
+from seedcore.core.changes import Change, RegisterChange, StatusChange
 from seedcore.core.errors import RegistryFullError
+from seedcore.core.instances import Instance, Verdict
 from seedcore.core.lease import LeaseTerms
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import (
-    Change,
-    Instance,
-    InstanceFilter,
-    Outcome,
-    OutcomeKind,
-    RegisterChange,
-    StatusChange,
-    Verdict,
-)
 from seedcore.core.roster import Roster
 from seedcore.core.selection import best
 from seedcore.core.verdict import Beats

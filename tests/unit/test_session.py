@@ -16,6 +16,7 @@ import pytest
 import ray
 
 import seedcore
+from seedcore.core.answers import BeatAnswer
 from seedcore.core.errors import (
     AgentCallError,
     CannotKnowError,
@@ -23,7 +24,6 @@ from seedcore.core.errors import (
     RegistryUnavailableError,
     SessionError,
 )
-from seedcore.core.model import BeatAnswer
 from seedcore.registry.agent.identity import identify, own_actor, own_node_id
 from seedcore.registry.agent.reporter import Reporter, ThreadReporter
 from seedcore.registry.caller import handles as handles_module

@@ -19,15 +19,12 @@ import seedcore.cli
 from seedcore.cli import output, render
 from seedcore.cli.output import Terminal
 from seedcore.cli.why import reason_of
+from seedcore.core.answers import InstanceFilter, Listing, Source
+from seedcore.core.changes import Registration
 from seedcore.core.errors import InvalidInputError
+from seedcore.core.instances import Transition, Verdict
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import (
-    InstanceFilter,
-    Listing,
-    Registration,
-    Source,
-    Transition,
-    Verdict,
+from seedcore.core.limits import (
     check_cause,
     check_epoch,
     check_key,

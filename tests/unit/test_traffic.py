@@ -12,9 +12,11 @@ import pytest
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
+from seedcore.core.answers import Answer, Listing, Resolution, Source
+from seedcore.core.changes import new_instance_id
 from seedcore.core.errors import InvalidInputError
+from seedcore.core.instances import Instance
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Answer, Instance, Listing, Resolution, Source, new_instance_id
 from seedcore.core.paging import decode_cursor, decode_death_cursor, encode_cursor, encode_death_cursor
 from seedcore.core.timeouts import end
 from seedcore.discovery.access import Access

@@ -7,10 +7,12 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from seedcore.core.answers import InstanceFilter, Listing, Source
+from seedcore.core.changes import StatusChange
 from seedcore.core.feed import Feed
+from seedcore.core.instances import Verdict
 from seedcore.core.lease import LeaseTerms
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import InstanceFilter, Listing, Source, StatusChange, Verdict
 from seedcore.core.paging import decode_cursor
 from seedcore.core.roster import Roster
 from seedcore.core.view import LiveView

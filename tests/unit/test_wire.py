@@ -24,8 +24,10 @@ import pytest
 import seedcore
 from seedcore.agents import RayAgent
 from seedcore.core import errors, wire
+from seedcore.core.answers import BeatAnswer, Source
+from seedcore.core.changes import Registration
+from seedcore.core.instances import Verdict
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import BeatAnswer, Registration, Source, Verdict
 from seedcore.core.selector import Operator
 from seedcore.registry.node.relay import RelayActor
 from seedcore.registry.protocol.messages import OLDEST_PROTOCOL, PROTOCOL

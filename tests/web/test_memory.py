@@ -17,8 +17,8 @@ import pytest
 import pytest_asyncio
 import ray
 
+from seedcore.core.changes import RegisterChange, Registration, new_instance_id
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import RegisterChange, Registration, new_instance_id
 from seedcore.discovery.pages import MAX_CACHE_BYTES
 from seedcore.discovery.traffic import MAX_UNREAD_BYTES
 from seedcore.discovery.watch import MAX_FEED_BYTES

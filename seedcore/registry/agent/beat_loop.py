@@ -15,8 +15,8 @@ from itertools import count
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
+from seedcore.core.answers import BeatAnswer
 from seedcore.core.errors import RegistryError
-from seedcore.core.model import BeatAnswer
 from seedcore.core.timeouts import is_running, on_loop, within
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.protocol.outbox import MAX_BEATS_A_MESSAGE

@@ -9,6 +9,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 
+from seedcore.core.answers import BeatAnswer, Receipt
+from seedcore.core.changes import Change, RegisterChange, Registration, StatusChange, new_instance_id
 from seedcore.core.comebacks import Comebacks
 from seedcore.core.errors import (
     BacklogFullError,
@@ -26,19 +28,8 @@ from seedcore.core.errors import (
     VersionMismatchError,
 )
 from seedcore.core.lifecycle import Status
+from seedcore.core.limits import Json, check_cause, check_status
 from seedcore.core.loops import LoopsLock
-from seedcore.core.model import (
-    BeatAnswer,
-    Change,
-    Json,
-    Receipt,
-    RegisterChange,
-    Registration,
-    StatusChange,
-    check_cause,
-    check_status,
-    new_instance_id,
-)
 from seedcore.registry.agent import outages
 from seedcore.registry.agent.identity import Identity, identify, process_epoch
 from seedcore.registry.protocol.connection import RegistryConnection, shared_connection

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
+from seedcore.core.answers import BeatAnswer, Receipt
 from seedcore.core.errors import (
     BacklogFullError,
     ForkedProcessError,
@@ -25,8 +26,8 @@ from seedcore.core.errors import (
     VersionMismatchError,
 )
 from seedcore.core.lifecycle import Status
+from seedcore.core.limits import Json, check_cause, check_load
 from seedcore.core.loops import LoopsLock
-from seedcore.core.model import BeatAnswer, Json, Receipt, check_cause, check_load
 from seedcore.core.timeouts import end
 from seedcore.registry.agent import outages
 from seedcore.registry.agent.beat_loop import BeatLoop, beat_loop

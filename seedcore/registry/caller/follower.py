@@ -13,11 +13,13 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 
+from seedcore.core.answers import Listing
 from seedcore.core.clock import utc_now
 from seedcore.core.errors import FollowersFullError, RegistryError, RegistryUnavailableError
 from seedcore.core.feed import Feed, FeedBatch
+from seedcore.core.instances import Instance
+from seedcore.core.limits import MAX_PAGE
 from seedcore.core.loops import LoopsEvent
-from seedcore.core.model import MAX_PAGE, Instance, Listing
 from seedcore.core.timeouts import end, is_running, within
 from seedcore.core.view import LiveView
 from seedcore.registry.caller.metrics import CallerMetrics

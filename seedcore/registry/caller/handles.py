@@ -23,7 +23,7 @@ from seedcore.core.errors import (
     NotResolvableError,
     SessionError,
 )
-from seedcore.core.model import Instance
+from seedcore.core.instances import Instance
 from seedcore.registry.ray_support import session
 from seedcore.registry.ray_support.actors import Proof, probe
 from seedcore.registry.ray_support.lookup import ActorHandle, actor_id_of, find_actor, is_told_gone

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from seedcore.core.answers import Listing
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import (
-    Listing,
-)
 from seedcore.registry.protocol.connection import RegistryConnection, shared_connection
 from seedcore.settings import Settings, get_settings
 

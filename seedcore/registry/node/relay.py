@@ -12,8 +12,10 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+from seedcore.core.answers import BeatAnswer, Receipt
+from seedcore.core.changes import SequencedChange
 from seedcore.core.errors import DirectoryUnavailableError, RegistryError, RegistryUnavailableError
-from seedcore.core.model import BeatAnswer, Receipt, SequencedChange, check_beats, check_instance_id
+from seedcore.core.limits import check_beats, check_instance_id
 from seedcore.core.timeouts import within
 from seedcore.registry.node.process_watch import (
     ActorStateWatch,

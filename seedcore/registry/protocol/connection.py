@@ -12,6 +12,8 @@ from weakref import WeakKeyDictionary
 
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
+from seedcore.core.answers import Answer, BeatAnswer, InstanceFilter, Listing, Receipt, Resolution
+from seedcore.core.changes import RegisterChange, Registration, SequencedChange, StatusChange
 from seedcore.core.circuit import Circuit
 from seedcore.core.errors import (
     DirectoryUnavailableError,
@@ -23,25 +25,9 @@ from seedcore.core.errors import (
     first_line,
 )
 from seedcore.core.feed import FeedBatch
+from seedcore.core.instances import Epoch, EpochRecord, Instance, Transition, Verdict
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import (
-    Answer,
-    BeatAnswer,
-    Epoch,
-    EpochRecord,
-    Instance,
-    InstanceFilter,
-    Listing,
-    Receipt,
-    RegisterChange,
-    Registration,
-    Resolution,
-    SequencedChange,
-    StatusChange,
-    Transition,
-    Verdict,
-    check_status,
-)
+from seedcore.core.limits import check_status
 from seedcore.core.timeouts import is_running, within
 from seedcore.registry.protocol.messages import PROTOCOL, Description, Health, Hello
 from seedcore.registry.protocol.outbox import ChangeBox

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 
+from seedcore.core.answers import Source
 from seedcore.core.errors import (
     VersionMismatchError,
 )
-from seedcore.core.model import Instance, Source, Transition, Verdict
+from seedcore.core.instances import Instance, Transition, Verdict
 from seedcore.core.wire import wire
 
 PROTOCOL = 9

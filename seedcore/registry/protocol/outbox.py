@@ -12,8 +12,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 
+from seedcore.core.answers import BeatAnswer, Receipt
+from seedcore.core.changes import SequencedChange
 from seedcore.core.errors import BacklogFullError, RegistryError
-from seedcore.core.model import BeatAnswer, Receipt, SequencedChange
 
 MAX_CHANGES_A_MESSAGE = 1000
 MAX_BEATS_A_MESSAGE = 10_000

@@ -10,6 +10,7 @@ from typing import Any
 
 from ray.exceptions import RayError, RayTaskError
 
+from seedcore.core.answers import BeatAnswer
 from seedcore.core.errors import (
     DirectoryUnavailableError,
     InvalidInputError,
@@ -19,7 +20,6 @@ from seedcore.core.errors import (
     SessionError,
     first_line,
 )
-from seedcore.core.model import BeatAnswer
 from seedcore.core.timeouts import within
 from seedcore.registry.ray_support import session
 from seedcore.registry.ray_support.lookup import ActorHandle, find_actor

@@ -20,7 +20,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from seedcore.core.errors import DirectoryUnavailableError, SessionError, first_line
-from seedcore.core.model import Instance
+from seedcore.core.instances import Instance
 from seedcore.core.ports import OnDeath, OnExplained, OnLostNodes, OnUnwatched
 from seedcore.core.timeouts import end, within
 from seedcore.core.verdict import Witness

@@ -11,11 +11,13 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 
+from seedcore.core.answers import OutcomeKind
+from seedcore.core.changes import StatusChange
 from seedcore.core.clock import Clock
 from seedcore.core.errors import BacklogFullError, NodeDeadError, StoreUnavailableError
+from seedcore.core.instances import Instance, Verdict
 from seedcore.core.lease import AbsenceMeter, BeatRate, MassLateness
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Instance, OutcomeKind, StatusChange, Verdict
 from seedcore.core.ports import DeathWitness, OnDeath
 from seedcore.core.roster import Roster
 from seedcore.core.verdict import Beats, Death, Evidence, Witness, judge

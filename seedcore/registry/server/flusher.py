@@ -18,21 +18,14 @@ from functools import partial
 from itertools import islice
 from typing import TypeAlias, TypeVar
 
+from seedcore.core.answers import LostBeat, Outcome, OutcomeKind
 from seedcore.core.batch import BeatBatch, ChangeBatch
+from seedcore.core.changes import Change, RegisterChange, StatusChange
 from seedcore.core.clock import Clock
 from seedcore.core.errors import FencedError, RegistryError, StoreRejectedError, StoreUnavailableError, first_line
+from seedcore.core.instances import Beat, LiveState
 from seedcore.core.lease import BeatRate
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import (
-    Beat,
-    Change,
-    LiveState,
-    LostBeat,
-    Outcome,
-    OutcomeKind,
-    RegisterChange,
-    StatusChange,
-)
 from seedcore.core.paging import decode_cursor
 from seedcore.core.ports import Store, StoreDoubtError
 from seedcore.core.roster import Roster

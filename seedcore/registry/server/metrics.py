@@ -10,8 +10,8 @@ from functools import lru_cache
 
 from ray.util import metrics
 
+from seedcore.core.instances import Verdict
 from seedcore.core.lifecycle import LIVE_STATUSES, Status
-from seedcore.core.model import Verdict
 from seedcore.registry.protocol.messages import Health, Unwatched
 from seedcore.registry.ray_support.metrics import Totals, gauge
 

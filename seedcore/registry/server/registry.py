@@ -17,6 +17,18 @@ from datetime import timedelta
 from typing_extensions import assert_never
 
 from seedcore import __version__
+from seedcore.core.answers import (
+    Answer,
+    BeatAnswer,
+    InstanceFilter,
+    Listing,
+    Outcome,
+    OutcomeKind,
+    Receipt,
+    Resolution,
+    Source,
+)
+from seedcore.core.changes import Change, RegisterChange, Registration, SequencedChange, StatusChange, check_until
 from seedcore.core.clock import Clock
 from seedcore.core.errors import (
     EpochLimitError,
@@ -36,30 +48,12 @@ from seedcore.core.errors import (
     UnknownInstanceError,
 )
 from seedcore.core.feed import Feed, FeedBatch
+from seedcore.core.instances import Epoch, EpochRecord, Instance, Transition, Verdict
 from seedcore.core.lease import BeatRate, LeaseTerms
 from seedcore.core.lifecycle import Status, is_allowed
-from seedcore.core.model import (
+from seedcore.core.limits import (
     MAX_ID_CHARS,
     MAX_PAGE,
-    Answer,
-    BeatAnswer,
-    Change,
-    Epoch,
-    EpochRecord,
-    Instance,
-    InstanceFilter,
-    Listing,
-    Outcome,
-    OutcomeKind,
-    Receipt,
-    RegisterChange,
-    Registration,
-    Resolution,
-    SequencedChange,
-    Source,
-    StatusChange,
-    Transition,
-    Verdict,
     check_beats,
     check_cause,
     check_drain_s,
@@ -71,7 +65,6 @@ from seedcore.core.model import (
     check_status,
     check_statuses,
     check_text,
-    check_until,
 )
 from seedcore.core.paging import check_limit, check_within_s, decode_cursor, decode_death_cursor, encode_cursor
 from seedcore.core.places import Places

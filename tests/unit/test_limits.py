@@ -12,16 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seedcore.core import model
+from seedcore.core.answers import Answer, InstanceFilter, Listing, Source
+from seedcore.core.changes import RegisterChange, Registration, new_instance_id
 from seedcore.core.errors import InvalidInputError
+from seedcore.core.instances import Verdict
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import (
-    Answer,
-    InstanceFilter,
-    Listing,
-    Registration,
-    Source,
-    Verdict,
+from seedcore.core.limits import (
     check_cause,
     check_epoch,
     check_instance_id,
@@ -29,7 +25,6 @@ from seedcore.core.model import (
     check_seq,
     check_status,
     check_text,
-    new_instance_id,
 )
 from tests.builders import START, iid, instance
 
@@ -333,4 +328,4 @@ def test_names_read_as_their_values(name: Source | Verdict) -> None:
 
 
 def test_change_of_a_registration_is_of_its_instance() -> None:
-    assert model.RegisterChange(GOOD).instance_id == iid(1)
+    assert RegisterChange(GOOD).instance_id == iid(1)
