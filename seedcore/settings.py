@@ -5,16 +5,15 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from enum import Enum
+from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 import platformdirs
 from pydantic import AfterValidator, AliasChoices, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from typing_extensions import Self
 
 from seedcore.core.errors import ConfigurationError, InvalidInputError
 from seedcore.core.limits import MAX_EPOCH_CHARS, MAX_ID_CHARS, check_text
@@ -25,15 +24,12 @@ _URL_SECRET = re.compile(r"/\S*@")
 _HOST = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*|\[[0-9a-f:.]+\]")
 
 
-class Mode(str, Enum):
+class Mode(StrEnum):
     """Where callers look: Ray's listing alone, the registry then the listing, or the registry first."""
 
     RAY = "ray"
     HYBRID = "hybrid"
     REGISTRY = "registry"
-
-    def __str__(self) -> str:
-        return self.value
 
 
 def _name(value: str) -> str:

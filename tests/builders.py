@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from seedcore.core.changes import RegisterChange, Registration, StatusChange
 from seedcore.core.instances import Instance
 from seedcore.core.lifecycle import Status
 
-START = datetime(2024, 1, 1, tzinfo=timezone.utc)
+START = datetime(2024, 1, 1, tzinfo=UTC)
 
 
 def iid(number: int) -> str:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from seedcore.agents.contract import check_awaitable, check_overrides
@@ -168,7 +168,7 @@ class RayAgent:
             await self._reporter.drain(reason)
         try:
             await within(self._idle.wait(), timeout_s)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             return False
         return True
 
@@ -225,7 +225,7 @@ class RayAgent:
             agent_id=self._agent_id,
             instance_id=self._reporter.client.instance_id,
             status=self._status,
-            at=datetime.now(timezone.utc),
+            at=datetime.now(UTC),
             uptime_s=time.monotonic() - self._born_s,
             tasks_running=self._running,
         )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 from psycopg import conninfo, sql
 from psycopg_pool import AsyncConnectionPool
-from typing_extensions import LiteralString
 
 LANES = 10
 

@@ -12,12 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 
 import psutil
 import ray
 from pydantic import SecretStr
-from typing_extensions import LiteralString
 
 from seedcore.bench import bare
 from seedcore.core.errors import RegistryUnavailableError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import resource
@@ -10,7 +9,7 @@ import shutil
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 
 import ray
@@ -41,12 +40,12 @@ from seedcore.store.postgres import is_unverified
 
 _PATIENCE_S = 10.0
 _SKEW_S = 2.0
-_MIN_SERVER = 140_000
+_MIN_SERVER = 150_000
 _MIN_FREE_BYTES = 1024**3
 _MIN_DESCRIPTORS = 4096
 
 
-class Grade(str, Enum):
+class Grade(StrEnum):
     """How a check ended."""
 
     OK = "ok"
@@ -174,7 +173,7 @@ async def look_at_database(settings: Settings) -> list[Finding]:
 async def _checked(check: str, look: Callable[[], Awaitable[list[Finding]]]) -> list[Finding]:
     try:
         return await within(look(), _PATIENCE_S)
-    except asyncio.TimeoutError:
+    except TimeoutError:
         return [Finding(check, Grade.FAILED, f"no answer within {_PATIENCE_S:g} s", "see its log")]
     except StoreUnavailableError as error:
         return [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
@@ -241,7 +241,7 @@ def _short(identity: str | None) -> Text:
 
 
 def _seconds_since(at: datetime) -> float:
-    return max(0.0, (datetime.now(timezone.utc) - at).total_seconds())
+    return max(0.0, (datetime.now(UTC) - at).total_seconds())
 
 
 def _ago(at: datetime) -> str:

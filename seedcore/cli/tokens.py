@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime, timedelta, timezone
-from enum import Enum
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +18,7 @@ from seedcore.discovery.access import Right, TokenFile, new_token
 token_app = typer.Typer(help="Tokens for the HTTP API.", no_args_is_help=True)
 
 
-class _Granted(str, Enum):
+class _Granted(StrEnum):
     READ = "read"
     WRITE = "write"
 
@@ -36,7 +36,7 @@ def token_new(
     its owner.
     """
     lasts_s = parse_duration("--expires", expires, check_within_s)
-    ends = None if lasts_s is None else datetime.now(timezone.utc) + timedelta(seconds=lasts_s)
+    ends = None if lasts_s is None else datetime.now(UTC) + timedelta(seconds=lasts_s)
     secret, token = new_token(name, Right[right.name], ends)
     if as_json:
         echo(json.dumps({"token": secret, "line": token.line()}, indent=2))
@@ -51,7 +51,7 @@ def token_check(
     as_json: JsonOption = False,
 ) -> None:
     """List the tokens of a file and its problems. The exit code is 1 if it has problems or no tokens."""
-    found, now = TokenFile(file, log=None), datetime.now(timezone.utc)
+    found, now = TokenFile(file, log=None), datetime.now(UTC)
     if as_json:
         known = [
             {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from enum import Enum
+from enum import StrEnum
 from typing import Generic, overload
 
 from seedcore.core.errors import NotDurableError
@@ -22,7 +22,7 @@ from seedcore.core.selector import Requirement, Selector
 from seedcore.core.wire import wire
 
 
-class Source(str, Enum):
+class Source(StrEnum):
     """Where an answer came from."""
 
     REGISTRY = "registry"
@@ -30,11 +30,8 @@ class Source(str, Enum):
     POSTGRES = "postgres"
     RAY = "ray"
 
-    def __str__(self) -> str:
-        return self.value
 
-
-class OutcomeKind(str, Enum):
+class OutcomeKind(StrEnum):
     """What the store did with one change of a batch."""
 
     APPLIED = "applied"
@@ -57,7 +54,7 @@ class Outcome:
     cause: str | None = None
 
 
-class BeatOutcome(str, Enum):
+class BeatOutcome(StrEnum):
     """Why a beat renewed nothing."""
 
     UNKNOWN = "unknown"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import Enum
+from enum import StrEnum
 from typing import NamedTuple
 
 from seedcore.core.lifecycle import Status
@@ -15,16 +15,13 @@ from seedcore.core.limits import (
 from seedcore.core.wire import wire
 
 
-class Verdict(str, Enum):
+class Verdict(StrEnum):
     """What we believe of an instance now, from its beats."""
 
     FRESH = "fresh"
     LATE = "late"
     SUSPECT = "suspect"
     UNKNOWN = "unknown"
-
-    def __str__(self) -> str:
-        return self.value
 
 
 @wire

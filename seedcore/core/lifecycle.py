@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 
 
-class Status(str, Enum):
+class Status(StrEnum):
     """The status of an instance: reported by the instance, or declared by the registry."""
 
     STARTING = "starting"
     ALIVE = "alive"
     DRAINING = "draining"
     DEAD = "dead"
-
-    def __str__(self) -> str:
-        return self.value
 
 
 TRANSITIONS: dict[Status, frozenset[Status]] = {

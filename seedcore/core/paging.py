@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 from collections.abc import Iterable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from itertools import islice
 
 from seedcore.core.errors import InvalidInputError
@@ -48,7 +48,7 @@ def encode_death_cursor(last: Instance) -> str:
 def decode_death_cursor(cursor: str | None) -> tuple[datetime, str]:
     """Return the (stopped_at, instance_id) before which a page of deaths starts. Raises InvalidInputError."""
     if cursor is None:
-        return datetime.max.replace(tzinfo=timezone.utc), _LAST_ID
+        return datetime.max.replace(tzinfo=UTC), _LAST_ID
     at, instance_id = decode_cursor(cursor)
     try:
         stopped_at = datetime.fromisoformat(at)

@@ -27,7 +27,7 @@ async def within(work: Awaitable[T], timeout_s: float | None) -> T:
         raise
     if not done:
         abandon(task)
-        raise asyncio.TimeoutError
+        raise TimeoutError
     return task.result()
 
 

@@ -6,12 +6,12 @@ The first matching row applies. A death requires a witness, or an expired lease 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 from seedcore.core.instances import Verdict
 
 
-class Witness(str, Enum):
+class Witness(StrEnum):
     """The report of one witness: about a process, an actor or a node, or a caller's report that a call failed."""
 
     ALIVE = "alive"
@@ -19,7 +19,7 @@ class Witness(str, Enum):
     UNKNOWN = "unknown"
 
 
-class Beats(str, Enum):
+class Beats(StrEnum):
     """The state of an instance according to its beats: see core.lease."""
 
     FRESH = "fresh"
@@ -29,7 +29,7 @@ class Beats(str, Enum):
     UNKNOWN = "unknown"
 
 
-class Death(str, Enum):
+class Death(StrEnum):
     """Why the registry declares an instance dead."""
 
     PROCESS = "process"

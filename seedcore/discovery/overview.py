@@ -118,7 +118,7 @@ class Overviews:
 async def _in_time(question: Awaitable[Any]) -> Any:
     try:
         return await within(question, _TIMEOUT_S)
-    except asyncio.TimeoutError:
+    except TimeoutError:
         return f"no answer within {_TIMEOUT_S:g} s"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from http import HTTPStatus
 from time import monotonic
@@ -97,7 +96,7 @@ class BoundedBody:
                 return await receive()
             try:
                 message = await within(receive(), max(0.0, ends_s - monotonic()))
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 raise HTTPException(408, f"the body must be there within {self._max_s:g} s") from None
             if not message.get("more_body", False):
                 ends_s = None

@@ -97,7 +97,7 @@ async def _until_changed(changed: asyncio.Event) -> None:
     """Wait for a change, or until the next `state` event is due."""
     try:
         await within(changed.wait(), _STATE_S)
-    except asyncio.TimeoutError:
+    except TimeoutError:
         return
     # send changes of a short period together
     await asyncio.sleep(_LINGER_S)

@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -99,7 +99,7 @@ class _UtcLoader(Loader):
 
 
 _INT8 = struct.Struct("!q")
-_POSTGRES_EPOCH = datetime(2000, 1, 1, tzinfo=timezone.utc)
+_POSTGRES_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 async def _configure(connection: Connection) -> None:
@@ -235,7 +235,7 @@ class Connections:
             return
         try:
             await within(pool.check(), self._limits.answer_s)
-        except asyncio.TimeoutError as error:
+        except TimeoutError as error:
             self._give_up(pool, f"no answer within {self._limits.answer_s:g} s")
             raise StoreUnavailableError(str(self._problem)) from error
 
@@ -245,7 +245,7 @@ class Connections:
         try:
             connection = await within(connect(self._dsn, self._limits, read_only=self._read_only), bound_s)
             await connection.close()
-        except asyncio.TimeoutError as error:
+        except TimeoutError as error:
             self._note_away(f"no connection within {bound_s:g} s")
             raise StoreUnavailableError(str(self._problem)) from error
         except StoreUnavailableError as error:

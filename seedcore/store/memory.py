@@ -7,7 +7,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 from seedcore.core.answers import Answer, BeatOutcome, InstanceFilter, Listing, LostBeat, Outcome, OutcomeKind, Source
 from seedcore.core.changes import RegisterChange, Registration, StatusChange, check_until
@@ -62,7 +62,7 @@ class Tables:
 
 
 def _utc_now() -> datetime:
-    return datetime.now(timezone.utc)
+    return datetime.now(UTC)
 
 
 class MemoryStore:

@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import LiteralString
 
 import psycopg
-from typing_extensions import LiteralString
 
 from seedcore.core.errors import SchemaError, StoreUnavailableError
 from seedcore.store.connections import Connection, is_pooled

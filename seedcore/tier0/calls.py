@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from ray.exceptions import RayError, RayTaskError
@@ -41,7 +41,7 @@ async def bounded_call(agent_id: str, call: Callable[[], Any], timeout_s: float 
         if isinstance(error.cause, RegistryError):
             raise error.cause from None
         raise
-    except asyncio.TimeoutError:
+    except TimeoutError:
         raise AgentCallError(agent_id, f"no answer within {timeout_s:g} s") from None
     except SessionError as error:
         raise AgentCallError(agent_id, error.why) from error
@@ -70,4 +70,4 @@ async def gather(ids: Sequence[str], work: Callable[[str], Awaitable[T]], source
     finally:
         # where one raises what is not expected, or the caller is cancelled
         await end(*tasks)
-    return Gathered(results, failures, source, datetime.now(timezone.utc))
+    return Gathered(results, failures, source, datetime.now(UTC))

@@ -197,7 +197,7 @@ class _Creation:
             is_ended = isinstance(error.cause, TaskCancelledError)
             why = "it raised KeyboardInterrupt, or was cancelled" if is_ended else repr(error.cause)
             raise self._failed(handle, f"start failed: {why}") from error
-        except asyncio.TimeoutError:
+        except TimeoutError:
             known = await ray_remembers(self._spec.actor_name, self._namespace, _LOOK_UP_S)
             raise self._failed(handle, f"did not start within {_TIMEOUT_S:g} s; {known}") from None
         except (AttributeError, TypeError) as error:

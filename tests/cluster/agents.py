@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
@@ -156,9 +157,9 @@ class OldRegistry:
     """A registry of long ago."""
 
     async def hello(self) -> Hello:
-        from datetime import datetime, timezone
+        from datetime import datetime
 
-        return Hello(1, "0.0.1", os.getpid(), "", datetime.now(timezone.utc), oldest_protocol=1)
+        return Hello(1, "0.0.1", os.getpid(), "", datetime.now(UTC), oldest_protocol=1)
 
 
 class Host:

@@ -10,6 +10,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
@@ -157,11 +158,11 @@ class Newer:
     """A registry that goes on to understand us, and has no such methods any more, or others."""
 
     async def hello(self) -> Any:
-        from datetime import datetime, timezone
+        from datetime import datetime
 
         from seedcore.registry.protocol.messages import PROTOCOL, Hello
 
-        return Hello(PROTOCOL + 5, "99.0.0", os.getpid(), "", datetime.now(timezone.utc), oldest_protocol=PROTOCOL)
+        return Hello(PROTOCOL + 5, "99.0.0", os.getpid(), "", datetime.now(UTC), oldest_protocol=PROTOCOL)
 
     async def health(self, must: int) -> None: ...
 

@@ -18,7 +18,7 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import psutil
@@ -28,7 +28,6 @@ from pydantic import SecretStr
 from ray import serve
 from ray.cluster_utils import Cluster
 from ray.exceptions import RayError
-from typing_extensions import Self
 
 from seedcore.agents import RayAgent
 from seedcore.composition import start_registry
@@ -156,7 +155,7 @@ class Caller:
                 located = await self._manager.locate(agent_id)
                 said = await within(_answer(located.handle), 2.0)
                 calls.note(agent_id, said, str(located.source), time.monotonic() - began_s)
-            except (RegistryError, RayError, asyncio.TimeoutError) as error:
+            except (TimeoutError, RegistryError, RayError) as error:
                 calls.failed[f"{agent_id}: {type(error).__name__}: {str(error)[:160]}"] += 1
             await asyncio.sleep(_CALL_S)
 
@@ -428,7 +427,7 @@ class Installation:
         while problem is not None and time.monotonic() - began_s < _SETTLED_S:
             try:
                 problem = await self.unsettled()
-            except (RegistryError, RayError, asyncio.TimeoutError, httpx.HTTPError, psycopg.Error) as error:
+            except (TimeoutError, RegistryError, RayError, httpx.HTTPError, psycopg.Error) as error:
                 problem = f"{type(error).__name__}: {error}"
             if problem is not None:
                 await asyncio.sleep(_POLL_S)

@@ -356,7 +356,7 @@ class SimConnection:
         if relay is not None:
             try:
                 return await within(relay.call("beat_many", instance_ids, loads), BEAT_S / 4)
-            except (ActorDiedError, RegistryUnavailableError, asyncio.TimeoutError):
+            except (TimeoutError, ActorDiedError, RegistryUnavailableError):
                 pass
         return await self._call("beat_many", instance_ids, loads)
 
@@ -379,7 +379,7 @@ class SimConnection:
                 [answer] = await within(relay.call("deliver", [change]), CALL_TIMEOUT_S)
             except RegistryReplacedError:
                 raise
-            except (ActorDiedError, RegistryUnavailableError, asyncio.TimeoutError):
+            except (TimeoutError, ActorDiedError, RegistryUnavailableError):
                 pass
             else:
                 if isinstance(answer, RegistryError):
@@ -406,7 +406,7 @@ class SimConnection:
             world.loop.run_in("network", self._deliver(office, delay_s, reply, method, args, kwargs))
         try:
             return await within(reply, CALL_TIMEOUT_S)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise RegistryUnavailableError("simulated: no answer in time") from None
         finally:
             office.replies.discard(reply)

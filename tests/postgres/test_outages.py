@@ -10,7 +10,7 @@ import socket
 import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg
@@ -433,9 +433,9 @@ async def test_bounds_and_times_hold_whatever_the_session_is_set_to(server: Post
     await store.set_status_many([turns(1, Status.DRAINING, cause="back\\slash", until=until)])
     row = await store.get_instance(iid(1))
     assert row is not None
-    assert (row.drain_until, row.cause, row.started_at.tzinfo) == (until, "back\\slash", timezone.utc)
+    assert (row.drain_until, row.cause, row.started_at.tzinfo) == (until, "back\\slash", UTC)
     as_of = (await store.list_instances(InstanceFilter(), 10)).as_of
-    assert abs(as_of - datetime.now(timezone.utc)) < timedelta(hours=1)
+    assert abs(as_of - datetime.now(UTC)) < timedelta(hours=1)
     await store.close()
 
 

@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Awaitable, Callable
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -31,7 +31,7 @@ from seedcore.discovery.traffic import MAX_CALLERS, Rates
 from seedcore.settings import Settings, load_settings
 from tests.waiting import eventually
 
-NOW = datetime(2026, 3, 1, tzinfo=timezone.utc)
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
 LOOPBACK = "127.0.0.1"
 PUBLIC = "0.0.0.0"
 # of this machine, on its network
@@ -41,7 +41,7 @@ LAN = "10.20.30.40"
 @pytest.fixture
 def tokens(tmp_path: Path) -> dict[str, str]:
     """Secrets by name, and the file of their hashes at `file`."""
-    past, future = datetime.now(timezone.utc) - timedelta(days=1), datetime.now(timezone.utc) + timedelta(days=1)
+    past, future = datetime.now(UTC) - timedelta(days=1), datetime.now(UTC) + timedelta(days=1)
     made = {
         "reader": new_token("reader", Right.READ),
         "writer": new_token("writer", Right.WRITE, future),

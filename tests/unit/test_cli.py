@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -259,7 +259,7 @@ def test_of_the_dead_the_last_one_is_told_of_with_what_helps() -> None:
 
 def test_the_file_of_tokens_is_told_line_by_line(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
-    past = datetime(2020, 1, 1, tzinfo=timezone.utc)
+    past = datetime(2020, 1, 1, tzinfo=UTC)
     lines = [new_token("ci", Right.WRITE)[1].line(), "junk", new_token("old", Right.READ, past)[1].line()]
     file.write_text("\n".join(lines))
     answer = CliRunner().invoke(app, ["token", "check", str(file)])

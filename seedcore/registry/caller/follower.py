@@ -98,7 +98,7 @@ class Follower:
             self._confirmed.clear()
             try:
                 await within(self._confirmed.wait(), timeout_s)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 return False
         return True
 

@@ -90,7 +90,7 @@ class Relay:
             self._news.clear()
             try:
                 await within(self._news.wait(), wait_s)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 return []
         return list(self._exits)
 

@@ -328,7 +328,7 @@ class RegistryConnection:
         began = self._session
         try:
             answer = await within(session.ask(handle, method, *args, **kwargs), bound_s)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             why = f"no answer to {method} within {bound_s:g} s{_IN_DOUBT.get(method, '')}"
             if needs_database or method not in _FROM_MEMORY or session.current() is not began:
                 # it may be the database that is silent, while the registry answers others; or the session has ended

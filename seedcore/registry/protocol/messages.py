@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import Enum
+from enum import StrEnum
 
 from seedcore.core.answers import Source
 from seedcore.core.errors import (
@@ -156,7 +156,7 @@ class Watched:
     actor_id: str | None
 
 
-class Unwatched(str, Enum):
+class Unwatched(StrEnum):
     """Why the end of an instance's process is noticed by its beats alone."""
 
     DESCRIPTORS = "descriptors"

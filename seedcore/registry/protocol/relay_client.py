@@ -99,7 +99,7 @@ class RelayFinder:
             if not done:
                 await within(session.ask(relay, "__ray_ready__"), self._patience_s / 2)
             return await within(asked, self._call_timeout_s)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise RegistryUnavailableError("no answer from the relay") from None
         except RayTaskError as error:
             raise cause_of(error, method) from None

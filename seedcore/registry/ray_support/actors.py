@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from enum import Enum
+from enum import StrEnum
 
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError
 
@@ -18,7 +18,7 @@ from seedcore.registry.ray_support.lookup import ActorHandle
 _KILL_POLL_S = 0.02
 
 
-class Proof(str, Enum):
+class Proof(StrEnum):
     """The answer to a probe: the instance lives; its actor is dead; the process is, or will be, another instance's; Ray
     reports that the process is gone; or no answer yet."""
 
@@ -33,7 +33,7 @@ async def probe(handle: ActorHandle, timeout_s: float) -> Proof:
     """Ask the actor for a sign of life. A result counts, an error that is ready does not."""
     try:
         await within(session.ask(handle, "__ray_ready__"), timeout_s)
-    except (asyncio.TimeoutError, ActorUnavailableError, SessionError):
+    except (TimeoutError, ActorUnavailableError, SessionError):
         return Proof.NOT_YET
     except (ActorDiedError, RayActorError):
         return Proof.NO

@@ -100,7 +100,7 @@ async def _in_thread(look_up: Callable[[], T], timeout_s: float, on_late: Callab
     threading.Thread(target=run, name="seedcore-lookup", daemon=True).start()
     try:
         return await within(answer, max(0.001, ends_s - loop.time()))
-    except asyncio.TimeoutError:
+    except TimeoutError:
         raise DirectoryUnavailableError(f"no answer from Ray within {timeout_s:g} s") from None
     except asyncio.CancelledError:
         # cancelled in the moment in which the answer came

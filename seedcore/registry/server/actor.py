@@ -111,7 +111,7 @@ async def stop_registry(namespace: str, timeout_s: float = 10.0) -> bool:
         return False
     try:
         await within(session.ask(handle, "stop"), timeout_s)
-    except (asyncio.TimeoutError, ActorDiedError, RayActorError, AttributeError) as error:
+    except (TimeoutError, ActorDiedError, RayActorError, AttributeError) as error:
         # one of another version may know no such call
         logger.warning("the registry did not stop by itself: %s", first_line(error))
     if not await end_actor(handle, timeout_s):

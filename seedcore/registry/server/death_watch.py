@@ -347,7 +347,7 @@ class DeathWatch:
                 delay_s = 0.1
                 node.take_relay(name)
                 await self._converse(relay, node)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 node.problem = f"the relay on node {node_id} did not answer in time; making another"
                 logger.info("%s", node.problem, extra={"node_id": node_id})
             except (RayError, DirectoryUnavailableError, SessionError) as error:
@@ -414,7 +414,7 @@ class DeathWatch:
             unseen = len(node.unwatched)
             try:
                 await within(node.changed.wait(), pause_s if node.unwatched else None)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 node.try_again()
 
     async def _told(self, relay: ActorHandle, dropped: list[str], added: list[Watched]) -> Mapping[str, Unwatched]:

@@ -203,7 +203,7 @@ class Writer:
         """Wait a bounded time for the database to be read; whether it is."""
         try:
             await within(self._is_read.wait(), self._wait_s)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             return False
         return True
 
@@ -304,7 +304,7 @@ class Writer:
         if self.recovered and self.fenced_by is None:
             try:
                 await within(self._flush(beats_due=True), self._config.stop_deadline_s)
-            except (asyncio.TimeoutError, RegistryError) as error:
+            except (TimeoutError, RegistryError) as error:
                 logger.warning(
                     "stopped with changes that are not in the database: %s",
                     error,
@@ -403,7 +403,7 @@ class Writer:
             wait_s = max(0.0, self._next_beat_flush_s - self._clock.monotonic())
             try:
                 await within(self._wake.wait(), wait_s)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 return
         await asyncio.sleep(self._config.linger_s)
 

@@ -13,8 +13,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
-
-from typing_extensions import assert_never
+from typing import assert_never
 
 from seedcore import __version__
 from seedcore.core.answers import (
@@ -462,7 +461,7 @@ class Registry:
                 await within(news.wait(), wait_s)
                 # many followers are answered more rarely, with more each time: so many answers a second in all
                 await asyncio.sleep(min(_FEED_LINGER_MAX_S, feed.followers / _FEED_ANSWERS_A_S))
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 pass
             finally:
                 feed.unfollow(number)
@@ -523,7 +522,7 @@ class Registry:
             # who lives is known whatever the database does: nobody waits long for what was
             history, steps = await within(self._past_of(logical_id), _PAST_S)
             complete = True
-        except (StoreUnavailableError, asyncio.TimeoutError) as error:
+        except (TimeoutError, StoreUnavailableError) as error:
             logger.debug("history not readable: %s", error)
         now_s, at = self._expiry.attentive_now_s(), self._clock.utc()
         live = tuple(

@@ -21,7 +21,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 
 import psutil
@@ -198,7 +198,7 @@ def layout_of(data_dir: Path) -> Layout:
         raise EmbeddedPostgresError(f"{data_dir}: {error} Set SEEDCORE_DATA_DIR to another folder.") from error
 
 
-class State(str, Enum):
+class State(StrEnum):
     """What the server is about to do. A guardian that has ended leaves no record."""
 
     STARTING = "starting"
