@@ -122,7 +122,7 @@ $$;
 
 -- Tells better why instances died: what is known of a death at once (a process ended) is not all that is known a moment
 -- later (why Ray ended it). It only adds to the cause that is there. Answers the ids of those whose cause it is now.
-create function explain_deaths(p_ids uuid[], p_causes text[]) returns setof uuid
+create function refine_causes(p_ids uuid[], p_causes text[]) returns setof uuid
 language plpgsql as $$
 declare
     r record;

@@ -138,7 +138,7 @@ async def start_registry(settings: Settings) -> Hello:
         epoch=settings.cluster_epoch,
         beat_interval_s=settings.beat_interval_s,
         lease_s=settings.effective_lease_s,
-        max_beats_a_s=settings.max_beats_a_s,
+        max_beats_per_s=settings.max_beats_per_s,
         flush_interval_s=settings.flush_interval_s,
         durable_wait_s=settings.durable_wait_s,
         reconnect_grace_s=2 * agent_call_s,

@@ -18,7 +18,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from seedcore.core.errors import ConfigurationError, InvalidInputError
 from seedcore.core.limits import MAX_EPOCH_CHARS, MAX_ID_CHARS, check_text
 
-BEATS_A_LEASE = 3
+BEATS_PER_LEASE = 3
 _URL_SECRET = re.compile(r"/\S*@")
 
 _HOST = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*|\[[0-9a-f:.]+\]")
@@ -214,7 +214,7 @@ class Settings(BaseSettings):
         description="names, with commas between them, that access without a token may be asked by, beside this "
         "machine's own; *.seedcore.example is every name below it",
     )
-    http_max_requests_a_s: Annotated[float, Field(ge=1, le=1_000_000)] = Field(
+    http_max_requests_per_s: Annotated[float, Field(ge=1, le=1_000_000)] = Field(
         500,
         validation_alias=AliasChoices("SEEDCORE_HTTP_MAX_REQUESTS_PER_SEC"),
         description="HTTP requests a second of one caller to one replica, on average over 2 s",
@@ -227,7 +227,7 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("SEEDCORE_LEASE_SEC"),
         description="silence that ends a lease; at least 3 beats; default 15 or 3 beats, whichever is longer",
     )
-    max_beats_a_s: Annotated[float, Field(ge=1, le=1_000_000)] = Field(
+    max_beats_per_s: Annotated[float, Field(ge=1, le=1_000_000)] = Field(
         10_000,
         validation_alias=AliasChoices("SEEDCORE_MAX_BEATS_PER_SEC"),
         description="beats a second of the whole fleet: above it the registry asks for a longer interval and lease",
@@ -275,11 +275,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _lease_outlives_beats(self) -> Self:
-        if self.lease_s is not None and self.lease_s < BEATS_A_LEASE * self.beat_interval_s:
+        if self.lease_s is not None and self.lease_s < BEATS_PER_LEASE * self.beat_interval_s:
             raise ConfigurationError(
                 "SEEDCORE_LEASE_SEC",
-                f"must be at least {BEATS_A_LEASE} x REGISTRY_BEAT_SEC = "
-                f"{BEATS_A_LEASE * self.beat_interval_s:g} seconds, not {self.lease_s:g}",
+                f"must be at least {BEATS_PER_LEASE} x REGISTRY_BEAT_SEC = "
+                f"{BEATS_PER_LEASE * self.beat_interval_s:g} seconds, not {self.lease_s:g}",
             )
         return self
 
@@ -302,7 +302,7 @@ class Settings(BaseSettings):
     @property
     def effective_lease_s(self) -> float:
         """The lease in force."""
-        return self.lease_s if self.lease_s is not None else max(15.0, BEATS_A_LEASE * self.beat_interval_s)
+        return self.lease_s if self.lease_s is not None else max(15.0, BEATS_PER_LEASE * self.beat_interval_s)
 
 
 def load_settings() -> Settings:

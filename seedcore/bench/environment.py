@@ -55,7 +55,7 @@ class Place:
     def settings(self) -> Settings:
         """The settings of callers and agents of this registry."""
         return Settings(
-            namespace=self.namespace, pg_dsn=SecretStr(self.dsn), call_timeout_s=30.0, http_max_requests_a_s=1e6
+            namespace=self.namespace, pg_dsn=SecretStr(self.dsn), call_timeout_s=30.0, http_max_requests_per_s=1e6
         )
 
     async def process(self) -> psutil.Process:

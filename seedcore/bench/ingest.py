@@ -48,7 +48,7 @@ async def run(bench: Bench) -> Result:
     agents, seconds = (5_000, 1.5) if bench.is_quick else (50_000, 8.0)
     dsn = bench.new_database()
     ids = await registered(dsn, agents)
-    place = await bench.place("ingest", dsn, flush_interval_s=0.02, lease_s=600.0, max_beats_a_s=1e6)
+    place = await bench.place("ingest", dsn, flush_interval_s=0.02, lease_s=600.0, max_beats_per_s=1e6)
     try:
         ours = await _ours(place, ids, seconds)
     finally:

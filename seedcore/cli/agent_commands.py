@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from seedcore.cli.backend import Asked, NobodySelectedError, Wanted, asked, shown_ids
+from seedcore.cli.backend import Backend, ListQuery, NobodySelectedError, backend_of, shown_ids
 from seedcore.cli.output import EXIT_FAILED, JsonOption, confirm, echo, out, parse_duration
 from seedcore.cli.queries import NodeOption, OrganOption, SelectorOption, answered
 from seedcore.cli.render import show_turned
 from seedcore.core.errors import InvalidInputError, RegistryError
 from seedcore.core.lifecycle import Status
-from seedcore.core.limits import check_drain_s
+from seedcore.core.limits import check_duration_s
 from seedcore.discovery.api import TurnedAnswer
 from seedcore.settings import load_settings
 
@@ -34,14 +34,14 @@ def drain_command(
     as_json: JsonOption = False,
 ) -> None:
     """Hand agents out no more: those named, or all of a node, an organ or a selector. They go on with what they do."""
-    for_s = parse_duration("--for", duration, check_drain_s)
+    duration_s = parse_duration("--for", duration, check_duration_s)
     _turn(
         "drain",
         Status.DRAINING,
         agents,
-        Wanted((Status.ALIVE, Status.STARTING, Status.DRAINING), (), organ, node, selector),
+        ListQuery((Status.ALIVE, Status.STARTING, Status.DRAINING), (), organ, node, selector),
         reason,
-        for_s,
+        duration_s,
         yes=yes,
         as_json=as_json,
         lasts=" until it is undrained" if duration is None else f" for {duration}",
@@ -62,7 +62,7 @@ def undrain_command(
         "undrain",
         Status.ALIVE,
         agents,
-        Wanted((Status.DRAINING,), (), organ, node, selector),
+        ListQuery((Status.DRAINING,), (), organ, node, selector),
         reason,
         None,
         yes=yes,
@@ -84,9 +84,9 @@ def _turn(
     verb: str,
     status: Status,
     agents: list[str] | None,
-    wanted: Wanted | None,
+    wanted: ListQuery | None,
     reason: str | None,
-    for_s: float | None,
+    duration_s: float | None,
     *,
     yes: bool,
     as_json: bool,
@@ -95,7 +95,7 @@ def _turn(
     is_narrowed = wanted is not None and (wanted.organ, wanted.node, wanted.selector) != (None, None, "")
     if bool(agents) is is_narrowed:
         raise InvalidInputError("ID", f"say whom to {verb}: either ids, or --node, --organ or --selector")
-    source = asked(load_settings())
+    source = backend_of(load_settings())
     if not agents:
         assert wanted is not None
         agents = sorted({item.logical_id for item in answered(source.listing(wanted)).items})
@@ -106,7 +106,7 @@ def _turn(
             confirm(f"{verb} {len(agents)} agents ({shown_ids(agents)}) of {source.place}?")
     elif status is Status.DEAD and not yes:
         confirm(f"Declare {shown_ids(agents)} of {source.place} dead?")
-    turned, failures = answered(_turn_all(source, agents, status, reason, for_s))
+    turned, failures = answered(_turn_all(source, agents, status, reason, duration_s))
     if as_json:
         echo("[" + ",\n".join(answer.model_dump_json(indent=2) for answer in turned) + "]")
     else:
@@ -120,14 +120,14 @@ def _turn(
 
 
 async def _turn_all(
-    source: Asked, agents: list[str], status: Status, reason: str | None, for_s: float | None
+    source: Backend, agents: list[str], status: Status, reason: str | None, duration_s: float | None
 ) -> tuple[list[TurnedAnswer], list[RegistryError]]:
     """One after the other; one that is refused does not stop the others."""
     turned: list[TurnedAnswer] = []
     failures: list[RegistryError] = []
     for agent in agents:
         try:
-            turned.append(await source.turn(agent, status, reason, for_s))
+            turned.append(await source.turn(agent, status, reason, duration_s))
         except RegistryError as error:
             failures.append(error)
     return turned, failures

@@ -80,7 +80,7 @@ app.add_typer(token_app, name="token")
 
 _TYPED_AS = {
     "cluster_epoch": "epoch",
-    "for_s": "--for",
+    "duration_s": "--for",
     "label": "--label",
     "label key": "--label",
     "labels": "--label",

@@ -1,4 +1,4 @@
-"""Who is asked: the registry of the Ray cluster that this command joins, or a deployment over HTTP from outside it."""
+"""The backend of the command: the registry of the Ray cluster that it joins, or a deployment over HTTP."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class NobodySelectedError(RegistryError):
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ListQuery:
     """Which instances a command wants. `statuses` empty: every living one."""
 
     statuses: tuple[Status, ...] = (Status.ALIVE,)
@@ -132,7 +132,7 @@ class Event(NamedTuple):
     at: str
 
 
-class Asked(Protocol):
+class Backend(Protocol):
     """Whoever answers the command."""
 
     @property
@@ -140,7 +140,7 @@ class Asked(Protocol):
         """Which cluster or deployment answers, for people."""
         ...
 
-    async def listing(self, wanted: Wanted) -> InstancePage:
+    async def listing(self, wanted: ListQuery) -> InstancePage:
         """Every page of a listing, as one."""
         ...
 
@@ -156,30 +156,30 @@ class Asked(Protocol):
         """The fleet at a glance."""
         ...
 
-    async def turn(self, logical_id: str, status: Status, reason: str | None, for_s: float | None) -> TurnedAnswer:
+    async def turn(self, logical_id: str, status: Status, reason: str | None, duration_s: float | None) -> TurnedAnswer:
         """An operator's change of an agent."""
         ...
 
-    def watch(self, wanted: Wanted, after: str | None) -> AsyncIterator[Event]:
+    def watch(self, wanted: ListQuery, after: str | None) -> AsyncIterator[Event]:
         """Events as /v1/watch sends them, after a position that a listing or an event has named (None: from now on)."""
         ...
 
 
 class Cluster:
-    """Implements Asked: the ladder of discovery, in this process."""
+    """Implements Backend: the ladder of discovery, in this process."""
 
     def __init__(self, settings: Settings) -> None:
         """Joins the cluster. Raises what join_cluster does."""
         self.place = f"Ray cluster at {join_cluster(settings)}, namespace {settings.namespace}"
         self._settings = settings
-        # one question is asked faster than everybody is listed
+        # one query is faster than a listing of all agents
         self._ladder = ladder_of(settings.model_copy(update={"follow": False}))
 
-    async def listing(self, wanted: Wanted) -> InstancePage:
-        asked = wanted.filter()
+    async def listing(self, wanted: ListQuery) -> InstancePage:
+        query = wanted.filter()
 
         async def page(cursor: str | None) -> InstancePage:
-            return page_of(await self._ladder.list_instances(asked, MAX_PAGE, cursor))
+            return page_of(await self._ladder.list_instances(query, MAX_PAGE, cursor))
 
         return await _every_page(page)
 
@@ -196,10 +196,12 @@ class Cluster:
     async def overview(self) -> OverviewAnswer:
         return await Overviews(self._settings, self._ladder).now()
 
-    async def turn(self, logical_id: str, status: Status, reason: str | None, for_s: float | None) -> TurnedAnswer:
-        return turned_answer(logical_id, await self._ladder.turn_agent(logical_id, status, reason, for_s), utc_now())
+    async def turn(self, logical_id: str, status: Status, reason: str | None, duration_s: float | None) -> TurnedAnswer:
+        return turned_answer(
+            logical_id, await self._ladder.turn_agent(logical_id, status, reason, duration_s), utc_now()
+        )
 
-    async def watch(self, wanted: Wanted, after: str | None) -> AsyncIterator[Event]:
+    async def watch(self, wanted: ListQuery, after: str | None) -> AsyncIterator[Event]:
         position = None if after is None else Position.parsed(after)
         ladder = ladder_of(self._settings.model_copy(update={"follow": True}))
         try:
@@ -213,7 +215,7 @@ class Cluster:
 
 
 class Deployment:
-    """Implements Asked: the HTTP API at a URL."""
+    """Implements Backend: the HTTP API at a URL."""
 
     def __init__(self, url: str, token: SecretStr | None = None) -> None:
         """Tries no connection."""
@@ -221,7 +223,7 @@ class Deployment:
         self.place = without_user(self._url)
         self._headers = {} if token is None else {"Authorization": f"Bearer {token.get_secret_value()}"}
 
-    async def listing(self, wanted: Wanted) -> InstancePage:
+    async def listing(self, wanted: ListQuery) -> InstancePage:
         parameters = {**wanted.parameters(), "limit": MAX_PAGE}
 
         async def page(cursor: str | None) -> InstancePage:
@@ -240,16 +242,16 @@ class Deployment:
     async def overview(self) -> OverviewAnswer:
         return await self._ask(OverviewAnswer, "GET", "/v1/overview")
 
-    async def turn(self, logical_id: str, status: Status, reason: str | None, for_s: float | None) -> TurnedAnswer:
+    async def turn(self, logical_id: str, status: Status, reason: str | None, duration_s: float | None) -> TurnedAnswer:
         path = _path_of(logical_id)
         told: dict[str, Any] = {} if reason is None else {"reason": reason}
         if status is Status.DEAD:
             return await self._ask(TurnedAnswer, "DELETE", path, params=told)
-        if for_s is not None:
-            told["for_s"] = for_s
+        if duration_s is not None:
+            told["duration_s"] = duration_s
         return await self._ask(TurnedAnswer, "POST", f"{path}/{_VERB[status]}", json=told)
 
-    async def watch(self, wanted: Wanted, after: str | None) -> AsyncIterator[Event]:
+    async def watch(self, wanted: ListQuery, after: str | None) -> AsyncIterator[Event]:
         parameters = {**wanted.parameters(), **({} if after is None else {"after": after})}
         async with self._client(read_s=30.0) as client, client.stream("GET", "/v1/watch", params=parameters) as answer:
             if answer.is_error:
@@ -294,7 +296,7 @@ def _path_of(logical_id: str) -> str:
     return f"/v1/agents/{quote(logical_id, safe='')}"
 
 
-def asked(settings: Settings) -> Asked:
+def backend_of(settings: Settings) -> Backend:
     """Whoever the settings say: a URL, or the Ray cluster."""
     return Deployment(settings.url, settings.http_token) if settings.url is not None else Cluster(settings)
 

@@ -259,7 +259,7 @@ async def _database(settings: Settings) -> list[Finding]:
     findings = []
     if state.version_number < _MIN_SERVER:
         told = f"it is version {state.version}"
-        findings.append(Finding("PostgreSQL", Grade.FAILED, told, "14 or newer is needed"))
+        findings.append(Finding("PostgreSQL", Grade.FAILED, told, "15 or newer is needed"))
     else:
         findings.append(Finding("PostgreSQL", Grade.OK, f"version {state.version}"))
     if settings.pg_dsn is not None and is_unverified(settings.pg_dsn.get_secret_value()):

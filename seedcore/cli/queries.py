@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from seedcore.cli.backend import Asked, Event, Wanted, asked
+from seedcore.cli.backend import Backend, Event, ListQuery, backend_of
 from seedcore.cli.output import EXIT_FAILED, JsonOption, counted, echo, out, parse_duration, print_json
 from seedcore.cli.render import show_agent, show_deaths, show_event, show_listing, show_overview, show_reason
 from seedcore.cli.why import reason_of
@@ -55,7 +55,7 @@ def list_command(
     as_json: JsonOption = False,
 ) -> None:
     """List the agents of the current epoch."""
-    wanted = Wanted(
+    wanted = ListQuery(
         statuses=tuple(status) if status else () if everything else (Status.ALIVE,),
         verdicts=tuple(verdict or ()),
         organ=organ,
@@ -65,7 +65,7 @@ def list_command(
         epoch=epoch,
         with_lapsed=everything,
     )
-    page = answered(asked(load_settings()).listing(wanted))
+    page = answered(backend_of(load_settings()).listing(wanted))
     if as_json:
         print_json(page)
     else:
@@ -79,7 +79,7 @@ def deaths_command(
 ) -> None:
     """Who died of late, and why."""
     within_s = parse_duration("--within", within, check_within_s)
-    page = answered(asked(load_settings()).deaths(limit, within_s))
+    page = answered(backend_of(load_settings()).deaths(limit, within_s))
     if as_json:
         print_json(page)
     else:
@@ -88,7 +88,7 @@ def deaths_command(
 
 def get_command(agent_id: AgentArgument, as_json: JsonOption = False) -> None:
     """Show one agent: who lives under its logical id, who did, and what became of them."""
-    agent = answered(asked(load_settings()).agent(agent_id))
+    agent = answered(backend_of(load_settings()).agent(agent_id))
     if as_json:
         print_json(agent)
     else:
@@ -97,7 +97,7 @@ def get_command(agent_id: AgentArgument, as_json: JsonOption = False) -> None:
 
 def why_command(agent_id: AgentArgument, as_json: JsonOption = False) -> None:
     """Say why an agent is as it is: why it died, drains, or is silent."""
-    agent = answered(asked(load_settings()).agent(agent_id))
+    agent = answered(backend_of(load_settings()).agent(agent_id))
     reason = reason_of(agent)
     if as_json:
         echo(json.dumps(asdict(reason), indent=2, default=datetime.isoformat))
@@ -112,11 +112,11 @@ def watch_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON for each event.")] = False,
 ) -> None:
     """Print what changes, as it changes, until interrupted."""
-    wanted = Wanted(statuses=(), organ=organ, node=node, selector=selector, with_lapsed=True)
-    answered(_watch(asked(load_settings()), wanted, as_json=as_json))
+    wanted = ListQuery(statuses=(), organ=organ, node=node, selector=selector, with_lapsed=True)
+    answered(_watch(backend_of(load_settings()), wanted, as_json=as_json))
 
 
-async def _watch(source: Asked, wanted: Wanted, *, as_json: bool) -> None:
+async def _watch(source: Backend, wanted: ListQuery, *, as_json: bool) -> None:
     page = await source.listing(wanted)
     known = {item.instance_id: item.status for item in page.items}
     is_current = True
@@ -151,7 +151,7 @@ async def _watch(source: Asked, wanted: Wanted, *, as_json: bool) -> None:
                 known[data["instance_id"]] = instance["status"]
 
 
-async def _reconnecting(source: Asked, wanted: Wanted, after: str | None) -> AsyncIterator[Event]:
+async def _reconnecting(source: Backend, wanted: ListQuery, after: str | None) -> AsyncIterator[Event]:
     """The events after a position, also after who sends them was away."""
     has_begun = False
     while True:
@@ -172,7 +172,7 @@ async def _reconnecting(source: Asked, wanted: Wanted, after: str | None) -> Asy
 
 def health_command(as_json: JsonOption = False) -> None:
     """Show which cluster answers, and how registry, database and fleet are. Exit code 1 where something is wrong."""
-    source = asked(load_settings())
+    source = backend_of(load_settings())
     overview = answered(source.overview())
     if as_json:
         echo(json.dumps({"cluster": source.place, **overview.model_dump(mode="json")}, indent=2))

@@ -174,10 +174,12 @@ def check_beats(instance_ids: Sequence[str], loads: Mapping[str, float], limit: 
         check_load(load)
 
 
-def check_drain_s(drain_s: float) -> float:
+def check_duration_s(drain_s: float) -> float:
     """How long a draining lasts before it ends by itself, in seconds, or InvalidInputError."""
     if type(drain_s) not in {int, float} or not 0 < drain_s <= MAX_DRAIN_S:
-        raise InvalidInputError("for_s", f"must be above 0 and at most {MAX_DRAIN_S} seconds, not {_shown(drain_s)}")
+        raise InvalidInputError(
+            "duration_s", f"must be above 0 and at most {MAX_DRAIN_S} seconds, not {_shown(drain_s)}"
+        )
     return drain_s
 
 

@@ -149,7 +149,7 @@ class Store(InstanceReader, Protocol):
         has none, by its number among those of this store."""
         ...
 
-    async def explain_deaths(self, causes: Mapping[str, str]) -> list[str]:
+    async def refine_causes(self, causes: Mapping[str, str]) -> list[str]:
         """Tell better why instances died: the cause that is known, and more. The ids of those whose cause it is now."""
         ...
 
@@ -179,12 +179,12 @@ OnUnwatched = Callable[[Mapping[str, int]], None]
 
 class DeathWitness(Protocol):
     """Who sees deaths besides the beats: processes, nodes, actors. It tells, by `on_death(instance_id, process, node,
-    cause)` in the event loop that started it, at least once; it declares nobody dead. `on_explained(instance_id,
+    cause)` in the event loop that started it, at least once; it declares nobody dead. `on_refined(instance_id,
     cause)` is called where more than that cause becomes known of a death that it told of. Each time that it has looked
     it calls `on_lost_nodes(node_ids)` with all nodes that Ray has declared dead, and `on_unwatched(counts)` with how
     many instances it does not watch, by the reason."""
 
-    on_explained: OnExplained
+    on_refined: OnExplained
     on_lost_nodes: OnLostNodes
     on_unwatched: OnUnwatched
 

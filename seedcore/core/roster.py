@@ -220,13 +220,13 @@ class Roster:
         """The epoch that listings show, as the database said it last."""
         return Epoch(self.epoch, self._epoch_number)
 
-    def set_epoch(self, epoch: str, number: int = 0, *, is_anew: bool = False) -> None:
+    def set_epoch(self, epoch: str, number: int = 0, *, is_reset: bool = False) -> None:
         """Make `epoch` the one that listings and resolution show, in one step.
 
         An answer that was under way during a flip may come after it: a lower number than the one known is old, unless
-        `is_anew`: the database was joined again.
+        `is_reset`: the database was joined again.
         """
-        if number < self._epoch_number and not is_anew:
+        if number < self._epoch_number and not is_reset:
             return
         self._epoch_number = number
         if epoch == self.epoch:

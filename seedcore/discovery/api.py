@@ -174,7 +174,7 @@ class ReasonRequest(BaseModel):
 class DrainRequest(ReasonRequest):
     """Take an agent out of discovery, for a while or until it is undrained."""
 
-    for_s: float | None = Field(
+    duration_s: float | None = Field(
         None,
         gt=0,
         le=MAX_DRAIN_S,

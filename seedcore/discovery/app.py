@@ -84,7 +84,7 @@ class Discovery:
         self.settings = settings
         check_proxies(settings)
         self.access = Access(settings, listening_host(), knows_peers=not is_behind_haproxy())
-        self.rates = Rates(settings.http_max_requests_a_s, max(1, max_requests // 2), max(1, max_watchers // 2))
+        self.rates = Rates(settings.http_max_requests_per_s, max(1, max_requests // 2), max(1, max_watchers // 2))
         self.answers = AnswerCache()
         self._connection = _connection_of(settings)
         self.ladder = ladder_of(settings, self._connection)

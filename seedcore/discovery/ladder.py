@@ -352,11 +352,13 @@ class DiscoveryLadder:
         logical_id: str,
         status: Status,
         reason: str | None,
-        for_s: float | None = None,
+        duration_s: float | None = None,
         who: str | None = None,
     ) -> dict[str, Receipt | RegistryError]:
         """An operator's change of an agent, for a reason. Raises as Registry.turn_agent, RegistryUnavailableError."""
-        return await self._connection.turn_agent(logical_id, status, operators_cause(reason, who), for_s=for_s)
+        return await self._connection.turn_agent(
+            logical_id, status, operators_cause(reason, who), duration_s=duration_s
+        )
 
     async def turn_instance(
         self, instance_id: str, status: Status, reason: str | None, who: str | None = None

@@ -158,7 +158,7 @@ def _registry_out(health: Health) -> RegistryOut:
         fenced_by=health.fenced_by,
         beat_interval_s=health.beat_interval_s,
         lease_s=health.lease_s,
-        beats_per_s=health.beats_a_s,
+        beats_per_s=health.beats_per_s,
         flush_s=health.flush.last_flush_s,
         pending_changes=health.pending_changes,
         pending_beats=health.pending_beats,

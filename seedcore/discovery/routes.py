@@ -265,7 +265,7 @@ _CHANGES = {**PROBLEMS, **NOT_FOUND, **REFUSED, **BODY}
 @v1.post("/agents/{logical_id:path}/drain", responses=_CHANGES, tags=["operations"])
 async def drain(replica: Replica, who: Who, logical_id: str, request: DrainRequest) -> TurnedAnswer:
     """Hand an agent out no more, for a while or until it is undrained. It goes on with what it does."""
-    turned = await replica.ladder.turn_agent(logical_id, Status.DRAINING, request.reason, request.for_s, who.name)
+    turned = await replica.ladder.turn_agent(logical_id, Status.DRAINING, request.reason, request.duration_s, who.name)
     return turned_answer(logical_id, turned, utc_now())
 
 

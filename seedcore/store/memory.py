@@ -282,7 +282,7 @@ class MemoryStore:
     def pool(self) -> Mapping[str, int]:
         return {}
 
-    async def explain_deaths(self, causes: Mapping[str, str]) -> list[str]:
+    async def refine_causes(self, causes: Mapping[str, str]) -> list[str]:
         self._fence()
         with _refusing():
             for cause in causes.values():

@@ -72,7 +72,7 @@ _EMPTIED = (
 )
 _FIRST_KEY = decode_cursor(None)
 _TOO_LARGE = "54"
-_BATCHES = frozenset({"register_many", "set_status_many", "explain_deaths", "beat_many"})
+_BATCHES = frozenset({"register_many", "set_status_many", "refine_causes", "beat_many"})
 _OUR_KEYS = frozenset(
     {
         "cluster_epoch_pkey",
@@ -250,9 +250,9 @@ class PostgresStore:
     def pool(self) -> Mapping[str, int]:
         return self._connections.use
 
-    async def explain_deaths(self, causes: Mapping[str, str]) -> list[str]:
+    async def refine_causes(self, causes: Mapping[str, str]) -> list[str]:
         parameters: dict[str, object] = {"ids": list(causes), "causes": list(causes.values()), "term": self._term}
-        return [row[0] for row in await self._run("explain_deaths", parameters)]
+        return [row[0] for row in await self._run("refine_causes", parameters)]
 
     async def beat_many(self, beats: Sequence[Beat]) -> list[LostBeat]:
         # as one literal the ids take a third of the time that a list of them does

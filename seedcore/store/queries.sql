@@ -56,9 +56,9 @@ select outcome, status::text, cluster_epoch, cause
       %(ages_s)s::double precision[])
  order by ord;
 
--- explain_deaths: tell better why these died
+-- refine_causes: tell better why these died
 select explained::text
-  from explain_deaths(fenced(%(term)s::bigint, %(ids)s::uuid[]), %(causes)s::text[]) as explained;
+  from refine_causes(fenced(%(term)s::bigint, %(ids)s::uuid[]), %(causes)s::text[]) as explained;
 
 -- beat_many: one batch of beats
 select instance_id::text, outcome from beat_many(fenced(%(term)s::bigint, %(ids)s::uuid[]), %(ages_s)b::double precision[]);

@@ -31,7 +31,7 @@ from seedcore.registry.agent.client import check_not_ours
 from seedcore.registry.agent.identity import ProcessEpoch, note_process_epoch
 from seedcore.registry.ray_support import session
 from seedcore.registry.ray_support.actors import end_actor
-from seedcore.registry.ray_support.lookup import ActorHandle, actor_id_of, find_actor, is_told_dead, ray_remembers
+from seedcore.registry.ray_support.lookup import ActorHandle, actor_id_of, find_actor, is_known_dead, ray_remembers
 from seedcore.settings import use_namespace
 from seedcore.tier0.answers import AgentSpec
 
@@ -131,7 +131,7 @@ async def create_actor(spec: AgentSpec, namespace: str) -> ActorHandle:
 
 def _hold(actor_name: str, namespace: str, handle: ActorHandle) -> None:
     """Keep an agent that is not detached alive as long as this process."""
-    for key in [key for key, held in _held.items() if is_told_dead(held)]:
+    for key in [key for key, held in _held.items() if is_known_dead(held)]:
         del _held[key]
     _held[namespace, actor_name] = handle
 

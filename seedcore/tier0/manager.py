@@ -51,7 +51,7 @@ from seedcore.registry.protocol.connection import RegistryConnection, shared_con
 from seedcore.registry.ray_support import session
 from seedcore.registry.ray_support.actors import Proof, end_actor, probe
 from seedcore.registry.ray_support.directory import RESERVED_PREFIX, RayDirectory
-from seedcore.registry.ray_support.lookup import ActorHandle, is_told_gone
+from seedcore.registry.ray_support.lookup import ActorHandle, is_known_gone
 from seedcore.registry.ray_support.process_keys import has_ended
 from seedcore.settings import Mode, Settings, get_settings
 from seedcore.tier0.answers import AgentSpec, Fleet, Gathered, KnownAgent, Located, Pruned, SystemSummary
@@ -772,7 +772,7 @@ class Tier0MemoryManager:
 
 def _is_gone(handle: ActorHandle) -> bool:
     try:
-        return is_told_gone(handle)
+        return is_known_gone(handle)
     except SessionError:
         # it ended on another thread
         return True

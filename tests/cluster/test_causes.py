@@ -144,7 +144,7 @@ async def test_draining_stopping_and_an_old_epoch_are_named(
     await handle.drain.remote("makes room")
     drains = await why(registry, "drains")
     assert (drains.state, drains.why) == ("draining", "makes room")
-    await registry.turn_agent("drains", "draining", "by an operator: upkeep", for_s=60)
+    await registry.turn_agent("drains", "draining", "by an operator: upkeep", duration_s=60)
     assert re.match(r"by an operator: upkeep, until \d{4}-", (await why(registry, "drains")).why)
     actor_class: Any = ray.remote(Blocking)
     blocking = actor_class.options(name="stops", namespace=settings.namespace, num_cpus=0).remote("stops", settings)

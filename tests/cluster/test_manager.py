@@ -33,7 +33,7 @@ from seedcore.registry import RegistryConnection
 from seedcore.registry.caller.handles import HandleFinder
 from seedcore.registry.ray_support.actors import end_actor
 from seedcore.registry.ray_support.directory import RayDirectory
-from seedcore.registry.ray_support.lookup import actor_id_of, is_told_gone
+from seedcore.registry.ray_support.lookup import actor_id_of, is_known_gone
 from seedcore.registry.server.actor import stop_registry
 from seedcore.settings import Mode, Settings
 from seedcore.tier0 import Tier0MemoryManager, creation
@@ -890,7 +890,7 @@ async def test_actor_that_cannot_say_which_instance_it_is_counts_as_long_as_that
     with pytest.raises(ActorGoneError):
         await finder.of_instance(before, is_registered=is_registered)
     # the restart was not waited for
-    assert is_told_gone(handle)
+    assert is_known_gone(handle)
     # nor by a caller that has nobody to ask
     with pytest.raises(ActorGoneError):
         await finder.answering(before)

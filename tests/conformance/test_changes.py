@@ -95,7 +95,7 @@ async def test_cause_that_cannot_be_stored_is_refused_with_its_whole_batch(world
     with pytest.raises(StoreRejectedError):
         await world.store.set_status_many([turns(1, Status.ALIVE, 2), turns(1, Status.DRAINING, 3, cause)])
     with pytest.raises(StoreRejectedError):
-        await world.store.explain_deaths({iid(2): cause})
+        await world.store.refine_causes({iid(2): cause})
     assert (await row_of(world, 1)).status is Status.STARTING
     assert (await row_of(world, 2)).cause == cause[:1]
 
@@ -573,9 +573,9 @@ async def test_cause_of_a_death_is_told_better_in_the_row_and_in_the_history(wor
         await enter(world, number)
     await world.store.set_status_many([turns(number, Status.DEAD, None, "it exited") for number in (1, 2)])
     causes = {iid(1): "it exited: no memory", iid(2): "something else", iid(3): "alive", iid(9): "unknown"}
-    assert await world.store.explain_deaths(causes) == [iid(1)]
-    assert await world.store.explain_deaths(causes) == [iid(1)]
+    assert await world.store.refine_causes(causes) == [iid(1)]
+    assert await world.store.refine_causes(causes) == [iid(1)]
     assert [(await row_of(world, number)).cause for number in (1, 2, 3)] == ["it exited: no memory", "it exited", None]
     deaths = [step for step in await world.store.transitions("agent", 9) if step.to_status is Status.DEAD]
     assert {step.instance_id: step.cause for step in deaths} == {iid(1): "it exited: no memory", iid(2): "it exited"}
-    assert await world.store.explain_deaths({}) == []
+    assert await world.store.refine_causes({}) == []

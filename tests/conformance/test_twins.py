@@ -62,7 +62,7 @@ STEPS = st.one_of(
     st.builds(Step, st.just("register_many"), st.tuples(st.lists(REGISTRATIONS, min_size=1, max_size=4))),
     st.builds(Step, st.just("set_status_many"), st.tuples(st.lists(CHANGES, min_size=1, max_size=4))),
     st.builds(Step, st.just("beat_many"), st.tuples(st.lists(BEATS, max_size=5))),
-    st.builds(Step, st.just("explain_deaths"), st.tuples(EXPLANATIONS)),
+    st.builds(Step, st.just("refine_causes"), st.tuples(EXPLANATIONS)),
     st.builds(Step, st.just("expire_stale"), st.tuples(st.none() | LEASES_S, st.integers(1, 3))),
     st.builds(Step, st.just("expire_old_epochs"), st.tuples(st.integers(1, 3))),
     st.builds(Step, st.just("set_current_epoch"), st.tuples(EPOCHS)),
@@ -101,7 +101,7 @@ async def perform(world: World, step: Step) -> object:
         answer = timeless(await getattr(world.store, step.name)(*step.arguments))
     except RegistryError as error:
         return type(error), str(error)
-    if isinstance(answer, list) and step.name in {"beat_many", "explain_deaths", "expire_stale", "expire_old_epochs"}:
+    if isinstance(answer, list) and step.name in {"beat_many", "refine_causes", "expire_stale", "expire_old_epochs"}:
         return set(answer)  # the order of these is not promised
     return answer
 

@@ -46,8 +46,8 @@ LEASE_S = 1.5
 OUTAGE_S = 1.2 * LEASE_S
 DURABLE_WAIT_S = 0.8
 RETRY_MAX_S = 1.0
-CONNECTIONS_A_TRY = 3  # to see it answer, to use it, and to look at the schema
-STATEMENTS_A_TRY = 5  # the term, the epoch, those who left with it, registrations and changes
+CONNECTIONS_PER_TRY = 3  # to see it answer, to use it, and to look at the schema
+STATEMENTS_PER_TRY = 5  # the term, the epoch, those who left with it, registrations and changes
 LIMITS = PoolLimits(max_size=3, connect_timeout_s=0.5, statement_timeout_s=0.5)
 PAUSE_S = 1.5  # that a busy machine may take of any measured time
 HEALED_WITHIN_S = 6.0
@@ -69,7 +69,7 @@ class NoWitness:
 
     problem: str | None = None
     relays = watched = 0
-    on_explained: OnExplained
+    on_refined: OnExplained
     on_lost_nodes: OnLostNodes
     on_unwatched: OnUnwatched
 
@@ -472,8 +472,8 @@ async def test_registry_goes_on_from_memory_and_then_commits_everything_in_order
         begin.__name__, lasted_s, connections, statements, cpu_s, healed_s,
     )  # fmt: skip
     tries = most_tries(lasted_s)
-    assert connections <= CONNECTIONS_A_TRY * tries
-    assert statements <= STATEMENTS_A_TRY * tries
+    assert connections <= CONNECTIONS_PER_TRY * tries
+    assert statements <= STATEMENTS_PER_TRY * tries
     stage.require_history()
     await stage.require_everybody()
     await stage.turn(2, Status.DRAINING)
@@ -702,4 +702,4 @@ async def test_long_outage_costs_less_than_a_healthy_database(
     await stage.stop()
     server.drop_database(database)
     assert away < healthy
-    assert connections <= 4 + CONNECTIONS_A_TRY * lasts_s / 2.5
+    assert connections <= 4 + CONNECTIONS_PER_TRY * lasts_s / 2.5

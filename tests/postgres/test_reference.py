@@ -19,7 +19,7 @@ PUBLIC = (
     "prepare_epoch",
     "expire_stale_instances",
     "expire_old_epoch_instances",
-    "explain_deaths",
+    "refine_causes",
     "prune_history",
     "labels_match",
 )

@@ -79,7 +79,7 @@ async def test_a_registry_works_with_what_its_role_is_given(owner: str) -> None:
         await store.set_status_many([turns(number, Status.ALIVE, 2) for number in (1, 2, 3)])
         await store.set_status_many([turns(1, Status.DEAD, 3, "stopped")])
         assert await store.beat_many([Beat(iid(2))]) == []
-        assert await store.explain_deaths({iid(1): "stopped: in good order"}) == [iid(1)]
+        assert await store.refine_causes({iid(1): "stopped: in good order"}) == [iid(1)]
         assert await store.expire_stale(15.0, 10) == []
         await store.stage_epoch("green")
         await store.set_current_epoch("green")

@@ -35,7 +35,7 @@ from seedcore.core.errors import (
 )
 from seedcore.core.instances import EpochRecord, Instance, Verdict
 from seedcore.core.lifecycle import Status
-from seedcore.core.limits import check_drain_s
+from seedcore.core.limits import check_duration_s
 from seedcore.core.paging import check_within_s
 from seedcore.discovery.access import Right, new_token
 from seedcore.discovery.api import AgentAnswer, agent_answer
@@ -134,17 +134,17 @@ def test_the_command_needs_no_extra_and_imports_no_benchmark_until_one_is_asked_
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("15m", 900), ("1h", 3600), ("1.5d", 129_600)])
 def test_durations_are_read(text: str, seconds: float) -> None:
-    assert parse_duration("--for", text, check_drain_s) == seconds
-    assert parse_duration("--for", None, check_drain_s) is None
+    assert parse_duration("--for", text, check_duration_s) == seconds
+    assert parse_duration("--for", None, check_duration_s) is None
 
 
 @pytest.mark.parametrize("text", ["", "soon", "-1h", "1w", "1 h", "h", "nan", "-5"])
 def test_what_is_no_duration_is_refused_with_examples(text: str) -> None:
     with pytest.raises(InvalidInputError, match="90s, 15m, 1h or 2d"):
-        parse_duration("--for", text, check_drain_s)
+        parse_duration("--for", text, check_duration_s)
 
 
-@pytest.mark.parametrize(("option", "check"), [("--for", check_drain_s), ("--expires", check_within_s)])
+@pytest.mark.parametrize(("option", "check"), [("--for", check_duration_s), ("--expires", check_within_s)])
 def test_a_duration_out_of_bounds_is_told_by_its_option(option: str, check: Any) -> None:
     with pytest.raises(InvalidInputError) as caught:
         parse_duration(option, "99999999d", check)

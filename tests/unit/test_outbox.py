@@ -127,7 +127,7 @@ async def test_beats_within_the_linger_share_a_message_and_each_caller_gets_its_
 
 
 async def test_beats_beyond_the_size_of_a_message_are_sent_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox, "MAX_BEATS_A_MESSAGE", 2)
+    monkeypatch.setattr(outbox, "MAX_BEATS_PER_MESSAGE", 2)
     registry = Registry()
     registry.dead |= {iid(1), iid(5)}
     box = BeatBox(registry.beat_many, 0.001)

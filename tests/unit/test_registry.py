@@ -54,7 +54,7 @@ class NobodyWatches:
 
     problem: str | None = None
     relays = watched = 0
-    on_explained: OnExplained
+    on_refined: OnExplained
     on_lost_nodes: OnLostNodes
     on_unwatched: OnUnwatched
 
@@ -362,7 +362,7 @@ async def test_the_interval_follows_the_fleet(elapsed: Elapsed, database: SlowRe
     async def store() -> MemoryStore:
         return database
 
-    config = replace(CONFIG, max_beats_a_s=4.0, epoch_check_s=0.01)
+    config = replace(CONFIG, max_beats_per_s=4.0, epoch_check_s=0.01)
     registry = Registry(config, store, clock=elapsed.clock(), watch_factory=NobodyWatches)
     registry.start()
     try:

@@ -493,7 +493,7 @@ def test_reporters_of_a_process_share_a_thread_that_ends_with_the_last() -> None
 # Epochs
 
 
-async def is_told_dead(registry: Registry, instance_id: str) -> bool:
+async def is_known_dead(registry: Registry, instance_id: str) -> bool:
     return bool((await registry.beat(instance_id)).dead)
 
 
@@ -505,7 +505,7 @@ async def test_an_agent_without_an_epoch_of_its_own_does_not_come_back_in_anothe
     client = make_client(registry)
     await client.set_status("alive")
     await registry.set_current_epoch("green")
-    await eventually(lambda: is_told_dead(registry, client.instance_id))
+    await eventually(lambda: is_known_dead(registry, client.instance_id))
     for call in (client.beat, client.register, partial(client.set_status, "draining"), client.beat):
         with pytest.raises(RetiredEpochError) as refused:
             await call()
@@ -557,7 +557,7 @@ async def test_agents_that_live_go_on_when_a_registry_takes_the_database_over() 
             assert set(await epochs_of(second)) == {("epoch-1", Status.DEAD), ("epoch-2", Status.ALIVE)}
             # and from now on it is of that one
             await second.set_current_epoch("green")
-            await eventually(lambda: is_told_dead(second, client.instance_id))
+            await eventually(lambda: is_known_dead(second, client.instance_id))
             with pytest.raises(RetiredEpochError):
                 await client.beat()
 
@@ -598,7 +598,7 @@ async def test_a_change_of_status_after_the_flip_retires_the_reporter() -> None:
         reporter = Reporter("agent", settings=SETTINGS, client=client, on_retired=retired.append)
         await reporter.start()
         await registry.set_current_epoch("green")
-        await eventually(lambda: is_told_dead(registry, client.instance_id))
+        await eventually(lambda: is_known_dead(registry, client.instance_id))
         with pytest.raises(RetiredEpochError):
             await reporter.drain()
         assert retired == ["epoch-1"]

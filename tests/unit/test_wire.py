@@ -162,12 +162,12 @@ def test_everything_that_travels_takes_part() -> None:
 
 
 def _our_dataclasses() -> list[type[Any]]:
-    from seedcore.core import feed, model, selector
-    from seedcore.registry.protocol import messages as answers
+    from seedcore.core import answers, changes, feed, instances, selector
+    from seedcore.registry.protocol import messages
 
     return [
         kind
-        for module in (model, feed, selector, answers)
+        for module in (answers, changes, feed, instances, selector, messages)
         for kind in vars(module).values()
         if inspect.isclass(kind)
         and not issubclass(kind, Enum)

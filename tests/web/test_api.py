@@ -116,7 +116,7 @@ async def test_an_unchanged_list_costs_nothing(world: World) -> None:
 
 
 async def test_an_operators_drain_takes_an_agent_out_and_ends_by_itself(world: World) -> None:
-    answer = await world.ask("POST", "/v1/agents/ant/drain", json={"reason": "a new disk", "for_s": 1.5})
+    answer = await world.ask("POST", "/v1/agents/ant/drain", json={"reason": "a new disk", "duration_s": 1.5})
     assert answer.status_code == 200, answer.text
     (result,) = answer.json()["results"]
     assert (result["status"], result["durable"]) == ("draining", True)
@@ -140,7 +140,7 @@ async def test_an_operators_drain_takes_an_agent_out_and_ends_by_itself(world: W
 
 
 async def test_a_drain_survives_the_registry_and_can_be_lengthened_and_ended(world: World) -> None:
-    await world.ask("POST", "/v1/agents/bee/drain", json={"for_s": 3600})
+    await world.ask("POST", "/v1/agents/bee/drain", json={"duration_s": 3600})
     await stop_registry(world.settings.namespace)
     await start_registry(world.settings)
 
@@ -154,7 +154,7 @@ async def test_a_drain_survives_the_registry_and_can_be_lengthened_and_ended(wor
 
     before = await eventually(instance)
     assert (before["status"], before["cause"]) == ("draining", "by an operator (writer)")
-    longer = await world.ask("POST", "/v1/agents/bee/drain", json={"reason": "takes longer", "for_s": 7200})
+    longer = await world.ask("POST", "/v1/agents/bee/drain", json={"reason": "takes longer", "duration_s": 7200})
     assert longer.status_code == 200, longer.text
     after = await instance()
     assert after["drain_until"] > before["drain_until"]
@@ -169,9 +169,9 @@ async def test_what_cannot_be_done_is_refused_and_changes_nothing(world: World) 
     version = (await world.get("/v1/instances?consistent=true"))["version"]
     for method, path, body, status, says in [
         ("POST", "/v1/agents/nobody/drain", {}, 404, "no live instance"),
-        ("POST", "/v1/agents/ant/drain", {"for_s": 0}, 422, "for_s"),
-        ("POST", "/v1/agents/ant/drain", {"for_s": 1e300}, 422, "for_s"),
-        ("POST", "/v1/agents/ant/drain", {"for_s": "soon"}, 422, "for_s"),
+        ("POST", "/v1/agents/ant/drain", {"duration_s": 0}, 422, "duration_s"),
+        ("POST", "/v1/agents/ant/drain", {"duration_s": 1e300}, 422, "duration_s"),
+        ("POST", "/v1/agents/ant/drain", {"duration_s": "soon"}, 422, "duration_s"),
         ("POST", "/v1/agents/ant/drain", {"reason": ""}, 422, "reason"),
         ("POST", "/v1/agents/ant/drain", {"reason": "a\x00b"}, 422, "reason"),
         ("POST", "/v1/agents/ant/drain", {"reason": "x" * 600}, 422, "reason"),

@@ -42,7 +42,7 @@ def deployment(postgres18: PostgresServer) -> Iterator[tuple[Settings, str]]:
     """Of agents that nobody needs to run: their lease outlasts the tests."""
     dsn = postgres18.dsn(postgres18.create_database())
     asyncio.run(_register(dsn))
-    with deployed(postgres18, "memory", dsn=dsn, lease_s=3600.0, http_max_requests_a_s=10_000) as made:
+    with deployed(postgres18, "memory", dsn=dsn, lease_s=3600.0, http_max_requests_per_s=10_000) as made:
         yield made
 
 

@@ -19,7 +19,7 @@ from seedcore.core.answers import BeatAnswer
 from seedcore.core.errors import RegistryError
 from seedcore.core.timeouts import is_running, on_loop, within
 from seedcore.registry.protocol.connection import RegistryConnection
-from seedcore.registry.protocol.outbox import MAX_BEATS_A_MESSAGE
+from seedcore.registry.protocol.outbox import MAX_BEATS_PER_MESSAGE
 
 logger = logging.getLogger(__name__)
 
@@ -135,8 +135,8 @@ class BeatLoop:
                 continue
             due = self._take_due()
             together = [beater for beater in due if not beater.has_more_to_say]
-            for start in range(0, len(together), MAX_BEATS_A_MESSAGE):
-                self._send(together[start : start + MAX_BEATS_A_MESSAGE])
+            for start in range(0, len(together), MAX_BEATS_PER_MESSAGE):
+                self._send(together[start : start + MAX_BEATS_PER_MESSAGE])
             for beater in due:
                 if beater.has_more_to_say:
                     self._speak(beater)

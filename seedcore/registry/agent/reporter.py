@@ -43,7 +43,7 @@ _REFUSED_SLOWDOWN = 6.0
 _FIRST_RETRY_S = 1.0
 _THREAD_PATIENCE_S = 30.0
 _OF_PARENT = "this reporter runs in the process that this one was forked from: make another reporter in this process"
-_CALLS_A_STEP = 6  # to find the registry, shake hands and speak, and once more with the one that replaced it
+_CALLS_PER_STEP = 6  # to find the registry, shake hands and speak, and once more with the one that replaced it
 
 
 class Reporter:
@@ -295,7 +295,7 @@ class ThreadReporter:
         self._reporter: Reporter | None = None
         # a wrong option is told here; each start makes a reporter of its own, since dead is final
         settings = self._make()._settings
-        self._patience_s = max(_THREAD_PATIENCE_S, _CALLS_A_STEP * settings.call_timeout_s)
+        self._patience_s = max(_THREAD_PATIENCE_S, _CALLS_PER_STEP * settings.call_timeout_s)
 
     @property
     def reporter(self) -> Reporter | None:

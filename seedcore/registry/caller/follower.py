@@ -71,7 +71,7 @@ class Follower:
         self._confirmed = LoopsEvent()
         self.view = LiveView()
         self.resets = 0
-        self._resets_in_a_row = 0
+        self._consecutive_resets = 0
 
     @property
     def is_current(self) -> bool:
@@ -148,7 +148,7 @@ class Follower:
             await self._pause_between_resets()
             await self._load(batch)
             return
-        self._resets_in_a_row = 0
+        self._consecutive_resets = 0
         if self.feed is not None:
             self._retell(self.feed, batch)
         for logical_id in view.apply(batch):
@@ -179,10 +179,10 @@ class Follower:
 
     async def _pause_between_resets(self) -> None:
         """With more changes than the feed remembers everybody lists anew, again and again: not all at once."""
-        if self._resets_in_a_row:
-            pause_s = min(_RETRY_MAX_S, _RETRY_S * 2**self._resets_in_a_row)
+        if self._consecutive_resets:
+            pause_s = min(_RETRY_MAX_S, _RETRY_S * 2**self._consecutive_resets)
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
-        self._resets_in_a_row += 1
+        self._consecutive_resets += 1
 
     async def _load(self, reset: FeedBatch) -> None:
         """List everybody. What it had stays readable meanwhile, and is not trusted."""

@@ -26,7 +26,7 @@ from seedcore.core.errors import (
 from seedcore.core.instances import Instance
 from seedcore.registry.ray_support import session
 from seedcore.registry.ray_support.actors import Proof, probe
-from seedcore.registry.ray_support.lookup import ActorHandle, actor_id_of, find_actor, is_told_gone
+from seedcore.registry.ray_support.lookup import ActorHandle, actor_id_of, find_actor, is_known_gone
 
 IsRegistered = Callable[[], Awaitable[bool]]
 """Whether the registry still has an instance as alive; asked after its actor has answered, or was lost."""
@@ -207,7 +207,7 @@ async def prove(
             await asyncio.wait({asked}, timeout=min(left_s, _TOLD_POLL_S))
             if asked.done():
                 return await _judged(asked.result(), is_registered)
-            if is_told_gone(handle):
+            if is_known_gone(handle):
                 if is_registered is None or not await is_registered():
                     return Proof.ANOTHER
                 if not is_lost:

@@ -24,9 +24,9 @@ from seedcore.registry.ray_support.actors import Proof, probe
 from seedcore.registry.ray_support.lookup import (
     ActorHandle,
     actor_id_of,
-    can_be_told,
     find_actor,
-    is_told_gone,
+    is_known_gone,
+    is_observable,
 )
 from seedcore.registry.ray_support.process_keys import (
     is_here,
@@ -164,7 +164,7 @@ class ActorStateWatch:
         if handle is None or actor_id_of(handle) != watched.actor_id:
             self._on_exit(watched.instance_id, "Ray has no such actor any more", watched.process_key)
             return True
-        if not can_be_told(handle):
+        if not is_observable(handle):
             return False
         self._handles[watched.instance_id] = handle
         self._keys[watched.instance_id] = watched.process_key
@@ -201,7 +201,7 @@ class ActorStateWatch:
         while True:
             for instance_id, handle in list(self._handles.items()):
                 # a restarted actor is a new incarnation
-                if is_told_gone(handle):
+                if is_known_gone(handle):
                     self._end(instance_id, handle)
             await asyncio.sleep(self._poll_s)
 

@@ -27,7 +27,7 @@ from seedcore.registry.node.process_watch import (
 )
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.protocol.messages import Exit, Watched
-from seedcore.registry.protocol.outbox import MAX_BEATS_A_MESSAGE, BeatBox, ChangeBox
+from seedcore.registry.protocol.outbox import MAX_BEATS_PER_MESSAGE, BeatBox, ChangeBox
 from seedcore.registry.ray_support.lookup import why_worker_ended
 from seedcore.registry.ray_support.process_keys import worker_id_of
 
@@ -63,7 +63,7 @@ class Relay:
         self._watches = tuple(watch(self._note) for watch in watches)
 
     async def watch(self, instances: Sequence[Watched]) -> list[str]:
-        """Watch these, at most MAX_WATCHED_A_CALL; the ids of those that nothing here can watch."""
+        """Watch these, at most MAX_WATCHED_PER_CALL; the ids of those that nothing here can watch."""
         are_watched = await asyncio.gather(*(self._watch(watched) for watched in instances))
         return [
             watched.instance_id for watched, is_watched in zip(instances, are_watched, strict=True) if not is_watched
@@ -100,7 +100,7 @@ class Relay:
         Raises what the registry raises, RegistryUnavailableError where it cannot be asked.
         """
         # one caller's mistake is not the node's
-        check_beats(instance_ids, loads if loads is not None else {}, MAX_BEATS_A_MESSAGE)
+        check_beats(instance_ids, loads if loads is not None else {}, MAX_BEATS_PER_MESSAGE)
         for instance_id in instance_ids:
             check_instance_id(instance_id)
         return await self._beats.say(instance_ids, loads)

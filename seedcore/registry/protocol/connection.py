@@ -98,23 +98,25 @@ class RegistryConnection:
         cause: str | None = None,
         *,
         after: str | None = None,
-        for_s: float | None = None,
+        duration_s: float | None = None,
     ) -> Receipt:
         """See Registry.set_status. Returns also where nothing is committed: see `Receipt.durable`. Also raises
         RegistryReplacedError, and is not sent to the registry that came instead: that may not have what came before it.
         """
         if seq is None:
             # without a number of its own it must not be said twice
-            return cast(Receipt, await self._call_once("set_status", instance_id, status, None, cause, for_s=for_s))
+            return cast(
+                Receipt, await self._call_once("set_status", instance_id, status, None, cause, duration_s=duration_s)
+            )
         change = StatusChange(instance_id, check_status(status), seq, cause)
         return await self._box().say(SequencedChange(change, after))
 
     async def turn_agent(
-        self, logical_id: str, status: Status | str, cause: str | None = None, *, for_s: float | None = None
+        self, logical_id: str, status: Status | str, cause: str | None = None, *, duration_s: float | None = None
     ) -> dict[str, Receipt | RegistryError]:
         """See Registry.turn_agent."""
         # its changes have no numbers of their agents: they must not be said twice
-        answer = await self._call_once("turn_agent", logical_id, status, cause, for_s=for_s)
+        answer = await self._call_once("turn_agent", logical_id, status, cause, duration_s=duration_s)
         return cast("dict[str, Receipt | RegistryError]", answer)
 
     async def deliver(self, changes: Sequence[SequencedChange]) -> list[Receipt | RegistryError]:
@@ -303,7 +305,7 @@ class RegistryConnection:
             self._session, self._handle, self._spoken_to = entered, None, None
             self._hearing.note_answer()
             if self._relays is not None:
-                self._relays.begin_anew()
+                self._relays.reset()
 
     async def _shake_hands(self, handle: ActorHandle) -> None:
         if self._spoken_to is handle:

@@ -100,7 +100,7 @@ class Health:
     `followers` wait for a change. `silent` are not fresh now, `became_silent` counts how often anybody was found so,
     `came_back` how often one of them was heard again; `deaths_declared` counts the registry's own verdicts.
     `healed` counts instances that memory and database knew differently, as their comparison, last at `compared_at`,
-    found; `pruned` counts what was forgotten of the history. `beats_a_s` come in a second now;
+    found; `pruned` counts what was forgotten of the history. `beats_per_s` come in a second now;
     `fences` counts how often a newer registry took over.
     """
 
@@ -130,7 +130,7 @@ class Health:
     pruned: int
     compared_at: datetime | None
     flush: FlushCounts
-    beats_a_s: float | None = None
+    beats_per_s: float | None = None
     fences: int = 0
     came_back: int = 0
     deaths_declared: int = 0
@@ -182,7 +182,7 @@ _PROBLEMS = {
 }
 
 
-MAX_WATCHED_A_CALL = 1000
+MAX_WATCHED_PER_CALL = 1000
 
 
 @wire

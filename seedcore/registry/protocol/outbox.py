@@ -16,8 +16,8 @@ from seedcore.core.answers import BeatAnswer, Receipt
 from seedcore.core.changes import SequencedChange
 from seedcore.core.errors import BacklogFullError, RegistryError
 
-MAX_CHANGES_A_MESSAGE = 1000
-MAX_BEATS_A_MESSAGE = 10_000
+MAX_CHANGES_PER_MESSAGE = 1000
+MAX_BEATS_PER_MESSAGE = 10_000
 _CAPACITY = 100_000
 _IN_FLIGHT = 4
 
@@ -53,7 +53,7 @@ class ChangeBox:
 
     def _flush(self) -> None:
         self._timer = None
-        message = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_CHANGES_A_MESSAGE))]
+        message = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_CHANGES_PER_MESSAGE))]
         task = asyncio.create_task(self._deliver(message), name="changes-sent")
         self._sending.add(task)
         task.add_done_callback(self._sent)
@@ -89,7 +89,7 @@ class BeatBox:
     def __init__(
         self, send: Callable[[Sequence[str], Mapping[str, float]], Awaitable[BeatAnswer]], linger_s: float
     ) -> None:
-        """`send` receives at most MAX_BEATS_A_MESSAGE ids, and the loads of some of them."""
+        """`send` receives at most MAX_BEATS_PER_MESSAGE ids, and the loads of some of them."""
         self._send = send
         self._linger_s = linger_s
         self._beats: dict[str, float | None] = {}
@@ -115,8 +115,8 @@ class BeatBox:
         self._round = None
         beats, self._beats = self._beats, {}
         waiting = iter(beats.items())
-        answer = await self._send_some(dict(islice(waiting, MAX_BEATS_A_MESSAGE)))
-        while more := dict(islice(waiting, MAX_BEATS_A_MESSAGE)):
+        answer = await self._send_some(dict(islice(waiting, MAX_BEATS_PER_MESSAGE)))
+        while more := dict(islice(waiting, MAX_BEATS_PER_MESSAGE)):
             answer = _joined(answer, await self._send_some(more))
         return answer
 

@@ -62,7 +62,7 @@ class RelayFinder:
         """Use none until another is named."""
         self._name, self._relay = None, None
 
-    def begin_anew(self) -> None:
+    def reset(self) -> None:
         """In another Ray session: the relay in use, and that it was silent, are of the one before."""
         self.forget()
         self._rests_until_s = 0.0

@@ -120,7 +120,7 @@ async def find_actor(name: str, namespace: str, timeout_s: float) -> ActorHandle
         return None
 
 
-def is_told_gone(handle: ActorHandle) -> bool:
+def is_known_gone(handle: ActorHandle) -> bool:
     """Whether Ray has told this process that the actor died, or is being restarted: its process is gone in both.
 
     Ray tells of actors that this process has called, and this reads memory. It uses a private method of Ray's handle,
@@ -128,22 +128,22 @@ def is_told_gone(handle: ActorHandle) -> bool:
     SessionError where the session of the handle has ended.
     """
     try:
-        return can_be_told(handle) and handle._get_local_state() in {_RESTARTING, _DEAD}
+        return is_observable(handle) and handle._get_local_state() in {_RESTARTING, _DEAD}
     except (AttributeError, RaySystemError) as error:
         # not by `passing`, which costs as much as all of a resolution
         raise SessionError(session.ENDED) from error
 
 
-def is_told_dead(handle: ActorHandle) -> bool:
+def is_known_dead(handle: ActorHandle) -> bool:
     """Whether Ray has told this process, which has called the actor, that it died for good or is of a session that has
     ended."""
     try:
-        return can_be_told(handle) and handle._get_local_state() in {None, _DEAD}
+        return is_observable(handle) and handle._get_local_state() in {None, _DEAD}
     except (AttributeError, RaySystemError):
         return True
 
 
-def can_be_told(handle: ActorHandle) -> bool:
+def is_observable(handle: ActorHandle) -> bool:
     """Whether Ray tells this process what becomes of the actor."""
     return hasattr(handle, "_get_local_state")
 

@@ -20,7 +20,7 @@ class RegistryConfig:
     epoch: str | None = None
     beat_interval_s: float = 5.0
     lease_s: float = 15.0
-    max_beats_a_s: float = 10_000.0
+    max_beats_per_s: float = 10_000.0
     flush_interval_s: float = 1.0
     linger_s: float = 0.003
     durable_wait_s: float = 2.0

@@ -24,7 +24,7 @@ from seedcore.core.instances import Instance
 from seedcore.core.ports import OnDeath, OnExplained, OnLostNodes, OnUnwatched
 from seedcore.core.timeouts import end, within
 from seedcore.core.verdict import Witness
-from seedcore.registry.protocol.messages import MAX_WATCHED_A_CALL, Exit, Unwatched, Watched
+from seedcore.registry.protocol.messages import MAX_WATCHED_PER_CALL, Exit, Unwatched, Watched
 from seedcore.registry.ray_support import session
 from seedcore.registry.ray_support.directory import RESERVED_PREFIX
 from seedcore.registry.ray_support.lookup import ActorHandle, actor_id_of, find_actor, in_thread
@@ -203,7 +203,7 @@ class DeathWatch:
 
     def __init__(self, on_death: OnDeath, cluster: Cluster) -> None:
         self._on_death = on_death
-        self.on_explained: OnExplained = _ignore
+        self.on_refined: OnExplained = _ignore
         self.on_lost_nodes: OnLostNodes = _ignore
         self.on_unwatched: OnUnwatched = _ignore
         self._cluster = cluster
@@ -391,7 +391,7 @@ class DeathWatch:
             for ended in exits:
                 handled = ended.number
                 if ended.is_explained:
-                    self.on_explained(ended.instance_id, ended.cause)
+                    self.on_refined(ended.instance_id, ended.cause)
                 elif ended.instance_id in node.wanted:
                     self._on_death(ended.instance_id, Witness.GONE, Witness.ALIVE, ended.cause)
             node.problem = None
@@ -401,8 +401,8 @@ class DeathWatch:
         while True:
             node.changed.clear()
             while node.to_drop or node.to_watch:
-                dropped = list(islice(node.to_drop, MAX_WATCHED_A_CALL))
-                added = list(islice(node.to_watch.values(), MAX_WATCHED_A_CALL))
+                dropped = list(islice(node.to_drop, MAX_WATCHED_PER_CALL))
+                added = list(islice(node.to_watch.values(), MAX_WATCHED_PER_CALL))
                 for instance_id in dropped:
                     del node.to_drop[instance_id]
                 for watched in added:

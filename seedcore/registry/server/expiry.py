@@ -27,7 +27,7 @@ from seedcore.registry.server.flusher import Writer
 logger = logging.getLogger(__name__)
 
 _ASK_RAY_S = 2.0
-_CONFIRMED_A_SWEEP = 64
+_CONFIRMED_PER_SWEEP = 64
 _TICK_S = 0.2
 
 
@@ -49,7 +49,7 @@ class Expiry:
         self._writer = writer
         self._rate = rate
         self.watch = watch_factory(self._take_report)
-        self.watch.on_explained = writer.explain
+        self.watch.on_refined = writer.explain
         self.watch.on_lost_nodes = self._take_lost_nodes
         self._lost_nodes: frozenset[str] = frozenset()
         self.watch.on_unwatched = self._take_unwatched
@@ -229,7 +229,7 @@ class Expiry:
     async def _confirm(self, lapsed: Sequence[str]) -> None:
         """Ask Ray about some of the silent, others in each sweep, and release those that it knows to be dead."""
         asked = [
-            row for row in map(self._roster.get, random.sample(lapsed, min(_CONFIRMED_A_SWEEP, len(lapsed)))) if row
+            row for row in map(self._roster.get, random.sample(lapsed, min(_CONFIRMED_PER_SWEEP, len(lapsed)))) if row
         ]
         answers = await asyncio.gather(*(self._ask_about(row) for row in asked))
         for row, witness in zip(asked, answers, strict=True):

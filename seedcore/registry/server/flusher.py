@@ -377,7 +377,7 @@ class Writer:
         while await store.expire_old_epochs(self._config.sweep_limit):
             pass
         loaded = [instance async for instance in store.load_live()]
-        self._roster.set_epoch(epoch.name, epoch.number, is_anew=True)
+        self._roster.set_epoch(epoch.name, epoch.number, is_reset=True)
         # an agent whose call was under way when the last registry ended may be that long in noticing
         heard_s = self._clock.monotonic() + self._config.reconnect_grace_s
         if self.fenced_by is not None:
@@ -432,7 +432,7 @@ class Writer:
         await self._flush(beats_due)
 
     @property
-    def beats_a_s(self) -> float | None:
+    def beats_per_s(self) -> float | None:
         """Beats offered a second, over the last _RATE_S seconds; None before anything can be said."""
         (first_s, first), (last_s, last) = self._offered[0], self._offered[-1]
         return (last - first) / (last_s - first_s) if last_s > first_s else None
@@ -492,7 +492,7 @@ class Writer:
 
     async def _explain_many(self, causes: Sequence[tuple[str, str]]) -> list[str]:
         assert self._store is not None
-        return await self._store.explain_deaths(dict(causes))
+        return await self._store.refine_causes(dict(causes))
 
     # Changes
 

@@ -55,7 +55,7 @@ from seedcore.core.limits import (
     MAX_PAGE,
     check_beats,
     check_cause,
-    check_drain_s,
+    check_duration_s,
     check_epoch,
     check_instance_id,
     check_key,
@@ -80,7 +80,7 @@ from seedcore.registry.protocol.messages import (
     Hello,
     Observed,
 )
-from seedcore.registry.protocol.outbox import MAX_BEATS_A_MESSAGE, MAX_CHANGES_A_MESSAGE
+from seedcore.registry.protocol.outbox import MAX_BEATS_PER_MESSAGE, MAX_CHANGES_PER_MESSAGE
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.registry.server.expiry import Expiry
 from seedcore.registry.server.flusher import StoreFactory, Writer, key_of
@@ -89,7 +89,7 @@ logger = logging.getLogger(__name__)
 
 _PAST_S = 2.0
 MAX_FEED_WAIT_S = 30.0
-_FEED_ANSWERS_A_S = 1000.0
+_FEED_ANSWERS_PER_S = 1000.0
 _FEED_LINGER_MAX_S = 0.5
 _PLACE_KEPT_S = 10.0  # the time that a follower may take to list everybody
 
@@ -108,7 +108,7 @@ class Registry:
         """Tries no connection, and needs no event loop yet."""
         self._config = config
         self._clock = clock if clock is not None else Clock()
-        self._rate = BeatRate(LeaseTerms(config.beat_interval_s, config.lease_s), config.max_beats_a_s)
+        self._rate = BeatRate(LeaseTerms(config.beat_interval_s, config.lease_s), config.max_beats_per_s)
         self._roster = Roster(
             self._rate.judged,
             config.max_instances,
@@ -188,12 +188,12 @@ class Registry:
         cause: str | None = None,
         *,
         after: str | None = None,
-        for_s: float | None = None,
+        duration_s: float | None = None,
     ) -> Receipt:
         """Change an instance's status. `seq` is the agent's own number of the change; others leave it out. `after` is
         what the receipt of the change before it named as `registry`, where that change may not be durable. A draining
-        that is to end by itself does so after `for_s` seconds, and the instance is alive again; one that lasts already
-        can be given another end.
+        that is to end by itself does so after `duration_s` seconds, and the instance is alive again; a second call
+        replaces the end.
 
         Raises InvalidInputError, UnknownInstanceError, InstanceDeadError, ForbiddenTransitionError, BacklogFullError,
         FencedError, RegistryUnavailableError where the instance is not known yet, or RegistryReplacedError where
@@ -203,7 +203,7 @@ class Registry:
         if after is not None and after != self._roster.feed.stream:
             raise RegistryReplacedError("it was restarted between two changes")
         number = self._writer.next_number() if seq is None else None
-        until = None if for_s is None else self._clock.utc() + timedelta(seconds=check_drain_s(for_s))
+        until = None if duration_s is None else self._clock.utc() + timedelta(seconds=check_duration_s(duration_s))
         change = check_until(
             StatusChange(instance_id, check_status(status), check_seq(seq), check_cause(cause), number, until)
         )
@@ -221,7 +221,7 @@ class Registry:
         return await self._receipt_when_settled(change)
 
     async def turn_agent(
-        self, logical_id: str, status: Status | str, cause: str | None = None, *, for_s: float | None = None
+        self, logical_id: str, status: Status | str, cause: str | None = None, *, duration_s: float | None = None
     ) -> dict[str, Receipt | RegistryError]:
         """An operator's change of every instance of an agent that can become `status`, as `set_status` makes it: each
         one's receipt, or its refusal, by instance id.
@@ -244,24 +244,24 @@ class Registry:
             now = ", ".join(sorted({row.status.value for row in rows}))
             raise ForbiddenTransitionError(rows[0].instance_id, now, wanted.value)
         ids = [row.instance_id for row in able]
-        turned = await asyncio.gather(*(self._turned(instance_id, wanted, cause, for_s) for instance_id in ids))
+        turned = await asyncio.gather(*(self._turned(instance_id, wanted, cause, duration_s) for instance_id in ids))
         return dict(zip(ids, turned, strict=True))
 
     async def _turned(
-        self, instance_id: str, status: Status, cause: str | None, for_s: float | None
+        self, instance_id: str, status: Status, cause: str | None, duration_s: float | None
     ) -> Receipt | RegistryError:
         try:
-            return await self.set_status(instance_id, status, None, cause, for_s=for_s)
+            return await self.set_status(instance_id, status, None, cause, duration_s=duration_s)
         except InvalidInputError:
             raise
         except RegistryError as error:
             return error
 
     async def deliver(self, changes: Sequence[SequencedChange]) -> list[Receipt | RegistryError]:
-        """Many agents' registrations and status changes, at most MAX_CHANGES_A_MESSAGE: each one's receipt, or its
+        """Many agents' registrations and status changes, at most MAX_CHANGES_PER_MESSAGE: each one's receipt, or its
         refusal, in their order. Changes of one instance must not be in one message."""
-        if not isinstance(changes, (list, tuple)) or len(changes) > MAX_CHANGES_A_MESSAGE:
-            raise InvalidInputError("changes", f"must be a list of at most {MAX_CHANGES_A_MESSAGE} changes")
+        if not isinstance(changes, (list, tuple)) or len(changes) > MAX_CHANGES_PER_MESSAGE:
+            raise InvalidInputError("changes", f"must be a list of at most {MAX_CHANGES_PER_MESSAGE} changes")
         return await asyncio.gather(*(self._taken(change) for change in changes))
 
     async def _taken(self, sequenced: SequencedChange) -> Receipt | RegistryError:
@@ -285,10 +285,10 @@ class Registry:
         return await self.beat_many([instance_id])
 
     async def beat_many(self, instance_ids: Sequence[str], loads: Mapping[str, float] | None = None) -> BeatAnswer:
-        """Renew many leases in one call, at most MAX_BEATS_A_MESSAGE. `loads` of some of them, by instance id, in
+        """Renew many leases in one call, at most MAX_BEATS_PER_MESSAGE. `loads` of some of them, by instance id, in
         whatever unit the agents of a logical id share."""
         told = loads if loads is not None else {}
-        check_beats(instance_ids, told, MAX_BEATS_A_MESSAGE)
+        check_beats(instance_ids, told, MAX_BEATS_PER_MESSAGE)
         now_s = self._clock.monotonic()
         renewal = self._roster.renew(instance_ids, now_s)
         is_recovering = bool(renewal.unknown) and self._writer.may_know_more
@@ -460,7 +460,7 @@ class Registry:
             try:
                 await within(news.wait(), wait_s)
                 # many followers are answered more rarely, with more each time: so many answers a second in all
-                await asyncio.sleep(min(_FEED_LINGER_MAX_S, feed.followers / _FEED_ANSWERS_A_S))
+                await asyncio.sleep(min(_FEED_LINGER_MAX_S, feed.followers / _FEED_ANSWERS_PER_S))
             except TimeoutError:
                 pass
             finally:
@@ -470,8 +470,8 @@ class Registry:
             batch = feed.since(stream, version, wanted)
         return batch if self._writer.is_complete else replace(batch, complete=False)
 
-    def _claim_place(self, follower: str, for_s: float) -> None:
-        if not self._places.claim(follower, for_s, self._clock.monotonic()):
+    def _claim_place(self, follower: str, duration_s: float) -> None:
+        if not self._places.claim(follower, duration_s, self._clock.monotonic()):
             raise FollowersFullError(self._places.limit)
 
     async def get_instance(self, instance_id: str) -> Answer[Instance]:
@@ -569,7 +569,7 @@ class Registry:
             pruned=self._writer.pruned,
             compared_at=self._writer.compared_at,
             flush=self._writer.counts,
-            beats_a_s=self._writer.beats_a_s,
+            beats_per_s=self._writer.beats_per_s,
             fences=self._writer.fences,
             came_back=self._roster.came_back,
             deaths_declared=self._expiry.deaths_declared,
