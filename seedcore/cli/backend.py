@@ -197,9 +197,7 @@ class Cluster:
         return await Overviews(self._settings, self._ladder).now()
 
     async def turn(self, logical_id: str, status: Status, reason: str | None, duration_s: float | None) -> TurnedAnswer:
-        return turned_answer(
-            logical_id, await self._ladder.turn_agent(logical_id, status, reason, duration_s), utc_now()
-        )
+        return turned_answer(logical_id, await self._ladder.operate(status, logical_id, reason, duration_s), utc_now())
 
     async def watch(self, wanted: ListQuery, after: str | None) -> AsyncIterator[Event]:
         position = None if after is None else Position.parsed(after)

@@ -9,12 +9,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from seedcore.core.answers import Answer, Listing, Receipt, Resolution, Source
-from seedcore.core.errors import RegistryError
+from seedcore.core.answers import Answer, Listing, Resolution, Source
 from seedcore.core.instances import Instance, Transition, Verdict
 from seedcore.core.limits import MAX_DRAIN_S, MAX_METADATA_DEPTH, MAX_PAGE, MAX_REASON_CHARS
 from seedcore.discovery.ladder import NameListing, RungState
-from seedcore.registry.protocol.messages import Description
+from seedcore.registry.protocol.messages import Description, OperationResult
 
 
 def _as_texts(labels: Mapping[str, Any]) -> dict[str, str]:
@@ -377,22 +376,23 @@ def transitions_out(steps: Sequence[Transition]) -> list[TransitionOut]:
     return [TransitionOut.model_validate(step) for step in steps]
 
 
-def turned_answer(logical_id: str, turned: Mapping[str, Receipt | RegistryError], as_of: datetime) -> TurnedAnswer:
+def turned_answer(logical_id: str, results: Sequence[OperationResult], as_of: datetime) -> TurnedAnswer:
     """An operator's change as the API shows it."""
-    results = [
-        TurnedOut(instance_id=instance_id, status=outcome.status.value, durable=outcome.durable, why=outcome.why)
-        if isinstance(outcome, Receipt)
-        else TurnedOut(instance_id=instance_id, status=None, durable=False, why=str(outcome))
-        for instance_id, outcome in turned.items()
-    ]
-    is_complete = all(isinstance(outcome, Receipt) for outcome in turned.values())
     return TurnedAnswer(
         logical_id=logical_id,
-        results=results,
+        results=[
+            TurnedOut(
+                instance_id=result.instance_id or "",
+                status=None if result.status is None else result.status.value,
+                durable=result.durable,
+                why=result.why if result.error is None else str(result.error),
+            )
+            for result in results
+        ],
         source=Source.REGISTRY.value,
         as_of=as_of,
         version=0,
-        complete=is_complete,
+        complete=all(result.error is None for result in results),
     )
 
 

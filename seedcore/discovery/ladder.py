@@ -12,15 +12,15 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 
-from seedcore.core.answers import Answer, InstanceFilter, Listing, Receipt, Resolution, Source
+from seedcore.core.answers import Answer, InstanceFilter, Listing, Resolution, Source
 from seedcore.core.clock import utc_now
 from seedcore.core.errors import (
     ActorGoneError,
     CannotKnowError,
     DirectoryUnavailableError,
+    ForbiddenTransitionError,
     InvalidInputError,
     NotResolvableError,
-    RegistryError,
     RegistryUnavailableError,
     StoreUnavailableError,
     UnknownInstanceError,
@@ -28,7 +28,7 @@ from seedcore.core.errors import (
 from seedcore.core.feed import Feed
 from seedcore.core.instances import Epoch, Instance, Transition, Verdict
 from seedcore.core.lifecycle import Status
-from seedcore.core.limits import MAX_PAGE, check_instance_id, operators_cause
+from seedcore.core.limits import MAX_PAGE, check_instance_id
 from seedcore.core.paging import check_limit, decode_cursor, encode_cursor, encode_name_cursor
 from seedcore.core.ports import ActorDirectory, InstanceReader
 from seedcore.core.selection import best
@@ -37,7 +37,7 @@ from seedcore.registry.caller.follower import Follower
 from seedcore.registry.caller.handles import HandleFinder
 from seedcore.registry.caller.metrics import CallerMetrics
 from seedcore.registry.protocol.connection import RegistryConnection
-from seedcore.registry.protocol.messages import HISTORY_LIMIT, STEPS_LIMIT, Description, Health
+from seedcore.registry.protocol.messages import HISTORY_LIMIT, STEPS_LIMIT, Description, Health, OperationResult
 from seedcore.registry.ray_support.lookup import ActorHandle
 
 logger = logging.getLogger(__name__)
@@ -347,24 +347,30 @@ class DiscoveryLadder:
             raise CannotKnowError("*", f"{problem}; {error}") from error
         return Answer(found, Source.POSTGRES, utc_now(), 0, complete=True)
 
-    async def turn_agent(
+    async def operate(
         self,
-        logical_id: str,
         status: Status,
+        logical_id: str,
         reason: str | None,
         duration_s: float | None = None,
-        who: str | None = None,
-    ) -> dict[str, Receipt | RegistryError]:
-        """An operator's change of an agent, for a reason. Raises as Registry.turn_agent, RegistryUnavailableError."""
-        return await self._connection.turn_agent(
-            logical_id, status, operators_cause(reason, who), duration_s=duration_s
-        )
+        by: str | None = None,
+    ) -> list[OperationResult]:
+        """Drain, undrain or deregister an agent. Raises as RegistryApi.drain, and the error where every instance
+        refuses."""
+        if status is Status.DRAINING:
+            results = await self._connection.drain([logical_id], reason, by, duration_s)
+        elif status is Status.ALIVE:
+            results = await self._connection.undrain([logical_id], reason, by)
+        else:
+            results = await self._connection.deregister([logical_id], reason, by)
+        if all(isinstance(result.error, (NotResolvableError, ForbiddenTransitionError)) for result in results):
+            results[0].raise_if_refused()
+        return results
 
-    async def turn_instance(
-        self, instance_id: str, status: Status, reason: str | None, who: str | None = None
-    ) -> Receipt:
-        """An operator's change of one instance, for a reason. Raises as Registry.set_status."""
-        return await self._connection.set_status(instance_id, status, cause=operators_cause(reason, who))
+    async def deregister_instance(self, instance_id: str, reason: str | None, by: str | None = None) -> OperationResult:
+        """Declare one instance dead. Raises as RegistryApi.deregister, and the refusal."""
+        [result] = await self._connection.deregister((), reason, by, instance_ids=[instance_id])
+        return result.raise_if_refused()
 
     async def registry_health(self) -> Health | str:
         """The registry's own report, or why there is none."""

@@ -265,28 +265,28 @@ _CHANGES = {**PROBLEMS, **NOT_FOUND, **REFUSED, **BODY}
 @v1.post("/agents/{logical_id:path}/drain", responses=_CHANGES, tags=["operations"])
 async def drain(replica: Replica, who: Who, logical_id: str, request: DrainRequest) -> TurnedAnswer:
     """Hand an agent out no more, for a while or until it is undrained. It goes on with what it does."""
-    turned = await replica.ladder.turn_agent(logical_id, Status.DRAINING, request.reason, request.duration_s, who.name)
+    turned = await replica.ladder.operate(Status.DRAINING, logical_id, request.reason, request.duration_s, who.name)
     return turned_answer(logical_id, turned, utc_now())
 
 
 @v1.post("/agents/{logical_id:path}/undrain", responses=_CHANGES, tags=["operations"])
 async def undrain(replica: Replica, who: Who, logical_id: str, request: ReasonRequest) -> TurnedAnswer:
     """Hand a draining agent out again."""
-    turned = await replica.ladder.turn_agent(logical_id, Status.ALIVE, request.reason, who=who.name)
+    turned = await replica.ladder.operate(Status.ALIVE, logical_id, request.reason, by=who.name)
     return turned_answer(logical_id, turned, utc_now())
 
 
 @v1.delete("/agents/{logical_id:path}", responses={**PROBLEMS, **NOT_FOUND, **REFUSED}, tags=["operations"])
 async def deregister_agent(replica: Replica, who: Who, logical_id: str, reason: Reason = None) -> TurnedAnswer:
     """Declare every instance of an agent dead, for good. One that still runs registers again, as a new instance."""
-    turned = await replica.ladder.turn_agent(logical_id, Status.DEAD, reason, who=who.name)
+    turned = await replica.ladder.operate(Status.DEAD, logical_id, reason, by=who.name)
     return turned_answer(logical_id, turned, utc_now())
 
 
 @v1.delete("/instances/{instance_id}", responses={**PROBLEMS, **NOT_FOUND, **REFUSED}, tags=["operations"])
 async def deregister_instance(replica: Replica, who: Who, instance_id: str, reason: Reason = None) -> InstanceAnswer:
     """Declare one instance dead, for good."""
-    await replica.ladder.turn_instance(instance_id, Status.DEAD, reason, who.name)
+    await replica.ladder.deregister_instance(instance_id, reason, who.name)
     answer = await replica.ladder.instance(instance_id)
     return InstanceAnswer(instance=instance_out(answer.value), **stamp_of(answer))
 

@@ -106,7 +106,7 @@ async def test_who_drains_is_named_when_a_fleet_is_brought_up_again(
 ) -> None:
     for name in ("grazes", "rests"):
         await create(manager, settings, name)
-    await registry.turn_agent("rests", "draining")
+    await registry.drain(["rests"])
     file = tmp_path / "fleet.yaml"
     file.write_text("agents: [{ids: [grazes, rests]}]")
     answer = await command(settings, "fleet", "up", str(file))
@@ -144,7 +144,7 @@ async def test_draining_stopping_and_an_old_epoch_are_named(
     await handle.drain.remote("makes room")
     drains = await why(registry, "drains")
     assert (drains.state, drains.why) == ("draining", "makes room")
-    await registry.turn_agent("drains", "draining", "by an operator: upkeep", duration_s=60)
+    await registry.drain(["drains"], "upkeep", duration_s=60)
     assert re.match(r"by an operator: upkeep, until \d{4}-", (await why(registry, "drains")).why)
     actor_class: Any = ray.remote(Blocking)
     blocking = actor_class.options(name="stops", namespace=settings.namespace, num_cpus=0).remote("stops", settings)

@@ -60,9 +60,9 @@ async def test_a_proven_handle_is_handed_out_until_its_agent_dies(
     await until_followed(caller, "held")
     handle = await caller.resolve("held")
     # without a question to anybody
-    caller.connection._hearing.note_silence(0.0)
+    caller.connection._circuit.note_silence(0.0)
     assert await caller.resolve("held") is handle
-    caller.connection._hearing.note_answer()
+    caller.connection._circuit.note_answer()
     os.kill(pid, signal.SIGKILL)
 
     async def is_refused() -> bool:

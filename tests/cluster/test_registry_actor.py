@@ -15,8 +15,8 @@ import ray
 from pydantic import SecretStr
 
 from seedcore.composition import start_registry
-from seedcore.core.answers import Receipt, Source
-from seedcore.core.changes import Registration, new_instance_id
+from seedcore.core.answers import InstanceFilter, Receipt, Source
+from seedcore.core.changes import Registration, SequencedChange, new_instance_id
 from seedcore.core.errors import (
     FencedError,
     ForbiddenTransitionError,
@@ -160,8 +160,8 @@ BAD_CALLS: list[tuple[str, tuple[Any, ...]]] = [
     ("register", (Registration(new_instance_id(), "a", labels={f"k{n}": "v" for n in range(10_000)}),)),
     ("register", (Registration(new_instance_id(), "a", metadata={"deep": ["\x00"]}),)),
     ("register", (Registration(new_instance_id(), "a", ip_address="not an address"),)),
-    ("set_status", ("not-a-uuid", "alive")),
-    ("set_status", (new_instance_id(), "asleep")),
+    ("set_status", ("not-a-uuid", "alive", 1)),
+    ("set_status", (new_instance_id(), "asleep", 1)),
     ("set_status", (new_instance_id(), "alive", -1)),
     ("beat_many", ("abc",)),
     ("beat_many", ([1, 2],)),
@@ -310,7 +310,7 @@ async def test_an_expired_client_comes_back_as_a_new_instance(registry: Registry
     client = RegistryClient("phoenix", settings=settings)
     await client.set_status("alive")
     first = client.instance_id
-    await registry.set_status(first, "dead", cause="by hand")
+    await registry.deregister(instance_ids=[first])
     await client.beat()
     assert client.instance_id != first
     answer = await registry.resolve(["phoenix"])
@@ -461,7 +461,7 @@ async def test_statements_per_flush_do_not_grow_with_the_fleet(
 
 async def test_an_error_of_ours_is_never_a_bare_ray_error(registry: RegistryConnection) -> None:
     with pytest.raises(RegistryError):
-        await registry._call("list_active", fresh_only=[], limit=object())
+        await registry.page(InstanceFilter(fresh_only=[]), limit=object())  # type: ignore[arg-type]
 
 
 async def test_a_silent_database_does_not_make_a_living_registry_unheard(
@@ -537,8 +537,8 @@ class Interrupted(RegistryConnection):
 
     happens: Callable[[], Awaitable[None]] | None = None
 
-    async def set_status(self, *arguments: Any, **details: Any) -> Receipt:
-        receipt = await super().set_status(*arguments, **details)
+    async def take(self, change: SequencedChange) -> Receipt:
+        receipt = await super().take(change)
         happens, self.happens = self.happens, None
         if happens is not None:
             await happens()

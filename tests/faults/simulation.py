@@ -45,8 +45,8 @@ from unittest import mock
 
 from ray.exceptions import ActorDiedError
 
-from seedcore.core.answers import Answer, BeatAnswer, Listing, OutcomeKind, Receipt, Resolution
-from seedcore.core.changes import RegisterChange, Registration, SequencedChange, StatusChange
+from seedcore.core.answers import Answer, BeatAnswer, InstanceFilter, Listing, OutcomeKind, Receipt, Resolution
+from seedcore.core.changes import RegisterChange, SequencedChange, StatusChange
 from seedcore.core.clock import Clock
 from seedcore.core.errors import (
     DirectoryUnavailableError,
@@ -72,12 +72,12 @@ from seedcore.registry.node.relay import Relay
 from seedcore.registry.protocol.messages import Watched
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.registry.server.death_watch import DeathWatch
-from seedcore.registry.server.registry import Registry
 from seedcore.settings import Settings
 from seedcore.store.memory import MemoryStore, Tables
 from tests.builders import START
 from tests.faults.mutants import MUTANTS
 from tests.faults.virtual import VirtualLoop
+from tests.local import LocalRegistry as Registry
 
 # mostly a few, so that much happens to each; now and then so many that some are silent and the fleet is not
 AGENTS = (5, 5, 5, 14)
@@ -88,6 +88,13 @@ FAULTS_S = 50.0
 CALM_S = 40.0
 NODES = ("north", "south")
 UNSTORABLE = "a cause that the database refuses"
+_OPERATED = {"drain": Status.DRAINING, "undrain": Status.ALIVE, "deregister": Status.DEAD}
+_OPERATIONS = {status: method for method, status in _OPERATED.items()}
+EVERY = InstanceFilter(statuses=None, fresh_only=False)
+
+
+def _status_of(change: SequencedChange) -> Status | None:
+    return change.change.status if isinstance(change.change, StatusChange) else None
 
 
 class Violation(AssertionError):
@@ -360,20 +367,12 @@ class SimConnection:
                 pass
         return await self._call("beat_many", instance_ids, loads)
 
-    async def register(self, registration: Registration, seq: int) -> Any:
+    async def take(self, change: SequencedChange) -> Any:
+        inner = change.change
         process = self._world.process(self._caller)
-        if process is not None and registration.instance_id not in process.instance_ids:
-            process.instance_ids.append(registration.instance_id)
-        return await self._say(SequencedChange(RegisterChange(registration, seq)), "register", registration, seq)
-
-    async def set_status(
-        self, instance_id: str, status: Status, seq: int | None, cause: str | None, *, after: str | None = None
-    ) -> Any:
-        change = SequencedChange(StatusChange(instance_id, status, seq, cause), after)
-        return await self._say(change, "set_status", instance_id, status, seq, cause, after=after)
-
-    async def _say(self, change: SequencedChange, method: str, *args: Any, **kwargs: Any) -> Any:
-        relay = None if change.change.seq is None else self._world.relay_of(self._caller)
+        if process is not None and isinstance(inner, RegisterChange) and inner.instance_id not in process.instance_ids:
+            process.instance_ids.append(inner.instance_id)
+        relay = self._world.relay_of(self._caller)
         if relay is not None:
             try:
                 [answer] = await within(relay.call("deliver", [change]), CALL_TIMEOUT_S)
@@ -385,7 +384,7 @@ class SimConnection:
                 if isinstance(answer, RegistryError):
                     raise answer
                 return answer
-        return await self._call(method, *args, **kwargs)
+        return await self._call("take", change)
 
     def __getattr__(self, method: str) -> Callable[..., Coroutine[Any, Any, Any]]:
         async def call(*args: Any, **kwargs: Any) -> Any:
@@ -509,7 +508,7 @@ class SimStore:
             await self._apply(method, *args, **kwargs)
 
     async def _apply(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        if method == "set_status_many" and any(change.cause == UNSTORABLE for change in args[0]):
+        if method == "set_status_many" and any(UNSTORABLE in (change.cause or "") for change in args[0]):
             self._world.counts["batches refused for a value"] += 1
             raise StoreRejectedError("simulated")
         # the memory store never yields, so this is one transaction
@@ -695,12 +694,16 @@ class Office:
             for instance_id in result.unknown:
                 self._check_unknown(instance_id)
         if isinstance(result, Receipt):
-            world.check_receipt(result, Status(args[1]) if method == "set_status" else None)
+            world.check_receipt(result, _status_of(args[0]))
+        if method in {"drain", "undrain", "deregister"}:
+            for operated in result:
+                if operated.error is None:
+                    receipt = Receipt(operated.instance_id, operated.status, 0, operated.durable)
+                    world.check_receipt(receipt, _OPERATED[method])
         if method == "deliver":
             for sequenced, receipt in zip(args[0], result, strict=True):
-                change = sequenced.change
                 if isinstance(receipt, Receipt):
-                    world.check_receipt(receipt, change.status if isinstance(change, StatusChange) else None)
+                    world.check_receipt(receipt, _status_of(sequenced))
         if isinstance(result, FeedBatch):
             roster = self.registry._roster
             world.held_at[result.stream, result.version] = {
@@ -929,8 +932,8 @@ class History:
             await asyncio.sleep(self.world.random.uniform(0.0, 0.1))
             cause = UNSTORABLE if turn == 1 and reporter.client.instance_id[-1] < "6" else "asked by an operator"
             with contextlib.suppress(RegistryError):
-                connection = SimConnection(self.world, "operator")
-                await connection.set_status(reporter.client.instance_id, wanted, None, cause)
+                operate = getattr(SimConnection(self.world, "operator"), _OPERATIONS[wanted])
+                await operate(reason=cause, instance_ids=[reporter.client.instance_id])
 
     async def _say_again(self) -> None:
         """Once the last echo has arrived, the operator holds nobody, and the agent has the last word."""
@@ -948,10 +951,10 @@ class History:
         while self.world.now_s < ends_s:
             instance_id = reporter.client.instance_id
             try:
-                receipt = await SimConnection(self.world, "operator").set_status(
-                    instance_id, Status.ALIVE, None, "released by an operator"
+                [result] = await SimConnection(self.world, "operator").undrain(
+                    reason="to end it", instance_ids=[instance_id]
                 )
-                if receipt.durable:
+                if result.raise_if_refused().durable:
                     return
             except (InstanceDeadError, UnknownInstanceError):
                 if reporter.client.instance_id == instance_id:
@@ -993,11 +996,11 @@ class History:
         while True:
             await asyncio.sleep(world.random.choice([0.0, 0.0, 0.3, 3.0]))
             try:
-                batch: FeedBatch = await connection.changes(stream, version, world.random.uniform(0.0, 1.0))
+                batch: FeedBatch = await connection.changes(EVERY, stream, version, world.random.uniform(0.0, 1.0))
                 if batch.is_reset:
                     stream, cursor, held = None, None, {}
                     while True:
-                        page: Listing = await connection.list_active(None, None, None, 2, cursor, fresh_only=False)
+                        page: Listing = await connection.page(EVERY, 2, cursor)
                         if page.stream != batch.stream:
                             break
                         held.update({row.instance_id: row.status for row in page})

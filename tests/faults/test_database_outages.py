@@ -28,11 +28,11 @@ from seedcore.core.ports import OnExplained, OnLostNodes, OnUnwatched
 from seedcore.core.timeouts import end
 from seedcore.core.verdict import Witness
 from seedcore.registry.server.config import RegistryConfig
-from seedcore.registry.server.registry import Registry
 from seedcore.store.connections import PoolLimits
 from seedcore.store.postgres import PostgresStore, migrate_database
 from tests.builders import iid
 from tests.faults.proxy import Proxy
+from tests.local import LocalRegistry as Registry
 from tests.postgres.dumps import dump, restore
 from tests.servers import PostgresServer
 from tests.traces import short_folder
@@ -199,6 +199,7 @@ class Stage:
     async def repeat(self, number: int) -> Receipt:
         """The number-th agent sends its last change again, as clients do until it is durable."""
         status, seq = self._told[iid(number)][-1]
+        assert seq is not None
         return await self.registry.set_status(iid(number), status, seq)
 
     async def until_durable(self, number: int) -> None:

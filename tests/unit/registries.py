@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 
 from seedcore.core.ports import DeathWitness, OnDeath
 from seedcore.registry.server.config import RegistryConfig
-from seedcore.registry.server.registry import Registry
 from seedcore.store.memory import MemoryStore, Tables
 from tests.builders import START
+from tests.local import LocalRegistry as Registry
 from tests.unit.test_registry import NobodyWatches
 from tests.waiting import eventually
 

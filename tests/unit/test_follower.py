@@ -12,15 +12,14 @@ import pytest
 
 from seedcore.core.answers import InstanceFilter
 from seedcore.core.errors import RegistryUnavailableError
-from seedcore.core.lifecycle import Status
 from seedcore.core.paging import decode_cursor
 from seedcore.registry.caller import follower as module
 from seedcore.registry.caller.follower import Follower
 from seedcore.registry.server import registry as service
 from seedcore.registry.server.config import RegistryConfig
-from seedcore.registry.server.registry import Registry
 from seedcore.store.memory import MemoryStore, Tables
 from tests.builders import START, iid, joins
+from tests.local import LocalRegistry as Registry
 from tests.unit.conftest import Membership
 from tests.unit.registries import joined_registry
 from tests.waiting import eventually
@@ -62,7 +61,7 @@ async def test_it_hears_of_whom_it_concerns(registry: Registry, follower: Follow
     for number in (1, 2):
         await registry.register(joins(number, f"agent-{number}", organ_id=f"organ-{number}").registration)
     await eventually(lambda: held(follower) == [iid(1), iid(2)], every_s=0.001)
-    await registry.set_status(iid(1), Status.DEAD)
+    await registry.deregister(instance_ids=[iid(1)])
     await eventually(lambda: held(follower) == [iid(2)], every_s=0.001)
     assert set(told) == {"agent-1", "agent-2"}
     assert told.count("agent-1") >= 2

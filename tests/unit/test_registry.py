@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from seedcore.core.answers import Receipt
+from seedcore.core.answers import InstanceFilter, Receipt
 from seedcore.core.changes import SequencedChange, StatusChange
 from seedcore.core.clock import Clock
 from seedcore.core.errors import (
@@ -29,11 +29,13 @@ from seedcore.core.lifecycle import Status
 from seedcore.core.ports import OnDeath, OnExplained, OnLostNodes, OnUnwatched
 from seedcore.core.verdict import Witness
 from seedcore.registry.server.config import RegistryConfig
-from seedcore.registry.server.registry import Registry
 from seedcore.store.memory import MemoryStore, Tables
 from tests.builders import START, iid, joins, turns
+from tests.local import LocalRegistry as Registry
 from tests.waiting import eventually
 
+EVERY = InstanceFilter(statuses=None)
+LEFT = InstanceFilter(statuses=None, organ_id="left")
 CONFIG = RegistryConfig(
     "cluster", beat_interval_s=5.0, lease_s=15.0, flush_interval_s=0.01, linger_s=0.0, max_followers=2
 )
@@ -307,18 +309,16 @@ async def test_instance_that_is_not_read_yet_is_not_unknown(elapsed: Elapsed, ta
         # however long it takes to read it
         elapsed.now_s += 10 * CONFIG.lease_s
         assert (await registry.beat_many(ids)).unknown == ()
-        for refused in (registry.set_status(ids[0], Status.ALIVE, 1), registry.turn_agent("agent-1", Status.DRAINING)):
+        for refused in (registry.set_status(ids[0], Status.ALIVE, 1), registry.drain(["agent-1"])):
             with pytest.raises(RegistryUnavailableError, match="has not read its database yet"):
                 await refused
         # who asks in the moment before is answered in the same call
         registry._config = registry._writer._config = replace(CONFIG, durable_wait_s=20.0)
-        asked = asyncio.gather(
-            registry.set_status(ids[0], Status.ALIVE, 1), registry.turn_agent("agent-1", Status.DRAINING)
-        )
+        asked = asyncio.gather(registry.set_status(ids[0], Status.ALIVE, 1), registry.drain(["agent-1"]))
         await asyncio.sleep(0)
         database.is_open.set()
         receipt, turned = await asked
-        assert (receipt.durable, list(turned)) == (True, [ids[1]])
+        assert (receipt.durable, [result.instance_id for result in turned]) == (True, [ids[1]])
         answer = await registry.beat_many([*ids, iid(9)])
         assert (answer.unknown, answer.is_recovering) == ((iid(9),), False)
         # nobody was asked to register again
@@ -388,11 +388,11 @@ async def test_the_interval_follows_the_fleet(elapsed: Elapsed, database: SlowRe
 
 
 async def test_a_follower_lists_once_and_then_gets_every_change(registry: Registry) -> None:
-    first = await registry.changes(None, 0)
+    first = await registry.changes(EVERY, None, 0)
     assert first.is_reset
     listing = await registry.list_active(None)
     assert (listing.stream, listing.version) == (first.stream, first.version)
-    waiting = asyncio.create_task(registry.changes(first.stream, first.version, 30.0))
+    waiting = asyncio.create_task(registry.changes(EVERY, first.stream, first.version, 30.0))
     await eventually(lambda: registry._roster.feed.followers == 1)
     await registry.set_status(iid(1), Status.DRAINING, 3)
     batch: FeedBatch = await waiting
@@ -400,31 +400,31 @@ async def test_a_follower_lists_once_and_then_gets_every_change(registry: Regist
         (iid(1), Status.DRAINING)
     ]
     await registry.set_status(iid(1), Status.DEAD, 4)
-    batch = await registry.changes(batch.stream, batch.version)
+    batch = await registry.changes(EVERY, batch.stream, batch.version)
     assert [change.instance for change in batch.changes] == [None]
     assert (await registry.health()).followers == 0
 
 
 async def test_a_wait_for_changes_ends_with_none_at_its_bound(registry: Registry) -> None:
-    at = await registry.changes(None, 0)
-    batch = await registry.changes(at.stream, at.version, 0.01, organ_id="left")
+    at = await registry.changes(EVERY, None, 0)
+    batch = await registry.changes(LEFT, at.stream, at.version, 0.01)
     assert (batch.changes, batch.is_reset, batch.version) == ((), False, at.version)
 
 
 async def test_followers_are_bounded_and_bad_questions_refused(registry: Registry) -> None:
-    at = await registry.changes(None, 0)
-    waiting = [asyncio.create_task(registry.changes(at.stream, at.version, 30.0)) for _ in range(2)]
+    at = await registry.changes(EVERY, None, 0)
+    waiting = [asyncio.create_task(registry.changes(EVERY, at.stream, at.version, 30.0)) for _ in range(2)]
     await eventually(lambda: registry._roster.feed.followers == 2)
     with pytest.raises(FollowersFullError, match="2 followers"):
-        await registry.changes(at.stream, at.version, 1.0)
-    assert not (await registry.changes(at.stream, at.version)).is_reset
+        await registry.changes(EVERY, at.stream, at.version, 1.0)
+    assert not (await registry.changes(EVERY, at.stream, at.version)).is_reset
     for task in waiting:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
     assert registry._roster.feed.followers == 0
     for bad in ((at.stream, -1), (at.stream, 0, -1.0), (at.stream, 0, 31.0)):
         with pytest.raises(InvalidInputError):
-            await registry.changes(*bad)
+            await registry.changes(EVERY, *bad)
 
 
 async def test_after_a_freeze_longer_than_a_lease_everybody_has_a_whole_lease_to_return(

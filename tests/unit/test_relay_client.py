@@ -1,9 +1,10 @@
-"""A process speaks by the relay of its node, and to the registry itself while that is silent."""
+"""A process calls the relay of its node, and the registry itself while the relay is silent."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from ray.exceptions import ActorDiedError, RayTaskError
 
 from seedcore.core.answers import BeatAnswer, Receipt
 from seedcore.core.changes import SequencedChange
+from seedcore.core.clock import Clock
 from seedcore.core.errors import (
     DirectoryUnavailableError,
     InstanceDeadError,
@@ -20,10 +22,13 @@ from seedcore.core.errors import (
 )
 from seedcore.core.lifecycle import Status
 from seedcore.registry.node.relay import Relay
-from seedcore.registry.protocol import relay_client as relaying
-from seedcore.registry.protocol.connection import RegistryConnection
-from tests.builders import iid, joins
+from seedcore.registry.protocol.connection import REGISTRY_NAME, ConnectionTimes, RegistryConnection
+from seedcore.registry.protocol.messages import PROTOCOL, Hello
+from seedcore.registry.protocol.relay_client import RelayTimes
+from tests.builders import START, iid, joins
 from tests.waiting import eventually
+
+TIMES = ConnectionTimes(relay=RelayTimes(patience_s=0.05, rest_s=5.0, longest_rest_s=60.0))
 
 
 class Actor:
@@ -64,6 +69,9 @@ class Actor:
 class Registry:
     """The registry actor, as far as agents see it."""
 
+    async def hello(self) -> Hello:
+        return Hello(PROTOCOL, "test", 1, "node", START)
+
     def __init__(self) -> None:
         self.relay: str | None = "the-relay"
         self.error: RegistryError | None = None
@@ -87,44 +95,41 @@ class Registry:
         ]
 
 
-class Local(RegistryConnection):
-    """A connection whose registry is in this process."""
-
-    def __init__(self, actor: Actor, *, by_relay: bool = False) -> None:
-        super().__init__("nowhere", 1.0, by_relay=by_relay)
-        self.actor = actor
-
-    async def _found(self) -> Any:
-        self._spoken_to = self.actor
-        return self.actor
-
-
 class World:
-    """A registry, the relay of this node, and a process that speaks to them."""
+    """A registry, the relay of this node, and a process that calls them; `pass_s` moves its clock."""
 
     def __init__(self) -> None:
         self.inner = Registry()
         self.registry = Actor(self.inner)
-        self.relay = Actor(Relay((), Local(self.registry), gather_s=0.001))
+        self.relay = Actor(Relay((), RegistryConnection("nowhere", 1.0, find=self.find), gather_s=0.001))
         self.named: list[str] = []
-        self.connection = Local(self.registry, by_relay=True)
+        self._now_s = 0.0
+        self.connection = RegistryConnection(
+            "nowhere", 1.0, by_relay=True, clock=Clock(lambda: self._now_s), times=TIMES, find=self.find
+        )
 
     async def find(self, name: str, namespace: str, timeout_s: float) -> Any:
+        if name == REGISTRY_NAME:
+            return self.registry
         self.named.append(name)
         if name == "unknown":
             raise DirectoryUnavailableError("for the test")
         return self.relay if name == "the-relay" else None
 
+    def was_looked_up(self, name: str, times: int) -> bool:
+        return self.named.count(name) == times
+
+    def pass_s(self, seconds: float) -> None:
+        self._now_s += seconds
+
     async def use_relay(self) -> None:
         await self.connection.beat_many([iid(1)])
-        await eventually(lambda: self.connection._relays and self.connection._relays.relay, every_s=0.001)
+        await eventually(lambda: self.connection.uses_relay, every_s=0.001)
 
 
 @pytest.fixture
-def world(connected: None, monkeypatch: pytest.MonkeyPatch) -> World:
-    world = World()
-    monkeypatch.setattr(relaying, "find_actor", world.find)
-    return world
+def world(connected: None) -> World:
+    return World()
 
 
 async def test_the_relay_that_the_registry_names_gathers_from_then_on(world: World) -> None:
@@ -143,23 +148,26 @@ async def test_the_relay_that_the_registry_names_gathers_from_then_on(world: Wor
 
 
 @pytest.mark.parametrize("trouble", ["is_dead", "is_hung"])
-async def test_without_the_relay_the_registry_is_spoken_to_and_the_relay_rests(
-    world: World, trouble: str, monkeypatch: pytest.MonkeyPatch
+async def test_while_the_relay_is_silent_the_registry_is_called_and_the_relay_rests_longer_each_time(
+    world: World, trouble: str
 ) -> None:
     await world.use_relay()
     setattr(world.relay, trouble, True)
     assert (await world.connection.beat_many([iid(1)])).dead == ()
-    assert world.connection._relays is not None
-    assert world.connection._relays.relay is None
+    assert not world.connection.uses_relay
     await world.connection.beat_many([iid(1)])
     assert world.named == ["the-relay"]
-    # until it has rested
-    world.connection._relays._rests_until_s = 0.0
-    setattr(world.relay, trouble, False)
-    await world.use_relay()
-    setattr(world.relay, trouble, True)
+    world.pass_s(TIMES.relay.rest_s)
+    assert world.connection.uses_relay
     assert (await world.connection.register(joins(1).registration)).durable
-    assert world.connection._relays.relay is None
+    # no more than a random share of two thirds is left out
+    world.pass_s(TIMES.relay.rest_s * 2 / 3 - 0.1)
+    assert not world.connection.uses_relay
+    world.pass_s(2 * TIMES.relay.rest_s)
+    setattr(world.relay, trouble, False)
+    calls = world.relay.count("beat_many")
+    await world.use_relay()
+    assert world.relay.count("beat_many") == calls + 1
 
 
 async def test_a_slow_database_is_waited_for_while_the_relay_itself_answers(world: World) -> None:
@@ -180,7 +188,7 @@ async def test_a_registry_that_is_away_is_asked_once_more_by_the_agent_itself(wo
     assert world.registry.count("beat_many") == 3
 
 
-async def test_a_change_that_needs_the_registry_before_it_is_not_said_to_another(world: World) -> None:
+async def test_a_change_that_needs_the_registry_before_it_is_not_sent_to_another(world: World) -> None:
     await world.use_relay()
     world.inner.error = RegistryReplacedError("for the test")
     with pytest.raises(RegistryReplacedError):
@@ -193,15 +201,18 @@ async def test_a_relay_that_is_not_found_is_not_used_and_none_means_none(world: 
     for name in ("gone", "unknown"):
         world.inner.relay = name
         await world.connection.beat_many([iid(1)])
-        await eventually(lambda: world.connection._relays and world.connection._relays._name is None, every_s=0.001)
-    await world.connection.beat_many([iid(1)])
+        await eventually(partial(world.was_looked_up, name, 1), every_s=0.001)
+        # it is named, and looked up, again
+        await world.connection.beat_many([iid(1)])
+        await eventually(partial(world.was_looked_up, name, 2), every_s=0.001)
+        assert not world.connection.uses_relay
     world.inner.relay = "the-relay"
     await world.use_relay()
     world.relay.is_dead = True
     world.inner.relay = None
     await world.connection.beat_many([iid(1)])
-    assert world.connection._relays is not None
-    assert world.connection._relays.relay is None
+    world.pass_s(10 * TIMES.relay.longest_rest_s)
+    assert not world.connection.uses_relay
 
 
 async def test_a_relay_that_only_watches_passes_nothing_on() -> None:

@@ -16,7 +16,7 @@ from weakref import WeakSet
 import pytest
 
 from seedcore.core.answers import Receipt
-from seedcore.core.changes import Registration
+from seedcore.core.changes import SequencedChange, StatusChange
 from seedcore.core.errors import (
     InstanceDeadError,
     InvalidInputError,
@@ -32,11 +32,11 @@ from seedcore.registry.agent.client import RegistryClient
 from seedcore.registry.agent.identity import Identity, ProcessEpoch, identify, note_process_epoch
 from seedcore.registry.agent.reporter import Reporter, ThreadReporter
 from seedcore.registry.server.config import RegistryConfig
-from seedcore.registry.server.registry import Registry
 from seedcore.settings import Settings, get_settings
 from seedcore.store.memory import MemoryStore, Tables
 from seedcore.tier0.creation import prepared
 from tests.builders import START
+from tests.local import LocalRegistry as Registry
 from tests.loops import another_loop
 from tests.unit.registries import joined_registry
 from tests.unit.test_registry import NobodyWatches
@@ -98,17 +98,13 @@ class Turns:
         self.registries = list(registries)
         self.taken: list[tuple[Registry, Status]] = []
 
-    async def register(self, registration: Registration, seq: int) -> Receipt:
-        return await self.registries[0].register(registration, seq)
-
-    async def set_status(
-        self, instance_id: str, status: Status, seq: int, cause: str | None, *, after: str | None
-    ) -> Receipt:
+    async def take(self, change: SequencedChange) -> Receipt:
         registry = self.registries[0]
-        receipt = await registry.set_status(instance_id, status, seq, cause, after=after)
-        self.taken.append((registry, status))
-        if len(self.registries) > 1:
-            self.registries.pop(0)
+        receipt = await registry.take(change)
+        if isinstance(change.change, StatusChange):
+            self.taken.append((registry, change.change.status))
+            if len(self.registries) > 1:
+                self.registries.pop(0)
         return receipt
 
 
@@ -248,7 +244,7 @@ async def test_whom_the_registry_declared_dead_comes_back_as_a_new_instance(regi
     client = make_client(registry)
     await client.set_status("alive")
     first = client.instance_id
-    await registry.set_status(first, "dead", cause="by another hand")
+    await registry.deregister(instance_ids=[first])
     receipt = await client.set_status("draining")
     assert receipt.durable
     assert client.instance_id != first
@@ -519,7 +515,7 @@ async def test_an_agent_without_an_epoch_of_its_own_does_not_come_back_in_anothe
 async def test_one_that_was_declared_dead_before_the_flip_is_refused_after_it(registry: Registry) -> None:
     client = make_client(registry)
     await client.set_status("alive")
-    await registry.set_status(client.instance_id, "dead", cause="lease expired")
+    await registry.deregister(instance_ids=[client.instance_id])
     await registry.set_current_epoch("green")
     with pytest.raises(RetiredEpochError):
         await client.beat()

@@ -28,7 +28,6 @@ from seedcore.registry.agent.identity import identify, own_actor, own_node_id
 from seedcore.registry.agent.reporter import Reporter, ThreadReporter
 from seedcore.registry.caller import handles as handles_module
 from seedcore.registry.caller.handles import HandleFinder
-from seedcore.registry.protocol import connection as connection_module
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.protocol.messages import PROTOCOL, Hello
 from seedcore.registry.ray_support import session
@@ -233,17 +232,14 @@ class Answering:
         return "epoch"
 
 
-async def test_a_connection_finds_the_registry_again_in_each_session(
-    connected: Membership, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_connection_finds_the_registry_again_in_each_session(connected: Membership) -> None:
     found: list[Actor] = []
 
     async def find(name: str, namespace: str, timeout_s: float) -> Actor:
         found.append(Actor(Answering()))
         return found[-1]
 
-    monkeypatch.setattr(connection_module, "find_actor", find)
-    connection = RegistryConnection("nowhere", 1.0)
+    connection = RegistryConnection("nowhere", 1.0, find=find)
     await connection.beat("one")
     await connection.beat("one")
     assert [actor.calls for actor in found] == [["hello", "beat_many", "beat_many"]]
@@ -255,16 +251,13 @@ async def test_a_connection_finds_the_registry_again_in_each_session(
     assert [actor.calls for actor in found] == [["hello", "beat_many", "beat_many"], ["hello", "beat_many"]]
 
 
-async def test_a_silence_of_one_session_is_not_the_nexts(
-    connected: Membership, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_silence_of_one_session_is_not_the_nexts(connected: Membership) -> None:
     actor = Actor(Answering())
 
     async def find(name: str, namespace: str, timeout_s: float) -> Actor:
         return actor
 
-    monkeypatch.setattr(connection_module, "find_actor", find)
-    connection = RegistryConnection("nowhere", 0.05)
+    connection = RegistryConnection("nowhere", 0.05, find=find)
     actor.is_hung = True
     with pytest.raises(RegistryUnavailableError, match="no answer to hello"):
         await connection.health()

@@ -200,7 +200,7 @@ def changed(**changes: Any) -> Written:
         ({"errors__FencedError": lambda had: [*had, "more"]}, "FencedError was"),
         ({"errors__NewError": lambda had: ["why"]}, "NewError is new"),
         ({"protocol": PROTOCOL, "classes__More": lambda had: ["a: int"]}, "the protocol is"),
-        ({"answers__Registry.beat": lambda had: "None"}, "Registry.beat was"),
+        ({"answers__Registry.health": lambda had: "None"}, "Registry.health was"),
         ({"oldest": PROTOCOL + 1, "words__Status": lambda had: [*had, "lost"]}, ""),
     ],
 )

@@ -165,9 +165,9 @@ async def test_a_watcher_that_does_not_read_holds_one_feeds_bound(url: str, depl
     async with mute(url, "/v1/watch", WATCHERS) as begun:
         assert all(answer.endswith(b"200") for answer in begun)
         before = resident_mib(PROXY)
-        for status in (Status.ALIVE, Status.DRAINING, Status.ALIVE):
+        for seq, status in enumerate((Status.ALIVE, Status.DRAINING, Status.ALIVE), 2):
             for start in range(0, AGENTS, 100):
-                await asyncio.gather(*(registry.set_status(one, status) for one in IDS[start : start + 100]))
+                await asyncio.gather(*(registry.set_status(one, status, seq) for one in IDS[start : start + 100]))
         grown = resident_mib(PROXY) - before
         told = 3 * AGENTS * METADATA_BYTES / MIB
         print(f"\n{WATCHERS} mute watchers of {told:.0f} MiB of changes: proxy +{grown:.0f} MiB")  # noqa: T201

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 
 from seedcore.core.answers import BeatAnswer, Receipt
-from seedcore.core.changes import Change, RegisterChange, Registration, StatusChange, new_instance_id
+from seedcore.core.changes import Change, RegisterChange, Registration, SequencedChange, StatusChange, new_instance_id
 from seedcore.core.comebacks import Comebacks
 from seedcore.core.errors import (
     BacklogFullError,
@@ -392,11 +392,7 @@ class RegistryClient:
             self._registration = replace(self._registration, started_epoch=receipt.epoch)
 
     async def _send(self, change: Change, taken_by: str | None) -> Receipt:
-        if isinstance(change, RegisterChange):
-            return await self._connection.register(change.registration, change.seq)
-        return await self._connection.set_status(
-            change.instance_id, change.status, change.seq, change.cause, after=taken_by
-        )
+        return await self._connection.take(SequencedChange(change, taken_by))
 
     def _register_again(self) -> None:
         outages.registered_again.note(self.instance_id, self._fields())

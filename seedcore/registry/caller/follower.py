@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 
-from seedcore.core.answers import Listing
+from seedcore.core.answers import InstanceFilter, Listing
 from seedcore.core.clock import utc_now
 from seedcore.core.errors import FollowersFullError, RegistryError, RegistryUnavailableError
 from seedcore.core.feed import Feed, FeedBatch
@@ -57,8 +57,9 @@ class Follower:
         self._connection = connection
         # the registry keeps its place by this, from question to question
         self._name = uuid.uuid4().hex
-        self._organ_id = organ_id
-        self._labels = labels
+        self._wanted = InstanceFilter(
+            statuses=None, organ_id=organ_id, labels=labels if labels is not None else {}, fresh_only=False
+        )
         self._on_change = on_change
         self._on_reset = on_reset
         self.feed = feed
@@ -139,9 +140,7 @@ class Follower:
         view = self.view
         wait_s = 0.0 if view.stream is None else _WAIT_S
         asked_s = time.monotonic()
-        batch = await self._connection.changes(
-            view.stream, view.version, wait_s, None, self._organ_id, self._labels, follower=self._name
-        )
+        batch = await self._connection.changes(self._wanted, view.stream, view.version, wait_s, self._name)
         if not batch.complete:
             raise RegistryUnavailableError("it is still recovering, or superseded")
         if batch.is_reset:
@@ -190,9 +189,7 @@ class Follower:
         pages: list[Listing] = []
         cursor: str | None = None
         while not pages or cursor is not None:
-            page = await self._connection.list_active(
-                None, self._organ_id, self._labels, MAX_PAGE, cursor, fresh_only=False
-            )
+            page = await self._connection.page(self._wanted, MAX_PAGE, cursor)
             if page.stream != reset.stream:
                 raise RegistryUnavailableError("it was restarted while it listed everybody")
             if not page.complete:

@@ -95,7 +95,7 @@ class Relay:
         return list(self._exits)
 
     async def beat_many(self, instance_ids: Sequence[str], loads: Mapping[str, float] | None = None) -> BeatAnswer:
-        """See Registry.beat_many; answered when the registry has heard them, with those of others on the node.
+        """See RelayApi.beat_many; answered when the registry has heard them, with those of others on the node.
 
         Raises what the registry raises, RegistryUnavailableError where it cannot be asked.
         """
@@ -103,15 +103,15 @@ class Relay:
         check_beats(instance_ids, loads if loads is not None else {}, MAX_BEATS_PER_MESSAGE)
         for instance_id in instance_ids:
             check_instance_id(instance_id)
-        return await self._beats.say(instance_ids, loads)
+        return await self._beats.renew(instance_ids, loads)
 
     async def deliver(self, changes: Sequence[SequencedChange]) -> list[Receipt | RegistryError]:
-        """See Registry.deliver; raises as `beat_many`."""
+        """See RelayApi.deliver; raises as `beat_many`."""
         return list(await asyncio.gather(*(self._said(change) for change in changes)))
 
     async def _said(self, change: SequencedChange) -> Receipt | RegistryError:
         try:
-            return await self._changes.say(change)
+            return await self._changes.take(change)
         except RegistryError as error:
             return error
 

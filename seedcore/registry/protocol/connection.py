@@ -1,20 +1,22 @@
-"""A caller's connection to the registry actor: finds it by name, bounds every call, names every failure."""
+"""A process's connection to the registry actor: finds it by name, bounds every call, names every failure."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
-import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from typing import Any, cast
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from weakref import WeakKeyDictionary
 
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
-from seedcore.core.answers import Answer, BeatAnswer, InstanceFilter, Listing, Receipt, Resolution
-from seedcore.core.changes import RegisterChange, Registration, SequencedChange, StatusChange
+from seedcore.core.answers import BeatAnswer, Receipt
+from seedcore.core.changes import RegisterChange, SequencedChange
 from seedcore.core.circuit import Circuit
+from seedcore.core.clock import Clock
 from seedcore.core.errors import (
     DirectoryUnavailableError,
     RegistryError,
@@ -24,14 +26,11 @@ from seedcore.core.errors import (
     VersionMismatchError,
     first_line,
 )
-from seedcore.core.feed import FeedBatch
-from seedcore.core.instances import Epoch, EpochRecord, Instance, Transition, Verdict
-from seedcore.core.lifecycle import Status
-from seedcore.core.limits import check_status
-from seedcore.core.timeouts import is_running, within
-from seedcore.registry.protocol.messages import PROTOCOL, Description, Health, Hello
+from seedcore.core.timeouts import end, is_running, within
+from seedcore.registry.protocol.api import Answered, RegistryApi, Repeats, Rules, Shorthands, rules_of
+from seedcore.registry.protocol.messages import PROTOCOL, Hello
 from seedcore.registry.protocol.outbox import ChangeBox
-from seedcore.registry.protocol.relay_client import RelayFinder, cause_of
+from seedcore.registry.protocol.relay_client import RelayFinder, RelayTimes, cause_of
 from seedcore.registry.ray_support import session
 from seedcore.registry.ray_support.directory import RESERVED_PREFIX
 from seedcore.registry.ray_support.lookup import ActorHandle, find_actor
@@ -39,254 +38,194 @@ from seedcore.registry.ray_support.lookup import ActorHandle, find_actor
 logger = logging.getLogger(__name__)
 
 REGISTRY_NAME = RESERVED_PREFIX + "registry"
-_SILENT_PAUSE_S = 1.0
-_LINGER_S = 0.001
-_PLACES_SINCE = 9
-# what an operator asks for by hand is not asked for again by itself
-_IN_DOUBT = {"turn_agent": "; it may be done all the same: look before you ask again"}
-# what agents send: how long they wait for the answer is the registry's to say
-_OF_AGENTS = frozenset({"set_status", "deliver", "beat_many"})
-# what the registry answers from memory, and so at once: only their silence is the registry's own
-_FROM_MEMORY = frozenset({"hello", "resolve", "list_active", "page", "changes", "beat_many", "health"})
+_IN_DOUBT = "; it may have been carried out: look before you repeat it"
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+FindActor = Callable[[str, str, float], Awaitable[ActorHandle | None]]
+"""Finds an actor by name and namespace within so many seconds, as lookup.find_actor does."""
 
 
-class RegistryConnection:
-    """The registry actor's methods, from anywhere in the cluster.
+@dataclass(frozen=True, slots=True)
+class ConnectionTimes:
+    """Seconds. `linger_s`: a message of changes leaves so long after its first one. `silent_pause_s`: while the
+    registry is silent it is tried once in so long, and readers fail at once in between. `relay`: see RelayTimes."""
 
-    Every method raises RegistryUnavailableError where the actor cannot be asked within `call_timeout_s`
-    seconds, or for what agents send within the time that the registry sets (a write may have happened then: writes are
-    idempotent, send them again), and otherwise what the method itself raises; ForkedProcessError in a process forked
-    from a connected one. The handle is cached, weak, and looked up again when the actor has died, and in each Ray
-    session.
-    Once the actor was silent where it needs no database, readers are told so at once until it is heard again.
-    Changes that are said at once travel together. With `by_relay` beats and changes go to the relay of this node where
-    there is one, and to the registry itself while that is silent.
+    linger_s: float = 0.001
+    silent_pause_s: float = 1.0
+    relay: RelayTimes = field(default_factory=RelayTimes)
+
+
+def forwarded(
+    method: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate[RegistryConnection, P], Coroutine[Any, Any, R]]:
+    """The method of a connection that calls this method of the contract, by its rules and with its types."""
+    rules = rules_of(method)
+
+    @functools.wraps(method)
+    async def call(self: RegistryConnection, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        answer: R = await self._call(rules, *args, **kwargs)
+        return answer
+
+    return call
+
+
+class RegistryConnection(Shorthands):
+    """Implements RegistryApi from anywhere in the cluster.
+
+    Every method raises what RegistryApi says, RegistryUnavailableError where the registry does not answer within the
+    bound of the method (a change may have been made then: send it again, with its number), VersionMismatchError, and
+    ForkedProcessError in a process forked from a connected one. The handle is cached, weak, and looked up again when
+    the actor has died and in each Ray session. After one timeout of the registry itself, readers fail at once until it
+    answers again. Changes taken at the same time share a message. With `by_relay` beats and changes go to the relay of
+    this node where there is one, and to the registry itself while the relay is silent.
+
+    `async with` closes it at the end. It may be used from several event loops.
     """
 
-    def __init__(self, namespace: str, call_timeout_s: float = 5.0, *, by_relay: bool = False) -> None:
+    def __init__(
+        self,
+        namespace: str,
+        call_timeout_s: float = 5.0,
+        *,
+        by_relay: bool = False,
+        clock: Clock | None = None,
+        times: ConnectionTimes | None = None,
+        find: FindActor = find_actor,
+    ) -> None:
+        """Tries no connection. `find` finds the registry and the relays."""
         self._namespace = namespace
-        self._relays = RelayFinder(namespace, call_timeout_s) if by_relay else None
-        self._boxes: WeakKeyDictionary[asyncio.AbstractEventLoop, ChangeBox] = WeakKeyDictionary()
         self._call_timeout_s = call_timeout_s
-        self._handle: ActorHandle | None = None
-        self._spoken_to: ActorHandle | None = None
-        self._protocol = PROTOCOL
+        self._clock = clock if clock is not None else Clock()
+        self._times = times if times is not None else ConnectionTimes()
+        self._find = find
+        self._relays = (
+            RelayFinder(namespace, call_timeout_s, self._clock, self._times.relay, find) if by_relay else None
+        )
+        self._boxes: WeakKeyDictionary[asyncio.AbstractEventLoop, ChangeBox] = WeakKeyDictionary()
         self._session: session.Session | None = None
+        self._handle: ActorHandle | None = None
+        self._greeted: ActorHandle | None = None
+        self._protocol = PROTOCOL
         self._agent_call_s: float | None = None
-        self._hearing = Circuit(_SILENT_PAUSE_S)
-        self._silence = ""
-        self._listening: asyncio.Task[None] | None = None
+        self._circuit = Circuit(self._times.silent_pause_s)
+        self._silent_why = ""
+        self._probing: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End what runs in the background. A later call opens it again."""
+        await end(self._probing)
+        if self._relays is not None:
+            await self._relays.close()
+
+    @property
+    def uses_relay(self) -> bool:
+        """Whether beats and changes go to the relay of this node now."""
+        return self._relays is not None and self._relays.relay is not None
 
     async def hello(self) -> Hello:
-        """Who answers under the registry's name. Does not check the protocol."""
-        return cast(Hello, await self._ask(await self._found(), "hello"))
-
-    async def register(self, registration: Registration, seq: int = 1) -> Receipt:
-        """See Registry.register. Returns also where nothing is committed: see `Receipt.durable`."""
-        change = SequencedChange(RegisterChange(registration, seq))
-        try:
-            return await self._box().say(change)
-        except RegistryReplacedError:
-            # the name may belong to a new actor by now
-            return await self._box().say(change)
-
-    async def set_status(
-        self,
-        instance_id: str,
-        status: Status | str,
-        seq: int | None = None,
-        cause: str | None = None,
-        *,
-        after: str | None = None,
-        duration_s: float | None = None,
-    ) -> Receipt:
-        """See Registry.set_status. Returns also where nothing is committed: see `Receipt.durable`. Also raises
-        RegistryReplacedError, and is not sent to the registry that came instead: that may not have what came before it.
-        """
-        if seq is None:
-            # without a number of its own it must not be said twice
-            return cast(
-                Receipt, await self._call_once("set_status", instance_id, status, None, cause, duration_s=duration_s)
-            )
-        change = StatusChange(instance_id, check_status(status), seq, cause)
-        return await self._box().say(SequencedChange(change, after))
-
-    async def turn_agent(
-        self, logical_id: str, status: Status | str, cause: str | None = None, *, duration_s: float | None = None
-    ) -> dict[str, Receipt | RegistryError]:
-        """See Registry.turn_agent."""
-        # its changes have no numbers of their agents: they must not be said twice
-        answer = await self._call_once("turn_agent", logical_id, status, cause, duration_s=duration_s)
-        return cast("dict[str, Receipt | RegistryError]", answer)
-
-    async def deliver(self, changes: Sequence[SequencedChange]) -> list[Receipt | RegistryError]:
-        """See Registry.deliver. Raises RegistryReplacedError as `set_status`."""
-        self._enter_session()
-        answers = None if self._relays is None else await self._relays.ask("deliver", changes)
-        if answers is None:
-            answers = await self._call_once("deliver", changes)
-        return cast("list[Receipt | RegistryError]", answers)
-
-    async def beat(self, instance_id: str) -> BeatAnswer:
-        """See Registry.beat."""
-        return await self.beat_many([instance_id])
-
-    async def beat_many(self, instance_ids: Sequence[str], loads: Mapping[str, float] | None = None) -> BeatAnswer:
-        """See Registry.beat_many."""
-        self._enter_session()
-        relayed = None
-        if self._relays is not None:
-            # a beat is a beat, whoever hears it
-            with suppress(RegistryReplacedError):
-                relayed = await self._relays.ask("beat_many", instance_ids, loads)
-        if relayed is not None:
-            return cast(BeatAnswer, relayed)
-        answer = cast(BeatAnswer, await self._call("beat_many", instance_ids, loads))
-        if self._relays is not None:
-            self._relays.learn(answer)
+        """See RegistryApi.hello. Does not check the protocol."""
+        answer: Hello = await self._ask(await self._found(), rules_of(RegistryApi.hello))
         return answer
+
+    async def take(self, change: SequencedChange) -> Receipt:
+        """See RegistryApi.take. A status is not sent to the registry that replaced the one called, which may not have
+        the changes before it; a registration is."""
+        box = self._box()
+        try:
+            return await box.take(change)
+        except RegistryReplacedError:
+            if not isinstance(change.change, RegisterChange):
+                raise
+            return await box.take(change)
+
+    deliver = forwarded(RegistryApi.deliver)
+    beat_many = forwarded(RegistryApi.beat_many)
+    drain = forwarded(RegistryApi.drain)
+    undrain = forwarded(RegistryApi.undrain)
+    deregister = forwarded(RegistryApi.deregister)
+    report_dead_call = forwarded(RegistryApi.report_dead_call)
+    resolve = forwarded(RegistryApi.resolve)
+    page = forwarded(RegistryApi.page)
+    changes = forwarded(RegistryApi.changes)
+    get_instance = forwarded(RegistryApi.get_instance)
+    current_epoch = forwarded(RegistryApi.current_epoch)
+    transitions = forwarded(RegistryApi.transitions)
+    deaths = forwarded(RegistryApi.deaths)
+    describe = forwarded(RegistryApi.describe)
+    health = forwarded(RegistryApi.health)
+    set_current_epoch = forwarded(RegistryApi.set_current_epoch)
+    stage_epoch = forwarded(RegistryApi.stage_epoch)
+    list_epochs = forwarded(RegistryApi.list_epochs)
 
     def _box(self) -> ChangeBox:
         """One for each event loop of the process."""
         loop = asyncio.get_running_loop()
         if loop not in self._boxes:
-            self._boxes[loop] = ChangeBox(self.deliver, _LINGER_S)
+            self._boxes[loop] = ChangeBox(self.deliver, self._times.linger_s)
         return self._boxes[loop]
 
-    async def resolve(self, logical_ids: Sequence[str], *, allow_late: bool = False) -> Answer[list[Resolution]]:
-        """See Registry.resolve."""
-        answer = await self._read("resolve", logical_ids, allow_late=allow_late)
-        return cast("Answer[list[Resolution]]", answer)
-
-    async def report_dead_call(self, instance_id: str) -> Verdict:
-        """See Registry.report_dead_call."""
-        return cast(Verdict, await self._call("report_dead_call", instance_id))
-
-    async def list_active(
-        self,
-        statuses: Sequence[Status | str] | None = (Status.ALIVE,),
-        organ_id: str | None = None,
-        labels: Mapping[str, str] | None = None,
-        limit: int = 100,
-        cursor: str | None = None,
-        *,
-        epoch: str | None = None,
-        logical_id: str | None = None,
-        fresh_only: bool = True,
-    ) -> Listing:
-        """See Registry.list_active."""
-        wants_dead = statuses is not None and Status.DEAD in statuses
-        return cast(
-            Listing,
-            await self._read(
-                "list_active",
-                statuses,
-                organ_id,
-                labels,
-                limit,
-                cursor,
-                epoch=epoch,
-                logical_id=logical_id,
-                fresh_only=fresh_only,
-                needs_database=wants_dead,
-            ),
-        )
-
-    async def page(self, wanted: InstanceFilter, limit: int = 100, cursor: str | None = None) -> Listing:
-        """See Registry.page."""
-        wants_dead = wanted.statuses is not None and Status.DEAD in wanted.statuses
-        return cast(Listing, await self._read("page", wanted, limit, cursor, needs_database=wants_dead))
-
-    async def changes(
-        self,
-        stream: str | None,
-        version: int,
-        wait_s: float = 0.0,
-        statuses: Sequence[Status | str] | None = None,
-        organ_id: str | None = None,
-        labels: Mapping[str, str] | None = None,
-        logical_id: str | None = None,
-        follower: str | None = None,
-    ) -> FeedBatch:
-        """See Registry.changes. A registry that ends meanwhile is noticed at the end of the call's bound."""
-        asked = [stream, version, wait_s, statuses, organ_id, labels, logical_id]
-        # older registries keep places for nobody
-        named = [follower] if self._protocol >= _PLACES_SINCE else []
-        answer = await self._read("changes", *asked, *named, waits_s=wait_s)
-        return cast(FeedBatch, answer)
-
-    async def get_instance(self, instance_id: str) -> Answer[Instance]:
-        """See Registry.get_instance."""
-        return cast("Answer[Instance]", await self._read("get_instance", instance_id))
-
-    async def current_epoch(self) -> Answer[Epoch]:
-        """See Registry.current_epoch."""
-        return cast("Answer[Epoch]", await self._read("current_epoch"))
-
-    async def transitions(self, logical_id: str, limit: int = 100) -> list[Transition]:
-        """See Registry.transitions."""
-        return cast("list[Transition]", await self._read("transitions", logical_id, limit))
-
-    async def deaths(self, limit: int = 100, cursor: str | None = None, within_s: float | None = None) -> Listing:
-        """See Registry.deaths."""
-        return cast(Listing, await self._read("deaths", limit, cursor, within_s))
-
-    async def describe(self, logical_id: str) -> Description:
-        """See Registry.describe."""
-        return cast(Description, await self._read("describe", logical_id))
-
-    async def health(self) -> Health:
-        """See Registry.health."""
-        return cast(Health, await self._call("health"))
-
-    async def set_current_epoch(self, epoch: str) -> str:
-        """See Registry.set_current_epoch."""
-        return cast(str, await self._call("set_current_epoch", epoch))
-
-    async def stage_epoch(self, epoch: str) -> bool:
-        """See Registry.stage_epoch."""
-        return cast(bool, await self._call("stage_epoch", epoch))
-
-    async def list_epochs(self, limit: int = 20) -> list[EpochRecord]:
-        """See Registry.list_epochs."""
-        return cast("list[EpochRecord]", await self._call("list_epochs", limit))
-
-    async def _read(self, method: str, *args: object, **kwargs: Any) -> Any:
+    async def _call(self, rules: Rules, *args: Any, **kwargs: Any) -> Any:
         self._enter_session()
-        if self._hearing.is_open:
-            if self._hearing.allows(time.monotonic()):
-                self._listen()
-            raise RegistryUnavailableError(self._silence)
-        return await self._call(method, *args, **kwargs)
-
-    def _listen(self) -> None:
-        """Find out in the background whether the silent actor answers again; no reader waits for that."""
-        if not is_running(self._listening):
-            self._listening = asyncio.create_task(self._hear(), name="registry-heard-again")
-
-    async def _hear(self) -> None:
+        if rules.is_read:
+            self._require_answering()
+        if rules.by_relay and self._relays is not None:
+            try:
+                answer = await self._relays.ask(rules.name, *args, **kwargs)
+            except RegistryReplacedError:
+                if rules.repeats is not Repeats.CONNECTION:
+                    raise
+                answer = None
+            if answer is not None:
+                return answer
         try:
-            await self._call("hello")
+            answer = await self._ask_greeted(rules, *args, **kwargs)
+        except RegistryReplacedError:
+            if rules.repeats is not Repeats.CONNECTION:
+                raise
+            # the name may belong to a new actor by now
+            answer = await self._ask_greeted(rules, *args, **kwargs)
+        if self._relays is not None and isinstance(answer, BeatAnswer):
+            self._relays.learn(answer)
+        return answer
+
+    def _require_answering(self) -> None:
+        """Raise RegistryUnavailableError while the registry is silent. Whether it answers again is found out in the
+        background: no reader waits for that."""
+        if not self._circuit.is_open:
+            return
+        if self._circuit.allows(self._clock.monotonic()) and not is_running(self._probing):
+            self._probing = asyncio.create_task(self._probe(), name="registry-probed")
+        raise RegistryUnavailableError(self._silent_why)
+
+    async def _probe(self) -> None:
+        try:
+            await self._ask_greeted(rules_of(RegistryApi.hello))
         except RegistryError as error:
             logger.debug("the registry is still silent: %s", error)
 
-    async def _call(self, method: str, *args: object, **kwargs: Any) -> Any:
-        try:
-            return await self._call_once(method, *args, **kwargs)
-        except RegistryReplacedError:
-            # the name may belong to a new actor by now
-            return await self._call_once(method, *args, **kwargs)
-
-    async def _call_once(self, method: str, *args: object, **kwargs: Any) -> Any:
+    async def _ask_greeted(self, rules: Rules, *args: Any, **kwargs: Any) -> Any:
         handle = await self._found()
-        await self._shake_hands(handle)
-        return await self._ask(handle, method, *args, **kwargs)
+        if self._greeted is not handle:
+            hello: Hello = await self._ask(handle, rules_of(RegistryApi.hello))
+            hello.require_understood()
+            self._greeted, self._protocol, self._agent_call_s = handle, hello.protocol, hello.agent_call_s
+        return await self._ask(handle, rules, *args, **kwargs)
 
     async def _found(self) -> ActorHandle:
         self._enter_session()
         if self._handle is None:
             try:
-                self._handle = await find_actor(REGISTRY_NAME, self._namespace, self._call_timeout_s)
+                self._handle = await self._find(REGISTRY_NAME, self._namespace, self._call_timeout_s)
             except DirectoryUnavailableError as error:
                 raise self._silent(error.why) from error
         if self._handle is None:
@@ -296,73 +235,69 @@ class RegistryConnection:
         return self._handle
 
     def _enter_session(self) -> None:
-        """Begin anew where this process has another Ray session: handles, and silences, are of one session only."""
+        """Start over where this process has another Ray session: handles and silences are of one session only."""
         try:
             entered = session.require()
         except SessionError as error:
             raise RegistryUnavailableError(error.why) from None
         if entered is not self._session:
-            self._session, self._handle, self._spoken_to = entered, None, None
-            self._hearing.note_answer()
+            self._session, self._handle, self._greeted = entered, None, None
+            self._circuit.note_answer()
             if self._relays is not None:
                 self._relays.reset()
 
-    async def _shake_hands(self, handle: ActorHandle) -> None:
-        if self._spoken_to is handle:
-            return
-        hello = cast(Hello, await self._ask(handle, "hello"))
-        hello.require_understood()
-        self._spoken_to, self._protocol, self._agent_call_s = handle, hello.protocol, hello.agent_call_s
-
-    async def _ask(
-        self,
-        handle: ActorHandle,
-        method: str,
-        *args: object,
-        waits_s: float = 0.0,
-        needs_database: bool = False,
-        **kwargs: object,
-    ) -> Any:
-        """One call; `waits_s` is how long the method itself may wait before it answers. `needs_database`: so does this
-        call of a method that does not by itself."""
-        told_s = self._agent_call_s if method in _OF_AGENTS else None
-        bound_s = waits_s + (self._call_timeout_s if told_s is None else told_s)
+    async def _ask(self, handle: ActorHandle, rules: Rules, *args: Any, **kwargs: Any) -> Any:
+        """Call the actor once."""
+        bound_s = self._bound_s(rules, *args, **kwargs)
+        doubt = _IN_DOUBT if rules.repeats is Repeats.NEVER else ""
         began = self._session
         try:
-            answer = await within(session.ask(handle, method, *args, **kwargs), bound_s)
+            answer = await within(session.ask(handle, rules.name, *args, **kwargs), bound_s)
         except TimeoutError:
-            why = f"no answer to {method} within {bound_s:g} s{_IN_DOUBT.get(method, '')}"
-            if needs_database or method not in _FROM_MEMORY or session.current() is not began:
-                # it may be the database that is silent, while the registry answers others; or the session has ended
+            why = f"no answer to {rules.name} within {bound_s:g} s{doubt}"
+            if not _is_from_memory(rules, *args, **kwargs) or session.current() is not began:
+                # the database may be the silent one, while the registry answers others; or the session has ended
                 raise RegistryUnavailableError(why) from None
             raise self._silent(why) from None
         except RayTaskError as error:
-            self._hearing.note_answer()
-            raise cause_of(error, method) from None
+            self._circuit.note_answer()
+            raise cause_of(error, rules.name) from None
         except ActorDiedError as error:
             self._handle = None
-            raise RegistryReplacedError(first_line(error) + _IN_DOUBT.get(method, "")) from error
+            raise RegistryReplacedError(first_line(error) + doubt) from error
         except (RayError, SessionError) as error:
             if isinstance(error, SessionError):
                 # a handle that Ray does not know is of no use
                 self._handle = None
-            raise RegistryUnavailableError(first_line(error) + _IN_DOUBT.get(method, "")) from error
+            raise RegistryUnavailableError(first_line(error) + doubt) from error
         except (AttributeError, TypeError):
             # Ray knows the methods that the actor was made with, and what they take
             if self._protocol == PROTOCOL:
                 raise
             raise VersionMismatchError(self._protocol, PROTOCOL) from None
-        self._hearing.note_answer()
+        self._circuit.note_answer()
         return answer
 
+    def _bound_s(self, rules: Rules, *args: Any, **kwargs: Any) -> float:
+        if rules.agent_bound and self._agent_call_s is not None:
+            return self._agent_call_s
+        waits_s = 0.0 if rules.waits_s is None else rules.waits_s(*args, **kwargs)
+        return self._call_timeout_s + waits_s
+
     def _silent(self, why: str) -> RegistryUnavailableError:
-        self._silence = why
-        self._hearing.note_silence(time.monotonic())
+        self._silent_why = why
+        self._circuit.note_silence(self._clock.monotonic())
         return RegistryUnavailableError(why)
 
 
+def _is_from_memory(rules: Rules, *args: Any, **kwargs: Any) -> bool:
+    if rules.reads_database is not None and rules.reads_database(*args, **kwargs):
+        return False
+    return rules.answered is Answered.FROM_MEMORY
+
+
 class NoRegistry(RegistryConnection):
-    """Where the mode is ray: every method raises RegistryUnavailableError, and nobody is asked."""
+    """The connection where the mode is ray: every method raises RegistryUnavailableError, and no actor is called."""
 
     def _enter_session(self) -> None:
         raise RegistryUnavailableError("the mode is ray")

@@ -8,10 +8,9 @@ from datetime import datetime
 from enum import StrEnum
 
 from seedcore.core.answers import Source
-from seedcore.core.errors import (
-    VersionMismatchError,
-)
+from seedcore.core.errors import RegistryError, VersionMismatchError
 from seedcore.core.instances import Instance, Transition, Verdict
+from seedcore.core.lifecycle import Status
 from seedcore.core.wire import wire
 
 PROTOCOL = 9
@@ -43,6 +42,29 @@ class Hello:
         """Raise VersionMismatchError where neither side goes far enough towards the other."""
         if self.protocol < OLDEST_PROTOCOL or self.oldest_protocol > PROTOCOL:
             raise VersionMismatchError(self.protocol, PROTOCOL)
+
+
+@wire
+@dataclass(frozen=True, slots=True)
+class OperationResult:
+    """What an operator's call did to one instance.
+
+    `status` is the instance's after it. `durable` is False where it is not committed yet, and `why` says what prevents
+    that. `error` is the refusal, where there is one; its `instance_id` is None where the agent has no live instance.
+    """
+
+    instance_id: str | None
+    logical_id: str | None = None
+    status: Status | None = None
+    durable: bool = False
+    why: str | None = None
+    error: RegistryError | None = None
+
+    def raise_if_refused(self) -> OperationResult:
+        """The same result, or its error."""
+        if self.error is not None:
+            raise self.error
+        return self
 
 
 @wire

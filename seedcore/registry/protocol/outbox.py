@@ -18,8 +18,8 @@ from seedcore.core.errors import BacklogFullError, RegistryError
 
 MAX_CHANGES_PER_MESSAGE = 1000
 MAX_BEATS_PER_MESSAGE = 10_000
-_CAPACITY = 100_000
-_IN_FLIGHT = 4
+CAPACITY = 100_000
+MAX_IN_FLIGHT = 4
 
 Answered = Receipt | RegistryError
 
@@ -28,27 +28,35 @@ class ChangeBox:
     """Batches changes. Each change gets its own receipt or error. Use it from one event loop."""
 
     def __init__(
-        self, send: Callable[[Sequence[SequencedChange]], Awaitable[Sequence[Answered]]], linger_s: float
+        self,
+        send: Callable[[Sequence[SequencedChange]], Awaitable[Sequence[Answered]]],
+        linger_s: float,
+        *,
+        capacity: int = CAPACITY,
+        max_in_flight: int = MAX_IN_FLIGHT,
     ) -> None:
         """`send` returns the answers in the order of the changes. If it raises, every caller of the message gets the
-        error. A message leaves `linger_s` seconds after its first change."""
+        error. A message leaves `linger_s` seconds after its first change. `capacity` changes may wait, and
+        `max_in_flight` messages may be under way."""
         self._send = send
         self._linger_s = linger_s
+        self._capacity = capacity
+        self._max_in_flight = max_in_flight
         self._waiting: deque[tuple[SequencedChange, asyncio.Future[Receipt]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._sending: set[asyncio.Task[None]] = set()
 
-    async def say(self, change: SequencedChange) -> Receipt:
+    async def take(self, change: SequencedChange) -> Receipt:
         """Send a change and return its receipt. Raises the registry's error, or BacklogFullError if the box is full."""
-        if len(self._waiting) >= _CAPACITY:
-            raise BacklogFullError(_CAPACITY)
+        if len(self._waiting) >= self._capacity:
+            raise BacklogFullError(self._capacity)
         answer: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
         self._waiting.append((change, answer))
         self._plan()
         return await answer
 
     def _plan(self) -> None:
-        if self._timer is None and self._waiting and len(self._sending) < _IN_FLIGHT:
+        if self._timer is None and self._waiting and len(self._sending) < self._max_in_flight:
             self._timer = asyncio.get_running_loop().call_later(self._linger_s, self._flush)
 
     def _flush(self) -> None:
@@ -87,19 +95,26 @@ class BeatBox:
     """Batches beats: all beats within `linger_s` seconds share a message. Use it from one event loop."""
 
     def __init__(
-        self, send: Callable[[Sequence[str], Mapping[str, float]], Awaitable[BeatAnswer]], linger_s: float
+        self,
+        send: Callable[[Sequence[str], Mapping[str, float]], Awaitable[BeatAnswer]],
+        linger_s: float,
+        *,
+        capacity: int = CAPACITY,
+        max_per_message: int = MAX_BEATS_PER_MESSAGE,
     ) -> None:
-        """`send` receives at most MAX_BEATS_PER_MESSAGE ids, and the loads of some of them."""
+        """`send` receives at most `max_per_message` ids, and the loads of some of them. `capacity` beats may wait."""
         self._send = send
         self._linger_s = linger_s
+        self._capacity = capacity
+        self._max_per_message = max_per_message
         self._beats: dict[str, float | None] = {}
         self._round: asyncio.Task[BeatAnswer] | None = None
 
-    async def say(self, instance_ids: Sequence[str], loads: Mapping[str, float] | None = None) -> BeatAnswer:
+    async def renew(self, instance_ids: Sequence[str], loads: Mapping[str, float] | None = None) -> BeatAnswer:
         """Send beats and return the answer, without the lost instances of other callers. Raises the error of the
         message, or BacklogFullError if the box is full."""
-        if len(self._beats) + len(instance_ids) > _CAPACITY:
-            raise BacklogFullError(_CAPACITY)
+        if len(self._beats) + len(instance_ids) > self._capacity:
+            raise BacklogFullError(self._capacity)
         for instance_id in instance_ids:
             self._beats.setdefault(instance_id)
         if loads:
@@ -115,8 +130,8 @@ class BeatBox:
         self._round = None
         beats, self._beats = self._beats, {}
         waiting = iter(beats.items())
-        answer = await self._send_some(dict(islice(waiting, MAX_BEATS_PER_MESSAGE)))
-        while more := dict(islice(waiting, MAX_BEATS_PER_MESSAGE)):
+        answer = await self._send_some(dict(islice(waiting, self._max_per_message)))
+        while more := dict(islice(waiting, self._max_per_message)):
             answer = _joined(answer, await self._send_some(more))
         return answer
 

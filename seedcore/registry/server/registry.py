@@ -12,7 +12,7 @@ import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import assert_never
 
 from seedcore import __version__
@@ -62,8 +62,8 @@ from seedcore.core.limits import (
     check_kind,
     check_seq,
     check_status,
-    check_statuses,
     check_text,
+    operators_cause,
 )
 from seedcore.core.paging import check_limit, check_within_s, decode_cursor, decode_death_cursor, encode_cursor
 from seedcore.core.places import Places
@@ -79,6 +79,7 @@ from seedcore.registry.protocol.messages import (
     Health,
     Hello,
     Observed,
+    OperationResult,
 )
 from seedcore.registry.protocol.outbox import MAX_BEATS_PER_MESSAGE, MAX_CHANGES_PER_MESSAGE
 from seedcore.registry.server.config import RegistryConfig
@@ -158,16 +159,22 @@ class Registry:
 
     # Writing
 
-    async def register(self, registration: Registration, seq: int = 1) -> Receipt:
-        """Register an instance, or refresh one that is registered.
+    async def take(self, change: SequencedChange) -> Receipt:
+        """See RegistryApi.take."""
+        inner = check_kind("change", change, SequencedChange).change
+        check_kind("change", inner, (RegisterChange, StatusChange))
+        if isinstance(inner, RegisterChange):
+            return await self._register(inner)
+        if change.after is not None and change.after != self._roster.feed.stream:
+            raise RegistryReplacedError("it was restarted between two changes")
+        if inner.seq is None:
+            raise InvalidInputError("seq", "must be the agent's number of the change")
+        return await self._set_status(StatusChange(inner.instance_id, inner.status, inner.seq, inner.cause))
 
-        Raises InvalidInputError, InstanceDeadError, InstanceConflictError, RetiredEpochError, EpochLimitError,
-        BacklogFullError, RegistryFullError, FencedError, or NodeDeadError for a node that Ray has declared dead; then
-        nothing has changed.
-        """
-        check_kind("registration", registration, Registration).validated()
+    async def _register(self, change: RegisterChange) -> Receipt:
+        registration = check_kind("registration", change.registration, Registration).validated()
+        seq = change.seq
         check_seq(seq)
-        change = RegisterChange(registration, seq)
         if not self._writer.is_waiting(key_of(change)):
             self._writer.require_room()
             self._expiry.require_node(registration.node_id)
@@ -180,33 +187,9 @@ class Registry:
             self._writer.enqueue(change)
         return await self._receipt_when_settled(change)
 
-    async def set_status(
-        self,
-        instance_id: str,
-        status: Status | str,
-        seq: int | None = None,
-        cause: str | None = None,
-        *,
-        after: str | None = None,
-        duration_s: float | None = None,
-    ) -> Receipt:
-        """Change an instance's status. `seq` is the agent's own number of the change; others leave it out. `after` is
-        what the receipt of the change before it named as `registry`, where that change may not be durable. A draining
-        that is to end by itself does so after `duration_s` seconds, and the instance is alive again; a second call
-        replaces the end.
-
-        Raises InvalidInputError, UnknownInstanceError, InstanceDeadError, ForbiddenTransitionError, BacklogFullError,
-        FencedError, RegistryUnavailableError where the instance is not known yet, or RegistryReplacedError where
-        another registry took the change before; then nothing has changed.
-        """
-        check_instance_id(instance_id)
-        if after is not None and after != self._roster.feed.stream:
-            raise RegistryReplacedError("it was restarted between two changes")
-        number = self._writer.next_number() if seq is None else None
-        until = None if duration_s is None else self._clock.utc() + timedelta(seconds=check_duration_s(duration_s))
-        change = check_until(
-            StatusChange(instance_id, check_status(status), check_seq(seq), check_cause(cause), number, until)
-        )
+    async def _set_status(self, change: StatusChange) -> Receipt:
+        instance_id, seq = check_instance_id(change.instance_id), check_seq(change.seq)
+        change = check_until(replace(change, status=check_status(change.status), cause=check_cause(change.cause)))
         if instance_id not in self._roster and not self._roster.is_dead(instance_id):
             await self._require_read()
         if not self._writer.is_waiting(key_of(change)):
@@ -220,69 +203,100 @@ class Registry:
             self._writer.enqueue(change)
         return await self._receipt_when_settled(change)
 
-    async def turn_agent(
-        self, logical_id: str, status: Status | str, cause: str | None = None, *, duration_s: float | None = None
-    ) -> dict[str, Receipt | RegistryError]:
-        """An operator's change of every instance of an agent that can become `status`, as `set_status` makes it: each
-        one's receipt, or its refusal, by instance id.
+    async def drain(
+        self,
+        logical_ids: Sequence[str] = (),
+        reason: str | None = None,
+        by: str | None = None,
+        duration_s: float | None = None,
+        *,
+        instance_ids: Sequence[str] = (),
+    ) -> list[OperationResult]:
+        """See RegistryApi.drain."""
+        cause = operators_cause(reason, by)
+        return await self._operate(Status.DRAINING, logical_ids, instance_ids, cause, duration_s)
 
-        Raises InvalidInputError, NotResolvableError where no instance lives, ForbiddenTransitionError where none of
-        them can become that, RegistryUnavailableError where it is not known yet whether any does.
-        """
-        check_key("logical_id", logical_id)
-        wanted = check_status(status)
-        if not self._roster.instances_of(logical_id):
+    async def undrain(
+        self,
+        logical_ids: Sequence[str] = (),
+        reason: str | None = None,
+        by: str | None = None,
+        *,
+        instance_ids: Sequence[str] = (),
+    ) -> list[OperationResult]:
+        """See RegistryApi.undrain."""
+        return await self._operate(Status.ALIVE, logical_ids, instance_ids, operators_cause(reason, by))
+
+    async def deregister(
+        self,
+        logical_ids: Sequence[str] = (),
+        reason: str | None = None,
+        by: str | None = None,
+        *,
+        instance_ids: Sequence[str] = (),
+    ) -> list[OperationResult]:
+        """See RegistryApi.deregister."""
+        return await self._operate(Status.DEAD, logical_ids, instance_ids, operators_cause(reason, by))
+
+    async def _operate(
+        self,
+        status: Status,
+        logical_ids: Sequence[str],
+        instance_ids: Sequence[str],
+        cause: str,
+        duration_s: float | None = None,
+    ) -> list[OperationResult]:
+        for name, ids in (("logical_ids", logical_ids), ("instance_ids", instance_ids)):
+            if not isinstance(ids, (list, tuple)) or len(ids) > MAX_PAGE:
+                raise InvalidInputError(name, f"must be a list of at most {MAX_PAGE} ids")
+        for logical_id in logical_ids:
+            check_key("logical_id", logical_id)
+        for instance_id in instance_ids:
+            check_instance_id(instance_id)
+        until = None if duration_s is None else self._clock.utc() + timedelta(seconds=check_duration_s(duration_s))
+        rows = {logical_id: self._roster.instances_of(logical_id) for logical_id in logical_ids}
+        if not all(rows.values()) or not all(instance_id in self._roster for instance_id in instance_ids):
             await self._require_read()
-        rows = self._roster.instances_of(logical_id)
-        if not rows:
-            raise NotResolvableError(logical_id, "no live instance is registered")
-        able = [row for row in rows if row.status is wanted or is_allowed(row.status, wanted)]
-        if wanted is Status.ALIVE:
-            # who starts says by itself that it is ready
-            able = [row for row in able if row.status is not Status.STARTING]
-        if not able:
-            now = ", ".join(sorted({row.status.value for row in rows}))
-            raise ForbiddenTransitionError(rows[0].instance_id, now, wanted.value)
-        ids = [row.instance_id for row in able]
-        turned = await asyncio.gather(*(self._turned(instance_id, wanted, cause, duration_s) for instance_id in ids))
-        return dict(zip(ids, turned, strict=True))
+            rows = {logical_id: self._roster.instances_of(logical_id) for logical_id in logical_ids}
+        results = [
+            OperationResult(None, logical_id, error=NotResolvableError(logical_id, "no live instance is registered"))
+            for logical_id, found in rows.items()
+            if not found
+        ]
+        wanted = [row.instance_id for found in rows.values() for row in _able(found, status)]
+        operated = (self._operated(one, status, cause, until) for one in dict.fromkeys([*wanted, *instance_ids]))
+        return results + await asyncio.gather(*operated)
 
-    async def _turned(
-        self, instance_id: str, status: Status, cause: str | None, duration_s: float | None
-    ) -> Receipt | RegistryError:
+    async def _operated(self, instance_id: str, status: Status, cause: str, until: datetime | None) -> OperationResult:
+        known = self._roster.get(instance_id)
+        logical_id = None if known is None else known.logical_id
+        change = StatusChange(instance_id, status, None, cause, self._writer.next_number(), until)
         try:
-            return await self.set_status(instance_id, status, None, cause, duration_s=duration_s)
+            if status is Status.ALIVE and known is not None and known.status is Status.STARTING:
+                # it reports by itself that it is ready
+                raise ForbiddenTransitionError(instance_id, known.status.value, status.value)
+            receipt = await self._set_status(change)
         except InvalidInputError:
             raise
         except RegistryError as error:
-            return error
+            return OperationResult(instance_id, logical_id, error=error)
+        return OperationResult(instance_id, logical_id, receipt.status, receipt.durable, receipt.why)
 
     async def deliver(self, changes: Sequence[SequencedChange]) -> list[Receipt | RegistryError]:
-        """Many agents' registrations and status changes, at most MAX_CHANGES_PER_MESSAGE: each one's receipt, or its
-        refusal, in their order. Changes of one instance must not be in one message."""
+        """See RegistryApi.deliver."""
         if not isinstance(changes, (list, tuple)) or len(changes) > MAX_CHANGES_PER_MESSAGE:
             raise InvalidInputError("changes", f"must be a list of at most {MAX_CHANGES_PER_MESSAGE} changes")
         return await asyncio.gather(*(self._taken(change) for change in changes))
 
-    async def _taken(self, sequenced: SequencedChange) -> Receipt | RegistryError:
+    async def _taken(self, change: SequencedChange) -> Receipt | RegistryError:
         try:
-            change = check_kind("change", sequenced, SequencedChange).change
-            check_kind("change", change, (RegisterChange, StatusChange))
-            if isinstance(change, RegisterChange):
-                return await self.register(change.registration, change.seq)
-            return await self.set_status(
-                change.instance_id, change.status, change.seq, change.cause, after=sequenced.after
-            )
+            return await self.take(change)
         except RegistryError as error:
             return error
         except Exception as error:
             # one agent's trouble with a fault of ours is not the others'
             logger.exception("a change failed")
             return RegistryUnavailableError(f"it failed inside the actor: {error!r}")
-
-    async def beat(self, instance_id: str) -> BeatAnswer:
-        """Renew one lease."""
-        return await self.beat_many([instance_id])
 
     async def beat_many(self, instance_ids: Sequence[str], loads: Mapping[str, float] | None = None) -> BeatAnswer:
         """Renew many leases in one call, at most MAX_BEATS_PER_MESSAGE. `loads` of some of them, by instance id, in
@@ -369,34 +383,8 @@ class Registry:
             found.append(answer)
         return Answer(found, Source.REGISTRY, at, self._roster.version, complete=self._writer.is_complete)
 
-    async def list_active(
-        self,
-        statuses: Sequence[Status | str] | None = (Status.ALIVE,),
-        organ_id: str | None = None,
-        labels: Mapping[str, str] | None = None,
-        limit: int = 100,
-        cursor: str | None = None,
-        *,
-        epoch: str | None = None,
-        logical_id: str | None = None,
-        fresh_only: bool = True,
-    ) -> Listing:
-        """A page of instances of the current epoch, in key order. `statuses` None means every live one.
-
-        The dead are in the database alone: asking for them raises StoreUnavailableError while it is away.
-        """
-        wanted = InstanceFilter(
-            statuses=check_statuses(statuses),
-            organ_id=organ_id,
-            labels=labels if labels is not None else {},
-            logical_id=logical_id,
-            epoch=epoch,
-            fresh_only=fresh_only,
-        )
-        return await self.page(wanted, limit, cursor)
-
     async def page(self, wanted: InstanceFilter, limit: int = 100, cursor: str | None = None) -> Listing:
-        """As `list_active`, of whom a filter wants."""
+        """See RegistryApi.page."""
         check_kind("wanted", wanted, InstanceFilter).validated()
         if wanted.statuses is not None and Status.DEAD in wanted.statuses:
             if wanted.verdicts is not None:
@@ -418,33 +406,14 @@ class Registry:
         )
 
     async def changes(
-        self,
-        stream: str | None,
-        version: int,
-        wait_s: float = 0.0,
-        statuses: Sequence[Status | str] | None = None,
-        organ_id: str | None = None,
-        labels: Mapping[str, str] | None = None,
-        logical_id: str | None = None,
-        follower: str | None = None,
+        self, wanted: InstanceFilter, stream: str | None, version: int, wait_s: float = 0.0, follower: str | None = None
     ) -> FeedBatch:
-        """What changed after `version` of the feed `stream`, of whom the filter selects in the current epoch.
-
-        Waits up to `wait_s` seconds (at most MAX_FEED_WAIT_S) for a selected change where there is none yet. A batch
-        that is a reset says: list all pages (`list_active` with fresh_only=False, whose `stream` must be the same),
-        then go on from its version. `follower` names one that asks again and again: it keeps its place among those that
-        may wait. Raises InvalidInputError, or FollowersFullError where all places are taken.
-        """
+        """See RegistryApi.changes."""
+        check_kind("wanted", wanted, InstanceFilter).validated()
         if type(version) is not int or version < 0:
             raise InvalidInputError("version", f"must be a whole number from 0, not {version!r}")
         if type(wait_s) not in {int, float} or not 0 <= wait_s <= MAX_FEED_WAIT_S:
             raise InvalidInputError("wait_s", f"must be from 0 to {MAX_FEED_WAIT_S:g} seconds, not {wait_s!r}")
-        wanted = InstanceFilter(
-            statuses=check_statuses(statuses),
-            organ_id=organ_id,
-            labels=labels if labels is not None else {},
-            logical_id=logical_id,
-        ).validated()
         feed = self._roster.feed
         # before it lists, or is answered: one that will have to go away is no burden until then
         if follower is not None:
@@ -613,6 +582,14 @@ class Registry:
             beat_interval_s=self._rate.asked.beat_interval_s,
             lease_s=self._rate.asked.lease_s,
         )
+
+
+def _able(rows: Sequence[Instance], status: Status) -> Sequence[Instance]:
+    """Those of an agent's instances that can become `status`; all where none can, so that each is refused."""
+    able = [row for row in rows if row.status is status or is_allowed(row.status, status)]
+    if status is Status.ALIVE:
+        able = [row for row in able if row.status is not Status.STARTING]
+    return able or rows
 
 
 def _wanted(change: Change) -> Status:
