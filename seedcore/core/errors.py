@@ -18,12 +18,25 @@ def last_line(error: BaseException) -> str:
 
 
 def _lines(error: BaseException) -> list[str]:
-    # Ray colours the names of its tasks, whoever reads it
+    # Ray colours the names of its tasks, also where no terminal shows them
     return _TERMINAL_CODES.sub("", str(error)).strip().splitlines() or [type(error).__name__]
 
 
 class RegistryError(Exception):
     """Root of every error this package raises on purpose."""
+
+
+class ExplainedError(RegistryError):
+    """An error with one argument: why. Its text is `_text` with that."""
+
+    _text = "{why}"
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+    def __str__(self) -> str:
+        return self._text.format(why=self.why)
 
 
 class InvalidInputError(RegistryError, ValueError):
@@ -88,16 +101,9 @@ class NodeDeadError(RegistryError):
         )
 
 
-class RegistrationDelayedError(RegistryError):
-    """The agent was declared dead, or refused, again and again: it waits before it registers again. Raised in its own
-    process."""
-
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
-        self.why = why
-
-    def __str__(self) -> str:
-        return self.why
+class RegistrationDelayedError(ExplainedError):
+    """The agent was declared dead, or refused, several times in a row: it waits before it registers again. Raised in
+    its own process."""
 
 
 class ForbiddenTransitionError(RegistryError):
@@ -161,85 +167,44 @@ class BacklogFullError(RegistryError):
         return f"{self.limit} changes already wait for the database; try again later"
 
 
-class StoreUnavailableError(RegistryError):
+class StoreUnavailableError(ExplainedError):
     """The database cannot be used now: not reached, too slow, without our tables. It may be used later."""
 
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
-        self.why = why
-
-    def __str__(self) -> str:
-        return f"the database is away: {self.why}"
+    _text = "the database is away: {why}"
 
 
-class StoreRejectedError(RegistryError):
+class StoreRejectedError(ExplainedError):
     """The database refused a value: it is of the wrong type, or breaks a constraint. Sending it again is no use."""
 
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
-        self.why = why
-
-    def __str__(self) -> str:
-        return f"the database refused: {self.why}"
+    _text = "the database refused: {why}"
 
 
-class SchemaError(RegistryError):
+class SchemaError(ExplainedError):
     """The database's schema and this code do not fit together."""
 
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
-        self.why = why
 
-    def __str__(self) -> str:
-        return self.why
-
-
-class RegistryUnavailableError(RegistryError):
+class RegistryUnavailableError(ExplainedError):
     """The registry actor cannot be asked now."""
 
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
-        self.why = why
-
-    def __str__(self) -> str:
-        return f"the registry is away: {self.why}"
+    _text = "the registry is away: {why}"
 
 
 class RegistryReplacedError(RegistryUnavailableError):
-    """The registry that was spoken to is gone; the one that came instead knows only what is durable."""
+    """The registry that was called is gone; the one that replaced it knows only what is durable."""
 
 
-class DirectoryUnavailableError(RegistryError):
+class DirectoryUnavailableError(ExplainedError):
     """Ray's own listing cannot be asked now."""
 
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
-        self.why = why
-
-    def __str__(self) -> str:
-        return f"Ray's actor listing is away: {self.why}"
+    _text = "Ray's actor listing is away: {why}"
 
 
-class SessionError(RegistryError):
+class SessionError(ExplainedError):
     """Ray cannot be called: this process is not connected to it, or the handle is of another connection."""
 
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
-        self.why = why
 
-    def __str__(self) -> str:
-        return self.why
-
-
-class ForkedProcessError(RegistryError):
+class ForkedProcessError(ExplainedError):
     """This process was forked from one whose connections and threads it does not have."""
-
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
-        self.why = why
-
-    def __str__(self) -> str:
-        return self.why
 
 
 class VersionMismatchError(RegistryError):
@@ -251,14 +216,14 @@ class VersionMismatchError(RegistryError):
         self.ours = ours
 
     def __str__(self) -> str:
-        told = f"the running registry speaks protocol {self.running}, this code {self.ours}: "
+        apart = f"the running registry has protocol {self.running}, this code {self.ours}: "
         if self.running > self.ours:
-            return f"{told}install the registry's version here too, then start this process again"
-        return f"{told}replace the registry with `seedcore registry upgrade`, run where this version is installed"
+            return f"{apart}install the registry's version here too, then start this process again"
+        return f"{apart}replace the registry with `seedcore registry upgrade`, run where this version is installed"
 
 
 class NotResolvableError(RegistryError):
-    """No live instance of this agent can be handed out, and this is certain."""
+    """The agent certainly has no live instance to route to."""
 
     def __init__(self, logical_id: str, why: str) -> None:
         super().__init__(logical_id, why)
@@ -270,7 +235,7 @@ class NotResolvableError(RegistryError):
 
 
 class CannotKnowError(RegistryError):
-    """Whether the agent lives cannot be told now: every source that could tell is away or silent."""
+    """Whether the agent lives is not known now: every source that could answer is away or silent."""
 
     def __init__(self, logical_id: str, why: str) -> None:
         super().__init__(logical_id, why)
@@ -331,7 +296,7 @@ class FollowersFullError(RegistryError):
 
 
 class ActorGoneError(NotResolvableError):
-    """The agent's actor has died, or its name belongs to nobody or to another."""
+    """The agent's actor has died, or its name belongs to no actor or to another one."""
 
 
 class FencedError(RegistryError):

@@ -19,7 +19,7 @@ from seedcore.cli.why import Reason, reason_of
 from seedcore.discovery.api import agent_answer
 from seedcore.registry import ThreadReporter
 from seedcore.registry.protocol.connection import RegistryConnection
-from seedcore.registry.ray_support.lookup import explained, ray_remembers
+from seedcore.registry.ray_support.lookup import ray_remembers
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
 from tests.children import run
@@ -134,7 +134,7 @@ async def test_who_was_ended_by_ray_is_told_so(
     handle = await create(manager, settings, "ended")
     await handle.execute_task.remote("pid")
     ray.kill(handle, no_restart=True)
-    await until_dead(registry, "ended", r"its process .*\(pid \d+\): Ray says: .*kill")
+    await until_dead(registry, "ended", r"its process .*\(pid \d+\): Ray reports: .*kill")
 
 
 async def test_draining_stopping_and_an_old_epoch_are_named(
@@ -174,26 +174,3 @@ async def test_one_that_hangs_is_late_then_dead_by_its_lease(
         await until_dead(registry, "hangs", r"lease expired: silent for \d+ s")
     finally:
         os.kill(pid, signal.SIGKILL)
-
-
-@pytest.mark.parametrize(
-    ("kind", "detail", "told"),
-    [
-        ("SYSTEM_ERROR", "connection error code 2", None),
-        ("NODE_OUT_OF_MEMORY", "Task was killed due to the node running low on memory.", "ran low on memory"),
-        ("INTENDED_SYSTEM_EXIT", "Worker exits\n because it was idle.", "Ray says: Worker exits because it was idle."),
-        ("USER_ERROR", "Traceback: ", "an exception in its start-up"),
-        ("USER_ERROR", "x Traceback: f\n  File 1\nKeyError: 'a'\n", "an exception in its start-up: KeyError: 'a'"),
-        ("USER_ERROR", "x Traceback: f\n  File 1\n" + "E" * 2000, "an exception in its start-up: E"),
-        ("INTENDED_USER_EXIT", "", None),
-    ],
-)
-def test_what_ray_says_of_a_worker_becomes_a_line(kind: str, detail: str, told: str | None) -> None:
-    line = explained(kind, detail)
-    if told is None:
-        assert line is None
-    else:
-        assert line is not None
-        assert told in line
-        assert len(line) <= 500
-        assert line.isprintable()

@@ -202,6 +202,7 @@ async def test_a_repeatable_call_goes_once_more_to_the_actor_that_replaced_the_f
             (lambda: connection.set_status(iid(1), Status.ALIVE, 2), "."),
             (lambda: connection.drain(["agent-1"]), "may have been carried out"),
         ):
+            await connection.health()
             cluster.actors[-1].is_dead = True
             with pytest.raises(RegistryReplacedError, match=error):
                 await call()

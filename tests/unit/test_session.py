@@ -46,15 +46,14 @@ PACKAGE = Path(seedcore.__file__).parent
 _HARMLESS = {"remote", "exceptions", "util", "util.get_node_ip_address", "WorkerID", "WORKER_MODE", "__version__"}
 _MODULES = {
     "ray.exceptions",
-    "ray.core.generated",
     "ray.serve.context",
     "ray.util.scheduling_strategies",
 }
 # start-up code that joins or starts Ray by the user's word, and programs that measure Ray itself
 _STARTS_RAY = {"cli/cluster.py", "registry/ray_support/clusters.py"}
 _MEASURES_RAY = "bench/"
-# Ray's private tables, which `in_thread` reads in a session
-_READS_TABLES = {"registry/ray_support/lookup.py": {"ray._private.state"}}
+# Ray's private tables, which are read in a session
+_READS_TABLES = {"registry/ray_support/private_tables.py": {"ray._private.state", "ray.core.generated"}}
 
 
 def _calls_of_ray(path: Path) -> Iterator[str]:

@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import ray
 import ray.util
@@ -30,7 +30,12 @@ from ray.util.client import ray as ray_client
 from seedcore.core.errors import ForkedProcessError, RegistryError, SessionError, first_line
 from seedcore.core.timeouts import abandon
 
-ActorHandle = Any  # ray.actor.ActorHandle, or its Ray Client twin: both without useful types
+ActorHandle: TypeAlias = Any
+"""The handle of an actor of any class: ray.actor.ActorHandle, or that of Ray Client, which is not a subclass of it.
+
+It stays untyped because Ray 2.60 types the methods of a handle of an unknown class as Never: mypy then takes a call of
+one for the end of the function, and silently skips the code behind it.
+"""
 
 _SESSION_CHECK_S = 1.0
 _AUTO_INIT = "auto_init_wrapper"
