@@ -108,7 +108,7 @@ class RayAgent:
         self._restart: asyncio.Task[None] | None = None
         self._retiring: asyncio.Task[None] | None = None
         if was_restarted():
-            # Ray re-runs __init__ alone: nobody will call start() a second time
+            # Ray re-runs __init__ alone, and does not call start() again
             self._restart = asyncio.get_running_loop().create_task(self._start_again())
 
     if not TYPE_CHECKING:
@@ -127,13 +127,13 @@ class RayAgent:
 
     @property
     def status(self) -> Status:
-        """What the agent itself says it is doing."""
+        """The status that the agent itself reports."""
         return self._status
 
     async def start(self) -> None:
         """Take work, register, beat. Idempotent; returns within a bounded time also with no registry at all.
 
-        An agent that was drained before goes on draining, and says so. Raises what does not heal by waiting, such as
+        An agent that was drained before keeps draining, and reports that. Raises what does not heal by waiting, such as
         RetiredEpochError, and then has not started; NotAcceptingWorkError once stopped.
         """
         async with self._starting:
@@ -152,10 +152,10 @@ class RayAgent:
                 raise
 
     async def drain(self, reason: str | None = None, timeout_s: float | None = None) -> bool:
-        """Refuse new work, say so, wait for the running tasks up to `timeout_s` seconds (None: as long as it takes).
+        """Refuse new work, report `draining`, wait for the running tasks up to `timeout_s` seconds (None: no bound).
 
         True once nothing runs any more. Raises InvalidInputError, and then nothing has changed, or what the registry
-        refuses: it drains all the same, and said again it tells the registry again.
+        refuses: the agent drains all the same, and a repeated call reports it again.
         """
         check_cause(reason)
         check_timeout(timeout_s)
@@ -163,7 +163,7 @@ class RayAgent:
             return True
         if self._status is not Status.DRAINING:
             self._status, self._drain_cause = Status.DRAINING, reason
-        # the client keeps what it has taken; what it has not, an earlier call could not say
+        # the client keeps what it has taken; an earlier call may have ended before that
         if self._reporter.client.status is not Status.DRAINING:
             await self._reporter.drain(reason)
         try:
@@ -173,9 +173,9 @@ class RayAgent:
         return True
 
     async def stop(self, reason: str = "stopped") -> None:
-        """Refuse work for good and say dead. Running tasks are not waited for: `drain()` does that.
+        """Refuse work for good and report `dead`. Running tasks are not waited for: `drain()` does that.
 
-        Idempotent: repeated, it says what it could not say. Raises InvalidInputError for the reason, and then nothing
+        Idempotent: repeated, it sends what it could not send. Raises InvalidInputError for the reason, and then nothing
         has changed.
         """
         check_cause(reason)

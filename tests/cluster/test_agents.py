@@ -57,7 +57,11 @@ async def test_drain_waits_for_running_tasks_and_refuses_new_ones(
     agent = Worker("busy", settings=settings)
     await agent.start()
     running = asyncio.create_task(agent.execute_task("sleep"))
-    await eventually(lambda: agent._running == 1)
+
+    async def is_running() -> bool:
+        return (await agent.get_heartbeat()).tasks_running == 1
+
+    await eventually(is_running)
     assert not await agent.drain(timeout_s=0.05)
     with pytest.raises(NotAcceptingWorkError, match="draining"):
         await agent.execute_task("more")
@@ -70,7 +74,7 @@ async def test_drain_waits_for_running_tasks_and_refuses_new_ones(
 
 
 async def live(registry: RegistryConnection, logical_id: str) -> list[tuple[Status, str | None]]:
-    """Status and cause of each live instance, as the registry says."""
+    """Status and cause of each live instance, as the registry knows them."""
     return [(row.instance.status, row.instance.cause) for row in (await registry.describe(logical_id)).live]
 
 
@@ -107,7 +111,7 @@ async def test_a_drain_that_could_not_be_said_is_said_by_the_next(
     agent = Worker("again", settings=settings)
     await agent.start()
     client = agent._reporter.client
-    async with client._delivering:
+    async with client._calls:
         # a beat is under way, so the client has not taken it when its caller gives up
         draining = asyncio.create_task(agent.drain("first"))
         await asyncio.sleep(0)
@@ -185,7 +189,6 @@ async def test_a_disabled_registry_means_not_one_connection(
 
     disabled = settings.model_copy(update={"registry_enabled": False})
     agent = Worker("disabled", settings=disabled)
-    monkeypatch.setattr(RegistryConnection, "_found", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     await agent.start()
     assert await agent.execute_task("echo") == "echo"

@@ -72,7 +72,7 @@ async def test_its_database_is_killed_and_comes_back_and_goes_when_the_registry_
         described = await registry.describe("kept")
         assert described.complete
         stored = [(row.status.value, row.cause) for row in described.history]
-        return client.undelivered == 0 and stored == [("draining", "meanwhile")]
+        return client.pending == 0 and stored == [("draining", "meanwhile")]
 
     await eventually(is_stored, within_s=40)
 

@@ -39,7 +39,7 @@ RETIRED = ("epoch-1", Status.DEAD, "epoch epoch-1 retired")
 
 @pytest.fixture
 def as_installed(postgres18: PostgresServer) -> Iterator[Settings]:
-    """What the environment says to whatever the command makes: nothing."""
+    """The settings of what the command makes, with nothing in the environment."""
     database = postgres18.create_database()
     yield Settings(namespace="seedcore", pg_dsn=SecretStr(postgres18.dsn(database)))
     postgres18.drop_database(database)
@@ -199,10 +199,10 @@ class Stays(Worker):
     """Goes on when its epoch is retired."""
 
     async def on_retired(self, epoch: str) -> None:
-        self.told = epoch
+        self.retired = epoch
 
     async def handle_task(self, task: Any) -> Any:
-        return self.told
+        return self.retired
 
 
 async def test_an_agent_decides_what_it_does_when_its_epoch_is_retired(

@@ -1,5 +1,5 @@
 """Two versions in one cluster, as in the middle of an upgrade: agents, callers and registries of both understand each
-other, the registry rolls on and back, and nobody is declared dead, refused or forgotten."""
+other, the registry rolls on and back, and no agent is declared dead, refused or forgotten."""
 
 from __future__ import annotations
 
@@ -96,18 +96,18 @@ async def test_registry_rolls_on_and_back_under_agents_and_callers_of_both_versi
     assert sorted(before) == fleet
     traffic = Traffic(settings, fleet)
 
-    async def everybody_beats() -> None:
-        """Everybody is heard by the registry that runs now, from the instance that was there before."""
+    async def every_agent_beats() -> None:
+        """Every agent beats to the registry that runs now, as the instance that was there before."""
         since = (await registry.health()).as_of
 
-        async def is_heard() -> bool:
+        async def has_beaten() -> bool:
             rows = {row.logical_id: row for row in await registry.list_active(fresh_only=True)}
             assert {name: rows[name].instance_id for name in fleet} == before
             return all(rows[name].last_heartbeat > since for name in fleet)
 
-        await eventually(is_heard)
+        await eventually(has_beaten)
 
-    async def other_callers_find_everybody() -> None:
+    async def other_callers_find_every_agent() -> None:
         """By the registry, or by the copy that its feed keeps up to date; not by what callers fall back to."""
         found = await other.drive("find", *fleet)
         assert {answer[0] for answer in found.values()} <= {"registry", "snapshot"}
@@ -118,18 +118,18 @@ async def test_registry_rolls_on_and_back_under_agents_and_callers_of_both_versi
     await traffic.start()
     try:
         await traffic.goes_on()
-        told = await other.command("registry", "upgrade", "--force", "--json")
-        assert json.loads(told)["code_version"] == other.name
+        answer = await other.command("registry", "upgrade", "--force", "--json")
+        assert json.loads(answer)["code_version"] == other.name
         await traffic.goes_on()
-        await everybody_beats()
-        await other_callers_find_everybody()
+        await every_agent_beats()
+        await other_callers_find_every_agent()
         # the release is taken back; its schema stays
         _, after = await upgrade_registry(settings, force=True)
         assert (await registry.health()).hello == after
         await traffic.goes_on()
-        await everybody_beats()
+        await every_agent_beats()
         assert (await registry.health()).is_ready
-        await other_callers_find_everybody()
+        await other_callers_find_every_agent()
     finally:
         await traffic.stop()
     assert traffic.refused == []
@@ -148,10 +148,10 @@ def test_next_version_is_another_one(ray_cluster: None, settings: Settings, tmp_
         "from seedcore.core.answers import BeatAnswer\n"
         f"sys.stdout.buffer.write(pickle.dumps(BeatAnswer(unknown=('a',), {NEXT_FIELD}=8)))\n"
     )
-    told = subprocess.run(
+    written = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, env=version.environment, capture_output=True, check=True
     )
-    assert pickle.loads(told.stdout) == BeatAnswer(unknown=("a",))
+    assert pickle.loads(written.stdout) == BeatAnswer(unknown=("a",))
 
 
 class Newer:

@@ -64,7 +64,7 @@ async def test_the_published_interface_runs_as_written(
     assert await names["handle"].get_id.remote() == "my_agent"
     assert names["handle"]._actor_id == handle._actor_id
     assert {row.logical_id for row in names["instances"]} == {"my_agent"}
-    assert names["client"].undelivered == 0
+    assert names["client"].pending == 0
     assert len((await registry.describe("my_agent")).live) == 3
     await names["agent"].stop()
     ray.kill(handle)

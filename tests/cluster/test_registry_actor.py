@@ -288,7 +288,7 @@ async def test_no_status_is_lost_while_the_registry_is_killed_again_and_again(
         await eventually(has_turned)
     stop.set()
     await asyncio.gather(*toggling)
-    assert all(client.undelivered == 0 for client in clients)
+    assert all(client.pending == 0 for client in clients)
     stored = dict(rows(settings, "select instance_id::text, status::text from registry_instance"))
     assert stored == last
 
@@ -587,7 +587,7 @@ async def test_a_registry_replaced_between_two_changes_gets_both_in_order(
         # it says `first` again to the old one, and `second` when that is gone
         mine.happens = replace_registry
         assert (await client.set_status(Status.ALIVE, "second")).durable
-        assert client.undelivered == 0
+        assert client.pending == 0
         steps = rows(settings, "select to_status::text, cause from registry_transition order by id")
         assert steps == [("starting", None), ("alive", None), ("draining", "first"), ("alive", "second")]
     finally:

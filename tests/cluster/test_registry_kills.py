@@ -54,7 +54,7 @@ class Changers:
         for answer in await asyncio.gather(*(client.beat() for client in self._clients), return_exceptions=True):
             if isinstance(answer, BaseException) and not isinstance(answer, RegistryError):
                 raise answer
-        return sum(client.undelivered for client in self._clients)
+        return sum(client.pending for client in self._clients)
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ class Teller(RayAgent):
 
     async def account(self) -> Account:
         client = self._reporter.client
-        return Account(client.instance_id, self._status, client.undelivered, os.getpid())
+        return Account(client.instance_id, self._status, client.pending, os.getpid())
 
 
 @dataclass

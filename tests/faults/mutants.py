@@ -22,6 +22,7 @@ from seedcore.core.lifecycle import Status
 from seedcore.core.roster import Roster
 from seedcore.core.rules import apply_status
 from seedcore.registry.agent.client import RegistryClient
+from seedcore.registry.agent.delivery import Delivery
 from seedcore.registry.server.flusher import Writer
 from seedcore.registry.server.registry import Registry
 from seedcore.store.memory import MemoryStore
@@ -64,12 +65,12 @@ def _forget_seconds(_: object, lapsed: int, living: int, now: float) -> bool:
     return False
 
 
-_send_all = RegistryClient._send_all
+_send_all = Delivery._send_all
 
 
-async def _send_and_forget(client: RegistryClient) -> Receipt:
-    receipt = await _send_all(client)
-    client._undelivered.clear()
+async def _send_and_forget(delivery: Delivery) -> Receipt:
+    receipt = await _send_all(delivery)
+    delivery._pending.clear()
     return receipt
 
 
@@ -143,7 +144,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "expiry never freezes": Mutant(1, lambda: mock.patch.object(MassLateness, "note", _forget_seconds)),
     "no grace at the end of a freeze": Mutant(245, lambda: mock.patch.object(MassLateness, "is_spent", True)),
-    "the client keeps nothing": Mutant(44, lambda: mock.patch.object(RegistryClient, "_send_all", _send_and_forget)),
+    "the client keeps nothing": Mutant(44, lambda: mock.patch.object(Delivery, "_send_all", _send_and_forget)),
     "a failed batch returns reversed": Mutant(
         301, lambda: mock.patch.object(ChangeBatch, "put_back", _put_back_reversed)
     ),

@@ -328,8 +328,8 @@ class World:
             if process.reporter is None:
                 return f"{process.name} has not begun"
             client = process.reporter.client
-            if client.undelivered:
-                return f"{process.name} keeps {client.undelivered} changes"
+            if client.pending:
+                return f"{process.name} keeps {client.pending} changes"
             by_hand = process.drained_by_hand == client.instance_id
             wanted[client.instance_id] = Status.DRAINING if by_hand else process.wanted
         live = {row.instance_id: row for row in self.tables.rows.values() if row.status is not Status.DEAD}
@@ -756,11 +756,10 @@ class History:
         asyncio.set_event_loop(loop)
         random.seed(self.seed)
         try:
-            with mock.patch("seedcore.registry.agent.client.new_instance_id", self._new_instance_id):
-                try:
-                    loop.run_until_complete(self._live())
-                except Violation as error:
-                    raise Violation(f"seed {self.seed}: {error}") from error
+            try:
+                loop.run_until_complete(self._live())
+            except Violation as error:
+                raise Violation(f"seed {self.seed}: {error}") from error
         finally:
             loop.close()
             asyncio.set_event_loop(None)
@@ -869,6 +868,8 @@ class History:
                 settings=settings,
                 connection=SimConnection(world, process.name),  # type: ignore[arg-type]
                 identifier=identity,
+                clock=Clock(lambda: world.now_s, world.utc),
+                new_id=self._new_instance_id,
             )
             process.reporter = Reporter(logical_id, settings=settings, client=client, on_retired=retired)
             try:
@@ -907,7 +908,7 @@ class History:
                 continue
             process = world.random.choice(living)
             chance = world.random.random()
-            if process.reporter is None or not process.reporter._is_reporting:
+            if process.reporter is None or not process.reporter.is_reporting:
                 continue
             if chance < 0.75:
                 wanted = Status.DRAINING if process.wanted is Status.ALIVE else Status.ALIVE
@@ -923,7 +924,7 @@ class History:
 
     async def _say(self, reporter: Reporter, wanted: Status) -> None:
         with contextlib.suppress(RegistryError):
-            await reporter._say(wanted, f"says {wanted}")
+            await (reporter.drain if wanted is Status.DRAINING else reporter.undrain)(f"reports {wanted}")
 
     async def _echo(self, reporter: Reporter, wanted: Status) -> None:
         """An operator asks for the same at the same time, through the registry: a change without a number. Now and then
@@ -1191,7 +1192,7 @@ class History:
         for process in self._living():
             client = None if process.reporter is None else process.reporter.client
             row = None if client is None else world.tables.rows.get(client.instance_id)
-            if client is None or row is None or client.undelivered or client.status is not row.status:
+            if client is None or row is None or client.pending or client.status is not row.status:
                 continue
             if any(since_s <= world.now_s < until_s for since_s, until_s in process.troubles):
                 # what it was told to say while it hung it says when it wakes, and that counts

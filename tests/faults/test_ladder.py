@@ -294,7 +294,7 @@ async def test_without_the_database_agents_and_discovery_go_on_and_changes_arriv
 
     await eventually(is_committed)
     await asyncio.gather(client.beat(), newcomer.beat())
-    assert (client.undelivered, newcomer.undelivered) == (0, 0)
+    assert (client.pending, newcomer.pending) == (0, 0)
     assert {name: iid for name, iid in (await instances(world)).items() if name in FLEET} == before
     dead = world.rows("select instance_id::text from registry_instance where status = 'dead'")
     assert not {row[0] for row in dead} & set(before.values())
@@ -376,7 +376,7 @@ async def test_the_database_is_killed_under_a_load_of_changes_and_none_is_lost(w
 
     async def is_committed() -> bool:
         await asyncio.gather(*(client.beat() for client in clients))
-        assert [client.undelivered for client in clients] == [0] * len(clients)
+        assert [client.pending for client in clients] == [0] * len(clients)
         return True
 
     await eventually(is_committed)

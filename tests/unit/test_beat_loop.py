@@ -1,4 +1,4 @@
-"""One loop beats for all agents of a process; who has more to say speaks for himself."""
+"""One loop beats for all agents of a process; an agent with more to send beats alone."""
 
 from __future__ import annotations
 
@@ -38,23 +38,28 @@ class Registry:
 
 
 class Agent:
-    """Notes what it is told."""
+    """Notes the calls of the loop."""
 
     def __init__(self, number: int, load: float | None = None) -> None:
         self.instance_id = iid(number)
         self.pause_s = INTERVAL_S
         self.load = load
-        self.has_more_to_say = False
-        self.spoken = 0
+        self.has_more_to_send = False
+        self.alone = 0
+        self.is_cancelled = False
         self.may_end = asyncio.Event()
         self.may_end.set()
         self.answers: list[BeatAnswer] = []
         self.failures: list[RegistryError] = []
 
     async def beat_alone(self) -> None:
-        self.spoken += 1
-        await self.may_end.wait()
-        self.has_more_to_say = False
+        self.alone += 1
+        try:
+            await self.may_end.wait()
+        except asyncio.CancelledError:
+            self.is_cancelled = True
+            raise
+        self.has_more_to_send = False
 
     def take_answer(self, answer: BeatAnswer) -> None:
         self.answers.append(answer)
@@ -62,6 +67,18 @@ class Agent:
 
     def take_failure(self, error: RegistryError) -> None:
         self.failures.append(error)
+
+
+class Joined(BeatLoop):
+    """A loop that knows at the end of a test what has joined it."""
+
+    def __init__(self, connection: Any) -> None:
+        super().__init__(connection)
+        self.joined: list[Any] = []
+
+    def join(self, beater: Any) -> None:
+        self.joined.append(beater)
+        super().join(beater)
 
 
 @pytest.fixture
@@ -72,9 +89,9 @@ def registry() -> Registry:
 @pytest.fixture
 async def beats(registry: Registry) -> AsyncIterator[BeatLoop]:
     connection: Any = registry
-    loop = BeatLoop(connection)
+    loop = Joined(connection)
     yield loop
-    for beater in list(loop._beating):
+    for beater in loop.joined:
         loop.leave(beater)
 
 
@@ -87,8 +104,8 @@ async def test_agents_that_are_due_together_share_a_message(beats: BeatLoop, reg
     await eventually(lambda: all(len(agent.answers) >= 3 for agent in agents), every_s=0.001)
     # 600 beats, spread over a tenth of the interval to each side, a twentieth at a time
     assert len(registry.messages) < 60
-    told = {instance_id: load for message in registry.messages for instance_id, load in message.items()}
-    assert (told[iid(1)], told[iid(2)]) == (0.5, None)
+    reported = {instance_id: load for message in registry.messages for instance_id, load in message.items()}
+    assert (reported[iid(1)], reported[iid(2)]) == (0.5, None)
 
 
 async def test_the_answer_sets_the_pace(beats: BeatLoop, registry: Registry) -> None:
@@ -103,30 +120,30 @@ async def test_the_answer_sets_the_pace(beats: BeatLoop, registry: Registry) -> 
     assert registry.beats_of(slow.instance_id) == before == 1
 
 
-async def test_who_has_more_to_say_speaks_for_itself_and_holds_up_nobody(beats: BeatLoop, registry: Registry) -> None:
+async def test_agent_with_more_to_send_beats_alone_and_delays_no_other(beats: BeatLoop, registry: Registry) -> None:
     talker, other = Agent(1), Agent(2)
-    talker.has_more_to_say = True
+    talker.has_more_to_send = True
     talker.may_end.clear()
     beats.join(talker)
     beats.join(other)
     await eventually(lambda: len(other.answers) >= 3, every_s=0.001)
-    assert (talker.spoken, talker.answers) == (1, [])
+    assert (talker.alone, talker.answers) == (1, [])
     talker.may_end.set()
     await eventually(lambda: talker.answers, every_s=0.001)
 
 
-async def test_who_lost_its_lease_speaks_for_itself_at_once(beats: BeatLoop, registry: Registry) -> None:
+async def test_agent_that_lost_its_lease_beats_alone_at_once(beats: BeatLoop, registry: Registry) -> None:
     lost, other = Agent(1), Agent(2)
     registry.dead.add(lost.instance_id)
     beats.join(lost)
     beats.join(other)
-    await eventually(lambda: lost.spoken, every_s=0.001)
+    await eventually(lambda: lost.alone, every_s=0.001)
     assert lost.answers == []
     lost.instance_id = iid(3)
     await eventually(lambda: lost.answers, every_s=0.001)
 
 
-async def test_a_failure_is_told_to_all_and_they_go_on(beats: BeatLoop, registry: Registry) -> None:
+async def test_failure_reaches_all_agents_and_they_go_on(beats: BeatLoop, registry: Registry) -> None:
     agents = [Agent(number) for number in (1, 2)]
     registry.error = RegistryUnavailableError("away for the test")
     for agent in agents:
@@ -139,25 +156,24 @@ async def test_a_failure_is_told_to_all_and_they_go_on(beats: BeatLoop, registry
     await eventually(lambda: all(agent.answers for agent in agents), every_s=0.001)
 
 
-async def test_who_leaves_beats_no_more_and_what_it_was_saying_ends(beats: BeatLoop, registry: Registry) -> None:
+async def test_agent_that_leaves_beats_no_more_and_its_call_ends(beats: BeatLoop, registry: Registry) -> None:
     agent, talker = Agent(1), Agent(2)
-    talker.has_more_to_say = True
+    talker.has_more_to_send = True
     talker.may_end.clear()
     beats.join(agent)
     beats.join(talker)
-    await eventually(lambda: agent.answers and talker.spoken, every_s=0.001)
-    speaking = beats._speaking[talker]
+    await eventually(lambda: agent.answers and talker.alone, every_s=0.001)
     beats.leave(agent)
+    assert (beats.is_running, agent in beats, talker in beats) == (True, False, True)
     beats.leave(talker)
-    await asyncio.gather(speaking, return_exceptions=True)
-    assert speaking.cancelled()
+    await eventually(lambda: talker.is_cancelled, every_s=0.001)
     before = registry.beats_of(agent.instance_id)
-    # nobody is left: the loop ends, and begins again for the next one
-    assert beats._task is not None
-    await beats._task
+    # none is left: the loop ends, and begins again for the next one
+    assert not beats.is_running
+    await asyncio.sleep(3 * INTERVAL_S)
     assert registry.beats_of(agent.instance_id) == before
     beats.join(agent)
     beats.leave(agent)
     beats.join(agent)
     await eventually(lambda: registry.beats_of(agent.instance_id) >= before + 3, every_s=0.001)
-    assert len(beats._due) + len(beats._sending) <= 2
+    assert beats.planned <= 2

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from seedcore.core.errors import (
     SessionError,
 )
 from seedcore.registry.agent.identity import identify, own_actor, own_node_id
-from seedcore.registry.agent.reporter import Reporter, ThreadReporter
+from seedcore.registry.agent.reporter import Reporter
+from seedcore.registry.agent.thread_reporter import ThreadReporter
 from seedcore.registry.caller import handles as handles_module
 from seedcore.registry.caller.handles import HandleFinder
 from seedcore.registry.protocol.connection import RegistryConnection
@@ -196,10 +197,10 @@ async def test_what_ray_raises_for_a_handle_of_another_session_is_an_error_of_ou
         fail_without_ray()
 
 
-async def test_a_call_ends_with_its_session(connected: Membership, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "_SESSION_CHECK_S", 0.01)
+async def test_a_call_ends_with_its_session(connected: Membership) -> None:
     for leave in (connected.leave, connected.join):
-        asked = asyncio.create_task(session.ask(Silent(), "ping"))
+        answer: Awaitable[None] = Silent().remote()
+        asked = asyncio.create_task(session.in_session(answer, session.require(), check_s=0.01))
         await asyncio.sleep(0.03)
         assert not asked.done()
         leave()

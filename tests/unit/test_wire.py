@@ -1,4 +1,4 @@
-"""What travels between versions only grows at its end. `wire.json` is what travels now; write it anew with
+"""What travels between versions only grows at its end. `wire.json` is what travels now; rewrite it with
 
     python -m tests.unit.test_wire
 
@@ -189,7 +189,7 @@ def changed(**changes: Any) -> Written:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "problem"),
     [
         ({"classes__Receipt": lambda had: [*had, "more: int = 0"]}, ""),
         ({"classes__More": lambda had: ["a: int"]}, ""),
@@ -204,9 +204,9 @@ def changed(**changes: Any) -> Written:
         ({"oldest": PROTOCOL + 1, "words__Status": lambda had: [*had, "lost"]}, ""),
     ],
 )
-def test_difference_that_the_version_before_does_not_understand_is_noticed(changes: Written, told: str) -> None:
+def test_difference_that_the_version_before_does_not_understand_is_noticed(changes: Written, problem: str) -> None:
     problems = objections(json.loads(FILE.read_text()), changed(**changes))
-    assert any(told in problem for problem in problems) if told else problems == [], problems
+    assert any(problem in one for one in problems) if problem else problems == [], problems
 
 
 def test_method_that_wants_more_is_noticed() -> None:

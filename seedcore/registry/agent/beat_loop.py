@@ -1,6 +1,6 @@
-"""One loop that beats for every agent of an event loop: those that are due together share a message.
+"""One loop that beats for all agents of an event loop: those that are due at about the same time share a message.
 
-An agent with something of its own to say (changes not durable yet, a registration to complete) speaks for itself.
+An agent with more to send than the beat (changes that are not durable, a registration to complete) beats alone.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Protocol
 from weakref import WeakKeyDictionary
 
 from seedcore.core.answers import BeatAnswer
+from seedcore.core.backoff import Backoff, supervise
 from seedcore.core.errors import RegistryError
 from seedcore.core.timeouts import is_running, on_loop, within
 from seedcore.registry.protocol.connection import RegistryConnection
@@ -24,8 +25,9 @@ from seedcore.registry.protocol.outbox import MAX_BEATS_PER_MESSAGE
 logger = logging.getLogger(__name__)
 
 _JITTER = 0.1
-_TOGETHER = 0.05  # of an interval: who is due so soon beats now
+_TOGETHER = 0.05  # of an interval: an agent that is due so soon beats now
 _ALONE_AT_ONCE = 200
+_RETRY_S = (1.0, 30.0)
 
 
 class Beater(Protocol):
@@ -33,7 +35,7 @@ class Beater(Protocol):
 
     @property
     def instance_id(self) -> str:
-        """Whose lease it is now."""
+        """The instance whose lease it renews now."""
         ...
 
     @property
@@ -43,16 +45,16 @@ class Beater(Protocol):
 
     @property
     def load(self) -> float | None:
-        """What it tells of its load, if anything."""
+        """The load that its beats report, if any."""
         ...
 
     @property
-    def has_more_to_say(self) -> bool:
-        """Whether it must speak for itself."""
+    def has_more_to_send(self) -> bool:
+        """Whether it must beat alone."""
         ...
 
     async def beat_alone(self) -> None:
-        """Say everything that is to be said, and act on the answer. Raises nothing."""
+        """Beat, send everything else that is pending, and act on the answer. Raises nothing."""
         ...
 
     def take_answer(self, answer: BeatAnswer) -> None:
@@ -65,9 +67,9 @@ class Beater(Protocol):
 
 
 class BeatLoop:
-    """Everybody who beats over one connection in one event loop. The task runs while there is anybody.
+    """All agents that beat over one connection in one event loop. Its task runs while there are any.
 
-    `join` it from its own event loop, `leave` it from any.
+    Call `join` in its own event loop, `leave` in any. It plans by the time of the event loop.
     """
 
     def __init__(self, connection: RegistryConnection) -> None:
@@ -78,40 +80,52 @@ class BeatLoop:
         self._woken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._sending: set[asyncio.Task[None]] = set()
-        self._speaking: dict[Beater, asyncio.Task[None]] = {}
+        self._alone: dict[Beater, asyncio.Task[None]] = {}
         self._turn = asyncio.Semaphore(_ALONE_AT_ONCE)
 
+    def __contains__(self, beater: Beater) -> bool:
+        return beater in self._beating and self.is_running
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it beats: from the first `join` to the last `leave`, unless its event loop has ended."""
+        return is_running(self._task)
+
+    @property
+    def planned(self) -> int:
+        """Beats that are planned or under way, those of agents that have left included."""
+        return len(self._due) + len(self._sending) + len(self._alone)
+
     def join(self, beater: Beater) -> None:
-        """Beat for it from now on, the first time after a pause."""
+        """Beat for this agent from now on, the first time after a pause."""
         self._beating[beater] = 0
         self._plan(beater)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(), name="beats")
 
-    @property
-    def is_running(self) -> bool:
-        """Whether it beats: nobody does once its event loop has ended."""
-        return is_running(self._task)
-
     def leave(self, beater: Beater) -> None:
-        """Beat for it no more. What is under way may still arrive."""
+        """Stop beating for this agent. A beat that is under way may still arrive."""
         task = self._task
         if task is not None:
             on_loop(task.get_loop(), partial(self._leave, beater))
 
     def _leave(self, beater: Beater) -> None:
         self._beating.pop(beater, None)
-        speaking = self._speaking.get(beater)
-        # whoever learns that it is retired leaves while it speaks
-        if speaking is not None and speaking is not asyncio.current_task():
-            speaking.cancel()
-        if not self._beating:
-            self._woken.set()
+        alone = self._alone.get(beater)
+        # an agent that learns that it is retired leaves within its own call
+        if alone is not None and alone is not asyncio.current_task():
+            alone.cancel()
+        task = self._task
+        if not self._beating and task is not None:
+            # at once, since another may join before the task has ended
+            self._task = None
+            task.cancel()
+            _forget(self, self._connection)
 
     def _plan(self, beater: Beater) -> None:
         if beater in self._beating:
             due_s = _now_s() + beater.pause_s * random.uniform(1 - _JITTER, 1 + _JITTER)
-            # what was planned before for one that left and joined again is void
+            # an earlier plan, of one that left and joined again, is void
             self._beating[beater] = serial = next(self._serial)
             heapq.heappush(self._due, (due_s, serial, beater))
             if self._due[0][2] is beater:
@@ -119,27 +133,28 @@ class BeatLoop:
 
     async def _run(self) -> None:
         try:
-            await self._beat_on()
+            await supervise(self._step, Backoff(*_RETRY_S), "the beat loop")
         finally:
-            # an event loop that has ended is kept by nothing of ours
-            self._task = None
-            _forget(self, self._connection)
+            if self._task is asyncio.current_task():
+                # nothing of ours keeps an event loop that has ended
+                self._task = None
+                _forget(self, self._connection)
 
-    async def _beat_on(self) -> None:
-        while self._beating:
-            self._woken.clear()
-            wait_s = self._due[0][0] - _now_s() if self._due else None
-            if wait_s is None or wait_s > 0:
-                with suppress(asyncio.TimeoutError):
-                    await within(self._woken.wait(), wait_s)
-                continue
-            due = self._take_due()
-            together = [beater for beater in due if not beater.has_more_to_say]
-            for start in range(0, len(together), MAX_BEATS_PER_MESSAGE):
-                self._send(together[start : start + MAX_BEATS_PER_MESSAGE])
-            for beater in due:
-                if beater.has_more_to_say:
-                    self._speak(beater)
+    async def _step(self) -> float:
+        self._woken.clear()
+        wait_s = self._due[0][0] - _now_s() if self._due else None
+        if wait_s is None or wait_s > 0:
+            with suppress(asyncio.TimeoutError):
+                await within(self._woken.wait(), wait_s)
+            return 0.0
+        due = self._take_due()
+        together = [beater for beater in due if not beater.has_more_to_send]
+        for start in range(0, len(together), MAX_BEATS_PER_MESSAGE):
+            self._send(together[start : start + MAX_BEATS_PER_MESSAGE])
+        for beater in due:
+            if beater.has_more_to_send:
+                self._send_alone(beater)
+        return 0.0
 
     def _take_due(self) -> list[Beater]:
         until_s = _now_s() + self._due[0][2].pause_s * _TOGETHER
@@ -173,24 +188,24 @@ class BeatLoop:
                     beater.take_answer(answer)
         for instance_id, beater in by_id.items():
             if instance_id in lost:
-                self._speak(beater)
+                self._send_alone(beater)
             else:
                 self._plan(beater)
 
-    def _speak(self, beater: Beater) -> None:
-        """Let it speak for itself; what it hears then it acts on."""
+    def _send_alone(self, beater: Beater) -> None:
+        """Let it beat alone: it acts on the answer itself."""
         if beater in self._beating:
-            task = asyncio.create_task(self._speak_in_turn(beater), name="beat-alone")
-            self._speaking[beater] = task
-            task.add_done_callback(partial(self._spoken, beater))
+            task = asyncio.create_task(self._beat_in_turn(beater), name="beat-alone")
+            self._alone[beater] = task
+            task.add_done_callback(partial(self._sent_alone, beater))
 
-    async def _speak_in_turn(self, beater: Beater) -> None:
+    async def _beat_in_turn(self, beater: Beater) -> None:
         async with self._turn:
             await beater.beat_alone()
 
-    def _spoken(self, beater: Beater, task: asyncio.Task[None]) -> None:
-        if self._speaking.get(beater) is task:
-            del self._speaking[beater]
+    def _sent_alone(self, beater: Beater, task: asyncio.Task[None]) -> None:
+        if self._alone.get(beater) is task:
+            del self._alone[beater]
             self._plan(beater)
 
 
@@ -202,7 +217,7 @@ _loops: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, BeatLoop]] = Weak
 
 
 def beat_loop(connection: RegistryConnection) -> BeatLoop:
-    """The loop of whoever beats over `connection` in the running event loop."""
+    """The loop of the agents that beat over `connection` in the running event loop."""
     loops = _loops.setdefault(asyncio.get_running_loop(), {})
     if id(connection) not in loops:
         loops[id(connection)] = BeatLoop(connection)

@@ -36,7 +36,7 @@ class Identity:
 
     @property
     def is_complete(self) -> bool:
-        """Whether asking Ray again would not tell more."""
+        """Whether Ray has answered everything that it will know."""
         return self.is_proven and (self.is_guest or self.node_id is not None)
 
 
@@ -52,7 +52,7 @@ _process_epoch: ProcessEpoch | None = None
 
 
 def process_epoch() -> ProcessEpoch | None:
-    """The epoch of this process's agents that name none, where the maker of its actor has said one."""
+    """The epoch of this process's agents that name none, where the maker of its actor has named one."""
     return _process_epoch
 
 
@@ -74,8 +74,8 @@ def end_own_actor() -> None:
 async def identify(actor_name: str | None, namespace: str, timeout_s: float) -> Identity:
     """This process's identity; `actor_name` names the agent's actor where it is not the one that runs this.
 
-    Never raises: what Ray does not tell is None. A namespace is proven by looking the name up, since a detached actor's
-    own runtime context names its creator's; a wrong one would make the registry believe that the actor is gone.
+    Never raises: what Ray does not answer is None. A namespace is proven by looking the name up, since a detached
+    actor's own runtime context names its creator's; a wrong one would make the registry believe that the actor is gone.
     """
     try:
         with session.passing():
@@ -124,7 +124,7 @@ def own_actor_has(method: str) -> bool:
 
 def own_node_id() -> str | None:
     """The Ray node that this process runs on; None where it is connected to none, and for a Ray Client process: what
-    Ray tells that one is the node of the server that speaks for it."""
+    Ray names the node of that client's server."""
     try:
         with session.passing():
             return None if session.is_ray_client() else str(session.context().get_node_id())

@@ -1,4 +1,4 @@
-"""What keeps the agents of this process from the registry, in few log lines: an outage concerns all of them at once.
+"""What prevents the agents of this process from reporting, in few log lines: an outage concerns all of them at once.
 
 An `Outage` is one line as it begins and one as it ends; a `Burst` is one line for its first event and one for the rest.
 """
@@ -11,6 +11,9 @@ import threading
 import time
 from collections.abc import Mapping
 from weakref import WeakSet
+
+from seedcore.core.answers import Receipt
+from seedcore.core.lifecycle import Status
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +32,11 @@ class Outage:
         self._concerned: WeakSet[object] = WeakSet()
         self._count = 0
         self._began_s = 0.0
+
+    @property
+    def concerned(self) -> int:
+        """How many agents it concerns now."""
+        return len(self._concerned)
 
     def note(self, agent: object, why: str, fields: Mapping[str, str], agents: int = 1) -> None:
         """It concerns `agent`, and most likely so many `agents` of this process."""
@@ -90,40 +98,64 @@ class Burst:
             logger.log(self._level, self._more_text, more, self._window_s)
 
 
-reporting: WeakSet[object] = WeakSet()
-"""The agents of this process that report."""
+class Outages:
+    """All outages and bursts of a set of agents, usually those of this process."""
 
-unreported = Outage(
-    "not reported, will try again: %s (agents of this process: %d)",
-    "reported again (agents of this process: %d, after %.1f s)",
-)
-refused = Outage(
-    "refused, will try again less often: %s (agents of this process: %d, more are counted at the end)",
-    "no agent is refused any more (agents of this process: %d, after %.1f s)",
-)
-undurable = Outage(
-    "changes are not durable, they are kept and sent again: %s (agents of this process: %d)",
-    "changes are durable again (agents of this process: %d, after %.1f s)",
-)
-registered_again = Burst(
-    logging.INFO,
-    "the registry does not know instance %s; registering again",
-    "%d more instances of this process registered again within %.0f s",
-)
-came_back = Burst(
-    logging.WARNING,
-    "the registry has declared instance %s dead; coming back as a new instance",
-    "%d more instances of this process came back as new ones within %.0f s",
-)
-not_ended = Burst(
-    logging.WARNING,
-    "could not report that an agent stopped: %s",
-    "the same of %d more agents of this process within %.0f s",
-)
+    def __init__(self, burst_s: float = _BURST_S) -> None:
+        """`burst_s`: events within so many seconds share a line."""
+        self.reporting: WeakSet[object] = WeakSet()
+        """The agents that report."""
+        self.unreported = Outage(
+            "not reported, will try again: %s (agents of this process: %d)",
+            "reported again (agents of this process: %d, after %.1f s)",
+        )
+        self.refused = Outage(
+            "refused, will try again less often: %s (agents of this process: %d, more are counted at the end)",
+            "no agent is refused any more (agents of this process: %d, after %.1f s)",
+        )
+        self.undurable = Outage(
+            "changes are not durable, they are kept and sent again: %s (agents of this process: %d)",
+            "changes are durable again (agents of this process: %d, after %.1f s)",
+        )
+        self.registered_again = Burst(
+            logging.INFO,
+            "the registry does not know instance %s; registering again",
+            "%d more instances of this process registered again within %.1f s",
+            burst_s,
+        )
+        self.came_back = Burst(
+            logging.WARNING,
+            "the registry has declared instance %s dead; coming back as a new instance",
+            "%d more instances of this process came back as new ones within %.1f s",
+            burst_s,
+        )
+        self.not_ended = Burst(
+            logging.WARNING,
+            "could not report that an agent stopped: %s",
+            "the same of %d more agents of this process within %.1f s",
+            burst_s,
+        )
+
+    def note_receipt(self, agent: object, receipt: Receipt, fields: Mapping[str, str]) -> None:
+        """Note the answer to an agent's changes."""
+        why = receipt.why or ""
+        if receipt.durable and receipt.status is Status.DEAD:
+            self.forget(agent)
+        elif receipt.registry is not None:
+            self.unreported.clear(agent)
+            if receipt.durable:
+                self.undurable.clear(agent)
+            else:
+                self.undurable.note(agent, why, fields, len(self.reporting))
+        elif not receipt.durable:
+            self.unreported.note(agent, why, fields, len(self.reporting))
+
+    def forget(self, agent: object) -> None:
+        """The agent has stopped."""
+        self.reporting.discard(agent)
+        for outage in (self.unreported, self.refused, self.undurable):
+            outage.forget(agent)
 
 
-def forget(agent: object) -> None:
-    """The agent has stopped."""
-    reporting.discard(agent)
-    for outage in (unreported, refused, undurable):
-        outage.forget(agent)
+of_process = Outages()
+"""Those of this process."""

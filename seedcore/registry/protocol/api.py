@@ -46,7 +46,7 @@ class Repeats(StrEnum):
     SENDER = "sender"
     """The sender of the changes, which numbers them: it must decide what the new actor has to get first."""
     NEVER = "never"
-    """No side: an operator's call has no number. The error says that it may have been carried out."""
+    """No side: an operator's call has no number. Its error warns that it may have been carried out."""
 
 
 @dataclass(frozen=True, slots=True)

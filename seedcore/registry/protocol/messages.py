@@ -1,4 +1,4 @@
-"""What the registry actor says of itself and of an agent. Crosses processes, so plain frozen values."""
+"""What the registry actor answers about itself and about an agent: plain frozen values, since they cross processes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from seedcore.core.lifecycle import Status
 from seedcore.core.wire import wire
 
 PROTOCOL = 9
-"""What this code speaks. It grows with anything that another side can notice."""
+"""The protocol of this code. It grows with anything that another side can notice."""
 OLDEST_PROTOCOL = 8
-"""The oldest that this code works with; at least what the release before spoke."""
+"""The oldest protocol that this code works with; at least that of the release before."""
 HISTORY_LIMIT = 20
 STEPS_LIMIT = 100
 
@@ -24,10 +24,10 @@ STEPS_LIMIT = 100
 @wire
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """The handshake: which code answers under the registry's name.
+    """The handshake: which code runs under the registry's name.
 
     `agent_call_s` is how long an agent waits for the registry's answer: after a restart the registry allows for calls
-    that were under way. None where it is an older one's.
+    that were under way. None: as long as the agent's own setting.
     """
 
     protocol: int
@@ -35,11 +35,11 @@ class Hello:
     pid: int
     node_id: str
     started_at: datetime
-    oldest_protocol: int = 0  # of one that does not say: `protocol` is then too old by itself
+    oldest_protocol: int = 0
     agent_call_s: float | None = None
 
     def require_understood(self) -> None:
-        """Raise VersionMismatchError where neither side goes far enough towards the other."""
+        """Raise VersionMismatchError where the two protocols are too far apart."""
         if self.protocol < OLDEST_PROTOCOL or self.oldest_protocol > PROTOCOL:
             raise VersionMismatchError(self.protocol, PROTOCOL)
 
@@ -70,7 +70,7 @@ class OperationResult:
 @wire
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """A live instance with what its beats say of it. `silence_s` in seconds."""
+    """A live instance with the verdict on its beats. `silence_s` in seconds."""
 
     instance: Instance
     verdict: Verdict
@@ -116,14 +116,14 @@ class Health:
 
     `term` is its writer's number, None before it has joined the database; `fenced_by` is the term of a newer registry
     that took the database over, after which this one only reads. `is_frozen`: so many leases are over at once that
-    none expires unless Ray confirms the death. `deaths_reported` counts what the relays and Ray's node table told;
-    `watch_problem` says which of them cannot, and why; `relays` are at work, and watch `watched` of the instances. The
-    others live by their beats alone: `unwatched` counts them by the reason (see Unwatched).
-    `followers` wait for a change. `silent` are not fresh now, `became_silent` counts how often anybody was found so,
-    `came_back` how often one of them was heard again; `deaths_declared` counts the registry's own verdicts.
-    `healed` counts instances that memory and database knew differently, as their comparison, last at `compared_at`,
-    found; `pruned` counts what was forgotten of the history. `beats_per_s` come in a second now;
-    `fences` counts how often a newer registry took over.
+    none expires unless Ray confirms the death. `deaths_reported` counts the reports of the relays and of Ray's node
+    table; `watch_problem` names those that cannot report, and why. So many `relays` are at work, and watch `watched` of the
+    instances; the others are judged by their beats alone, and `unwatched` counts them by reason (see Unwatched).
+    So many `followers` wait for a change. `silent` instances are not fresh now; `became_silent` counts how often an
+    instance became so, `came_back` how often one of them beat again; `deaths_declared` counts the registry's own
+    verdicts. `healed` counts instances that differed between memory and database at their comparison, the last one at
+    `compared_at`; `pruned` counts rows that were deleted from the past. `beats_per_s` is the present rate; `fences`
+    counts how often a newer registry took over.
     """
 
     hello: Hello

@@ -111,7 +111,7 @@ def read_process(pid: int) -> str | None:
     an end."""
     namespace = os.stat(_OUR_NAMESPACE).st_ino
     fields = stat_fields(pid)
-    # a zombie has ended: it waits for nobody but its parent
+    # a zombie has ended: only its parent has not read that yet
     return None if fields[0] in "ZX" else f"{namespace}-{pid}-{fields[_START_TIME_FIELD]}"
 
 

@@ -15,10 +15,10 @@ import asyncio
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import ray
 import ray.util
@@ -36,6 +36,8 @@ ActorHandle: TypeAlias = Any
 It stays untyped because Ray 2.60 types the methods of a handle of an unknown class as Never: mypy then takes a call of
 one for the end of the function, and silently skips the code behind it.
 """
+
+T = TypeVar("T")
 
 _SESSION_CHECK_S = 1.0
 _AUTO_INIT = "auto_init_wrapper"
@@ -120,15 +122,20 @@ async def ask(handle: ActorHandle, method: str, *args: object, **kwargs: object)
     the arguments do not fit; another RayError where the actor does not answer; and as `passing`.
     """
     with passing() as began:
-        answer = asyncio.ensure_future(_submitted(getattr(handle, method), args, kwargs))
-        try:
-            # an answer stays pending for ever where its session ends first
-            while not (await asyncio.wait({answer}, timeout=_SESSION_CHECK_S))[0]:
-                began.require_still_current()
-        except BaseException:
-            abandon(answer)
-            raise
-        return answer.result()
+        return await in_session(_submitted(getattr(handle, method), args, kwargs), began)
+
+
+async def in_session(answer: Awaitable[T], began: Session, check_s: float = _SESSION_CHECK_S) -> T:
+    """The answer of a call that was made in the session `began`. Raises SessionError where the session ends first,
+    which Ray reports to no pending call: it is looked at every `check_s` seconds."""
+    pending = asyncio.ensure_future(answer)
+    try:
+        while not (await asyncio.wait({pending}, timeout=check_s))[0]:
+            began.require_still_current()
+    except BaseException:
+        abandon(pending)
+        raise
+    return pending.result()
 
 
 def send(handle: ActorHandle, method: str, *args: object) -> None:
