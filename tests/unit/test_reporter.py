@@ -29,6 +29,7 @@ from seedcore.core.lifecycle import Status
 from seedcore.registry.agent.client import RegistryClient
 from seedcore.registry.agent.identity import Identity, ProcessEpoch, identify, note_process_epoch
 from seedcore.registry.agent.outages import Outages
+from seedcore.registry.agent.pulse import Pulse
 from seedcore.registry.agent.reporter import Reporter
 from seedcore.registry.agent.thread_reporter import ThreadReporter
 from seedcore.registry.server.config import RegistryConfig
@@ -687,10 +688,11 @@ async def test_an_agent_that_has_no_answer_yet_retries_soon_whatever_its_environ
     client = RegistryClient("agent", settings=SELDOM, connection=connection)
     reporter = Reporter("agent", settings=SELDOM, client=client)
     await reporter.start()
-    pauses = [reporter.pause_s]
+    pulse = Pulse(client, lambda _: None)
+    pauses = [pulse.pause_s]
     for _ in range(10):
-        reporter.take_failure(RegistryUnavailableError("away"))
-        pauses.append(reporter.pause_s)
+        pulse.take_failure(RegistryUnavailableError("away"))
+        pauses.append(pulse.pause_s)
     assert pauses == sorted(pauses)
     assert pauses[-1] == client.beat_interval_s <= 5.0
     connection.is_away = False

@@ -20,8 +20,8 @@ the queue when a receipt says `durable`, or when it is refused for good; until t
 same number, so that it is applied once.
 
 Beats. `beat_loop` is one loop for all agents of an event loop: those that are due together share a message. An agent
-with pending changes beats alone: it first delivers them. `Reporter` is an agent of that loop; `ThreadReporter` runs one
-on a thread that all blocking agents of the process share (`loop_thread`).
+with pending changes beats alone: it first delivers them. A `Reporter` joins that loop by its `pulse`; `ThreadReporter`
+runs one on a thread that all blocking agents of the process share (`loop_thread`).
 
 What it trusts, and for how long:
 

@@ -11,29 +11,21 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
 
-from seedcore.core.answers import BeatAnswer, Receipt
-from seedcore.core.backoff import Backoff
+from seedcore.core.answers import Receipt
 from seedcore.core.errors import (
-    BacklogFullError,
-    RegistrationDelayedError,
     RegistryError,
-    RegistryUnavailableError,
     RetiredEpochError,
-    VersionMismatchError,
 )
 from seedcore.core.lifecycle import Status
 from seedcore.core.limits import Json, check_cause, check_load
 from seedcore.core.loops import LoopsLock
 from seedcore.registry.agent.beat_loop import BeatLoop, beat_loop
 from seedcore.registry.agent.client import RegistryClient
+from seedcore.registry.agent.pulse import Pulse, fields_of
 from seedcore.registry.ray_support.session import refuse_forked
 from seedcore.settings import Settings, get_settings
 
 logger = logging.getLogger(__name__)
-
-_REFUSED_SLOWDOWN = 6.0
-# the client itself paces what it waits for
-_HEALS = (RegistryUnavailableError, VersionMismatchError, BacklogFullError, RegistrationDelayedError)
 
 
 def stop_cause(error: BaseException | None) -> str:
@@ -84,17 +76,10 @@ class Reporter:
                 settings=self._settings,
             )
         )
-        self._outages = self._client.outages
-        longest_s = self._client.beat_interval_s
-        # the beat loop adds the jitter
-        self._unanswered = Backoff(min(self._client.times.unanswered_first_s, longest_s), longest_s, jitter=0.0)
-        self._unanswered_s = self._unanswered.next_s()
-        self._slowdown = 1.0
-        self._load: float | None = None
+        self._pulse = Pulse(self._client, self._retire)
         self._is_reporting = False
         self._changing = LoopsLock()
         self._beats: BeatLoop | None = None
-        self._problem: str | None = None
         self._on_retired = on_retired
         self._retired_epoch: str | None = None
 
@@ -120,7 +105,7 @@ class Reporter:
     @property
     def is_beating(self) -> bool:
         """Whether it beats: from its start to its stop, unless its event loop has ended."""
-        return self._beats is not None and self in self._beats
+        return self._beats is not None and self._pulse in self._beats
 
     @property
     def is_enabled(self) -> bool:
@@ -130,12 +115,21 @@ class Reporter:
     @property
     def problem(self) -> str | None:
         """Why the last report did not arrive, or None."""
-        return self._problem
+        return self._pulse.problem
 
     @property
     def retired_epoch(self) -> str | None:
         """The epoch with which the agent ended, and stopped reporting; None: it has not."""
         return self._retired_epoch
+
+    @property
+    def load(self) -> float | None:
+        """The load that its beats report; None: none. Callers may choose by it (see core.selection.Policy)."""
+        return self._pulse.load
+
+    @load.setter
+    def load(self, load: float | None) -> None:
+        self._pulse.load = None if load is None else check_load(load)
 
     async def start(self, status: Status = Status.ALIVE, cause: str | None = None) -> None:
         """Register, report `status`, begin to beat. Idempotent; a second call meanwhile waits for the first.
@@ -158,7 +152,7 @@ class Reporter:
             except (Exception, asyncio.CancelledError):
                 self._is_reporting = False
                 raise
-            self._problem = receipt.why
+            self._pulse.problem = receipt.why
             self._beat_here()
 
     async def drain(self, cause: str | None = None) -> Receipt | None:
@@ -184,7 +178,7 @@ class Reporter:
             try:
                 return await self._client.set_status(Status.DEAD, cause)
             except RegistryError as error:
-                self._outages.not_ended.note(str(error), self._fields())
+                self._client.outages.not_ended.note(str(error), self._fields())
                 return None
 
     async def _report(self, status: Status, cause: str | None) -> Receipt | None:
@@ -203,7 +197,7 @@ class Reporter:
         if not self._is_reporting:
             return
         self._end_beating()
-        self._retired_epoch, self._problem = error.epoch, str(error)
+        self._retired_epoch, self._pulse.problem = error.epoch, str(error)
         logger.warning("epoch %s is retired; its agent has stopped reporting", error.epoch, extra=self._fields())
         if self._on_retired is not None:
             try:
@@ -215,78 +209,16 @@ class Reporter:
         if self._is_reporting:
             self._is_reporting = False
             if self._beats is not None:
-                self._beats.leave(self)
+                self._beats.leave(self._pulse)
 
     def _beat_here(self) -> None:
         self._beats = beat_loop(self._client.connection)
-        self._beats.join(self)
+        self._beats.join(self._pulse)
 
     def _keep_beating(self) -> None:
         """Beat in the running event loop where that of the start has ended."""
         if self._beats is not None and not self._beats.is_running:
             self._beat_here()
 
-    # What the beat loop needs of an agent: see beat_loop.Beater
-
-    @property
-    def instance_id(self) -> str:
-        """This incarnation."""
-        return self._client.instance_id
-
-    @property
-    def pause_s(self) -> float:
-        """Seconds to its next beat: what the registry asked for, longer where it refuses the agent. Before its first
-        answer a pause that grows, so that an agent whose registration was taken is in time."""
-        interval_s = self._client.beat_interval_s if self._client.is_answered else self._unanswered_s
-        return interval_s * self._slowdown
-
-    @property
-    def load(self) -> float | None:
-        """The load that its beats report; None: none. Callers may choose by it (see core.selection.Policy)."""
-        return self._load
-
-    @load.setter
-    def load(self, load: float | None) -> None:
-        self._load = None if load is None else check_load(load)
-
-    @property
-    def has_more_to_send(self) -> bool:
-        """Whether its next beat has more to send than the beat."""
-        return self._client.has_more_to_send
-
-    async def beat_alone(self) -> None:
-        """Beat, and send what is not durable yet."""
-        try:
-            refuse_forked()
-            self.take_answer(await self._client.beat())
-        except RetiredEpochError as error:
-            self._retire(error)
-        except RegistryError as error:
-            self.take_failure(error)
-        except Exception:
-            logger.exception("a beat failed; the agent goes on", extra=self._fields())
-
-    def take_answer(self, answer: BeatAnswer) -> None:
-        """The lease is renewed."""
-        self._client.note_terms(answer)
-        self._slowdown = 1.0
-        self._outages.refused.clear(self._client)
-        if answer.is_fenced:
-            self._problem = "a newer registry has taken the database over"
-            self._outages.unreported.note(self._client, self._problem, self._fields(), len(self._outages.reporting))
-        else:
-            self._problem = None
-            self._outages.unreported.clear(self._client)
-
-    def take_failure(self, error: RegistryError) -> None:
-        """The beat was not taken. What does not heal by waiting may be mended by an operator: try less often."""
-        self._slowdown = 1.0 if isinstance(error, _HEALS) else _REFUSED_SLOWDOWN
-        self._unanswered_s = self._unanswered.next_s()
-        self._problem = str(error)
-        if isinstance(error, _HEALS):
-            self._outages.unreported.note(self._client, self._problem, self._fields(), len(self._outages.reporting))
-        else:
-            self._outages.refused.note(self._client, self._problem, self._fields())
-
     def _fields(self) -> dict[str, str]:
-        return {"logical_id": self._client.logical_id, "instance_id": self._client.instance_id}
+        return fields_of(self._client)

@@ -76,10 +76,10 @@ class RegistryConnection(Shorthands):
 
     Every method raises what RegistryApi declares; RegistryUnavailableError where the registry does not answer within
     the bound of the method (a change may have been made then: send it again, with its number); VersionMismatchError;
-    and ForkedProcessError in a process forked from a connected one. The handle is cached, weak, and looked up again when
-    the actor has died and in each Ray session. After one timeout of the registry itself, readers fail at once until it
-    answers again. Changes taken at the same time share a message. With `by_relay` beats and changes go to the relay of
-    this node where there is one, and to the registry itself while the relay is silent.
+    and ForkedProcessError in a process forked from a connected one. The handle is cached, weak, and looked up again
+    when the actor has died and in each Ray session. After one timeout of the registry itself, readers fail at once
+    until it answers again. Changes taken at the same time share a message. With `by_relay` beats and changes go to the
+    relay of this node where there is one, and to the registry itself while the relay is silent.
 
     `async with` closes it at the end. It may be used from several event loops.
     """
