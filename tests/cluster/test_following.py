@@ -173,7 +173,7 @@ async def test_policies_choose_among_several_instances_of_one_agent(
     reporters = [Reporter("many", actor_name=f"many-{n}", settings=settings) for n in range(3)]
     for reporter in reporters:
         await reporter.start()
-    ids = [reporter.instance_id for reporter in reporters]
+    ids = [reporter.client.instance_id for reporter in reporters]
     names = {actor_id_of(actor): n for n, actor in enumerate(actors)}
 
     async def chosen(policy: Policy, key: str = "") -> int:
