@@ -22,8 +22,8 @@ from seedcore.core.selector import Requirement, Selector
 from seedcore.core.wire import wire
 
 
-class Source(StrEnum):
-    """Where an answer came from."""
+class Origin(StrEnum):
+    """The kind of source that an answer came from; a field named `source` has it."""
 
     REGISTRY = "registry"
     SNAPSHOT = "snapshot"
@@ -178,7 +178,7 @@ class Answer(Generic[T]):
     """A value with where it came from, when it was true, and whether it is the whole truth."""
 
     value: T
-    source: Source
+    source: Origin
     as_of: datetime
     version: int
     complete: bool
@@ -196,7 +196,7 @@ class Listing(Sequence[Instance]):
     """
 
     items: tuple[Instance, ...]
-    source: Source
+    source: Origin
     as_of: datetime
     version: int
     complete: bool

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from seedcore.core.answers import Answer, Listing, Receipt, Resolution, Source
+from seedcore.core.answers import Answer, Listing, Origin, Receipt, Resolution
 from seedcore.core.errors import RegistryError
 from seedcore.core.instances import Instance, Transition, Verdict
 from seedcore.core.limits import MAX_DRAIN_S, MAX_METADATA_DEPTH, MAX_PAGE, MAX_REASON_CHARS
@@ -336,9 +336,9 @@ def instance_out(instance: Instance) -> InstanceOut:
 def listed_out(instance: Instance, listing: Listing) -> InstanceOut:
     """One instance of a page as the API shows it."""
     shown = instance_out(instance)
-    if listing.source is not Source.POSTGRES:
+    if listing.source is not Origin.POSTGRES:
         shown.verdict = listing.verdicts.get(instance.instance_id, Verdict.FRESH).value
-    if listing.source is Source.SNAPSHOT:
+    if listing.source is Origin.SNAPSHOT:
         shown.last_heartbeat = None
     return shown
 
@@ -389,7 +389,7 @@ def turned_answer(logical_id: str, turned: Mapping[str, Receipt | RegistryError]
     return TurnedAnswer(
         logical_id=logical_id,
         results=results,
-        source=Source.REGISTRY.value,
+        source=Origin.REGISTRY.value,
         as_of=as_of,
         version=0,
         complete=is_complete,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 
-from seedcore.core.answers import Answer, InstanceFilter, Listing, Receipt, Resolution, Source
+from seedcore.core.answers import Answer, InstanceFilter, Listing, Origin, Receipt, Resolution
 from seedcore.core.clock import utc_now
 from seedcore.core.errors import (
     ActorGoneError,
@@ -56,7 +56,7 @@ class NameListing:
     names: tuple[str, ...]
     as_of: datetime
     next_cursor: str | None
-    source: Source = Source.RAY
+    source: Origin = Origin.RAY
     version: int = 0
     complete: bool = False
 
@@ -295,16 +295,16 @@ class DiscoveryLadder:
         except StoreUnavailableError as error:
             raise CannotKnowError(logical_id, f"{problem}; {error}") from error
         return Description(
-            logical_id, (), tuple(history), Source.POSTGRES, utc_now(), 0, complete=True, steps=tuple(steps)
+            logical_id, (), tuple(history), Origin.POSTGRES, utc_now(), 0, complete=True, steps=tuple(steps)
         )
 
     async def transitions(self, logical_id: str, limit: int) -> Answer[list[Transition]]:
         """The newest steps of an agent's instances. Raises InvalidInputError or CannotKnowError."""
         try:
-            steps, source = await self._connection.transitions(logical_id, limit), Source.REGISTRY
+            steps, source = await self._connection.transitions(logical_id, limit), Origin.REGISTRY
         except (RegistryUnavailableError, StoreUnavailableError) as error:
             try:
-                steps, source = await (await self._open_reader()).transitions(logical_id, limit), Source.POSTGRES
+                steps, source = await (await self._open_reader()).transitions(logical_id, limit), Origin.POSTGRES
             except StoreUnavailableError as own:
                 raise CannotKnowError(logical_id, f"{error}; {own}") from own
         return Answer(steps, source, utc_now(), 0, complete=True)
@@ -333,7 +333,7 @@ class DiscoveryLadder:
             raise CannotKnowError(instance_id, f"{problem}; {error}") from error
         if found is None:
             raise UnknownInstanceError(instance_id)
-        return Answer(found, Source.POSTGRES, utc_now(), 0, complete=True)
+        return Answer(found, Origin.POSTGRES, utc_now(), 0, complete=True)
 
     async def epoch(self) -> Answer[Epoch]:
         """The current epoch. Raises CannotKnowError."""
@@ -345,7 +345,7 @@ class DiscoveryLadder:
             found = await (await self._open_reader()).current_epoch()
         except StoreUnavailableError as error:
             raise CannotKnowError("*", f"{problem}; {error}") from error
-        return Answer(found, Source.POSTGRES, utc_now(), 0, complete=True)
+        return Answer(found, Origin.POSTGRES, utc_now(), 0, complete=True)
 
     async def turn_agent(
         self,
@@ -446,7 +446,7 @@ def _listing_of(view: LiveView, wanted: InstanceFilter, after: tuple[str, str], 
     rows, has_more = view.page(wanted, after, limit)
     return Listing(
         items=tuple(rows),
-        source=Source.SNAPSHOT,
+        source=Origin.SNAPSHOT,
         as_of=view.as_of if view.as_of is not None else utc_now(),
         version=view.version,
         complete=True,
@@ -473,4 +473,4 @@ def _resolved_in(view: LiveView, logical_ids: Sequence[str], allow_late: bool) -
         verdict = view.verdict(chosen.instance_id)
         found.append(Resolution(logical_id, chosen, is_known=True, verdict=verdict))
     as_of = view.as_of if view.as_of is not None else utc_now()
-    return Answer(found, Source.SNAPSHOT, as_of, view.version, complete=True)
+    return Answer(found, Origin.SNAPSHOT, as_of, view.version, complete=True)

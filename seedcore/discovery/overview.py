@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from seedcore import __version__
-from seedcore.core.answers import Source
+from seedcore.core.answers import Origin
 from seedcore.core.clock import utc_now
 from seedcore.core.errors import RegistryError
 from seedcore.core.limits import NOTHING
@@ -79,15 +79,15 @@ class Overviews:
         if view is None and health is not None:
             statuses = health.instances
             return _counted(
-                Source.REGISTRY, health.as_of, sum(statuses.values()), statuses, is_complete=health.is_ready
+                Origin.REGISTRY, health.as_of, sum(statuses.values()), statuses, is_complete=health.is_ready
             )
         is_current = view is not None
         view = view if view is not None else self._ladder.last_view()
         if view is None:
-            return _counted(Source.RAY, utc_now(), await self._ladder.count_names(), {}, is_complete=False)
+            return _counted(Origin.RAY, utc_now(), await self._ladder.count_names(), {}, is_complete=False)
         counts = self._counts_of(view)
         return _counted(
-            Source.SNAPSHOT,
+            Origin.SNAPSHOT,
             view.as_of if view.as_of is not None else utc_now(),
             sum(counts.statuses.values()),
             {status.value: count for status, count in counts.statuses.items()},
@@ -123,7 +123,7 @@ async def _in_time(question: Awaitable[Any]) -> Any:
 
 
 def _counted(
-    source: Source,
+    source: Origin,
     as_of: datetime,
     instances: int,
     statuses: Mapping[str, int],

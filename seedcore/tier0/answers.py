@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
-from seedcore.core.answers import Source
+from seedcore.core.answers import Origin
 from seedcore.core.instances import Instance
 from seedcore.core.limits import Json
 from seedcore.registry.protocol.messages import Health
@@ -23,7 +23,7 @@ class Located:
 
     logical_id: str
     handle: ActorHandle
-    source: Source
+    source: Origin
     as_of: datetime
     instance: Instance | None
 
@@ -34,7 +34,7 @@ class KnownAgent:
 
     logical_id: str
     actor_name: str
-    source: Source
+    source: Origin
     instance: Instance | None
 
 
@@ -43,7 +43,7 @@ class Fleet:
     """Agents known after a discovery. `complete` False: a source was away, there may be more."""
 
     agents: tuple[KnownAgent, ...]
-    source: Source
+    source: Origin
     as_of: datetime
     version: int
     complete: bool
@@ -83,7 +83,7 @@ class Gathered(Generic[T]):
 
     results: Mapping[str, T]
     failures: Mapping[str, str]
-    source: Source
+    source: Origin
     as_of: datetime
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from ray.exceptions import RayError, RayTaskError
 
-from seedcore.core.answers import Source
+from seedcore.core.answers import Origin
 from seedcore.core.errors import AgentCallError, RegistryError, SessionError, first_line
 from seedcore.core.limits import check_timeout
 from seedcore.core.timeouts import end, within
@@ -49,7 +49,7 @@ async def bounded_call(agent_id: str, call: Callable[[], Any], timeout_s: float 
         raise AgentCallError(agent_id, f"its actor has no such method: {error}") from None
 
 
-async def gather(ids: Sequence[str], work: Callable[[str], Awaitable[T]], source: Source) -> Gathered[T]:
+async def gather(ids: Sequence[str], work: Callable[[str], Awaitable[T]], source: Origin) -> Gathered[T]:
     """Do the work for each id, a bounded number at once; failures are named, not raised."""
     slots = asyncio.Semaphore(_AT_ONCE)
     results: dict[str, T] = {}

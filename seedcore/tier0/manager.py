@@ -20,7 +20,7 @@ from typing import Any
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
 
 from seedcore.agents.ray_agent import Heartbeat, SummaryStats
-from seedcore.core.answers import Listing, Source
+from seedcore.core.answers import Listing, Origin
 from seedcore.core.clock import utc_now
 from seedcore.core.errors import (
     ActorGoneError,
@@ -179,7 +179,7 @@ class Tier0MemoryManager:
             twice = [agent_id for agent_id, count in Counter(ids).items() if count > 1]
             raise InvalidInputError("specs", f"name each agent once, not {twice[:5]} again")
         by_id = {spec.agent_id: spec for spec in specs}
-        return await gather(ids, lambda agent_id: self._create(by_id[agent_id]), Source.RAY)
+        return await gather(ids, lambda agent_id: self._create(by_id[agent_id]), Origin.RAY)
 
     async def attach_existing_actor(self, agent_id: str, actor_name: str | None = None) -> ActorHandle:
         """Know a running actor under a logical id, whatever its own name. This does not keep it alive: an actor that is
@@ -188,12 +188,12 @@ class Tier0MemoryManager:
         check_agent_id(agent_id)
         name = agent_id if actor_name is None else check_agent_id(actor_name, "actor_name")
         handle = await self._finder.of_name(name)
-        self._snapshot.remember(KnownAgent(agent_id, name, Source.RAY, None))
+        self._snapshot.remember(KnownAgent(agent_id, name, Origin.RAY, None))
         return handle
 
     async def _create(self, spec: AgentSpec) -> ActorHandle:
         handle = await create_actor(spec, self._settings.namespace)
-        self._snapshot.remember(KnownAgent(spec.agent_id, spec.actor_name, Source.RAY, None))
+        self._snapshot.remember(KnownAgent(spec.agent_id, spec.actor_name, Origin.RAY, None))
         return handle
 
     # Finding agents
@@ -222,7 +222,7 @@ class Tier0MemoryManager:
         if policy is Policy.NEWEST and self._follower is not None and self._follower.is_current:
             handle = self._proven.get(logical_id)
             if handle is not None and not _is_gone(handle):
-                self._metrics.resolved[Source.SNAPSHOT.value] += 1
+                self._metrics.resolved[Origin.SNAPSHOT.value] += 1
                 return handle
         return (await self.locate(logical_id, allow_late=allow_late, policy=policy, key=key)).handle
 
@@ -280,7 +280,7 @@ class Tier0MemoryManager:
             logger.debug("discovery from the snapshot: %s", error)
             instances = tuple(agent.instance for agent in self.list_agents() if agent.instance is not None)
             as_of = self._snapshot.discovered_at if self._snapshot.discovered_at is not None else utc_now()
-            return Listing(instances, Source.SNAPSHOT, as_of, self._snapshot.version, complete=False)
+            return Listing(instances, Origin.SNAPSHOT, as_of, self._snapshot.version, complete=False)
         alive = tuple(row for row in listing.items if row.status is Status.ALIVE)
         return replace(listing, items=alive)
 
@@ -310,7 +310,7 @@ class Tier0MemoryManager:
         )
         return Fleet(
             agents=agents,
-            source=Source.REGISTRY if registry_answers else Source.RAY,
+            source=Origin.REGISTRY if registry_answers else Origin.RAY,
             as_of=utc_now(),
             version=self._snapshot.version,
             complete=not problems,
@@ -366,7 +366,7 @@ class Tier0MemoryManager:
         self._snapshot.remember(as_known(chosen))
         self._compare_if_due()
         as_of = view.as_of if view.as_of is not None else utc_now()
-        return Located(logical_id, handle, Source.SNAPSHOT, as_of, chosen)
+        return Located(logical_id, handle, Origin.SNAPSHOT, as_of, chosen)
 
     def _chosen(
         self, candidates: Sequence[Instance], loads: Mapping[str, float], logical_id: str, policy: Policy, key: str
@@ -454,7 +454,7 @@ class Tier0MemoryManager:
                 continue
             self._snapshot.remember(as_known(found.instance))
             self._compare_if_due()
-            return Located(logical_id, handle, Source.REGISTRY, answer.as_of, found.instance)
+            return Located(logical_id, handle, Origin.REGISTRY, answer.as_of, found.instance)
         if failure is not None:
             raise failure
         if not answer.complete:
@@ -475,7 +475,7 @@ class Tier0MemoryManager:
         try:
             if history:
                 handle = await self._finder.of_name(logical_id)
-                return Located(logical_id, handle, Source.RAY, utc_now(), None)
+                return Located(logical_id, handle, Origin.RAY, utc_now(), None)
             return await self._locate_without_registry(logical_id, None)
         except NotResolvableError as error:
             raise NotResolvableError(logical_id, f"{told}; {error.why}") from error
@@ -496,7 +496,7 @@ class Tier0MemoryManager:
                 if isinstance(error, ActorGoneError):
                     await self._report_dead_call(chosen)
                 return None
-            return Located(logical_id, handle, Source.REGISTRY, listing.as_of, chosen)
+            return Located(logical_id, handle, Origin.REGISTRY, listing.as_of, chosen)
         return None
 
     async def _is_registered(self, instance: Instance) -> bool:
@@ -566,9 +566,9 @@ class Tier0MemoryManager:
                 raise
             # an agent whose actor has another name than its logical id is not in the listing under it
             raise CannotKnowError(logical_id, f"{why}; and {error.why}") from error
-        source = Source.RAY if known is None or known.instance is None else Source.SNAPSHOT
+        source = Origin.RAY if known is None or known.instance is None else Origin.SNAPSHOT
         if known is None:
-            self._snapshot.remember(KnownAgent(logical_id, logical_id, Source.RAY, None))
+            self._snapshot.remember(KnownAgent(logical_id, logical_id, Origin.RAY, None))
         return Located(logical_id, handle, source, utc_now(), known.instance if known is not None else None)
 
     def _may_have_a_successor(self, known: KnownAgent) -> bool:
@@ -669,7 +669,7 @@ class Tier0MemoryManager:
                 is_gone = agents[agent_id].instance is None or isinstance(error, ActorGoneError)
                 (dropped if is_gone else silent).append(agent_id)
 
-        await gather(list(agents), check, Source.RAY)
+        await gather(list(agents), check, Origin.RAY)
         for agent_id in dropped:
             self._snapshot.forget(agent_id)
         return Pruned(tuple(sorted(dropped)), tuple(sorted(silent)), len(self._snapshot))
@@ -705,7 +705,7 @@ class Tier0MemoryManager:
             ids = [agent.logical_id for agent in self.list_agents()]
         else:
             ids = [check_agent_id(agent_id) for agent_id in agent_ids]
-        return await gather(ids, lambda agent_id: self._shut_down(agent_id, timeout_s), Source.RAY)
+        return await gather(ids, lambda agent_id: self._shut_down(agent_id, timeout_s), Origin.RAY)
 
     async def shutdown_agents_batch(self, specs: Sequence[AgentSpec], timeout_s: float = 10.0) -> Gathered[bool]:
         """Stop what `create_agents_batch` makes of these. Other actors of their logical ids, as of another epoch, are
@@ -715,7 +715,7 @@ class Tier0MemoryManager:
         return await gather(
             list(by_id),
             lambda agent_id: self._shut_down(agent_id, timeout_s, by_id[agent_id]),
-            Source.RAY,
+            Origin.RAY,
         )
 
     async def _shut_down(self, agent_id: str, timeout_s: float, spec: AgentSpec | None = None) -> bool:
@@ -754,7 +754,7 @@ class Tier0MemoryManager:
         known = self._snapshot.get(agent_id)
         if known is not None and name in {None, known.actor_name}:
             return known
-        return KnownAgent(agent_id, name if name is not None else agent_id, Source.RAY, None)
+        return KnownAgent(agent_id, name if name is not None else agent_id, Origin.RAY, None)
 
     async def _ask_all(self, method: str, timeout_s: float | None) -> Gathered[Any]:
         check_timeout(timeout_s)
@@ -767,7 +767,7 @@ class Tier0MemoryManager:
             handle = await self._finder.unproven(known.actor_name, known.instance)
             return await bounded_call(agent_id, lambda: session.ask(handle, method), bound_s)
 
-        return await gather(list(agents), ask, Source.RAY)
+        return await gather(list(agents), ask, Origin.RAY)
 
 
 def _is_gone(handle: ActorHandle) -> bool:

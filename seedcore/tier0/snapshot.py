@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from datetime import datetime
 
-from seedcore.core.answers import Listing, Resolution, Source
+from seedcore.core.answers import Listing, Origin, Resolution
 from seedcore.core.instances import Instance
 from seedcore.core.lifecycle import Status
 from seedcore.tier0.answers import KnownAgent
@@ -55,7 +55,7 @@ class Snapshot:
             self._drop(
                 agent.logical_id
                 for agent in self.agents()
-                if agent.source is not Source.RAY and agent.logical_id not in seen
+                if agent.source is not Origin.RAY and agent.logical_id not in seen
             )
         # how many there may be is the registry's to say
         self._capacity = max(self._capacity, len(listing.items))
@@ -71,12 +71,12 @@ class Snapshot:
         spoken_for |= {agent.actor_name for agent in self._known.values()}
         self.drop_without_actor(names)
         for name in set(names) - spoken_for:
-            self.remember(KnownAgent(name, name, Source.RAY, None))
+            self.remember(KnownAgent(name, name, Origin.RAY, None))
 
     def drop_without_actor(self, names: Collection[str]) -> None:
         """Drop those known by their actor alone that have none of the `names` that Ray lists."""
         self._drop(
-            agent.logical_id for agent in self.agents() if agent.source is Source.RAY and agent.actor_name not in names
+            agent.logical_id for agent in self.agents() if agent.source is Origin.RAY and agent.actor_name not in names
         )
 
     def compare(self, resolutions: Iterable[Resolution]) -> None:
@@ -90,7 +90,7 @@ class Snapshot:
                 if held.instance is not None and held.instance.instance_id != found.instance.instance_id:
                     self.healed += 1
                 self.remember(as_known(found.instance))
-            elif found.is_known or held.source is not Source.RAY:
+            elif found.is_known or held.source is not Origin.RAY:
                 self._drop([found.logical_id])
 
     def _drop(self, logical_ids: Iterable[str]) -> None:
@@ -101,4 +101,4 @@ class Snapshot:
 
 def as_known(instance: Instance) -> KnownAgent:
     """An agent as the registry knows it."""
-    return KnownAgent(instance.logical_id, instance.actor_name or instance.logical_id, Source.REGISTRY, instance)
+    return KnownAgent(instance.logical_id, instance.actor_name or instance.logical_id, Origin.REGISTRY, instance)

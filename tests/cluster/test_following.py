@@ -13,7 +13,7 @@ import pytest_asyncio
 import ray
 
 from seedcore.composition import start_registry
-from seedcore.core.answers import Source
+from seedcore.core.answers import Origin
 from seedcore.core.errors import NotResolvableError
 from seedcore.core.instances import Instance
 from seedcore.core.lifecycle import Status
@@ -42,7 +42,7 @@ async def caller(settings: Settings) -> AsyncIterator[Tier0MemoryManager]:
 
 async def until_followed(caller: Tier0MemoryManager, name: str) -> None:
     async def is_followed() -> bool:
-        return (await caller.locate(name)).source is Source.SNAPSHOT
+        return (await caller.locate(name)).source is Origin.SNAPSHOT
 
     await eventually(is_followed)
 
@@ -155,7 +155,7 @@ async def test_while_the_registry_is_away_the_copy_is_not_trusted_and_then_is_ag
     await start_registry(settings)
 
     async def is_followed_again() -> bool:
-        return (await caller.locate("met")).source is Source.SNAPSHOT and follower.is_current
+        return (await caller.locate("met")).source is Origin.SNAPSHOT and follower.is_current
 
     await eventually(is_followed_again)
     assert follower.resets > resets

@@ -18,7 +18,7 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from seedcore.composition import start_registry
-from seedcore.core.answers import Source
+from seedcore.core.answers import Origin
 from seedcore.core.changes import Registration, new_instance_id
 from seedcore.core.errors import (
     ActorGoneError,
@@ -270,7 +270,7 @@ async def test_an_agent_reports_to_the_registry_of_its_manager_whatever_its_node
     # it is given no settings: its worker knows nothing of this namespace
     handle = await manager.create_agent("placed", agent_class=Worker)
     located = await manager.locate("placed")
-    assert (located.source, located.instance and located.instance.namespace) == (Source.REGISTRY, settings.namespace)
+    assert (located.source, located.instance and located.instance.namespace) == (Origin.REGISTRY, settings.namespace)
     os.kill(await handle.execute_task.remote("pid"), signal.SIGKILL)
 
     async def is_registered_again() -> bool:
@@ -392,7 +392,7 @@ async def test_resolution_is_by_the_registry_and_proven(
 ) -> None:
     await manager.create_agent("a", agent_class=Worker, arguments={"settings": settings}, max_restarts=0)
     located = await Tier0MemoryManager(settings).locate("a")
-    assert located.source is Source.REGISTRY
+    assert located.source is Origin.REGISTRY
     assert located.instance is not None
     pid = await located.handle.execute_task.remote("pid")
     assert located.instance.pid == pid
@@ -433,7 +433,7 @@ async def test_a_draining_agent_is_not_found_again_through_the_listing(
     await (await manager.resolve("drains")).drain.remote()
     fleet = await manager.discover_and_refresh_agents()
     assert [agent.logical_id for agent in fleet.agents] == ["stays"]
-    assert (fleet.source, fleet.complete) == (Source.REGISTRY, True)
+    assert (fleet.source, fleet.complete) == (Origin.REGISTRY, True)
     with pytest.raises(NotResolvableError, match="draining"):
         await manager.resolve("drains")
     listing = await manager.discover_from_registry()
@@ -447,8 +447,8 @@ async def test_hybrid_finds_agents_that_do_not_report_and_registry_mode_does_not
     await manager.create_agent("unreported", agent_class=Worker, arguments={"settings": silent})
     hybrid, strict = Tier0MemoryManager(settings), Tier0MemoryManager(settings, mode=Mode.REGISTRY)
     fleet = await hybrid.discover_and_refresh_agents()
-    assert [(agent.logical_id, agent.source) for agent in fleet.agents] == [("unreported", Source.RAY)]
-    assert (await hybrid.locate("unreported")).source is Source.RAY
+    assert [(agent.logical_id, agent.source) for agent in fleet.agents] == [("unreported", Origin.RAY)]
+    assert (await hybrid.locate("unreported")).source is Origin.RAY
     assert (await strict.discover_and_refresh_agents()).agents == ()
     with pytest.raises(NotResolvableError):
         await strict.resolve("unreported")
@@ -465,7 +465,7 @@ async def test_ray_mode_needs_no_registry(ray_cluster: None, settings: Settings)
     summary = await other.get_system_summary()
     assert (summary.registry, summary.registry_problem) == (None, "the mode is ray")
     listing = await other.discover_from_registry()
-    assert (listing.source, listing.complete, len(listing)) == (Source.SNAPSHOT, False, 0)
+    assert (listing.source, listing.complete, len(listing)) == (Origin.SNAPSHOT, False, 0)
     await other.shutdown_agents()
 
 
@@ -476,11 +476,11 @@ async def test_without_a_registry_the_snapshot_and_the_listing_resolve(
     await manager.discover_and_refresh_agents()
     await stop_registry(settings.namespace)
     located = await manager.locate("known")
-    assert located.source is Source.SNAPSHOT
+    assert located.source is Origin.SNAPSHOT
     assert await located.handle.get_id.remote() == "known"
     stranger = Tier0MemoryManager(settings)
     located = await stranger.locate("known")
-    assert located.source is Source.RAY
+    assert located.source is Origin.RAY
     fleet = await stranger.discover_and_refresh_agents()
     assert [agent.logical_id for agent in fleet.agents] == ["known"]
     assert not fleet.complete
@@ -593,21 +593,21 @@ async def test_a_silent_registry_is_waited_for_once_and_heard_again_by_itself(
     mine = RegistryConnection(settings.namespace, 2.0)
     # one that follows would answer from its copy
     caller = Tier0MemoryManager(settings.model_copy(update={"follow": False}), connection=mine)
-    assert (await caller.locate("met")).source is Source.REGISTRY
+    assert (await caller.locate("met")).source is Origin.REGISTRY
     pid = (await registry.hello()).pid
     os.kill(pid, signal.SIGSTOP)
     try:
         began_s = time.monotonic()
-        assert (await caller.locate("met")).source is Source.SNAPSHOT
+        assert (await caller.locate("met")).source is Origin.SNAPSHOT
         first_s, began_s = time.monotonic() - began_s, time.monotonic()
         for _ in range(10):
-            assert (await caller.locate("met")).source is Source.SNAPSHOT
+            assert (await caller.locate("met")).source is Origin.SNAPSHOT
         assert time.monotonic() - began_s < first_s
     finally:
         os.kill(pid, signal.SIGCONT)
 
     async def is_heard() -> bool:
-        return (await caller.locate("met")).source is Source.REGISTRY
+        return (await caller.locate("met")).source is Origin.REGISTRY
 
     await eventually(is_heard)
 
@@ -651,7 +651,7 @@ async def test_a_manager_that_missed_the_registry_compares_when_it_is_back(
         await manager.create_agent(agent_id, agent_class=Worker, arguments={"settings": settings}, max_restarts=0)
     await manager.discover_and_refresh_agents()
     await stop_registry(settings.namespace)
-    assert (await manager.locate("asked")).source is Source.SNAPSHOT
+    assert (await manager.locate("asked")).source is Origin.SNAPSHOT
     # nobody tells this manager
     await Tier0MemoryManager(settings).shutdown_agents(["gone"])
     await start_registry(settings)
@@ -724,7 +724,7 @@ async def test_an_agent_that_said_dead_is_handed_out_by_nobody_though_its_actor_
 ) -> None:
     handle = await manager.create_agent("over", agent_class=Worker, arguments={"settings": settings})
     located = Tier0MemoryManager(settings, mode=mode)
-    assert (await located.locate("over")).source is Source.REGISTRY
+    assert (await located.locate("over")).source is Origin.REGISTRY
     await handle.stop.remote("enough")
     assert await handle.ping.remote() == "pong"
     for one in (manager, located, Tier0MemoryManager(settings, mode=mode)):
@@ -747,7 +747,7 @@ async def test_the_agents_of_a_retired_epoch_are_handed_out_no_more(
     registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings
 ) -> None:
     await manager.create_agent("blue", agent_class=Worker, arguments={"settings": settings})
-    assert (await manager.locate("blue")).source is Source.REGISTRY
+    assert (await manager.locate("blue")).source is Origin.REGISTRY
     await registry.set_current_epoch("green")
 
     # first while its actor may still be there, and then for good

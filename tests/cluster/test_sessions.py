@@ -19,7 +19,7 @@ from ray.cluster_utils import Cluster
 
 from seedcore.agents import RayAgent
 from seedcore.composition import start_registry
-from seedcore.core.answers import Source
+from seedcore.core.answers import Origin
 from seedcore.core.errors import (
     AgentCallError,
     CannotKnowError,
@@ -104,7 +104,7 @@ class Program:
             return (
                 relays is not None
                 and relays.relay is not None
-                and (await self.manager.locate("stays")).source is Source.SNAPSHOT
+                and (await self.manager.locate("stays")).source is Origin.SNAPSHOT
             )
 
         await eventually(is_held)

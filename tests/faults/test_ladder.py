@@ -13,7 +13,7 @@ import pytest
 from ray import serve
 
 from seedcore.composition import start_registry
-from seedcore.core.answers import Source
+from seedcore.core.answers import Origin
 from seedcore.core.errors import StoreUnavailableError
 from seedcore.core.timeouts import end, within
 from seedcore.registry import RegistryClient
@@ -280,7 +280,7 @@ async def test_without_the_database_agents_and_discovery_go_on_and_changes_arriv
         assert (source, set(names)) == ("registry", {*FLEET, "fox"})
     assert not (await world.registry.health()).is_ready
     located = await Tier0MemoryManager(world.settings).locate("bee")
-    assert located.source is Source.REGISTRY
+    assert located.source is Origin.REGISTRY
     world.server.start()
 
     async def is_committed() -> bool:
@@ -320,7 +320,7 @@ async def test_without_both_rays_listing_answers_and_everything_heals(world: Wor
     ready = await world.get("/readyz")
     assert (ready["ready"], ready["rungs"]["ray"]) == (True, "ok")
     located = await Tier0MemoryManager(world.settings).locate("ant")
-    assert located.source is Source.RAY
+    assert located.source is Origin.RAY
     assert await located.handle.execute_task.remote("still here") == "still here"
     handle: Any = serve.get_deployment_handle("Discovery", "seedcore")
     assert await (await handle.resolve.remote("cat")).get_id.remote() == "cat"

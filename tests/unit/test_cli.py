@@ -22,7 +22,7 @@ from seedcore.cli.fleet import FleetFile, read_fleet, specs_of
 from seedcore.cli.output import parse_duration
 from seedcore.cli.registry_commands import objection_to_flip
 from seedcore.cli.why import reason_of
-from seedcore.core.answers import Source
+from seedcore.core.answers import Origin
 from seedcore.core.errors import (
     AgentCallError,
     CannotKnowError,
@@ -231,7 +231,7 @@ def test_a_script_is_told_by_the_exit_code_what_went_wrong(error: RegistryError,
 
 def agent(live: list[tuple[Instance, Verdict]], *history: Instance) -> AgentAnswer:
     observed = tuple(Observed(row, verdict, 0.5) for row, verdict in live)
-    return agent_answer(Description("agent", observed, history, Source.REGISTRY, START, 1, complete=True))
+    return agent_answer(Description("agent", observed, history, Origin.REGISTRY, START, 1, complete=True))
 
 
 def test_of_several_instances_the_one_nearest_to_being_handed_out_is_told_of() -> None:

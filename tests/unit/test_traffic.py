@@ -12,7 +12,7 @@ import pytest
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from seedcore.core.answers import Answer, Listing, Resolution, Source
+from seedcore.core.answers import Answer, Listing, Origin, Resolution
 from seedcore.core.changes import new_instance_id
 from seedcore.core.errors import InvalidInputError
 from seedcore.core.instances import Instance
@@ -49,7 +49,7 @@ def instances(count: int, metadata_bytes: int = 0) -> list[Instance]:
 
 
 def listing(rows: Sequence[Instance], next_cursor: str | None = None) -> Listing:
-    return Listing(tuple(rows), Source.REGISTRY, NOW, 7, True, next_cursor, '"items":[]')
+    return Listing(tuple(rows), Origin.REGISTRY, NOW, 7, True, next_cursor, '"items":[]')
 
 
 # Pages
@@ -94,7 +94,7 @@ def test_one_instance_that_is_above_the_bound_is_a_page() -> None:
 
 def test_a_resolution_of_more_than_its_bound_is_refused() -> None:
     rows = instances(20, 1000)
-    answer = Answer([Resolution(row.logical_id, row, is_known=True) for row in rows], Source.REGISTRY, NOW, 1, True)
+    answer = Answer([Resolution(row.logical_id, row, is_known=True) for row in rows], Origin.REGISTRY, NOW, 1, True)
     shown = ResolveAnswer.model_validate_json(resolve_json(answer))
     assert [one.logical_id for one in shown.results] == [row.logical_id for row in rows]
     with pytest.raises(InvalidInputError, match="more than 10000 bytes: resolve fewer"):
