@@ -31,6 +31,38 @@ class Origin(StrEnum):
     RAY = "ray"
 
 
+class NotResolved(StrEnum):
+    """Why a source resolves an agent to no instance, or no handle is returned for it."""
+
+    NOT_REGISTERED = "not_registered"
+    """No live instance is registered under this logical id."""
+    OTHER_EPOCH = "other_epoch"
+    """Its instances belong to another epoch than the current one."""
+    STARTING = "starting"
+    """It has registered, and has not reported alive yet."""
+    DRAINING = "draining"
+    """It is draining."""
+    HELD = "held"
+    """A hold keeps it out of discovery."""
+    LATE = "late"
+    """It missed one beat."""
+    SUSPECT = "suspect"
+    """It missed two beats or more."""
+    LEASE_EXPIRED = "lease_expired"
+    """Its lease has expired; it is about to be declared dead."""
+    REPORTED_DEAD = "reported_dead"
+    """A caller found its actor dead, and it has not beaten since."""
+    DIED = "died"
+    """Its last instance is dead, or its actor is gone."""
+    NO_HANDLE = "no_handle"
+    """It is registered without an actor that callers can use."""
+    UNREACHABLE = "unreachable"
+    """Its actor does not answer now."""
+
+
+_UNKNOWN_TO_THE_SOURCE = frozenset({None, NotResolved.NOT_REGISTERED, NotResolved.DIED})
+
+
 class OutcomeKind(StrEnum):
     """What the store did with one change of a batch."""
 
@@ -224,13 +256,18 @@ class Listing(Sequence[Instance]):
 class Resolution:
     """What a source knows of one logical id: its best instance, or why there is none.
 
-    `is_known` tells an agent that is registered and not to be handed out (draining, silent, of another epoch)
-    from one that nobody registered. `verdict` is of the instance, or of the one nearest to being handed out;
-    `unknown` where the source does not listen to beats.
+    `reason` is None if there is an instance, and also if the source cannot know now. `detail` explains it for people:
+    no code reads it. `verdict` is that of the instance, or of the one that is nearest to routable; `unknown` if the
+    source receives no beats.
     """
 
     logical_id: str
     instance: Instance | None
-    why: str | None = None
-    is_known: bool = False
+    reason: NotResolved | None = None
+    detail: str | None = None
     verdict: Verdict = Verdict.UNKNOWN
+
+    @property
+    def is_known(self) -> bool:
+        """Whether a live instance is registered, routable or not."""
+        return self.instance is not None or self.reason not in _UNKNOWN_TO_THE_SOURCE

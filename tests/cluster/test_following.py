@@ -13,7 +13,7 @@ import pytest_asyncio
 import ray
 
 from seedcore.composition import start_registry
-from seedcore.core.answers import Origin
+from seedcore.core.answers import NotResolved, Origin
 from seedcore.core.errors import NotResolvableError
 from seedcore.core.instances import Instance
 from seedcore.core.lifecycle import Status
@@ -59,10 +59,13 @@ async def test_a_proven_handle_is_handed_out_until_its_agent_dies(
     pid = await create(manager, settings, "held", max_restarts=0)
     await until_followed(caller, "held")
     handle = await caller.resolve("held")
-    # without a question to anybody
-    caller.connection._hearing.note_silence(0.0)
-    assert await caller.resolve("held") is handle
-    caller.connection._hearing.note_answer()
+    # no other process is asked
+    registry_pid = (await caller.connection.hello()).pid
+    os.kill(registry_pid, signal.SIGSTOP)
+    try:
+        assert await caller.resolve("held") is handle
+    finally:
+        os.kill(registry_pid, signal.SIGCONT)
     os.kill(pid, signal.SIGKILL)
 
     async def is_refused() -> bool:
@@ -91,7 +94,7 @@ async def test_one_that_drains_is_handed_out_no_more_and_returns(
         try:
             await caller.resolve("drained")
         except NotResolvableError as error:
-            return "it is draining" in str(error)
+            return error.reason is NotResolved.DRAINING
         return False
 
     await eventually(is_refused, every_s=0.005)
@@ -107,15 +110,35 @@ async def test_one_that_changes_while_rays_table_is_asked_is_not_handed_out(
 
     async def and_meanwhile_it_drains(finder: HandleFinder, instance: Instance) -> Any:
         handle = await vouched(finder, instance)
-        assert caller._follower is not None
-        view = caller._follower.view
+        assert caller.follower is not None
+        view = caller.follower.view
         await agent.drain.remote("meanwhile")
         await eventually(lambda: not view.candidates("changing"))
         return handle
 
     monkeypatch.setattr(HandleFinder, "vouched", and_meanwhile_it_drains)
-    with pytest.raises(NotResolvableError, match="it is draining"):
+    with pytest.raises(NotResolvableError) as refused:
         await caller.locate("changing")
+    assert refused.value.reason is NotResolved.DRAINING
+
+
+@pytest.mark.parametrize("policy", [Policy.NEWEST, Policy.ROUND_ROBIN, Policy.LEAST_LOADED])
+async def test_locate_does_not_evict_the_cached_handle(
+    manager: Tier0MemoryManager, caller: Tier0MemoryManager, settings: Settings, policy: Policy
+) -> None:
+    await create(manager, settings, "cached")
+    await until_followed(caller, "cached")
+    handle = await caller.resolve("cached")
+    assert actor_id_of((await caller.locate("cached", policy=policy)).handle) == actor_id_of(handle)
+    assert await caller.resolve("cached") is handle
+
+
+async def test_manager_closes_at_the_end_of_async_with(manager: Tier0MemoryManager, settings: Settings) -> None:
+    await create(manager, settings, "entered")
+    async with Tier0MemoryManager(settings) as caller:
+        await until_followed(caller, "entered")
+    assert caller.follower is not None
+    assert not caller.follower.is_current
 
 
 async def test_one_that_hangs_is_handed_out_no_more(
@@ -145,10 +168,10 @@ async def test_while_the_registry_is_away_the_copy_is_not_trusted_and_then_is_ag
 ) -> None:
     await create(manager, settings, "met")
     await until_followed(caller, "met")
-    assert caller._follower is not None
-    resets = caller._follower.resets
+    assert caller.follower is not None
+    resets = caller.follower.resets
     await stop_registry(settings.namespace)
-    follower = caller._follower
+    follower = caller.follower
     await eventually(lambda: not follower.is_current)
     # proven by its own answer, as far as is known
     assert await (await caller.resolve("met")).ping.remote() == "pong"

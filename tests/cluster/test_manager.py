@@ -18,8 +18,9 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from seedcore.composition import start_registry
-from seedcore.core.answers import Origin
+from seedcore.core.answers import NotResolved, Origin
 from seedcore.core.changes import Registration, new_instance_id
+from seedcore.core.circuit import Circuit
 from seedcore.core.errors import (
     ActorGoneError,
     AgentCallError,
@@ -30,6 +31,7 @@ from seedcore.core.errors import (
 )
 from seedcore.core.instances import Instance
 from seedcore.registry import RegistryConnection
+from seedcore.registry.caller.handle_cache import ActorTable
 from seedcore.registry.caller.handles import HandleFinder
 from seedcore.registry.ray_support.actors import end_actor
 from seedcore.registry.ray_support.directory import RayDirectory
@@ -166,7 +168,7 @@ async def test_an_agent_registered_under_a_name_of_ours_gets_nothing_handed_out_
     agent = Registration(new_instance_id(), "alias", "seedcore-registry", settings.namespace)
     await registry.register(agent)
     await registry.set_status(agent.instance_id, "alive", seq=2)
-    with pytest.raises(NotResolvableError, match="a name of ours"):
+    with pytest.raises(NotResolvableError, match="a reserved name"):
         await manager.resolve("alias")
     await manager.discover_and_refresh_agents()
     assert set((await manager.shutdown_agents()).failures) == {"alias"}
@@ -259,7 +261,7 @@ async def test_an_agent_that_is_not_detached_lives_as_long_as_the_process_that_m
     # one that was killed and made again is held as well
     ray.kill(await other.resolve("loose"), no_restart=True)
     await other.create_agent("loose", agent_class=Worker, arguments={"settings": settings}, is_detached=False)
-    assert {agent_id for namespace, agent_id in creation._held if namespace == settings.namespace} == set(ids)
+    assert creation.kept_alive(settings.namespace) == set(ids)
     ended = await other.shutdown_agents(ids)
     assert ended.results == {"loose": True, "batched": True}
 
@@ -302,7 +304,7 @@ async def test_first_mistakes_are_named(
         async def handle_task(self, task: Any) -> Any:
             return lock
 
-    with pytest.raises(AgentCallError, match=r"cannot be made: cannot pickle '_thread.lock'"):
+    with pytest.raises(AgentCallError, match=r"cannot be created: cannot pickle '_thread.lock'"):
         await manager.create_agent("unpicklable", agent_class=Unpicklable)
     assert await RayDirectory(settings.namespace).names() == []
     actor: Any = ray.remote(Blocking)
@@ -370,7 +372,7 @@ async def test_an_agent_that_stopped_by_itself_is_replaced(
     many = await asyncio.gather(
         *(manager.create_agent("returns", agent_class=Worker, arguments=arguments) for _ in range(3))
     )
-    assert {handle._actor_id for handle in many} == {many[0]._actor_id} != {first._actor_id}
+    assert {actor_id_of(handle) for handle in many} == {actor_id_of(many[0])} != {actor_id_of(first)}
     assert await manager.execute_task_on_agent("returns", "works") == "works"
     causes = [row.cause for row in (await registry.describe("returns")).history]
     assert causes == [None, "by its own word"]
@@ -767,10 +769,11 @@ async def test_an_old_handle_is_no_proof_that_an_agent_is_gone_while_rays_table_
     ray_cluster: None, settings: Settings
 ) -> None:
     actor: Any = ray.remote(Stranger)
-    finder = HandleFinder(settings.namespace, 2.0)
+    circuit = Circuit(2.0)
+    finder = HandleFinder(settings.namespace, 2.0, table=ActorTable(2.0, circuit=circuit))
     first = actor.options(name="anew", namespace=settings.namespace, num_cpus=0).remote()
     assert await first.pid.remote()
-    before = instance(1, "anew", actor_name="anew", namespace=settings.namespace, actor_id=first._actor_id.hex())
+    before = instance(1, "anew", actor_name="anew", namespace=settings.namespace, actor_id=actor_id_of(first))
     await finder.of_instance(before)
     await end_actor(first, 10.0)
 
@@ -779,7 +782,7 @@ async def test_an_old_handle_is_no_proof_that_an_agent_is_gone_while_rays_table_
 
     second = await eventually(makes_another)
     assert await second.pid.remote()
-    after = replace(before, actor_id=second._actor_id.hex())
+    after = replace(before, actor_id=actor_id_of(second))
 
     questions: list[Callable[[], Awaitable[Any]]] = [
         lambda: finder.of_instance(before),
@@ -787,13 +790,13 @@ async def test_an_old_handle_is_no_proof_that_an_agent_is_gone_while_rays_table_
         lambda: finder.of_name("anew"),
     ]
     for ask in questions:
-        finder._table.note_silence(time.monotonic())
-        with pytest.raises(CannotKnowError, match="Ray does not answer"):
+        circuit.note_silence(time.monotonic())
+        with pytest.raises(CannotKnowError, match="Ray's table does not answer"):
             await ask()
-    finder._table.note_answer()
+    circuit.note_answer()
     with pytest.raises(ActorGoneError):
         await finder.of_instance(before)
-    assert (await finder.of_instance(after))._actor_id == second._actor_id
+    assert actor_id_of(await finder.of_instance(after)) == actor_id_of(second)
     ray.kill(second)
 
 
@@ -858,7 +861,7 @@ async def test_instance_is_proven_by_its_own_answer_and_not_by_its_restarted_act
     async def is_answered_by_another() -> bool:
         with pytest.raises(NotResolvableError) as refused:
             await finder.of_instance(before, is_registered=is_registered)
-        return isinstance(refused.value, ActorGoneError) and "another instance's" in str(refused.value)
+        return isinstance(refused.value, ActorGoneError) and refused.value.reason is NotResolved.DIED
 
     await eventually(is_answered_by_another)
     with pytest.raises(ActorGoneError):

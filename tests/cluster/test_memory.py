@@ -15,7 +15,7 @@ import ray
 from seedcore.agents import RayAgent
 from seedcore.cli.why import reason_of
 from seedcore.composition import start_registry
-from seedcore.discovery.api import agent_answer
+from seedcore.discovery.rendering import agent_answer
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.server.actor import stop_registry
 from seedcore.settings import Settings

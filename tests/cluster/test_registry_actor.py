@@ -15,7 +15,7 @@ import ray
 from pydantic import SecretStr
 
 from seedcore.composition import start_registry
-from seedcore.core.answers import Origin, Receipt
+from seedcore.core.answers import NotResolved, Origin, Receipt
 from seedcore.core.changes import Registration, new_instance_id
 from seedcore.core.errors import (
     FencedError,
@@ -145,7 +145,7 @@ async def test_resolve_answers_many_and_says_why_not(registry: RegistryConnectio
     instance = found["alive"].instance
     assert instance is not None
     assert instance.instance_id == alive.instance_id
-    assert (found["draining"].instance, found["draining"].why) == (None, "it is draining")
+    assert (found["draining"].instance, found["draining"].reason) == (None, NotResolved.DRAINING)
     assert not found["nobody"].is_known
     described = await registry.describe("draining")
     assert described.complete

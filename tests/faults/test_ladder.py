@@ -41,7 +41,7 @@ async def test_everything_up_the_registry_answers_over_http_and_by_handle(world:
     assert agent["history"][0]["instance_id"] == one["instance_id"]
     assert (await world.get("/v1/epoch"))["epoch"] == "epoch-1"
     assert (await world.get("/healthz"))["registry"]["recovered"]
-    assert (await world.get("/readyz"))["rungs"] == {"registry": "ok", "postgres": "ok", "ray": "ok"}
+    assert (await world.get("/readyz"))["sources"] == {"registry": "ok", "postgres": "ok", "ray": "ok"}
     handle: Any = serve.get_deployment_handle("Discovery", "seedcore")
     agent_handle = await handle.resolve.remote("bee")
     assert await agent_handle.get_id.remote() == "bee"
@@ -318,7 +318,7 @@ async def test_without_both_rays_listing_answers_and_everything_heals(world: Wor
         assert (cannot.status_code, "no status, organ" in cannot.json()["detail"]) == (503, True)
         check_problem(await http.get(world.url + "/v1/epoch"), 503, "cannot know now: the registry is away")
     ready = await world.get("/readyz")
-    assert (ready["ready"], ready["rungs"]["ray"]) == (True, "ok")
+    assert (ready["ready"], ready["sources"]["ray"]) == (True, "ok")
     located = await Tier0MemoryManager(world.settings).locate("ant")
     assert located.source is Origin.RAY
     assert await located.handle.execute_task.remote("still here") == "still here"

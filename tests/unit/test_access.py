@@ -15,18 +15,9 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from seedcore.core.errors import ConfigurationError, InvalidInputError
-from seedcore.discovery.access import (
-    Access,
-    Right,
-    TokenFile,
-    check_bind,
-    check_proxies,
-    is_behind_haproxy,
-    is_loopback,
-    new_token,
-    parse_tokens,
-)
+from seedcore.discovery.access import Access, check_bind, check_proxies, is_behind_haproxy, is_loopback
 from seedcore.discovery.guard import STATE, Guard, needed_right
+from seedcore.discovery.tokens import Right, TokenFile, new_token, parse_tokens
 from seedcore.discovery.traffic import MAX_CALLERS, Rates
 from seedcore.settings import Settings, load_settings
 from tests.waiting import eventually
@@ -563,7 +554,7 @@ async def test_one_address_has_only_so_much_worked_at_at_once() -> None:
     may_end.set()
     assert await asyncio.gather(*asked) == [*([200] * 3), 429, 429, 200, 200, *([429] * 3), *([200] * 3)]
     assert await ask("/v1/instances", "10.0.0.1") == 200
-    assert not judges[1]._at_work
+    assert judges[1].requests_at_work == 0
 
 
 # What goes wrong
@@ -599,7 +590,7 @@ def test_requests_are_counted_by_the_second_and_addresses_are_bounded() -> None:
     assert rates.wait_s("a", 0.15) == 0.0
     for number in range(MAX_CALLERS + 10):
         rates.wait_s(f"peer {number}", 1.0)
-    assert len(rates._buckets) == MAX_CALLERS
+    assert rates.callers == MAX_CALLERS
 
 
 # Secrets

@@ -35,8 +35,9 @@ from seedcore.core.limits import (
 )
 from seedcore.core.paging import decode_cursor, encode_cursor
 from seedcore.core.text import first_unfit, shown
-from seedcore.discovery.access import Right, new_token
-from seedcore.discovery.api import InstancePage, agent_answer, page_of
+from seedcore.discovery.api import InstancePage
+from seedcore.discovery.rendering import agent_answer, page_of
+from seedcore.discovery.tokens import Right, new_token
 from seedcore.registry.protocol.messages import Description, Observed
 from seedcore.settings import Settings
 from tests.builders import START, iid, instance

@@ -277,7 +277,7 @@ async def test_a_registry_that_hangs_hides_neither_the_database_nor_the_list(wor
         seen = await world.get("/v1/overview")
         while seen["registry"] is not None:
             seen = await world.get("/v1/overview")
-        assert (seen["rungs"]["postgres"], seen["rungs"]["ray"]) == ("ok", "ok")
+        assert (seen["sources"]["postgres"], seen["sources"]["ray"]) == ("ok", "ok")
         assert "no answer" in seen["registry_problem"]
         assert seen["instances"] == len(FLEET)
     finally:
@@ -309,7 +309,7 @@ async def test_the_overview_counts_the_fleet_and_tells_how_everything_is(world: 
 
     seen = await eventually(overview)
     assert seen["instances"] == sum(seen["by_status"].values()) == sum(seen["by_verdict"].values())
-    assert seen["rungs"] == {"registry": "ok", "postgres": "ok", "ray": "ok"}
+    assert seen["sources"] == {"registry": "ok", "postgres": "ok", "ray": "ok"}
     assert seen["epoch"]["number"] >= 1
     assert seen["registry_problem"] is None
     await client.set_status(Status.DEAD)
@@ -321,7 +321,7 @@ async def test_the_overview_tells_of_what_is_away(world: World) -> None:
 
     async def without_database() -> bool:
         seen = await world.get("/v1/overview")
-        return bool(seen["rungs"]["postgres"] != "ok" and seen["registry"]["store_problem"])
+        return bool(seen["sources"]["postgres"] != "ok" and seen["registry"]["store_problem"])
 
     await eventually(without_database)
     world.server.start()

@@ -16,7 +16,6 @@ from seedcore.core.errors import (
     BacklogFullError,
     FencedError,
     InstanceDeadError,
-    InvalidInputError,
     NodeDeadError,
     RegistrationDelayedError,
     RegistryError,
@@ -34,7 +33,7 @@ from seedcore.registry.agent import outages
 from seedcore.registry.agent.identity import Identity, identify, process_epoch
 from seedcore.registry.protocol.connection import RegistryConnection, shared_connection
 from seedcore.registry.ray_support import session
-from seedcore.registry.ray_support.directory import RESERVED_PREFIX
+from seedcore.registry.ray_support.directory import check_not_ours
 from seedcore.settings import Settings, get_settings
 
 MAX_UNDELIVERED = 1000
@@ -43,13 +42,6 @@ _IDENTIFY_MAX_S = 60.0
 _UNTOLD_MAX_S = 5.0
 _TRY_LATER = (RegistryUnavailableError, VersionMismatchError, BacklogFullError, RegistryFullError, FencedError)
 _HEALS = (UnknownInstanceError, InstanceDeadError, NodeDeadError, *_TRY_LATER)
-
-
-def check_not_ours(field: str, name: str) -> str:
-    """The name of an agent or its actor, or InvalidInputError for one that only our own actors may have."""
-    if isinstance(name, str) and name.startswith(RESERVED_PREFIX):
-        raise InvalidInputError(field, f"must not begin with {RESERVED_PREFIX!r}: those names are ours")
-    return name
 
 
 class RegistryClient:

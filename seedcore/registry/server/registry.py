@@ -21,6 +21,7 @@ from seedcore.core.answers import (
     BeatAnswer,
     InstanceFilter,
     Listing,
+    NotResolved,
     Origin,
     Outcome,
     OutcomeKind,
@@ -235,7 +236,7 @@ class Registry:
             await self._require_read()
         rows = self._roster.instances_of(logical_id)
         if not rows:
-            raise NotResolvableError(logical_id, "no live instance is registered")
+            raise NotResolvableError(logical_id, NotResolved.NOT_REGISTERED, "no live instance is registered")
         able = [row for row in rows if row.status is wanted or is_allowed(row.status, wanted)]
         if wanted is Status.ALIVE:
             # who starts says by itself that it is ready
