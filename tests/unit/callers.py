@@ -168,8 +168,8 @@ async def fill(registry: Registry, actors: Actors) -> None:
 
 
 AGENTS = (
-    "alive", "actor-gone", "actor-silent", "no-actor", "starting", "draining", "dead", "reported-dead", "other-epoch", "first",
-    "unreported", "never-was",
+    "alive", "actor-gone", "actor-silent", "no-actor", "starting", "draining", "dead", "reported-dead", "other-epoch",
+    "first", "unreported", "never-was",
 )  # fmt: skip
 
 
