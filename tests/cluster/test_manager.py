@@ -74,7 +74,7 @@ async def test_creating_an_agent_twice_makes_one_actor(
     assert len((await registry.describe("one")).history) == 1
 
 
-async def test_a_batch_creates_whom_it_can_and_names_whom_not(
+async def test_a_batch_creates_what_it_can_and_names_the_failures(
     registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings
 ) -> None:
     made = await manager.create_agents_batch(
@@ -144,7 +144,7 @@ async def test_a_tasks_own_timeout_is_its_own_error(
             await call
 
 
-async def test_our_own_actors_are_nobodys_agents(registry: RegistryConnection, manager: Tier0MemoryManager) -> None:
+async def test_reserved_actors_are_no_agents(registry: RegistryConnection, manager: Tier0MemoryManager) -> None:
     ours = "seedcore-registry"
     await manager.discover_and_refresh_agents()
     for call in (
@@ -154,7 +154,7 @@ async def test_our_own_actors_are_nobodys_agents(registry: RegistryConnection, m
         manager.attach_existing_actor(ours),
         manager.attach_existing_actor("alias", ours),
         manager.execute_task_on_agent(ours, "work"),
-        manager.shutdown_agents(["nobody", ours]),
+        manager.shutdown_agents(["never-was", ours]),
     ):
         with pytest.raises(InvalidInputError, match="seedcore-"):
             await call
@@ -162,7 +162,7 @@ async def test_our_own_actors_are_nobodys_agents(registry: RegistryConnection, m
     assert (await registry.health()).is_ready
 
 
-async def test_an_agent_registered_under_a_name_of_ours_gets_nothing_handed_out_or_ended(
+async def test_an_agent_with_a_reserved_actor_name_is_neither_resolved_nor_ended(
     registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings
 ) -> None:
     agent = Registration(new_instance_id(), "alias", "seedcore-registry", settings.namespace)
@@ -247,7 +247,7 @@ async def test_an_agent_that_is_not_detached_lives_as_long_as_the_process_that_m
     del one
     gc.collect()
     actor: Any = ray.remote(Worker)
-    # Ray ends what is held by none: this one tells when it would have
+    # Ray ends an actor without handles: the end of this one shows that the others would have ended
     unheld = actor.options(namespace=settings.namespace, num_cpus=0).remote("unheld", settings=settings)
     await unheld.start.remote()
     del unheld
@@ -333,7 +333,7 @@ async def test_another_actor_of_that_name_is_left_as_it_is(
 @pytest.mark.parametrize(
     ("agent_class", "why"), [(Unmakeable, "ValueError: not like this"), (Unstartable, "not today")]
 )
-async def test_an_actor_that_does_not_start_is_ended_by_whom_it_was_made(
+async def test_an_actor_that_does_not_start_is_ended_by_its_creator(
     ray_cluster: None, manager: Tier0MemoryManager, settings: Settings, agent_class: type[Any], why: str
 ) -> None:
     with pytest.raises(AgentCallError, match=why) as failed:
@@ -380,7 +380,7 @@ async def test_an_agent_that_stopped_by_itself_is_replaced(
 
 
 @pytest.mark.parametrize("mode", [Mode.HYBRID, Mode.REGISTRY])
-async def test_the_cause_of_an_agents_death_is_told_to_who_resolves_it(
+async def test_a_refused_resolution_has_the_cause_of_death(
     registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings, mode: Mode
 ) -> None:
     handle = await manager.create_agent("late", agent_class=Worker, arguments={"settings": settings})
@@ -491,10 +491,10 @@ async def test_without_a_registry_the_snapshot_and_the_listing_resolve(
     assert not fleet.complete
     assert "the registry is away" in fleet.problems[0]
     with pytest.raises(CannotKnowError):
-        await stranger.resolve("nobody")
+        await stranger.resolve("never-was")
 
 
-async def test_one_slow_agent_delays_nobody(
+async def test_one_slow_agent_delays_no_other(
     registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings
 ) -> None:
     await manager.create_agents_batch(
@@ -591,7 +591,7 @@ async def test_the_summary_shows_fleet_and_registry(
     assert summary.registry.instances["alive"] == 1
 
 
-async def test_a_silent_registry_is_waited_for_once_and_heard_again_by_itself(
+async def test_one_call_waits_for_a_silent_registry_and_its_return_is_noticed(
     registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings
 ) -> None:
     await manager.create_agent("met", agent_class=Worker, arguments={"settings": settings})
@@ -611,13 +611,13 @@ async def test_a_silent_registry_is_waited_for_once_and_heard_again_by_itself(
     finally:
         os.kill(pid, signal.SIGCONT)
 
-    async def is_heard() -> bool:
+    async def answers_again() -> bool:
         return (await caller.locate("met")).source is Origin.REGISTRY
 
-    await eventually(is_heard)
+    await eventually(answers_again)
 
 
-async def test_whom_the_manager_knows_is_compared_and_healed(
+async def test_known_agents_are_compared_and_healed(
     registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings
 ) -> None:
     for agent_id in ("stays", "drains", "returns"):
@@ -657,7 +657,7 @@ async def test_a_manager_that_missed_the_registry_compares_when_it_is_back(
     await manager.discover_and_refresh_agents()
     await stop_registry(settings.namespace)
     assert (await manager.locate("asked")).source is Origin.SNAPSHOT
-    # nobody tells this manager
+    # this manager gets no report of it
     await Tier0MemoryManager(settings).shutdown_agents(["gone"])
     await start_registry(settings)
 
@@ -690,7 +690,7 @@ async def test_another_actor_of_an_agents_name_is_neither_ended_nor_taken_for_it
     await manager.discover_from_registry()
     assert (await manager.prune()).dropped == ()
     assert set((await manager.collect_heartbeats()).results) == {"twice"}
-    # one that has never heard of it asks the registry which actor is meant
+    # a manager that does not know it asks the registry which actor is meant
     ended = await Tier0MemoryManager(settings).shutdown_agents(["twice"])
     assert ended.results == {"twice": True}
     with pytest.raises(ActorDiedError):
@@ -724,7 +724,7 @@ async def test_without_a_registry_an_actor_of_the_same_name_is_not_the_agent_tha
 
 
 @pytest.mark.parametrize("mode", [Mode.HYBRID, Mode.REGISTRY])
-async def test_an_agent_that_said_dead_is_handed_out_by_nobody_though_its_actor_lives(
+async def test_a_dead_agent_is_not_resolved_although_its_actor_lives(
     registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings, mode: Mode
 ) -> None:
     handle = await manager.create_agent("over", agent_class=Worker, arguments={"settings": settings})
@@ -750,7 +750,7 @@ async def test_an_agent_that_said_dead_is_handed_out_by_nobody_though_its_actor_
     assert refused.value.reason in {NotResolved.DIED, NotResolved.NOT_REGISTERED}
 
 
-async def test_the_agents_of_a_retired_epoch_are_handed_out_no_more(
+async def test_agents_of_a_retired_epoch_are_not_resolved(
     registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings
 ) -> None:
     await manager.create_agent("blue", agent_class=Worker, arguments={"settings": settings})
@@ -778,14 +778,14 @@ async def test_an_old_handle_is_no_proof_that_an_agent_is_gone_while_rays_table_
     actor: Any = ray.remote(Stranger)
     circuit = Circuit(2.0)
     finder = HandleFinder(settings.namespace, 2.0, table=ActorTable(2.0, circuit=circuit))
-    first = actor.options(name="anew", namespace=settings.namespace, num_cpus=0).remote()
+    first = actor.options(name="replaced", namespace=settings.namespace, num_cpus=0).remote()
     assert await first.pid.remote()
-    before = instance(1, "anew", actor_name="anew", namespace=settings.namespace, actor_id=actor_id_of(first))
+    before = instance(1, "replaced", actor_name="replaced", namespace=settings.namespace, actor_id=actor_id_of(first))
     await finder.of_instance(before)
     await end_actor(first, 10.0)
 
     def makes_another() -> Any:
-        return actor.options(name="anew", namespace=settings.namespace, num_cpus=0).remote()
+        return actor.options(name="replaced", namespace=settings.namespace, num_cpus=0).remote()
 
     second = await eventually(makes_another)
     assert await second.pid.remote()
@@ -794,7 +794,7 @@ async def test_an_old_handle_is_no_proof_that_an_agent_is_gone_while_rays_table_
     questions: list[Callable[[], Awaitable[Any]]] = [
         lambda: finder.of_instance(before),
         lambda: finder.of_instance(after),
-        lambda: finder.of_name("anew"),
+        lambda: finder.of_name("replaced"),
     ]
     for ask in questions:
         circuit.note_silence(time.monotonic())
@@ -854,14 +854,14 @@ async def test_instance_is_proven_by_its_own_answer_and_not_by_its_restarted_act
     asked: list[bool] = []
 
     async def is_registered() -> bool:
-        # a registry that has not been told of any death
+        # a registry that has no report of a death
         asked.append(True)
         return True
 
     assert await finder.of_instance(before, is_registered=is_registered)
     assert not asked
     await killed(before)
-    # as long as the registry has not been told of any death, neither is it returned, nor called gone for certain
+    # without a report at the registry it is neither returned nor certain to be gone
     with pytest.raises(NotResolvableError):
         await finder.of_instance(before, is_registered=is_registered)
 
@@ -901,7 +901,7 @@ async def test_actor_that_cannot_say_which_instance_it_is_counts_as_long_as_that
         await finder.of_instance(before, is_registered=is_registered)
     # the restart was not waited for
     assert is_known_gone(handle)
-    # nor by a caller that has nobody to ask
+    # nor by a caller without a registry
     with pytest.raises(ActorGoneError):
         await finder.answering(before)
     ray.kill(actor)

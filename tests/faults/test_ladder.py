@@ -82,25 +82,25 @@ BAD_ROUTES = [
 ]
 
 
-def check_problem(answer: httpx.Response, status: int, says: str) -> None:
+def check_problem(answer: httpx.Response, status: int, expected: str) -> None:
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     problem = answer.json()
     assert set(problem) == {"type", "code", "title", "status", "detail", "reason"}
     assert problem["status"] == status
-    assert says in f"{problem['code']}: {problem['detail']}"
+    assert expected in f"{problem['code']}: {problem['detail']}"
 
 
 async def test_bad_input_over_http_is_a_problem_of_its_kind(world: World) -> None:
     async with httpx.AsyncClient(timeout=30) as client:
-        for path, status, says in BAD_REQUESTS:
-            check_problem(await client.get(world.url + path), status, says)
-        for body, headers, status, says in BAD_BODIES:
+        for path, status, expected in BAD_REQUESTS:
+            check_problem(await client.get(world.url + path), status, expected)
+        for body, headers, status, expected in BAD_BODIES:
             answer = await client.post(world.url + "/v1/resolve", content=body, headers=headers)
-            check_problem(answer, status, says)
-        for method, path, status, says in BAD_ROUTES:
+            check_problem(answer, status, expected)
+        for method, path, status, expected in BAD_ROUTES:
             answer = await world.ask(method, path)
-            check_problem(answer, status, says)
+            check_problem(answer, status, expected)
             assert ("allow" in answer.headers) is (status == 405)
 
 
@@ -208,7 +208,7 @@ async def test_cache_answers_what_it_knows_and_the_registry_the_rest(world: Worl
     assert [item["logical_id"] for item in (await world.get("/v1/instances?status=dead&logical_id=gnat"))["items"]]
 
 
-async def test_the_registry_is_killed_and_comes_back_with_everybody(world: World) -> None:
+async def test_the_registry_is_killed_and_comes_back_with_every_agent(world: World) -> None:
     before = await instances(world)
     client = RegistryClient("dog", settings=world.settings)
     await client.set_status("alive")
@@ -272,7 +272,7 @@ async def test_without_the_database_agents_and_discovery_go_on_and_changes_arriv
     assert not (await newcomer.set_status("alive")).durable
     with pytest.raises(StoreUnavailableError):
         await world.registry.set_current_epoch("another")
-    # longer than a lease: silence of the database is nobody's death
+    # longer than a lease: no agent dies because the database is silent
     for _ in range(round(world.settings.effective_lease_s) + 2):
         await asyncio.sleep(1)
         await asyncio.gather(client.beat(), newcomer.beat())

@@ -128,8 +128,8 @@ async def answers(world: World) -> list[Any]:
 
 async def test_rewording_every_message_changes_no_answer_over_http() -> None:
     async with world_of() as plain, world_of(is_reworded=True) as other:
-        for told, reworded_one in zip(await answers(plain), await answers(other), strict=True):
-            assert told == reworded_one
+        for one, reworded_one in zip(await answers(plain), await answers(other), strict=True):
+            assert one == reworded_one
 
 
 @pytest.mark.parametrize("kind", CLASSES)
