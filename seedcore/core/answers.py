@@ -109,8 +109,8 @@ class Receipt:
 
     If `durable` is False, `why` is the problem of the database or the registry; the client keeps the change and sends
     it again. `registry` identifies the registry process that answered: a later one does not have what this one keeps in
-    memory only. `beat_interval_s` is the time between beats from now on, and `lease_s` the silence after which the lease
-    expires, in seconds. The registry decides both; they are None if it has not answered.
+    memory only. `beat_interval_s` is the time between beats from now on, and `lease_s` the silence after which the
+    lease expires, in seconds. The registry decides both; they are None if it has not answered.
     """
 
     instance_id: str
@@ -135,9 +135,9 @@ class Receipt:
 class BeatAnswer:
     """The answer to beats: the ids that renewed no lease, and the time between beats from now on (seconds).
 
-    `is_fenced`: a newer registry writes, and this one keeps the beat in memory only. `relay` is the name of the actor on
-    the instances' node that collects beats and changes, if there is one. `is_recovering`: some of the ids are not known
-    yet, because the registry has not read its database. They are in neither list, and nothing is to be done about them.
+    `is_fenced`: a newer registry writes, and this one keeps the beat in memory only. `relay` is the name of the actor
+    on the instances' node that collects beats and changes, if there is one. `is_recovering`: some of the ids are not
+    known yet, because the registry has not read its database. They are in neither list, and nothing is to be done.
     `retired` are the dead ids that ended with their epoch, each with the epoch's name: they do not register again.
     """
 

@@ -69,6 +69,11 @@ class HandleCache:
         self._handles.pop(logical_id, None)
         self._instance_ids.pop(logical_id, None)
 
+    def evict_other(self, instance: Instance) -> None:
+        """Remove the agent's handle if it is of another instance than the newest one."""
+        if self._instance_ids.get(instance.logical_id, instance.instance_id) != instance.instance_id:
+            self.evict(instance.logical_id)
+
     def clear(self) -> None:
         """Remove every handle."""
         self._handles.clear()

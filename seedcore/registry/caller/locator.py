@@ -90,7 +90,8 @@ class Locator:
         return handle
 
     async def locate(self, logical_id: str, choice: Choice = _NEWEST) -> Located:
-        """A proven handle, found now. The cached handle stays, unless it is certain that the agent is not routable.
+        """A proven handle, found now. The cached handle stays, unless the agent is certainly not routable or has a
+        newer instance.
 
         Raises NotResolvableError, CannotKnowError or InvalidInputError.
         """
@@ -164,6 +165,8 @@ class Locator:
                 if isinstance(error, ActorGoneError):
                     await source.report_gone(found.instance)
                 continue
+            if choice.policy is Policy.NEWEST:
+                self._cache.evict_other(found.instance)
             return self._confirmed(Located(logical_id, handle, answer.source, answer.as_of, found.instance))
         if failure is not None:
             raise failure
