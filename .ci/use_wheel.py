@@ -59,16 +59,16 @@ def command(*words: str) -> str:
 
 def until_ready(serving: subprocess.Popen[bytes], url: str) -> None:
     deadline_s = time.monotonic() + READY_S
-    rungs: object = None
+    sources: object = None
     while time.monotonic() < deadline_s and serving.poll() is None:
         try:
-            rungs = httpx.get(f"{url}/readyz", timeout=5).json()["rungs"]
+            sources = httpx.get(f"{url}/readyz", timeout=5).json()["sources"]
         except (httpx.HTTPError, ValueError, KeyError) as error:
-            rungs = error
-        if isinstance(rungs, dict) and set(rungs.values()) == {"ok"}:
+            sources = error
+        if isinstance(sources, dict) and set(sources.values()) == {"ok"}:
             return
         time.sleep(0.5)
-    raise SystemExit(f"not ready: {rungs}\n{Path('serve.log').read_text()[-4000:]}")
+    raise SystemExit(f"not ready: {sources}\n{Path('serve.log').read_text()[-4000:]}")
 
 
 def end(serving: subprocess.Popen[bytes]) -> None:

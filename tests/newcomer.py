@@ -80,8 +80,8 @@ class Newcomer:
 
     async def ready(self) -> None:
         def is_ready() -> bool:
-            rungs = self.get("/readyz")["rungs"]
-            assert set(rungs.values()) == {"ok"}, rungs
+            sources = self.get("/readyz")["sources"]
+            assert set(sources.values()) == {"ok"}, sources
             return True
 
         await eventually(is_ready, within_s=90, every_s=0.3)

@@ -22,9 +22,9 @@ from ray import serve
 from seedcore.composition import start_registry
 from seedcore.core.errors import RegistryError
 from seedcore.core.lifecycle import Status
-from seedcore.discovery.access import Right, new_token
 from seedcore.discovery.app import Discovery
 from seedcore.discovery.routes import api
+from seedcore.discovery.tokens import Right, new_token
 from seedcore.registry import RegistryClient
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.server.actor import stop_registry

@@ -16,6 +16,8 @@ import seedcore.core.errors
 import seedcore.registry
 import seedcore.tier0
 from seedcore.cli.app import app
+from seedcore.core.answers import NotResolved
+from seedcore.discovery.problems import codes_by_status
 from seedcore.discovery.routes import api
 from seedcore.settings import Settings
 
@@ -56,7 +58,15 @@ def http_page() -> str:
     """Every route of the HTTP API."""
     document = api.openapi()
     lines = ["# HTTP API\n", "`/openapi.json` has the shapes of every answer, `/docs` shows them.\n"]
-    lines.append("Errors are problem details (RFC 9457): `title`, `status`, `detail`.\n")
+    lines.append(
+        "Errors are problem details (RFC 9457). A client reads `status`, `code` and, of `not_resolvable`, `reason`. "
+        "`title` and `detail` are for people and may change.\n"
+    )
+    lines += ["| status | `code` |", "|---|---|"]
+    for status, codes in codes_by_status().items():
+        lines.append(f"| {status} | {', '.join(f'`{code}`' for code in codes)} |")
+    reasons = ", ".join(f"`{reason}`" for reason in NotResolved)
+    lines.append(f"\n`reason`, also of a resolution without an instance: {reasons}.\n")
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             lines += [f"## {method.upper()} {path}\n", f"{_paragraphs(operation['description'])}\n"]

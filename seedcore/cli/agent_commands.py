@@ -13,7 +13,7 @@ from seedcore.cli.render import show_turned
 from seedcore.core.errors import InvalidInputError, RegistryError
 from seedcore.core.lifecycle import Status
 from seedcore.core.limits import check_duration_s
-from seedcore.discovery.api import TurnedAnswer
+from seedcore.discovery.api import OperationAnswer
 from seedcore.settings import load_settings
 
 AgentsArgument = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Logical ids.")]
@@ -121,9 +121,9 @@ def _turn(
 
 async def _turn_all(
     source: Backend, agents: list[str], status: Status, reason: str | None, duration_s: float | None
-) -> tuple[list[TurnedAnswer], list[RegistryError]]:
+) -> tuple[list[OperationAnswer], list[RegistryError]]:
     """One after the other; one that is refused does not stop the others."""
-    turned: list[TurnedAnswer] = []
+    turned: list[OperationAnswer] = []
     failures: list[RegistryError] = []
     for agent in agents:
         try:

@@ -44,6 +44,7 @@ from seedcore.core.errors import (
     UnknownInstanceError,
     first_line,
 )
+from seedcore.discovery.problems import ProblemCode
 from seedcore.settings import load_settings
 
 _EPILOG = (
@@ -194,7 +195,7 @@ def bench_command(
 def exit_code_of(error: RegistryError) -> int:
     """What a script is told of an error."""
     if isinstance(error, HttpProblemError):
-        if error.title == "Not Found":
+        if error.code is ProblemCode.NO_SUCH_ROUTE:
             # no such route: what answers there is something else
             return EXIT_CANNOT_KNOW
         return {404: EXIT_NOT_FOUND, 422: EXIT_USAGE, 503: EXIT_CANNOT_KNOW}.get(error.status, EXIT_FAILED)

@@ -29,15 +29,13 @@ from seedcore.core.selector import parse_labels, parse_selector
 from seedcore.discovery.api import (
     AgentAnswer,
     InstancePage,
+    OperationAnswer,
     OverviewAnswer,
-    Problem,
-    TurnedAnswer,
-    agent_answer,
-    page_of,
-    turned_answer,
 )
-from seedcore.discovery.app import ladder_of
 from seedcore.discovery.overview import Overviews
+from seedcore.discovery.problems import Problem, ProblemCode
+from seedcore.discovery.reader import reader_of
+from seedcore.discovery.rendering import agent_answer, operation_answer, page_of
 from seedcore.discovery.watch import Position, happenings, require_feed
 from seedcore.registry.ray_support.lookup import ray_remembers
 from seedcore.settings import Settings, without_user
@@ -50,13 +48,13 @@ _VERB = {Status.DRAINING: "drain", Status.ALIVE: "undrain"}
 
 
 class HttpProblemError(RegistryError):
-    """A deployment refused a request, in its own words."""
+    """A deployment refused a request. `code` is the kind of the problem."""
 
-    def __init__(self, status: int, detail: str, title: str = "") -> None:
-        super().__init__(status, detail, title)
+    def __init__(self, status: int, detail: str, code: ProblemCode) -> None:
+        super().__init__(status, detail, code)
         self.status = status
         self.detail = detail
-        self.title = title
+        self.code = code
 
     def __str__(self) -> str:
         return self.detail
@@ -156,7 +154,9 @@ class Backend(Protocol):
         """The fleet at a glance."""
         ...
 
-    async def turn(self, logical_id: str, status: Status, reason: str | None, duration_s: float | None) -> TurnedAnswer:
+    async def turn(
+        self, logical_id: str, status: Status, reason: str | None, duration_s: float | None
+    ) -> OperationAnswer:
         """An operator's change of an agent."""
         ...
 
@@ -166,50 +166,54 @@ class Backend(Protocol):
 
 
 class Cluster:
-    """Implements Backend: the ladder of discovery, in this process."""
+    """Implements Backend: the reader of discovery, in this process."""
 
     def __init__(self, settings: Settings) -> None:
         """Joins the cluster. Raises what join_cluster does."""
         self.place = f"Ray cluster at {join_cluster(settings)}, namespace {settings.namespace}"
         self._settings = settings
         # one query is faster than a listing of all agents
-        self._ladder = ladder_of(settings.model_copy(update={"follow": False}))
+        self._reader = reader_of(settings.model_copy(update={"follow": False}))
 
     async def listing(self, wanted: ListQuery) -> InstancePage:
         query = wanted.filter()
 
         async def page(cursor: str | None) -> InstancePage:
-            return page_of(await self._ladder.list_instances(query, MAX_PAGE, cursor))
+            return page_of(await self._reader.list_instances(query, MAX_PAGE, cursor))
 
         return await _every_page(page)
 
     async def deaths(self, limit: int, within_s: float | None) -> InstancePage:
-        return page_of(await self._ladder.deaths(limit, None, within_s))
+        return page_of(await self._reader.deaths(limit, None, within_s))
 
     async def agent(self, logical_id: str) -> AgentAnswer:
-        described = await self._ladder.describe(logical_id)
+        described = await self._reader.describe(logical_id)
         if described.complete and not described.live and not described.history:
             known = await ray_remembers(logical_id, self._settings.namespace, self._settings.call_timeout_s)
             raise NobodyError(logical_id, known)
         return agent_answer(described)
 
     async def overview(self) -> OverviewAnswer:
-        return await Overviews(self._settings, self._ladder).now()
+        return await Overviews(self._settings, self._reader).now()
 
-    async def turn(self, logical_id: str, status: Status, reason: str | None, duration_s: float | None) -> TurnedAnswer:
-        return turned_answer(logical_id, await self._ladder.operate(status, logical_id, reason, duration_s), utc_now())
+    async def turn(
+        self, logical_id: str, status: Status, reason: str | None, duration_s: float | None
+    ) -> OperationAnswer:
+        return operation_answer(
+            logical_id, await self._reader.operate(status, logical_id, reason, duration_s), utc_now()
+        )
 
     async def watch(self, wanted: ListQuery, after: str | None) -> AsyncIterator[Event]:
         position = None if after is None else Position.parsed(after)
-        ladder = ladder_of(self._settings.model_copy(update={"follow": True}))
+        reader = reader_of(self._settings.model_copy(update={"follow": True}))
         try:
-            feed = require_feed(ladder)
-            if not await ladder.until_current(_FOLLOWED_S):
+            feed = require_feed(reader)
+            if not await reader.until_current(_FOLLOWED_S):
                 raise RegistryUnavailableError(f"it could not be followed within {_FOLLOWED_S:g} s")
-            async for name, data, at in happenings(ladder, feed, position, wanted.filter()):
+            async for name, data, at in happenings(reader, feed, position, wanted.filter()):
                 yield Event(name, data, str(at))
         finally:
-            await ladder.close()
+            await reader.close()
 
 
 class Deployment:
@@ -240,14 +244,16 @@ class Deployment:
     async def overview(self) -> OverviewAnswer:
         return await self._ask(OverviewAnswer, "GET", "/v1/overview")
 
-    async def turn(self, logical_id: str, status: Status, reason: str | None, duration_s: float | None) -> TurnedAnswer:
+    async def turn(
+        self, logical_id: str, status: Status, reason: str | None, duration_s: float | None
+    ) -> OperationAnswer:
         path = _path_of(logical_id)
         told: dict[str, Any] = {} if reason is None else {"reason": reason}
         if status is Status.DEAD:
-            return await self._ask(TurnedAnswer, "DELETE", path, params=told)
+            return await self._ask(OperationAnswer, "DELETE", path, params=told)
         if duration_s is not None:
             told["duration_s"] = duration_s
-        return await self._ask(TurnedAnswer, "POST", f"{path}/{_VERB[status]}", json=told)
+        return await self._ask(OperationAnswer, "POST", f"{path}/{_VERB[status]}", json=told)
 
     async def watch(self, wanted: ListQuery, after: str | None) -> AsyncIterator[Event]:
         parameters = {**wanted.parameters(), **({} if after is None else {"after": after})}
@@ -315,7 +321,7 @@ def _problem(answer: httpx.Response) -> RegistryError:
     try:
         told = Problem.model_validate_json(answer.content)
         hint = " (the command takes it from SEEDCORE_HTTP_TOKEN)" if answer.status_code in {401, 403} else ""
-        return HttpProblemError(answer.status_code, told.detail + hint, told.title)
+        return HttpProblemError(answer.status_code, told.detail + hint, told.code)
     except ValidationError:
         where = answer.request.url
         return RegistryUnavailableError(f"{where} answers {answer.status_code}, and not as a SeedCore deployment does")

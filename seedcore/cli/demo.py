@@ -14,7 +14,7 @@ from seedcore.cli.render import show_listing
 from seedcore.composition import start_registry
 from seedcore.core.errors import AgentCallError, NotResolvableError, RegistryUnavailableError
 from seedcore.core.lifecycle import Status
-from seedcore.discovery.api import page_of
+from seedcore.discovery.rendering import page_of
 from seedcore.registry.caller.handles import HandleFinder
 from seedcore.registry.caller.listing import every_page
 from seedcore.registry.protocol.connection import RegistryConnection
@@ -138,7 +138,7 @@ async def _show_unresolvable(manager: Tier0MemoryManager, console: Console, agen
     try:
         await manager.resolve(agent_id)
     except NotResolvableError as error:
-        console.print(f"resolve now says: {error}")
+        console.print(f"resolve now raises: {error}")
     else:
         raise AgentCallError(agent_id, "is still handed out")
 

@@ -30,8 +30,8 @@ from seedcore.core.errors import (
     VersionMismatchError,
 )
 from seedcore.core.timeouts import within
-from seedcore.discovery.access import TokenFile
 from seedcore.discovery.exposure import exposures
+from seedcore.discovery.tokens import TokenFile
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.protocol.messages import Health, Hello
 from seedcore.registry.ray_support import session

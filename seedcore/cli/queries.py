@@ -184,10 +184,14 @@ def health_command(as_json: JsonOption = False) -> None:
 
 def troubles(overview: OverviewAnswer) -> list[str]:
     """What is wrong, a line each."""
-    rungs = overview.rungs
+    states = overview.sources
     found = [
         f"{name}: {state}"
-        for name, state in (("registry", rungs.registry), ("PostgreSQL", rungs.postgres), ("Ray's listing", rungs.ray))
+        for name, state in (
+            ("registry", states.registry),
+            ("PostgreSQL", states.postgres),
+            ("Ray's listing", states.ray),
+        )
         if state != "ok"
     ]
     report = overview.registry

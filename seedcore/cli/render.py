@@ -14,7 +14,14 @@ from rich.table import Table
 from seedcore.cli.output import Text, counted
 from seedcore.cli.why import Reason
 from seedcore.core.instances import EpochRecord
-from seedcore.discovery.api import AgentAnswer, InstanceOut, InstancePage, OverviewAnswer, TransitionOut, TurnedAnswer
+from seedcore.discovery.api import (
+    AgentAnswer,
+    InstanceOut,
+    InstancePage,
+    OperationAnswer,
+    OverviewAnswer,
+    TransitionOut,
+)
 
 _STYLE = {
     "alive": "green",
@@ -130,7 +137,7 @@ def show_overview(console: Console, overview: OverviewAnswer, place: str) -> Non
     """Print a summary of the fleet, the registry and the database; `place` is the cluster or the deployment."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_row("cluster", Text(place))
-    rungs = overview.rungs
+    found = overview.sources
     unknown = f"{overview.instances}, status unknown" if overview.instances else "none"
     fleet = ", ".join(f"{count} {name}" for name, count in overview.by_status.items() if count) or unknown
     if overview.by_verdict:
@@ -139,7 +146,11 @@ def show_overview(console: Console, overview: OverviewAnswer, place: str) -> Non
     if overview.epoch is not None:
         table.add_row("epoch", Text(overview.epoch.name))
     table.add_row("mode", overview.service.mode)
-    for name, state in (("registry", rungs.registry), ("PostgreSQL", rungs.postgres), ("Ray's listing", rungs.ray)):
+    for name, state in (
+        ("registry", found.registry),
+        ("PostgreSQL", found.postgres),
+        ("Ray's listing", found.ray),
+    ):
         table.add_row(name, Text(state, style="green" if state == "ok" else "red"))
     report = overview.registry
     if report is not None:
@@ -159,7 +170,7 @@ def show_overview(console: Console, overview: OverviewAnswer, place: str) -> Non
     console.print(f"{_worth(overview)}, as of {_time(overview.as_of)}", style="dim")
 
 
-def show_turned(console: Console, answers: Sequence[TurnedAnswer], lasts: str = "") -> None:
+def show_turned(console: Console, answers: Sequence[OperationAnswer], lasts: str = "") -> None:
     """Print the result for each agent. `lasts` describes how long the new status lasts."""
     for answer in answers:
         for result in answer.results:

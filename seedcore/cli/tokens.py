@@ -13,7 +13,7 @@ from rich.table import Table
 
 from seedcore.cli.output import EXIT_FAILED, JsonOption, Text, echo, out, parse_duration
 from seedcore.core.paging import check_within_s
-from seedcore.discovery.access import Right, TokenFile, new_token
+from seedcore.discovery.tokens import Right, TokenFile, new_token
 
 token_app = typer.Typer(help="Tokens for the HTTP API.", no_args_is_help=True)
 

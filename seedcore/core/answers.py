@@ -22,13 +22,45 @@ from seedcore.core.selector import Requirement, Selector
 from seedcore.core.wire import wire
 
 
-class Source(StrEnum):
-    """Where an answer came from."""
+class Origin(StrEnum):
+    """The kind of source that an answer came from; a field named `source` has it."""
 
     REGISTRY = "registry"
     SNAPSHOT = "snapshot"
     POSTGRES = "postgres"
     RAY = "ray"
+
+
+class NotResolved(StrEnum):
+    """Why a source resolves an agent to no instance, or no handle is returned for it."""
+
+    NOT_REGISTERED = "not_registered"
+    """No live instance is registered under this logical id."""
+    OTHER_EPOCH = "other_epoch"
+    """Its instances belong to another epoch than the current one."""
+    STARTING = "starting"
+    """It has registered, and has not reported alive yet."""
+    DRAINING = "draining"
+    """It is draining."""
+    HELD = "held"
+    """A hold keeps it out of discovery."""
+    LATE = "late"
+    """It missed one beat."""
+    SUSPECT = "suspect"
+    """It missed two beats or more."""
+    LEASE_EXPIRED = "lease_expired"
+    """Its lease has expired; it is about to be declared dead."""
+    REPORTED_DEAD = "reported_dead"
+    """A caller found its actor dead, and it has not beaten since."""
+    DIED = "died"
+    """Its last instance is dead, or its actor is gone."""
+    NO_HANDLE = "no_handle"
+    """It is registered without an actor that callers can use."""
+    UNREACHABLE = "unreachable"
+    """Its actor does not answer now."""
+
+
+_UNKNOWN_TO_THE_SOURCE = frozenset({None, NotResolved.NOT_REGISTERED, NotResolved.DIED})
 
 
 class OutcomeKind(StrEnum):
@@ -46,7 +78,7 @@ class OutcomeKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The store's answer to one change: what it did, and what the row says now (None: no row)."""
+    """The store's answer to one change: what it did, and the row's values now (None: no row)."""
 
     kind: OutcomeKind
     status: Status | None = None
@@ -55,7 +87,7 @@ class Outcome:
 
 
 class BeatOutcome(StrEnum):
-    """Why a beat renewed nothing."""
+    """Why a beat renewed no lease."""
 
     UNKNOWN = "unknown"
     DEAD = "dead"
@@ -63,7 +95,7 @@ class BeatOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LostBeat:
-    """A beat that renewed nothing."""
+    """A beat that renewed no lease."""
 
     instance_id: str
     outcome: BeatOutcome
@@ -72,13 +104,13 @@ class LostBeat:
 @wire
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """The answer to `register` and `set_status`. It comes also where the change is **not** committed: look at
-    `durable`, or call `raise_unless_durable()`.
+    """The answer to `register` and `set_status`, also if the change is **not** committed: check `durable`, or call
+    `raise_unless_durable()`.
 
-    With `durable` False `why` says what keeps the change from the database, or from the registry; the client keeps it
-    and sends it again. `registry` names the registry's process that answered: another one knows nothing of what this
-    one has only remembered. `beat_interval_s` is how often to beat from now on, and `lease_s` the silence that ends the
-    lease, in seconds: the registry decides both. They are None where it has not answered.
+    If `durable` is False, `why` is the problem of the database or the registry; the client keeps the change and sends
+    it again. `registry` identifies the registry process that answered: a later one does not have what this one keeps in
+    memory only. `beat_interval_s` is the time between beats from now on, and `lease_s` the silence after which the
+    lease expires, in seconds. The registry decides both; they are None if it has not answered.
     """
 
     instance_id: str
@@ -92,7 +124,7 @@ class Receipt:
     lease_s: float | None = None
 
     def raise_unless_durable(self) -> Receipt:
-        """The same receipt, or NotDurableError where the change is not committed yet."""
+        """The same receipt, or NotDurableError if the change is not committed yet."""
         if not self.durable:
             raise NotDurableError(self.instance_id, str(self.status), self.why or "the database is slow")
         return self
@@ -101,13 +133,12 @@ class Receipt:
 @wire
 @dataclass(frozen=True, slots=True)
 class BeatAnswer:
-    """The answer to beats: which ids renewed nothing, and how often to beat from now on (seconds).
+    """The answer to beats: the ids that renewed no lease, and the time between beats from now on (seconds).
 
-    `is_fenced` says that a newer registry writes: this one remembers the beat and cannot record it. `relay` names the
-    actor on the instances' node that gathers beats and changes, where there is one. `is_recovering` says that some of
-    the ids are not known yet, since the registry has not read its database: they are in neither list, and nothing is to
-    be done about them. `retired` are those of the dead that ended with their epoch, each with its name: they do not
-    come back.
+    `is_fenced`: a newer registry writes, and this one keeps the beat in memory only. `relay` is the name of the actor
+    on the instances' node that collects beats and changes, if there is one. `is_recovering`: some of the ids are not
+    known yet, because the registry has not read its database. They are in neither list, and nothing is to be done.
+    `retired` are the dead ids that ended with their epoch, each with the epoch's name: they do not register again.
     """
 
     unknown: tuple[str, ...] = ()
@@ -120,7 +151,7 @@ class BeatAnswer:
     retired: Mapping[str, str] = field(default_factory=dict)
 
     def with_lost(self, unknown: tuple[str, ...], dead: tuple[str, ...], retired: Mapping[str, str]) -> BeatAnswer:
-        """The same answer with other ids that renewed nothing."""
+        """The same answer with other ids that renewed no lease."""
         return replace(self, unknown=unknown, dead=dead, retired=retired)
 
 
@@ -129,8 +160,8 @@ class BeatAnswer:
 class InstanceFilter:
     """Which instances a listing wants. None means any; labels must all be equal.
 
-    `epoch` None means the current one; `fresh_only` leaves out instances whose lease has run out; of `selector` every
-    requirement must hold. `verdicts` can be told only where beats are listened to.
+    `epoch` None means the current one. `fresh_only` leaves out instances whose lease has expired. Every requirement of
+    `selector` must match. Only a source that receives beats knows `verdicts`.
     """
 
     statuses: frozenset[Status] | None = frozenset({Status.ALIVE})
@@ -175,10 +206,10 @@ class InstanceFilter:
 @wire
 @dataclass(frozen=True, slots=True)
 class Answer(Generic[T]):
-    """A value with where it came from, when it was true, and whether it is the whole truth."""
+    """A value with its source, its time, and whether it is complete."""
 
     value: T
-    source: Source
+    source: Origin
     as_of: datetime
     version: int
     complete: bool
@@ -187,16 +218,16 @@ class Answer(Generic[T]):
 @wire
 @dataclass(frozen=True, slots=True)
 class Listing(Sequence[Instance]):
-    """A page of instances in the order of (logical_id, instance_id), with what the answer is worth.
+    """A page of instances in the order of (logical_id, instance_id), with its source, time and completeness.
 
-    `next_cursor` continues the listing and is None on the last page. `complete` False means that the source
-    knows it may be missing some (it is recovering, or it is Ray's bare listing). `stream` names the feed that goes on
-    from `version`, where there is one. `verdicts` are of those items, by instance id, that the feed does not tell as
-    fresh; `loads` what those tell that tell any.
+    `next_cursor` continues the listing and is None on the last page. `complete` False: the source may be
+    missing some (it is recovering, or it is Ray's listing). `stream` names the feed that continues from `version`, if
+    there is one. `verdicts` has the verdict of each item that is not fresh according to the feed, by instance id;
+    `loads` the load of each item that reports one.
     """
 
     items: tuple[Instance, ...]
-    source: Source
+    source: Origin
     as_of: datetime
     version: int
     complete: bool
@@ -224,13 +255,18 @@ class Listing(Sequence[Instance]):
 class Resolution:
     """What a source knows of one logical id: its best instance, or why there is none.
 
-    `is_known` tells an agent that is registered and not to be handed out (draining, silent, of another epoch)
-    from one that nobody registered. `verdict` is of the instance, or of the one nearest to being handed out;
-    `unknown` where the source does not listen to beats.
+    `reason` is None if there is an instance, and also if the source cannot know now. `detail` explains it for people:
+    no code reads it. `verdict` is that of the instance, or of the one that is nearest to routable; `unknown` if the
+    source receives no beats.
     """
 
     logical_id: str
     instance: Instance | None
-    why: str | None = None
-    is_known: bool = False
+    reason: NotResolved | None = None
+    detail: str | None = None
     verdict: Verdict = Verdict.UNKNOWN
+
+    @property
+    def is_known(self) -> bool:
+        """Whether a live instance is registered, routable or not."""
+        return self.instance is not None or self.reason not in _UNKNOWN_TO_THE_SOURCE

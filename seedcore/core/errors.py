@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from seedcore.core.answers import NotResolved
 
 _TERMINAL_CODES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
@@ -223,19 +227,20 @@ class VersionMismatchError(RegistryError):
 
 
 class NotResolvableError(RegistryError):
-    """The agent certainly has no live instance to route to."""
+    """The agent certainly has no routable instance. `reason` is the kind; `detail` explains it for people."""
 
-    def __init__(self, logical_id: str, why: str) -> None:
-        super().__init__(logical_id, why)
+    def __init__(self, logical_id: str, reason: NotResolved, detail: str) -> None:
+        super().__init__(logical_id, reason, detail)
         self.logical_id = logical_id
-        self.why = why
+        self.reason = reason
+        self.detail = detail
 
     def __str__(self) -> str:
-        return f"agent {self.logical_id!r} cannot be resolved: {self.why}"
+        return f"agent {self.logical_id!r} cannot be resolved ({self.reason}): {self.detail}"
 
 
 class CannotKnowError(RegistryError):
-    """Whether the agent lives is not known now: every source that could answer is away or silent."""
+    """Whether the agent lives cannot be known now: no source that knows it answers."""
 
     def __init__(self, logical_id: str, why: str) -> None:
         super().__init__(logical_id, why)

@@ -229,7 +229,7 @@ class DeathWitness(Protocol):
 
 
 class ActorDirectory(Protocol):
-    """Ray's own listing of named actors: names without state, the last rung of the ladder."""
+    """Ray's own listing of named actors: names without state, the last source that is asked."""
 
     async def names(self) -> list[str]:
         """All agent actors' names in our namespace, or DirectoryUnavailableError."""

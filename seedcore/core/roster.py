@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from itertools import islice
 from typing import TypeVar
 
-from seedcore.core.answers import InstanceFilter, Outcome, OutcomeKind, Resolution
+from seedcore.core.answers import InstanceFilter, NotResolved, Outcome, OutcomeKind, Resolution
 from seedcore.core.changes import RegisterChange, Registration, StatusChange
 from seedcore.core.errors import RegistryFullError
 from seedcore.core.feed import Feed
@@ -403,32 +403,43 @@ class Roster:
         return replace(instance, last_heartbeat=at - silence)
 
     def resolve(self, logical_id: str, now_s: float, *, allow_late: bool = False) -> Resolution:
-        """The best instance to hand out, or why there is none: alive, of the current epoch, fresh (or, where that is
-        allowed and nobody is, late)."""
+        """The best routable instance, or why there is none: alive, of the current epoch, and fresh. With `allow_late`,
+        the best late one if none is fresh."""
         rows = [row for row in self.instances_of(logical_id) if row.cluster_epoch == self.epoch]
         for verdict in (Verdict.FRESH, Verdict.LATE) if allow_late else (Verdict.FRESH,):
             chosen = best(
                 row for row in rows if row.status is Status.ALIVE and self.verdict(row.instance_id, now_s) is verdict
             )
             if chosen is not None:
-                return Resolution(logical_id, chosen, is_known=True, verdict=verdict)
-        if not rows:
-            if self._live.has_agent(logical_id):
-                return Resolution(logical_id, None, "its instances are of another epoch", is_known=True)
-            return Resolution(logical_id, None, f"no live instance is registered{self._last_death(logical_id)}")
+                return Resolution(logical_id, chosen, verdict=verdict)
         nearest = best(rows)
-        assert nearest is not None
-        if nearest.status is Status.ALIVE:
-            silence = self.silence_s(nearest.instance_id, now_s)
-            verdict = self.verdict(nearest.instance_id, now_s)
-            if nearest.instance_id in self._doubted:
-                why = "a caller found its actor dead, and it has not been heard since"
-            elif self.terms.has_lapsed(silence):
-                why = f"silent for {silence:.0f} s, its lease is over"
-            else:
-                why = f"it is {verdict}: silent for {silence:.1f} s"
-            return Resolution(logical_id, None, why, is_known=True, verdict=verdict)
-        return Resolution(logical_id, None, f"it is {nearest.status}", is_known=True)
+        if nearest is None:
+            return self._without_rows(logical_id)
+        if nearest.status is not Status.ALIVE:
+            return Resolution(logical_id, None, NotResolved(nearest.status), f"it is {nearest.status}")
+        silence = self.silence_s(nearest.instance_id, now_s)
+        verdict = self.verdict(nearest.instance_id, now_s)
+        if nearest.instance_id in self._doubted:
+            reason = NotResolved.REPORTED_DEAD
+            detail = "a caller found its actor dead, and it has not beaten since"
+        elif self.terms.has_lapsed(silence):
+            reason, detail = NotResolved.LEASE_EXPIRED, f"silent for {silence:.0f} s, its lease has expired"
+        else:
+            reason = NotResolved.LATE if verdict is Verdict.LATE else NotResolved.SUSPECT
+            detail = f"it is {verdict}: silent for {silence:.1f} s"
+        return Resolution(logical_id, None, reason, detail, verdict=verdict)
+
+    def _without_rows(self, logical_id: str) -> Resolution:
+        """Why an agent without an instance in the current epoch is not resolved."""
+        if self._live.has_agent(logical_id):
+            return Resolution(logical_id, None, NotResolved.OTHER_EPOCH, "its instances are of another epoch")
+        instance_id = self._last_dead.get(logical_id)
+        if instance_id is None:
+            return Resolution(logical_id, None, NotResolved.NOT_REGISTERED, "no live instance is registered")
+        cause = self._dead.get(instance_id)
+        why = f" ({cause})" if cause else ""
+        detail = f"no live instance is registered, the last one is dead{why}"
+        return Resolution(logical_id, None, NotResolved.DIED, detail)
 
     def page(
         self, wanted: InstanceFilter, after: tuple[str, str], limit: int, now_s: float
@@ -487,13 +498,6 @@ class Roster:
             self._unlink(known)
         _remember(self._dead, instance.instance_id, instance.cause)
         _remember(self._last_dead, instance.logical_id, instance.instance_id)
-
-    def _last_death(self, logical_id: str) -> str:
-        instance_id = self._last_dead.get(logical_id)
-        if instance_id is None:
-            return ""
-        cause = self._dead.get(instance_id)
-        return f", the last one is dead ({cause})" if cause else ", the last one is dead"
 
     def _unlink(self, instance: Instance) -> None:
         self._heard.pop(instance.instance_id, None)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from seedcore.core.answers import Answer, BeatOutcome, InstanceFilter, Listing, LostBeat, Outcome, OutcomeKind, Source
+from seedcore.core.answers import Answer, BeatOutcome, InstanceFilter, Listing, LostBeat, Origin, Outcome, OutcomeKind
 from seedcore.core.changes import RegisterChange, Registration, StatusChange, check_until
 from seedcore.core.errors import EpochLimitError, FencedError, InvalidInputError, RetiredEpochError, StoreRejectedError
 from seedcore.core.instances import Beat, Epoch, EpochRecord, Instance, LiveState, Transition
@@ -410,7 +410,7 @@ class MemoryStore:
         items = tuple(matching[:limit])
         return Listing(
             items=items,
-            source=Source.POSTGRES,
+            source=Origin.POSTGRES,
             as_of=self._now(),
             version=self._tables.version,
             complete=True,
@@ -428,7 +428,7 @@ class MemoryStore:
             )
             if chosen is not None:
                 found[logical_id] = chosen
-        return Answer(found, Source.POSTGRES, self._now(), self._tables.version, complete=True)
+        return Answer(found, Origin.POSTGRES, self._now(), self._tables.version, complete=True)
 
     async def get_instance(self, instance_id: str) -> Instance | None:
         return self._tables.rows.get(check_instance_id(instance_id))
@@ -449,7 +449,7 @@ class MemoryStore:
         items, has_more = first_page(earlier, check_limit(limit))
         next_cursor = encode_death_cursor(items[-1]) if has_more else None
         return Listing(
-            tuple(items), Source.POSTGRES, self._now(), self._tables.version, complete=True, next_cursor=next_cursor
+            tuple(items), Origin.POSTGRES, self._now(), self._tables.version, complete=True, next_cursor=next_cursor
         )
 
     async def transitions(self, logical_id: str, limit: int) -> list[Transition]:

@@ -19,7 +19,7 @@ from sys import intern
 import psycopg
 from psycopg import conninfo
 
-from seedcore.core.answers import Answer, BeatOutcome, InstanceFilter, Listing, LostBeat, Outcome, OutcomeKind, Source
+from seedcore.core.answers import Answer, BeatOutcome, InstanceFilter, Listing, LostBeat, Origin, Outcome, OutcomeKind
 from seedcore.core.changes import RegisterChange, Registration, StatusChange
 from seedcore.core.errors import (
     EpochLimitError,
@@ -316,7 +316,7 @@ class PostgresStore:
         as_of: datetime = stamps[0][0]
         return Listing(
             items=items,
-            source=Source.POSTGRES,
+            source=Origin.POSTGRES,
             as_of=as_of,
             version=stamps[0][1],
             complete=True,
@@ -326,7 +326,7 @@ class PostgresStore:
     async def best_instances(self, logical_ids: Sequence[str]) -> Answer[dict[str, Instance]]:
         stamps, rows = await self._run_all([("stamp", {}), ("best_instances", {"logical_ids": list(logical_ids)})])
         found = {instance.logical_id: instance for instance in map(_instance, rows)}
-        return Answer(found, Source.POSTGRES, stamps[0][0], stamps[0][1], complete=True)
+        return Answer(found, Origin.POSTGRES, stamps[0][0], stamps[0][1], complete=True)
 
     async def get_instance(self, instance_id: str) -> Instance | None:
         rows = await self._run("get_instance", {"instance_id": check_instance_id(instance_id)})
@@ -342,7 +342,7 @@ class PostgresStore:
         stamps, rows = await self._run_all([("stamp", {}), ("deaths", {**asked, "within_s": check_within_s(within_s)})])
         items = tuple(_instance(row) for row in rows[:limit])
         next_cursor = encode_death_cursor(items[-1]) if len(rows) > limit else None
-        return Listing(items, Source.POSTGRES, stamps[0][0], stamps[0][1], complete=True, next_cursor=next_cursor)
+        return Listing(items, Origin.POSTGRES, stamps[0][0], stamps[0][1], complete=True, next_cursor=next_cursor)
 
     async def transitions(self, logical_id: str, limit: int) -> list[Transition]:
         rows = await self._run("transitions", {"logical_id": logical_id, "limit": check_limit(limit)})

@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import RayError
 
 from seedcore.cli.why import Reason, reason_of
-from seedcore.discovery.api import agent_answer
+from seedcore.discovery.rendering import agent_answer
 from seedcore.registry import ThreadReporter
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.ray_support.lookup import ray_remembers

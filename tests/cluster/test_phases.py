@@ -16,7 +16,7 @@ import ray
 from pydantic import SecretStr
 
 from seedcore.composition import start_registry
-from seedcore.core.answers import Source
+from seedcore.core.answers import Origin
 from seedcore.core.errors import RegistryError
 from seedcore.core.lifecycle import Status
 from seedcore.registry.protocol.connection import RegistryConnection
@@ -41,7 +41,7 @@ class Caller:
     manager: Tier0MemoryManager
     resolved: int = 0
     failures: list[str] = field(default_factory=list)
-    sources: set[Source] = field(default_factory=set)
+    sources: set[Origin] = field(default_factory=set)
 
     async def resolve_for_ever(self) -> None:
         while True:
@@ -68,7 +68,7 @@ class Caller:
         await self.some_more()
         await before.close()
 
-    async def source_of(self, name: str) -> Source:
+    async def source_of(self, name: str) -> Origin:
         return (await self.manager.locate(name)).source
 
 
@@ -121,7 +121,7 @@ async def test_three_phases_forwards_and_backwards_without_an_interrupted_resolu
             if lap == 1:
                 # nobody has ever reported: callers may come first
                 await caller.turn_to(settings, Mode.HYBRID)
-                assert await caller.source_of("eye") is Source.RAY
+                assert await caller.source_of("eye") is Origin.RAY
             for name in FLEET:
                 reporting[name] = await bring_up(name, f"{name}-reporting-{lap}", settings)
                 await caller.some_more()
@@ -129,13 +129,13 @@ async def test_three_phases_forwards_and_backwards_without_an_interrupted_resolu
                 await caller.turn_to(settings, Mode.HYBRID)
             await eventually(partial(_alive, registry, len(FLEET)))
             for name in FLEET:
-                assert await caller.source_of(name) in (Source.REGISTRY, Source.SNAPSHOT)
+                assert await caller.source_of(name) in (Origin.REGISTRY, Origin.SNAPSHOT)
                 await end(plain.pop(name))
                 await caller.some_more()
 
             # 2 to 3, and back again
             await caller.turn_to(settings, Mode.REGISTRY)
-            assert await caller.source_of("eye") in (Source.REGISTRY, Source.SNAPSHOT)
+            assert await caller.source_of("eye") in (Origin.REGISTRY, Origin.SNAPSHOT)
             await caller.turn_to(settings, Mode.HYBRID)
             await caller.some_more()
 
@@ -144,7 +144,7 @@ async def test_three_phases_forwards_and_backwards_without_an_interrupted_resolu
                 plain[name] = await bring_up(name, name, disabled)
                 await caller.some_more()
             await caller.turn_to(disabled, Mode.RAY)
-            assert await caller.source_of("eye") is Source.RAY
+            assert await caller.source_of("eye") is Origin.RAY
             for name in FLEET:
                 await end(reporting.pop(name))
                 await caller.some_more()

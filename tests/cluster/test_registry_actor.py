@@ -15,7 +15,7 @@ import ray
 from pydantic import SecretStr
 
 from seedcore.composition import start_registry
-from seedcore.core.answers import InstanceFilter, Receipt, Source
+from seedcore.core.answers import InstanceFilter, NotResolved, Origin, Receipt
 from seedcore.core.changes import Registration, SequencedChange, new_instance_id
 from seedcore.core.errors import (
     FencedError,
@@ -119,14 +119,14 @@ async def test_listing_filters_and_pages_without_gap_or_repeat(registry: Registr
             await registry.set_status(mine.instance_id, Status.ALIVE, 2)
     everything = await every_page(registry, page_size=3)
     assert [row.logical_id for row in everything] == [f"agent-{n:02}" for n in range(20)]
-    assert everything.source is Source.REGISTRY
+    assert everything.source is Origin.REGISTRY
     assert everything.complete
     starting = await registry.list_active([Status.STARTING])
     assert len(starting) == 5
     gone = everything[0].instance_id
     await registry.set_status(gone, Status.DEAD, 3)
     dead = await registry.list_active([Status.DEAD])
-    assert ([row.instance_id for row in dead], dead.source) == ([gone], Source.POSTGRES)
+    assert ([row.instance_id for row in dead], dead.source) == ([gone], Origin.POSTGRES)
     left = await registry.list_active(organ_id="left", labels={"n": "1"})
     assert [row.logical_id for row in left] == ["agent-01", "agent-11"]
     page = await registry.list_active(limit=7)
@@ -145,7 +145,7 @@ async def test_resolve_answers_many_and_says_why_not(registry: RegistryConnectio
     instance = found["alive"].instance
     assert instance is not None
     assert instance.instance_id == alive.instance_id
-    assert (found["draining"].instance, found["draining"].why) == (None, "it is draining")
+    assert (found["draining"].instance, found["draining"].reason) == (None, NotResolved.DRAINING)
     assert not found["nobody"].is_known
     described = await registry.describe("draining")
     assert described.complete

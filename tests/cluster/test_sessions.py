@@ -19,7 +19,7 @@ from ray.cluster_utils import Cluster
 
 from seedcore.agents import RayAgent
 from seedcore.composition import start_registry
-from seedcore.core.answers import Source
+from seedcore.core.answers import Origin
 from seedcore.core.errors import (
     AgentCallError,
     CannotKnowError,
@@ -101,7 +101,7 @@ class Program:
         """Until it uses what it holds: the relay of the node, and handles that the feed keeps."""
 
         async def is_held() -> bool:
-            return self.connection.uses_relay and (await self.manager.locate("stays")).source is Source.SNAPSHOT
+            return self.connection.uses_relay and (await self.manager.locate("stays")).source is Origin.SNAPSHOT
 
         await eventually(is_held)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from seedcore.core.answers import InstanceFilter, Source
+from seedcore.core.answers import InstanceFilter, Origin
 from seedcore.core.errors import InvalidInputError
 from seedcore.core.instances import Beat, Instance
 from seedcore.core.lifecycle import Status
@@ -85,7 +85,7 @@ async def test_listing_goes_on_behind_its_cursor_whatever_happened_to_the_row_it
 async def test_empty_store_lists_nothing_and_says_what_that_is_worth(world: World) -> None:
     page = await world.store.list_instances(EVERYONE, 10)
     assert list(page) == []
-    assert (page.source, page.complete, page.next_cursor) == (Source.POSTGRES, True, None)
+    assert (page.source, page.complete, page.next_cursor) == (Origin.POSTGRES, True, None)
     assert page.as_of.utcoffset() is not None
 
 
@@ -184,7 +184,7 @@ async def test_best_instance_is_the_rules_choice_among_the_active(world: World) 
     assert set(answer.value) == {"one", "two", "three", "four"}
     assert answer.value["two"].instance_id == iid(203)
     assert answer.value["four"].instance_id != newest_of_four.instance_id
-    assert (answer.source, answer.complete) == (Source.POSTGRES, True)
+    assert (answer.source, answer.complete) == (Origin.POSTGRES, True)
 
 
 async def test_asking_twice_for_an_agent_answers_once(world: World) -> None:

@@ -22,7 +22,7 @@ from seedcore.cli.fleet import FleetFile, read_fleet, specs_of
 from seedcore.cli.output import parse_duration
 from seedcore.cli.registry_commands import objection_to_flip
 from seedcore.cli.why import reason_of
-from seedcore.core.answers import Source
+from seedcore.core.answers import NotResolved, Origin
 from seedcore.core.errors import (
     AgentCallError,
     CannotKnowError,
@@ -37,8 +37,10 @@ from seedcore.core.instances import EpochRecord, Instance, Verdict
 from seedcore.core.lifecycle import Status
 from seedcore.core.limits import check_duration_s
 from seedcore.core.paging import check_within_s
-from seedcore.discovery.access import Right, new_token
-from seedcore.discovery.api import AgentAnswer, agent_answer
+from seedcore.discovery.api import AgentAnswer
+from seedcore.discovery.problems import ProblemCode
+from seedcore.discovery.rendering import agent_answer
+from seedcore.discovery.tokens import Right, new_token
 from seedcore.registry.protocol.messages import Description, Observed
 from seedcore.settings import Settings
 from tests.builders import START, instance
@@ -97,7 +99,7 @@ def watcher(*outcomes: Exception | None) -> Watcher:
 
 
 async def test_who_cannot_be_asked_is_not_gone() -> None:
-    silent, gone = CannotKnowError("a", "away"), NotResolvableError("a", "dead")
+    silent, gone = CannotKnowError("a", "away"), NotResolvableError("a", NotResolved.DIED, "dead")
     assert await watcher(None, silent, silent, gone).until_gone("a", 10.0) <= time.time()
     with pytest.raises(AgentCallError, match="not known to be gone"):
         await watcher(silent).until_gone("a", 0.05)
@@ -205,17 +207,17 @@ def test_a_fleet_file_that_is_not_there_is_told_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (NotResolvableError("a", "gone"), 3),
+        (NotResolvableError("a", NotResolved.DIED, "gone"), 3),
         (NobodyError("a", "nor does Ray"), 3),
         (UnknownInstanceError("a"), 3),
         (CannotKnowError("a", "away"), 4),
         (RegistryUnavailableError("away"), 4),
         (StoreUnavailableError("away"), 4),
-        (HttpProblemError(404, "none", "NotResolvable"), 3),
-        (HttpProblemError(404, "Not Found: GET /v1/v1/instances", "Not Found"), 4),
-        (HttpProblemError(503, "away"), 4),
-        (HttpProblemError(409, "no"), 1),
-        (HttpProblemError(422, "wrong"), 2),
+        (HttpProblemError(404, "none", ProblemCode.NOT_RESOLVABLE), 3),
+        (HttpProblemError(404, "Not Found: GET /v1/v1/instances", ProblemCode.NO_SUCH_ROUTE), 4),
+        (HttpProblemError(503, "away", ProblemCode.CANNOT_KNOW), 4),
+        (HttpProblemError(409, "no", ProblemCode.FORBIDDEN_TRANSITION), 1),
+        (HttpProblemError(422, "wrong", ProblemCode.INVALID_INPUT), 2),
         (InvalidInputError("a", "wrong"), 2),
         (NoClusterError("Could not find any running Ray instance"), 4),
         (SeveralClustersError("2 Ray clusters"), 2),
@@ -231,7 +233,7 @@ def test_a_script_is_told_by_the_exit_code_what_went_wrong(error: RegistryError,
 
 def agent(live: list[tuple[Instance, Verdict]], *history: Instance) -> AgentAnswer:
     observed = tuple(Observed(row, verdict, 0.5) for row, verdict in live)
-    return agent_answer(Description("agent", observed, history, Source.REGISTRY, START, 1, complete=True))
+    return agent_answer(Description("agent", observed, history, Origin.REGISTRY, START, 1, complete=True))
 
 
 def test_of_several_instances_the_one_nearest_to_being_handed_out_is_told_of() -> None:

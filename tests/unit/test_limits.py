@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seedcore.core.answers import Answer, InstanceFilter, Listing, Source
+from seedcore.core.answers import Answer, InstanceFilter, Listing, Origin
 from seedcore.core.changes import RegisterChange, Registration, new_instance_id
 from seedcore.core.errors import InvalidInputError
 from seedcore.core.instances import Verdict
@@ -307,7 +307,7 @@ def test_filter_without_an_epoch_wants_the_current_one() -> None:
 
 def test_listing_reads_as_a_sequence_of_its_items() -> None:
     rows = (instance(1), instance(2), instance(3))
-    listing = Listing(rows, Source.POSTGRES, START, version=1, complete=True)
+    listing = Listing(rows, Origin.POSTGRES, START, version=1, complete=True)
     assert len(listing) == 3
     assert list(listing) == list(rows)
     assert listing[0] == rows[0]
@@ -317,13 +317,13 @@ def test_listing_reads_as_a_sequence_of_its_items() -> None:
 
 
 def test_values_cannot_be_changed() -> None:
-    answer = Answer(1, Source.RAY, START, 1, complete=False)
+    answer = Answer(1, Origin.RAY, START, 1, complete=False)
     with pytest.raises(FrozenInstanceError):
         answer.value = 2  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("name", [*Source, *Verdict])
-def test_names_read_as_their_values(name: Source | Verdict) -> None:
+@pytest.mark.parametrize("name", [*Origin, *Verdict])
+def test_names_read_as_their_values(name: Origin | Verdict) -> None:
     assert str(name) == name.value
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seedcore.core import roster as roster_module
-from seedcore.core.answers import InstanceFilter, Outcome, OutcomeKind
+from seedcore.core.answers import InstanceFilter, NotResolved, Outcome, OutcomeKind
 from seedcore.core.changes import Change, RegisterChange, StatusChange
 from seedcore.core.errors import RegistryFullError
 from seedcore.core.instances import Instance, Verdict
@@ -330,9 +330,7 @@ def test_flip_shows_the_staged_and_hides_the_rest_in_one_step(roster: Roster) ->
     roster.set_status(turns(2, Status.ALIVE, 1), 0.0, START)
     assert listed(roster) == [iid(1)]
     hidden = roster.resolve("green", 0.0)
-    assert (hidden.instance, hidden.is_known) == (None, True)
-    assert hidden.why is not None
-    assert "another epoch" in hidden.why
+    assert (hidden.instance, hidden.reason, hidden.is_known) == (None, NotResolved.OTHER_EPOCH, True)
     roster.set_epoch("green")
     assert listed(roster) == [iid(2)]
     assert roster.resolve("green", 0.0).instance is not None
@@ -401,42 +399,41 @@ def test_resolve_hands_out_the_best_alive_instance(roster: Roster) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "now_s", "why"),
+    ("status", "now_s", "reason"),
     [
-        ("starting", 0.0, "it is starting"),
-        ("draining", 0.0, "it is draining"),
-        ("alive", 8.0, "it is late: silent for 8.0 s"),
-        ("alive", 12.0, "it is suspect: silent for 12.0 s"),
-        ("alive", 40.0, "silent for 40 s, its lease is over"),
+        ("starting", 0.0, NotResolved.STARTING),
+        ("draining", 0.0, NotResolved.DRAINING),
+        ("alive", 8.0, NotResolved.LATE),
+        ("alive", 12.0, NotResolved.SUSPECT),
+        ("alive", 40.0, NotResolved.LEASE_EXPIRED),
     ],
 )
-def test_resolve_says_why_a_known_agent_is_not_handed_out(roster: Roster, status: str, now_s: float, why: str) -> None:
+def test_resolve_returns_the_reason_why_a_known_agent_is_not_resolved(
+    roster: Roster, status: str, now_s: float, reason: NotResolved
+) -> None:
     enter(roster, 1, status=status)
     resolution = roster.resolve("agent", now_s)
-    assert (resolution.instance, resolution.why, resolution.is_known) == (None, why, True)
+    assert (resolution.instance, resolution.reason, resolution.is_known) == (None, reason, True)
+    assert resolution.detail
 
 
-def test_resolve_tells_an_agent_that_nobody_registered(roster: Roster) -> None:
-    resolution = roster.resolve("nobody", 0.0)
+def test_resolve_distinguishes_an_agent_that_never_registered(roster: Roster) -> None:
+    resolution = roster.resolve("unregistered", 0.0)
     assert (resolution.instance, resolution.is_known) == (None, False)
-    assert resolution.why == "no live instance is registered"
+    assert resolution.reason is NotResolved.NOT_REGISTERED
 
 
-@pytest.mark.parametrize(
-    ("cause", "why"),
-    [
-        ("its process exited (pid 7)", ", the last one is dead (its process exited (pid 7))"),
-        (None, ", the last one is dead"),
-    ],
-)
-def test_resolve_tells_why_the_last_instance_of_an_agent_died(roster: Roster, cause: str | None, why: str) -> None:
+@pytest.mark.parametrize("cause", ["its process exited (pid 7)", None])
+def test_resolve_returns_the_cause_of_death_of_the_last_instance(roster: Roster, cause: str | None) -> None:
     for number in (1, 2):
         enter(roster, number)
     roster.set_status(turns(1, Status.DEAD, cause="long ago"), 0.0, START)
     roster.set_status(turns(2, Status.DEAD, cause=cause), 0.0, START)
     resolution = roster.resolve("agent", 0.0)
     assert (resolution.instance, resolution.is_known) == (None, False)
-    assert resolution.why == f"no live instance is registered{why}"
+    assert resolution.reason is NotResolved.DIED
+    assert (cause or "dead") in str(resolution.detail)
+    assert "long ago" not in str(resolution.detail)
     enter(roster, 3)
     assert roster.resolve("agent", 0.0).instance is not None
 
@@ -446,8 +443,8 @@ def test_causes_of_death_are_remembered_up_to_a_bound(roster: Roster, monkeypatc
     for number, logical_id in enumerate(["first", "second", "first", "third"]):
         enter(roster, number, logical_id)
         roster.set_status(turns(number, Status.DEAD, cause="why"), 0.0, START)
-    told = [roster.resolve(logical_id, 0.0).why for logical_id in ("first", "second", "third")]
-    assert ["why" in str(why) for why in told] == [True, False, True]
+    reasons = [roster.resolve(logical_id, 0.0).reason for logical_id in ("first", "second", "third")]
+    assert reasons == [NotResolved.DIED, NotResolved.NOT_REGISTERED, NotResolved.DIED]
 
 
 def test_silent_instance_does_not_hide_one_that_is_heard(roster: Roster) -> None:
@@ -511,7 +508,7 @@ def test_doubted_instance_is_suspect_until_it_is_heard(roster: Roster) -> None:
     roster.doubt(iid(2))
     resolution = roster.resolve("agent", 0.0, allow_late=True)
     assert resolution.instance is None
-    assert resolution.why == "a caller found its actor dead, and it has not been heard since"
+    assert resolution.reason is NotResolved.REPORTED_DEAD
     roster.renew([iid(1)], 1.0)
     assert roster.resolve("agent", 1.0).instance is not None
 

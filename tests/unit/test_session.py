@@ -27,7 +27,7 @@ from seedcore.core.errors import (
 from seedcore.registry.agent.identity import identify, own_actor, own_node_id
 from seedcore.registry.agent.reporter import Reporter
 from seedcore.registry.agent.thread_reporter import ThreadReporter
-from seedcore.registry.caller import handles as handles_module
+from seedcore.registry.caller.handle_cache import ActorTable
 from seedcore.registry.caller.handles import HandleFinder
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.protocol.messages import PROTOCOL, Hello
@@ -270,7 +270,7 @@ async def test_a_silence_of_one_session_is_not_the_nexts(connected: Membership) 
 
 
 async def test_a_handle_held_for_an_outage_of_rays_table_is_of_its_session(
-    connected: Membership, monkeypatch: pytest.MonkeyPatch
+    connected: Membership,
 ) -> None:
     is_away = False
     actor = Actor(None)
@@ -280,8 +280,7 @@ async def test_a_handle_held_for_an_outage_of_rays_table_is_of_its_session(
             raise DirectoryUnavailableError("for the test")
         return actor
 
-    monkeypatch.setattr(handles_module, "find_actor", find)
-    finder = HandleFinder("nowhere", 1.0)
+    finder = HandleFinder("nowhere", 1.0, table=ActorTable(1.0, find=find))
     assert await finder.of_name("agent") is actor
     is_away = True
     assert await finder.of_name("agent") is actor

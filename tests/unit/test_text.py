@@ -19,7 +19,7 @@ import seedcore.cli
 from seedcore.cli import output, render
 from seedcore.cli.output import Terminal
 from seedcore.cli.why import reason_of
-from seedcore.core.answers import InstanceFilter, Listing, Source
+from seedcore.core.answers import InstanceFilter, Listing, Origin
 from seedcore.core.changes import Registration
 from seedcore.core.errors import InvalidInputError
 from seedcore.core.instances import Transition, Verdict
@@ -35,8 +35,9 @@ from seedcore.core.limits import (
 )
 from seedcore.core.paging import decode_cursor, encode_cursor
 from seedcore.core.text import first_unfit, shown
-from seedcore.discovery.access import Right, new_token
-from seedcore.discovery.api import InstancePage, agent_answer, page_of
+from seedcore.discovery.api import InstancePage
+from seedcore.discovery.rendering import agent_answer, page_of
+from seedcore.discovery.tokens import Right, new_token
 from seedcore.registry.protocol.messages import Description, Observed
 from seedcore.settings import Settings
 from tests.builders import START, iid, instance
@@ -171,13 +172,13 @@ def hostile_answers() -> tuple[Any, ...]:
         HOSTILE,
         (Observed(row, Verdict.FRESH, 0),),
         (row, dead),
-        Source.REGISTRY,
+        Origin.REGISTRY,
         START,
         1,
         complete=True,
         steps=(step,),
     )
-    return row, dead, agent_answer(described), page_of(Listing((row, dead), Source.REGISTRY, START, 1, True))
+    return row, dead, agent_answer(described), page_of(Listing((row, dead), Origin.REGISTRY, START, 1, True))
 
 
 def printed(show: Callable[[Terminal], None], *, is_terminal: bool) -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seedcore.core.answers import InstanceFilter, Listing, Source
+from seedcore.core.answers import InstanceFilter, Listing, Origin
 from seedcore.core.changes import StatusChange
 from seedcore.core.feed import Feed
 from seedcore.core.instances import Verdict
@@ -74,7 +74,7 @@ class Fleet:
         self.loads += 1
         rows, _ = self.roster.page(ALL, decode_cursor(None), 100, self.now_s)
         verdicts = self.roster.verdicts_told(rows)
-        page = Listing(tuple(rows), Source.REGISTRY, START, batch.version, True, stream="here", verdicts=verdicts)
+        page = Listing(tuple(rows), Origin.REGISTRY, START, batch.version, True, stream="here", verdicts=verdicts)
         self.view.load(batch, [page])
 
     def check(self) -> None:

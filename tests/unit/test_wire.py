@@ -24,7 +24,7 @@ import pytest
 import seedcore
 from seedcore.agents import RayAgent
 from seedcore.core import errors, wire
-from seedcore.core.answers import BeatAnswer, Source
+from seedcore.core.answers import BeatAnswer, NotResolved, Origin
 from seedcore.core.changes import Registration
 from seedcore.core.instances import Verdict
 from seedcore.core.lifecycle import Status
@@ -60,7 +60,10 @@ def written_now() -> Written:
         "protocol": PROTOCOL,
         "oldest": OLDEST_PROTOCOL,
         "classes": {kind.__name__: [_field(field) for field in dataclasses.fields(kind)] for kind in travelling()},
-        "words": {kind.__name__: [member.value for member in kind] for kind in (Operator, Source, Status, Verdict)},
+        "words": {
+            kind.__name__: [member.value for member in kind]
+            for kind in (NotResolved, Operator, Origin, Status, Verdict)
+        },
         "methods": {f"{kind.__name__}.{name}": _parameters(method) for kind, name, method in _methods()},
         "answers": {
             f"{kind.__name__}.{name}": inspect.signature(method).return_annotation for kind, name, method in _methods()

@@ -102,12 +102,12 @@ async def test_who_may_not_read_is_told_that_it_works_and_nothing_else(world: Wo
         ready = (await stranger.get("/readyz")).json()
         access = (await stranger.get("/v1/access")).json()
     assert (alive["status"], alive["registry"], alive["registry_problem"]) == ("ok", None, None)
-    assert ready == {"ready": True, "rungs": None}
+    assert ready == {"ready": True, "sources": None}
     assert access == {"right": "none", "name": None, "problem": None, "anonymous": "none"}
     known = (await world.ask("GET", "/v1/access")).json()
     assert (known["right"], known["name"]) == ("write", "writer")
     assert (await world.ask("GET", "/healthz")).json()["registry"] is not None
-    assert (await world.ask("GET", "/readyz")).json()["rungs"]["postgres"] == "ok"
+    assert (await world.ask("GET", "/readyz")).json()["sources"]["postgres"] == "ok"
 
 
 async def test_the_proxy_of_this_machine_says_what_its_callers_may(world: World) -> None:

@@ -7,6 +7,8 @@ import { byId, mark, setAttribute, setText } from "./dom.js";
 import { longSpan } from "./format.js";
 import { describeOutcome, describeRefusal, describeVerdict } from "./words.js";
 
+const NOT_RESOLVABLE = "not_resolvable";
+
 const EVERY_MS = 5000;
 
 /** How long an outcome is shown. */
@@ -124,7 +126,7 @@ export class AgentPanel {
     } catch (error) {
       if (asking.signal.aborted) return;
       this.#problem = error;
-      if (error.status === 404) this.#answer = null;
+      if (error.code === NOT_RESOLVABLE) this.#answer = null;
     }
     this.#asking = null;
     this.#askIn(this.#mustAskAgain ? SETTLE_MS : EVERY_MS);
@@ -186,7 +188,7 @@ export class AgentPanel {
   #describe() {
     if (this.#answer !== null) return headline(this.#answer, now());
     if (this.#problem === null) return { kind: "unknown", text: "Loading" };
-    if (this.#problem.status === 404) {
+    if (this.#problem.code === NOT_RESOLVABLE) {
       return { kind: "unknown", text: "No agent has registered under this id.", detail: this.#problem.message };
     }
     return { kind: "unknown", text: "The agent cannot be loaded now.", detail: this.#problem.message };

@@ -78,7 +78,7 @@ export function describeOutcome(verb, answer, until, now) {
 
 /** Describes why a drain or undrain failed. */
 export function describeRefusal(verb, error) {
-  if (error.status === 404) return `The agent has no live instance to ${verb}.`;
+  if (error.code === "not_resolvable") return `The agent has no live instance to ${verb}.`;
   if (error.status === 409) return `The registry refused: ${error.message}`;
   if (error.status === 503) return `Not possible now, and nothing has changed: ${error.message}`;
   if (error.status === 422) return `Invalid request: ${error.message}`;

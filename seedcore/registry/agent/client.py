@@ -14,7 +14,7 @@ from seedcore.core.answers import BeatAnswer, Receipt
 from seedcore.core.changes import Registration, new_instance_id
 from seedcore.core.clock import Clock
 from seedcore.core.comebacks import Comebacks
-from seedcore.core.errors import InstanceDeadError, InvalidInputError, RegistryError, RetiredEpochError
+from seedcore.core.errors import InstanceDeadError, RegistryError, RetiredEpochError
 from seedcore.core.lifecycle import Status
 from seedcore.core.limits import Json, check_cause, check_status
 from seedcore.core.loops import LoopsLock
@@ -25,15 +25,8 @@ from seedcore.registry.agent.outages import Outages, of_process
 from seedcore.registry.agent.pending import PendingChanges
 from seedcore.registry.agent.times import AgentTimes
 from seedcore.registry.protocol.connection import RegistryConnection, shared_connection
-from seedcore.registry.ray_support.directory import RESERVED_PREFIX
+from seedcore.registry.ray_support.directory import check_not_ours
 from seedcore.settings import Settings, get_settings
-
-
-def check_not_ours(field: str, name: str) -> str:
-    """The name of an agent or its actor, or InvalidInputError for one that is reserved for our own actors."""
-    if isinstance(name, str) and name.startswith(RESERVED_PREFIX):
-        raise InvalidInputError(field, f"must not begin with {RESERVED_PREFIX!r}: those names are ours")
-    return name
 
 
 class RegistryClient:

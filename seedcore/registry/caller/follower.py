@@ -1,20 +1,20 @@
-"""Keeps a copy of who lives up to date by the registry's feed, and knows how old it is.
+"""Keeps a local cache of the live agents (LiveView) current, by the registry's change feed.
 
-Owns one task. Whoever reads the copy asks `is_current` first: it is never trusted for longer than MAX_AGE_S after the
-registry last confirmed it.
+Owns one task. The cache is trusted for at most `max_age_s` after the registry last confirmed it: readers check
+`is_current` first.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
-import time
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from seedcore.core.answers import InstanceFilter, Listing
-from seedcore.core.clock import utc_now
+from seedcore.core.backoff import Backoff, supervise
+from seedcore.core.clock import Clock
 from seedcore.core.errors import FollowersFullError, RegistryError, RegistryUnavailableError
 from seedcore.core.feed import Feed, FeedBatch
 from seedcore.core.instances import Instance
@@ -30,15 +30,26 @@ from seedcore.registry.ray_support.metrics import PERIOD_S
 logger = logging.getLogger(__name__)
 
 MAX_AGE_S = 4.0
-_WAIT_S = 2.0
-_CALL_S = 1.0
-_RETRY_S, _RETRY_MAX_S = 0.1, 2.0
-_FULL_S, _FULL_MAX_S = 2.0, 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class FollowTimes:
+    """The times of a follower, in seconds. `wait_s` is how long the registry may wait for a change, and `call_s` the
+    time that the answer may take on its way. `retry_s` grows to `retry_longest_s`; `full_s` to `full_longest_s` while
+    the registry has no place for another follower."""
+
+    max_age_s: float = MAX_AGE_S
+    wait_s: float = 2.0
+    call_s: float = 1.0
+    retry_s: float = 0.1
+    retry_longest_s: float = 2.0
+    full_s: float = 2.0
+    full_longest_s: float = 30.0
 
 
 class Follower:
-    """`view` is the copy. It is followed in the event loop that started it first, as long as that runs: only there is
-    the copy read. Started in a later loop it begins anew."""
+    """`view` is the cache. The event loop that first started the follower runs it, as long as that loop runs, and only
+    that loop may read the cache. A start in a later loop begins with an empty cache."""
 
     def __init__(
         self,
@@ -50,12 +61,14 @@ class Follower:
         on_reset: Callable[[], None] | None = None,
         feed: Feed | None = None,
         metrics: CallerMetrics | None = None,
+        times: FollowTimes | None = None,
+        clock: Clock | None = None,
     ) -> None:
-        """Follows whom organ and labels select. `on_change` is called with each logical id whose instances, or the
-        verdict on them, changed; `on_reset` when everything may have. `feed` becomes a copy of the registry's feed, for
-        followers of this process. `metrics` are told as long as it follows. Tries no connection."""
+        """Follows the instances that match organ and labels. `on_change` is called with each logical id whose
+        instances, or the verdict on them, changed; `on_reset` when all of them may have. `feed` becomes a copy of the
+        registry's feed, for watchers in this process. `metrics` are exported while it follows. Opens no connection."""
         self._connection = connection
-        # the registry keeps its place by this, from question to question
+        # the registry keeps a place for this name from question to question
         self._name = uuid.uuid4().hex
         self._wanted = InstanceFilter(
             statuses=None, organ_id=organ_id, labels=labels if labels is not None else {}, fresh_only=False
@@ -64,7 +77,12 @@ class Follower:
         self._on_reset = on_reset
         self.feed = feed
         self._metrics = metrics
-        self._next_told_s = 0.0
+        self._times = times if times is not None else FollowTimes()
+        self._clock = clock if clock is not None else Clock()
+        self._retry = Backoff(self._times.retry_s, self._times.retry_longest_s)
+        self._full = Backoff(self._times.full_s, self._times.full_longest_s)
+        self._between_resets = Backoff(2 * self._times.retry_s, self._times.retry_longest_s)
+        self._exports_at_s = 0.0
         self._confirmed_s: float | None = None
         self._task: asyncio.Task[None] | None = None
         self._trusted_until_s = 0.0
@@ -72,29 +90,31 @@ class Follower:
         self._confirmed = LoopsEvent()
         self.view = LiveView()
         self.resets = 0
-        self._consecutive_resets = 0
+        self.failures = 0
+        self._is_after_reset = False
 
     @property
     def is_current(self) -> bool:
-        """Whether the registry has confirmed the copy within MAX_AGE_S, in the Ray session of now."""
-        return time.monotonic() < self._trusted_until_s and session.current() is self._session
+        """Whether the registry has confirmed the cache within `max_age_s`, in the current Ray session."""
+        return self._clock.monotonic() < self._trusted_until_s and session.current() is self._session
 
     def start(self) -> None:
-        """Follow from now on, in the running event loop, unless it is followed already. Idempotent."""
+        """Follow from now on, in the running event loop, unless it follows already. Idempotent."""
         if not is_running(self._task):
-            self._doubt()
+            self._distrust()
             self.view = LiveView()
             self._confirmed = LoopsEvent()
-            self._task = asyncio.create_task(self._follow(), name="follower")
+            following = supervise(self._step, Backoff(self._times.retry_s, self._times.retry_longest_s), "follower")
+            self._task = asyncio.create_task(following, name="follower")
 
     @property
     def is_readable_here(self) -> bool:
-        """Whether the copy is up to date, and the running event loop the one that changes it."""
+        """Whether the cache is current, and the running event loop the one that changes it."""
         task = self._task
         return self.is_current and task is not None and task.get_loop() is asyncio.get_running_loop()
 
     async def until_current(self, timeout_s: float) -> bool:
-        """Wait for the copy to be up to date; whether it is within `timeout_s` seconds of it."""
+        """Wait until the cache is current. Returns whether it is within `timeout_s` seconds."""
         if not self.is_current:
             self._confirmed.clear()
             try:
@@ -104,42 +124,47 @@ class Follower:
         return True
 
     async def stop(self) -> None:
-        """Follow no more."""
+        """Stop following."""
         task, self._task = self._task, None
-        self._doubt()
+        self._distrust()
         await end(task)
 
-    async def _follow(self) -> None:
-        pause_s, most_s = _RETRY_S, _RETRY_MAX_S
-        while True:
-            self._tell_metrics()
-            try:
-                await self._step()
-                pause_s = _RETRY_S
-                continue
-            except FollowersFullError as error:
-                # until another one goes no asking helps: callers ask the registry meanwhile
-                logger.info("no copy is kept: %s", error)
-                pause_s, most_s = max(pause_s, _FULL_S), _FULL_MAX_S
-            except RegistryError as error:
-                logger.debug("the feed is not read: %s", error)
-                most_s = _RETRY_MAX_S
-            except Exception:
-                logger.exception("following failed; beginning anew")
-                self.view = LiveView()
-            self._doubt()
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
-            pause_s = min(most_s, pause_s * 2)
+    async def _step(self) -> float:
+        self._export_metrics()
+        try:
+            await self._advance()
+        except FollowersFullError as error:
+            # no retry helps before another follower leaves: callers ask the registry meanwhile
+            logger.info("no cache is kept: %s", error)
+            pause_s = self._full.next_s()
+        except RegistryError as error:
+            logger.debug("the feed is not read: %s", error)
+            pause_s = self._retry.next_s()
+        except Exception:
+            # the cache may be half changed
+            self.view = LiveView()
+            self._note_failure()
+            raise
+        else:
+            self._retry.reset()
+            self._full.reset()
+            return 0.0
+        self._note_failure()
+        return pause_s
 
-    async def _step(self) -> None:
+    def _note_failure(self) -> None:
+        self.failures += 1
+        self._distrust()
+
+    async def _advance(self) -> None:
         entered = session.current()
         if entered is not self._session:
-            # another cluster's registry, perhaps, and handles are of one session in any case
-            self._doubt()
+            # it may be the registry of another cluster; handles belong to one session in any case
+            self._distrust()
             self._session, self.view = entered, LiveView()
         view = self.view
-        wait_s = 0.0 if view.stream is None else _WAIT_S
-        asked_s = time.monotonic()
+        wait_s = 0.0 if view.stream is None else self._times.wait_s
+        asked_s = self._clock.monotonic()
         batch = await self._connection.changes(self._wanted, view.stream, view.version, wait_s, self._name)
         if not batch.complete:
             raise RegistryUnavailableError("it is still recovering, or superseded")
@@ -147,27 +172,27 @@ class Follower:
             await self._pause_between_resets()
             await self._load(batch)
             return
-        self._consecutive_resets = 0
+        self._is_after_reset = False
         if self.feed is not None:
-            self._retell(self.feed, batch)
+            self._repeat(self.feed, batch)
         for logical_id in view.apply(batch):
             if self._on_change is not None:
                 self._on_change(logical_id)
-        # it was true when it was said: no later than its wait allows, whenever we came to read it
-        self._trust(min(time.monotonic(), asked_s + wait_s + _CALL_S))
+        # it was true when it was sent: no later than its wait allows, however late this process reads it
+        self._trust(min(self._clock.monotonic(), asked_s + wait_s + self._times.call_s))
 
-    def _tell_metrics(self) -> None:
-        now_s = time.monotonic()
-        if self._metrics is None or now_s < self._next_told_s:
+    def _export_metrics(self) -> None:
+        now_s = self._clock.monotonic()
+        if self._metrics is None or now_s < self._exports_at_s:
             return
-        self._next_told_s = now_s + PERIOD_S
+        self._exports_at_s = now_s + PERIOD_S
         try:
-            self._metrics.tell(None if self._confirmed_s is None else now_s - self._confirmed_s)
+            self._metrics.export(None if self._confirmed_s is None else now_s - self._confirmed_s)
         except Exception:
-            logger.exception("metrics were not told; going on")
+            logger.exception("the metrics were not exported; following goes on")
 
-    def _retell(self, feed: Feed, batch: FeedBatch) -> None:
-        # several of one instance may be in a batch: what each of them left is what the next one changes
+    def _repeat(self, feed: Feed, batch: FeedBatch) -> None:
+        # a batch may have several changes of one instance: each begins where the one before ended
         seen: dict[str, Instance | None] = {}
         for change in batch.changes:
             before = seen.get(change.instance_id, self.view.get(change.instance_id))
@@ -177,21 +202,22 @@ class Follower:
         feed.version = batch.version
 
     async def _pause_between_resets(self) -> None:
-        """With more changes than the feed remembers everybody lists anew, again and again: not all at once."""
-        if self._consecutive_resets:
-            pause_s = min(_RETRY_MAX_S, _RETRY_S * 2**self._consecutive_resets)
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
-        self._consecutive_resets += 1
+        """If there are more changes than the feed remembers, every follower lists again and again: not all at once."""
+        if self._is_after_reset:
+            await asyncio.sleep(self._between_resets.next_s())
+        else:
+            self._between_resets.reset()
+        self._is_after_reset = True
 
     async def _load(self, reset: FeedBatch) -> None:
-        """List everybody. What it had stays readable meanwhile, and is not trusted."""
-        self._doubt()
+        """List all instances. The earlier content stays readable meanwhile, and is not trusted."""
+        self._distrust()
         pages: list[Listing] = []
         cursor: str | None = None
         while not pages or cursor is not None:
             page = await self._connection.page(self._wanted, MAX_PAGE, cursor)
             if page.stream != reset.stream:
-                raise RegistryUnavailableError("it was restarted while it listed everybody")
+                raise RegistryUnavailableError("it restarted during the listing")
             if not page.complete:
                 raise RegistryUnavailableError("it is still recovering, or superseded")
             pages.append(page)
@@ -202,13 +228,13 @@ class Follower:
         self.resets += 1
         if self._on_reset is not None:
             self._on_reset()
-        # trusted with the next answer: it tells what changed while we listed
+        # trusted from the next answer on: that has the changes during the listing
 
-    def _trust(self, said_s: float) -> None:
-        self._confirmed_s = said_s
-        self._trusted_until_s = said_s + MAX_AGE_S
-        self.view.as_of = utc_now()
+    def _trust(self, sent_s: float) -> None:
+        self._confirmed_s = sent_s
+        self._trusted_until_s = sent_s + self._times.max_age_s
+        self.view.as_of = self._clock.utc()
         self._confirmed.set()
 
-    def _doubt(self) -> None:
+    def _distrust(self) -> None:
         self._trusted_until_s = 0.0

@@ -1,4 +1,4 @@
-"""Whole lists of agents, page by page."""
+"""Listings of all agents, page by page."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ async def list_active_instances(
     *,
     settings: Settings | None = None,
 ) -> Listing:
-    """Every alive instance of the current epoch, from the registry: all pages, nothing cut.
+    """Every alive instance of the current epoch, from the registry: all pages.
 
-    Raises RegistryUnavailableError where the registry cannot be asked: an empty list means that there is none.
+    Raises RegistryUnavailableError if the registry does not answer: an empty list means that there are no agents.
     """
     settings = settings if settings is not None else get_settings()
     connection = shared_connection(settings.namespace, settings.call_timeout_s)

@@ -16,7 +16,7 @@ class CallerMetrics:
         self._component = component
         self._totals = Totals()
 
-    def tell(self, lag_s: float | None) -> None:
+    def export(self, lag_s: float | None) -> None:
         """Export every metric once. `lag_s`: seconds since the registry confirmed the cache; None if it never did."""
         description = "Resolutions by the source of the answer"
         for source, total in self.resolved.items():

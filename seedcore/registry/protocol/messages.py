@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-from seedcore.core.answers import Source
+from seedcore.core.answers import Origin
 from seedcore.core.errors import RegistryError, VersionMismatchError
 from seedcore.core.instances import Instance, Transition, Verdict
 from seedcore.core.lifecycle import Status
@@ -86,7 +86,7 @@ class Description:
     logical_id: str
     live: tuple[Observed, ...]
     history: tuple[Instance, ...]
-    source: Source
+    source: Origin
     as_of: datetime
     version: int
     complete: bool

@@ -6,10 +6,18 @@ It knows names, not states. An agent's actor carries its logical id as its name;
 
 from __future__ import annotations
 
+from seedcore.core.errors import InvalidInputError
 from seedcore.registry.ray_support import session
 from seedcore.registry.ray_support.lookup import in_thread
 
 RESERVED_PREFIX = "seedcore-"
+
+
+def check_not_ours(field: str, name: str) -> str:
+    """The name of an agent or its actor, or InvalidInputError for one that is reserved for SeedCore's own actors."""
+    if isinstance(name, str) and name.startswith(RESERVED_PREFIX):
+        raise InvalidInputError(field, f"must not begin with {RESERVED_PREFIX!r}: those names are ours")
+    return name
 
 
 class RayDirectory:

@@ -21,11 +21,12 @@ from seedcore.core.answers import (
     BeatAnswer,
     InstanceFilter,
     Listing,
+    NotResolved,
+    Origin,
     Outcome,
     OutcomeKind,
     Receipt,
     Resolution,
-    Source,
 )
 from seedcore.core.changes import Change, RegisterChange, Registration, SequencedChange, StatusChange, check_until
 from seedcore.core.clock import Clock
@@ -259,7 +260,11 @@ class Registry:
             await self._require_read()
             rows = {logical_id: self._roster.instances_of(logical_id) for logical_id in logical_ids}
         results = [
-            OperationResult(None, logical_id, error=NotResolvableError(logical_id, "no live instance is registered"))
+            OperationResult(
+                None,
+                logical_id,
+                error=NotResolvableError(logical_id, NotResolved.NOT_REGISTERED, "no live instance is registered"),
+            )
             for logical_id, found in rows.items()
             if not found
         ]
@@ -381,7 +386,7 @@ class Registry:
             if answer.instance is not None:
                 answer = replace(answer, instance=self._roster.observed(answer.instance, now_s, at))
             found.append(answer)
-        return Answer(found, Source.REGISTRY, at, self._roster.version, complete=self._writer.is_complete)
+        return Answer(found, Origin.REGISTRY, at, self._roster.version, complete=self._writer.is_complete)
 
     async def page(self, wanted: InstanceFilter, limit: int = 100, cursor: str | None = None) -> Listing:
         """See RegistryApi.page."""
@@ -395,7 +400,7 @@ class Registry:
         rows, has_more = self._roster.page(wanted, after, check_limit(limit), now_s)
         return Listing(
             items=tuple(self._roster.observed(row, now_s, at) for row in rows),
-            source=Source.REGISTRY,
+            source=Origin.REGISTRY,
             as_of=at,
             version=self._roster.version,
             complete=self._writer.is_complete,
@@ -453,11 +458,11 @@ class Registry:
         known = self._roster.get(instance_id)
         if known is not None:
             found = self._roster.observed(known, now_s, at)
-            return Answer(found, Source.REGISTRY, at, self._roster.version, complete=True)
+            return Answer(found, Origin.REGISTRY, at, self._roster.version, complete=True)
         stored = await self._writer.store().get_instance(instance_id)
         if stored is None:
             raise UnknownInstanceError(instance_id)
-        return Answer(stored, Source.REGISTRY, at, self._roster.version, complete=True)
+        return Answer(stored, Origin.REGISTRY, at, self._roster.version, complete=True)
 
     async def current_epoch(self) -> Answer[Epoch]:
         """The epoch that listings show. Raises StoreUnavailableError until the database has said it."""
@@ -468,7 +473,7 @@ class Registry:
                 raise
             # nobody flips one while the database is away
             epoch = self._roster.known_epoch
-        return Answer(epoch, Source.REGISTRY, self._clock.utc(), self._roster.version, complete=True)
+        return Answer(epoch, Origin.REGISTRY, self._clock.utc(), self._roster.version, complete=True)
 
     async def transitions(self, logical_id: str, limit: int = 100) -> list[Transition]:
         """The newest steps of an agent's instances, newest first. Raises StoreUnavailableError."""
@@ -503,7 +508,7 @@ class Registry:
             for row in self._roster.instances_of(logical_id)
         )
         version = self._roster.version
-        return Description(logical_id, live, tuple(history), Source.REGISTRY, at, version, complete, tuple(steps))
+        return Description(logical_id, live, tuple(history), Origin.REGISTRY, at, version, complete, tuple(steps))
 
     async def _past_of(self, logical_id: str) -> tuple[list[Instance], list[Transition]]:
         store = self._writer.store()
