@@ -17,7 +17,7 @@ from seedcore.bench.environment import Bench, environment
 from seedcore.bench.growth import measure
 from seedcore.bench.report import Figure, Ratio, Result, show, write_json, write_plot
 from seedcore.bench.run import BENCHMARKS
-from seedcore.cli.output import EXIT_USAGE
+from seedcore.cli.errors import EXIT_USAGE
 from tests.children import run
 
 PROGRAM = Path(sys.executable).parent / "seedcore"

@@ -18,8 +18,8 @@ import ray
 import typer.main
 from click.testing import CliRunner
 
-from seedcore.cli.app import app, exit_code_of
-from seedcore.cli.cluster import NoClusterError, NotServedError, SeveralClustersError
+from seedcore.cli.app import app
+from seedcore.cli.errors import NoClusterError, NotServedError, SeveralClustersError, exit_code_of
 from seedcore.core.errors import RegistryError
 from seedcore.registry.ray_support.clusters import local_clusters
 
