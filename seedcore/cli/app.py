@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import click
 import typer
 
 from seedcore import __version__
@@ -70,5 +69,5 @@ def main() -> None:
         app()
     except RegistryError as error:
         fail(message_of(error), exit_code_of(error))
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         fail("interrupted", EXIT_INTERRUPTED)

@@ -58,7 +58,7 @@ def echo(text: str, *, err: bool = False) -> None:
 
 
 def confirm(question: str) -> None:
-    """Ask the user. Raises click.Abort unless the answer is yes."""
+    """Ask the user. Raises typer.Abort unless the answer is yes."""
     typer.confirm(shown(question), abort=True, err=True)
 
 
