@@ -48,7 +48,7 @@ def vulnerabilities(pip_audit: str) -> tuple[list[str], int]:
         return [], 0
     checked = [package for package in packages if "vulns" in package]
     return [
-        f"{one['name']} {one['version']}: {found['id']}, fixed in {', '.join(found['fix_versions']) or 'no version yet'}"
+        f"{one['name']} {one['version']}: {found['id']}, fixed in {', '.join(found['fix_versions']) or 'no version'}"
         for one in checked
         for found in one["vulns"]
     ], len(checked)
