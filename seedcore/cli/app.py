@@ -8,15 +8,12 @@ import typer
 
 from seedcore import __version__
 from seedcore.cli.agent_commands import deregister_command, drain_command, undrain_command
-from seedcore.cli.database import migrate_command
-from seedcore.cli.demo import demo_command
-from seedcore.cli.doctor import doctor_command
 from seedcore.cli.errors import EXIT_INTERRUPTED, exit_code_of, message_of
 from seedcore.cli.fleet import fleet_app
-from seedcore.cli.measure import bench_command
 from seedcore.cli.output import fail, out
 from seedcore.cli.queries import deaths_command, get_command, health_command, list_command, watch_command, why_command
 from seedcore.cli.registry_commands import epoch_app, registry_app
+from seedcore.cli.setup_commands import bench_command, demo_command, doctor_command, migrate_command
 from seedcore.cli.tokens import token_app
 from seedcore.core.errors import RegistryError
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from rich.console import Console
 
 from seedcore.agents import RayAgent
 from seedcore.cli.cluster import join_cluster, join_or_start_cluster
-from seedcore.cli.output import out
 from seedcore.cli.render import show_listing
 from seedcore.composition import start_registry
 from seedcore.core.errors import AgentCallError, NotResolvableError, RegistryUnavailableError
@@ -22,7 +20,7 @@ from seedcore.registry.caller.listing import every_page
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.protocol.messages import Health
 from seedcore.registry.ray_support import session
-from seedcore.settings import Settings, load_settings
+from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
 from seedcore.tier0.answers import AgentSpec
 
@@ -42,15 +40,6 @@ class DemoAgent(RayAgent):
     async def handle_task(self, task: Any) -> Any:
         """Return the number of words of a text."""
         return len(str(task).split())
-
-
-def demo_command(
-    agents: Annotated[int, typer.Option(min=4, max=50, help="Number of agents.")] = 6,
-    down: Annotated[bool, typer.Option("--down", help="Stop the agents of the demo instead.")] = False,
-) -> None:
-    """Start a small real fleet: its agents register, are resolved, drain and die."""
-    settings = load_settings()
-    asyncio.run(take_down(settings, out) if down else run(settings, out, agents))
 
 
 async def run(settings: Settings, console: Console, agents: int) -> None:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import shutil
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 
 import ray
-import typer
 from rich.table import Table
 
 from seedcore import __version__
 from seedcore.cli.cluster import join_cluster
-from seedcore.cli.errors import EXIT_FAILED, NoClusterError
-from seedcore.cli.output import JsonOption, Text, counted, echo, out
+from seedcore.cli.errors import NoClusterError
+from seedcore.cli.output import Text, counted, out
 from seedcore.cli.queries import answered
 from seedcore.composition import store_recipe
 from seedcore.core.clock import utc_now
@@ -66,17 +64,6 @@ class Finding:
     grade: Grade
     found: str
     remedy: str | None = None
-
-
-def doctor_command(as_json: JsonOption = False) -> None:
-    """Check configuration, Ray, registry, versions, PostgreSQL, schema and clocks. Exit code 1 if a check failed."""
-    findings = examine()
-    if as_json:
-        echo(json.dumps([asdict(finding) for finding in findings], indent=2, default=str))
-    else:
-        _show(findings)
-    if any(finding.grade is Grade.FAILED for finding in findings):
-        raise typer.Exit(EXIT_FAILED)
 
 
 def examine() -> list[Finding]:
@@ -299,7 +286,8 @@ def _data_folder(folder: Path) -> Finding:
     return Finding("data folder", Grade.OK, found)
 
 
-def _show(findings: list[Finding]) -> None:
+def show_findings(findings: list[Finding]) -> None:
+    """Print a table of findings."""
     table = Table("CHECK", "RESULT", "DETAILS", box=None, pad_edge=False)
     for finding in findings:
         details = Text(finding.found)

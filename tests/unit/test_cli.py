@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from seedcore.bench.death import Watcher, first_refusal_after
 from seedcore.cli.app import app
+from seedcore.cli.control import objection_to_flip
 from seedcore.cli.doctor import Grade, examine
 from seedcore.cli.errors import (
     HttpProblemError,
@@ -30,7 +31,6 @@ from seedcore.cli.errors import (
 )
 from seedcore.cli.fleet_file import FleetFile, read_fleet
 from seedcore.cli.output import parse_duration
-from seedcore.cli.registry_commands import objection_to_flip
 from seedcore.cli.why import reason_of
 from seedcore.core.answers import Source
 from seedcore.core.errors import (
