@@ -190,7 +190,8 @@ async def _registry(connection: RegistryConnection, settings: Settings) -> list[
         return [Finding("registry", Grade.FAILED, found)]
     asked_at = utc_now()
     health: Health = await connection.health()
-    findings = [Finding("registry", Grade.OK, f"pid {hello.pid} on node {hello.node_id[:8]}, term {health.term}")]
+    term = "no term yet" if health.term is None else f"term {health.term}"
+    findings = [Finding("registry", Grade.OK, f"pid {hello.pid} on node {hello.node_id[:8]}, {term}")]
     if hello.code_version != __version__:
         found = f"it runs version {hello.code_version}, this is {__version__}"
         findings.append(Finding("version", Grade.WARNING, found, upgrade))

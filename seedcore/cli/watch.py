@@ -18,12 +18,13 @@ _FIRST_RETRY_S = 1.0
 _LONGEST_RETRY_S = 10.0
 
 
-async def watch(backend: Backend, query: ListQuery, *, as_json: bool) -> None:
-    """Print each change of the selected instances, until cancelled."""
+async def watch(backend: Backend, query: ListQuery, *, as_json: bool, backoff: Backoff | None = None) -> None:
+    """Print each change of the selected instances, until cancelled. `backoff` delays reconnections."""
+    backoff = backoff if backoff is not None else Backoff(_FIRST_RETRY_S, _LONGEST_RETRY_S)
     page = await backend.listing(query)
     changes = Changes(backend, query, {item.instance_id: item.status for item in page.items})
     begin = None if page.stream is None else f"{page.stream}:{page.version}"
-    async for name, data, _ in _reconnecting(backend, query, begin):
+    async for name, data, _ in _reconnecting(backend, query, begin, backoff):
         if as_json:
             echo(json.dumps({"event": name, **data}))
         elif name == "state":
@@ -74,9 +75,10 @@ class Changes:
         self._statuses = {instance_id: item.status for instance_id, item in items.items()}
 
 
-async def _reconnecting(backend: Backend, query: ListQuery, after: str | None) -> AsyncIterator[Event]:
+async def _reconnecting(
+    backend: Backend, query: ListQuery, after: str | None, backoff: Backoff
+) -> AsyncIterator[Event]:
     """Yield the events after a position, also after the stream has ended. Raises only if the first attempt fails."""
-    backoff = Backoff(_FIRST_RETRY_S, _LONGEST_RETRY_S)
     has_begun = False
     while True:
         is_silent = True

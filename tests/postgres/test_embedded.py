@@ -754,7 +754,7 @@ STRANGER = 12345
 
 @pytest.fixture
 def ours(root: Path) -> Iterator[Path]:
-    """A folder of an ordinary user, as whom the test runs."""
+    """A folder of an ordinary user; the test runs as that user."""
     folder = root / "ours" / "data"
     folder.mkdir(parents=True)
     for path in (folder.parent, folder):
