@@ -1,4 +1,4 @@
-"""The composition root: settings, store and registry meet here and nowhere else."""
+"""The composition root: the only module that combines settings, store and registry."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from seedcore.store.postgres import (
 
 _ANSWER_MARGIN_S = 1.0
 _EMBEDDED_NOTE = (
-    "embedded PostgreSQL: data and registry live on the head node and are for one node; "
+    "embedded PostgreSQL: it serves one node, the head node, where its data and the registry are; "
     "set SEEDCORE_PG_DSN before you add nodes"
 )
 
@@ -43,55 +43,58 @@ _EMBEDDED_NOTE = (
 @wire
 @dataclass(frozen=True, slots=True)
 class StoreRecipe:
-    """How a process gets its store. Travels to the actor; the DSN does not show in its repr."""
+    """Creates the store of a process. It is sent to the registry actor; its repr does not contain the DSN."""
 
     dsn: SecretStr | None
     data_dir: Path
     pool_size: int
 
     async def __call__(self) -> Store:
-        """A store to write with. Starts the embedded server, which may take a while."""
+        """Return a store that can write. Starts the embedded server, which may take seconds."""
         return PostgresStore(
             await self._writable_dsn(),
             PoolLimits(max_size=self.pool_size),
-            # an actor that Ray has restarted may have worked before; an embedded database is restored by its files
+            # a restarted actor has used this database before: without a schema, its data is gone
             makes_schema=self.dsn is None or not was_restarted(),
             ensure_server=self._writable_dsn if self.dsn is None else None,
             claim=Claim(self.data_dir).take if self.dsn is None else None,
         )
 
     def require_free_for(self, ray_cluster: str) -> None:
-        """Raise StoreUnavailableError where the registry of another Ray cluster works on our data folder now."""
+        """Raise StoreUnavailableError if the registry of another Ray cluster uses the data folder."""
         if self.dsn is None:
             Claim(self.data_dir).require_free_for(ray_cluster)
 
     async def reader(self) -> PostgresStore:
-        """A store to read with, beside the registry. Never starts a server.
+        """Return a store that reads, beside the registry. Starts no server.
 
-        Raises StoreUnavailableError where the embedded server does not run on this node.
+        Raises StoreUnavailableError if the embedded server does not run on this node.
         """
         store = PostgresStore(await self._readable_dsn(), PoolLimits(max_size=2, connect_timeout_s=2.0), read_only=True)
         await store.open()
         return store
 
     async def inspect(self) -> ServerState:
-        """The database as it is, which is not changed, nor is a server started. Raises as `reader`."""
+        """Return the state of the database. Changes nothing, and starts no server. Raises as `reader`."""
         return await inspect_database(await self._readable_dsn())
 
     async def migrate(self, report: Callable[[str], None]) -> list[str]:
-        """Bring the schema up to date, also that of an earlier SeedCore; what was applied. `report` hears of it."""
+        """Bring the schema up to date, also that of an earlier SeedCore. Returns the applied files.
+
+        `report` is called with each step of an adoption.
+        """
         return await migrate_database(await self._writable_dsn(), adopting=report)
 
     async def end_old_calls(self) -> bool:
-        """Drop the calls that an adoption kept for old clients; whether there were any."""
+        """Drop the functions that an adoption kept for old clients. Returns whether there were any."""
         return await end_old_calls_of_database(await self._writable_dsn())
 
     async def check_grant(self, role: str, *, with_password: bool) -> None:
-        """Raise what `grant` would, and change nothing: before a migration, whose end is too late to hear of it."""
+        """Raise as `grant` would, and change nothing. For use before a migration that may take long."""
         await check_grant_on_database(await self._writable_dsn(), role, with_password=with_password)
 
     async def grant(self, role: str, password: str | None) -> bool:
-        """Let a role do what a registry needs; whether it was made. Run as the owner."""
+        """Grant a role what a registry needs. Returns whether the role was created. Needs the owner's rights."""
         return await grant_on_database(await self._writable_dsn(), role, password)
 
     async def _readable_dsn(self) -> str:
@@ -112,17 +115,17 @@ class StoreRecipe:
 
 
 def store_recipe(settings: Settings) -> StoreRecipe:
-    """The recipe that the settings ask for. Raises ConfigurationError for a DSN that cannot be parsed."""
+    """Return the recipe for the settings. Raises ConfigurationError if the DSN is malformed."""
     if settings.pg_dsn is not None:
         checked_dsn(settings.pg_dsn.get_secret_value())
     return StoreRecipe(settings.pg_dsn, settings.data_dir, settings.pg_pool_size)
 
 
 async def start_registry(settings: Settings) -> Hello:
-    """The registry actor of this cluster, started unless it runs. Ray must be initialised.
+    """Start the registry actor of this cluster, unless it runs. Ray must be initialised.
 
-    Raises ConfigurationError, VersionMismatchError, RegistryUnavailableError, or StoreUnavailableError where another
-    cluster's registry has the embedded database.
+    Raises ConfigurationError, VersionMismatchError, RegistryUnavailableError, or StoreUnavailableError if the registry
+    of another cluster uses the embedded database.
     """
     recipe = store_recipe(settings)
     try:
@@ -130,7 +133,7 @@ async def start_registry(settings: Settings) -> Hello:
     except SessionError as error:
         raise RegistryUnavailableError(error.why) from None
     recipe.require_free_for(ray_cluster)
-    # a change is answered within durable_wait_s whatever the database does
+    # a change is answered after durable_wait_s even if the database is away
     agent_call_s = max(settings.call_timeout_s, settings.durable_wait_s + _ANSWER_MARGIN_S)
     config = RegistryConfig(
         ray_cluster=ray_cluster,

@@ -1,13 +1,15 @@
-"""Commands that change what agents are: drain, undrain, deregister."""
+"""Commands that change agents: drain, undrain, deregister."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated
 
 import typer
 
-from seedcore.cli.backend import Backend, ListQuery, NobodySelectedError, backend_of, shown_ids
-from seedcore.cli.output import EXIT_FAILED, JsonOption, confirm, echo, out, parse_duration
+from seedcore.cli.backend import Backend, ListQuery, backend_of, shown_ids
+from seedcore.cli.errors import EXIT_FAILED, NothingSelectedError
+from seedcore.cli.output import JsonOption, confirm, echo, out, parse_duration
 from seedcore.cli.queries import NodeOption, OrganOption, SelectorOption, answered
 from seedcore.cli.render import show_turned
 from seedcore.core.errors import InvalidInputError, RegistryError
@@ -16,9 +18,11 @@ from seedcore.core.limits import check_duration_s
 from seedcore.discovery.api import OperationAnswer
 from seedcore.settings import load_settings
 
-AgentsArgument = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Logical ids.")]
-ReasonOption = Annotated[str | None, typer.Option("--reason", "-r", help="Kept in the history.")]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+AgentsArgument = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Logical ids of agents.")]
+ReasonOption = Annotated[str | None, typer.Option("--reason", "-r", help="Recorded with the change.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
+
+_Change = Callable[[str], Awaitable[OperationAnswer]]
 
 
 def drain_command(
@@ -28,24 +32,17 @@ def drain_command(
     selector: SelectorOption = "",
     reason: ReasonOption = None,
     duration: Annotated[
-        str | None, typer.Option("--for", help="Alive again by itself after this long: 90s, 15m, 1h, 2d.")
+        str | None, typer.Option("--for", help="End the drain after 90s, 15m, 1h, 2d. Default: when undrained.")
     ] = None,
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Hand agents out no more: those named, or all of a node, an organ or a selector. They go on with what they do."""
+    """Stop routing to agents: to those given, or to all of a node, an organ or a selector. They keep running."""
     duration_s = parse_duration("--for", duration, check_duration_s)
-    _turn(
-        "drain",
-        Status.DRAINING,
-        agents,
-        ListQuery((Status.ALIVE, Status.STARTING, Status.DRAINING), (), organ, node, selector),
-        reason,
-        duration_s,
-        yes=yes,
-        as_json=as_json,
-        lasts=" until it is undrained" if duration is None else f" for {duration}",
-    )
+    query = ListQuery((Status.ALIVE, Status.STARTING, Status.DRAINING), (), organ, node, selector)
+    backend, chosen = _chosen("drain", agents, query, yes=yes)
+    lasts = " until it is undrained" if duration is None else f" for {duration}"
+    _change(chosen, lambda agent: backend.drain(agent, reason, duration_s), lasts, as_json=as_json)
 
 
 def undrain_command(
@@ -57,77 +54,67 @@ def undrain_command(
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Hand draining agents out again."""
-    _turn(
-        "undrain",
-        Status.ALIVE,
-        agents,
-        ListQuery((Status.DRAINING,), (), organ, node, selector),
-        reason,
-        None,
-        yes=yes,
-        as_json=as_json,
-    )
+    """Resume routing to agents that an operator drained."""
+    query = ListQuery((Status.DRAINING,), (), organ, node, selector)
+    backend, chosen = _chosen("undrain", agents, query, yes=yes)
+    _change(chosen, lambda agent: backend.undrain(agent, reason), as_json=as_json)
 
 
 def deregister_command(
-    agents: Annotated[list[str], typer.Argument(metavar="ID...", help="Logical ids.")],
+    agents: Annotated[list[str], typer.Argument(metavar="ID...", help="Logical ids of agents.")],
     reason: ReasonOption = None,
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Declare agents dead, for good. One that still runs registers again, as a new instance."""
-    _turn("deregister", Status.DEAD, agents, None, reason, None, yes=yes, as_json=as_json)
+    """Declare agents dead. An agent that still runs registers again, as a new instance."""
+    backend = backend_of(load_settings())
+    if not yes:
+        confirm(f"Declare {shown_ids(agents)} of {backend.place} dead?")
+    _change(agents, lambda agent: backend.deregister(agent, reason), as_json=as_json)
 
 
-def _turn(
-    verb: str,
-    status: Status,
-    agents: list[str] | None,
-    wanted: ListQuery | None,
-    reason: str | None,
-    duration_s: float | None,
-    *,
-    yes: bool,
-    as_json: bool,
-    lasts: str = "",
-) -> None:
-    is_narrowed = wanted is not None and (wanted.organ, wanted.node, wanted.selector) != (None, None, "")
+def _chosen(verb: str, agents: list[str] | None, query: ListQuery, *, yes: bool) -> tuple[Backend, list[str]]:
+    """Return the backend, and the given agents or those that the options select.
+
+    Raises InvalidInputError or NothingSelectedError.
+    """
+    is_narrowed = (query.organ, query.node, query.selector) != (None, None, "")
     if bool(agents) is is_narrowed:
-        raise InvalidInputError("ID", f"say whom to {verb}: either ids, or --node, --organ or --selector")
-    source = backend_of(load_settings())
-    if not agents:
-        assert wanted is not None
-        agents = sorted({item.logical_id for item in answered(source.listing(wanted)).items})
-        if not agents:
-            # who names a node by a slip must not believe that it is drained
-            raise NobodySelectedError(verb)
-        if not yes:
-            confirm(f"{verb} {len(agents)} agents ({shown_ids(agents)}) of {source.place}?")
-    elif status is Status.DEAD and not yes:
-        confirm(f"Declare {shown_ids(agents)} of {source.place} dead?")
-    turned, failures = answered(_turn_all(source, agents, status, reason, duration_s))
+        raise InvalidInputError("ID", f"name the agents to {verb}: either by ids, or by --node, --organ or --selector")
+    backend = backend_of(load_settings())
+    if agents:
+        return backend, agents
+    selected = sorted({item.logical_id for item in answered(backend.listing(query)).items})
+    if not selected:
+        # an operator who mistypes a node must not believe that it is drained
+        raise NothingSelectedError(verb)
+    if not yes:
+        confirm(f"{verb} {len(selected)} agents ({shown_ids(selected)}) of {backend.place}?")
+    return backend, selected
+
+
+def _change(agents: Sequence[str], change: _Change, lasts: str = "", *, as_json: bool) -> None:
+    """Change agents and print the results. Raises the first error after all results are printed."""
+    answers, errors = answered(_change_all(agents, change))
     if as_json:
-        echo("[" + ",\n".join(answer.model_dump_json(indent=2) for answer in turned) + "]")
+        echo("[" + ",\n".join(answer.model_dump_json(indent=2) for answer in answers) + "]")
     else:
-        show_turned(out, turned, lasts)
-    for failure in failures[1:]:
-        echo(f"seedcore: {failure}", err=True)
-    if failures:
-        raise failures[0]
-    if not all(answer.complete for answer in turned):
+        show_turned(out, answers, lasts)
+    for error in errors[1:]:
+        echo(f"seedcore: {error}", err=True)
+    if errors:
+        raise errors[0]
+    if not all(answer.complete for answer in answers):
         raise typer.Exit(EXIT_FAILED)
 
 
-async def _turn_all(
-    source: Backend, agents: list[str], status: Status, reason: str | None, duration_s: float | None
-) -> tuple[list[OperationAnswer], list[RegistryError]]:
-    """One after the other; one that is refused does not stop the others."""
-    turned: list[OperationAnswer] = []
-    failures: list[RegistryError] = []
+async def _change_all(agents: Sequence[str], change: _Change) -> tuple[list[OperationAnswer], list[RegistryError]]:
+    """Change one agent after the other. A refused change does not stop the others."""
+    answers: list[OperationAnswer] = []
+    errors: list[RegistryError] = []
     for agent in agents:
         try:
-            turned.append(await source.turn(agent, status, reason, duration_s))
+            answers.append(await change(agent))
         except RegistryError as error:
-            failures.append(error)
-    return turned, failures
+            errors.append(error)
+    return answers, errors

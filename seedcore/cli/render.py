@@ -190,7 +190,7 @@ def show_turned(console: Console, answers: Sequence[OperationAnswer], lasts: str
 
 def show_epochs(console: Console, records: Sequence[EpochRecord]) -> None:
     """Print a table of epochs, newest first."""
-    table = _table("EPOCH", "NUMBER", "STATE", "LIVE", "STAGED", "SHOWN", "RETIRED")
+    table = _table("EPOCH", "NUMBER", "STATE", "LIVE", "STAGED", "CURRENT", "RETIRED")
     for record in records:
         table.add_row(
             Text(record.name),

@@ -11,11 +11,12 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from seedcore.cli.output import EXIT_FAILED, JsonOption, Text, echo, out, parse_duration
+from seedcore.cli.errors import EXIT_FAILED
+from seedcore.cli.output import JsonOption, Text, echo, out, parse_duration
 from seedcore.core.paging import check_within_s
 from seedcore.discovery.tokens import Right, TokenFile, new_token
 
-token_app = typer.Typer(help="Tokens for the HTTP API.", no_args_is_help=True)
+token_app = typer.Typer(name="token", help="Tokens for the HTTP API.", no_args_is_help=True)
 
 
 class _Granted(StrEnum):

@@ -110,7 +110,7 @@ async def test_who_drains_is_named_when_a_fleet_is_brought_up_again(
     file = tmp_path / "fleet.yaml"
     file.write_text("agents: [{ids: [grazes, rests]}]")
     answer = await command(settings, "fleet", "up", str(file))
-    assert answer.stdout.splitlines() == ["2 of 2 agents are up", "draining, and so not handed out, is rests"], answer
+    assert answer.stdout.splitlines() == ["2 of 2 agents are up", "draining, so not routed to: rests"], answer
 
 
 async def test_one_that_never_came_to_register_is_found_in_rays_memory(

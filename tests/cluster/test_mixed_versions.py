@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import ray
 
-from seedcore.cli.registry_commands import upgrade_registry
+from seedcore.cli.control import upgrade_registry
 from seedcore.core.answers import BeatAnswer
 from seedcore.core.errors import VersionMismatchError
 from seedcore.registry.protocol.connection import REGISTRY_NAME, RegistryConnection

@@ -524,8 +524,8 @@ async def test_a_mistyped_epoch_ends_no_fleet(registry: RegistryConnection, sett
     assert await registry.stage_epoch("green")
     (code, told), (code_of_green, told_of_green) = await asyncio.gather(flip("gren"), flip("green"))
     assert (code, code_of_green) == (1, 1)
-    assert f"epoch gren is not staged: it would be made, and shown with nobody in it, and epoch {before}" in told
-    assert "nobody lives in epoch green" in told_of_green
+    assert f"epoch gren is not staged, so it would become current without agents; epoch {before}" in told
+    assert "epoch green has no live agents" in told_of_green
     assert (await registry.current_epoch()).value.name == before
     assert (await flip("green", "--force"))[0] == 0
     assert (await registry.current_epoch()).value.name == "green"

@@ -7,7 +7,7 @@ from typing import Any
 import ray
 
 from seedcore import __version__
-from seedcore.cli.registry_commands import upgrade_registry
+from seedcore.cli.control import upgrade_registry
 from seedcore.registry.protocol.connection import REGISTRY_NAME, RegistryConnection
 from seedcore.registry.server.actor import stop_registry
 from seedcore.settings import Settings

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from seedcore.core.errors import StoreUnavailableError
-from seedcore.store.embedded.postgres import CLAIM_NAME, layout_of
+from seedcore.store.embedded.layout import CLAIM_NAME, layout_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Claim:
             os.close(descriptor)
 
     def _lock(self) -> Path:
-        """The lock's file. Raises EmbeddedPostgresError where another user could have laid it."""
+        """The lock file. Raises EmbeddedPostgresError if another user could have created it."""
         layout_of(self._folder).require_trusted()
         return self._folder / CLAIM_NAME
 
