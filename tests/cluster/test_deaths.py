@@ -36,7 +36,8 @@ from seedcore.registry.protocol.messages import Unwatched, Watched
 from seedcore.registry.ray_support.lookup import ActorHandle, actor_id_of
 from seedcore.registry.ray_support.process_keys import has_ended, own_process_key, process_key_of
 from seedcore.registry.server.actor import stop_registry
-from seedcore.registry.server.death_watch import DeathWatch, RayCluster
+from seedcore.registry.server.death_watch import DeathWatch
+from seedcore.registry.server.ray_cluster import RayCluster
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
 from tests.builders import iid, instance
@@ -343,7 +344,7 @@ async def test_busy_actors_keep_nobody_from_being_watched(ray_cluster: Cluster) 
                     actor_id=actor_id_of(handle),
                 )
             )
-        await eventually(lambda: watch._nodes[ray_cluster.head_node.node_id].has_relay, within_s=60)
+        await eventually(lambda: watch.relay_of(ray_cluster.head_node.node_id), within_s=60)
         os.kill(pids[5], signal.SIGKILL)
         await eventually(lambda: deaths == [iid(5)], within_s=5)
         # one that is busy, and has never answered the relay

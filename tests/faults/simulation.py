@@ -64,6 +64,7 @@ from seedcore.core.feed import FeedBatch
 from seedcore.core.instances import Instance
 from seedcore.core.lifecycle import Status
 from seedcore.core.timeouts import within
+from seedcore.core.verdict import Death
 from seedcore.registry.agent.client import RegistryClient
 from seedcore.registry.agent.identity import Identity
 from seedcore.registry.agent.reporter import Reporter
@@ -302,9 +303,8 @@ class World:
         office = self.office()
         if office is None:
             return "no registry"
-        registry = office.registry
-        roster = registry._roster
-        if registry._writer.problem is not None or not registry._writer.recovered or registry._writer.pending_changes:
+        writer, members = office.registry.writer, office.registry.members
+        if writer.problem is not None or not writer.database.recovered or writer.backlog.pending_changes:
             return "the registry has not settled"
         wanted: dict[str, Status] = {}
         for process in self.processes:
@@ -328,7 +328,7 @@ class World:
         live = {row.instance_id: row for row in self.tables.rows.values() if row.status is not Status.DEAD}
         if {key: row.status for key, row in live.items()} != wanted:
             return f"live are {[(row.logical_id, row.status.value) for row in live.values()]}, not {wanted}"
-        remembered = {key: (row.status, row.seq, row.cluster_epoch) for key, row in roster._live.by_id.items()}
+        remembered = {key: (row.status, row.seq, row.cluster_epoch) for key, row in members.index.by_id.items()}
         if remembered != {key: (row.status, row.seq, row.cluster_epoch) for key, row in live.items()}:
             return f"memory and database differ: {remembered}"
         return None
@@ -658,22 +658,23 @@ class Office:
             freeze_share=0.4,
             feed_capacity=12,
         )
+        clock = Clock(lambda: world.now_s, world.utc)
         self.registry = Registry(
             config,
             self._store,
-            clock=Clock(lambda: world.now_s, world.utc),
-            watch_factory=lambda on_death: DeathWatch(on_death, SimCluster(world)),
+            clock=clock,
+            watch_factory=lambda on_death: DeathWatch(on_death, SimCluster(world), clock=clock),
         )
-        declare_dead = self.registry._expiry.declare_dead
+        declare_dead = self.registry.expiry.declare_dead
 
-        def decide(instance_id: str, cause: str) -> None:
+        def decide(instance_id: str, death: Death, detail: str) -> None:
             if instance_id not in world.decided_s:
                 world.decided_s[instance_id] = world.now_s
-                if len(self.registry._roster) == 1:
+                if len(self.registry.members) == 1:
                     world.alone.add(instance_id)
-            declare_dead(instance_id, cause)
+            declare_dead(instance_id, death, detail)
 
-        self.registry._expiry.declare_dead = decide  # type: ignore[method-assign]
+        self.registry.expiry.declare_dead = decide  # type: ignore[method-assign]
         world.offices.append(self)
         world.loop.run_in(self.name, self._start())
         world.note(f"{self.name} starts in {ray_cluster}")
@@ -702,9 +703,9 @@ class Office:
                 if isinstance(receipt, Receipt):
                     world.check_receipt(receipt, change.status if isinstance(change, StatusChange) else None)
         if isinstance(result, FeedBatch):
-            roster = self.registry._roster
+            members = self.registry.members
             world.held_at[result.stream, result.version] = {
-                row.instance_id: row.status for row in roster._live.by_id.values() if row.cluster_epoch == roster.epoch
+                row.instance_id: row.status for row in members if row.cluster_epoch == members.epoch
             }
         if method == "resolve":
             for found in result.value:
@@ -714,11 +715,13 @@ class Office:
 
     def _check_unknown(self, instance_id: str) -> None:
         """Law 10."""
-        world, writer = self.world, self.registry._writer
+        world, database = self.world, self.registry.writer.database
         row = world.tables.rows.get(instance_id)
         is_there = row is not None and row.status is not Status.DEAD
-        is_patient = writer.fenced_by is not None or world.now_s - self.began_s <= LEASE_S
-        world.check(writer.is_complete or not (is_there and is_patient), 10, f"{self.name} does not know {instance_id}")
+        is_patient = database.fenced_by is not None or world.now_s - self.began_s <= LEASE_S
+        world.check(
+            database.is_complete or not (is_there and is_patient), 10, f"{self.name} does not know {instance_id}"
+        )
 
     def kill(self) -> None:
         self.is_up = False

@@ -22,9 +22,9 @@ from seedcore.registry.node.relay import Relay
 from seedcore.registry.protocol.messages import Watched
 from seedcore.registry.ray_support.lookup import ActorHandle, in_thread
 from seedcore.registry.ray_support.process_keys import process_key_of
-from seedcore.registry.server import death_watch as deathwatch
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.registry.server.death_watch import DeathWatch
+from seedcore.registry.server.watched_node import WatchTimes
 from seedcore.settings import Settings
 from seedcore.store.memory import Tables
 from tests.builders import START, iid, instance
@@ -121,18 +121,19 @@ def cluster() -> LocalCluster:
     return LocalCluster()
 
 
+# so quick that tests need not wait for it
+QUICK = WatchTimes(node_table_s=0.01, poll_s=0.1, poll_grace_s=0.5, unwatched_s=0.05, unwatched_max_s=0.05)
+
+
 @pytest.fixture
-async def watch(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[DeathWatch, Deaths]]:
-    """A watch at work, and whose deaths it has told; quick, so that tests need not wait for it."""
-    monkeypatch.setattr(deathwatch, "_NODE_TABLE_S", 0.01)
-    monkeypatch.setattr(deathwatch, "_POLL_WAIT_S", 0.1)
-    monkeypatch.setattr(deathwatch, "_POLL_GRACE_S", 0.5)
+async def watch(cluster: LocalCluster) -> AsyncIterator[tuple[DeathWatch, Deaths]]:
+    """A watch at work, and the deaths that it has reported."""
     deaths: Deaths = []
 
     def note(instance_id: str, process: Witness, node: Witness, cause: str) -> None:
         deaths.append(instance_id)
 
-    watch = DeathWatch(note, cluster)
+    watch = DeathWatch(note, cluster, QUICK)
     watch.start()
     yield watch, deaths
     await watch.stop()
@@ -168,8 +169,7 @@ async def test_a_relay_that_cannot_be_ended_is_still_replaced(cluster: LocalClus
 async def test_a_node_whose_task_ended_gets_another(cluster: LocalCluster, watch: Watching) -> None:
     watch[0].add(on_node(1))
     await eventually(lambda: cluster.made)
-    task = watch[0]._nodes["node"].task
-    assert task is not None
+    [task] = [task for task in asyncio.all_tasks() if task.get_name() == "relay-node"]
     task.cancel()
     await eventually(lambda: len(cluster.made) > 1)
     assert cluster.ended == cluster.made[:1]
@@ -188,7 +188,7 @@ async def test_a_hung_relay_is_said_and_replaced(cluster: LocalCluster, watch: W
 
 
 def test_a_hung_relay_is_replaced_within_ten_seconds() -> None:
-    assert deathwatch._POLL_WAIT_S + deathwatch._POLL_GRACE_S <= 10.0
+    assert WatchTimes().poll_s + WatchTimes().poll_grace_s <= 10.0
 
 
 async def test_exits_are_heard_while_the_relay_takes_its_time_to_be_told(
@@ -212,21 +212,20 @@ async def test_a_node_that_ray_does_not_know_is_said_and_keeps_nothing(watch: Wa
         watch[0].add(on_node(number, "k8s-7"))
         watch[0].drop(on_node(number, "k8s-7"))
     await eventually(lambda: watch[0].problem == "no such node in Ray's table: k8s-7 (RAY_NODE_ID?)")
-    assert not watch[0]._nodes["k8s-7"].to_drop
+    assert watch[0].nodes["k8s-7"].pending == 0
     watch[0].drop(on_node(1, "k8s-7"))
     assert watch[0].problem is None
-    await eventually(lambda: not watch[0]._nodes)
+    await eventually(lambda: not watch[0].nodes)
 
 
 async def test_process_on_a_dead_node_is_refused_when_it_registers_and_tries_ever_more_rarely(
-    cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+    cluster: LocalCluster,
 ) -> None:
-    monkeypatch.setattr(deathwatch, "_NODE_TABLE_S", 0.01)
     cluster.table = {"node": True, "cut-off": True}
     tables = Tables(START)
     settings = Settings(namespace="nowhere", node_id="cut-off", beat_interval_s=0.05)
     config = RegistryConfig("cluster", beat_interval_s=0.05, lease_s=60.0, flush_interval_s=0.01)
-    async with joined_registry(config, tables, lambda on_death: DeathWatch(on_death, cluster)) as registry:
+    async with joined_registry(config, tables, lambda on_death: DeathWatch(on_death, cluster, QUICK)) as registry:
         connection: Any = registry
         client = RegistryClient("agent", settings=settings, connection=connection)
         reporter = Reporter("agent", settings=settings, client=client)
@@ -234,24 +233,21 @@ async def test_process_on_a_dead_node_is_refused_when_it_registers_and_tries_eve
         first = client.instance_id
         await registry.register(Registration(iid(1), "agent", node_id="node"))
         cluster.table["cut-off"] = False
-        await eventually(lambda: registry._roster.is_dead(first), every_s=0.001)
+        await eventually(lambda: first in registry.members.deaths, every_s=0.001)
         for _ in range(3):
             with pytest.raises(NodeDeadError, match="start the agent on a live node"):
                 await registry.register(Registration(new_instance_id(), "agent", node_id="cut-off"))
         await eventually(lambda: "registers again in" in str(reporter.problem))
         assert "node cut-off is dead in Ray's node table" in str(reporter.problem)
         # nothing of it came back, neither in memory nor in the history
-        assert [row.instance_id for row in registry._roster.instances_of("agent")] == [iid(1)]
+        assert [row.instance_id for row in registry.members.instances_of("agent")] == [iid(1)]
         assert set(tables.rows) == {first, iid(1)}
         receipt = await reporter.stop()
         assert receipt is not None
         assert (receipt.durable, set(tables.rows)) == (True, {first, iid(1)})
 
 
-async def test_whom_a_relay_cannot_watch_is_not_counted_and_tried_again(
-    cluster: LocalCluster, watch: Watching, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(deathwatch, "_UNWATCHED_S", 0.05)
+async def test_whom_a_relay_cannot_watch_is_not_counted_and_tried_again(cluster: LocalCluster, watch: Watching) -> None:
     cluster.hurry = lambda relay: relay.eyes.refused.update((iid(1), iid(2)))
     for number in (1, 2, 3):
         watch[0].add(on_node(number))
@@ -264,10 +260,8 @@ async def test_whom_a_relay_cannot_watch_is_not_counted_and_tried_again(
 
 
 async def test_whom_nobody_watches_is_counted_and_only_what_can_be_mended_is_a_problem(
-    cluster: LocalCluster, watch: Watching, monkeypatch: pytest.MonkeyPatch
+    cluster: LocalCluster, watch: Watching
 ) -> None:
-    monkeypatch.setattr(deathwatch, "_UNWATCHED_S", 0.05)
-    monkeypatch.setattr(deathwatch, "_UNWATCHED_MAX_S", 0.05)
     counts: list[Mapping[str, int]] = []
     watch[0].on_unwatched = counts.append
     key = process_key_of(os.getpid()) or ""

@@ -16,7 +16,6 @@ from seedcore.core.lifecycle import Status
 from seedcore.core.paging import decode_cursor
 from seedcore.registry.caller import follower as module
 from seedcore.registry.caller.follower import Follower
-from seedcore.registry.server import registry as service
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.registry.server.registry import Registry
 from seedcore.store.memory import MemoryStore, Tables
@@ -127,8 +126,9 @@ async def test_above_the_bound_those_who_have_a_place_keep_it_and_the_others_wai
     monkeypatch.setattr(module, "_WAIT_S", 0.02)
     monkeypatch.setattr(module, "_FULL_S", 0.05)
     monkeypatch.setattr(module, "_FULL_MAX_S", 0.1)
-    monkeypatch.setattr(service, "_PLACE_KEPT_S", 0.5)
-    async with joined_registry(replace(CONFIG, max_followers=2, feed_capacity=1000), tables) as registry:
+    async with joined_registry(
+        replace(CONFIG, max_followers=2, place_kept_s=0.5, feed_capacity=1000), tables
+    ) as registry:
         connection: Any = registry
         followers = [Follower(connection) for _ in range(6)]
         for follower in followers:

@@ -27,7 +27,7 @@ from seedcore.core.feed import FeedBatch
 from seedcore.core.instances import Beat, Epoch, Instance, Verdict
 from seedcore.core.lifecycle import Status
 from seedcore.core.ports import OnDeath, OnExplained, OnLostNodes, OnUnwatched
-from seedcore.core.verdict import Witness
+from seedcore.core.verdict import Death, Witness
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.registry.server.registry import Registry
 from seedcore.store.memory import MemoryStore, Tables
@@ -81,9 +81,14 @@ def elapsed() -> Elapsed:
 
 
 class SlowReads(MemoryStore):
-    """Something may happen while a row is read."""
+    """Something may happen while a row is read. `begun` counts how often a registry tried to join."""
 
     meanwhile: Callable[[], Awaitable[object]] | None = None
+    begun = 0
+
+    async def begin(self, *args: Any) -> Epoch:
+        self.begun += 1
+        return await super().begin(*args)
 
     async def get_instance(self, instance_id: str) -> Instance | None:
         row = await super().get_instance(instance_id)
@@ -168,15 +173,17 @@ async def test_a_stall_while_expiry_is_frozen_makes_nobody_the_proof_of_his_own_
     await registry.register(replace(joins(2).registration, actor_id="ab", actor_name="actor", namespace="ns"))
     for _ in range(400):
         elapsed.now_s += 0.1
-        registry._expiry.attentive_now_s()
+        registry.expiry.attentive_now_s()
         await registry.beat(iid(2))
-    silent = registry._roster.get(iid(2))
+    silent = registry.members.get(iid(2))
     assert silent is not None
     elapsed.now_s += 60.0
     # the stall is credited only when Ray is to be asked: the silent one is fresh again
-    assert [instance_id for instance_id, _ in registry._roster.lapsed(elapsed.now_s, 2)] == [iid(1), iid(2)]
-    assert await registry._expiry._ask_about(silent) is Witness.UNKNOWN
-    assert registry._roster.verdict(iid(2), elapsed.now_s) is Verdict.FRESH
+    silence = registry.members.silence
+    assert silence.lapsed(elapsed.now_s) == [iid(1), iid(2)]
+    witness, _ = await registry.expiry.ask_about(silent)
+    assert witness is Witness.UNKNOWN
+    assert silence.verdict(iid(2), elapsed.now_s) is Verdict.FRESH
 
 
 async def test_many_changes_in_one_message_get_each_its_own_answer(registry: Registry) -> None:
@@ -199,7 +206,7 @@ async def test_a_fault_of_ours_in_one_change_is_not_the_others(
     def fail(*_: object) -> None:
         raise ValueError("a fault of ours")
 
-    monkeypatch.setattr(registry._roster, "register", fail)
+    monkeypatch.setattr(registry.members, "register", fail)
     [broken_answer, answer] = await registry.deliver(
         [SequencedChange(joins(2, "other", 1)), SequencedChange(StatusChange(iid(1), Status.DRAINING, 3))]
     )
@@ -233,30 +240,31 @@ async def test_a_superseded_registry_leaves_the_holder_time_to_be_seen_after_an_
 
     config = replace(CONFIG, epoch_check_s=0.01, term_idle_s=20.0)
     registry = Registry(config, store, clock=elapsed.clock(), watch_factory=NobodyWatches)
+    database_session = registry.writer.database
     registry.start()
     try:
-        await eventually(lambda: registry._writer.is_complete)
+        await eventually(lambda: database_session.is_complete)
         rival = MemoryStore(elapsed.clock().utc, tables)
         await rival.begin(CONFIG.ray_cluster, None, 15.0)
 
         def is_fenced() -> bool:
             elapsed.now_s += 0.02
-            return registry._writer.fenced_by is not None
+            return database_session.fenced_by is not None
 
         await eventually(is_fenced)
         # nobody was seen at work in it for a minute: it was away, for the holder too
         with monkeypatch.context() as outage:
             outage.setattr(database, "begin", away)
-            await eventually(lambda: registry._writer.is_failing)
+            await eventually(lambda: database_session.is_failing)
             elapsed.now_s += 60.0
-        await eventually(lambda: not registry._writer.is_failing)
-        tries = registry._writer._fenced_tries
-        await eventually(lambda: registry._writer._fenced_tries > tries + 5)
-        assert registry._writer.fenced_by is not None
+        await eventually(lambda: not database_session.is_failing)
+        tries = database.begun
+        await eventually(lambda: database.begun > tries + 5)
+        assert database_session.fenced_by is not None
         await rival.renew_term(15.0)
         # who is not seen while the database answers is gone
         elapsed.now_s += 21.0
-        await eventually(lambda: registry._writer.fenced_by is None)
+        await eventually(lambda: database_session.fenced_by is None)
         with pytest.raises(FencedError):
             await rival.renew_term(15.0)
     finally:
@@ -282,16 +290,18 @@ class Closed(MemoryStore):
 
 
 @asynccontextmanager
-async def restarted(elapsed: Elapsed, database: Closed) -> AsyncIterator[Registry]:
+async def restarted(
+    elapsed: Elapsed, database: Closed, tables: Tables, durable_wait_s: float = 0.05
+) -> AsyncIterator[Registry]:
     """A registry that starts on a database with instances."""
-    before = MemoryStore(elapsed.clock().utc, database._tables)
+    before = MemoryStore(elapsed.clock().utc, tables)
     await before.begin("cluster", None, CONFIG.lease_s)
     await before.register_many([joins(number, f"agent-{number}") for number in range(3)])
 
     async def store() -> MemoryStore:
         return database
 
-    config = replace(CONFIG, retry_max_s=0.01, durable_wait_s=0.05)
+    config = replace(CONFIG, retry_max_s=0.01, durable_wait_s=durable_wait_s)
     registry = Registry(config, store, clock=elapsed.clock(), watch_factory=NobodyWatches)
     registry.start()
     yield registry
@@ -300,7 +310,7 @@ async def restarted(elapsed: Elapsed, database: Closed) -> AsyncIterator[Registr
 
 async def test_instance_that_is_not_read_yet_is_not_unknown(elapsed: Elapsed, tables: Tables) -> None:
     database = Closed(elapsed.clock().utc, tables)
-    async with restarted(elapsed, database) as registry:
+    async with restarted(elapsed, database, tables) as registry:
         ids = [iid(number) for number in range(3)]
         answer = await registry.beat_many([*ids, iid(9)])
         assert (answer.unknown, answer.dead, answer.is_recovering) == ((), (), True)
@@ -310,8 +320,14 @@ async def test_instance_that_is_not_read_yet_is_not_unknown(elapsed: Elapsed, ta
         for refused in (registry.set_status(ids[0], Status.ALIVE, 1), registry.turn_agent("agent-1", Status.DRAINING)):
             with pytest.raises(RegistryUnavailableError, match="has not read its database yet"):
                 await refused
-        # who asks in the moment before is answered in the same call
-        registry._config = registry._writer._config = replace(CONFIG, durable_wait_s=20.0)
+
+
+async def test_a_change_sent_shortly_before_the_database_is_read_is_answered_in_the_same_call(
+    elapsed: Elapsed, tables: Tables
+) -> None:
+    database = Closed(elapsed.clock().utc, tables)
+    async with restarted(elapsed, database, tables, durable_wait_s=20.0) as registry:
+        ids = [iid(number) for number in range(3)]
         asked = asyncio.gather(
             registry.set_status(ids[0], Status.ALIVE, 1), registry.turn_agent("agent-1", Status.DRAINING)
         )
@@ -321,7 +337,7 @@ async def test_instance_that_is_not_read_yet_is_not_unknown(elapsed: Elapsed, ta
         assert (receipt.durable, list(turned)) == (True, [ids[1]])
         answer = await registry.beat_many([*ids, iid(9)])
         assert (answer.unknown, answer.is_recovering) == ((iid(9),), False)
-        # nobody was asked to register again
+        # no agent was asked to register again
         assert (await registry.health()).flush.changes_committed == 2
 
 
@@ -329,7 +345,7 @@ async def test_agents_register_again_once_the_database_has_been_away_for_a_lease
     elapsed: Elapsed, tables: Tables
 ) -> None:
     database = Closed(elapsed.clock().utc, tables, "down for the test")
-    async with restarted(elapsed, database) as registry:
+    async with restarted(elapsed, database, tables) as registry:
 
         async def is_failing() -> bool:
             return (await registry.health()).store_problem == "down for the test"
@@ -393,7 +409,7 @@ async def test_a_follower_lists_once_and_then_gets_every_change(registry: Regist
     listing = await registry.list_active(None)
     assert (listing.stream, listing.version) == (first.stream, first.version)
     waiting = asyncio.create_task(registry.changes(first.stream, first.version, 30.0))
-    await eventually(lambda: registry._roster.feed.followers == 1)
+    await eventually(lambda: registry.members.feed.followers == 1)
     await registry.set_status(iid(1), Status.DRAINING, 3)
     batch: FeedBatch = await waiting
     assert [(change.instance_id, change.instance and change.instance.status) for change in batch.changes] == [
@@ -414,14 +430,14 @@ async def test_a_wait_for_changes_ends_with_none_at_its_bound(registry: Registry
 async def test_followers_are_bounded_and_bad_questions_refused(registry: Registry) -> None:
     at = await registry.changes(None, 0)
     waiting = [asyncio.create_task(registry.changes(at.stream, at.version, 30.0)) for _ in range(2)]
-    await eventually(lambda: registry._roster.feed.followers == 2)
+    await eventually(lambda: registry.members.feed.followers == 2)
     with pytest.raises(FollowersFullError, match="2 followers"):
         await registry.changes(at.stream, at.version, 1.0)
     assert not (await registry.changes(at.stream, at.version)).is_reset
     for task in waiting:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
-    assert registry._roster.feed.followers == 0
+    assert registry.members.feed.followers == 0
     for bad in ((at.stream, -1), (at.stream, 0, -1.0), (at.stream, 0, 31.0)):
         with pytest.raises(InvalidInputError):
             await registry.changes(*bad)
@@ -439,7 +455,7 @@ async def test_after_a_freeze_longer_than_a_lease_everybody_has_a_whole_lease_to
         for _ in range(round(seconds * 10)):
             elapsed.now_s += 0.1
             await registry.resolve(["agent"])
-        await registry._expiry.sweep(elapsed.now_s)
+        await registry.expiry.sweep(elapsed.now_s)
 
     await silence(12.0)
     assert (await registry.health()).is_frozen
@@ -464,7 +480,7 @@ async def test_who_was_late_for_nothing_and_who_died_are_counted_apart(registry:
         for _ in range(round(seconds * 10)):
             elapsed.now_s += 0.1
             await registry.resolve(["agent"])
-        await registry._expiry.sweep(elapsed.now_s)
+        await registry.expiry.sweep(elapsed.now_s)
 
     await silence(8.0)
     assert (await registry.health()).became_silent == 2
@@ -482,24 +498,24 @@ async def test_a_correction_does_not_overwrite_what_happened_while_it_was_read(
     tables.rows[iid(1)] = replace(tables.rows[iid(1)], seq=9)
 
     async def a_relay_tells_of_the_death() -> None:
-        registry._expiry.declare_dead(iid(1), "its process exited")
+        registry.expiry.declare_dead(iid(1), Death.PROCESS, "its process exited")
 
     database.meanwhile = a_relay_tells_of_the_death
-    registry._writer._next_compare_s = 0.0
-    registry._writer._wake.set()
+    registry.writer.comparison.request()
     await eventually(lambda: tables.rows[iid(1)].status is Status.DEAD)
     assert database.meanwhile is None
     assert (await registry.resolve(["agent"])).value[0].instance is None
     assert (await registry.health()).instances["alive"] == 0
 
 
-async def test_an_answer_from_before_a_flip_does_not_undo_it(registry: Registry, database: SlowReads) -> None:
+async def test_an_answer_from_before_a_flip_does_not_undo_it(
+    registry: Registry, database: SlowReads, elapsed: Elapsed
+) -> None:
     async def an_operator_flips() -> None:
         assert await registry.set_current_epoch("green") == "green"
 
     database.meanwhile = an_operator_flips
-    registry._writer._next_epoch_check_s = 0.0
-    registry._writer._wake.set()
+    elapsed.now_s += CONFIG.epoch_check_s
     await eventually(lambda: database.meanwhile is None)
     await registry.set_status((await _another(registry)), Status.ALIVE, 2)
     assert (await registry.health()).epoch == "green"
@@ -520,8 +536,7 @@ async def test_one_that_beats_in_the_database_alone_lives_as_long_as_it_does(
     by_hand = MemoryStore(elapsed.clock().utc, tables)
     await by_hand.register_many([joins(2, "by-hand"), joins(3, "silent")])
     await by_hand.set_status_many([turns(2, Status.ALIVE), turns(3, Status.ALIVE)])
-    registry._writer._next_compare_s = 0.0
-    registry._writer._wake.set()
+    registry.writer.comparison.request()
 
     async def are_adopted() -> bool:
         return (await registry.health()).instances["alive"] == 3
@@ -533,7 +548,7 @@ async def test_one_that_beats_in_the_database_alone_lives_as_long_as_it_does(
             await registry.resolve(["agent"])
         await registry.beat_many(ours)
         await by_hand.beat_many([Beat(iid(2))])
-        await registry._expiry.sweep(elapsed.now_s)
+        await registry.expiry.sweep(elapsed.now_s)
         # one that misses no beat is handed out, wherever it beats
         assert (await registry.resolve(["by-hand"], allow_late=True)).value[0].instance is not None
     await eventually(lambda: tables.rows[iid(3)].status is Status.DEAD)

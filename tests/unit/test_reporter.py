@@ -27,6 +27,7 @@ from seedcore.core.errors import (
     StoreUnavailableError,
 )
 from seedcore.core.lifecycle import Status
+from seedcore.core.verdict import Death
 from seedcore.registry.agent import outages
 from seedcore.registry.agent.client import RegistryClient
 from seedcore.registry.agent.identity import Identity, ProcessEpoch, identify, note_process_epoch
@@ -262,11 +263,11 @@ async def test_who_is_declared_dead_again_and_again_waits_before_it_comes_back(r
     ids = [client.instance_id]
     # at once after the first death, and not after the next ones
     for _ in range(2):
-        registry._expiry.declare_dead(client.instance_id, "its process exited")
+        registry.expiry.declare_dead(client.instance_id, Death.PROCESS, "its process exited")
         with suppress(RegistrationDelayedError):
             await client.beat()
         ids.append(client.instance_id)
-    assert registry._roster.is_dead(ids[1])
+    assert ids[1] in registry.members.deaths
     taken = (await registry.health()).flush.changes_committed
     for _ in range(5):
         with pytest.raises(RegistrationDelayedError, match="2 times in a row, so it registers again in"):
@@ -278,7 +279,7 @@ async def test_who_is_declared_dead_again_and_again_waits_before_it_comes_back(r
     await eventually(lambda: reporter.problem is not None)
 
     async def is_back() -> bool:
-        return ids[2] in registry._roster and await statuses(registry) == [Status.DRAINING]
+        return ids[2] in registry.members and await statuses(registry) == [Status.DRAINING]
 
     await eventually(is_back, within_s=5)
     await reporter.stop()
@@ -288,7 +289,7 @@ async def test_who_stops_in_the_pause_before_a_comeback_registers_no_more(regist
     reporter = make_reporter(registry)
     await reporter.start()
     for _ in range(2):
-        registry._expiry.declare_dead(reporter.client.instance_id, "its process exited")
+        registry.expiry.declare_dead(reporter.client.instance_id, Death.PROCESS, "its process exited")
         with suppress(RegistrationDelayedError):
             await reporter.client.beat()
     receipt = await reporter.stop()
