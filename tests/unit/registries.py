@@ -19,13 +19,14 @@ async def joined_registry(
     config: RegistryConfig,
     tables: Tables,
     watch_factory: Callable[[OnDeath], DeathWitness] = NobodyWatches,
+    store: MemoryStore | None = None,
 ) -> AsyncIterator[Registry]:
     """One that has joined its store."""
 
-    async def store() -> MemoryStore:
-        return MemoryStore(lambda: START, tables)
+    async def make_store() -> MemoryStore:
+        return store if store is not None else MemoryStore(lambda: START, tables)
 
-    registry = Registry(config, store, watch_factory=watch_factory)
+    registry = Registry(config, make_store, watch_factory=watch_factory)
     registry.start()
 
     async def is_ready() -> bool:

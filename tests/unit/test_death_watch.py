@@ -6,15 +6,22 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
+from ray.exceptions import ActorDiedError
 
-from seedcore.core.changes import Registration, new_instance_id
-from seedcore.core.errors import DirectoryUnavailableError, NodeDeadError
-from seedcore.core.verdict import Witness
+from seedcore.core.answers import Outcome
+from seedcore.core.changes import RegisterChange, Registration, StatusChange, new_instance_id
+from seedcore.core.clock import Clock
+from seedcore.core.errors import BacklogFullError, DirectoryUnavailableError, NodeDeadError, StoreUnavailableError
+from seedcore.core.instances import Verdict
+from seedcore.core.lifecycle import Status
+from seedcore.core.recent_deaths import RecentDeath
+from seedcore.core.verdict import Death, Witness
 from seedcore.registry.agent.client import RegistryClient
 from seedcore.registry.agent.reporter import Reporter
 from seedcore.registry.node.process_watch import OnExit
@@ -26,7 +33,7 @@ from seedcore.registry.server.config import RegistryConfig
 from seedcore.registry.server.death_watch import DeathWatch
 from seedcore.registry.server.watched_node import WatchTimes
 from seedcore.settings import Settings
-from seedcore.store.memory import Tables
+from seedcore.store.memory import MemoryStore, Tables
 from tests.builders import START, iid, instance
 from tests.unit.registries import joined_registry
 from tests.waiting import eventually
@@ -61,6 +68,7 @@ class LocalRelay:
     def __init__(self) -> None:
         self.relay = Relay((self._make,))
         self.is_hung = False
+        self.fails = False
 
     def _make(self, on_exit: OnExit) -> Willing:
         self.eyes = Willing(on_exit)
@@ -70,6 +78,8 @@ class LocalRelay:
         async def call(*arguments: Any) -> Any:
             if self.is_hung:
                 await asyncio.Event().wait()
+            if self.fails and method != "__ray_ready__":
+                raise ActorDiedError
             return None if method == "__ray_ready__" else await getattr(self.relay, method)(*arguments)
 
         class Method:
@@ -328,3 +338,110 @@ async def test_what_comes_as_its_waiter_is_cancelled_is_handed_over(connected: N
     [answer] = await asyncio.gather(asked, return_exceptions=True)
     assert isinstance(answer, asyncio.CancelledError)
     await eventually(lambda: late == ["a relay"])
+
+
+# Reports and the backlog
+
+
+class Away(MemoryStore):
+    """A database that takes changes only while it is there."""
+
+    is_there = True
+
+    async def register_many(self, changes: Sequence[RegisterChange]) -> list[Outcome]:
+        self._require()
+        return await super().register_many(changes)
+
+    async def set_status_many(self, changes: Sequence[StatusChange]) -> list[Outcome]:
+        self._require()
+        return await super().set_status_many(changes)
+
+    async def renew_term(self, lease_s: float) -> None:
+        self._require()
+        await super().renew_term(lease_s)
+
+    def _require(self) -> None:
+        if not self.is_there:
+            raise StoreUnavailableError("away for the test")
+
+
+async def test_a_reported_death_is_taken_while_the_backlog_is_full(cluster: LocalCluster) -> None:
+    tables = Tables(START)
+    store = Away(lambda: START, tables)
+    config = RegistryConfig(
+        "cluster", lease_s=60.0, flush_interval_s=0.01, change_capacity=3, retry_max_s=0.05, durable_wait_s=0.05
+    )
+    async with joined_registry(
+        config, tables, lambda on_death: DeathWatch(on_death, cluster, QUICK), store=store
+    ) as registry:
+        for number in (1, 2):
+            await registry.register(Registration(iid(number), f"agent-{number}", node_id="node", pid=number))
+            await registry.set_status(iid(number), Status.ALIVE, 2)
+        await eventually(lambda: cluster.made and cluster.made[0].eyes.watched == {iid(1), iid(2)})
+        store.is_there = False
+
+        async def is_full() -> bool:
+            try:
+                await registry.register(Registration(new_instance_id(), "another"))
+            except BacklogFullError:
+                return True
+            return False
+
+        await eventually(is_full)
+        cluster.made[0].eyes.on_exit(iid(1), "its process exited", None)
+        await eventually(lambda: iid(1) not in registry.members)
+        assert registry.members.deaths.get(iid(1)) == RecentDeath("its process exited", Death.PROCESS)
+        # discovery has dropped it, and the relay goes on
+        assert (await registry.resolve(["agent-1"])).value[0].instance is None
+        assert [row.instance_id for row in await registry.list_active()] == [iid(2)]
+        assert tables.rows[iid(1)].status is Status.ALIVE
+        assert await registry.report_dead_call(iid(1)) is Verdict.UNKNOWN
+        with pytest.raises(BacklogFullError):
+            await registry.set_status(iid(2), Status.DRAINING, 3)
+        cluster.made[0].eyes.on_exit(iid(2), "its process exited", None)
+        await eventually(lambda: iid(2) not in registry.members)
+        store.is_there = True
+        await eventually(lambda: {tables.rows[iid(number)].status for number in (1, 2)} == {Status.DEAD})
+        assert (len(cluster.made), cluster.ended) == (1, [])
+
+
+async def test_relays_that_fail_at_once_are_made_ever_more_rarely(cluster: LocalCluster) -> None:
+    times = replace(QUICK, restart_s=0.02, restart_max_s=0.5)
+    deaths: Deaths = []
+    watch = DeathWatch(lambda instance_id, *_: deaths.append(instance_id), cluster, times)
+    loop = asyncio.get_running_loop()
+    made_s: list[float] = []
+
+    def fail_at_once(relay: LocalRelay) -> None:
+        made_s.append(loop.time())
+        relay.fails = True
+
+    cluster.hurry = fail_at_once
+    watch.add(on_node(1))
+    watch.start()
+    try:
+        # each has answered once when it fails: that is no reason to begin again with short delays
+        await eventually(lambda: len(made_s) == 6)
+        pauses_s = [later - earlier for earlier, later in pairwise(made_s)]
+        for number, pause_s in enumerate(pauses_s):
+            assert pause_s >= 0.5 * times.restart_s * 2**number
+        assert watch.problem is not None
+    finally:
+        await watch.stop()
+
+
+async def test_a_relay_that_has_worked_for_a_while_is_replaced_at_once(cluster: LocalCluster) -> None:
+    now_s = 0.0
+    clock = Clock(lambda: now_s)
+    times = replace(QUICK, poll_grace_s=0.1, restart_s=0.01, restart_max_s=60.0, settled_s=30.0)
+    watch = DeathWatch(lambda *_: None, cluster, times, clock)
+    cluster.fails_to_make = 5
+    watch.add(on_node(1))
+    watch.start()
+    try:
+        for number in range(12):
+            await eventually(lambda: len(cluster.made) > number and iid(1) in cluster.made[number].eyes.watched)  # noqa: B023
+            now_s += 31.0
+            cluster.made[number].fails = True
+    finally:
+        await watch.stop()
