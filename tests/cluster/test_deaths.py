@@ -669,7 +669,7 @@ async def test_a_callers_error_is_a_hint_and_ray_has_the_word(registry: Registry
 
     def is_stored() -> bool:
         return rows(settings, "select status::text, cause from registry_instance") == [
-            ("dead", "Ray says that its actor died")
+            ("dead", "Ray reports that its actor died")
         ]
 
     await eventually(is_stored)
@@ -691,7 +691,7 @@ async def test_mass_silence_freezes_expiry_and_releases_only_the_confirmed(
         def dead() -> list[tuple[Any, ...]]:
             return rows(settings, "select logical_id, cause from registry_instance where status = 'dead' order by 1")
 
-        confirmed = [(f"fallen-{n}", "silent, and Ray says that its actor died") for n in range(3)]
+        confirmed = [(f"fallen-{n}", "silent, and Ray reports that its actor died") for n in range(3)]
         await eventually(lambda: dead() == confirmed)
         assert (await registry.health()).is_frozen
         # they are heard again: nobody else has died, and the freeze is over by itself

@@ -22,7 +22,9 @@ from seedcore.core.lifecycle import Status
 from seedcore.core.members import Members
 from seedcore.core.rules import apply_status
 from seedcore.core.silence import Silence
+from seedcore.core.verdict import Death, Evidence, Witness, judge
 from seedcore.registry.agent.client import RegistryClient
+from seedcore.registry.server.backlog import Backlog
 from seedcore.registry.server.comparison import Comparison
 from seedcore.registry.server.database import DatabaseSession
 from seedcore.registry.server.receipts import Receipts
@@ -138,6 +140,24 @@ async def _belong_to_none(_: MemoryStore, registrations: Sequence[Registration])
     return [None] * len(registrations)
 
 
+def _judge_no_lease(evidence: Evidence) -> Verdict | Death:
+    return judge(replace(evidence, is_frozen=True))
+
+
+def _judge_unfrozen(evidence: Evidence) -> Verdict | Death:
+    return judge(replace(evidence, is_frozen=False))
+
+
+def _judge_no_witness(evidence: Evidence) -> Verdict | Death:
+    unknown = Witness.UNKNOWN
+    return judge(replace(evidence, process=unknown, node=unknown, actor=unknown, is_frozen=True))
+
+
+def _offer_death_in_the_queue(backlog: Backlog, change: StatusChange) -> None:
+    backlog.require_room()
+    backlog.offer(change)
+
+
 @dataclass(frozen=True)
 class Mutant:
     """A way to break the code, and a seed whose history notices it: where a search does well to begin."""
@@ -157,6 +177,12 @@ MUTANTS: dict[str, Mutant] = {
     "the dead may live again": Mutant(20, lambda: mock.patch("seedcore.store.memory.apply_status", _revive)),
     "sequence numbers are ignored": Mutant(
         2, lambda: mock.patch("seedcore.store.memory.apply_status", _ignore_numbers)
+    ),
+    "no lease ends": Mutant(0, lambda: mock.patch("seedcore.registry.server.expiry.judge", _judge_no_lease)),
+    "no death is decided": Mutant(0, lambda: mock.patch("seedcore.registry.server.expiry.judge", _judge_no_witness)),
+    "a freeze is no evidence": Mutant(0, lambda: mock.patch("seedcore.registry.server.expiry.judge", _judge_unfrozen)),
+    "a full backlog refuses a death": Mutant(
+        0, lambda: mock.patch.object(Backlog, "offer_death", _offer_death_in_the_queue)
     ),
     "expiry never freezes": Mutant(1, lambda: mock.patch.object(MassLateness, "note", _forget_seconds)),
     "no grace at the end of a freeze": Mutant(245, lambda: mock.patch.object(MassLateness, "is_spent", True)),

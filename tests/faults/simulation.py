@@ -146,6 +146,8 @@ class World:
         self.slow_share = self.random.choice([0.0, 0.01])
         self.database_lost_share = self.random.choice([0.0, 0.02, 0.05])
         self.has_relays = self.random.random() < 0.8
+        # now and then so few that a short outage of the database fills the backlog
+        self.change_capacity = self.random.choice([3, 8, 100_000])
         self.is_calm = False
         self.violation: Violation | None = None
         self.decided_s: dict[str, float] = {}
@@ -657,6 +659,7 @@ class Office:
             compare_s=7.0,
             freeze_share=0.4,
             feed_capacity=12,
+            change_capacity=world.change_capacity,
         )
         clock = Clock(lambda: world.now_s, world.utc)
         self.registry = Registry(

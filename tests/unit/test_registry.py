@@ -27,6 +27,7 @@ from seedcore.core.feed import FeedBatch
 from seedcore.core.instances import Beat, Epoch, Instance, Verdict
 from seedcore.core.lifecycle import Status
 from seedcore.core.ports import OnDeath, OnExplained, OnLostNodes, OnUnwatched
+from seedcore.core.recent_deaths import RecentDeath
 from seedcore.core.verdict import Death, Witness
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.registry.server.registry import Registry
@@ -554,3 +555,97 @@ async def test_one_that_beats_in_the_database_alone_lives_as_long_as_it_does(
     await eventually(lambda: tables.rows[iid(3)].status is Status.DEAD)
     assert tables.rows[iid(2)].status is Status.ALIVE
     assert (await registry.health()).instances["alive"] == 2
+
+
+# Deaths
+
+
+class ActorTable(NobodyWatches):
+    """A death witness that knows what Ray's actor table has."""
+
+    def __init__(self, on_death: OnDeath) -> None:
+        super().__init__(on_death)
+        self.gone: set[str] = set()
+
+    async def ask_ray(self, instance: Instance, timeout_s: float) -> Witness:
+        return Witness.GONE if instance.instance_id in self.gone else Witness.ALIVE
+
+
+@asynccontextmanager
+async def with_actor_table(elapsed: Elapsed, tables: Tables) -> AsyncIterator[tuple[Registry, ActorTable]]:
+    """A registry with six instances that are alive, and its death witness."""
+    made: list[ActorTable] = []
+
+    def watch(on_death: OnDeath) -> ActorTable:
+        made.append(ActorTable(on_death))
+        return made[-1]
+
+    async def store() -> MemoryStore:
+        return MemoryStore(elapsed.clock().utc, tables)
+
+    registry = Registry(CONFIG, store, clock=elapsed.clock(), watch_factory=watch)
+    registry.start()
+    await eventually(lambda: registry.writer.database.is_complete)
+    for number in range(1, 7):
+        await registry.register(joins(number, f"agent-{number}").registration)
+        await registry.set_status(iid(number), Status.ALIVE, 2)
+    yield registry, made[0]
+    await registry.stop()
+
+
+async def test_every_death_is_what_the_truth_table_returns_and_is_remembered_so(
+    elapsed: Elapsed, tables: Tables
+) -> None:
+    async with with_actor_table(elapsed, tables) as (registry, witness):
+
+        async def silence(seconds: float) -> None:
+            for _ in range(round(seconds * 10)):
+                elapsed.now_s += 0.1
+                await registry.resolve(["agent-1"])
+            await registry.expiry.sweep(elapsed.now_s)
+
+        def death_of(number: int) -> Death | None:
+            known = registry.members.deaths.get(iid(number))
+            return None if known is None else known.death
+
+        witness.on_death(iid(1), Witness.GONE, Witness.ALIVE, "its process exited")
+        witness.on_death(iid(2), Witness.UNKNOWN, Witness.GONE, "its node died")
+        assert (death_of(1), death_of(2)) == (Death.PROCESS, Death.NODE)
+        # a caller's report is a hint: Ray decides
+        assert await registry.report_dead_call(iid(3)) is Verdict.SUSPECT
+        assert death_of(3) is None
+        witness.gone.add(iid(3))
+        assert await registry.report_dead_call(iid(3)) is Verdict.UNKNOWN
+        assert death_of(3) is Death.ACTOR
+        # one of three is silent: its lease ends, by the sweep and not before
+        for _ in range(4):
+            await silence(4.0)
+            await registry.beat_many([iid(5), iid(6)])
+        assert death_of(4) is Death.LEASE
+        # all are silent: expiry is frozen, and only a death that Ray confirms is declared
+        witness.gone.add(iid(6))
+        await silence(14.0)
+        await silence(4.0)
+        assert (await registry.health()).is_frozen
+        assert (death_of(5), death_of(6)) == (None, Death.ACTOR)
+        # what an agent reports of itself is not the table's
+        await registry.set_status(iid(5), Status.DEAD, 3, "stopped")
+        assert registry.members.deaths.get(iid(5)) == RecentDeath("stopped")
+        health = await registry.health()
+        assert (health.deaths_declared, health.deaths_reported) == (5, 2)
+        await eventually(lambda: all(row.status is Status.DEAD for row in tables.rows.values()))
+
+
+async def test_expired_leases_wait_for_the_sweep_and_are_suspect_until_then(elapsed: Elapsed, tables: Tables) -> None:
+    async with with_actor_table(elapsed, tables) as (registry, _):
+        others = [iid(number) for number in range(2, 7)]
+        for _ in range(160):
+            elapsed.now_s += 0.1
+            # every one but the first beats
+            await registry.beat_many(others)
+            found = (await registry.resolve(["agent-1"], allow_late=True)).value[0]
+        assert (found.instance, found.verdict) == (None, Verdict.SUSPECT)
+        # a caller's report of it is no expiry
+        assert await registry.report_dead_call(iid(1)) is Verdict.SUSPECT
+        await registry.expiry.sweep(elapsed.now_s)
+        assert iid(1) not in registry.members

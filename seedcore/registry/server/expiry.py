@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 _ASK_RAY_S = 2.0
 _CONFIRMED_PER_SWEEP = 64
 _TICK_S = 0.2
-_ACTOR_DIED = "Ray says that its actor died"
+_ACTOR_DIED = "Ray reports that its actor died"
 
 
 class Expiry:
@@ -262,7 +262,7 @@ class Expiry:
     # Deciding
 
     def _decide(self, instance_id: str, evidence: Evidence, details: Mapping[Death, str]) -> bool:
-        """Judge all the evidence on an instance, and declare it dead where the table says so. Returns whether it did.
+        """Judge all the evidence on an instance, and declare it dead where the table returns a death. Returns whether it did.
 
         `details` has the text for each death that is declared here. Any other one waits: its instance is suspect until
         the sweep, which bounds the number of expired leases, comes to it.
