@@ -32,7 +32,7 @@ from seedcore.store.memory import MemoryStore
 
 
 def _nothing(*_: object) -> None:
-    """What the code would do."""
+    """Instead of what the code does."""
 
 
 async def _acknowledge(_: Receipts, change: Change) -> Receipt:
@@ -120,7 +120,7 @@ async def _keep_the_batch(
 
 
 async def _compare_nothing(*_: object) -> None:
-    """What the code would do."""
+    """Instead of what the code does."""
 
 
 _append, _since = Feed.append, Feed.since
@@ -192,12 +192,14 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "fenced for ever": Mutant(430, lambda: mock.patch.object(DatabaseSession, "_claim_the_term", _stay_fenced)),
     "the feed forgets a change": Mutant(0, lambda: mock.patch.object(Feed, "append", _append_most)),
-    "the feed begins anew and says nothing": Mutant(0, lambda: mock.patch.object(Feed, "since", _since_never_reset)),
-    "who is not read yet is unknown": Mutant(0, lambda: mock.patch.object(DatabaseSession, "may_know_more", False)),
-    "agents beat as their own environment says": Mutant(
+    "the feed starts over without a reset": Mutant(0, lambda: mock.patch.object(Feed, "since", _since_never_reset)),
+    "an instance that is not read yet is unknown": Mutant(
+        0, lambda: mock.patch.object(DatabaseSession, "may_know_more", False)
+    ),
+    "agents beat at the interval of their own environment": Mutant(
         0, lambda: mock.patch.object(RegistryClient, "beat_interval_s", property(_own_interval_s))
     ),
-    "who ended with its epoch comes back in the next": Mutant(
+    "an agent that ended with its epoch comes back in the next": Mutant(
         12, lambda: mock.patch.object(MemoryStore, "epochs_of", _belong_to_none)
     ),
     "a registry that takes over retires the fleet": Mutant(

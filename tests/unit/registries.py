@@ -10,7 +10,7 @@ from seedcore.registry.server.config import RegistryConfig
 from seedcore.registry.server.registry import Registry
 from seedcore.store.memory import MemoryStore, Tables
 from tests.builders import START
-from tests.unit.test_registry import NobodyWatches
+from tests.unit.test_registry import NoWitness
 from tests.waiting import eventually
 
 
@@ -18,7 +18,7 @@ from tests.waiting import eventually
 async def joined_registry(
     config: RegistryConfig,
     tables: Tables,
-    watch_factory: Callable[[OnDeath], DeathWitness] = NobodyWatches,
+    watch_factory: Callable[[OnDeath], DeathWitness] = NoWitness,
     store: MemoryStore | None = None,
 ) -> AsyncIterator[Registry]:
     """One that has joined its store."""

@@ -1,4 +1,4 @@
-"""Relays come, fail and go; the watch makes them again, and says what it cannot see."""
+"""Relays start, fail and end; the watch replaces them, and reports what it cannot see."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from tests.waiting import eventually
 
 
 class Willing:
-    """A watch that can watch anybody but those in `refused`; those in `slow` once their event comes."""
+    """A watch that can watch any instance but those in `refused`; those in `slow` once their event is set."""
 
     def __init__(self, on_exit: OnExit) -> None:
         self.on_exit = on_exit
@@ -156,7 +156,7 @@ def on_node(number: int, node_id: str = "node") -> Any:
     return replace(instance(number), node_id=node_id, pid=number)
 
 
-async def test_a_relay_that_could_not_be_made_is_made_later_and_said_until_then(
+async def test_a_relay_that_could_not_be_made_is_made_later_and_is_a_problem_until_then(
     cluster: LocalCluster, watch: Watching
 ) -> None:
     cluster.fails_to_make = 2
@@ -185,7 +185,7 @@ async def test_a_node_whose_task_ended_gets_another(cluster: LocalCluster, watch
     assert cluster.ended == cluster.made[:1]
 
 
-async def test_a_hung_relay_is_said_and_replaced(cluster: LocalCluster, watch: Watching) -> None:
+async def test_a_hung_relay_is_a_problem_and_is_replaced(cluster: LocalCluster, watch: Watching) -> None:
     watch[0].add(on_node(1))
     await eventually(lambda: cluster.made and iid(1) in cluster.made[0].eyes.watched)
     cluster.made[0].is_hung = True
@@ -201,7 +201,7 @@ def test_a_hung_relay_is_replaced_within_ten_seconds() -> None:
     assert WatchTimes().poll_s + WatchTimes().poll_grace_s <= 10.0
 
 
-async def test_exits_are_heard_while_the_relay_takes_its_time_to_be_told(
+async def test_exits_are_received_while_the_relay_takes_its_time_to_watch(
     cluster: LocalCluster, watch: Watching
 ) -> None:
     busy = asyncio.Event()
@@ -216,7 +216,7 @@ async def test_exits_are_heard_while_the_relay_takes_its_time_to_be_told(
     busy.set()
 
 
-async def test_a_node_that_ray_does_not_know_is_said_and_keeps_nothing(watch: Watching) -> None:
+async def test_a_node_that_ray_does_not_know_is_a_problem_and_keeps_nothing(watch: Watching) -> None:
     watch[0].add(on_node(1, "k8s-7"))
     for number in range(2, 100):
         watch[0].add(on_node(number, "k8s-7"))
@@ -257,7 +257,9 @@ async def test_process_on_a_dead_node_is_refused_when_it_registers_and_tries_eve
         assert (receipt.durable, set(tables.rows)) == (True, {first, iid(1)})
 
 
-async def test_whom_a_relay_cannot_watch_is_not_counted_and_tried_again(cluster: LocalCluster, watch: Watching) -> None:
+async def test_instance_that_a_relay_cannot_watch_is_not_counted_and_is_tried_again(
+    cluster: LocalCluster, watch: Watching
+) -> None:
     cluster.hurry = lambda relay: relay.eyes.refused.update((iid(1), iid(2)))
     for number in (1, 2, 3):
         watch[0].add(on_node(number))
@@ -269,7 +271,7 @@ async def test_whom_a_relay_cannot_watch_is_not_counted_and_tried_again(cluster:
     assert cluster.made[0].eyes.watched == {iid(1), iid(3)}
 
 
-async def test_whom_nobody_watches_is_counted_and_only_what_can_be_mended_is_a_problem(
+async def test_unwatched_instances_are_counted_and_only_what_can_be_mended_is_a_problem(
     cluster: LocalCluster, watch: Watching
 ) -> None:
     counts: list[Mapping[str, int]] = []
@@ -302,7 +304,7 @@ async def test_many_problems_are_counted(watch: Watching) -> None:
 # Look-ups in threads
 
 
-async def test_what_comes_too_late_is_handed_over(connected: None) -> None:
+async def test_result_that_is_too_late_goes_to_on_late(connected: None) -> None:
     go = threading.Event()
     late: list[str] = []
 
@@ -321,7 +323,7 @@ async def test_what_comes_too_late_is_handed_over(connected: None) -> None:
     await eventually(lambda: late == ["a relay"] * 2)
 
 
-async def test_what_comes_as_its_waiter_is_cancelled_is_handed_over(connected: None) -> None:
+async def test_result_that_arrives_as_its_waiter_is_cancelled_goes_to_on_late(connected: None) -> None:
     done = threading.Event()
     late: list[str] = []
 
@@ -333,7 +335,7 @@ async def test_what_comes_as_its_waiter_is_cancelled_is_handed_over(connected: N
     await asyncio.sleep(0)
     # the answer is in the loop's queue, in front of the cancellation
     done.wait()
-    time.sleep(0.05)  # noqa: ASYNC251 - nobody else may have a turn
+    time.sleep(0.05)  # noqa: ASYNC251 - no other task may run
     asyncio.get_running_loop().call_soon(asked.cancel)
     [answer] = await asyncio.gather(asked, return_exceptions=True)
     assert isinstance(answer, asyncio.CancelledError)

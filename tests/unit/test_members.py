@@ -88,7 +88,7 @@ def test_registered_instance_is_there_and_starting(members: Members) -> None:
     assert (row.organ_id, row.seq, row.started_at) == ("vision", 3, START)
     assert list(everyone(members)) == members.instances_of("agent") == [row]
     assert members.get(iid(2)) is None
-    assert members.instances_of("nobody") == []
+    assert members.instances_of("unregistered") == []
 
 
 def test_full_memory_refuses_newcomers_and_still_serves_those_it_has() -> None:
@@ -199,7 +199,7 @@ def test_adopted_instance_gets_a_whole_lease(members: Members) -> None:
     assert members.silence.lapsed(65.1) == [iid(1)]
 
 
-def test_adoption_revives_nobody_whose_death_is_not_in_the_store_yet(members: Members) -> None:
+def test_adoption_revives_no_instance_whose_death_is_not_in_the_store_yet(members: Members) -> None:
     members.adopt(instance(1), 0.0)
     members.set_status(StatusChange(iid(1), Status.DEAD, cause="its node died", number=1), 1.0, START)
     members.adopt(instance(1), 2.0)
@@ -211,7 +211,7 @@ def test_adoption_revives_nobody_whose_death_is_not_in_the_store_yet(members: Me
     assert iid(1) in members
 
 
-def test_what_an_agent_says_again_renews_its_lease_and_what_others_say_does_not(members: Members) -> None:
+def test_repeated_change_of_an_agent_renews_its_lease_and_a_change_of_others_does_not(members: Members) -> None:
     members.register(joins(1), 0.0, START)
     members.set_status(StatusChange(iid(1), Status.ALIVE, 2), 0.0, START)
     members.set_status(StatusChange(iid(1), Status.DRAINING, number=1), 10.0, START)
@@ -223,7 +223,7 @@ def test_what_an_agent_says_again_renews_its_lease_and_what_others_say_does_not(
     assert members.instances_of("agent")[0].status is Status.DRAINING
 
 
-def test_what_the_agent_told_us_later_survives_adoption(members: Members) -> None:
+def test_later_change_of_the_agent_survives_adoption(members: Members) -> None:
     enter(members, 1)
     members.set_status(turns(1, Status.DRAINING, 3), 0.0, START)
     members.adopt(instance(1, seq=2, cluster_epoch="epoch-1b"), 1.0)
@@ -260,16 +260,16 @@ def test_id_that_the_store_knows_of_another_agent_is_that_agents(members: Member
     assert listed(members) == []
 
 
-def test_overwriting_takes_the_stores_word(members: Members) -> None:
+def test_overwriting_takes_the_state_of_the_store(members: Members) -> None:
     enter(members, 1, "ours", now_s=5.0)
     members.set_status(turns(1, Status.DRAINING, 9), 5.0, START)
-    told = instance(1, "theirs", seq=1)
-    members.overwrite(told, 7.0)
-    assert members.get(iid(1)) == told
+    stored = instance(1, "theirs", seq=1)
+    members.overwrite(stored, 7.0)
+    assert members.get(iid(1)) == stored
     assert members.silence.silence_s(iid(1), 7.0) == 2.0
     assert members.instances_of("ours") == []
-    members.overwrite(replace(told, status=Status.DEAD, cause="said so"), 8.0)
-    assert cause_of_death(members, iid(1)) == "said so"
+    members.overwrite(replace(stored, status=Status.DEAD, cause="by the store"), 8.0)
+    assert cause_of_death(members, iid(1)) == "by the store"
 
 
 def test_burying_is_of_the_living_only(members: Members) -> None:
@@ -295,7 +295,7 @@ def test_instances_taken_before_the_epoch_is_known_belong_to_it() -> None:
     enter(members, 1)
     assert resolve(members, "agent", 0.0).instance is not None
     members.register(joins(2, cluster_epoch="staged"), 0.0, START)
-    # its own word for where it was started counts once the store has said where that belongs
+    # the epoch in which it was started counts once the store has returned where that belongs
     members.register(joins(3, started_epoch="epoch-4"), 0.0, START)
     shown, _ = page(members, InstanceFilter(statuses=None), ("", ""), 10, 0.0)
     assert {row.instance_id for row in shown} == {iid(1), iid(3)}
@@ -304,7 +304,7 @@ def test_instances_taken_before_the_epoch_is_known_belong_to_it() -> None:
     assert epochs == {iid(1): "epoch-5", iid(2): "staged", iid(3): "epoch-5"}
 
 
-def test_beats_of_those_that_ended_with_their_epoch_are_told_so_and_of_no_other_dead(members: Members) -> None:
+def test_beats_of_instances_that_ended_with_their_epoch_are_answered_with_it(members: Members) -> None:
     enter(members, 1)
     enter(members, 2)
     members.bury(iid(1), "lease expired")
@@ -352,7 +352,7 @@ def test_flip_shows_the_staged_and_hides_the_rest_in_one_step(members: Members) 
 # Leases
 
 
-def test_beat_renews_those_it_names_and_tells_of_those_it_cannot(members: Members) -> None:
+def test_beat_renews_those_it_names_and_returns_the_others(members: Members) -> None:
     for number in (1, 2, 3):
         enter(members, number, now_s=0.0)
     members.set_status(turns(3, Status.DEAD), 0.0, START)
@@ -374,21 +374,21 @@ def test_lapsed_are_the_longest_silent_first(members: Members) -> None:
     st.floats(0.0, 100.0),
     st.floats(100.0, 200.0),
 )
-def test_our_absence_is_nobodys_silence(heard: dict[int, float], absence_s: float, now_s: float) -> None:
+def test_absence_of_the_registry_is_no_silence(seen: dict[int, float], absence_s: float, now_s: float) -> None:
     members = Members(TERMS, capacity=100)
-    for number, heard_s in heard.items():
-        enter(members, number, now_s=heard_s)
+    for number, seen_s in seen.items():
+        enter(members, number, now_s=seen_s)
     members.silence.credit(absence_s, now_s)
-    for number, heard_s in heard.items():
+    for number, seen_s in seen.items():
         silence_s = members.silence.silence_s(iid(number), now_s)
         assert silence_s >= 0.0
-        assert silence_s == pytest.approx(max(0.0, now_s - heard_s - absence_s))
+        assert silence_s == pytest.approx(max(0.0, now_s - seen_s - absence_s))
         beats = TERMS.beats(silence_s)
         expected = Verdict.SUSPECT if beats is Beats.LAPSED else Verdict(beats.value)
         assert members.silence.verdict(iid(number), now_s) is expected
 
 
-def test_observed_instance_shows_when_we_heard_it(members: Members) -> None:
+def test_observed_instance_has_the_time_of_its_last_beat(members: Members) -> None:
     enter(members, 1, now_s=10.0)
     row = members.get(iid(1))
     assert row is not None
@@ -399,7 +399,7 @@ def test_observed_instance_shows_when_we_heard_it(members: Members) -> None:
 # Reading
 
 
-def test_resolve_hands_out_the_best_alive_instance(members: Members) -> None:
+def test_resolve_returns_the_best_alive_instance(members: Members) -> None:
     for number in (3, 1, 2):
         enter(members, number, now_s=0.0)
     members.set_status(turns(1, Status.DRAINING, 3), 0.0, START)
@@ -426,8 +426,8 @@ def test_resolve_says_why_a_known_agent_is_not_handed_out(
     assert (resolution.instance, resolution.why, resolution.is_known) == (None, why, True)
 
 
-def test_resolve_tells_an_agent_that_nobody_registered(members: Members) -> None:
-    resolution = resolve(members, "nobody", 0.0)
+def test_resolve_of_an_agent_that_is_not_registered(members: Members) -> None:
+    resolution = resolve(members, "unregistered", 0.0)
     assert (resolution.instance, resolution.is_known) == (None, False)
     assert resolution.why == "no live instance is registered"
 
@@ -439,7 +439,7 @@ def test_resolve_tells_an_agent_that_nobody_registered(members: Members) -> None
         (None, ", the last one is dead"),
     ],
 )
-def test_resolve_tells_why_the_last_instance_of_an_agent_died(members: Members, cause: str | None, why: str) -> None:
+def test_resolve_has_the_cause_of_the_last_death_of_an_agent(members: Members, cause: str | None, why: str) -> None:
     for number in (1, 2):
         enter(members, number)
     members.set_status(turns(1, Status.DEAD, cause="long ago"), 0.0, START)
@@ -456,11 +456,11 @@ def test_causes_of_death_are_remembered_up_to_a_bound(few_deaths: Members) -> No
     for number, logical_id in enumerate(["first", "second", "first", "third"]):
         enter(members, number, logical_id)
         members.set_status(turns(number, Status.DEAD, cause="why"), 0.0, START)
-    told = [resolve(members, logical_id, 0.0).why for logical_id in ("first", "second", "third")]
-    assert ["why" in str(why) for why in told] == [True, False, True]
+    reasons = [resolve(members, logical_id, 0.0).why for logical_id in ("first", "second", "third")]
+    assert ["why" in str(why) for why in reasons] == [True, False, True]
 
 
-def test_silent_instance_does_not_hide_one_that_is_heard(members: Members) -> None:
+def test_silent_instance_does_not_hide_a_fresh_one(members: Members) -> None:
     enter(members, 1, now_s=0.0)
     enter(members, 2, now_s=30.0)
     chosen = resolve(members, "agent", 30.0).instance
@@ -502,7 +502,7 @@ def test_counts_are_by_status_of_the_living(members: Members) -> None:
     assert count_by_status(members) == {Status.STARTING: 1, Status.ALIVE: 2, Status.DRAINING: 1}
 
 
-def test_late_instance_is_handed_out_only_where_that_is_allowed(members: Members) -> None:
+def test_late_instance_is_resolved_only_where_that_is_allowed(members: Members) -> None:
     enter(members, 1, now_s=0.0)
     assert resolve(members, "agent", 8.0).instance is None
     late = resolve(members, "agent", 8.0, allow_late=True)
@@ -515,7 +515,7 @@ def test_late_instance_is_handed_out_only_where_that_is_allowed(members: Members
     assert (fresh.instance.instance_id, fresh.verdict) == (iid(2), Verdict.FRESH)
 
 
-def test_doubted_instance_is_suspect_until_it_is_heard(members: Members) -> None:
+def test_instance_reported_dead_is_suspect_until_its_next_beat(members: Members) -> None:
     enter(members, 1, now_s=0.0)
     members.silence.report_dead(iid(1))
     members.silence.report_dead(iid(2))
@@ -526,10 +526,10 @@ def test_doubted_instance_is_suspect_until_it_is_heard(members: Members) -> None
     assert resolve(members, "agent", 1.0).instance is not None
 
 
-def test_listeners_hear_who_comes_moves_and_goes(members: Members) -> None:
-    heard: list[str] = []
-    members.on_appear = lambda row: heard.append(f"+{row.instance_id[-1]} {row.pid}")
-    members.on_vanish = lambda row: heard.append(f"-{row.instance_id[-1]} {row.pid}")
+def test_callbacks_get_each_instance_that_appears_moves_and_vanishes(members: Members) -> None:
+    calls: list[str] = []
+    members.on_appear = lambda row: calls.append(f"+{row.instance_id[-1]} {row.pid}")
+    members.on_vanish = lambda row: calls.append(f"-{row.instance_id[-1]} {row.pid}")
     enter(members, 1)
     members.register(joins(1, seq=9, pid=7), 0.0, START)
     members.register(joins(1, seq=10, pid=8, node_id="there"), 0.0, START)
@@ -537,4 +537,4 @@ def test_listeners_hear_who_comes_moves_and_goes(members: Members) -> None:
     members.adopt(instance(2, "other"), 1.0)
     members.forget(iid(2))
     members.set_status(turns(1, Status.DEAD, 11), 2.0, START)
-    assert heard == ["+1 None", "+1 None", "+1 7", "-1 7", "+1 8", "+2 None", "-2 None", "-1 8"]
+    assert calls == ["+1 None", "+1 None", "+1 7", "-1 7", "+1 8", "+2 None", "-2 None", "-1 8"]

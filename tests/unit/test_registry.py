@@ -1,4 +1,4 @@
-"""The registry in one process over the memory store, with a clock that moves when told."""
+"""The registry in one process over the memory store, with a clock that the test moves."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Elapsed:
         return Clock(lambda: self.now_s, lambda: START + timedelta(seconds=self.now_s))
 
 
-class NobodyWatches:
+class NoWitness:
     """A death witness that sees nothing."""
 
     problem: str | None = None
@@ -125,7 +125,7 @@ async def registry(elapsed: Elapsed, database: SlowReads) -> AsyncIterator[Regis
     async def store() -> MemoryStore:
         return database
 
-    registry = Registry(CONFIG, store, clock=clock, watch_factory=NobodyWatches)
+    registry = Registry(CONFIG, store, clock=clock, watch_factory=NoWitness)
     registry.start()
 
     async def is_ready() -> bool:
@@ -138,7 +138,7 @@ async def registry(elapsed: Elapsed, database: SlowReads) -> AsyncIterator[Regis
     await registry.stop()
 
 
-async def test_a_caller_right_after_a_stall_is_handed_out_who_was_fresh_before(
+async def test_instance_that_was_fresh_before_a_stall_is_resolved_right_after_it(
     registry: Registry, elapsed: Elapsed
 ) -> None:
     elapsed.now_s += 60.0
@@ -152,7 +152,7 @@ async def test_a_caller_right_after_a_stall_is_handed_out_who_was_fresh_before(
     assert (await registry.health()).credited_s > 50.0
 
 
-async def test_silence_while_the_registry_listens_counts(registry: Registry, elapsed: Elapsed) -> None:
+async def test_silence_while_the_registry_works_counts(registry: Registry, elapsed: Elapsed) -> None:
     for _ in range(100):
         elapsed.now_s += 0.1
         await registry.resolve(["agent"])
@@ -168,9 +168,7 @@ async def test_repeated_questions_after_a_stall_credit_it_once(registry: Registr
     assert (await registry.health()).credited_s < 7.0
 
 
-async def test_a_stall_while_expiry_is_frozen_makes_nobody_the_proof_of_his_own_death(
-    registry: Registry, elapsed: Elapsed
-) -> None:
+async def test_a_stall_while_expiry_is_frozen_is_no_evidence_of_a_death(registry: Registry, elapsed: Elapsed) -> None:
     await registry.register(replace(joins(2).registration, actor_id="ab", actor_name="actor", namespace="ns"))
     for _ in range(400):
         elapsed.now_s += 0.1
@@ -223,9 +221,9 @@ async def test_loads_come_with_beats_and_are_listed(registry: Registry) -> None:
     await registry.beat_many([iid(1), iid(2)], {iid(2): 1.0})
     assert (await registry.list_active()).loads == {iid(1): 2.5}
     for load in (-1.0, float("nan"), float("inf"), "much", True):
-        told: Any = {iid(1): load}
+        loads: Any = {iid(1): load}
         with pytest.raises(InvalidInputError, match="load: must be a finite number from 0"):
-            await registry.beat_many([iid(1)], told)
+            await registry.beat_many([iid(1)], loads)
     with pytest.raises(InvalidInputError, match="some of the instance ids"):
         await registry.beat_many([iid(1)], {iid(1): 1.0, iid(2): 1.0})
 
@@ -240,7 +238,7 @@ async def test_a_superseded_registry_leaves_the_holder_time_to_be_seen_after_an_
         raise StoreUnavailableError("away for the test")
 
     config = replace(CONFIG, epoch_check_s=0.01, term_idle_s=20.0)
-    registry = Registry(config, store, clock=elapsed.clock(), watch_factory=NobodyWatches)
+    registry = Registry(config, store, clock=elapsed.clock(), watch_factory=NoWitness)
     database_session = registry.writer.database
     registry.start()
     try:
@@ -253,7 +251,7 @@ async def test_a_superseded_registry_leaves_the_holder_time_to_be_seen_after_an_
             return database_session.fenced_by is not None
 
         await eventually(is_fenced)
-        # nobody was seen at work in it for a minute: it was away, for the holder too
+        # no registry was seen at work in it for a minute: it was away, for the holder too
         with monkeypatch.context() as outage:
             outage.setattr(database, "begin", away)
             await eventually(lambda: database_session.is_failing)
@@ -263,7 +261,7 @@ async def test_a_superseded_registry_leaves_the_holder_time_to_be_seen_after_an_
         await eventually(lambda: database.begun > tries + 5)
         assert database_session.fenced_by is not None
         await rival.renew_term(15.0)
-        # who is not seen while the database answers is gone
+        # one that is not seen while the database answers is gone
         elapsed.now_s += 21.0
         await eventually(lambda: database_session.fenced_by is None)
         with pytest.raises(FencedError):
@@ -273,7 +271,7 @@ async def test_a_superseded_registry_leaves_the_holder_time_to_be_seen_after_an_
 
 
 class Closed(MemoryStore):
-    """Is read once it opens; `problem` is what it says until then, None that it says nothing."""
+    """Is read once it opens; `problem` is its error until then, None that it does not answer."""
 
     def __init__(self, now: Callable[[], datetime], tables: Tables, problem: str | None = None) -> None:
         super().__init__(now, tables)
@@ -303,7 +301,7 @@ async def restarted(
         return database
 
     config = replace(CONFIG, retry_max_s=0.01, durable_wait_s=durable_wait_s)
-    registry = Registry(config, store, clock=elapsed.clock(), watch_factory=NobodyWatches)
+    registry = Registry(config, store, clock=elapsed.clock(), watch_factory=NoWitness)
     registry.start()
     yield registry
     await registry.stop()
@@ -360,7 +358,9 @@ async def test_agents_register_again_once_the_database_has_been_away_for_a_lease
             await registry.set_status(iid(1), Status.ALIVE, 1)
 
 
-async def test_superseded_registry_calls_nobody_unknown(registry: Registry, tables: Tables, elapsed: Elapsed) -> None:
+async def test_superseded_registry_calls_no_instance_unknown(
+    registry: Registry, tables: Tables, elapsed: Elapsed
+) -> None:
     rival = MemoryStore(elapsed.clock().utc, tables)
     await rival.begin("cluster", None, CONFIG.lease_s)
     await rival.register_many([joins(2)])
@@ -380,7 +380,7 @@ async def test_the_interval_follows_the_fleet(elapsed: Elapsed, database: SlowRe
         return database
 
     config = replace(CONFIG, max_beats_per_s=4.0, epoch_check_s=0.01)
-    registry = Registry(config, store, clock=elapsed.clock(), watch_factory=NobodyWatches)
+    registry = Registry(config, store, clock=elapsed.clock(), watch_factory=NoWitness)
     registry.start()
     try:
         for number in range(40):
@@ -398,7 +398,7 @@ async def test_the_interval_follows_the_fleet(elapsed: Elapsed, database: SlowRe
         assert answer.lease_s == pytest.approx(3 * answer.beat_interval_s)
         health = await registry.health()
         assert (health.beat_interval_s, health.lease_s) == (answer.beat_interval_s, answer.lease_s)
-        # so that the views say the same
+        # so that the views use the same
         await eventually(lambda: tables.lease_s == answer.lease_s)
     finally:
         await registry.stop()
@@ -444,7 +444,7 @@ async def test_followers_are_bounded_and_bad_questions_refused(registry: Registr
             await registry.changes(*bad)
 
 
-async def test_after_a_freeze_longer_than_a_lease_everybody_has_a_whole_lease_to_return(
+async def test_after_a_freeze_longer_than_a_lease_every_instance_has_a_whole_lease_to_return(
     registry: Registry, elapsed: Elapsed
 ) -> None:
     others = [iid(number) for number in range(2, 13)]
@@ -464,7 +464,7 @@ async def test_after_a_freeze_longer_than_a_lease_everybody_has_a_whole_lease_to
     await registry.beat_many(others)
     await silence(0.5)
     assert not (await registry.health()).is_frozen
-    # all are heard but one: it has until the end of a new lease
+    # all but one have sent a beat: it has until the end of a new lease
     for _ in range(3):
         await silence(4.5)
         await registry.beat_many(others)
@@ -473,7 +473,9 @@ async def test_after_a_freeze_longer_than_a_lease_everybody_has_a_whole_lease_to
     assert (await registry.health()).instances["alive"] == 11
 
 
-async def test_who_was_late_for_nothing_and_who_died_are_counted_apart(registry: Registry, elapsed: Elapsed) -> None:
+async def test_late_instances_that_return_and_those_that_die_are_counted_apart(
+    registry: Registry, elapsed: Elapsed
+) -> None:
     await registry.register(joins(2, "other").registration)
     await registry.set_status(iid(2), Status.ALIVE, 2)
 
@@ -498,10 +500,10 @@ async def test_a_correction_does_not_overwrite_what_happened_while_it_was_read(
     # memory and database differ, so that the comparison reads the row
     tables.rows[iid(1)] = replace(tables.rows[iid(1)], seq=9)
 
-    async def a_relay_tells_of_the_death() -> None:
+    async def a_relay_reports_the_death() -> None:
         registry.expiry.declare_dead(iid(1), Death.PROCESS, "its process exited")
 
-    database.meanwhile = a_relay_tells_of_the_death
+    database.meanwhile = a_relay_reports_the_death
     registry.writer.comparison.request()
     await eventually(lambda: tables.rows[iid(1)].status is Status.DEAD)
     assert database.meanwhile is None
@@ -550,7 +552,7 @@ async def test_one_that_beats_in_the_database_alone_lives_as_long_as_it_does(
         await registry.beat_many(ours)
         await by_hand.beat_many([Beat(iid(2))])
         await registry.expiry.sweep(elapsed.now_s)
-        # one that misses no beat is handed out, wherever it beats
+        # one that misses no beat is resolved, wherever it beats
         assert (await registry.resolve(["by-hand"], allow_late=True)).value[0].instance is not None
     await eventually(lambda: tables.rows[iid(3)].status is Status.DEAD)
     assert tables.rows[iid(2)].status is Status.ALIVE
@@ -560,7 +562,7 @@ async def test_one_that_beats_in_the_database_alone_lives_as_long_as_it_does(
 # Deaths
 
 
-class ActorTable(NobodyWatches):
+class ActorTable(NoWitness):
     """A death witness that knows what Ray's actor table has."""
 
     def __init__(self, on_death: OnDeath) -> None:
