@@ -18,7 +18,7 @@ _SILENT = {Beats.SUSPECT, Beats.LAPSED}
 
 class Silence:
     """Use it from one event loop. `publish` is called with the id of an instance and its new verdict, each time that a
-    verdict differs from the one published before; `fresh` is the verdict of an instance that is new.
+    verdict differs from the one published before; a new instance is `fresh`.
 
     An instance is `sql_only` when the registry knows it from the database alone: it may beat by the SQL functions.
     """
@@ -107,7 +107,7 @@ class Silence:
         return Evidence(
             caller=Witness.GONE if instance_id in self._reported_dead else Witness.UNKNOWN,
             beats=self.terms.beats(self.silence_s(instance_id, now_s)),
-            is_frozen=self.is_frozen or (instance_id in self._sql_only and not self.can_read_sql_beats),
+            is_frozen=self.is_frozen or (not self.can_read_sql_beats and instance_id in self._sql_only),
         )
 
     def verdict(self, instance_id: str, now_s: float) -> Verdict:

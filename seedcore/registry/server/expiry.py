@@ -262,7 +262,7 @@ class Expiry:
     # Deciding
 
     def _decide(self, instance_id: str, evidence: Evidence, details: Mapping[Death, str]) -> bool:
-        """Judge all the evidence on an instance, and declare it dead if the table returns a death. Returns whether it did.
+        """Judge all the evidence on an instance, and declare it dead if the table does. Returns whether it is dead now.
 
         `details` has the text for each death that is declared here. Any other one waits: its instance is suspect until
         the sweep, which bounds the number of expired leases, comes to it.
