@@ -1235,8 +1235,10 @@ def main() -> int:
         # the order of sets is a part of the history
         os.environ["PYTHONHASHSEED"] = "0"
         os.execv(sys.executable, [sys.executable, "-m", "tests.faults.simulation", *sys.argv[1:]])
+    breakage = contextlib.ExitStack()
     if options.mutant is not None:
-        MUTANTS[options.mutant].patch().__enter__()
+        # to the end: a patch that is not kept may be undone when it is collected
+        breakage.enter_context(MUTANTS[options.mutant].patch())
     if options.seed is not None:
         _, violation, counts, log = run_seed(options.seed)
         print("\n".join(log), dict(counts), violation or "no violation", sep="\n")

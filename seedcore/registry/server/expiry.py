@@ -139,10 +139,11 @@ class Expiry:
         lapsed = self._silence.lapsed(now_s)
         if self.is_frozen:
             await self._confirm(lapsed)
-            return
+        # also while expiry is frozen: that is evidence, and the table decides
         for instance_id in lapsed[: self._config.sweep_limit]:
-            detail = f"lease expired: silent for {self._silence.silence_s(instance_id, now_s):.0f} s"
-            self._decide(instance_id, self._silence.evidence(instance_id, now_s), {Death.LEASE: detail})
+            if instance_id in self._members:
+                detail = f"lease expired: silent for {self._silence.silence_s(instance_id, now_s):.0f} s"
+                self._decide(instance_id, self._silence.evidence(instance_id, now_s), {Death.LEASE: detail})
 
     def _has_thawed(self, now_s: float) -> bool:
         """Begin, continue or end the freeze. Returns whether it ended now: then each silent instance gets a whole lease
