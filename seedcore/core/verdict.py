@@ -1,6 +1,7 @@
 """The verdict on an instance: the truth table of docs/verdicts.md as one pure function.
 
-The first matching row applies. A death requires a witness, or an expired lease while expiry is not frozen.
+The first matching row applies. A death requires a witness, or an expired lease while expiry is not frozen. `judge` is
+the only place where the registry decides a verdict or a death.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class Death(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """The reports of all witnesses on one instance. `is_frozen`: no lease expires unless Ray confirms the death."""
+    """The reports of all witnesses on one instance. `is_frozen`: its lease does not end by silence alone, because too
+    many instances miss their beats at once, or because its beats are in a database that cannot be read."""
 
     process: Witness = Witness.UNKNOWN
     node: Witness = Witness.UNKNOWN
@@ -65,3 +67,9 @@ def judge(evidence: Evidence) -> Verdict | Death:
     if evidence.beats is Beats.LATE:
         return Verdict.LATE
     return Verdict.FRESH if evidence.beats is Beats.FRESH else Verdict.UNKNOWN
+
+
+def shown(judgement: Verdict | Death) -> Verdict:
+    """The verdict that readers see. An instance that the table calls dead is suspect until the registry declares it
+    dead, which it does for a bounded number of instances at a time."""
+    return Verdict.SUSPECT if isinstance(judgement, Death) else judgement

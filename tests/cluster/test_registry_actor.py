@@ -134,19 +134,19 @@ async def test_listing_filters_and_pages_without_gap_or_repeat(registry: Registr
     assert page.next_cursor is not None
 
 
-async def test_resolve_answers_many_and_says_why_not(registry: RegistryConnection) -> None:
+async def test_resolve_answers_many_and_has_the_reasons(registry: RegistryConnection) -> None:
     alive, draining = registration("alive"), registration("draining")
     for mine in (alive, draining):
         await registry.register(mine)
         await registry.set_status(mine.instance_id, "alive", 2)
     await registry.set_status(draining.instance_id, "draining", 3, "maintenance")
-    answer = await registry.resolve(["alive", "draining", "nobody"])
+    answer = await registry.resolve(["alive", "draining", "unregistered"])
     found = {resolution.logical_id: resolution for resolution in answer.value}
     instance = found["alive"].instance
     assert instance is not None
     assert instance.instance_id == alive.instance_id
     assert (found["draining"].instance, found["draining"].reason) == (None, NotResolved.DRAINING)
-    assert not found["nobody"].is_known
+    assert not found["unregistered"].is_known
     described = await registry.describe("draining")
     assert described.complete
     assert [row.cause for row in described.history] == ["maintenance"]
@@ -330,7 +330,9 @@ async def test_a_row_deleted_by_hand_is_registered_again(registry: RegistryConne
     await eventually(is_back)
 
 
-async def test_an_instance_declared_dead_by_hand_is_told_so(registry: RegistryConnection, settings: Settings) -> None:
+async def test_an_instance_declared_dead_by_hand_registers_again(
+    registry: RegistryConnection, settings: Settings
+) -> None:
     client = RegistryClient("condemned", settings=settings)
     await client.set_status("alive")
     first = client.instance_id
@@ -376,7 +378,9 @@ async def test_a_staged_fleet_becomes_visible_in_one_step(registry: RegistryConn
         await registry.set_current_epoch("epoch-1")
 
 
-async def test_a_superseded_registry_only_reads_and_says_so(registry: RegistryConnection, settings: Settings) -> None:
+async def test_a_superseded_registry_only_reads_and_reports_it(
+    registry: RegistryConnection, settings: Settings
+) -> None:
     client = RegistryClient("old-timer", settings=settings)
     await client.set_status("alive")
     # what another registry on the same database does first
@@ -393,7 +397,7 @@ async def test_a_superseded_registry_only_reads_and_says_so(registry: RegistryCo
         await registry.register(registration("newcomer"))
     with pytest.raises(FencedError):
         await registry.set_current_epoch("green")
-    # its memory still answers, and it expires nobody
+    # its memory still answers, and no lease ends
     answer = await registry.list_active(None)
     assert ([row.logical_id for row in answer], answer.complete) == (["old-timer"], False)
     assert rows(settings, "select instance_id, status::text, last_heartbeat, seq from registry_instance") == before
@@ -460,11 +464,12 @@ async def test_statements_per_flush_do_not_grow_with_the_fleet(
 
 
 async def test_an_error_of_ours_is_never_a_bare_ray_error(registry: RegistryConnection) -> None:
+    untyped: Any = registry
     with pytest.raises(RegistryError):
-        await registry.page(InstanceFilter(fresh_only=[]), limit=object())  # type: ignore[arg-type]
+        await untyped.page(InstanceFilter(fresh_only=[]), limit=object())  # type: ignore[arg-type]
 
 
-async def test_a_silent_database_does_not_make_a_living_registry_unheard(
+async def test_a_silent_database_does_not_silence_the_registry(
     registry: RegistryConnection, settings: Settings, postgres18: PostgresServer
 ) -> None:
     assert settings.pg_dsn is not None
@@ -480,11 +485,11 @@ async def test_a_silent_database_does_not_make_a_living_registry_unheard(
 
         await eventually(is_ready)
         impatient = RegistryConnection(settings.namespace, 0.7)
-        assert (await impatient.resolve(["nobody"])).complete
+        assert (await impatient.resolve(["unregistered"])).complete
         proxy.go_deaf()
         unanswered = 0
         for question in (
-            lambda: impatient.describe("nobody"),
+            lambda: impatient.describe("unregistered"),
             lambda: impatient.list_active([Status.DEAD]),
             lambda: impatient.get_instance(iid(1)),
             lambda: impatient.current_epoch(),
@@ -496,7 +501,7 @@ async def test_a_silent_database_does_not_make_a_living_registry_unheard(
                 unanswered += 1
             except StoreUnavailableError:
                 pass
-            assert (await impatient.resolve(["nobody"])).complete
+            assert (await impatient.resolve(["unregistered"])).complete
             assert (await impatient.list_active()).complete
         assert unanswered
         proxy.heal()
@@ -518,14 +523,14 @@ async def test_a_mistyped_epoch_ends_no_fleet(registry: RegistryConnection, sett
             env={**os.environ, "RAY_ADDRESS": context.gcs_address, "SEEDCORE_NS": settings.namespace},
             stderr=asyncio.subprocess.PIPE,
         )
-        _, told = await process.communicate()
-        return process.returncode, told.decode()
+        _, errors = await process.communicate()
+        return process.returncode, errors.decode()
 
     assert await registry.stage_epoch("green")
-    (code, told), (code_of_green, told_of_green) = await asyncio.gather(flip("gren"), flip("green"))
+    (code, errors), (code_of_green, errors_of_green) = await asyncio.gather(flip("gren"), flip("green"))
     assert (code, code_of_green) == (1, 1)
-    assert f"epoch gren is not staged, so it would become current without agents; epoch {before}" in told
-    assert "epoch green has no live agents" in told_of_green
+    assert f"epoch gren is not staged, so it would become current without agents; epoch {before}" in errors
+    assert "epoch green has no live agents" in errors_of_green
     assert (await registry.current_epoch()).value.name == before
     assert (await flip("green", "--force"))[0] == 0
     assert (await registry.current_epoch()).value.name == "green"
@@ -584,7 +589,7 @@ async def test_a_registry_replaced_between_two_changes_gets_both_in_order(
             await start_registry(behind_proxy)
             await eventually(is_ready)
 
-        # it says `first` again to the old one, and `second` when that is gone
+        # it sends `first` again to the old one, and `second` when that is gone
         mine.happens = replace_registry
         assert (await client.set_status(Status.ALIVE, "second")).durable
         assert client.pending == 0

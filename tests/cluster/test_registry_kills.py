@@ -24,7 +24,7 @@ TURNS = 10
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    """Nobody beats while changes are made, and that is not what is tested."""
+    """No agent beats while changes are made, and that is not what is tested."""
     return settings.model_copy(update={"lease_s": 600.0})
 
 

@@ -12,17 +12,17 @@ The laws, checked all the time and at the end of every history:
 2. The changes of one agent's process are committed in their order, each once.
 3. Nothing follows `dead` in the life of an instance.
 4. One registry writes in each term, and terms only grow.
-5. Nobody whose process lives and could be heard is declared dead.
+5. No instance is declared dead whose process lives and could reach the registry.
 6. At the end of all faults every process that ended is dead in the database, with a cause.
-7. Then everybody who lives is live once, as what it says it is, in memory and in the database alike, and nobody keeps
-   an undelivered change, also where the database refused a value of another.
-8. A registry hands nobody out whose death it has committed.
-9. Who follows the feed gets every change of a registry in order and without a gap, or is told that it has to list
-   again: what it holds is what that registry held at the version that it has.
+7. Then every process that lives is live once, with the status that it reported, in memory and in the database alike,
+   and no client keeps an undelivered change, also where the database refused a value of another.
+8. A registry resolves no instance whose death it has committed.
+9. A follower of the feed gets every change of a registry in order and without a gap, or a reset, after which it lists
+   again: its cache equals the state of that registry at the version that it has.
 10. A registry that has not read its database, or that a newer one has superseded, calls no instance unknown that the
     database has: it asks agents to register again only after a whole lease without its database.
 11. An actor's instances are all of the epoch that it was started in, also those of the processes that Ray starts for it
-    anew; where a registry took the database over, those that insist on none go on in the epoch that continues it.
+    later; where a registry took the database over, those that insist on none go on in the epoch that continues it.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ from seedcore.core.feed import FeedBatch
 from seedcore.core.instances import Instance
 from seedcore.core.lifecycle import Status
 from seedcore.core.timeouts import within
+from seedcore.core.verdict import Death
 from seedcore.registry.agent.client import RegistryClient
 from seedcore.registry.agent.identity import Identity
 from seedcore.registry.agent.reporter import Reporter
@@ -103,7 +104,7 @@ class Violation(AssertionError):
 
 @dataclass
 class Process:
-    """An agent's process. `troubles`: when it could not be heard for reasons of its own, as (from, to)."""
+    """An agent's process. `troubles`: when it could not reach the registry for reasons of its own, as (from, to)."""
 
     name: str
     logical_id: str
@@ -152,6 +153,8 @@ class World:
         self.slow_share = self.random.choice([0.0, 0.01])
         self.database_lost_share = self.random.choice([0.0, 0.02, 0.05])
         self.has_relays = self.random.random() < 0.8
+        # now and then so few that a short outage of the database fills the backlog
+        self.change_capacity = self.random.choice([3, 8, 100_000])
         self.is_calm = False
         self.violation: Violation | None = None
         self.decided_s: dict[str, float] = {}
@@ -262,13 +265,13 @@ class World:
                 self.check(is_retired, 5, f"{process.name} lives, and is dead: {cause}, which is current")
                 continue
             if row.instance_id in self.alone and cause.startswith("lease"):
-                # with one instance there is nobody to compare its silence with
+                # with one instance there is no other to compare its silence with
                 continue
-            # it could not be heard for a good part of a lease, and the fault was its own
+            # it could not reach the registry for a good part of a lease, and the fault was its own
             at_s = self.decided_s.get(row.instance_id, self.now_s)
             silent = any(end - start > LEASE_S / 3 and end > at_s - 2 * LEASE_S for start, end in process.troubles)
-            # which excuses a lease that is over, and no witness of its end; but who was told so by a registry that died
-            # before the commit lives on as another instance, and the next registry finds that out
+            # which excuses an expired lease, and no witness of its end; but a process that received its death from a
+            # registry that died before the commit lives on as another instance, and the next registry finds that
             has_moved_on = process.reporter is not None and process.reporter.client.instance_id != row.instance_id
             self.check(
                 silent and (cause.startswith("lease") or has_moved_on),
@@ -309,9 +312,8 @@ class World:
         office = self.office()
         if office is None:
             return "no registry"
-        registry = office.registry
-        roster = registry._roster
-        if registry._writer.problem is not None or not registry._writer.recovered or registry._writer.pending_changes:
+        writer, members = office.registry.writer, office.registry.members
+        if writer.problem is not None or not writer.database.recovered or writer.backlog.pending_changes:
             return "the registry has not settled"
         wanted: dict[str, Status] = {}
         for process in self.processes:
@@ -335,7 +337,7 @@ class World:
         live = {row.instance_id: row for row in self.tables.rows.values() if row.status is not Status.DEAD}
         if {key: row.status for key, row in live.items()} != wanted:
             return f"live are {[(row.logical_id, row.status.value) for row in live.values()]}, not {wanted}"
-        remembered = {key: (row.status, row.seq, row.cluster_epoch) for key, row in roster._live.by_id.items()}
+        remembered = {key: (row.status, row.seq, row.cluster_epoch) for key, row in members.index.by_id.items()}
         if remembered != {key: (row.status, row.seq, row.cluster_epoch) for key, row in live.items()}:
             return f"memory and database differ: {remembered}"
         return None
@@ -347,7 +349,7 @@ class World:
 class SimConnection:
     """The registry's methods over a network that loses, delays, repeats and reorders.
 
-    What an agent says goes by the relay of its node, now and then, and to the registry where that fails: as in
+    Messages of an agent go by the relay of its node, now and then, and to the registry where that fails: as in
     RegistryConnection.
     """
 
@@ -656,23 +658,25 @@ class Office:
             compare_s=7.0,
             freeze_share=0.4,
             feed_capacity=12,
+            change_capacity=world.change_capacity,
         )
+        clock = Clock(lambda: world.now_s, world.utc)
         self.registry = Registry(
             config,
             self._store,
-            clock=Clock(lambda: world.now_s, world.utc),
-            watch_factory=lambda on_death: DeathWatch(on_death, SimCluster(world)),
+            clock=clock,
+            watch_factory=lambda on_death: DeathWatch(on_death, SimCluster(world), clock=clock),
         )
-        declare_dead = self.registry._expiry.declare_dead
+        declare_dead = self.registry.expiry.declare_dead
 
-        def decide(instance_id: str, cause: str) -> None:
+        def decide(instance_id: str, death: Death, detail: str) -> None:
             if instance_id not in world.decided_s:
                 world.decided_s[instance_id] = world.now_s
-                if len(self.registry._roster) == 1:
+                if len(self.registry.members) == 1:
                     world.alone.add(instance_id)
-            declare_dead(instance_id, cause)
+            declare_dead(instance_id, death, detail)
 
-        self.registry._expiry.declare_dead = decide  # type: ignore[method-assign]
+        self.registry.expiry.declare_dead = decide  # type: ignore[method-assign]
         world.offices.append(self)
         world.loop.run_in(self.name, self._start())
         world.note(f"{self.name} starts in {ray_cluster}")
@@ -705,23 +709,25 @@ class Office:
                 if isinstance(receipt, Receipt):
                     world.check_receipt(receipt, _status_of(sequenced))
         if isinstance(result, FeedBatch):
-            roster = self.registry._roster
+            members = self.registry.members
             world.held_at[result.stream, result.version] = {
-                row.instance_id: row.status for row in roster._live.by_id.values() if row.cluster_epoch == roster.epoch
+                row.instance_id: row.status for row in members if row.cluster_epoch == members.epoch
             }
         if method == "resolve":
             for found in result.value:
-                handed_out = None if found.instance is None else found.instance.instance_id
-                world.check(handed_out not in self.buried, 8, f"{handed_out} is handed out")
+                resolved = None if found.instance is None else found.instance.instance_id
+                world.check(resolved not in self.buried, 8, f"{resolved} is resolved")
         return result
 
     def _check_unknown(self, instance_id: str) -> None:
         """Law 10."""
-        world, writer = self.world, self.registry._writer
+        world, database = self.world, self.registry.writer.database
         row = world.tables.rows.get(instance_id)
         is_there = row is not None and row.status is not Status.DEAD
-        is_patient = writer.fenced_by is not None or world.now_s - self.began_s <= LEASE_S
-        world.check(writer.is_complete or not (is_there and is_patient), 10, f"{self.name} does not know {instance_id}")
+        is_patient = database.fenced_by is not None or world.now_s - self.began_s <= LEASE_S
+        world.check(
+            database.is_complete or not (is_there and is_patient), 10, f"{self.name} does not know {instance_id}"
+        )
 
     def kill(self) -> None:
         self.is_up = False
@@ -783,7 +789,7 @@ class History:
             task.cancel()
         await asyncio.gather(*watched, return_exceptions=True)
         self._heal()
-        await self._say_again()
+        await self._report_again()
         # who hangs still hangs
         hanging_s = max((to for one in world.processes for _, to in one.troubles), default=0.0)
         await asyncio.sleep(max(0.0, hanging_s - world.now_s) + BEAT_S)
@@ -913,8 +919,8 @@ class History:
             if chance < 0.75:
                 wanted = Status.DRAINING if process.wanted is Status.ALIVE else Status.ALIVE
                 process.wanted = wanted
-                world.note(f"{process.name} says {wanted}")
-                world.loop.run_in(process.name, self._say(process.reporter, wanted))
+                world.note(f"{process.name} reports {wanted}")
+                world.loop.run_in(process.name, self._report(process.reporter, wanted))
                 if world.random.random() < 0.2:
                     process.is_echoed = True
                     world.loop.run_in("operator", self._echo(process.reporter, wanted))
@@ -922,9 +928,10 @@ class History:
                 self._kill(process)
                 world.loop.run_in("world", self._return(process))
 
-    async def _say(self, reporter: Reporter, wanted: Status) -> None:
+    async def _report(self, reporter: Reporter, wanted: Status) -> None:
         with contextlib.suppress(RegistryError):
-            await (reporter.drain if wanted is Status.DRAINING else reporter.undrain)(f"reports {wanted}")
+            report = reporter.drain if wanted is Status.DRAINING else reporter.undrain
+            await report(f"reports {wanted}")
 
     async def _echo(self, reporter: Reporter, wanted: Status) -> None:
         """An operator asks for the same at the same time, through the registry: a change without a number. Now and then
@@ -936,14 +943,14 @@ class History:
                 operate = getattr(SimConnection(self.world, "operator"), _OPERATIONS[wanted])
                 await operate(reason=cause, instance_ids=[reporter.client.instance_id])
 
-    async def _say_again(self) -> None:
-        """Once the last echo has arrived, the operator holds nobody, and the agent has the last word."""
+    async def _report_again(self) -> None:
+        """Once the last echo has arrived, the operator ends every drain, and the last change is the agent's."""
         await asyncio.sleep(2 * CALL_TIMEOUT_S + 4.0)
         for process in self._living():
             if process.is_echoed and process.reporter is not None:
                 await self.world.loop.run_in("operator", self._release(process.reporter))
                 process.drained_by_hand = None
-                await self.world.loop.run_in(process.name, self._say(process.reporter, process.wanted))
+                await self.world.loop.run_in(process.name, self._report(process.reporter, process.wanted))
 
     async def _release(self, reporter: Reporter) -> None:
         """End every draining by hand; one that is dead or back as another instance needs no more."""
@@ -1008,12 +1015,12 @@ class History:
                         listed_at, cursor = page.version, page.next_cursor
                         if cursor is None:
                             stream, version = batch.stream, batch.version
-                            world.counts["listed anew"] += 1
+                            world.counts["lists after a reset"] += 1
                             break
                     continue
             except RegistryError:
                 continue
-            world.check(batch.since == version, 9, f"asked from {version}, told from {batch.since}")
+            world.check(batch.since == version, 9, f"asked from {version}, answered from {batch.since}")
             for change in batch.changes:
                 world.check(version < change.version <= batch.version, 9, f"{change} out of order")
                 version = change.version
@@ -1157,7 +1164,7 @@ class History:
 
     async def _everybody_is_cut(self) -> None:
         seconds = self.world.random.uniform(0.5, 15.0)
-        self.world.note(f"nobody reaches the registry for {seconds:.1f} s")
+        self.world.note(f"no process reaches the registry for {seconds:.1f} s")
         self.world.everybody_cut_s = self.world.now_s + seconds
 
     def _trouble(self, process: Process, seconds: float) -> None:
@@ -1195,7 +1202,7 @@ class History:
             if client is None or row is None or client.pending or client.status is not row.status:
                 continue
             if any(since_s <= world.now_s < until_s for since_s, until_s in process.troubles):
-                # what it was told to say while it hung it says when it wakes, and that counts
+                # a change that was requested while it hung is sent when it wakes, and that counts
                 continue
             if row.status is process.wanted and process.drained_by_hand is None:
                 change = StatusChange(row.instance_id, Status.DRAINING, None, "by hand")
@@ -1220,7 +1227,7 @@ def run_seed(seed: int) -> tuple[int, str | None, Counter[str], list[str]]:
 
 
 def main() -> int:
-    """Run one history, or many on every core, and tell the seeds that broke a law."""
+    """Run one history, or many on every core, and print the seeds that broke a law."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.simulation", description=__doc__)
     parser.add_argument("--seed", type=int, help="one history, with everything that happens in it")
     parser.add_argument("--count", type=int, default=1000)
@@ -1232,8 +1239,10 @@ def main() -> int:
         # the order of sets is a part of the history
         os.environ["PYTHONHASHSEED"] = "0"
         os.execv(sys.executable, [sys.executable, "-m", "tests.faults.simulation", *sys.argv[1:]])
+    breakage = contextlib.ExitStack()
     if options.mutant is not None:
-        MUTANTS[options.mutant].patch().__enter__()
+        # to the end: a patch that is not kept may be undone when it is collected
+        breakage.enter_context(MUTANTS[options.mutant].patch())
     if options.seed is not None:
         _, violation, counts, log = run_seed(options.seed)
         print("\n".join(log), dict(counts), violation or "no violation", sep="\n")

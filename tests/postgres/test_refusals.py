@@ -18,9 +18,10 @@ from seedcore.core.errors import StoreUnavailableError
 from seedcore.core.feed import Feed
 from seedcore.core.lease import BeatRate, LeaseTerms
 from seedcore.core.lifecycle import Status
-from seedcore.core.roster import Roster
+from seedcore.core.members import Members
+from seedcore.registry.server.backlog import Key, Settled
 from seedcore.registry.server.config import RegistryConfig
-from seedcore.registry.server.flusher import Key, Settled, Writer
+from seedcore.registry.server.writer import Writer
 from seedcore.store.connections import PoolLimits
 from seedcore.store.postgres import PostgresStore, inspect_database, migrate_database
 from tests.builders import iid, joins, turns
@@ -40,7 +41,7 @@ async def writing(dsn: str) -> AsyncIterator[Writer]:
     async def store() -> PostgresStore:
         return PostgresStore(dsn, PoolLimits(max_size=2))
 
-    writer = Writer(CONFIG, store, Roster(TERMS, 1000, Feed("test", 1000)), BeatRate(TERMS, 1e6), Clock())
+    writer = Writer(CONFIG, store, Members(TERMS, 1000, Feed("test", 1000)), BeatRate(TERMS, 1e6), Clock())
     running = asyncio.create_task(writer.run())
     try:
         yield writer
@@ -56,11 +57,11 @@ async def settle(writer: Writer, *changes: Change) -> list[Settled | None]:
     numbered = [
         change
         if change.seq is not None
-        else StatusChange(change.instance_id, Status.DEAD, None, change.cause, writer.next_number())
+        else StatusChange(change.instance_id, Status.DEAD, None, change.cause, writer.backlog.next_number())
         for change in changes
     ]
-    keys: list[Key] = [writer.enqueue(change) for change in numbered]
-    return list(await asyncio.gather(*map(writer.settled, keys)))
+    keys: list[Key] = [writer.backlog.offer(change) for change in numbered]
+    return list(await asyncio.gather(*(writer.backlog.settled(key, CONFIG.durable_wait_s) for key in keys)))
 
 
 def kinds(settled: list[Settled | None]) -> list[str]:
@@ -110,12 +111,12 @@ async def test_beat_and_explanation_that_cannot_be_stored_keep_no_others(dsn: st
         await settle(writer, *(joins(number, seq=1) for number in (1, 2, 3)))
         await settle(writer, turns(1, Status.DEAD, 2, "ended"), turns(2, Status.DEAD, 2, "ended"))
         db.execute("update registry_instance set last_heartbeat = '2020-01-01'")
-        writer.explain(iid(1), "ended: \ud800")
-        writer.explain(iid(2), f"ended: {WORD}")
+        writer.backlog.offer_refined(iid(1), "ended: \ud800")
+        writer.backlog.offer_refined(iid(2), f"ended: {WORD}")
         now_s = Clock().monotonic()
-        writer.offer_beats([iid(3), "junk"], now_s)
+        writer.backlog.offer_beats([iid(3), "junk"], now_s)
         await eventually(lambda: writer.counts.beats_dropped == 1)
-        await eventually(lambda: writer.pending_beats == 0 and writer.problem is None)
+        await eventually(lambda: not len(writer.backlog.beats) and writer.problem is None)
     causes = "select cause from registry_instance where status = 'dead' order by instance_id"
     assert db.execute(causes).fetchall() == [("ended",), (f"ended: {WORD}",)]
     assert db.execute(

@@ -10,7 +10,7 @@ from seedcore.registry.server.config import RegistryConfig
 from seedcore.store.memory import MemoryStore, Tables
 from tests.builders import START
 from tests.local import LocalRegistry as Registry
-from tests.unit.test_registry import NobodyWatches
+from tests.unit.test_registry import NoWitness
 from tests.waiting import eventually
 
 
@@ -18,14 +18,15 @@ from tests.waiting import eventually
 async def joined_registry(
     config: RegistryConfig,
     tables: Tables,
-    watch_factory: Callable[[OnDeath], DeathWitness] = NobodyWatches,
+    watch_factory: Callable[[OnDeath], DeathWitness] = NoWitness,
+    store: MemoryStore | None = None,
 ) -> AsyncIterator[Registry]:
     """One that has joined its store."""
 
-    async def store() -> MemoryStore:
-        return MemoryStore(lambda: START, tables)
+    async def make_store() -> MemoryStore:
+        return store if store is not None else MemoryStore(lambda: START, tables)
 
-    registry = Registry(config, store, watch_factory=watch_factory)
+    registry = Registry(config, make_store, watch_factory=watch_factory)
     registry.start()
 
     async def is_ready() -> bool:

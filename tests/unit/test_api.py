@@ -31,7 +31,7 @@ from seedcore.store.memory import MemoryStore, Tables
 from tests.builders import START, iid, joins
 from tests.local import LocalRegistry
 from tests.unit.registries import joined_registry
-from tests.unit.test_registry import NobodyWatches
+from tests.unit.test_registry import NoWitness
 from tests.unit.test_relay_client import Actor
 from tests.waiting import eventually
 
@@ -135,7 +135,7 @@ async def without_database() -> AsyncIterator[LocalRegistry]:
     async def store() -> MemoryStore:
         raise StoreUnavailableError("away for the test")
 
-    registry = LocalRegistry(RegistryConfig("cluster", durable_wait_s=0.05), store, watch_factory=NobodyWatches)
+    registry = LocalRegistry(RegistryConfig("cluster", durable_wait_s=0.05), store, watch_factory=NoWitness)
     registry.start()
 
     async def is_noticed() -> bool:

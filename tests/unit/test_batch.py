@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from seedcore.core.batch import BeatBatch, ChangeBatch
-from seedcore.core.changes import Change, RegisterChange
+from seedcore.core.changes import Change, RegisterChange, StatusChange
 from seedcore.core.errors import BacklogFullError
 from seedcore.core.lifecycle import Status
 from tests.builders import iid, joins, turns
@@ -167,7 +167,7 @@ def changes(draw: st.DrawFn) -> Change:
 
 
 class ChangeBatchMachine(RuleBasedStateMachine):
-    """Any interleaving of changes, complete or partial commits, and failures."""
+    """Any interleaving of changes, declared deaths, complete or partial commits, and failures."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -175,9 +175,13 @@ class ChangeBatchMachine(RuleBasedStateMachine):
         self.accepted: list[Change] = []
         self.committed: list[Change] = []
         self.in_flight: list[Change] | None = None
+        self.dead: set[str] = set()
 
     @rule(change=changes())
     def offer(self, change: Change) -> None:
+        if change.instance_id in self.dead:
+            # the registry accepts nothing of an instance that it has declared dead
+            return
         before = len(self.batch)
         try:
             self.batch.offer(change)
@@ -185,6 +189,14 @@ class ChangeBatchMachine(RuleBasedStateMachine):
             assert len(self.batch) == before >= 6
         else:
             self.accepted.append(change)
+
+    @rule(number=INSTANCES)
+    def declare_dead(self, number: int) -> None:
+        if iid(number) not in self.dead:
+            death = StatusChange(iid(number), Status.DEAD, number=number)
+            assert self.batch.offer_death(death)
+            self.dead.add(iid(number))
+            self.accepted.append(death)
 
     @precondition(lambda self: self.in_flight is None)
     @rule(limit=st.integers(1, 8))
@@ -247,6 +259,27 @@ def test_full_backlog_refuses_a_change_and_stays_unchanged() -> None:
     with pytest.raises(BacklogFullError):
         batch.offer(turns(1, Status.DEAD))
     assert batch.take(10) == [turns(1, Status.ALIVE), turns(1, Status.DRAINING)]
+
+
+def test_declared_death_is_never_refused_and_takes_no_room() -> None:
+    batch = ChangeBatch(capacity=2)
+    deaths = [StatusChange(iid(number), Status.DEAD, number=number) for number in range(4)]
+    batch.offer(joins(0))
+    batch.offer(turns(0, Status.ALIVE))
+    for death in deaths:
+        assert batch.offer_death(death)
+    assert not batch.offer_death(StatusChange(iid(3), Status.DEAD, number=9))
+    assert len(batch) == 6
+    with pytest.raises(BacklogFullError):
+        batch.require_room()
+    # before the changes of others, and after those of its own instance
+    assert batch.take(4) == [*deaths[1:], joins(0)]
+    batch.require_room()
+    batch.put_back(deaths[1:2])
+    assert batch.take(1) == deaths[1:2]
+    assert batch.take(10) == [turns(0, Status.ALIVE)]
+    assert batch.take(10) == deaths[:1]
+    assert len(batch) == 0
 
 
 def test_put_back_is_never_refused() -> None:

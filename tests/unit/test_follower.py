@@ -15,7 +15,6 @@ from seedcore.core.clock import Clock
 from seedcore.core.feed import FeedBatch
 from seedcore.core.paging import decode_cursor
 from seedcore.registry.caller.follower import Follower, FollowTimes
-from seedcore.registry.server import registry as service
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.store.memory import MemoryStore, Tables
 from tests.builders import START, iid, joins
@@ -172,8 +171,9 @@ async def test_above_the_bound_followers_with_a_place_keep_it_and_the_others_wai
     tables: Tables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times = FollowTimes(wait_s=0.02, full_s=0.05, full_longest_s=0.1)
-    monkeypatch.setattr(service, "_PLACE_KEPT_S", 0.5)
-    async with joined_registry(replace(CONFIG, max_followers=2, feed_capacity=1000), tables) as registry:
+    async with joined_registry(
+        replace(CONFIG, max_followers=2, place_kept_s=0.5, feed_capacity=1000), tables
+    ) as registry:
         connection: Any = registry
         followers = [Follower(connection, times=times) for _ in range(6)]
         for follower in followers:

@@ -40,7 +40,7 @@ from tests.builders import START
 from tests.local import LocalRegistry as Registry
 from tests.loops import another_loop
 from tests.unit.registries import joined_registry
-from tests.unit.test_registry import NobodyWatches
+from tests.unit.test_registry import NoWitness
 from tests.waiting import eventually
 
 SETTINGS = Settings(beat_interval_s=0.1, namespace="nowhere")
@@ -61,7 +61,7 @@ async def without_database() -> AsyncIterator[Registry]:
     async def store() -> MemoryStore:
         raise StoreUnavailableError("away for the test")
 
-    registry = Registry(CONFIG, store, watch_factory=NobodyWatches)
+    registry = Registry(CONFIG, store, watch_factory=NoWitness)
     registry.start()
 
     async def is_noticed() -> bool:

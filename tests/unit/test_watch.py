@@ -14,6 +14,7 @@ from seedcore.core.answers import Listing, Origin
 from seedcore.core.backoff import Backoff
 from seedcore.core.errors import RegistryUnavailableError
 from seedcore.core.lifecycle import Status
+from seedcore.discovery.api import InstancePage
 from seedcore.discovery.rendering import page_of
 from tests.builders import START, iid, instance
 

@@ -1,7 +1,7 @@
 """Watches processes and actors of one node for their end, behind one interface.
 
-`PidfdWatch` is told by the kernel, at once; `ActorStateWatch` asks what Ray knows of the actor, for processes that
-this one cannot see. Neither sees a process that hangs: beats do.
+`PidfdWatch` gets the kernel's notice at once; `ActorStateWatch` reads what Ray knows of the actor, for processes that
+this one cannot see. Neither sees a process that hangs: its missing beats show it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import signal
 from collections.abc import Callable
 from typing import Protocol
 
+from seedcore.core.backoff import Backoff, supervise
 from seedcore.core.errors import DirectoryUnavailableError
 from seedcore.core.timeouts import end
 from seedcore.registry.protocol.messages import Unwatched, Watched
@@ -42,21 +43,22 @@ OnExit = Callable[[str, str, str | None], None]
 _EXIT_STATUS_FIELD = 49
 _PROBES_AT_ONCE = 100
 _PROBE_S = 2.0
+_RETRY_MAX_S = 5.0
 
 
 class Watch(Protocol):
-    """Reports each exit once, by a call of its OnExit; never of one that lives."""
+    """Reports each exit once, by a call of its OnExit; never one of a process that lives."""
 
     async def add(self, watched: Watched) -> bool:
-        """Watch an instance; False where this watch cannot. One that has ended already is reported."""
+        """Watch an instance. Returns False where this watch cannot. An end before the call is reported, too."""
         ...
 
     def discard(self, instance_id: str) -> None:
-        """Watch it no more."""
+        """Watch an instance no longer."""
         ...
 
     async def close(self) -> None:
-        """Let go of everything."""
+        """Release everything."""
         ...
 
 
@@ -76,12 +78,12 @@ def why_unwatched(watched: Watched) -> Unwatched:
         return Unwatched.ELSEWHERE if error.errno in {errno.ENOSYS, errno.EPERM} else Unwatched.HIDDEN
     if descriptor is not None:
         os.close(descriptor)
-    # it can be seen by now: the next try will
+    # it can be seen by now: the next try succeeds
     return Unwatched.DESCRIPTORS
 
 
 def take_all_descriptors() -> None:
-    """Let this process open as many files as it may: one for each process that it watches."""
+    """Raise the limit of open files of this process as far as possible: it needs one for each process."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
@@ -142,7 +144,7 @@ class PidfdWatch:
 
 
 class ActorStateWatch:
-    """Polls what Ray tells this process of an actor that it has called once. Holds weak handles only."""
+    """Polls what Ray has sent to this process about actors that it has called once. Holds weak handles only."""
 
     def __init__(self, on_exit: OnExit, poll_s: float = 0.05, timeout_s: float = 5.0) -> None:
         self._on_exit = on_exit
@@ -172,7 +174,8 @@ class ActorStateWatch:
         self._probing.add(probing)
         probing.add_done_callback(self._probing.discard)
         if self._polling is None:
-            self._polling = asyncio.create_task(self._poll(), name="actor-states")
+            polling = supervise(self._poll, Backoff(self._poll_s, _RETRY_MAX_S), "the poll of actor states")
+            self._polling = asyncio.create_task(polling, name="actor-states")
         return True
 
     def discard(self, instance_id: str) -> None:
@@ -186,7 +189,8 @@ class ActorStateWatch:
         self._keys.clear()
 
     async def _probe(self, instance_id: str, handle: ActorHandle) -> None:
-        """Call it once: only then does Ray keep us informed. A busy one answers later, which needs no waiting for."""
+        """Call an actor once: only then does Ray send its state to this process. The answer of a busy one is not waited
+        for."""
         async with self._free:
             if self._handles.get(instance_id) is handle and await probe(handle, _PROBE_S) is Proof.NO:
                 self._end(instance_id, handle)
@@ -195,29 +199,28 @@ class ActorStateWatch:
         if self._handles.get(instance_id) is handle:
             key = self._keys.get(instance_id)
             self.discard(instance_id)
-            self._on_exit(instance_id, "Ray says that its actor died", key)
+            self._on_exit(instance_id, "Ray reports that its actor died", key)
 
-    async def _poll(self) -> None:
-        while True:
-            for instance_id, handle in list(self._handles.items()):
-                # a restarted actor is a new incarnation
-                if is_known_gone(handle):
-                    self._end(instance_id, handle)
-            await asyncio.sleep(self._poll_s)
+    async def _poll(self) -> float:
+        for instance_id, handle in list(self._handles.items()):
+            # a restarted actor is a new incarnation
+            if is_known_gone(handle):
+                self._end(instance_id, handle)
+        return self._poll_s
 
 
 def _open(pid: int, key: str) -> int | None:
-    """A descriptor of the process with this key, None where it has ended. Raises OSError where neither is certain."""
+    """A descriptor of the process with this key; None if it has ended. Raises OSError where neither is certain."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
         return None
     try:
-        # only now: the id may have passed on before the descriptor held it
+        # only now: another process may have got the id before the descriptor was open
         if read_process(pid) == split_key(key).process:
             return descriptor
     except OSError:
-        # we may be out of descriptors, or /proc may hide the living (hidepid): the kernel knows
+        # this process may be out of descriptors, or /proc may hide others (hidepid): the kernel knows
         if not _has_ended(descriptor):
             os.close(descriptor)
             raise
@@ -249,13 +252,13 @@ _PIDFD_GET_INFO = _READ_AND_WRITE << 30 | ctypes.sizeof(_PidfdInfo) << 16 | 0xFF
 
 
 def exit_status(descriptor: int, pid: int) -> int | None:
-    """How the ended process of a pidfd has ended, as wait(2) tells its parent; None where nobody tells us.
+    """The exit status of the ended process of a pidfd, as wait(2) returns it to the parent; None if it is not known.
 
-    While its parent has not asked, /proc has it; after that the descriptor (Linux 6.15).
+    Until the parent has read it, /proc has it; after that the descriptor (Linux 6.15).
     """
-    told = _status_of_zombie(pid)
-    # asked in between: its id may be another's by now, but not the descriptor
-    return told if told is not None else _status_by_descriptor(descriptor)
+    status = _status_of_zombie(pid)
+    # the parent may have read it in between: then the id may be another's, but not the descriptor
+    return status if status is not None else _status_by_descriptor(descriptor)
 
 
 def _status_of_zombie(pid: int) -> int | None:
@@ -276,7 +279,7 @@ def _status_by_descriptor(descriptor: int) -> int | None:
 
 
 def exited(pid: int, status: int | None) -> str:
-    """The cause of a death: what is known of a process's end. `status` as of wait(2)."""
+    """The cause of a death by the exit status of the process, as of wait(2)."""
     if status is None:
         return f"its process exited (pid {pid})"
     if os.WIFSIGNALED(status):

@@ -1,8 +1,8 @@
-"""The relay: a small actor on each node that watches the agents' processes there and tells the registry of exits, and
-that gathers what the node's agents say into few messages.
+"""The relay: a small actor on each node that watches the processes of agents and reports their ends, and that gathers
+the messages of the node's agents.
 
-Owns no truth: the registry makes it, tells it whom to watch, and makes another when it is lost. What it cannot pass on
-it refuses, and the agents speak to the registry themselves.
+Owns no state of an instance: the registry creates it, sends it the instances to watch, and replaces it when it is lost.
+What it cannot forward it refuses, and the agents then send to the registry directly.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _QUESTIONS_AT_ONCE = 4
 
 
 class Relay:
-    """A plain class; `server/death_watch.py` puts it on Ray. Its lists are bounded by the instances it watches."""
+    """A plain class; `server/ray_cluster.py` puts it on Ray. Its lists are bounded by the instances that it watches."""
 
     def __init__(
         self,
@@ -48,11 +48,11 @@ class Relay:
         gather_s: float = 0.25,
         why_ended: Callable[[str, float], Awaitable[str | None]] = why_worker_ended,
     ) -> None:
-        """`registry` is where it passes on what it gathers for `gather_s` seconds; without one it only watches.
-        `why_ended` is asked what is known of a worker's end, with the seconds that the answer may take."""
+        """`registry` receives what is gathered for `gather_s` seconds; without one the relay only watches. `why_ended`
+        returns what is known of the end of a worker process, within the seconds that it gets."""
         self._registry = registry
-        self._beats = BeatBox(self._pass_beats_on, gather_s)
-        self._changes = ChangeBox(self._pass_changes_on, _CHANGES_LINGER_S)
+        self._beats = BeatBox(self._forward_beats, gather_s)
+        self._changes = ChangeBox(self._forward_changes, _CHANGES_LINGER_S)
         self._exits: deque[Exit] = deque()
         self._count = 0
         self._news = asyncio.Event()
@@ -63,26 +63,26 @@ class Relay:
         self._watches = tuple(watch(self._note) for watch in watches)
 
     async def watch(self, instances: Sequence[Watched]) -> list[str]:
-        """Watch these, at most MAX_WATCHED_PER_CALL; the ids of those that nothing here can watch."""
+        """Watch these instances, at most MAX_WATCHED_PER_CALL. Returns the ids of those that cannot be watched here."""
         are_watched = await asyncio.gather(*(self._watch(watched) for watched in instances))
         return [
             watched.instance_id for watched, is_watched in zip(instances, are_watched, strict=True) if not is_watched
         ]
 
     async def why_unwatched(self, instances: Sequence[Watched]) -> list[str]:
-        """Why nothing here can watch them, each one's reason by the name of messages.Unwatched."""
+        """The reason why each of these cannot be watched here: a value of messages.Unwatched."""
         return [why_unwatched(watched).value for watched in instances]
 
     async def unwatch(self, instance_ids: Sequence[str]) -> None:
-        """Watch these no more."""
+        """Watch these no longer."""
         for instance_id in instance_ids:
             for watch in self._watches:
                 watch.discard(instance_id)
 
     async def exits(self, handled: int, wait_s: float) -> list[Exit]:
-        """The exits numbered above `handled`, as soon as there are any; nothing after `wait_s` seconds without.
+        """The exits with numbers above `handled`, as soon as there are any; none after `wait_s` seconds.
 
-        Those up to `handled` are forgotten, so that a lost answer is asked for again.
+        Those up to `handled` are removed. An answer that was lost is thus sent again.
         """
         while self._exits and self._exits[0].number <= handled:
             self._exits.popleft()
@@ -95,11 +95,11 @@ class Relay:
         return list(self._exits)
 
     async def beat_many(self, instance_ids: Sequence[str], loads: Mapping[str, float] | None = None) -> BeatAnswer:
-        """See RelayApi.beat_many; answered when the registry has heard them, with those of others on the node.
+        """See RelayApi.beat_many. Answers when the registry has received the beats, together with others of the node.
 
-        Raises what the registry raises, RegistryUnavailableError where it cannot be asked.
+        Raises what the registry raises, or RegistryUnavailableError where it does not answer.
         """
-        # one caller's mistake is not the node's
+        # one caller's mistake must not fail the others' beats
         check_beats(instance_ids, loads if loads is not None else {}, MAX_BEATS_PER_MESSAGE)
         for instance_id in instance_ids:
             check_instance_id(instance_id)
@@ -107,18 +107,18 @@ class Relay:
 
     async def deliver(self, changes: Sequence[SequencedChange]) -> list[Receipt | RegistryError]:
         """See RelayApi.deliver; raises as `beat_many`."""
-        return list(await asyncio.gather(*(self._said(change) for change in changes)))
+        return list(await asyncio.gather(*(self._forwarded(change) for change in changes)))
 
-    async def _said(self, change: SequencedChange) -> Receipt | RegistryError:
+    async def _forwarded(self, change: SequencedChange) -> Receipt | RegistryError:
         try:
             return await self._changes.take(change)
         except RegistryError as error:
             return error
 
-    async def _pass_beats_on(self, instance_ids: Sequence[str], loads: Mapping[str, float]) -> BeatAnswer:
+    async def _forward_beats(self, instance_ids: Sequence[str], loads: Mapping[str, float]) -> BeatAnswer:
         return await self._upstream().beat_many(instance_ids, loads)
 
-    async def _pass_changes_on(self, changes: Sequence[SequencedChange]) -> Sequence[Receipt | RegistryError]:
+    async def _forward_changes(self, changes: Sequence[SequencedChange]) -> Sequence[Receipt | RegistryError]:
         return await self._upstream().deliver(changes)
 
     def _upstream(self) -> RegistryConnection:
@@ -133,25 +133,25 @@ class Relay:
         return False
 
     def _note(self, instance_id: str, cause: str, process_key: str | None) -> None:
-        told = self._tell(instance_id, cause)
+        ended = self._report(instance_id, cause)
         worker_id = None if process_key is None else worker_id_of(process_key)
         if worker_id is None:
             return
-        self._unexplained.setdefault(worker_id, []).append(told)
+        self._unexplained.setdefault(worker_id, []).append(ended)
         if len(self._unexplained[worker_id]) == 1:
             task = asyncio.create_task(self._explain(worker_id), name="exit-explained")
             self._explaining.add(task)
             task.add_done_callback(self._explaining.discard)
 
-    def _tell(self, instance_id: str, cause: str, *, is_explained: bool = False) -> Exit:
+    def _report(self, instance_id: str, cause: str, *, is_explained: bool = False) -> Exit:
         self._count += 1
-        told = Exit(self._count, instance_id, cause, is_explained)
-        self._exits.append(told)
+        ended = Exit(self._count, instance_id, cause, is_explained)
+        self._exits.append(ended)
         self._news.set()
-        return told
+        return ended
 
     async def _explain(self, worker_id: str) -> None:
-        """Tell of everybody who lived in a process why it ended, once that is known."""
+        """Report the end of every instance of a process again, once it is known why the process ended."""
         why: str | None = None
         try:
             async with self._may_ask:
@@ -161,11 +161,11 @@ class Relay:
         finally:
             ended = self._unexplained.pop(worker_id)
         for one in ended if why else ():
-            self._tell(one.instance_id, f"{one.cause}: {why}", is_explained=True)
+            self._report(one.instance_id, f"{one.cause}: {why}", is_explained=True)
 
 
 class RelayActor(Relay):
-    """A Relay that finds the registry of `namespace` by itself."""
+    """A Relay that finds the registry of `namespace`."""
 
     def __init__(self, namespace: str, call_timeout_s: float, gather_s: float) -> None:
         take_all_descriptors()

@@ -33,6 +33,7 @@ class RegistryConfig:
     max_instances: int = 250_000
     feed_capacity: int = 10_000
     max_followers: int = 500
+    place_kept_s: float = 10.0
     retry_max_s: float = 5.0
     epoch_check_s: float = 5.0
     term_idle_s: float = 20.0

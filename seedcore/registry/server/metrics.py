@@ -35,7 +35,7 @@ class RegistryMetrics:
         _histogram("flush_seconds", "Duration of a flush", tuple(_SECONDS)).observe(seconds)
         _histogram("flush_rows", "Rows committed by a flush", tuple(_ROWS)).observe(rows)
 
-    def tell(self, health: Health, instances: Mapping[tuple[Status, Verdict], int], pool: Mapping[str, int]) -> None:
+    def export(self, health: Health, instances: Mapping[tuple[Status, Verdict], int], pool: Mapping[str, int]) -> None:
         """Export every metric once."""
         for status in LIVE_STATUSES:
             for verdict in (Verdict.FRESH, Verdict.LATE, Verdict.SUSPECT):
@@ -59,19 +59,19 @@ class RegistryMetrics:
         backlog.set(health.pending_beats, {"kind": "beats"})
         for state, count in pool.items():
             gauge("pool_connections", "Connections of the registry's pool", ("state",)).set(count, {"state": state})
-        flush, tell = health.flush, self._totals.tell
+        flush, counter = health.flush, self._totals.tell
         beats = "Beats by outcome"
-        tell("beats_total", beats, flush.beats_offered, outcome="offered")
-        tell("beats_total", beats, flush.beats_committed, outcome="committed")
-        tell("beats_total", beats, flush.beats_coalesced, outcome="coalesced")
-        tell("beats_total", beats, flush.beats_dropped, outcome="dropped")
-        tell("changes_committed_total", "Registrations and status changes committed", flush.changes_committed)
-        tell("flush_failures_total", "Rounds of the write loop that failed", flush.failures)
-        tell("fences_total", "Takeovers by a newer registry", health.fences)
-        tell("lease_credit_seconds_total", "Seconds of its own absence credited to every lease", health.credited_s)
-        tell("deaths_pushed_total", "Deaths reported by relays or by Ray's node table", health.deaths_reported)
-        tell("deaths_declared_total", "Deaths declared by the registry, for any cause", health.deaths_declared)
-        tell("became_silent_total", "Instances that became late", health.became_silent)
-        tell("came_back_total", "Late instances that became fresh again", health.came_back)
-        tell("healed_total", "Differences between memory and database that were repaired", health.healed)
-        tell("pruned_total", "Rows of history that were pruned", health.pruned)
+        counter("beats_total", beats, flush.beats_offered, outcome="offered")
+        counter("beats_total", beats, flush.beats_committed, outcome="committed")
+        counter("beats_total", beats, flush.beats_coalesced, outcome="coalesced")
+        counter("beats_total", beats, flush.beats_dropped, outcome="dropped")
+        counter("changes_committed_total", "Registrations and status changes committed", flush.changes_committed)
+        counter("flush_failures_total", "Rounds of the write loop that failed", flush.failures)
+        counter("fences_total", "Takeovers by a newer registry", health.fences)
+        counter("lease_credit_seconds_total", "Seconds of its own absence credited to every lease", health.credited_s)
+        counter("deaths_pushed_total", "Deaths reported by relays or by Ray's node table", health.deaths_reported)
+        counter("deaths_declared_total", "Deaths declared by the registry, for any cause", health.deaths_declared)
+        counter("became_silent_total", "Instances that became late", health.became_silent)
+        counter("came_back_total", "Late instances that became fresh again", health.came_back)
+        counter("healed_total", "Differences between memory and database that were repaired", health.healed)
+        counter("pruned_total", "Rows of history that were pruned", health.pruned)
