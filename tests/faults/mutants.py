@@ -133,7 +133,7 @@ MUTANTS: dict[str, Mutant] = {
     "a replay is acknowledged at once": Mutant(
         0, lambda: mock.patch.object(Writer, "is_unsettled", return_value=False)
     ),
-    "no credit for our own stalls": Mutant(375, lambda: mock.patch.object(Roster, "credit", _nothing)),
+    "no credit for our own stalls": Mutant(186, lambda: mock.patch.object(Roster, "credit", _nothing)),
     "no new lease after a restart": Mutant(
         60, lambda: mock.patch.multiple(Roster, adopt=_adopt_as_silent, credit=_credit_no_whole_lease)
     ),
