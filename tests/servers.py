@@ -226,10 +226,15 @@ def pooler_program() -> Path | None:
     return None if found is None else Path(found)
 
 
-def forget_everything(connection: psycopg.Connection) -> None:
-    """Make a database that held instances and epochs as the template is: much quicker than a new copy of it."""
+def forget_instances(connection: psycopg.Connection) -> None:
+    """Delete every instance, with its transitions."""
     connection.execute("delete from registry_instance")
     connection.execute("delete from registry_transition")
+
+
+def forget_everything(connection: psycopg.Connection) -> None:
+    """Make a database that held instances and epochs as the template is: much quicker than a new copy of it."""
+    forget_instances(connection)
     connection.execute(
         "update cluster_metadata set current_epoch = 'epoch-1', epoch_number = 1, ray_cluster = null, lease_s = 15,"
         " beats_seen_at = now(), leases_from = now() - interval '1 day', term = 0, term_seen_at = now()"

@@ -135,14 +135,14 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "no credit for our own stalls": Mutant(186, lambda: mock.patch.object(Roster, "credit", _nothing)),
     "no new lease after a restart": Mutant(
-        60, lambda: mock.patch.multiple(Roster, adopt=_adopt_as_silent, credit=_credit_no_whole_lease)
+        64, lambda: mock.patch.multiple(Roster, adopt=_adopt_as_silent, credit=_credit_no_whole_lease)
     ),
-    "the dead may live again": Mutant(20, lambda: mock.patch("seedcore.store.memory.apply_status", _revive)),
+    "the dead may live again": Mutant(0, lambda: mock.patch("seedcore.store.memory.apply_status", _revive)),
     "sequence numbers are ignored": Mutant(
         2, lambda: mock.patch("seedcore.store.memory.apply_status", _ignore_numbers)
     ),
-    "expiry never freezes": Mutant(1, lambda: mock.patch.object(MassLateness, "note", _forget_seconds)),
-    "no grace at the end of a freeze": Mutant(245, lambda: mock.patch.object(MassLateness, "is_spent", True)),
+    "expiry never freezes": Mutant(18, lambda: mock.patch.object(MassLateness, "note", _forget_seconds)),
+    "no grace at the end of a freeze": Mutant(65, lambda: mock.patch.object(MassLateness, "is_spent", True)),
     "the client keeps nothing": Mutant(44, lambda: mock.patch.object(RegistryClient, "_send_all", _send_and_forget)),
     "a failed batch returns reversed": Mutant(
         301, lambda: mock.patch.object(ChangeBatch, "put_back", _put_back_reversed)

@@ -1,7 +1,7 @@
 """Which history notices each mutant. Each history runs in a process of its own, forked from one that has imported all.
 
-    python -m tests.faults.noticed             # where a seed in mutants.py notices no more, write another there
-    python -m tests.faults.noticed --serve     # read a mutant's name per line, answer each with a line
+python -m tests.faults.noticed             # where a seed in mutants.py notices no more, write another there
+python -m tests.faults.noticed --serve     # read a mutant's name per line, answer each with a line
 """
 
 from __future__ import annotations
@@ -35,12 +35,17 @@ def search(mutant: str, seeds: Iterable[int], jobs: int = 1) -> tuple[int, str] 
     return None
 
 
+def _answer(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def _serve() -> None:
     for line in sys.stdin:
         mutant = line.rstrip("\n")
         first = MUTANTS[mutant].seed
         found = search(mutant, range(first, first + ENOUGH_TO_NOTICE))
-        print("not noticed" if found is None else f"seed {found[0]}: {found[1].splitlines()[0]}", flush=True)
+        _answer("not noticed" if found is None else f"seed {found[0]}: {found[1].splitlines()[0]}")
 
 
 def _write_seeds() -> int:
@@ -50,7 +55,7 @@ def _write_seeds() -> int:
     for mutant in MUTANTS:
         seeds = [MUTANTS[mutant].seed, *range(2 * ENOUGH_TO_NOTICE)]
         found = search(mutant, seeds, os.cpu_count() or 1)
-        print(f"{mutant}: {'not noticed' if found is None else f'seed {found[0]}'}", flush=True)
+        _answer(f"{mutant}: {'not noticed' if found is None else f'seed {found[0]}'}")
         if found is None:
             missed = 1
             continue
