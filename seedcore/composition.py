@@ -118,8 +118,10 @@ def store_recipe(settings: Settings) -> StoreRecipe:
     return StoreRecipe(settings.pg_dsn, settings.data_dir, settings.pg_pool_size)
 
 
-async def start_registry(settings: Settings) -> Hello:
+async def start_registry(settings: Settings, *, epoch_check_s: float = 5.0) -> Hello:
     """The registry actor of this cluster, started unless it runs. Ray must be initialised.
+
+    A change of epoch made past the registry reaches it within `epoch_check_s`.
 
     Raises ConfigurationError, VersionMismatchError, RegistryUnavailableError, or StoreUnavailableError where another
     cluster's registry has the embedded database.
@@ -148,5 +150,6 @@ async def start_registry(settings: Settings) -> Hello:
         notes=(_EMBEDDED_NOTE,) if recipe.dsn is None else (),
         log_format=settings.log_format,
         agent_call_s=agent_call_s,
+        epoch_check_s=epoch_check_s,
     )
     return await ensure_registry(config, recipe, RelayActor, settings.namespace)

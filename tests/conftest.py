@@ -86,7 +86,7 @@ _FIRST = (
 )
 
 
-# minutes of end-to-end work, for CI and for whoever has changed what they test: `pytest -m slow`
+# minutes of end-to-end work, for CI and after a change of what they test: `pytest -m slow`
 _SLOW_FOLDERS = {"browser", "docs", "web"}
 _SLOW_FILES = {
     "test_causes.py",

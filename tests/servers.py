@@ -126,7 +126,7 @@ class PostgresServer:
             self._run("pg_ctl", "stop", "-w", "-m", "immediate")
 
     def become_standby(self, *, is_hot: bool) -> None:
-        """Start again as a standby that takes reads (hot) or nobody, as after a failover to another server."""
+        """Start again as a standby that takes reads (hot) or refuses every connection, as after a failover."""
         self._run("pg_ctl", "stop", "-w", "-m", "fast")
         (self._data / "standby.signal").touch()
         setting = f"-c hot_standby={'on' if is_hot else 'off'}"
@@ -172,7 +172,7 @@ class PostgresServer:
         return name
 
     def drop_database(self, name: str) -> None:
-        """Drop a database, whoever is connected to it."""
+        """Drop a database and end the connections to it."""
         with psycopg.connect(self.dsn(), autocommit=True) as admin:
             admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
 

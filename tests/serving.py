@@ -75,7 +75,7 @@ class World:
     joined: list[RegistryClient] = field(default_factory=list)
 
     async def join(self, logical_id: str, **details: Any) -> RegistryClient:
-        """An instance beside the fleet, dead when the test has ended. It beats when the test says so."""
+        """An instance beside the fleet, dead when the test has ended. The test sends its beats."""
         client = RegistryClient(logical_id, settings=self.settings, **details)
         self.joined.append(client)
         await client.set_status(Status.ALIVE)

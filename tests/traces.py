@@ -67,7 +67,7 @@ def _link_compiled(folder: Path) -> None:
 
 
 def short_folder(prefix: str) -> Path:
-    """A new folder with a short path, in the run's; whoever asks for it removes it."""
+    """A new folder with a short path, in the run's; the caller removes it."""
     return Path(tempfile.mkdtemp(prefix=prefix, dir=os.environ.get(MARK, "/tmp")))
 
 

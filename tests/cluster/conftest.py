@@ -77,7 +77,7 @@ async def registry(ray_cluster: None, sharing: Sharing, settings: Settings) -> A
     runs = sharing.take(settings)
     if runs is None:
         await stop_registry(settings.namespace)
-        await start_registry(settings)
+        await start_registry(settings, epoch_check_s=0.5)
         runs = await running(settings)
     yield RegistryConnection(settings.namespace, settings.call_timeout_s)
     if not await sharing.keep(runs):

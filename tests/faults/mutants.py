@@ -149,9 +149,9 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "fenced for ever": Mutant(87, lambda: mock.patch.object(Writer, "_take_the_term_back", _stay_fenced)),
     "the feed forgets a change": Mutant(0, lambda: mock.patch.object(Feed, "append", _append_most)),
-    "the feed begins anew and says nothing": Mutant(0, lambda: mock.patch.object(Feed, "since", _since_never_reset)),
+    "the feed begins again without a reset": Mutant(0, lambda: mock.patch.object(Feed, "since", _since_never_reset)),
     "who is not read yet is unknown": Mutant(0, lambda: mock.patch.object(Writer, "may_know_more", False)),
-    "agents beat as their own environment says": Mutant(
+    "agents beat at the interval of their own environment": Mutant(
         1, lambda: mock.patch.object(RegistryClient, "beat_interval_s", property(_own_interval_s))
     ),
     "who ended with its epoch comes back in the next": Mutant(

@@ -27,7 +27,7 @@ class _Selector(selectors.SelectSelector):
 
     def select(self, timeout: float | None = None) -> list[Any]:
         if timeout is None:
-            raise RuntimeError("everybody waits for ever")
+            raise RuntimeError("every task waits, and no timer is set")
         self.loop.now_s += max(_INSTANT_S, timeout)
         return []
 
