@@ -26,6 +26,7 @@ _serial = count(1)
 _LIVING = (Status.STARTING, Status.ALIVE, Status.DRAINING)
 # how long instances may take to be dead at the end of a test; a longer wait would cost as much as another registry
 _ENDED_S = 1.5
+_GONE_S = 0.3
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ async def _is_as_new(registry: Running) -> bool:
     try:
         if own_node() != registry.node_id or (await connection.hello()).pid != registry.pid:
             return False
-        if not (await connection.health()).is_ready or await RayDirectory(settings.namespace).names():
+        if not (await connection.health()).is_ready:
             return False
         for instance in await connection.list_active(_LIVING):
             await connection.set_status(instance.instance_id, Status.DEAD)
@@ -120,7 +121,11 @@ async def _is_as_new(registry: Running) -> bool:
         async def are_dead() -> bool:
             return not (await connection.list_active(_LIVING)).items
 
+        async def are_gone() -> bool:
+            return not await RayDirectory(settings.namespace).names()
+
         await eventually(are_dead, within_s=_ENDED_S)
+        await eventually(are_gone, within_s=_GONE_S)
     except (RegistryError, AssertionError):
         return False
     assert settings.pg_dsn is not None
