@@ -6,6 +6,7 @@ registry, or leaves agents behind, ends the sharing: the next test gets a new re
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from itertools import count
 
@@ -115,8 +116,8 @@ async def _is_as_new(registry: Running) -> bool:
             return False
         if not (await connection.health()).is_ready:
             return False
-        for instance in await connection.list_active(_LIVING):
-            await connection.set_status(instance.instance_id, Status.DEAD)
+        left = await connection.list_active(_LIVING)
+        await asyncio.gather(*(connection.set_status(row.instance_id, Status.DEAD) for row in left))
 
         async def are_dead() -> bool:
             return not (await connection.list_active(_LIVING)).items
