@@ -121,8 +121,10 @@ def store_recipe(settings: Settings) -> StoreRecipe:
     return StoreRecipe(settings.pg_dsn, settings.data_dir, settings.pg_pool_size)
 
 
-async def start_registry(settings: Settings) -> Hello:
+async def start_registry(settings: Settings, *, epoch_check_s: float = 5.0) -> Hello:
     """Start the registry actor of this cluster, unless it runs. Ray must be initialised.
+
+    It sees within `epoch_check_s` seconds that an epoch was changed in the database without it.
 
     Raises ConfigurationError, VersionMismatchError, RegistryUnavailableError, or StoreUnavailableError if the registry
     of another cluster uses the embedded database.
@@ -151,5 +153,6 @@ async def start_registry(settings: Settings) -> Hello:
         notes=(_EMBEDDED_NOTE,) if recipe.dsn is None else (),
         log_format=settings.log_format,
         agent_call_s=agent_call_s,
+        epoch_check_s=epoch_check_s,
     )
     return await ensure_registry(config, recipe, RelayActor, settings.namespace)

@@ -43,7 +43,7 @@ def instance(number: int = 1, logical_id: str = "agent", age_s: float = 0.0, **d
 
 
 class FakeClock:
-    """A clock that moves when told."""
+    """A clock that only `advance` moves."""
 
     def __init__(self, now: datetime = START) -> None:
         self.now = now

@@ -25,8 +25,8 @@ def previous_tag() -> str | None:
     if shutil.which("git") is None:
         return None
     command = ["git", "describe", "--tags", "--abbrev=0", "--match", "v*"]
-    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return told.stdout.strip() if told.returncode == 0 else None
+    described = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return described.stdout.strip() if described.returncode == 0 else None
 
 
 def lay_out_tag(tag: str, folder: Path) -> None:

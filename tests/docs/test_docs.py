@@ -92,10 +92,10 @@ def script_of(commands: list[str], url: str) -> str:
     for command in commands:
         if command in DONE:
             continue
-        told = command.replace("http://127.0.0.1:8000", url)
-        if told.startswith(LONG):
-            told = f"{told.split(' #')[0]} --help"
-        lines += [f"echo '$' {shlex.quote(told)}", told]
+        shown = command.replace("http://127.0.0.1:8000", url)
+        if shown.startswith(LONG):
+            shown = f"{shown.split(' #')[0]} --help"
+        lines += [f"echo '$' {shlex.quote(shown)}", shown]
     return "\n".join(lines)
 
 
@@ -126,9 +126,9 @@ async def test_the_readmes_agents_join_the_running_cluster_and_the_demo_leaves_o
     assert listed() == ["counter-1", "demo-mine", "existing-1"]
     newcomer.run(sys.executable, "-c", _MINE, "demo-vision-2")
     refused = newcomer.run("seedcore", "demo", "--agents", "4", check=False)
-    (told,) = errors_of(refused)
+    (error,) = errors_of(refused)
     assert refused.returncode == 1
-    assert "'demo-vision-2': is not of the demo" in told
+    assert "'demo-vision-2': is not of the demo" in error
     assert listed() == ["counter-1", "demo-mine", "demo-vision-2", "existing-1"]
     newcomer.run("seedcore", "deregister", "--yes", "counter-1", "demo-mine", "demo-vision-2", "existing-1")
 
@@ -141,13 +141,13 @@ async def test_every_block_of_a_page_runs(newcomer: Newcomer, page: str) -> None
     folder.mkdir()
     commands = commands_of(blocks)
     for block in blocks:
-        assert block.kind in {"console", "python", "yaml", "sql", "text"}, f"nobody runs a block of kind {block.kind!r}"
+        assert block.kind in {"console", "python", "yaml", "sql", "text"}, f"no test runs a {block.kind!r} block"
         if block.kind in {"python", "yaml"}:
             name = FILE_NAME.match(block.text)
             assert name is not None, "the block begins with no file name"
             (folder / name[1]).write_text(block.text)
-            told = "\n".join(commands) + "".join(other.text for other in blocks if other is not block)
-            assert Path(name[1]).stem in told, f"{name[1]} is used by no command"
+            used = "\n".join(commands) + "".join(other.text for other in blocks if other is not block)
+            assert Path(name[1]).stem in used, f"{name[1]} is used by no command"
         if block.kind == "sql":
             run_sql(newcomer, block.text)
     script = script_of(commands, newcomer.url)

@@ -103,7 +103,7 @@ async def _turn(it: Installation, chance: random.Random) -> tuple[int, int]:
 
 
 async def _mend(it: Installation) -> list[str]:
-    """Whoever ended for good is made again, and everybody takes work."""
+    """Agents that ended for good are made again, and the whole fleet takes work."""
     ends_s = time.monotonic() + 60
     problem = ""
     while time.monotonic() < ends_s:

@@ -71,7 +71,7 @@ def in_own_environment(module: str) -> Path:
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-            # Ray's table outlives its server, and nobody gives that server up before an outage here is over
+            # Ray's table outlives its server, and the outages here are shorter than the wait for that server
             "RAY_gcs_storage": "rocksdb",
             "RAY_gcs_storage_path": f"{folder}/gcs",
             "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
@@ -89,7 +89,7 @@ def in_own_environment(module: str) -> Path:
 
 @dataclass(frozen=True)
 class Account:
-    """What an agent says of itself."""
+    """What an agent answers about itself."""
 
     instance_id: str
     status: Status
@@ -98,7 +98,7 @@ class Account:
 
 
 class Teller(RayAgent):
-    """Says what it is told to say."""
+    """Takes the status that the test asks for."""
 
     async def say(self, status: str, cause: str) -> Receipt | None:
         """Change the status; the answer."""
@@ -121,7 +121,7 @@ class Calls:
     slowest_s: float = 0.0
 
     def note(self, agent_id: str, said: str, source: str, took_s: float) -> None:
-        """The actor that `source` handed out for an agent says who it is: another than that is no answer."""
+        """The answer of the actor that `source` resolved an agent to. Another agent's answer counts as a failure."""
         if said != agent_id:
             self.failed[f"{agent_id}: a wrong handle, of {said}, by {source}"] += 1
             return
@@ -130,7 +130,7 @@ class Calls:
 
 
 class Caller:
-    """Another process that resolves agents all the time, and calls whom it resolves."""
+    """Another process that resolves agents all the time, and calls each."""
 
     def __init__(self, settings: Settings) -> None:
         self._manager = Tier0MemoryManager(settings)
@@ -295,7 +295,7 @@ class Installation:
         self.far_node = self.cluster.add_node(num_cpus=2, resources={"far": 1000})
 
     async def man(self) -> None:
-        """Make whoever of the fleet is not there."""
+        """Make the agents of the fleet that are missing."""
         made = await self.manager.create_agents_batch(
             [
                 AgentSpec(
@@ -328,7 +328,7 @@ class Installation:
         return found
 
     async def account_of(self, agent_id: str) -> Account:
-        """What one of the fleet says of itself."""
+        """What an agent of the fleet answers about itself."""
         return await within(_account(self.handles[agent_id]), 5.0)
 
     # Truth
@@ -383,7 +383,7 @@ class Installation:
             there = life.count((said.seq, said.status))
             before = [status for number, status in life if number is not None and number < said.seq]
             if there == 0 and before[-1:] == [said.status] and numbers_of.get(said.instance_id, 0) >= said.seq:
-                # one that Ray had restarted was told to be what it was already: no step, and its number is there
+                # one that Ray had restarted was asked for the status that it had: a number and no transition
                 continue
             if there != 1:
                 found.append(f"acknowledged and {there} times in the database: {said}")

@@ -300,11 +300,13 @@ class World:
         last_seq: dict[str, int] = {}
         dead: set[str] = set()
         for step in self.tables.transitions:
-            self.check(step.instance_id not in dead, 3, f"{step} after it was dead")
+            if step.instance_id in dead:
+                self.check(False, 3, f"{step} after it was dead")
             if step.to_status is Status.DEAD:
                 dead.add(step.instance_id)
             if step.seq is not None:
-                self.check(step.seq > last_seq.get(step.instance_id, -1), 2, f"{step} out of order")
+                if step.seq <= last_seq.get(step.instance_id, -1):
+                    self.check(False, 2, f"{step} out of order")
                 last_seq[step.instance_id] = step.seq
 
     def unsettled(self) -> str | None:

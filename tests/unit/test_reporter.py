@@ -44,7 +44,14 @@ from tests.unit.test_registry import NoWitness
 from tests.waiting import eventually
 
 SETTINGS = Settings(beat_interval_s=0.1, namespace="nowhere")
-CONFIG = RegistryConfig("cluster", flush_interval_s=0.01, linger_s=0.0, durable_wait_s=10.0, beat_interval_s=0.05)
+CONFIG = RegistryConfig(
+    "cluster",
+    flush_interval_s=0.01,
+    linger_s=0.0,
+    durable_wait_s=10.0,
+    beat_interval_s=0.05,
+    epoch_check_s=0.1,
+)
 
 
 @pytest.fixture
