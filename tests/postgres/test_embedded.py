@@ -35,7 +35,7 @@ from seedcore.store.embedded.postgres import (
 from tests.traces import short_folder
 
 LINGER_S = 0.4
-GUARD = "seedcore.store.embedded.postgres.guardian"
+GUARD = "seedcore.store.embedded.guardian"
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 T = TypeVar("T")
 

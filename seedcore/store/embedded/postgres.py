@@ -37,7 +37,7 @@ SOCKET_NAME = f".s.PGSQL.{PORT}"
 _OUR_FOLDER = re.compile(r"pg\d+|pgsql-\d")
 _POLL_S = 0.05
 _CONNECT_TIMEOUT_S = 2.0
-_GUARD_MODULE = "seedcore.store.embedded.postgres.guardian"
+_GUARD_MODULE = "seedcore.store.embedded.guardian"
 # what an interpreter may need to start, and to be measured; nothing of Ray's or libpq's, which would steer us
 _KEPT_VARIABLES = ("PATH", "HOME", "LANG", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX")
 _KEPT_PREFIXES = ("LC_", "LD_LIBRARY_", "DYLD_LIBRARY_", "COVERAGE_")
