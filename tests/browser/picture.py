@@ -31,6 +31,9 @@ async def take(path: Path, agents: int = 18) -> None:
             await page.goto(newcomer.url)
             await expect(page.locator("#live")).to_have_attribute("data-level", "good", timeout=_PATIENCE_MS)
             await expect(page.locator("#grid-body .row").first).to_be_visible(timeout=_PATIENCE_MS)
+            # the local cache of the replica is up to date
+            await expect(page.get_by_text("Not known now")).to_have_count(0, timeout=_PATIENCE_MS)
+            await expect(page.locator("#live")).to_have_attribute("data-level", "good", timeout=_PATIENCE_MS)
             await page.screenshot(path=path)
             await browser.close()
 
