@@ -83,3 +83,20 @@ def test_every_module_that_a_page_names_is_there() -> None:
     for page in PAGES:
         for name in re.findall(r"`((?:seedcore|tests|schema|docs)/[\w/.]+)`", page.read_text(encoding="utf-8")):
             assert "NNNN" in name or (root / name).exists(), f"{page.relative_to(root)} names {name}"
+
+
+def test_decisions_follow_one_template_and_the_index_lists_them() -> None:
+    folder = DOCS / "decisions"
+    index = (folder / "README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| (\d+) \| \[(.+)\]\((.+)\) \| (\w+) \|$", index, re.MULTILINE)
+    written = []
+    for page in sorted(folder.glob("0*.md")):
+        title, _, status, *lines = page.read_text(encoding="utf-8").splitlines()
+        number, statement = re.fullmatch(r"# (\d+)\. (.+)", title).groups()  # type: ignore[union-attr]
+        dated = re.fullmatch(r"\d{4}-\d\d-\d\d · (accepted|superseded)(?:; .+)?", status)
+        assert dated is not None, f"{page.name}: {status}"
+        assert page.name.startswith(f"{int(number):04}-")
+        headings = [line for line in lines if line.startswith("#")]
+        assert headings == ["## Context", "## Decision", "## Consequences"], page.name
+        written.append((number, statement, page.name, dated[1]))
+    assert written == listed
