@@ -103,8 +103,11 @@ def script_of(commands: list[str], url: str) -> str:
 async def test_the_readmes_agents_join_the_running_cluster_and_the_demo_leaves_others_alone(
     newcomer: Newcomer,
 ) -> None:
-    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    readme = (ROOT / "README.md").read_text()
+    snippets = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     assert len(snippets) == 2
+    # the variable that the newcomer's environment has
+    assert "`RAY_AUTH_MODE=token python counter.py`" in readme
     for number, snippet in enumerate(snippets):
         # RAY_ADDRESS, which names our cluster here, hides that a newcomer's Ray would start one of its own
         assert 'ray.init(address="auto", namespace="seedcore")' in snippet
@@ -152,7 +155,8 @@ async def test_every_block_of_a_page_runs(newcomer: Newcomer, page: str) -> None
         if block.kind == "sql":
             run_sql(newcomer, block.text)
     script = script_of(commands, newcomer.url)
-    answer = newcomer.run("bash", "-c", f"cd {shlex.quote(str(folder))}\n{script}", check=False)
+    # a page sets the variables that its commands need
+    answer = newcomer.run("bash", "-c", f"cd {shlex.quote(str(folder))}\n{script}", check=False, RAY_AUTH_MODE=None)
     # the next page begins without this one's agents
     newcomer.run(sys.executable, "-c", _END_ALL)
     assert answer.returncode == 0, f"{answer.stdout[-3000:]}\n{answer.stderr[-3000:]}"
