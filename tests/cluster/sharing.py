@@ -6,7 +6,6 @@ registry, or leaves agents behind, ends the sharing: the next test gets a new re
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from itertools import count
 
@@ -117,7 +116,7 @@ async def _is_as_new(registry: Running) -> bool:
         if not (await connection.health()).is_ready:
             return False
         left = await connection.list_active(_LIVING)
-        await asyncio.gather(*(connection.set_status(row.instance_id, Status.DEAD) for row in left))
+        await connection.deregister(instance_ids=[row.instance_id for row in left])
 
         async def are_dead() -> bool:
             return not (await connection.list_active(_LIVING)).items
