@@ -36,7 +36,7 @@ from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.protocol.messages import Health, Hello
 from seedcore.registry.ray_support import session
 from seedcore.settings import Mode, Settings, load_settings
-from seedcore.store.postgres import is_unverified
+from seedcore.store.dsn import is_unverified
 
 _PATIENCE_S = 10.0
 _SKEW_S = 2.0

@@ -8,6 +8,8 @@ repeats one.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from itertools import zip_longest
 
 import psycopg
 from psycopg import conninfo
@@ -18,6 +20,7 @@ from seedcore.core.errors import ConfigurationError
 _URI = re.compile(r"postgres(?:ql)?://(?:[^@/]*@)?(?P<place>[^?]*)")
 _NAME = re.compile(r"[\w.:%-]*")
 _MAX_PORT = 65535
+_LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 def checked_dsn(dsn: str, variable: str = "SEEDCORE_PG_DSN") -> str:
@@ -48,3 +51,21 @@ def _is_host(host: str) -> bool:
 
 def _is_port(port: str) -> bool:
     return not port or (port.isascii() and port.isdecimal() and 1 <= int(port) <= _MAX_PORT)
+
+
+def is_unverified(dsn: str) -> bool:
+    """Whether the DSN goes over a network, or nobody knows where, to a server whose certificate nobody verifies."""
+    given = conninfo.conninfo_to_dict(checked_dsn(dsn))
+    # a service's file is read by libpq alone; an address goes before the name beside it
+    is_remote = bool(given.get("service")) or any(map(_is_elsewhere, _places(given)))
+    return is_remote and given.get("sslmode") != "verify-full"
+
+
+def _places(given: Mapping[str, object]) -> list[str]:
+    """Where libpq connects, one after another: to the address, or else to the name."""
+    hosts, addresses = (str(given.get(name) or "").split(",") for name in ("host", "hostaddr"))
+    return [address or host for host, address in zip_longest(hosts, addresses, fillvalue="")]
+
+
+def _is_elsewhere(place: str) -> bool:
+    return bool(place) and not place.startswith(("/", "@")) and place not in _LOCAL_HOSTS

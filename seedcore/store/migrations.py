@@ -15,7 +15,7 @@ from typing import LiteralString
 import psycopg
 
 from seedcore.core.errors import SchemaError, StoreUnavailableError
-from seedcore.store.connections import Connection, is_pooled
+from seedcore.store.sessions import Connection, is_pooled
 
 logger = logging.getLogger(__name__)
 
