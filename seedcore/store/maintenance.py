@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 import psycopg
 
@@ -14,7 +15,7 @@ from seedcore.core.timeouts import within
 from seedcore.store.adoption.adopt import Adoption, end_old_calls
 from seedcore.store.adoption.recognize import is_earlier_database
 from seedcore.store.dsn import checked_dsn
-from seedcore.store.migrations import compare, is_made, is_up_to_date, known_migrations, migrate
+from seedcore.store.migrations import Migration, compare, is_made, is_up_to_date, known_migrations, migrate
 from seedcore.store.roles import check_grant, check_role, grant, grant_again
 from seedcore.store.sessions import Connection, PoolLimits, answering, connect, explained
 
@@ -71,17 +72,21 @@ async def migrate_database(
     *,
     adopting: Callable[[str], None] | None = None,
     makes_schema: bool = True,
+    migrations: list[Migration] | None = None,
 ) -> list[str]:
     """Bring the database behind `dsn` up to date; the names of what was applied.
 
     Uses a connection of its own, because a migration may take longer than a statement of the hot path. A database of
     the earlier SeedCore is adopted only where `adopting` is given; it is called with each progress message. An empty
-    database stays empty unless `makes_schema`. Raises ConfigurationError, StoreUnavailableError or SchemaError.
+    database stays empty unless `makes_schema`. `migrations`: the files to apply; those of this code unless given.
+
+    Raises ConfigurationError, StoreUnavailableError or SchemaError.
     """
     checked_dsn(dsn)
     # a caller that is cancelled does not wait for a server that does not answer
     limits = limits if limits is not None else PoolLimits()
-    return await within(_migrate_database(dsn, limits, adopting, makes_schema=makes_schema), None)
+    migrations = migrations if migrations is not None else known_migrations()
+    return await within(_migrate_database(dsn, limits, adopting, migrations, makes_schema=makes_schema), None)
 
 
 async def end_old_calls_of_database(dsn: str, limits: PoolLimits | None = None) -> bool:
@@ -97,13 +102,18 @@ async def end_old_calls_of_database(dsn: str, limits: PoolLimits | None = None) 
 
 
 async def _migrate_database(
-    dsn: str, limits: PoolLimits, adopting: Callable[[str], None] | None, *, makes_schema: bool
+    dsn: str,
+    limits: PoolLimits,
+    adopting: Callable[[str], None] | None,
+    migrations: list[Migration],
+    *,
+    makes_schema: bool,
 ) -> list[str]:
     try:
         connection = await connect(dsn, limits)
         async with connection:
             with answering(connection, limits.answer_s):
-                is_current = await is_up_to_date(connection)
+                is_current = await is_up_to_date(connection, migrations)
                 is_earlier = not is_current and await is_earlier_database(connection)
                 if not (makes_schema or is_earlier or await is_made(connection)):
                     raise StoreUnavailableError(_EMPTIED)
@@ -113,13 +123,13 @@ async def _migrate_database(
                         "this is a database of the earlier SeedCore: run `seedcore migrate`, which adopts it"
                     )
                 await Adoption(connection, adopting).run()
-                return [migration.name for migration in known_migrations()]
+                return [migration.name for migration in migrations]
             if adopting is not None:
                 await Adoption(connection, adopting).finish_if_interrupted()
             if is_current:
                 return []
             with answering(connection, _MIGRATION_S):
-                return await migrate(connection, also=grant_again)
+                return await migrate(connection, migrations, also=partial(grant_again, migrations=migrations))
     except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction) as error:
         raise StoreUnavailableError(explained(error)) from error
     except psycopg.errors.InsufficientPrivilege as error:

@@ -28,7 +28,7 @@ _ROWS = """
 select register_instance(('00000000-0000-4000-8000-00000000000' || n)::uuid, 'agent-' || n)
   from generate_series(1, 4) as n;
 select set_instance_status('00000000-0000-4000-8000-000000000002', 'alive');
-select set_instance_status('00000000-0000-4000-8000-000000000003', 'draining', 0, null, now() + interval '1 hour');
+select hold_instance('00000000-0000-4000-8000-000000000003', 'upkeep', 'ann', now() + interval '1 hour');
 select set_instance_status('00000000-0000-4000-8000-000000000004', 'dead');
 insert into superseded_cluster values ('before');
 """
@@ -36,7 +36,7 @@ _COLUMNS = """
 select c.relname || '.' || a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,
        a.atthasdef or a.attidentity <> ''
   from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
- where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'v')
+ where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'v', 'c')
 """
 _INDEXES = """
 select c.relname::text, x.indrelid::regclass::text, pg_get_indexdef(x.indexrelid)

@@ -12,7 +12,8 @@ from psycopg import conninfo
 from seedcore.core.answers import InstanceFilter
 from seedcore.core.errors import FencedError
 from seedcore.core.lifecycle import Status
-from seedcore.store.postgres import PostgresStore, grant_on_database, migrate_database
+from seedcore.store.maintenance import grant_on_database, migrate_database
+from seedcore.store.postgres import PostgresStore
 from tests.builders import iid, joins, turns
 from tests.postgres.catalog import catalog, differences
 from tests.postgres.dumps import dump, dump_and_restore, restore
@@ -80,7 +81,7 @@ async def test_registry_of_another_cluster_goes_on_with_a_restored_dump(
     assert [row.instance_id for row in listed] == [iid(3)]
     with psycopg.connect(server.dsn(restored)) as connection:
         steps = connection.execute(
-            "select to_status::text, cause from registry_transition where logical_id = 'eye' order by id"
+            "select to_status::text, cause_detail from registry_transition where logical_id = 'eye' order by id"
         ).fetchall()
     assert steps == [
         ("starting", None),

@@ -13,15 +13,10 @@ from seedcore.core.answers import InstanceFilter
 from seedcore.core.errors import RegistryError, StoreUnavailableError
 from seedcore.core.instances import Beat
 from seedcore.core.lifecycle import Status
-from seedcore.store.connections import PoolLimits
+from seedcore.store.maintenance import end_old_calls_of_database, grant_on_database, inspect_database, migrate_database
 from seedcore.store.migrations import known_migrations
-from seedcore.store.postgres import (
-    PostgresStore,
-    end_old_calls_of_database,
-    grant_on_database,
-    inspect_database,
-    migrate_database,
-)
+from seedcore.store.postgres import PostgresStore
+from seedcore.store.sessions import PoolLimits
 from tests.builders import iid, joins, turns
 from tests.postgres.earlier import make_earlier
 from tests.servers import PostgresServer, pooler_program, running_pooler

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
@@ -21,8 +22,9 @@ from seedcore.core.lifecycle import Status
 from seedcore.core.roster import Roster
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.registry.server.flusher import Key, Settled, Writer
-from seedcore.store.connections import PoolLimits
-from seedcore.store.postgres import PostgresStore, inspect_database, migrate_database
+from seedcore.store.maintenance import inspect_database, migrate_database
+from seedcore.store.postgres import PostgresStore
+from seedcore.store.sessions import PoolLimits
 from tests.builders import iid, joins, turns
 from tests.servers import PostgresServer
 from tests.waiting import eventually
@@ -54,9 +56,9 @@ async def writing(dsn: str) -> AsyncIterator[Writer]:
 async def settle(writer: Writer, *changes: Change) -> list[Settled | None]:
     """Give changes in at once, so that they share a batch; what became of each."""
     numbered = [
-        change
-        if change.seq is not None
-        else StatusChange(change.instance_id, Status.DEAD, None, change.cause, writer.next_number())
+        replace(change, number=writer.next_number())
+        if isinstance(change, StatusChange) and change.seq is None
+        else change
         for change in changes
     ]
     keys: list[Key] = [writer.enqueue(change) for change in numbered]

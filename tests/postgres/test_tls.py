@@ -11,8 +11,10 @@ import trustme
 from psycopg import conninfo
 
 from seedcore.core.errors import StoreUnavailableError
-from seedcore.store.connections import PoolLimits
-from seedcore.store.postgres import PostgresStore, inspect_database, is_unverified
+from seedcore.store.dsn import is_unverified
+from seedcore.store.maintenance import inspect_database
+from seedcore.store.postgres import PostgresStore
+from seedcore.store.sessions import PoolLimits
 from tests.servers import TEMPLATE, PostgresServer, running_server
 
 

@@ -34,7 +34,8 @@ from seedcore.store.sessions import Connection, Row, answering
 logger = logging.getLogger(__name__)
 
 Report = Callable[[str], None]
-Observer = Callable[[Connection, str], Awaitable[None]]
+Parameters = Mapping[str, object] | None
+Observer = Callable[[Connection, str, Parameters], Awaitable[None]]
 
 _REPORT_EVERY = 20
 _PAUSE_S = (0.05, 0.4)
@@ -61,7 +62,7 @@ class Adoption:
     def __init__(
         self, connection: Connection, report: Report, pace: Pace | None = None, observer: Observer | None = None
     ) -> None:
-        """`observer` is awaited with the connection and the name of each statement before it is sent."""
+        """`observer` is awaited with the connection, the name and the parameters of each statement before it is sent."""
         self._connection = connection
         self._report = report
         self._pace = pace if pace is not None else Pace()
@@ -281,14 +282,14 @@ class Adoption:
     async def _set_lock_wait(self) -> None:
         await self._connection.execute("select set_config('lock_timeout', %s, true)", (str(self._pace.lock_wait_ms),))
 
-    async def _all(self, name: str, parameters: Mapping[str, object] | None = None) -> list[Row]:
+    async def _all(self, name: str, parameters: Parameters = None) -> list[Row]:
         if self._observer is not None:
-            await self._observer(self._connection, name)
+            await self._observer(self._connection, name, parameters)
         return await all_rows(self._connection, name, parameters)
 
-    async def _do(self, name: str, parameters: Mapping[str, object] | None = None) -> None:
+    async def _do(self, name: str, parameters: Parameters = None) -> None:
         if self._observer is not None:
-            await self._observer(self._connection, name)
+            await self._observer(self._connection, name, parameters)
         await send(self._connection, name, parameters)
 
 
