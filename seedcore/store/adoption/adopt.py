@@ -62,7 +62,7 @@ class Adoption:
     def __init__(
         self, connection: Connection, report: Report, pace: Pace | None = None, observer: Observer | None = None
     ) -> None:
-        """`observer` is awaited with the connection, the name and the parameters of each statement before it is sent."""
+        """`observer` is awaited before each statement, with the connection, its name and its parameters."""
         self._connection = connection
         self._report = report
         self._pace = pace if pace is not None else Pace()
