@@ -159,12 +159,17 @@ def check_hold(value: Hold) -> Hold:
     check_kind("hold", value.kind, HoldKind)
     _check_storable("reason", value.reason, MAX_TEXT_CHARS)
     _check_storable("by", value.by, MAX_ID_CHARS)
-    for name, at in (("since", value.since), ("expires_at", value.expires_at)):
-        if at is not None and check_kind(name, at, datetime).tzinfo is None:
-            raise InvalidInputError(name, "must have a time zone")
-        if at is not None and not _FIRST_TIME <= at <= _LAST_TIME:
-            raise InvalidInputError(name, f"must be in the years 1 to 9999, not {at}")
+    _check_time("since", value.since)
+    if value.expires_at is not None:
+        _check_time("expires_at", value.expires_at)
     return value
+
+
+def _check_time(name: str, value: datetime) -> None:
+    if check_kind(name, value, datetime).tzinfo is None:
+        raise InvalidInputError(name, "must have a time zone")
+    if not _FIRST_TIME <= value <= _LAST_TIME:
+        raise InvalidInputError(name, f"must be in the years 1 to 9999, not {value}")
 
 
 def check_age(value: float) -> float:
