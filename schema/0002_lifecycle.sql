@@ -90,9 +90,15 @@ comment on function registry_instance_guard() is 'Derives the effective status, 
 
 -- names only the columns that it guards, so that a beat does not run it
 create trigger registry_instance_guard
-    before insert or update of instance_id, logical_id, status, reported_status, holds, stopped_at on registry_instance
+    before update of instance_id, logical_id, status, reported_status, holds, stopped_at on registry_instance
     for each row execute function registry_instance_guard();
 comment on trigger registry_instance_guard on registry_instance is 'Derives the effective status; a beat does not run it.';
+
+create trigger registry_instance_derive
+    before insert on registry_instance
+    for each row when (new.reported_status is distinct from new.status or new.holds <> '{}')
+    execute function registry_instance_guard();
+comment on trigger registry_instance_derive on registry_instance is 'Derives the effective status of a row that is not as registered.';
 
 create function registry_instance_remember() returns trigger
 language plpgsql as $$

@@ -74,11 +74,19 @@ create function register_instances(p_rows jsonb) returns setof change_outcome
 language plpgsql as $$
 declare
     r            record;
+    newcomer     registry_instance;
     fresh        registry_instance;
     existing     registry_instance;
     current_name text;
     problem      text;
 begin
+    -- what a registration does not decide
+    newcomer.status := 'starting';
+    newcomer.reported_status := 'starting';
+    newcomer.holds := '{}';
+    newcomer.started_at := now();
+    newcomer.status_changed_at := now();
+    newcomer.last_heartbeat := now();
     if p_rows is null or exists (
         select from jsonb_array_elements(p_rows) as e (element)
          where e.element ->> 'instance_id' is null or e.element ->> 'logical_id' is null
@@ -100,11 +108,16 @@ begin
     select m.current_epoch into strict current_name from cluster_metadata m where m.id = 1;
     -- in the order of their keys, so that two batches cannot deadlock
     for r in
-        select e.ord, jsonb_populate_record(null::registry_instance, e.element) as registration
+        select e.ord, jsonb_populate_record(newcomer, e.element - array[
+                   'status', 'reported_status', 'holds', 'cause_kind', 'cause_detail', 'cause_by', 'started_at',
+                   'status_changed_at', 'last_heartbeat', 'stopped_at', 'writer_id', 'writer_seq']) as registration
           from jsonb_array_elements(p_rows) with ordinality as e (element, ord)
          order by (e.element ->> 'instance_id')::uuid, e.ord
     loop
         fresh := r.registration;
+        fresh.labels := coalesce(fresh.labels, '{}');
+        fresh.metadata := coalesce(fresh.metadata, '{}');
+        fresh.seq := coalesce(fresh.seq, 0);
         select * into existing from registry_instance i where i.instance_id = fresh.instance_id for update;
         if not found then
             fresh.cluster_epoch := coalesce(fresh.cluster_epoch, current_name);
@@ -114,22 +127,6 @@ begin
                 return next outcome_of(r.ord, problem, existing);
                 continue;
             end if;
-            -- what a registration does not decide
-            fresh.status := 'starting';
-            fresh.reported_status := 'starting';
-            fresh.holds := '{}';
-            fresh.cause_kind := null;
-            fresh.cause_detail := null;
-            fresh.cause_by := null;
-            fresh.labels := coalesce(fresh.labels, '{}');
-            fresh.metadata := coalesce(fresh.metadata, '{}');
-            fresh.started_at := now();
-            fresh.status_changed_at := now();
-            fresh.last_heartbeat := now();
-            fresh.stopped_at := null;
-            fresh.seq := coalesce(fresh.seq, 0);
-            fresh.writer_id := null;
-            fresh.writer_seq := null;
             fresh.version := nextval('registry_version');
             insert into registry_instance select fresh.* on conflict (instance_id) do nothing;
             if found then
@@ -144,11 +141,11 @@ begin
         elsif existing.status = 'dead' then
             return next outcome_of(r.ord, 'dead', existing);
             continue;
-        elsif coalesce(fresh.seq, 0) >= existing.seq then
+        elsif fresh.seq >= existing.seq then
             update registry_instance i
-               set seq = coalesce(fresh.seq, 0), actor_name = fresh.actor_name, namespace = fresh.namespace,
+               set seq = fresh.seq, actor_name = fresh.actor_name, namespace = fresh.namespace,
                    actor_id = fresh.actor_id, serve_route = fresh.serve_route, organ_id = fresh.organ_id,
-                   labels = coalesce(fresh.labels, '{}'), metadata = coalesce(fresh.metadata, '{}'),
+                   labels = fresh.labels, metadata = fresh.metadata,
                    node_id = fresh.node_id, ip_address = fresh.ip_address, pid = fresh.pid,
                    process_key = fresh.process_key, last_heartbeat = now()
              where i.instance_id = fresh.instance_id;

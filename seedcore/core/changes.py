@@ -113,7 +113,7 @@ class StatusChange:
 class HoldChange:
     """A change of one hold of an instance: `hold` replaces the hold of `kind`, None releases it.
 
-    `cause` None: the hold itself says why. `number` and `age_s` are as in StatusChange.
+    `cause` None: the reason of the hold is the cause. `number` and `age_s` are as in StatusChange.
     """
 
     instance_id: str

@@ -36,10 +36,10 @@ logger = logging.getLogger(__name__)
 
 _RETRY_MIN_S = 0.1
 _RETRY_MAX_S = 1.0
-_ADDRESSES = 4  # that may stand behind one DSN, and are tried one after another
-# of a session rather than of a statement: its end, what it is allowed, what it has prepared or remembers of the schema
+_ADDRESSES = 4  # addresses that one DSN may stand for, which are tried one after another
+# errors of a session, not of a statement: its end, its rights, what it has prepared or knows of the schema
 _OF_A_SESSION = ("08", "0A", "26", "3F", "42", "57P", "XX")
-# what psycopg raises for a value before anything is sent
+# raised by psycopg for a value before anything is sent
 _NOT_SENT = (ValueError, TypeError, OverflowError, RecursionError, struct.error)
 _BOUNDS = "select set_config('statement_timeout', %s, true)"
 
@@ -47,9 +47,12 @@ Pool = AsyncConnectionPool[Connection]
 
 
 class Connections:
-    """Use from one event loop. While the server is away one caller tries it, ever more rarely; the others hear why at
-    once. Whoever finds it lost gives up every connection: those that are silently dead, or whose server has become
-    a standby, would not get well by themselves."""
+    """Use from one event loop.
+
+    While the server is away one caller tries it, with a growing delay; the others fail at once with the reason. A
+    caller that finds it lost drops every connection: a connection that is silently dead, or whose server has become a
+    standby, does not recover.
+    """
 
     def __init__(self, dsn: str, limits: PoolLimits, *, read_only: bool) -> None:
         """`dsn` can be parsed. `read_only` is how its sessions are meant to be. No connection is tried yet."""
@@ -68,7 +71,7 @@ class Connections:
 
     @property
     def use(self) -> dict[str, int]:
-        """How many connections there are, by what they do: busy or idle; and how many callers wait for one."""
+        """The number of busy and idle connections, and of callers that wait for one."""
         stats = {} if self._pool is None else self._pool.get_stats()
         idle = stats.get("pool_available", 0)
         return {
@@ -78,7 +81,7 @@ class Connections:
         }
 
     def open(self) -> None:
-        """Let connections be made. Idempotent."""
+        """Allow connections. Idempotent."""
         self._is_open = True
 
     async def close(self) -> None:
@@ -91,7 +94,7 @@ class Connections:
 
     @asynccontextmanager
     async def one(self) -> AsyncIterator[Connection]:
-        """A connection whose server answers in time, or is hung up on.
+        """A connection, which is closed if the server does not answer in time.
 
         Raises psycopg.Error as the statements do, or StoreUnavailableError where there is none, or no answer.
         """
@@ -114,7 +117,7 @@ class Connections:
             self._give_up(pool, error.why)
             raise
         except psycopg.Error as error:
-            if self._tells_of_loss(error):
+            if self._is_loss(error):
                 self._give_up(pool, explained(error))
             raise
         if self._circuit.note_answer():
@@ -142,7 +145,7 @@ class Connections:
     # The circuit
 
     async def _reach(self) -> Pool:
-        """The pool, made anew when the server is seen to answer. Raises StoreUnavailableError."""
+        """The pool. A new one is made once the server answers again. Raises StoreUnavailableError."""
         if not self._is_open:
             raise StoreUnavailableError("the store is not open")
         if self._pool is not None:
@@ -161,7 +164,7 @@ class Connections:
             return self._pool
 
     async def _renew(self, pool: Pool) -> None:
-        """Replace connections that lay idle for longer than they live: the pool looks at those that are returned."""
+        """Replace connections that were idle for too long: the pool checks only those that are returned."""
         idle_s = time.monotonic() - self._used_s
         self._used_s += idle_s
         if idle_s < self._limits.connection_life_s:
@@ -173,7 +176,7 @@ class Connections:
             raise StoreUnavailableError(str(self._problem)) from error
 
     async def _try(self) -> None:
-        """Connect once, by hand: the pool would not say why it could not."""
+        """Connect once without the pool, which would not report why it failed."""
         bound_s = float(_ADDRESSES * self._limits.libpq_connect_s)
         try:
             connection = await within(connect(self._dsn, self._limits, read_only=self._read_only), bound_s)
@@ -189,14 +192,14 @@ class Connections:
             raise StoreUnavailableError(str(self._problem)) from error
         self._problem = None
 
-    def _tells_of_loss(self, error: psycopg.Error) -> bool:
+    def _is_loss(self, error: psycopg.Error) -> bool:
         state = error.sqlstate
         if state is None:
             return isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
         return state.startswith(_OF_A_SESSION) or (state == READ_ONLY and not self._read_only)
 
     def _give_up(self, pool: Pool, why: str) -> None:
-        """Let go of a pool, unless another caller has already."""
+        """Drop a pool, unless another caller has already."""
         if pool is self._pool:
             self._note_away(why)
             self._let_go()
@@ -210,7 +213,7 @@ class Connections:
     def _let_go(self) -> None:
         pool, self._pool = self._pool, None
         if pool is not None:
-            # not awaited: it may be connecting to a server that is deaf
+            # not awaited: it may be connecting to a server that does not answer
             task = asyncio.create_task(pool.close(timeout=self._limits.libpq_connect_s), name="pool-close")
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
@@ -234,7 +237,7 @@ class Connections:
 
 
 def _first_of(error: psycopg.Error | StoreRejectedError) -> psycopg.Error | StoreRejectedError:
-    """What went wrong first: a pipeline that is left after an error may raise another of its own."""
+    """The first error: a pipeline that is left after an error may raise another one."""
     while isinstance(error, psycopg.Error) and isinstance(error.__context__, (psycopg.Error, StoreRejectedError)):
         error = error.__context__
     return error

@@ -179,7 +179,7 @@ async def _try_lock(connection: Connection, statement: LiteralString) -> None:
 
 
 async def make_whole(connection: Connection, migrations: list[Migration], text_of: Callable[[Migration], str]) -> None:
-    """Apply and record every migration in the caller's transaction, each as `text_of` says."""
+    """Apply and record every migration in the caller's transaction, in the form of `text_of`."""
     await connection.execute(_CREATE)
     for step in migrations:
         await connection.execute(text_of(step))
@@ -210,7 +210,7 @@ async def is_made(connection: Connection) -> bool:
 
 
 async def compare(connection: Connection) -> tuple[list[str], list[str]]:
-    """Which of this code's migrations the database lacks, and which of its own this code does not know."""
+    """The migrations of this code that the database lacks, and those of the database that this code does not know."""
     recorded = await _recorded(connection) or []
     names = [migration.name for migration in known_migrations()]
     return names[len(recorded) :], [name for _, name, _ in recorded[len(names) :]]
@@ -220,7 +220,7 @@ async def _next_step(connection: Connection, migrations: list[Migration]) -> Mig
     recorded = await _recorded(connection)
     if recorded is None:
         await connection.execute(_CREATE)
-        # another starter may have made and filled it while the lock was waited for
+        # another starter may have created and filled it during the wait for the lock
         recorded = await _read(connection)
     return _step_after(recorded, migrations)
 

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
+from operator import attrgetter
 from sys import intern
 from typing import Any, NamedTuple
 
@@ -60,11 +61,12 @@ _WIDTH = len(InstanceRow._fields)
 _STATUSES = {status.value: status for status in Status}
 _SENT = tuple(field.name for field in fields(Registration) if field.name != "started_epoch")
 """What of a registration is stored: the epoch that it was started in decides only where it belongs."""
+_sent = attrgetter(*_SENT)
 
 
 def instance_of(row: Row) -> Instance:
     """An instance from a row of instance_row. Registries have 100,000 of them: equal values are one object."""
-    known = InstanceRow(*row[:_WIDTH])
+    known = InstanceRow._make(row) if len(row) == _WIDTH else InstanceRow(*row[:_WIDTH])
     started_at = known.started_at
     return Instance(
         instance_id=known.instance_id,
@@ -150,18 +152,17 @@ def _time_or_none(text: str | None) -> datetime | None:
 
 def registrations(changes: Sequence[RegisterChange]) -> dict[str, object]:
     """The parameters of register_many. Raises StoreRejectedError for what cannot be JSON."""
-    rows = [
-        {**{name: _plain(getattr(change.registration, name)) for name in _SENT}, "seq": change.seq}
-        for change in changes
-    ]
+    rows = [dict(zip(_SENT, _sent(change.registration), strict=True), seq=change.seq) for change in changes]
     try:
-        return {"rows": json.dumps(rows)}
+        return {"rows": json.dumps(rows, default=_plain)}
     except (ValueError, TypeError, RecursionError) as error:
         raise StoreRejectedError(first_line(error)) from error
 
 
-def _plain(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else value
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")
 
 
 def statuses(changes: Sequence[StatusChange]) -> dict[str, object]:

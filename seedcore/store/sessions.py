@@ -1,4 +1,4 @@
-"""One session with the server: how it is made, what it loads values as, and how long it may take to answer.
+"""One session with the server: how it is opened, how it loads values, and how long the server may take to answer.
 
 Knows no statement.
 """
@@ -31,12 +31,12 @@ READ_ONLY = "25006"
 _SCHEMA = frozenset({"3F000", "42703", "42704", "42883", "42P01"})
 _HINTS = {
     READ_ONLY: "is it a standby, or is default_transaction_read_only on?",
-    "57014": "does somebody hold a lock?",
+    "57014": "does another session hold a lock?",
     **dict.fromkeys(
         _SCHEMA, "our schema is missing or damaged: restore it, or empty the database and run `seedcore migrate`"
     ),
 }
-# a pooler's own refusals share one SQLSTATE, and are told apart by their text alone
+# the refusals of a pooler share one SQLSTATE and differ in their text alone
 _POOLER_HINTS = {
     "statement pooling mode": "the registry needs transactions: set the pooler to transaction or session mode",
     "unsupported startup parameter": "the pooler passes on no such setting: remove options from the DSN and PGOPTIONS "
@@ -61,7 +61,7 @@ class PoolLimits:
 
     @property
     def answer_s(self) -> float:
-        """Beyond the server's own statement_timeout: a server that is deaf never answers with one."""
+        """Longer than the server's own statement_timeout, which a server that does not answer never sends."""
         return self.statement_timeout_s + self.connect_timeout_s
 
     @property
@@ -71,7 +71,7 @@ class PoolLimits:
 
 
 class _UtcLoader(Loader):
-    """Times in UTC: a session's time zone and style of dates are settings that a pooler does not keep."""
+    """Times in UTC, whatever the time zone and date style of the session, which a pooler does not keep."""
 
     format = Format.BINARY
 
@@ -113,22 +113,22 @@ def _loads(text: str | bytes) -> Any:
 
 
 def is_of_schema(error: psycopg.Error) -> bool:
-    """Whether an error says that something of our schema is not there."""
+    """Whether an error means that a part of our schema is missing."""
     return error.sqlstate in _SCHEMA
 
 
 def explained(error: psycopg.Error) -> str:
-    """What an error says in one line, and what an operator may look for."""
-    told = first_line(error)
+    """The message of an error in one line, with a hint for the operator."""
+    message = first_line(error)
     hint = _HINTS.get(error.sqlstate or "") or next(
-        (hint for text, hint in _POOLER_HINTS.items() if text in told), None
+        (hint for text, hint in _POOLER_HINTS.items() if text in message), None
     )
-    return f"{told} ({hint})" if hint else told
+    return f"{message} ({hint})" if hint else message
 
 
 async def connect(dsn: str, limits: PoolLimits, *, read_only: bool = False) -> Connection:
-    """A connection of its own, to a server that this code can work with: in UTF-8, and not behind a pooler that
-    refuses transactions.
+    """A connection to a server that this code can work with: in UTF-8, and not behind a pooler that refuses
+    transactions.
 
     Raises psycopg.Error or StoreUnavailableError.
     """
@@ -137,7 +137,7 @@ async def connect(dsn: str, limits: PoolLimits, *, read_only: bool = False) -> C
         with answering(connection, limits.answer_s):
             await require_utf8(connection)
             async with connection.transaction():
-                """Only a pooler refuses an empty one."""
+                """Only a pooler refuses an empty transaction."""
     except BaseException:
         await connection.close()
         raise
@@ -165,14 +165,14 @@ async def is_pooled(connection: Connection) -> bool:
 
 
 def connection_parameters(dsn: str, limits: PoolLimits, *, read_only: bool) -> dict[str, Any]:
-    """How every connection is made. A server that cannot be reached, or is gone without a word, is noticed."""
+    """The parameters of every connection. They notice a server that cannot be reached or has vanished."""
     given = conninfo.conninfo_to_dict(dsn)
     defaults = {
         "keepalives_idle": 10,
         "keepalives_interval": 5,
         "keepalives_count": 3,
         "tcp_user_timeout": round(limits.answer_s * 1000),
-        # a writer passes by a standby, to another server that the DSN names, or says what this one is
+        # a writer skips a standby for another server that the DSN names
         "target_session_attrs": "any" if read_only else "read-write",
     }
     return {
@@ -189,9 +189,10 @@ def connection_parameters(dsn: str, limits: PoolLimits, *, read_only: bool) -> d
 
 @contextmanager
 def answering(connection: Connection, deadline_s: float) -> Iterator[None]:
-    """Hang up where the block takes longer, and raise StoreUnavailableError.
+    """Close the connection if the block takes longer, and raise StoreUnavailableError.
 
-    A statement that is cancelled waits for the server to say so; a deaf one would keep it, and its connection.
+    A cancelled statement waits for the server to confirm; a server that does not answer would keep it, and its
+    connection.
     """
     is_late = False
 
@@ -212,6 +213,6 @@ def answering(connection: Connection, deadline_s: float) -> Iterator[None]:
 
 
 def hang_up(connection: Connection) -> None:
-    """End a connection under whoever waits on it: they see it closed."""
+    """Close a connection under the caller that waits on it, which sees it closed."""
     with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as line:
         line.shutdown(socket.SHUT_RDWR)

@@ -100,10 +100,10 @@ async def test_age_that_two_readings_of_a_clock_make_negative_counts_as_none(wor
     await enter(world, 1)
     await world.age(iid(1), 100.0)
     assert await world.store.beat_many([Beat(iid(1), -0.9)]) == []
-    heard = (await row_of(world, 1)).last_heartbeat
+    received_at = (await row_of(world, 1)).last_heartbeat
     await world.pass_time()
     assert await world.store.beat_many([Beat(iid(1))]) == []
-    assert (await row_of(world, 1)).last_heartbeat > heard
+    assert (await row_of(world, 1)).last_heartbeat > received_at
 
 
 # Expiry

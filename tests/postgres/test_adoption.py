@@ -88,13 +88,13 @@ async def test_every_row_is_kept_while_an_old_client_goes_on_calling(bare_dsn: s
     before = ask(bare_dsn, _ROWS)
     with OldClient(bare_dsn) as said:
         await eventually(lambda: said.calls > 30)
-        told = await adopt(bare_dsn)
+        messages = await adopt(bare_dsn)
         calls = said.calls
         await eventually(lambda: said.calls > calls + 60)
     assert said.failures == []
     assert said.longest_s < 1.0, said.longest
     after = {row[0]: row for row in ask(bare_dsn, _ROWS)}
-    # a flip of the epoch is nobody's death until it is said
+    # a flip of the epoch ends no instance by itself
     assert [after[row[0]] for row in before] == before
     assert {uuid.UUID(key): row[3] for key, row in after.items() if row[1].startswith("old-")} == said.statuses
     assert len(after) == len(before) + len(said.statuses)
@@ -107,8 +107,8 @@ async def test_every_row_is_kept_while_an_old_client_goes_on_calling(bare_dsn: s
         "select distinct on (instance_id) instance_id, to_status::text from registry_transition order by 1, id desc",
     )
     assert dict(steps) == {uuid.UUID(key): row[3] for key, row in after.items()}
-    assert "20,0" in told[0]
-    assert any("locked for" in line for line in told)
+    assert "20,0" in messages[0]
+    assert any("locked for" in line for line in messages)
 
 
 async def test_adopted_database_is_as_a_new_one(bare_dsn: str, fresh_dsn: str) -> None:
@@ -358,7 +358,7 @@ async def test_owner_of_the_tables_needs_no_superuser(server: PostgresServer, ba
 
 @one_server
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         ("update registry_instance set logical_id = '' where pid = 1001", "1 with an empty logical_id"),
         ("update registry_instance set logical_id = repeat('x', 256) where pid = 1001", "more than 255 characters"),
@@ -373,13 +373,13 @@ async def test_owner_of_the_tables_needs_no_superuser(server: PostgresServer, ba
         ("alter table registry_instance drop constraint registry_instance_pkey", "no unique index"),
     ],
 )
-async def test_what_cannot_be_kept_is_refused_and_nothing_is_changed(bare_dsn: str, change: str, told: str) -> None:
+async def test_what_cannot_be_kept_is_refused_and_nothing_is_changed(bare_dsn: str, change: str, expected: str) -> None:
     make_earlier(bare_dsn, 20)
     ask(bare_dsn, change)
     rows = ask(bare_dsn, _ROWS)
     with pytest.raises(SchemaError, match="not adopted") as caught:
         await adopt(bare_dsn)
-    assert told in str(caught.value)
+    assert expected in str(caught.value)
     assert ask(bare_dsn, _ROWS) == rows
     assert ask(bare_dsn, "select nspname from pg_namespace where nspname ~ 'seedcore'") == []
 
@@ -436,10 +436,10 @@ async def test_epochs_before_the_current_one_are_retired_and_one_that_warms_up_i
     coming = uuid.uuid4()
     ask(bare_dsn, "select register_instance(%s, 'next', %s, 'a', '/a', 'n', '10.0.0.1', 7)", uuid.uuid4(), coming)
     await adopt(bare_dsn)
-    told = ask(
+    epochs = ask(
         bare_dsn, "select epoch, current_at is not null, retired_at is not null from cluster_epoch order by number"
     )
-    assert told == [(str(PAST), True, True), (str(CURRENT), True, False), (str(coming), False, False)]
+    assert epochs == [(str(PAST), True, True), (str(CURRENT), True, False), (str(coming), False, False)]
     ask(bare_dsn, "select set_current_epoch(%s)", coming)
     with pytest.raises(psycopg.Error, match="retired"):
         ask(bare_dsn, "select set_current_epoch(%s)", PAST)
@@ -450,7 +450,7 @@ async def test_epochs_before_the_current_one_are_retired_and_one_that_warms_up_i
 
 @one_server
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         ("alter table registry_instance add column organ text", "organ text"),
         ("alter table registry_instance alter cluster_epoch type text; ", "cluster_epoch"),
@@ -464,7 +464,7 @@ async def test_epochs_before_the_current_one_are_retired_and_one_that_warms_up_i
         ("create table cluster_epoch (id int)", "there is also cluster_epoch"),
     ],
 )
-async def test_shape_that_is_neither_is_refused_in_plain_words(bare_dsn: str, change: str, told: str) -> None:
+async def test_shape_that_is_neither_is_refused_in_plain_words(bare_dsn: str, change: str, expected: str) -> None:
     if "type text" in change:
         ask(
             bare_dsn,
@@ -477,13 +477,13 @@ async def test_shape_that_is_neither_is_refused_in_plain_words(bare_dsn: str, ch
         ask(bare_dsn, change)
     with pytest.raises(SchemaError, match="neither our schema nor that of the earlier SeedCore") as caught:
         await adopt(bare_dsn)
-    assert told in str(caught.value)
+    assert expected in str(caught.value)
     with pytest.raises(SchemaError, match="neither"):
         await migrate_database(bare_dsn)
 
 
 @one_server
-async def test_registry_adopts_nothing_by_itself_and_says_who_does(bare_dsn: str) -> None:
+async def test_registry_adopts_nothing_by_itself_and_names_the_command(bare_dsn: str) -> None:
     make_earlier(bare_dsn, 5)
     with pytest.raises(SchemaError, match="run `seedcore migrate`"):
         await migrate_database(bare_dsn)
@@ -570,11 +570,11 @@ async def test_interrupted_adoption_is_started_again(bare_dsn: str, at: str) -> 
     # the server notices a little later that the session is gone
     await eventually(lambda: not ask(bare_dsn, "select 1 from pg_locks where locktype = 'advisory'"))
     ask(bare_dsn, "select beat(%s)", before[2][0])
-    told: list[str] = []
-    await migrate_database(bare_dsn, adopting=told.append)
+    messages: list[str] = []
+    await migrate_database(bare_dsn, adopting=messages.append)
     # nothing of the preparations was committed; or the swap was
     is_begun = at not in {"prepare", "quiet", "end_help", "drop_schemas"}
-    assert ("an adoption was interrupted: it goes on" in told) is is_begun
+    assert ("an adoption was interrupted: it goes on" in messages) is is_begun
     after = ask(bare_dsn, _ROWS)
     assert [row[0] for row in after if row[0] != before[1][0]] == [row[0] for row in before if row[0] != before[1][0]]
     assert ask(bare_dsn, "select nspname from pg_namespace where nspname ~ 'seedcore'") == []
@@ -585,10 +585,10 @@ async def test_interrupted_adoption_is_started_again(bare_dsn: str, at: str) -> 
 @one_server
 async def test_adoption_waits_for_a_long_transaction_and_lets_clients_by(bare_dsn: str) -> None:
     make_earlier(bare_dsn, 20)
-    told: list[str] = []
+    messages: list[str] = []
     with psycopg.connect(bare_dsn) as idle, OldClient(bare_dsn, flips=False) as said:
         idle.execute("select count(*) from active_instances")
-        work = asyncio.create_task(migrate_database(bare_dsn, adopting=told.append))
+        work = asyncio.create_task(migrate_database(bare_dsn, adopting=messages.append))
         await eventually(lambda: said.calls > 60)
         assert not work.done()
         idle.rollback()

@@ -24,7 +24,7 @@ ROLE = "registry-of-a-dump"
 
 @pytest.fixture
 def restored(server: PostgresServer) -> Iterator[str]:
-    """An empty database, made as PostgreSQL says: of template0."""
+    """An empty database from template0, as PostgreSQL recommends."""
     name = server.create_database(template="template0")
     yield name
     server.drop_database(name)
@@ -32,7 +32,7 @@ def restored(server: PostgresServer) -> Iterator[str]:
 
 @pytest.fixture
 def roles(server: PostgresServer) -> Iterator[dict[str, str]]:
-    """Owners of two databases, none of whom may make roles, and the DSNs by which they reach them."""
+    """Owners of two databases who may not create roles, and their DSNs."""
     names = {"owner-before": server.create_database(template="template1"), "owner-after": ""}
     names["owner-after"] = server.create_database(template="template0")
     with psycopg.connect(server.dsn(), autocommit=True) as admin:
@@ -80,10 +80,10 @@ async def test_registry_of_another_cluster_goes_on_with_a_restored_dump(
     listed = await store.list_instances(InstanceFilter(), 10)
     assert [row.instance_id for row in listed] == [iid(3)]
     with psycopg.connect(server.dsn(restored)) as connection:
-        steps = connection.execute(
+        transitions = connection.execute(
             "select to_status::text, cause_kind::text from registry_transition where logical_id = 'eye' order by id"
         ).fetchall()
-    assert steps == [
+    assert transitions == [
         ("starting", None),
         ("alive", None),
         ("dead", "epoch_retired"),

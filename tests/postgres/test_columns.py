@@ -44,7 +44,7 @@ def test_every_column_of_a_transition_is_in_the_value(db: psycopg.Connection) ->
 
 @pytest.mark.parametrize("table", TABLES)
 def test_every_column_is_documented_with_its_comment(db: psycopg.Connection, table: str) -> None:
-    comments = dict(
+    comments: dict[str, str] = dict(
         db.execute(
             "select attname::text, col_description(attrelid, attnum) from pg_attribute"
             " where attrelid = %s::regclass and attnum > 0 and not attisdropped",

@@ -90,7 +90,7 @@ async def reader(dsn: str) -> AsyncIterator[PostgresStore]:
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """A port that nobody listens on."""
+    """A port without a listener."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield bound.getsockname()[1]
@@ -114,7 +114,7 @@ async def test_nobody_listening_is_told_soon_and_without_the_password(
     started_s = time.monotonic()
     with pytest.raises(StoreUnavailableError, match="refused") as caught:
         await store.open()
-    # the pool tries on its own; its log must not tell either
+    # the pool tries on its own; its log must not contain it either
     with pytest.raises(StoreUnavailableError) as later:
         await store.current_epoch()
     assert time.monotonic() - started_s < BOUND_S

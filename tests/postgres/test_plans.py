@@ -120,7 +120,7 @@ async def test_at_least_95_of_100_beats_are_hot(server: PostgresServer) -> None:
                 batch = "{" + ",".join(ids[start : start + 1000]) + "}"
                 db.execute(queries()["beat_many"], {"ids": batch, "ages_s": [0.0] * 1000, "term": None})
 
-    # a session that has ended has told what it did
+    # a session that has ended has published its statistics
     def hot_updates() -> int:
         with psycopg.connect(server.dsn(name)) as db:
             row = db.execute(

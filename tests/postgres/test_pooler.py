@@ -133,17 +133,17 @@ async def test_statement_mode_is_refused_in_one_line(
     request: pytest.FixtureRequest, bare: str, postgres15: PostgresServer
 ) -> None:
     require_pgbouncer(request)
-    told = (
+    expected = (
         "^the database is away: [^\n]*the registry needs transactions: set the pooler to transaction or session mode.$"
     )
     with running_pooler(postgres15, "statement") as folder:
         dsn = through(str(folder), bare)
         for ask in (migrate_database, inspect_database):
-            with pytest.raises(StoreUnavailableError, match=told):
+            with pytest.raises(StoreUnavailableError, match=expected):
                 await ask(dsn)
         await migrate_database(postgres15.dsn(bare))
         reader = PostgresStore(dsn, read_only=True)
         await reader.open()
-        with pytest.raises(StoreUnavailableError, match=told):
+        with pytest.raises(StoreUnavailableError, match=expected):
             await reader.current_epoch()
         await reader.close()

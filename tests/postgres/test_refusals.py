@@ -200,14 +200,16 @@ async def test_database_of_another_encoding_is_refused_by_its_name_in_one_line(
             f"create database {name} template template0 encoding '{encoding}' {provider} lc_collate 'C' lc_ctype 'C'"
         )
     dsn = server.dsn(name)
-    told = f"^the database is away: the encoding of database {name} is {encoding}, and the registry needs UTF8: make .*"
+    expected = (
+        f"^the database is away: the encoding of database {name} is {encoding}, and the registry needs UTF8: make .*"
+    )
     try:
         for ask in (migrate_database, inspect_database):
-            with pytest.raises(StoreUnavailableError, match=told):
+            with pytest.raises(StoreUnavailableError, match=expected):
                 await ask(dsn)
         reader = PostgresStore(dsn, read_only=True)
         await reader.open()
-        with pytest.raises(StoreUnavailableError, match=told):
+        with pytest.raises(StoreUnavailableError, match=expected):
             await reader.current_epoch()
         await reader.close()
         async with writing(dsn) as writer:

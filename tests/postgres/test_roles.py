@@ -263,7 +263,7 @@ async def test_role_works_through_a_migration_that_adds_tables_and_functions(own
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "expected"),
     [
         ("createrole", "createrole, createdb"),
         ("createdb", "has createrole, createdb"),
@@ -274,15 +274,15 @@ async def test_role_works_through_a_migration_that_adds_tables_and_functions(own
     ],
 )
 async def test_role_that_may_more_than_a_registry_needs_is_refused(
-    server: PostgresServer, plain_owner: str, options: str, told: str
+    server: PostgresServer, plain_owner: str, options: str, expected: str
 ) -> None:
     await migrate_database(plain_owner)
     run(server.dsn(), 'drop role if exists "mighty"', 'create role "mighty" createdb')
     run(server.dsn(), f'create role "{ROLE}" login {options}')
     try:
-        with pytest.raises(SchemaError, match=told):
+        with pytest.raises(SchemaError, match=expected):
             await check_grant_on_database(plain_owner, ROLE, with_password=False)
-        with pytest.raises(SchemaError, match=told):
+        with pytest.raises(SchemaError, match=expected):
             await grant_on_database(plain_owner, ROLE, None)
         asked = f"select has_table_privilege('{ROLE}', 'superseded_cluster', 'delete')"
         # by its own rights, not by those of who it is a member of
