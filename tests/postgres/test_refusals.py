@@ -13,6 +13,7 @@ import pytest
 from psycopg import conninfo
 
 from seedcore.core.answers import Outcome
+from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.changes import Change, RegisterChange, Registration, StatusChange
 from seedcore.core.clock import Clock
 from seedcore.core.errors import StoreUnavailableError
@@ -89,7 +90,7 @@ BAD: dict[str, Change] = {
     "status with a long cause": turns(1, Status.ALIVE, 2, "x" * 2000),
     "status with a number too large": turns(1, Status.ALIVE, 2**70),
     "status of no id": StatusChange("junk", Status.ALIVE, 2),
-    "status of another type": StatusChange(iid(1), Status.ALIVE, 2, cause={"a": 1}),  # type: ignore[arg-type]
+    "status with an operator of another type": turns(1, Status.ALIVE, 2, Cause(CauseKind.OPERATOR, by={"a": 1})),  # type: ignore[arg-type]
 }
 
 
@@ -110,28 +111,30 @@ async def test_value_that_cannot_be_stored_is_refused_alone(dsn: str, db: psycop
 async def test_beat_and_explanation_that_cannot_be_stored_keep_no_others(dsn: str, db: psycopg.Connection) -> None:
     async with writing(dsn) as writer:
         await settle(writer, *(joins(number, seq=1) for number in (1, 2, 3)))
-        await settle(writer, turns(1, Status.DEAD, 2, "ended"), turns(2, Status.DEAD, 2, "ended"))
+        ended = Cause(CauseKind.PROCESS_EXITED, "pid 7")
+        await settle(writer, *(replace(turns(number, Status.DEAD), cause=ended) for number in (1, 2)))
         db.execute("update registry_instance set last_heartbeat = '2020-01-01'")
-        writer.explain(iid(1), "ended: \ud800")
-        writer.explain(iid(2), f"ended: {WORD}")
+        writer.explain(iid(1), Cause(CauseKind.OUT_OF_MEMORY, "\ud800"))
+        writer.explain(iid(2), Cause(CauseKind.OUT_OF_MEMORY, WORD))
         now_s = Clock().monotonic()
         writer.offer_beats([iid(3), "junk"], now_s)
         await eventually(lambda: writer.counts.beats_dropped == 1)
         await eventually(lambda: writer.pending_beats == 0 and writer.problem is None)
-    causes = "select cause from registry_instance where status = 'dead' order by instance_id"
-    assert db.execute(causes).fetchall() == [("ended",), (f"ended: {WORD}",)]
+    causes = "select cause_kind::text, cause_detail from registry_instance where status = 'dead' order by instance_id"
+    assert db.execute(causes).fetchall() == [("process_exited", "pid 7"), ("out_of_memory", WORD)]
     assert db.execute(
         "select last_heartbeat > '2021-01-01' from registry_instance where instance_id = %s", (iid(3),)
     ).fetchone() == (True,)
 
 
 @one_server
-async def test_death_is_stored_without_the_cause_that_cannot_be(dsn: str, db: psycopg.Connection) -> None:
+async def test_death_is_stored_without_the_words_that_cannot_be(dsn: str, db: psycopg.Connection) -> None:
     async with writing(dsn) as writer:
         await settle(writer, joins(1, seq=1))
-        assert kinds(await settle(writer, turns(1, Status.DEAD, None, "killed: \ud800"))) == ["applied"]
-    row = db.execute("select status::text, cause from registry_instance").fetchone()
-    assert row == ("dead", "its cause could not be stored")
+        killed = Cause(CauseKind.PROCESS_KILLED, "\ud800")
+        assert kinds(await settle(writer, turns(1, Status.DEAD, None, killed))) == ["applied"]
+    row = db.execute("select status::text, cause_kind::text from registry_instance").fetchone()
+    assert row == ("dead", "process_killed")
 
 
 GUARD = """
