@@ -19,12 +19,10 @@ from seedcore.registry.ray_support.session import cluster_name
 from seedcore.registry.server.actor import ensure_registry
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.settings import Settings
-from seedcore.store.connections import PoolLimits
 from seedcore.store.dsn import checked_dsn
 from seedcore.store.embedded.claim import Claim
 from seedcore.store.embedded.postgres import EmbeddedPostgres, dsn_if_running
-from seedcore.store.postgres import (
-    PostgresStore,
+from seedcore.store.maintenance import (
     ServerState,
     check_grant_on_database,
     end_old_calls_of_database,
@@ -32,6 +30,8 @@ from seedcore.store.postgres import (
     inspect_database,
     migrate_database,
 )
+from seedcore.store.postgres import PostgresStore
+from seedcore.store.sessions import PoolLimits
 
 _ANSWER_MARGIN_S = 1.0
 _EMBEDDED_NOTE = (

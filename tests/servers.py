@@ -22,7 +22,7 @@ from pathlib import Path
 import psycopg
 from psycopg import conninfo, sql
 
-from seedcore.store.postgres import migrate_database
+from seedcore.store.maintenance import migrate_database
 from tests.traces import short_folder
 
 TEMPLATE = "registry_template"

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import ast
-import io
 import re
 import shutil
-import subprocess
-import tarfile
 from pathlib import Path
 
 from seedcore.registry.protocol.messages import PROTOCOL
@@ -18,22 +15,6 @@ NEXT_FIELD = "said_later"
 _NEXT_SCHEMA = """-- What a next release might add: a column that older registries neither read nor write.
 alter table registry_instance add column later integer not null default 7;
 """
-
-
-def previous_tag() -> str | None:
-    """The newest release before this checkout, or None."""
-    if shutil.which("git") is None:
-        return None
-    command = ["git", "describe", "--tags", "--abbrev=0", "--match", "v*"]
-    described = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return described.stdout.strip() if described.returncode == 0 else None
-
-
-def lay_out_tag(tag: str, folder: Path) -> None:
-    """The package as it was released."""
-    packed = subprocess.run(["git", "archive", tag, "seedcore", "schema"], cwd=ROOT, capture_output=True, check=True)
-    with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
-        archive.extractall(folder, filter="data")
 
 
 def lay_out_next(folder: Path) -> None:

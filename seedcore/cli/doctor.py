@@ -35,7 +35,8 @@ from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.protocol.messages import Health, Hello
 from seedcore.registry.ray_support import session
 from seedcore.settings import Mode, Settings, load_settings
-from seedcore.store.postgres import ServerState, is_unverified
+from seedcore.store.dsn import is_unverified
+from seedcore.store.maintenance import ServerState
 
 _CHECK_TIMEOUT_S = 10.0
 _MAX_SKEW_S = 2.0

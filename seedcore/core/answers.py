@@ -8,6 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Generic, overload
 
+from seedcore.core.causes import Cause
 from seedcore.core.errors import NotDurableError
 from seedcore.core.instances import Instance, Verdict
 from seedcore.core.lifecycle import Status
@@ -78,12 +79,12 @@ class OutcomeKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The store's answer to one change: what it did, and the row's values now (None: no row)."""
+    """The store's answer to one change: what it did, and the row after it (None: no row)."""
 
     kind: OutcomeKind
     status: Status | None = None
     cluster_epoch: str | None = None
-    cause: str | None = None
+    cause: Cause | None = None
 
 
 class BeatOutcome(StrEnum):

@@ -1,25 +1,30 @@
-"""What changes an instance: a registration or a status, numbered by its agent."""
+"""What changes an instance: a registration, a status, or a hold."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import TypeAlias
 
+from seedcore.core.causes import Cause
 from seedcore.core.errors import InvalidInputError
+from seedcore.core.holds import Hold, HoldKind
 from seedcore.core.lifecycle import Status
 from seedcore.core.limits import (
     MAX_ID_CHARS,
     MAX_TEXT_CHARS,
     Json,
+    check_age,
+    check_cause,
     check_epoch,
+    check_hold,
     check_instance_id,
     check_ip,
     check_labels,
     check_logical_id,
     check_metadata,
+    check_seq,
     check_text,
 )
 from seedcore.core.wire import wire
@@ -28,11 +33,11 @@ from seedcore.core.wire import wire
 @wire
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """What an agent tells of itself. `validated()` before it goes anywhere.
+    """What an agent registers with. Call `validated()` before it is sent.
 
     `process_key` distinguishes its process from a later one with the same `pid` (see ray_support.process_keys).
-    `cluster_epoch` is the epoch that it insists on; one that insists on none belongs to `started_epoch`, the epoch that
-    it was started in, and without that to the current one, unless its actor had an instance in another before.
+    `cluster_epoch` is the epoch that it requires. Without one it belongs to `started_epoch`, the epoch in which its
+    process started, and without that to the current epoch, unless its actor had an instance in another one before.
     """
 
     instance_id: str
@@ -82,19 +87,56 @@ class Registration:
 @wire
 @dataclass(frozen=True, slots=True)
 class StatusChange:
-    """One step of an instance's life. `seq` is the client's number for it; None is another hand's, or the registry's.
+    """A change of an instance's reported status.
 
-    `number` is the taking registry's for such a change, so that it is applied once however often it is sent. `until`
-    says when a draining ends by itself; None: not by itself. `age_s` is how many seconds ago it happened.
+    `seq` is the agent's number of the change. Where it is None the registry made the change, and `number` is the number
+    of the registry process that sends it, so that a repeated change counts once. It happened `age_s` seconds ago.
     """
 
     instance_id: str
     status: Status
     seq: int | None = None
-    cause: str | None = None
+    cause: Cause | None = None
     number: int | None = None
-    until: datetime | None = None
     age_s: float = 0.0
+
+    def validated(self) -> StatusChange:
+        """The same change, or InvalidInputError naming the first bad field."""
+        check_seq(self.seq)
+        check_cause(self.cause)
+        check_age(self.age_s)
+        return self
+
+
+@wire
+@dataclass(frozen=True, slots=True)
+class HoldChange:
+    """A change of one hold of an instance: `hold` replaces the hold of `kind`, None releases it.
+
+    `cause` None: the reason of the hold is the cause. `number` and `age_s` are as in StatusChange.
+    """
+
+    instance_id: str
+    kind: HoldKind
+    hold: Hold | None = None
+    number: int | None = None
+    cause: Cause | None = None
+    age_s: float = 0.0
+
+    @property
+    def why(self) -> Cause | None:
+        """The cause of the change."""
+        return self.hold.cause if self.cause is None and self.hold is not None else self.cause
+
+    def validated(self) -> HoldChange:
+        """The same change, or InvalidInputError naming the first bad field."""
+        if self.hold is not None:
+            check_hold(self.hold)
+            if self.hold.kind is not self.kind:
+                raise InvalidInputError("hold", f"must be of kind {self.kind}, not {self.hold.kind}")
+        check_cause(self.cause)
+        check_age(self.age_s)
+        return self
 
 
 @wire
@@ -110,14 +152,14 @@ class RegisterChange:
         return self.registration.instance_id
 
 
-Change: TypeAlias = RegisterChange | StatusChange
+Change: TypeAlias = RegisterChange | StatusChange | HoldChange
 
 
 @wire
 @dataclass(frozen=True, slots=True)
 class SequencedChange:
-    """A change on its way to the registry; `after` names the registry process that took the one before it, where that
-    may not be durable (see Receipt)."""
+    """A change on its way to the registry. `after` names the registry process that received the change before it, where
+    that one may not be durable (see Receipt)."""
 
     change: Change
     after: str | None = None
@@ -126,10 +168,3 @@ class SequencedChange:
 def new_instance_id() -> str:
     """A fresh incarnation: a random UUID in canonical form."""
     return str(uuid.uuid4())
-
-
-def check_until(change: StatusChange) -> StatusChange:
-    """A change of which only a draining ends by itself, or InvalidInputError."""
-    if change.until is not None and change.status is not Status.DRAINING:
-        raise InvalidInputError("until", f"only draining ends by itself, not {change.status}")
-    return change

@@ -8,15 +8,15 @@ from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
 
+from seedcore.core.causes import Cause
+from seedcore.core.holds import Hold, HoldKind
 from seedcore.core.lifecycle import Status
-from seedcore.core.limits import (
-    Json,
-)
+from seedcore.core.limits import Json
 from seedcore.core.wire import wire
 
 
 class Verdict(StrEnum):
-    """What we believe of an instance now, from its beats."""
+    """The registry's current judgement of an instance, from its beats."""
 
     FRESH = "fresh"
     LATE = "late"
@@ -27,11 +27,16 @@ class Verdict(StrEnum):
 @wire
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One incarnation of an agent as a source knows it. Times are the database's, in UTC."""
+    """One incarnation of an agent as a source knows it. Times are the database's, in UTC.
+
+    `status` is the effective status: it follows from `reported_status`, which the agent reported last, and `holds`,
+    which are sorted by kind (see core.holds). `cause` is the cause of the last change of the status or of a hold.
+    """
 
     instance_id: str
     logical_id: str
     status: Status
+    reported_status: Status
     cluster_epoch: str
     started_at: datetime
     status_changed_at: datetime
@@ -49,13 +54,16 @@ class Instance:
     pid: int | None = None
     process_key: str | None = None
     stopped_at: datetime | None = None
-    cause: str | None = None
-    drain_until: datetime | None = None
-    held: Status | None = None
+    cause: Cause | None = None
+    holds: tuple[Hold, ...] = ()
+
+    def hold(self, kind: HoldKind) -> Hold | None:
+        """Its hold of a kind, or None."""
+        return next((hold for hold in self.holds if hold.kind is kind), None)
 
 
 class Beat(NamedTuple):
-    """A renewal: the agent was heard `age_s` seconds before the statement runs. A tuple: they come by the 10,000."""
+    """A renewal, received `age_s` seconds before the statement runs. A tuple: there are 10,000 in a batch."""
 
     instance_id: str
     age_s: float = 0.0
@@ -64,27 +72,47 @@ class Beat(NamedTuple):
 @wire
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """A committed step of an instance's life. `from_status` None: it was registered. `seq` is the agent's own number
-    of the change, None where another hand made it. `until` is when a draining ends by itself."""
+    """A committed change of an instance's effective status or of one of its holds.
+
+    `from_status` None: it was registered. `seq` is the agent's own number of the change, None where the agent did not
+    send it. `hold` is the kind of hold that was placed, until `expires_at`, or released; then both statuses may be the
+    same.
+    """
 
     instance_id: str
     logical_id: str
     from_status: Status | None
     to_status: Status
     seq: int | None
-    cause: str | None
+    cause: Cause | None
     at: datetime
-    until: datetime | None = None
+    hold: HoldKind | None = None
+    expires_at: datetime | None = None
 
 
 class LiveState(NamedTuple):
-    """What must be the same of a live instance wherever it is known. A tuple: they come by the 100,000."""
+    """What must be the same of a live instance in memory and in the database. A tuple: there are 100,000."""
 
     logical_id: str
     instance_id: str
     status: Status
     seq: int
     cluster_epoch: str
+    reported_status: Status
+    holds: tuple[Hold, ...]
+
+    @classmethod
+    def of(cls, instance: Instance) -> LiveState:
+        """The state of an instance."""
+        return cls(
+            instance.logical_id,
+            instance.instance_id,
+            instance.status,
+            instance.seq,
+            instance.cluster_epoch,
+            instance.reported_status,
+            instance.holds,
+        )
 
 
 @wire
@@ -99,8 +127,8 @@ class Epoch:
 @wire
 @dataclass(frozen=True, slots=True)
 class EpochRecord:
-    """An epoch's story: named at `staged_at`, shown from `current_at` (None: not yet) to `retired_at` (None: still,
-    or not yet), with the number of its instances that are not dead."""
+    """The life of an epoch: staged at `staged_at`, current from `current_at` (None: not yet) to `retired_at` (None:
+    still, or not yet), with the number of its instances that are not dead."""
 
     name: str
     number: int

@@ -8,11 +8,14 @@ import math
 import re
 import uuid
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from sys import intern
 from typing import Any, TypeAlias, TypeVar
 from unicodedata import category
 
+from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.errors import InvalidInputError
+from seedcore.core.holds import Hold, HoldKind
 from seedcore.core.lifecycle import Status
 from seedcore.core.text import first_unfit
 
@@ -23,7 +26,7 @@ T = TypeVar("T")
 
 
 NOTHING: Mapping[str, Any] = {}
-"""The labels and metadata of those that have none: one for all, and like all of them never changed."""
+"""The labels and metadata of instances without any: one object for all of them, which is never changed."""
 
 
 MAX_ID_CHARS = 255
@@ -39,12 +42,16 @@ MAX_KEPT_S = 100 * 365 * 86_400.0
 MAX_PAGE = 1000
 MAX_LEASE_S = 86_400
 MAX_DRAIN_S = 365 * 86_400
+MAX_AGE_S = 1e9
 _NEVER_STORED = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+_NEVER_IN_TEXT = re.compile(r"[\x00\ud800-\udfff]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+_FIRST_TIME = datetime(1, 1, 2, tzinfo=UTC)
+_LAST_TIME = datetime(9999, 12, 30, tzinfo=UTC)
 
 
 def one_object(text: str | None) -> str | None:
-    """The same text, as the one object of all that are equal: what many instances have in common is held once."""
+    """The same text, interned: what many instances have in common is in memory once."""
     return None if text is None else intern(text)
 
 
@@ -80,7 +87,7 @@ def check_text(name: str, value: str, max_chars: int) -> str:
 
 
 def check_key(name: str, value: str) -> str:
-    """A text to look for, or InvalidInputError: an older row may have a name that a new one cannot have."""
+    """A text to search for, or InvalidInputError. Older rows may have names that a new row cannot have."""
     _check_length(name, value, MAX_ID_CHARS)
     if _NEVER_STORED.search(value):
         raise InvalidInputError(name, "must not contain NUL or control characters, or broken Unicode")
@@ -117,10 +124,9 @@ def check_status(value: Status | str) -> Status:
         raise InvalidInputError("status", f"must be one of {legal}, not {_shown(value)}") from None
 
 
-def operators_cause(reason: str | None, who: str | None = None) -> str:
-    """The cause of what an operator does, with the reason that was given for it and the name of who is known."""
-    by = "by an operator" if who is None else f"by an operator ({who})"
-    return by if reason is None else f"{by}: {check_text('reason', reason, MAX_REASON_CHARS)}"
+def check_reason(value: str | None) -> str | None:
+    """Why an operator does something: a short free text, None for none, or InvalidInputError."""
+    return None if value is None else check_text("reason", value, MAX_REASON_CHARS)
 
 
 def check_statuses(values: Sequence[Status | str] | None) -> frozenset[Status] | None:
@@ -132,9 +138,52 @@ def check_statuses(values: Sequence[Status | str] | None) -> frozenset[Status] |
     return frozenset(check_status(value) for value in values)
 
 
-def check_cause(value: str | None) -> str | None:
-    """A short free text, or InvalidInputError."""
+def check_detail(value: str | None) -> str | None:
+    """What an agent reports as the cause of its status: a short free text, None for none, or InvalidInputError."""
     return None if value is None else check_text("cause", value, MAX_TEXT_CHARS)
+
+
+def check_cause(value: Cause | None) -> Cause | None:
+    """A cause that can be stored, or InvalidInputError. Its words may have any form: exceptions have several lines."""
+    if value is not None:
+        check_kind("cause", value, Cause)
+        check_kind("cause", value.kind, CauseKind)
+        _check_storable("cause", value.detail, MAX_TEXT_CHARS)
+        _check_storable("cause", value.by, MAX_ID_CHARS)
+    return value
+
+
+def check_hold(value: Hold) -> Hold:
+    """A hold that can be stored, or InvalidInputError."""
+    check_kind("hold", value, Hold)
+    check_kind("hold", value.kind, HoldKind)
+    _check_storable("reason", value.reason, MAX_TEXT_CHARS)
+    _check_storable("by", value.by, MAX_ID_CHARS)
+    _check_time("since", value.since)
+    if value.expires_at is not None:
+        _check_time("expires_at", value.expires_at)
+    return value
+
+
+def _check_time(name: str, value: datetime) -> None:
+    if check_kind(name, value, datetime).tzinfo is None:
+        raise InvalidInputError(name, "must have a time zone")
+    if not _FIRST_TIME <= value <= _LAST_TIME:
+        raise InvalidInputError(name, f"must be in the years 1 to 9999, not {value}")
+
+
+def check_age(value: float) -> float:
+    """How many seconds ago something happened, or InvalidInputError."""
+    if type(value) not in {int, float} or not 0 <= value <= MAX_AGE_S:
+        raise InvalidInputError("age_s", f"must be from 0 to {MAX_AGE_S:g} seconds, not {value!r}")
+    return value
+
+
+def _check_storable(name: str, value: str | None, max_chars: int) -> None:
+    if value is None:
+        return
+    if len(check_kind(name, value, str)) > max_chars or _NEVER_IN_TEXT.search(value):
+        raise InvalidInputError(name, f"must be Unicode text of at most {max_chars} characters, without NUL")
 
 
 def check_seq(value: int | None) -> int | None:
@@ -174,13 +223,13 @@ def check_beats(instance_ids: Sequence[str], loads: Mapping[str, float], limit: 
         check_load(load)
 
 
-def check_duration_s(drain_s: float) -> float:
-    """How long a draining lasts before it ends by itself, in seconds, or InvalidInputError."""
-    if type(drain_s) not in {int, float} or not 0 < drain_s <= MAX_DRAIN_S:
+def check_duration_s(duration_s: float) -> float:
+    """The seconds after which a drain expires, or InvalidInputError."""
+    if type(duration_s) not in {int, float} or not 0 < duration_s <= MAX_DRAIN_S:
         raise InvalidInputError(
-            "duration_s", f"must be above 0 and at most {MAX_DRAIN_S} seconds, not {_shown(drain_s)}"
+            "duration_s", f"must be above 0 and at most {MAX_DRAIN_S} seconds, not {_shown(duration_s)}"
         )
-    return drain_s
+    return duration_s
 
 
 def check_lease(lease_s: float) -> float:
@@ -215,7 +264,7 @@ def check_metadata(metadata: Mapping[str, Json]) -> None:
 
 
 def _check_json(value: object, depth_left: int) -> None:
-    """Refuse what json.dumps would take and jsonb, or a reader of it, would not give back."""
+    """Refuse what json.dumps accepts but jsonb, or a reader of it, does not return unchanged."""
     if isinstance(value, str):
         if "\x00" in value or _SURROGATE.search(value):
             raise InvalidInputError("metadata", "must not contain NUL or broken Unicode")
@@ -232,7 +281,7 @@ def _check_json(value: object, depth_left: int) -> None:
 
 
 def check_ip(value: str) -> None:
-    # to Python numbers and bytes are addresses too, and PostgreSQL knows none with a zone ("%eth0")
+    # Python also accepts numbers and bytes as addresses; PostgreSQL accepts none with a zone ("%eth0")
     if not isinstance(value, str) or "%" in value or not _is_ip(value):
         raise InvalidInputError("ip_address", f"must be an IP address, not {_shown(value)}")
 

@@ -27,7 +27,8 @@ from seedcore.tier0.answers import AgentSpec
 from tests.children import run
 from tests.cluster.agents import Worker
 from tests.cluster.traffic import Traffic
-from tests.versions import NEXT, NEXT_FIELD, lay_out_next, lay_out_tag, previous_tag
+from tests.releases import Release, releases
+from tests.versions import NEXT, NEXT_FIELD, lay_out_next
 from tests.waiting import eventually
 
 OURS = ["ours-1", "ours-2"]
@@ -69,16 +70,14 @@ class Version:
         return ended.stdout
 
 
-@pytest.fixture(params=["next", "previous"])
+@pytest.fixture(params=[None, *releases()[-1:]], ids=lambda release: "next" if release is None else release.version)
 def other(request: pytest.FixtureRequest, ray_cluster: None, settings: Settings, tmp_path: Path) -> Version:
-    """The next release as it may be, and the one before."""
-    tag = previous_tag()
-    if request.param == "next":
+    """The next release as it may be, and the newest one that is recorded, if any."""
+    release: Release | None = request.param
+    if release is None:
         lay_out_next(tmp_path)
-    elif tag is None:
-        pytest.skip("there is no release before this one: `git describe --tags` finds no tag")
     else:
-        lay_out_tag(tag, tmp_path)
+        release.lay_out(tmp_path)
     return Version(tmp_path, settings)
 
 

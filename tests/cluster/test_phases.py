@@ -22,7 +22,8 @@ from seedcore.core.lifecycle import Status
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.server.actor import stop_registry
 from seedcore.settings import Mode, Settings
-from seedcore.store.postgres import PostgresStore, migrate_database
+from seedcore.store.maintenance import migrate_database
+from seedcore.store.postgres import PostgresStore
 from seedcore.tier0 import Tier0MemoryManager
 from tests.cluster.agents import Worker
 from tests.postgres.dumps import dump_and_restore

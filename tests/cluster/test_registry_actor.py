@@ -38,7 +38,7 @@ from seedcore.registry.protocol.connection import REGISTRY_NAME, RegistryConnect
 from seedcore.registry.ray_support.actors import end_actor
 from seedcore.registry.server.actor import stop_registry
 from seedcore.settings import Settings
-from seedcore.store.postgres import migrate_database
+from seedcore.store.maintenance import migrate_database
 from tests.builders import iid
 from tests.cluster.agents import Host, OldRegistry
 from tests.faults.proxy import Proxy

@@ -28,8 +28,9 @@ from seedcore.core.ports import OnExplained, OnLostNodes, OnUnwatched
 from seedcore.core.timeouts import end
 from seedcore.core.verdict import Witness
 from seedcore.registry.server.config import RegistryConfig
-from seedcore.store.connections import PoolLimits
-from seedcore.store.postgres import PostgresStore, migrate_database
+from seedcore.store.maintenance import migrate_database
+from seedcore.store.postgres import PostgresStore
+from seedcore.store.sessions import PoolLimits
 from tests.builders import iid
 from tests.faults.proxy import Proxy
 from tests.local import LocalRegistry as Registry

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
@@ -12,6 +13,7 @@ import pytest
 from psycopg import conninfo
 
 from seedcore.core.answers import Outcome
+from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.changes import Change, RegisterChange, Registration, StatusChange
 from seedcore.core.clock import Clock
 from seedcore.core.errors import StoreUnavailableError
@@ -22,8 +24,9 @@ from seedcore.core.members import Members
 from seedcore.registry.server.backlog import Key, Settled
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.registry.server.writer import Writer
-from seedcore.store.connections import PoolLimits
-from seedcore.store.postgres import PostgresStore, inspect_database, migrate_database
+from seedcore.store.maintenance import inspect_database, migrate_database
+from seedcore.store.postgres import PostgresStore
+from seedcore.store.sessions import PoolLimits
 from tests.builders import iid, joins, turns
 from tests.servers import PostgresServer
 from tests.waiting import eventually
@@ -55,9 +58,9 @@ async def writing(dsn: str) -> AsyncIterator[Writer]:
 async def settle(writer: Writer, *changes: Change) -> list[Settled | None]:
     """Give changes in at once, so that they share a batch; what became of each."""
     numbered = [
-        change
-        if change.seq is not None
-        else StatusChange(change.instance_id, Status.DEAD, None, change.cause, writer.backlog.next_number())
+        replace(change, number=writer.backlog.next_number())
+        if isinstance(change, StatusChange) and change.seq is None
+        else change
         for change in changes
     ]
     keys: list[Key] = [writer.backlog.offer(change) for change in numbered]
@@ -88,7 +91,7 @@ BAD: dict[str, Change] = {
     "status with a long cause": turns(1, Status.ALIVE, 2, "x" * 2000),
     "status with a number too large": turns(1, Status.ALIVE, 2**70),
     "status of no id": StatusChange("junk", Status.ALIVE, 2),
-    "status of another type": StatusChange(iid(1), Status.ALIVE, 2, cause={"a": 1}),  # type: ignore[arg-type]
+    "status with an operator of another type": turns(1, Status.ALIVE, 2, Cause(CauseKind.OPERATOR, by={"a": 1})),  # type: ignore[arg-type]
 }
 
 
@@ -109,28 +112,30 @@ async def test_value_that_cannot_be_stored_is_refused_alone(dsn: str, db: psycop
 async def test_beat_and_explanation_that_cannot_be_stored_keep_no_others(dsn: str, db: psycopg.Connection) -> None:
     async with writing(dsn) as writer:
         await settle(writer, *(joins(number, seq=1) for number in (1, 2, 3)))
-        await settle(writer, turns(1, Status.DEAD, 2, "ended"), turns(2, Status.DEAD, 2, "ended"))
+        ended = Cause(CauseKind.PROCESS_EXITED, "pid 7")
+        await settle(writer, *(replace(turns(number, Status.DEAD), cause=ended) for number in (1, 2)))
         db.execute("update registry_instance set last_heartbeat = '2020-01-01'")
-        writer.backlog.offer_refined(iid(1), "ended: \ud800")
-        writer.backlog.offer_refined(iid(2), f"ended: {WORD}")
+        writer.backlog.offer_refined(iid(1), Cause(CauseKind.OUT_OF_MEMORY, "\ud800"))
+        writer.backlog.offer_refined(iid(2), Cause(CauseKind.OUT_OF_MEMORY, WORD))
         now_s = Clock().monotonic()
         writer.backlog.offer_beats([iid(3), "junk"], now_s)
         await eventually(lambda: writer.counts.beats_dropped == 1)
         await eventually(lambda: not len(writer.backlog.beats) and writer.problem is None)
-    causes = "select cause from registry_instance where status = 'dead' order by instance_id"
-    assert db.execute(causes).fetchall() == [("ended",), (f"ended: {WORD}",)]
+    causes = "select cause_kind::text, cause_detail from registry_instance where status = 'dead' order by instance_id"
+    assert db.execute(causes).fetchall() == [("process_exited", "pid 7"), ("out_of_memory", WORD)]
     assert db.execute(
         "select last_heartbeat > '2021-01-01' from registry_instance where instance_id = %s", (iid(3),)
     ).fetchone() == (True,)
 
 
 @one_server
-async def test_death_is_stored_without_the_cause_that_cannot_be(dsn: str, db: psycopg.Connection) -> None:
+async def test_death_is_stored_without_the_words_that_cannot_be(dsn: str, db: psycopg.Connection) -> None:
     async with writing(dsn) as writer:
         await settle(writer, joins(1, seq=1))
-        assert kinds(await settle(writer, turns(1, Status.DEAD, None, "killed: \ud800"))) == ["applied"]
-    row = db.execute("select status::text, cause from registry_instance").fetchone()
-    assert row == ("dead", "its cause could not be stored")
+        killed = Cause(CauseKind.PROCESS_KILLED, "\ud800")
+        assert kinds(await settle(writer, turns(1, Status.DEAD, None, killed))) == ["applied"]
+    row = db.execute("select status::text, cause_kind::text from registry_instance").fetchone()
+    assert row == ("dead", "process_killed")
 
 
 GUARD = """
@@ -199,14 +204,16 @@ async def test_database_of_another_encoding_is_refused_by_its_name_in_one_line(
             f"create database {name} template template0 encoding '{encoding}' {provider} lc_collate 'C' lc_ctype 'C'"
         )
     dsn = server.dsn(name)
-    told = f"^the database is away: the encoding of database {name} is {encoding}, and the registry needs UTF8: make .*"
+    expected = (
+        f"^the database is away: the encoding of database {name} is {encoding}, and the registry needs UTF8: make .*"
+    )
     try:
         for ask in (migrate_database, inspect_database):
-            with pytest.raises(StoreUnavailableError, match=told):
+            with pytest.raises(StoreUnavailableError, match=expected):
                 await ask(dsn)
         reader = PostgresStore(dsn, read_only=True)
         await reader.open()
-        with pytest.raises(StoreUnavailableError, match=told):
+        with pytest.raises(StoreUnavailableError, match=expected):
             await reader.current_epoch()
         await reader.close()
         async with writing(dsn) as writer:

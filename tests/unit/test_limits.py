@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, replace
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
@@ -13,15 +14,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seedcore.core.answers import Answer, InstanceFilter, Listing, Origin
-from seedcore.core.changes import RegisterChange, Registration, new_instance_id
+from seedcore.core.causes import Cause, CauseKind
+from seedcore.core.changes import HoldChange, RegisterChange, Registration, new_instance_id
 from seedcore.core.errors import InvalidInputError
+from seedcore.core.holds import Hold, HoldKind
 from seedcore.core.instances import Verdict
 from seedcore.core.lifecycle import Status
 from seedcore.core.limits import (
+    MAX_REASON_CHARS,
+    check_age,
     check_cause,
+    check_detail,
     check_epoch,
+    check_hold,
     check_instance_id,
     check_labels,
+    check_reason,
     check_seq,
     check_status,
     check_text,
@@ -257,12 +265,71 @@ def test_other_sequence_number_is_refused(value: Any) -> None:
         check_seq(value)
 
 
-def test_cause_is_optional_short_text() -> None:
-    assert check_cause(None) is None
-    assert check_cause("x" * 1024) == "x" * 1024
-    for value in ("", "x" * 1025, "\x00"):
+def test_reported_cause_is_optional_short_text() -> None:
+    assert check_detail(None) is None
+    assert check_detail("x" * 1024) == "x" * 1024
+    for bad in ("", "  ", "x" * 1025, "a\x00b", 7):
         with pytest.raises(InvalidInputError, match=r"^cause: "):
-            check_cause(value)
+            check_detail(bad)  # type: ignore[arg-type]
+
+
+def test_reason_is_optional_short_text() -> None:
+    assert check_reason(None) is None
+    assert check_reason("x" * MAX_REASON_CHARS) == "x" * MAX_REASON_CHARS
+    for bad in ("", "x" * (MAX_REASON_CHARS + 1), "two\nlines"):
+        with pytest.raises(InvalidInputError, match=r"^reason: "):
+            check_reason(bad)
+
+
+def test_cause_is_one_that_the_database_can_store() -> None:
+    # the words of an exception have several lines
+    for good in (None, Cause(CauseKind.UNKNOWN), Cause(CauseKind.START_FAILED, "x\n" * 512, "y" * 255)):
+        assert check_cause(good) is good
+    bad: list[Any] = [
+        "text",
+        Cause("agent"),  # type: ignore[arg-type]
+        Cause(CauseKind.AGENT, "x" * 1025),
+        Cause(CauseKind.AGENT, "\x00"),
+        Cause(CauseKind.AGENT, by="\ud800"),
+        Cause(CauseKind.AGENT, by="x" * 256),
+        Cause(CauseKind.AGENT, 7),  # type: ignore[arg-type]
+    ]
+    for cause in bad:
+        with pytest.raises(InvalidInputError):
+            check_cause(cause)
+
+
+def test_hold_is_one_that_the_database_can_store() -> None:
+    good = Hold(HoldKind.OPERATOR, "upkeep", "ann", START, START)
+    assert check_hold(good) is good
+    naive = datetime(2024, 1, 1)  # noqa: DTZ001
+    bad: list[dict[str, Any]] = [
+        {"kind": "operator"},
+        {"reason": "x" * 1025},
+        {"by": "x" * 256},
+        {"since": naive},
+        {"since": None},
+        {"expires_at": naive},
+        {"expires_at": datetime.max.replace(tzinfo=UTC)},
+        {"since": datetime.min.replace(tzinfo=UTC)},
+        {"expires_at": 7},
+    ]
+    for changes in bad:
+        with pytest.raises(InvalidInputError):
+            check_hold(replace(good, **changes))
+
+
+@pytest.mark.parametrize("age_s", [-0.1, float("nan"), float("inf"), 1e10, True, "1", None])
+def test_age_that_cannot_be_is_refused(age_s: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"^age_s: "):
+        check_age(age_s)
+
+
+def test_hold_of_another_kind_than_its_change_is_refused() -> None:
+    placed = Hold(HoldKind.NODE, None, None, START)
+    assert HoldChange(iid(1), HoldKind.NODE, placed).validated().why == placed.cause
+    with pytest.raises(InvalidInputError, match=r"^hold: must be of kind operator, not node"):
+        HoldChange(iid(1), HoldKind.OPERATOR, placed).validated()
 
 
 @pytest.mark.parametrize("field", ["organ_id", "logical_id", "epoch"])
