@@ -41,7 +41,11 @@ _ADDRESSES = 4  # addresses that one DSN may stand for, which are tried one afte
 _OF_A_SESSION = ("08", "0A", "26", "3F", "42", "57P", "XX")
 # raised by psycopg for a value before anything is sent
 _NOT_SENT = (ValueError, TypeError, OverflowError, RecursionError, struct.error)
-_BOUNDS = "select set_config('statement_timeout', %s, true)"
+# whatever the session is set to otherwise: a pooler keeps none of it
+_BOUNDS = (
+    "select set_config('statement_timeout', '{}', true), set_config('datestyle', 'ISO', true), "
+    "set_config('timezone', 'UTC', true)"
+)
 
 Pool = AsyncConnectionPool[Connection]
 
@@ -60,6 +64,7 @@ class Connections:
         self._limits = limits
         self._read_only = read_only
         self._begin = f"begin isolation level read committed{' read only' if read_only else ''}"
+        self._bounds = _BOUNDS.format(round(limits.statement_timeout_s * 1000))
         self._is_open = False
         self._used_s = time.monotonic()
         self._pool: Pool | None = None
@@ -124,23 +129,22 @@ class Connections:
             logger.info("the database answers again")
 
     async def run(self, statements: Sequence[tuple[str, Mapping[str, object]]]) -> list[list[Row]]:
-        """Run statements in one transaction, sent in one round trip; the rows of each.
+        """Run statements in one transaction, sent as one message; the rows of each.
 
+        A server receives a message whole or not at all, so a connection that is lost leaves no transaction open.
         Nothing depends on the session: a pooler may lend another server to the next transaction. Raises as `one`, and
         StoreRejectedError where a value cannot be sent.
         """
         async with self.one() as connection:
+            composed = [_composed(connection, text, parameters) for text, parameters in statements]
+            message = ";\n".join([self._begin, self._bounds, *composed, "commit"])
             try:
-                async with connection.pipeline():
-                    await connection.execute(self._begin)
-                    await connection.execute(_BOUNDS, (str(round(self._limits.statement_timeout_s * 1000)),))
-                    cursors = [await _sent(connection, text, parameters) for text, parameters in statements]
-                    await connection.execute("commit")
-            except (psycopg.Error, StoreRejectedError) as error:
+                cursor = await connection.execute(message.encode())
+            except psycopg.Error:
                 if connection.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
                     await connection.rollback()
-                raise _first_of(error) from None
-            return [await cursor.fetchall() for cursor in cursors]
+                raise
+            return (await _all_rows(cursor))[2:-1]
 
     # The circuit
 
@@ -236,19 +240,22 @@ class Connections:
         )
 
 
-def _first_of(error: psycopg.Error | StoreRejectedError) -> psycopg.Error | StoreRejectedError:
-    """The first error: a pipeline that is left after an error may raise another one."""
-    while isinstance(error, psycopg.Error) and isinstance(error.__context__, (psycopg.Error, StoreRejectedError)):
-        error = error.__context__
-    return error
-
-
-async def _sent(connection: Connection, text: str, parameters: Mapping[str, object]) -> psycopg.AsyncCursor[Row]:
+def _composed(connection: Connection, text: str, parameters: Mapping[str, object]) -> str:
+    """A statement with its parameters as literals. Raises StoreRejectedError for a value that cannot be sent."""
     try:
-        return await connection.execute(text, parameters, binary=True)
+        return psycopg.AsyncClientCursor(connection).mogrify(text.rstrip("; \n").encode(), parameters)
     except _NOT_SENT as error:
         raise StoreRejectedError(first_line(error)) from error
     except psycopg.ProgrammingError as error:
         if error.sqlstate is None:
             raise StoreRejectedError(first_line(error)) from error
         raise
+
+
+async def _all_rows(cursor: psycopg.AsyncCursor[Row]) -> list[list[Row]]:
+    """The rows of each statement of a message."""
+    rows: list[list[Row]] = []
+    while True:
+        rows.append(await cursor.fetchall() if cursor.description is not None else [])
+        if not cursor.nextset():
+            return rows

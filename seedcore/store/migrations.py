@@ -15,7 +15,7 @@ from typing import LiteralString
 import psycopg
 
 from seedcore.core.errors import SchemaError, StoreUnavailableError
-from seedcore.store.sessions import Connection, is_pooled
+from seedcore.store.sessions import Connection, is_pooled, transaction
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ async def _apply_next(
     while True:
         is_our_turn = False
         try:
-            async with connection.transaction():
+            async with transaction(connection):
                 await _wait_for_locks(connection, waits.starter_s)
                 await connection.execute("select pg_advisory_xact_lock(%s)", (STARTER_LOCK,))
                 is_our_turn = True
@@ -166,7 +166,7 @@ async def hold_starters(connection: Connection) -> AsyncIterator[None]:
 @asynccontextmanager
 async def one_starter(connection: Connection) -> AsyncIterator[None]:
     """A transaction that keeps every other starter out. Raises StoreUnavailableError where one is at work."""
-    async with connection.transaction():
+    async with transaction(connection):
         await _try_lock(connection, "select pg_try_advisory_xact_lock(%s)")
         yield
 

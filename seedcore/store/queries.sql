@@ -69,7 +69,7 @@ select refined
        as refined;
 
 -- beat_many: one batch of beats
-select instance_id, outcome from beat_many(fenced(%(term)s::bigint, %(ids)s::uuid[]), %(ages_s)b::double precision[]);
+select instance_id, outcome from beat_many(fenced(%(term)s::bigint, %(ids)s::uuid[]), %(ages_s)s::double precision[]);
 
 -- expire_stale: declare instances dead whose lease has expired
 select instance_id from expire_stale_instances(%(lease_s)s, fenced(%(term)s::bigint, %(limit)s::integer));

@@ -11,6 +11,7 @@ from psycopg import sql
 
 from seedcore.core.errors import InvalidInputError, SchemaError
 from seedcore.store.migrations import Migration, compare, known_migrations
+from seedcore.store.sessions import transaction
 
 _ROLE = re.compile(r"[a-z_][a-z0-9_-]{0,62}")
 
@@ -137,7 +138,7 @@ async def grant(connection: psycopg.AsyncConnection[Any], role: str, password: s
         raise SchemaError("the schema is not up to date: migrate first")
     if unknown:
         raise SchemaError(f"the schema is newer than this version ({unknown[-1]}): grant with the newer version")
-    async with connection.transaction():
+    async with transaction(connection):
         is_there = await check_grant(connection, role, with_password=password is not None)
         if not is_there:
             await connection.execute(sql.SQL("create role {} login").format(name))

@@ -9,11 +9,10 @@ import asyncio
 import json
 import os
 import socket
-import struct
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import psycopg
@@ -22,7 +21,7 @@ from psycopg.abc import Buffer
 from psycopg.adapt import Loader
 from psycopg.pq import Format
 from psycopg.types.json import set_json_loads
-from psycopg.types.string import TextBinaryLoader
+from psycopg.types.string import TextLoader
 
 from seedcore.core.errors import StoreUnavailableError, first_line
 from seedcore.core.limits import NOTHING
@@ -42,6 +41,9 @@ _POOLER_HINTS = {
     "unsupported startup parameter": "the pooler passes on no such setting: remove options from the DSN and PGOPTIONS "
     "from the environment, or name the server itself",
 }
+
+# a transaction of several messages holds its locks no longer than this when its client is gone without a word
+_ABANDONED = "select set_config('idle_in_transaction_session_timeout', '60000', true)"
 
 Row = tuple[Any, ...]
 Connection = psycopg.AsyncConnection[Row]
@@ -71,30 +73,15 @@ class PoolLimits:
 
 
 class _UtcLoader(Loader):
-    """Times in UTC, whatever the time zone and date style of the session, which a pooler does not keep."""
+    """Times in UTC, as the settings of each message write them."""
 
-    format = Format.BINARY
+    format = Format.TEXT
 
     def load(self, data: Buffer) -> datetime:
-        microseconds: int = _INT8.unpack(data)[0]
         try:
-            return _POSTGRES_EPOCH + timedelta(microseconds=microseconds)
-        except OverflowError:
+            return datetime.fromisoformat(bytes(data).decode())
+        except ValueError:
             raise psycopg.DataError("a time lies outside the years 1 to 9999") from None
-
-
-class _UuidLoader(Loader):
-    """Ids as text, as the values have them."""
-
-    format = Format.BINARY
-
-    def load(self, data: Buffer) -> str:
-        digits = bytes(data).hex()
-        return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
-
-
-_INT8 = struct.Struct("!q")
-_POSTGRES_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 async def configure(connection: Connection) -> None:
@@ -102,9 +89,8 @@ async def configure(connection: Connection) -> None:
     await require_utf8(connection)
     set_json_loads(_loads, connection)
     connection.adapters.register_loader("timestamptz", _UtcLoader)
-    connection.adapters.register_loader("uuid", _UuidLoader)
-    # types that psycopg does not know: our enumerations
-    connection.adapters.register_loader(0, TextBinaryLoader)
+    # ids as text, as the values have them
+    connection.adapters.register_loader("uuid", TextLoader)
 
 
 def _loads(text: str | bytes) -> Any:
@@ -185,6 +171,14 @@ def connection_parameters(dsn: str, limits: PoolLimits, *, read_only: bool) -> d
         # behind a pooler a statement that is prepared on one server is not there on the next
         "prepare_threshold": None,
     }
+
+
+@asynccontextmanager
+async def transaction(connection: Connection) -> AsyncIterator[None]:
+    """A transaction of several messages. The server ends it if no message arrives for a minute."""
+    async with connection.transaction():
+        await connection.execute(_ABANDONED)
+        yield
 
 
 @contextmanager

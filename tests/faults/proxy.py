@@ -30,6 +30,13 @@ class _Link:
         self.writers = [client]
         # once bytes are lost the connection is of no use any more: deaf links stay deaf
         self.is_deaf = is_deaf
+        # of the client's messages it carries so many more, and then nothing; None: all
+        self.messages_left: int | None = None
+
+    def lose_after(self, messages: int) -> None:
+        """Carry so many more messages of the client, and nothing of what comes after."""
+        self.messages_left = messages
+        self.is_deaf = messages == 0
 
     def reset(self) -> None:
         """End both connections with a reset."""
@@ -40,13 +47,16 @@ class _Link:
                     raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             writer.transport.abort()
 
-    async def carry(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    async def carry(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, is_client: bool) -> None:
         """Pass bytes on until the source ends; lose them while deaf."""
         with suppress(OSError):
             while chunk := await source.read(_CHUNK):
-                if not self.is_deaf:
-                    target.write(chunk)
-                    await target.drain()
+                if self.is_deaf:
+                    continue
+                if is_client and self.messages_left is not None:
+                    self.lose_after(self.messages_left - 1)
+                target.write(chunk)
+                await target.drain()
         if self.is_deaf:
             # the other side hears nothing of the end either
             await asyncio.Event().wait()
@@ -123,6 +133,10 @@ class Proxy:
 
         self._call(self._each(deafen))
 
+    def lose_after(self, messages: int) -> None:
+        """Lose what the connections there are carry after so many more messages of their clients; new ones pass."""
+        self._call(self._each(lambda link: link.lose_after(messages)))
+
     # In the thread
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
@@ -168,12 +182,12 @@ class Proxy:
         if self._is_resetting:
             return
         if link.is_deaf:
-            await link.carry(reader, writer)
+            await link.carry(reader, writer, is_client=True)
         server_reader, server_writer = await asyncio.open_unix_connection(self._server_socket)
         link.writers.append(server_writer)
         ways = [
-            asyncio.create_task(link.carry(reader, server_writer)),
-            asyncio.create_task(link.carry(server_reader, writer)),
+            asyncio.create_task(link.carry(reader, server_writer, is_client=True)),
+            asyncio.create_task(link.carry(server_reader, writer, is_client=False)),
         ]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)

@@ -10,6 +10,7 @@ import socket
 import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -37,6 +38,7 @@ from seedcore.store.maintenance import inspect_database, migrate_database
 from seedcore.store.postgres import PostgresStore
 from seedcore.store.sessions import PoolLimits
 from tests.builders import START, hold, holds, iid, joins, turns
+from tests.faults.proxy import Proxy
 from tests.servers import GUARDED_ROLE, PostgresServer
 from tests.waiting import eventually
 
@@ -370,6 +372,37 @@ async def test_deaf_server_is_given_up_and_used_again_when_it_hears(dsn: str) ->
 
 
 # Refused
+
+
+@pytest.mark.parametrize("messages", range(6))
+async def test_connection_lost_after_any_message_leaves_nothing_locked(
+    server: PostgresServer, dsn: str, db: psycopg.Connection, messages: int
+) -> None:
+    proxy = Proxy(server.folder / ".s.PGSQL.5432")
+    proxy.start()
+    store = PostgresStore(proxy.dsn(db.info.dbname), SOON)
+    await store.open()
+    await store.register_many([joins(1)])
+    proxy.lose_after(messages)
+    with suppress(StoreUnavailableError):
+        await store.set_status_many([turns(1, Status.ALIVE)])
+
+    def is_quiet() -> bool:
+        return not db.execute(
+            "select from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid() "
+            "and state <> 'idle'"
+        ).fetchall()
+
+    await eventually(is_quiet)
+    db.execute("set lock_timeout = '1s'")
+    assert len(db.execute("select from registry_instance for update").fetchall()) == 1
+
+    # over a new connection
+    row = await eventually(lambda: store.get_instance(iid(1)))
+    assert row is not None
+    assert row.status is (Status.ALIVE if messages else Status.STARTING)
+    await store.close()
+    proxy.stop()
 
 
 @pytest.mark.parametrize(

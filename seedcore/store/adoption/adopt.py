@@ -29,7 +29,7 @@ from seedcore.store.migrations import (
     make_whole,
     one_starter,
 )
-from seedcore.store.sessions import Connection, Row, answering
+from seedcore.store.sessions import Connection, Row, answering, transaction
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class Adoption:
         """Create the new tables beside the old ones, and record changes from now on."""
         migrations = known_migrations()
         if (await self._all("has_leftovers"))[0][0]:
-            async with self._connection.transaction(), _new_shape_first(self._connection):
+            async with transaction(self._connection), _new_shape_first(self._connection):
                 is_same = await is_recorded_whole(self._connection, migrations)
             if is_same:
                 self._report("an adoption was interrupted: it goes on")
@@ -137,7 +137,7 @@ class Adoption:
 
                 await self._locked(start_again)
         if not (await self._all("has_leftovers"))[0][0]:
-            async with self._connection.transaction():
+            async with transaction(self._connection):
                 await self._do("prepare")
                 await _make_new_shape(self._connection, migrations)
                 await self._do("quiet")
@@ -186,7 +186,7 @@ class Adoption:
     async def _catch_up(self, until_few: int) -> None:
         """Copy changed rows again, until fewer than `until_few` changes wait."""
         while True:
-            async with self._connection.transaction():
+            async with transaction(self._connection):
                 count = await self._copy_again()
             if count < until_few:
                 return
@@ -239,7 +239,7 @@ class Adoption:
         """Execute a statement that locks one table briefly. Retry while the table is in use."""
         for _ in range(self._pace.attempts):
             try:
-                async with self._connection.transaction():
+                async with transaction(self._connection):
                     await self._set_lock_wait()
                     await self._do(name)
             except psycopg.errors.LockNotAvailable:
@@ -257,7 +257,7 @@ class Adoption:
             if catch_up:
                 await self._catch_up(self._pace.few)
             try:
-                async with self._connection.transaction():
+                async with transaction(self._connection):
                     if catch_up:
                         # before the old tables, so that clients do not wait while autovacuum holds the new ones
                         await self._do("lock_new")
