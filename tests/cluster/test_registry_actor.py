@@ -149,7 +149,7 @@ async def test_resolve_answers_many_and_has_the_reasons(registry: RegistryConnec
     assert not found["unregistered"].is_known
     described = await registry.describe("draining")
     assert described.complete
-    assert [row.cause for row in described.history] == ["maintenance"]
+    assert [row.cause for row in described.instances] == ["maintenance"]
 
 
 BAD_CALLS: list[tuple[str, tuple[Any, ...]]] = [
