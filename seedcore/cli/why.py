@@ -19,8 +19,8 @@ ADVICE: Mapping[CauseKind, str] = {
     CauseKind.OPERATOR: "A process that still runs registers again within seconds, as a new instance.",
     CauseKind.PROCESS_EXITED: f"See the end of its log: {_LOG}.",
     CauseKind.PROCESS_KILLED: (
-        "SIGKILL comes from kill -9, ray.kill, a container's limit or the kernel's OOM killer (see dmesg). After another "
-        f"signal look for the crash in its log: {_LOG}."
+        "SIGKILL comes from kill -9, ray.kill, a container's limit or the kernel's OOM killer (see dmesg). "
+        f"After another signal look for the crash in its log: {_LOG}."
     ),
     CauseKind.OUT_OF_MEMORY: (
         "Reduce the work of the agent, add memory to its node, or give its actor a memory= resource."

@@ -160,8 +160,8 @@ class LiveOut(BaseModel):
 
 
 class TransitionOut(BaseModel):
-    """A change of an instance's status or of one of its holds. Where only a hold changed, both statuses may be the same.
-    `from_status` null: it was registered; `seq` null: not by the agent itself."""
+    """A change of an instance's status or of one of its holds, where both statuses may be the same. `from_status` null:
+    it was registered; `seq` null: not by the agent itself."""
 
     model_config = ConfigDict(from_attributes=True)
 

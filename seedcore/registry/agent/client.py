@@ -194,7 +194,8 @@ class RegistryClient:
         """Change the status. Returns also where nothing is committed, as `register()`; raises as that, and
         InvalidInputError or ForbiddenTransitionError.
 
-        `reason` is recorded as the detail of a cause of kind `agent`. `dead` repeated delivers what is not durable yet, and changes nothing.
+        `reason` is recorded as the detail of a cause of kind `agent`. `dead` repeated delivers what is not
+        durable yet, and changes nothing.
         """
         wanted, detail = check_status(status), check_detail(reason)
         cause = None if detail is None else Cause(CauseKind.AGENT, detail)
