@@ -212,7 +212,7 @@ class Queries:
 
     async def _history_of(self, logical_id: str) -> tuple[list[Instance], list[Transition]]:
         store = self.writer.database.readable()
-        return await store.history(logical_id, HISTORY_LIMIT), await store.transitions(logical_id, STEPS_LIMIT)
+        return await store.instances(logical_id, HISTORY_LIMIT), await store.transitions(logical_id, STEPS_LIMIT)
 
     # Epochs, and the registry itself
 
