@@ -88,7 +88,7 @@ class InstanceDeadError(RegistryError):
         self.cause = cause
 
     def __str__(self) -> str:
-        why = f" ({self.cause})" if self.cause else ""
+        why = "" if self.cause is None else f" ({self.cause})"
         return f"instance {self.instance_id} is dead{why}; dead is final, register a new instance"
 
 
