@@ -630,7 +630,7 @@ async def test_a_hung_agent_is_late_then_suspect_and_comes_back_as_itself(
     await eventually(is_back)
     described = await registry.describe("sleeper")
     assert [observed.instance.instance_id for observed in described.live] == [before]
-    assert [row.instance_id for row in described.history] == [before]
+    assert [row.instance_id for row in described.instances] == [before]
 
 
 async def test_a_lost_node_takes_its_agents_with_it_and_no_others(

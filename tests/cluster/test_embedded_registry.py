@@ -72,7 +72,7 @@ async def test_its_database_is_killed_and_comes_back_and_goes_when_the_registry_
         await client.beat()
         described = await registry.describe("kept")
         assert described.complete
-        stored = [(row.status.value, row.cause) for row in described.history]
+        stored = [(row.status.value, row.cause) for row in described.instances]
         return client.pending == 0 and stored == [("draining", Cause(CauseKind.AGENT, "meanwhile"))]
 
     await eventually(is_stored, within_s=40)

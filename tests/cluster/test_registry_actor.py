@@ -150,7 +150,7 @@ async def test_resolve_answers_many_and_has_the_reasons(registry: RegistryConnec
     assert not found["unregistered"].is_known
     described = await registry.describe("draining")
     assert described.complete
-    assert [row.cause for row in described.history] == [Cause(CauseKind.AGENT, "maintenance")]
+    assert [row.cause for row in described.instances] == [Cause(CauseKind.AGENT, "maintenance")]
 
 
 BAD_CALLS: list[tuple[str, tuple[Any, ...]]] = [

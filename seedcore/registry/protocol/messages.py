@@ -18,8 +18,8 @@ PROTOCOL = 9
 """The protocol of this code. It grows with anything that another side can notice."""
 OLDEST_PROTOCOL = 8
 """The oldest protocol that this code works with; at least that of the release before."""
-HISTORY_LIMIT = 20
-STEPS_LIMIT = 100
+INSTANCES_LIMIT = 20
+TRANSITIONS_LIMIT = 100
 
 
 @wire
@@ -82,17 +82,17 @@ class Observed:
 @wire
 @dataclass(frozen=True, slots=True)
 class Description:
-    """An agent: its live instances, and its newest instances dead ones included, and their newest steps (both empty
+    """An agent: its live instances, its newest instances, dead ones included, and their newest transitions (both empty
     when `complete` is False because the database could not be read)."""
 
     logical_id: str
     live: tuple[Observed, ...]
-    history: tuple[Instance, ...]
+    instances: tuple[Instance, ...]
     source: Origin
     as_of: datetime
     version: int
     complete: bool
-    steps: tuple[Transition, ...] = ()
+    transitions: tuple[Transition, ...] = ()
 
 
 @wire
