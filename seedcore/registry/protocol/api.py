@@ -172,8 +172,8 @@ class RegistryApi(RelayApi, Protocol):
         *,
         instance_ids: Sequence[str] = (),
     ) -> list[OperationResult]:
-        """Release the operator's hold of these instances, and nothing else. An instance that is starting, or that itself
-        reports draining, is not alive after it: `OperationResult.why` is the reason. Arguments and errors as in
+        """Release the operator's hold of these instances, and nothing else. An instance that is starting, or that
+        itself reports draining, is not alive after it: `OperationResult.why` is the reason. Arguments and errors as in
         `drain`."""
         ...
 
