@@ -49,9 +49,9 @@ REWORDED_FEED = """(() => {
             },
         });
         const body = answer.body.pipeThrough(new TextDecoderStream()).pipeThrough(lines);
-        return new Response(body.pipeThrough(new TextEncoderStream()), { status: answer.status, headers: answer.headers });
+        return new Response(body.pipeThrough(new TextEncoderStream()), { headers: answer.headers });
     };
-})()""".replace("FOR_PEOPLE", json.dumps(sorted(FOR_PEOPLE))).replace("\\\\n", "\\n")
+})()""".replace("FOR_PEOPLE", json.dumps(sorted(FOR_PEOPLE)))
 
 
 def reworded(value: Any) -> Any:
