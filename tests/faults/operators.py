@@ -44,12 +44,15 @@ class Operators:
         self._uncertain_until_s: dict[str, float] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self.touched: set[str] = set()
+        self.deregistered: set[str] = set()
         self.left_held: set[str] = set()
 
     async def act(self, instance_id: str, method: str, **arguments: Any) -> OperationResult | None:
         """One call; None: its outcome is not known."""
         async with self._locks.setdefault(instance_id, asyncio.Lock()):
             self.touched.add(instance_id)
+            if method == "deregister":
+                self.deregistered.add(instance_id)
             self._acknowledged.pop(instance_id, None)
             try:
                 [result] = await getattr(self._call, method)(instance_ids=[instance_id], **arguments)

@@ -287,6 +287,8 @@ class World:
             # which excuses an expired lease, and no witness of its end; but a process that received its death from a
             # registry that died before the commit lives on as another instance, and the next registry finds that
             has_moved_on = process.reporter is not None and process.reporter.client.instance_id != row.instance_id
+            if has_moved_on and row.instance_id in self.operators.deregistered:
+                continue
             self.check(
                 silent and (cause is CauseKind.LEASE_EXPIRED or has_moved_on),
                 5,
