@@ -134,7 +134,7 @@ async def behaviour() -> list[Any]:
         await eventually(lambda: registry.writer.database.is_complete)
         for number in range(1, 11):
             node_id = "south" if number == 10 else "north"
-            details = {"node_id": node_id, "pid": number, "process_key": f"key/{number}"}
+            details: dict[str, Any] = {"node_id": node_id, "pid": number, "process_key": f"key/{number}"}
             await registry.register(replace(joins(number, f"agent-{number}").registration, **details))
             await report(number, Status.ALIVE, 2, "ready")
         at = await registry.changes(EVERY, None, 0)
