@@ -65,7 +65,7 @@ def hold_text(hold: HoldOut) -> str:
     by = "" if hold.by is None else f" ({hold.by})"
     reason = "" if hold.reason is None else f": {hold.reason}"
     end = "" if hold.expires_at is None else f", until {hold.expires_at.astimezone():%Y-%m-%d %H:%M:%S}"
-    return f"held by {hold.kind.value}{by}{reason}{end}"
+    return f"{hold.kind.value} hold{by}{reason}{end}"
 
 
 def reason_of(agent: AgentAnswer) -> Reason:
@@ -109,8 +109,10 @@ def _of_a_hold(agent: AgentAnswer, row: InstanceOut, status: Status) -> Reason:
     """Explain a status that the agent reports, or that holds lead to, or both."""
     parts = [hold_text(hold) for hold in row.holds]
     if row.reported_status == status.value:
-        is_own = row.cause is not None and row.cause.kind is CauseKind.AGENT and row.cause.detail is not None
-        parts.append(f"reported by the agent{f': {row.cause.detail}' if is_own and row.cause is not None else ''}")
+        own = row.cause if row.cause is not None and row.cause.kind is CauseKind.AGENT else None
+        parts.append(
+            "reported by the agent" if own is None or own.detail is None else f"reported by the agent: {own.detail}"
+        )
     advice = " ".join(_OF_HOLD[hold.kind] for hold in row.holds).replace("undrain ID", f"undrain {agent.logical_id}")
     why = "; ".join(parts) or "the cause is not known"
     return _explain(agent, row, status.value, why, row.status_changed_at, advice or None)

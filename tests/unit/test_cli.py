@@ -30,9 +30,10 @@ from seedcore.cli.errors import (
     message_of,
 )
 from seedcore.cli.fleet_file import FleetFile, read_fleet
-from seedcore.cli.output import parse_duration
+from seedcore.cli.output import Terminal, parse_duration, print_json
+from seedcore.cli.render import show_agent, show_listing
 from seedcore.cli.why import reason_of
-from seedcore.core.answers import NotResolved, Origin
+from seedcore.core.answers import Listing, NotResolved, Origin
 from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.errors import (
     AgentCallError,
@@ -52,7 +53,7 @@ from seedcore.core.limits import check_duration_s
 from seedcore.core.paging import check_within_s
 from seedcore.discovery.api import AgentAnswer, CauseOut
 from seedcore.discovery.problems import ProblemCode
-from seedcore.discovery.rendering import agent_answer
+from seedcore.discovery.rendering import agent_answer, page_of
 from seedcore.discovery.tokens import Right, new_token
 from seedcore.registry.caller.locator import Located
 from seedcore.registry.protocol.messages import Description, Observed
@@ -276,6 +277,25 @@ def test_of_a_held_instance_every_hold_is_explained_with_its_operator_and_its_en
     assert "seedcore undrain agent" in (reason.advice or "")
     unready = hold("it loads a model", kind=HoldKind.READINESS)
     assert reason_of(agent([(instance(1, holds=(unready,)), Verdict.FRESH)])).state == "starting"
+
+
+def test_ls_and_get_show_holds_and_their_json_has_the_kinds(capsys: pytest.CaptureFixture[str]) -> None:
+    placed = hold("a new disk", START + timedelta(hours=1), by="ann")
+    held = instance(1, holds=(placed,), cause=placed.cause)
+    page = page_of(Listing((held, instance(2)), Origin.REGISTRY, START, 1, True))
+    console = Terminal(width=200)
+    show_listing(console, page)
+    head, first, second, _ = capsys.readouterr().out.splitlines()
+    assert "HOLDS" in head
+    assert "operator" in first
+    assert "operator" not in second
+    show_agent(console, agent([(held, Verdict.FRESH)]))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "a new disk" in line]
+    assert all(part in line for part in ("draining", "operator", "ann", "since", "until"))
+    print_json(page)
+    item = json.loads(capsys.readouterr().out)["items"][0]
+    assert item["cause"] == {"kind": "operator", "detail": "a new disk", "by": "ann"}
+    assert (item["reported_status"], item["holds"][0]["kind"]) == ("alive", "operator")
 
 
 @pytest.mark.parametrize("kind", CauseKind)
