@@ -77,5 +77,5 @@ async def test_its_database_is_killed_and_comes_back_and_goes_when_the_registry_
 
     await eventually(is_stored, within_s=40)
 
-    # the registry, for good: nobody holds the server any more
+    # the registry, for good: nothing holds the server any more
     ray.kill(ray.get_actor(REGISTRY_NAME, namespace=settings.namespace), no_restart=True)

@@ -33,9 +33,6 @@ logger = logging.getLogger(__name__)
 _ASK_RAY_S = 2.0
 _CONFIRMED_PER_SWEEP = 64
 _TICK_S = 0.2
-_ACTOR_DIED = Cause(CauseKind.ACTOR_DIED, "Ray reports it")
-_REPLACED = Cause(CauseKind.SUPERSEDED, "a newer instance of its actor sends beats")
-_DRAIN_ENDED = Cause(CauseKind.DRAIN_ENDED)
 
 
 class Expiry:
@@ -191,7 +188,7 @@ class Expiry:
             except BacklogFullError as error:
                 logger.debug("holds are released later: %s", error)
                 return
-            change = HoldChange(instance_id, kind, None, self._backlog.next_number(), _DRAIN_ENDED)
+            change = HoldChange(instance_id, kind, None, self._backlog.next_number(), Cause(CauseKind.DRAIN_ENDED))
             if self._members.hold(change, self._clock.utc()).kind is OutcomeKind.APPLIED:
                 self._backlog.offer(change)
 
@@ -218,8 +215,8 @@ class Expiry:
             and self._silence.verdict(other.instance_id, now_s) is Verdict.FRESH
             for other in self._members.instances_of(silent.logical_id)
         ):
-            return Witness.GONE, _REPLACED
-        return await self.watch.ask_ray(silent, _ASK_RAY_S), _ACTOR_DIED
+            return Witness.GONE, Cause(CauseKind.SUPERSEDED, "a newer instance of its actor sends beats")
+        return await self.watch.ask_ray(silent, _ASK_RAY_S), _by_ray()
 
     # Reports
 
@@ -232,7 +229,7 @@ class Expiry:
         witness = await self.watch.ask_ray(known, _ASK_RAY_S)
         now_s = self.attentive_now_s()
         evidence = replace(self._silence.evidence(instance_id, now_s), actor=witness)
-        self._decide(instance_id, evidence, {Death.ACTOR: _ACTOR_DIED})
+        self._decide(instance_id, evidence, {Death.ACTOR: _by_ray()})
         return self._silence.verdict(instance_id, now_s)
 
     def require_node(self, node_id: str | None) -> None:
@@ -285,3 +282,7 @@ class Expiry:
             self.deaths_declared += 1
             details = {"instance_id": instance_id, "death": death.value, "cause": cause.kind.value}
             logger.info("instance declared dead: %s", cause, extra=details)
+
+
+def _by_ray() -> Cause:
+    return Cause(CauseKind.ACTOR_DIED, "Ray reports it")

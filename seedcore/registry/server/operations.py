@@ -109,7 +109,7 @@ class Operations(Queries):
         return await self._operate(end, logical_ids, instance_ids)
 
     async def _operate(
-        self, change: Callable[[str, int], Operated], logical_ids: Sequence[str], instance_ids: Sequence[str]
+        self, make: Callable[[str, int], Operated], logical_ids: Sequence[str], instance_ids: Sequence[str]
     ) -> list[OperationResult]:
         """Make a change, of an instance id and a number, of each of these instances. It waits until the database has
         been read: the holds that it has count, too."""
@@ -132,14 +132,12 @@ class Operations(Queries):
             if not found
         ]
         wanted = [row.instance_id for found in rows.values() for row in found]
-        backlog = self.writer.backlog
-        operated = (
-            self._operated(change(one, backlog.next_number())) for one in dict.fromkeys([*wanted, *instance_ids])
-        )
+        operated = (self._operated(make, one) for one in dict.fromkeys([*wanted, *instance_ids]))
         return results + await asyncio.gather(*operated)
 
-    async def _operated(self, change: Operated) -> OperationResult:
-        instance_id = change.instance_id
+    async def _operated(self, make: Callable[[str, int], Operated], instance_id: str) -> OperationResult:
+        # numbered only now: changes are committed in the order of their numbers
+        change = make(instance_id, self.writer.backlog.next_number())
         known = self.members.get(instance_id)
         logical_id = None if known is None else known.logical_id
         try:
