@@ -13,7 +13,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from seedcore import errors
     from seedcore.agents import RayAgent
-    from seedcore.core.answers import InstanceFilter, Origin
+    from seedcore.core.answers import InstanceFilter, NotResolved, Origin
+    from seedcore.core.causes import Cause, CauseKind
+    from seedcore.core.holds import Hold, HoldKind
     from seedcore.core.instances import Instance, Verdict
     from seedcore.core.lifecycle import Status
     from seedcore.core.selection import Policy
@@ -35,11 +37,16 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AgentSpec",
+    "Cause",
+    "CauseKind",
+    "Hold",
+    "HoldKind",
     "Instance",
     "InstanceFilter",
     "KnownAgent",
     "Located",
     "Mode",
+    "NotResolved",
     "Origin",
     "Policy",
     "RayAgent",
@@ -61,7 +68,9 @@ __all__ = [
 
 _MODULES = {
     "seedcore.agents": ("RayAgent",),
-    "seedcore.core.answers": ("InstanceFilter", "Origin"),
+    "seedcore.core.answers": ("InstanceFilter", "NotResolved", "Origin"),
+    "seedcore.core.causes": ("Cause", "CauseKind"),
+    "seedcore.core.holds": ("Hold", "HoldKind"),
     "seedcore.core.instances": ("Instance", "Verdict"),
     "seedcore.core.lifecycle": ("Status",),
     "seedcore.core.selection": ("Policy",),

@@ -18,6 +18,8 @@ import seedcore.registry
 import seedcore.tier0
 from seedcore.cli.app import app
 from seedcore.core.answers import NotResolved
+from seedcore.core.causes import CauseKind
+from seedcore.core.holds import HoldKind
 from seedcore.discovery.problems import codes_by_status
 from seedcore.discovery.routes import api
 from seedcore.settings import Settings
@@ -68,6 +70,16 @@ def http_page() -> str:
         lines.append(f"| {status} | {', '.join(f'`{code}`' for code in codes)} |")
     reasons = ", ".join(f"`{reason}`" for reason in NotResolved)
     lines.append(f"\n`reason`, also of a resolution without an instance: {reasons}.\n")
+    lines.append(
+        'A cause is `{"kind": ..., "detail": ..., "by": ...}`, or null where none was given. A client '
+        "reads `kind`; `detail` is for people and may change; `by` is the operator.\n"
+    )
+    lines.append(f"`kind` of a cause: {', '.join(f'`{kind}`' for kind in CauseKind)}.\n")
+    lines.append(
+        "An instance has `status`, the effective one, which follows from `reported_status` and `holds`: a list of "
+        '`{"kind", "reason", "by", "since", "expires_at"}` ([holds](../concepts.md#holds)).\n'
+    )
+    lines.append(f"`kind` of a hold: {', '.join(f'`{kind}`' for kind in HoldKind)}.\n")
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             lines += [f"## {method.upper()} {path}\n", f"{_paragraphs(operation['description'])}\n"]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from seedcore.agents.contract import check_awaitable, check_overrides
 from seedcore.core.errors import AgentCallError, InvalidInputError, NotAcceptingWorkError, RetiredEpochError
 from seedcore.core.lifecycle import Status
-from seedcore.core.limits import Json, check_cause, check_timeout
+from seedcore.core.limits import Json, check_detail, check_timeout
 from seedcore.core.loops import LoopsEvent, LoopsLock
 from seedcore.core.timeouts import within
 from seedcore.core.wire import wire
@@ -95,7 +95,7 @@ class RayAgent:
             on_retired=self._note_retired,
         )
         self._status = Status.STARTING
-        self._drain_cause: str | None = None
+        self._drain_reason: str | None = None
         self._starting = LoopsLock()
         self._born_s = time.monotonic()
         self._counting = threading.Lock()
@@ -144,7 +144,7 @@ class RayAgent:
                 # at once: work need not wait for a registry that does not answer
                 self._status = Status.ALIVE
             try:
-                await self._reporter.start(self._status, self._drain_cause)
+                await self._reporter.start(self._status, self._drain_reason)
             except BaseException:
                 # unless it was drained or stopped meanwhile
                 if self._status is Status.ALIVE:
@@ -157,12 +157,12 @@ class RayAgent:
         True once nothing runs any more. Raises InvalidInputError, and then nothing has changed, or what the registry
         refuses: the agent drains all the same, and a repeated call reports it again.
         """
-        check_cause(reason)
+        check_detail(reason)
         check_timeout(timeout_s)
         if self._status is Status.DEAD:
             return True
         if self._status is not Status.DRAINING:
-            self._status, self._drain_cause = Status.DRAINING, reason
+            self._status, self._drain_reason = Status.DRAINING, reason
         # the client keeps what it has taken; an earlier call may have ended before that
         if self._reporter.client.status is not Status.DRAINING:
             await self._reporter.drain(reason)
@@ -178,7 +178,7 @@ class RayAgent:
         Idempotent: repeated, it sends what it could not send. Raises InvalidInputError for the reason, and then nothing
         has changed.
         """
-        check_cause(reason)
+        check_detail(reason)
         self._status = Status.DEAD
         await self._reporter.stop(reason)
 

@@ -91,8 +91,8 @@ async def run(settings: Settings, console: Console, agents: int) -> None:
     session.kill(await manager.resolve(lost))
     with console.status("waiting for the report of the node's relay"):
         await _declared_dead(connection, lost, health.lease_s * 3)
-    history = (await connection.describe(lost)).history
-    console.print(f"declared dead; cause: {history[0].cause}")
+    last = (await connection.describe(lost)).instances[0]
+    console.print(f"declared dead; cause: {last.cause}")
     await _show_unresolvable(manager, console, lost)
 
     console.rule("6. The remaining fleet")
@@ -165,9 +165,9 @@ async def _registered(connection: RegistryConnection, agent_ids: set[str]) -> No
 async def _declared_dead(connection: RegistryConnection, agent_id: str, timeout_s: float) -> None:
     async def problem() -> str | None:
         found = await connection.describe(agent_id)
-        if found.live or not found.history:
+        if found.live or not found.instances:
             return f"agent {agent_id!r} is not declared dead"
-        return None if found.history[0].status is Status.DEAD else f"the death of {agent_id!r} is not in the database"
+        return None if found.instances[0].status is Status.DEAD else f"the death of {agent_id!r} is not in the database"
 
     await _until_none(problem, timeout_s)
 

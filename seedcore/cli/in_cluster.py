@@ -50,7 +50,7 @@ class Cluster:
 
     async def agent(self, logical_id: str) -> AgentAnswer:
         described = await self._reader.describe(logical_id)
-        if described.complete and not described.live and not described.history:
+        if described.complete and not described.live and not described.instances:
             known = await ray_remembers(logical_id, self._settings.namespace, self._settings.call_timeout_s)
             raise NeverRegisteredError(logical_id, known)
         return agent_answer(described)

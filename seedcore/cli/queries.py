@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Coroutine
-from dataclasses import asdict
-from datetime import datetime
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -100,7 +98,7 @@ def why_command(agent_id: AgentArgument, as_json: JsonOption = False) -> None:
     agent = answered(backend_of(load_settings()).agent(agent_id))
     reason = reason_of(agent)
     if as_json:
-        echo(json.dumps(asdict(reason), indent=2, default=datetime.isoformat))
+        print_json(reason)
     else:
         show_reason(out, reason, agent)
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from seedcore.core.changes import Change, RegisterChange, StatusChange
+from seedcore.core.changes import Change, HoldChange, RegisterChange, StatusChange
 from seedcore.core.errors import BacklogFullError
 from seedcore.core.lifecycle import Status
 
@@ -94,8 +94,11 @@ class BeatBatch:
             self.counts.dropped += 1
 
 
+_STAGES: dict[type[Change], int] = {RegisterChange: 0, StatusChange: 1, HoldChange: 2}
+
+
 class ChangeBatch:
-    """Status changes and registrations in arrival order. Refuses new changes when full; never drops one.
+    """Registrations and changes of statuses and holds in arrival order. Refuses new changes when full; never drops one.
 
     A death that the registry declares is never refused: it waits beside the queue, at most one for each instance, so
     that it takes no room of other changes. It is taken after the changes of its instance and before those of others.
@@ -129,21 +132,21 @@ class ChangeBatch:
         """Remove and return changes that can be committed as one batch, at most `limit`: deaths, then changes from the
         front of the queue.
 
-        A batch executes its registrations before its status changes. So it ends before a registration of an instance
-        whose status change it already contains.
+        A batch executes its registrations first, then its changes of statuses, then those of holds. So it ends before a
+        change that would be executed before an earlier one of its instance.
         """
         ready = (instance_id for instance_id in self._deaths if instance_id not in self._queued)
         taken: list[Change] = [self._deaths[instance_id] for instance_id in islice(ready, limit)]
         for change in taken:
             del self._deaths[change.instance_id]
-        changed: set[str] = set()
+        stages: dict[str, int] = {}
         while self._changes and len(taken) < limit:
             change = self._changes[0]
-            if isinstance(change, RegisterChange):
-                if change.instance_id in changed:
-                    break
-            else:
-                changed.add(change.instance_id)
+            stage = _STAGES[type(change)]
+            if stage < stages.get(change.instance_id, 0):
+                break
+            if stage:
+                stages[change.instance_id] = stage
             taken.append(self._changes.popleft())
             self._queued[change.instance_id] -= 1
             if not self._queued[change.instance_id]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from seedcore.core.answers import NotResolved
+    from seedcore.core.causes import Cause
 
 _TERMINAL_CODES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
@@ -81,13 +82,13 @@ class UnknownInstanceError(RegistryError):
 class InstanceDeadError(RegistryError):
     """The instance is dead, which is final: come back as a new instance."""
 
-    def __init__(self, instance_id: str, cause: str | None = None) -> None:
+    def __init__(self, instance_id: str, cause: Cause | None = None) -> None:
         super().__init__(instance_id, cause)
         self.instance_id = instance_id
         self.cause = cause
 
     def __str__(self) -> str:
-        why = f" ({self.cause})" if self.cause else ""
+        why = "" if self.cause is None else f" ({self.cause})"
         return f"instance {self.instance_id} is dead{why}; dead is final, register a new instance"
 
 

@@ -33,7 +33,8 @@ def resolve(members: Members, logical_id: str, now_s: float, *, allow_late: bool
     if nearest is None:
         return _without_rows(members, logical_id)
     if nearest.status is not Status.ALIVE:
-        return Resolution(logical_id, None, NotResolved(nearest.status), f"it is {nearest.status}")
+        why = "" if nearest.cause is None else f" ({nearest.cause})"
+        return Resolution(logical_id, None, NotResolved(nearest.status), f"it is {nearest.status}{why}")
     silence_s = silence.silence_s(nearest.instance_id, now_s)
     verdict = silence.verdict(nearest.instance_id, now_s)
     if silence.is_reported_dead(nearest.instance_id):
@@ -54,7 +55,7 @@ def _without_rows(members: Members, logical_id: str) -> Resolution:
     last = members.deaths.last_of(logical_id)
     if last is None:
         return Resolution(logical_id, None, NotResolved.NOT_REGISTERED, "no live instance is registered")
-    why = f" ({last.cause})" if last.cause else ""
+    why = "" if last.cause is None else f" ({last.cause})"
     return Resolution(logical_id, None, NotResolved.DIED, f"no live instance is registered, the last one is dead{why}")
 
 

@@ -13,15 +13,17 @@ from datetime import datetime
 from itertools import islice
 
 from seedcore.core.answers import Outcome, OutcomeKind
-from seedcore.core.changes import RegisterChange, Registration, StatusChange
+from seedcore.core.causes import Cause, CauseKind
+from seedcore.core.changes import HoldChange, RegisterChange, Registration, StatusChange
 from seedcore.core.errors import RegistryFullError
 from seedcore.core.feed import Feed
+from seedcore.core.holds import HoldKind, effective_status
 from seedcore.core.index import InstanceIndex
 from seedcore.core.instances import Epoch, Instance, Verdict
 from seedcore.core.lease import LeaseTerms
 from seedcore.core.lifecycle import Status
 from seedcore.core.recent_deaths import RecentDeaths
-from seedcore.core.rules import apply_registration, apply_status, first_registration
+from seedcore.core.rules import apply_hold, apply_registration, apply_status, first_registration, sorted_holds
 from seedcore.core.selection import best
 from seedcore.core.silence import Silence
 
@@ -55,7 +57,7 @@ class Members:
         self.on_vanish: Callable[[Instance], None] = _ignore
         self._capacity = capacity
         self._epoch_number = 0
-        self._drains: dict[str, datetime] = {}
+        self._expiring: dict[str, datetime] = {}
         self._loads: dict[str, float] = {}
 
     def __len__(self) -> int:
@@ -104,9 +106,7 @@ class Members:
         instance_id = change.instance_id
         known = self.index.get(instance_id)
         if known is None:
-            if instance_id in self.deaths:
-                return Outcome(OutcomeKind.DEAD, Status.DEAD, None, self.deaths.cause_of(instance_id))
-            return Outcome(OutcomeKind.UNKNOWN)
+            return _not_live(self, instance_id)
         outcome, row = apply_status(known, change, at)
         seen_s = self.silence.last_seen_s(instance_id)
         if change.seq is not None:
@@ -116,11 +116,20 @@ class Members:
         self._put(row, seen_s)
         return outcome
 
+    def hold(self, change: HoldChange, at: datetime) -> Outcome:
+        """Place, replace or release a hold. It renews no lease: the agent did not send it."""
+        known = self.index.get(change.instance_id)
+        if known is None:
+            return _not_live(self, change.instance_id)
+        outcome, row = apply_hold(known, change, at)
+        self._put(row, self.silence.last_seen_s(change.instance_id))
+        return outcome
+
     def adopt(self, instance: Instance, now_s: float) -> None:
         """Take over an instance from the store. A live one gets a whole lease, since no registry received its beats.
 
-        The state in memory wins unless the store is ahead of it. An instance that is dead in memory stays dead, here
-        and, after the next comparison, in the store.
+        The state in memory wins unless the store is ahead of it. Holds of both count; of a kind that both have,
+        memory's. An instance that is dead in memory stays dead, here and, after the next comparison, in the store.
         """
         instance_id = instance.instance_id
         if instance_id in self.deaths:
@@ -130,12 +139,13 @@ class Members:
             self.overwrite(instance, now_s)
             return
         seen_s = self.silence.last_seen_s(instance_id, now_s)
-        if known is not None and instance.status is not Status.DEAD and known.seq > instance.seq:
-            self._put(replace(known, cluster_epoch=instance.cluster_epoch), seen_s)
+        if known is None or instance.status is Status.DEAD:
+            self._put(instance, seen_s)
+            if known is None:
+                self.silence.note_sql_only(instance)
             return
-        self._put(instance, seen_s)
-        if known is None:
-            self.silence.note_sql_only(instance)
+        newer = replace(known, cluster_epoch=instance.cluster_epoch) if known.seq > instance.seq else instance
+        self._put(_held_by_both(newer, known, instance), seen_s)
 
     def overwrite(self, instance: Instance, now_s: float) -> None:
         """Replace the state of an instance by the store's, whatever it was."""
@@ -147,18 +157,19 @@ class Members:
         if is_sql_only:
             self.silence.note_sql_only(instance)
 
-    def bury(self, instance_id: str, cause: str) -> None:
+    def bury(self, instance_id: str, cause: Cause) -> None:
         """Apply a death that the store has declared."""
         known = self.index.get(instance_id)
         if known is not None:
-            self._put(replace(known, status=Status.DEAD, cause=cause), 0.0)
+            dead = replace(known, status=Status.DEAD, reported_status=Status.DEAD, holds=(), cause=cause)
+            self._put(dead, 0.0)
 
     def retire(self, instance_id: str) -> None:
         """Apply a death with the epoch, which the store has declared: neither the instance nor its actor comes back."""
         known = self.index.get(instance_id)
         if known is not None:
             self.deaths.note_retired(known)
-            self.bury(instance_id, f"epoch {known.cluster_epoch} retired")
+            self.bury(instance_id, Cause(CauseKind.EPOCH_RETIRED, known.cluster_epoch))
 
     def forget(self, instance_id: str) -> None:
         """Remove an instance that the store does not have: its next beat is answered as unknown."""
@@ -173,9 +184,15 @@ class Members:
             self.forget(instance.instance_id)
         self.deaths.clear()
 
-    def drains_over(self, at: datetime, limit: int) -> list[str]:
-        """Up to `limit` instances whose draining has reached the end that was set for it."""
-        over = (instance_id for instance_id, until in self._drains.items() if until <= at)
+    def expired_holds(self, at: datetime, limit: int) -> list[tuple[str, HoldKind]]:
+        """Up to `limit` holds that have expired: the instance and the kind of each."""
+        over = (
+            (instance_id, hold.kind)
+            for instance_id, expires_at in self._expiring.items()
+            if expires_at <= at
+            for hold in self.index.by_id[instance_id].holds
+            if hold.expires_at is not None and hold.expires_at <= at
+        )
         return list(islice(over, limit))
 
     # Epochs
@@ -250,10 +267,11 @@ class Members:
                 self.on_vanish(known)
             self.on_appear(instance)
         self.index.put(instance)
-        if instance.drain_until is not None:
-            self._drains[instance_id] = instance.drain_until
+        ends = [hold.expires_at for hold in instance.holds if hold.expires_at is not None]
+        if ends:
+            self._expiring[instance_id] = min(ends)
         else:
-            self._drains.pop(instance_id, None)
+            self._expiring.pop(instance_id, None)
         self.silence.see(instance_id, seen_s)
         if instance is not known and instance != known:
             self.feed.append(known, instance, self.silence.known_verdicts.get(instance_id, Verdict.FRESH))
@@ -261,12 +279,28 @@ class Members:
     def _unlink(self, instance: Instance) -> None:
         self.silence.discard(instance.instance_id)
         self._loads.pop(instance.instance_id, None)
-        self._drains.pop(instance.instance_id, None)
+        self._expiring.pop(instance.instance_id, None)
         self.on_vanish(instance)
 
     def _publish_verdict(self, instance_id: str, verdict: Verdict) -> None:
         instance = self.index.by_id[instance_id]
         self.feed.append(instance, instance, verdict)
+
+
+def _not_live(members: Members, instance_id: str) -> Outcome:
+    """The outcome of a change of an instance that does not live here."""
+    if instance_id in members.deaths:
+        return Outcome(OutcomeKind.DEAD, Status.DEAD, None, members.deaths.cause_of(instance_id))
+    return Outcome(OutcomeKind.UNKNOWN)
+
+
+def _held_by_both(newer: Instance, known: Instance, stored: Instance) -> Instance:
+    """`newer` with the holds that memory or the store has; of a kind that both have, memory's."""
+    if known.holds == stored.holds:
+        return newer
+    holds = {hold.kind: hold for hold in (*stored.holds, *known.holds)}
+    status = effective_status(newer.reported_status, holds)
+    return replace(newer, holds=sorted_holds(holds.values()), status=status)
 
 
 def _epoch_for(members: Members, registration: Registration) -> str:

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from seedcore.core.causes import Cause, is_refined_by
 from seedcore.core.instances import Instance
 from seedcore.core.verdict import Death
 
@@ -23,7 +24,7 @@ class RecentDeath:
     """A death that is remembered. `death` is the result of the truth table; None where the registry did not decide it:
     the agent, an operator or the database did."""
 
-    cause: str | None = None
+    cause: Cause | None = None
     death: Death | None = None
 
 
@@ -44,7 +45,7 @@ class RecentDeaths:
         """The death of this instance, if it is remembered."""
         return self._deaths.get(instance_id)
 
-    def cause_of(self, instance_id: str) -> str | None:
+    def cause_of(self, instance_id: str) -> Cause | None:
         """The cause of the death of this instance, if it is remembered and has one."""
         known = self._deaths.get(instance_id)
         return None if known is None else known.cause
@@ -65,10 +66,10 @@ class RecentDeaths:
         if known is not None:
             self._deaths[instance_id] = replace(known, death=death)
 
-    def refine(self, instance_id: str, cause: str) -> None:
-        """Replace the cause of a death by one that begins with the known cause and adds details."""
+    def refine(self, instance_id: str, cause: Cause) -> None:
+        """Replace the cause of a death by a better known one (see core.causes.is_refined_by)."""
         known = self._deaths.get(instance_id)
-        if known is not None and known.cause and cause.startswith(known.cause):
+        if known is not None and is_refined_by(known.cause, cause):
             self._deaths[instance_id] = replace(known, cause=cause)
 
     # Epochs

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from seedcore.core.answers import NotResolved
+from seedcore.core.causes import Cause, CauseKind
+from seedcore.core.holds import HoldKind
 from seedcore.core.limits import MAX_DRAIN_S, MAX_METADATA_DEPTH, MAX_PAGE, MAX_REASON_CHARS
 
 
@@ -37,8 +39,32 @@ def _json_text(value: Any) -> str:
 # the database may hold values from before it refused them: no answer fails because of them
 Labels = Annotated[dict[str, str], BeforeValidator(_as_texts)]
 Metadata = Annotated[dict[str, Any], BeforeValidator(_without_depths)]
-CauseOut = str
-"""The cause of a status, as instances, transitions and events show it."""
+
+
+class CauseOut(BaseModel):
+    """Why an instance has its status. A client reads `kind`; `detail` is for people and may change. `by` names the
+    operator."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    kind: CauseKind
+    detail: str | None
+    by: str | None
+
+    def __str__(self) -> str:
+        return str(Cause(self.kind, self.detail, self.by))
+
+
+class HoldOut(BaseModel):
+    """Why an instance is not resolved although it reports alive. It has at most one hold of a kind."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    kind: HoldKind
+    reason: str | None
+    by: str | None = Field(description="the operator")
+    since: datetime
+    expires_at: datetime | None = Field(description="when the registry releases the hold; null: it does not expire")
 
 
 class Stamp(BaseModel):
@@ -53,14 +79,16 @@ class Stamp(BaseModel):
 
 
 class InstanceOut(BaseModel):
-    """One incarnation of an agent. Ray's listing knows only its names. `verdict` (fresh, late, suspect) is known if the
-    source receives beats. A snapshot has verdicts, and no times of beats."""
+    """One incarnation of an agent. Ray's listing knows only its names. `status` follows from `reported_status` and
+    `holds`. `verdict` (fresh, late, suspect) is known if the source receives beats. A snapshot has verdicts, and no
+    times of beats."""
 
     model_config = ConfigDict(from_attributes=True)
 
     logical_id: str
     instance_id: str | None = None
     status: str | None = None
+    reported_status: str | None = Field(None, description="the status that the agent reported last")
     verdict: str | None = None
     cluster_epoch: str | None = None
     organ_id: str | None = None
@@ -77,11 +105,8 @@ class InstanceOut(BaseModel):
     status_changed_at: datetime | None = None
     last_heartbeat: datetime | None = None
     stopped_at: datetime | None = None
-    cause: CauseOut | None = Field(None, description="the cause of its status: why it drains, or died")
-    drain_until: datetime | None = Field(None, description="when its draining ends by itself; null: not by itself")
-    held: str | None = Field(
-        None, description="it drains by another hand than its own: what it says itself, and is again after that"
-    )
+    cause: CauseOut | None = Field(None, description="the cause of the last change of its status or of a hold")
+    holds: list[HoldOut] = Field([], description="sorted by kind")
 
 
 class InstanceAnswer(Stamp):
@@ -135,7 +160,8 @@ class LiveOut(BaseModel):
 
 
 class TransitionOut(BaseModel):
-    """A transition of an instance. `from_status` null: it was registered; `seq` null: not by the agent itself."""
+    """A change of an instance's status or of one of its holds, where both statuses may be the same. `from_status` null:
+    it was registered; `seq` null: not by the agent itself."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -145,7 +171,8 @@ class TransitionOut(BaseModel):
     seq: int | None
     cause: CauseOut | None
     at: datetime
-    until: datetime | None = Field(description="when the drain that begins here expires")
+    hold: HoldKind | None = Field(description="the kind of the hold that was placed or released")
+    expires_at: datetime | None = Field(description="when the hold that was placed expires; null: released, or no end")
 
 
 class AgentAnswer(Stamp):
@@ -153,7 +180,7 @@ class AgentAnswer(Stamp):
 
     logical_id: str
     live: list[LiveOut]
-    history: list[InstanceOut]
+    instances: list[InstanceOut]
     transitions: list[TransitionOut] = []
 
 

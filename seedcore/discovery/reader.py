@@ -194,7 +194,7 @@ class DiscoveryReader:
     async def require_registered(self, logical_id: str) -> Description:
         """As `describe`; NotResolvableError if no agent has registered under this id."""
         described = await self.describe(logical_id)
-        if described.complete and not described.live and not described.history:
+        if described.complete and not described.live and not described.instances:
             detail = "no agent has registered under this id"
             raise NotResolvableError(logical_id, NotResolved.NOT_REGISTERED, detail)
         return described

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from seedcore.core.answers import Answer, Listing, Origin, Resolution
+from seedcore.core.causes import Cause
 from seedcore.core.instances import Instance, Transition, Verdict
 from seedcore.discovery.api import (
     AgentAnswer,
@@ -31,9 +32,9 @@ def sources_out(states: SourceStates) -> SourcesOut:
     return SourcesOut(registry=states.registry or "ok", postgres=states.postgres or "ok", ray=states.ray or "ok")
 
 
-def cause_out(cause: str | None) -> CauseOut | None:
-    """The cause of a status. Every answer and event shows causes by this function."""
-    return cause
+def cause_out(cause: Cause | None) -> CauseOut | None:
+    """A cause."""
+    return None if cause is None else CauseOut.model_validate(cause)
 
 
 def stamp_of(answer: Answer[Any] | Listing | NameListing | Description) -> dict[str, Any]:
@@ -48,9 +49,7 @@ def stamp_of(answer: Answer[Any] | Listing | NameListing | Description) -> dict[
 
 def instance_out(instance: Instance) -> InstanceOut:
     """One instance."""
-    shown = InstanceOut.model_validate(instance)
-    shown.cause = cause_out(instance.cause)
-    return shown
+    return InstanceOut.model_validate(instance)
 
 
 def listed_out(instance: Instance, listing: Listing) -> InstanceOut:
@@ -93,12 +92,9 @@ def resolve_by_name(logical_ids: Sequence[str], listing: NameListing) -> Resolve
     return ResolveAnswer(results=results, **stamp_of(listing))
 
 
-def transitions_out(steps: Sequence[Transition]) -> list[TransitionOut]:
+def transitions_out(transitions: Sequence[Transition]) -> list[TransitionOut]:
     """Transitions."""
-    shown = [TransitionOut.model_validate(step) for step in steps]
-    for row, step in zip(shown, steps, strict=True):
-        row.cause = cause_out(step.cause)
-    return shown
+    return [TransitionOut.model_validate(transition) for transition in transitions]
 
 
 def operation_answer(logical_id: str, results: Sequence[OperationResult], as_of: datetime) -> OperationAnswer:
@@ -133,7 +129,7 @@ def agent_answer(described: Description) -> AgentAnswer:
             )
             for observed in described.live
         ],
-        history=[instance_out(instance) for instance in described.history],
-        transitions=transitions_out(described.steps),
+        instances=[instance_out(instance) for instance in described.instances],
+        transitions=transitions_out(described.transitions),
         **stamp_of(described),
     )

@@ -104,7 +104,7 @@ async def _until_changed(changed: asyncio.Event) -> None:
 
 
 def _change_out(change: FeedChange) -> dict[str, object]:
-    shown = None
+    shown, cause = None, cause_out(change.cause if change.instance is None else change.instance.cause)
     if change.instance is not None:
         row = instance_out(change.instance)
         row.verdict = change.verdict.value
@@ -115,7 +115,7 @@ def _change_out(change: FeedChange) -> dict[str, object]:
         "instance_id": change.instance_id,
         "logical_id": change.logical_id,
         "instance": shown,
-        "cause": cause_out(change.cause if change.instance is None else change.instance.cause),
+        "cause": None if cause is None else cause.model_dump(mode="json"),
     }
 
 

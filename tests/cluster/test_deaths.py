@@ -22,6 +22,7 @@ from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from seedcore.composition import start_registry
+from seedcore.core.causes import Cause
 from seedcore.core.changes import Registration, new_instance_id
 from seedcore.core.errors import NotResolvableError
 from seedcore.core.instances import Verdict
@@ -96,13 +97,13 @@ class Patient:
 @pytest.fixture(params=["pidfd", "actor state"])
 async def watch_and_sleeper(
     request: pytest.FixtureRequest, ray_cluster: Cluster
-) -> AsyncIterator[tuple[Watch, Callable[[], Sleeper], list[tuple[str, str]]]]:
+) -> AsyncIterator[tuple[Watch, Callable[[], Sleeper], list[tuple[str, Cause]]]]:
     """A watch, a way to make something for it to watch, and what it has reported."""
-    reported: list[tuple[str, str]] = []
+    reported: list[tuple[str, Cause]] = []
     watch: Watch
     made: list[Any] = []
 
-    def note(instance_id: str, cause: str, _process_key: str | None) -> None:
+    def note(instance_id: str, cause: Cause, _process_key: str | None) -> None:
         reported.append((instance_id, cause))
 
     def make_process() -> Sleeper:
@@ -132,7 +133,7 @@ async def watch_and_sleeper(
     await watch.close()
 
 
-Contract = tuple[Watch, Callable[[], Sleeper], list[tuple[str, str]]]
+Contract = tuple[Watch, Callable[[], Sleeper], list[tuple[str, Cause]]]
 
 
 async def test_an_exit_is_reported_once_and_the_living_never(watch_and_sleeper: Contract) -> None:
@@ -475,9 +476,9 @@ async def test_a_killed_agent_is_dead_at_once_and_for_the_right_reason(
     await eventually(is_gone, every_s=0.005)
 
     def stored() -> list[tuple[Any, ...]]:
-        return rows(settings, "select cause from registry_instance where logical_id = 'victim' and status = 'dead'")
+        return causes(settings, "logical_id = 'victim' and status = 'dead'")
 
-    assert await eventually(stored) == [(f"its process was killed by SIGKILL (pid {pid})",)]
+    assert await eventually(stored) == [("process_killed", f"SIGKILL (pid {pid})")]
     with pytest.raises(NotResolvableError):
         await manager.resolve("victim")
     assert await (await manager.resolve("bystander")).ping.remote() == "pong"
@@ -495,27 +496,33 @@ async def test_a_restarted_agent_is_a_new_incarnation_of_the_same_name(
     await eventually(is_back, within_s=60)
 
     def stored() -> bool:
-        history = rows(settings, "select status::text, pid, cause from registry_instance where logical_id = 'phoenix'")
+        columns = "status::text, pid, cause_kind::text, cause_detail"
+        history = rows(settings, f"select {columns} from registry_instance where logical_id = 'phoenix'")
         dead = [row for row in history if row[0] == "dead"]
         return (
             [row[0] for row in history if row[0] != "dead"] == ["alive"]
             and [row[1] for row in dead] == [pid]
-            and dead[0][2] in exits(pid)
+            and dead[0][2:] in exits(pid)
         )
 
     await eventually(stored)
 
 
-def exits(pid: int) -> set[str]:
-    """The causes of a killed process: with the signal where a relay watched it, else only that it is gone."""
-    return {f"its process was killed by SIGKILL (pid {pid})", f"its process exited (pid {pid})"}
+def exits(pid: int) -> set[tuple[str, str]]:
+    """The causes of a killed process: with the signal if a relay watched it, else only that it is gone."""
+    return {("process_killed", f"SIGKILL (pid {pid})"), ("process_exited", f"pid {pid}")}
 
 
-def cause_of(settings: Settings, logical_id: str) -> str | None:
+def causes(settings: Settings, condition: str, *parameters: object) -> list[tuple[str, str]]:
+    """The kind and the detail of each cause of the rows that match."""
+    query = "select cause_kind::text, cause_detail from registry_instance where " + condition
+    return [(kind, detail) for kind, detail in rows(settings, query, *parameters)]
+
+
+def cause_of(settings: Settings, logical_id: str) -> tuple[str, str] | None:
     """Why the one instance of an agent died; None while it has not."""
-    query = "select cause from registry_instance where logical_id = %s and status = 'dead'"
-    found = rows(settings, query, logical_id)
-    return str(found[0][0]) if len(found) == 1 else None
+    found = causes(settings, "logical_id = %s and status = 'dead'", logical_id)
+    return found[0] if len(found) == 1 else None
 
 
 def relays(cluster: Cluster) -> list[int]:
@@ -623,7 +630,7 @@ async def test_a_hung_agent_is_late_then_suspect_and_comes_back_as_itself(
     await eventually(is_back)
     described = await registry.describe("sleeper")
     assert [observed.instance.instance_id for observed in described.live] == [before]
-    assert [row.instance_id for row in described.history] == [before]
+    assert [row.instance_id for row in described.instances] == [before]
 
 
 async def test_a_lost_node_takes_its_agents_with_it_and_no_others(
@@ -644,11 +651,11 @@ async def test_a_lost_node_takes_its_agents_with_it_and_no_others(
     os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
 
     def stored() -> list[tuple[Any, ...]]:
-        return rows(settings, "select cause from registry_instance where logical_id = 'remote' and status = 'dead'")
+        return causes(settings, "logical_id = 'remote' and status = 'dead'")
 
-    [(cause,)] = await eventually(stored, within_s=60)
+    [(kind, _)] = await eventually(stored, within_s=60)
     # whichever witness is first: the raylet's workers end with it, the relay among them
-    assert cause == "its node died" or cause.startswith("its process ")
+    assert kind in {"node_died", "process_exited", "process_killed"}
     assert await (await manager.resolve("local")).ping.remote() == "pong"
     ray_cluster.remove_node(node)
 
@@ -710,8 +717,8 @@ async def test_a_callers_error_is_a_hint_and_ray_decides(registry: RegistryConne
     await eventually(is_dead)
 
     def is_stored() -> bool:
-        return rows(settings, "select status::text, cause from registry_instance") == [
-            ("dead", "Ray reports that its actor died")
+        return rows(settings, "select status::text, cause_kind::text from registry_instance") == [
+            ("dead", "actor_died")
         ]
 
     await eventually(is_stored)
@@ -731,9 +738,10 @@ async def test_mass_silence_freezes_expiry_and_releases_only_the_confirmed(
         await asyncio.gather(*(registry.register(row) for row in [*silent, *fallen]))
 
         def dead() -> list[tuple[Any, ...]]:
-            return rows(settings, "select logical_id, cause from registry_instance where status = 'dead' order by 1")
+            columns = "logical_id, cause_kind::text"
+            return rows(settings, f"select {columns} from registry_instance where status = 'dead' order by 1")
 
-        confirmed = [(f"fallen-{n}", "silent, and Ray reports that its actor died") for n in range(3)]
+        confirmed = [(f"fallen-{n}", "actor_died") for n in range(3)]
         await eventually(lambda: dead() == confirmed)
         assert (await registry.health()).is_frozen
         # they beat again: no other has died, and the freeze is over by itself

@@ -19,6 +19,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from seedcore.composition import start_registry
 from seedcore.core.answers import NotResolved, Origin
+from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.changes import Registration, new_instance_id
 from seedcore.core.circuit import Circuit
 from seedcore.core.errors import (
@@ -71,7 +72,7 @@ async def test_creating_an_agent_twice_makes_one_actor(
     again = await Tier0MemoryManager(settings).create_agent("one", agent_class=Worker, arguments={"settings": settings})
     pids = {await handle.execute_task.remote("pid") for handle in [*handles, again]}
     assert len(pids) == 1
-    assert len((await registry.describe("one")).history) == 1
+    assert len((await registry.describe("one")).instances) == 1
 
 
 async def test_a_batch_creates_what_it_can_and_names_the_failures(
@@ -375,8 +376,8 @@ async def test_an_agent_that_stopped_by_itself_is_replaced(
     )
     assert {actor_id_of(handle) for handle in many} == {actor_id_of(many[0])} != {actor_id_of(first)}
     assert await manager.execute_task_on_agent("returns", "works") == "works"
-    causes = [row.cause for row in (await registry.describe("returns")).history]
-    assert causes == [None, "by its own word"]
+    causes = [row.cause for row in (await registry.describe("returns")).instances]
+    assert causes == [None, Cause(CauseKind.AGENT, "by its own word")]
 
 
 @pytest.mark.parametrize("mode", [Mode.HYBRID, Mode.REGISTRY])
@@ -540,7 +541,7 @@ async def test_shutdown_really_ends_the_actors(
     assert manager.list_agents() == ()
     await eventually(lambda: not os.path.exists(f"/proc/{pid}"))
     assert await RayDirectory(settings.namespace).names() == []
-    assert {row.cause for row in (await registry.describe("x")).history} == {"stopped"}
+    assert {row.cause for row in (await registry.describe("x")).instances} == {Cause(CauseKind.AGENT, "stopped")}
 
 
 async def test_an_existing_actor_is_attached_under_a_logical_id(

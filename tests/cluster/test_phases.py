@@ -149,7 +149,7 @@ async def test_three_phases_forwards_and_backwards_without_an_interrupted_resolu
             for name in FLEET:
                 await end(reporting.pop(name))
                 await caller.some_more()
-            history = (await registry.describe("eye")).history
+            history = (await registry.describe("eye")).instances
             assert [row.status for row in history] == [Status.DEAD] * lap
             await stop_registry(settings.namespace)
             await caller.some_more()
@@ -180,7 +180,9 @@ async def test_registry_of_this_cluster_starts_on_a_restored_dump_of_an_adopted_
     manager = Tier0MemoryManager(settings)
     assert await (await manager.resolve("agent-1")).get_id.remote() == "agent-1"
     await manager.close()
-    before, now = sorted((await registry.describe("agent-1")).history, key=lambda row: row.status is Status.ALIVE)[-2:]
+    before, now = sorted((await registry.describe("agent-1")).instances, key=lambda row: row.status is Status.ALIVE)[
+        -2:
+    ]
     assert (before.status, now.status, now.cluster_epoch) == (Status.DEAD, Status.ALIVE, "epoch-3")
     await end(actor)
     await stop_registry(settings.namespace)

@@ -16,6 +16,7 @@ from pydantic import SecretStr
 
 from seedcore.composition import start_registry
 from seedcore.core.answers import InstanceFilter, NotResolved, Origin, Receipt
+from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.changes import Registration, SequencedChange, new_instance_id
 from seedcore.core.errors import (
     FencedError,
@@ -149,7 +150,7 @@ async def test_resolve_answers_many_and_has_the_reasons(registry: RegistryConnec
     assert not found["unregistered"].is_known
     described = await registry.describe("draining")
     assert described.complete
-    assert [row.cause for row in described.history] == ["maintenance"]
+    assert [row.cause for row in described.instances] == [Cause(CauseKind.AGENT, "maintenance")]
 
 
 BAD_CALLS: list[tuple[str, tuple[Any, ...]]] = [
@@ -252,7 +253,7 @@ async def test_a_killed_registry_comes_back_with_everything_acknowledged(
     assert not any(answer.unknown or answer.dead for answer in answers)
     receipts = await asyncio.gather(*(client.set_status("alive", "after it") for client in clients))
     assert all(receipt.durable for receipt in receipts)
-    assert rows(settings, "select distinct status::text, cause, seq from registry_instance") == [
+    assert rows(settings, "select distinct status::text, cause_detail, seq from registry_instance") == [
         ("alive", "after it", 4)
     ]
 
@@ -299,10 +300,9 @@ async def test_a_silent_instance_expires_with_its_cause(registry: RegistryConnec
     await registry.set_status(mine.instance_id, "alive", 2)
 
     def stored() -> list[tuple[Any, ...]]:
-        return rows(settings, "select cause from registry_instance where status = 'dead'")
+        return rows(settings, "select cause_kind::text from registry_instance where status = 'dead'")
 
-    [(cause,)] = await eventually(stored)
-    assert "lease expired" in cause
+    assert await eventually(stored) == [("lease_expired",)]
     assert (await registry.beat_many([mine.instance_id])).dead == (mine.instance_id,)
 
 
@@ -360,7 +360,9 @@ async def test_a_new_ray_cluster_rotates_the_epoch_and_ends_the_old_fleet(
 
     await eventually(is_ready)
     assert (await registry.health()).epoch == "epoch-2"
-    assert rows(settings, "select status::text, cause from registry_instance") == [("dead", "epoch epoch-1 retired")]
+    assert rows(settings, "select status::text, cause_kind::text, cause_detail from registry_instance") == [
+        ("dead", "epoch_retired", "epoch-1")
+    ]
     with pytest.raises(RetiredEpochError):
         await RegistryClient("late", cluster_epoch="epoch-1", settings=settings).register()
 
@@ -593,7 +595,7 @@ async def test_a_registry_replaced_between_two_changes_gets_both_in_order(
         mine.happens = replace_registry
         assert (await client.set_status(Status.ALIVE, "second")).durable
         assert client.pending == 0
-        steps = rows(settings, "select to_status::text, cause from registry_transition order by id")
+        steps = rows(settings, "select to_status::text, cause_detail from registry_transition order by id")
         assert steps == [("starting", None), ("alive", None), ("draining", "first"), ("alive", "second")]
     finally:
         proxy.stop()

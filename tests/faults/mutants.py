@@ -13,14 +13,15 @@ from unittest import mock
 
 from seedcore.core.answers import InstanceFilter, Outcome, Receipt
 from seedcore.core.batch import ChangeBatch
-from seedcore.core.changes import Change, Registration, StatusChange
+from seedcore.core.changes import Change, HoldChange, Registration, StatusChange
 from seedcore.core.errors import StoreRejectedError, StoreUnavailableError
 from seedcore.core.feed import Feed, FeedBatch
+from seedcore.core.holds import HoldKind, effective_status
 from seedcore.core.instances import Instance, Verdict
 from seedcore.core.lease import MassLateness
 from seedcore.core.lifecycle import Status
 from seedcore.core.members import Members
-from seedcore.core.rules import apply_status
+from seedcore.core.rules import apply_hold, apply_status
 from seedcore.core.silence import Silence
 from seedcore.core.verdict import Death, Evidence, Witness, judge
 from seedcore.registry.agent.client import RegistryClient
@@ -37,7 +38,8 @@ def _nothing(*_: object) -> None:
 
 
 async def _acknowledge(_: Receipts, change: Change) -> Receipt:
-    return Receipt(change.instance_id, Status.ALIVE, change.seq or 0, durable=True, epoch=None, why=None)
+    seq = 0 if isinstance(change, HoldChange) else change.seq or 0
+    return Receipt(change.instance_id, Status.ALIVE, seq, durable=True, epoch=None, why=None)
 
 
 _of_replay = Receipts.of_replay
@@ -79,6 +81,31 @@ def _revive(known: Instance, change: StatusChange, now: datetime) -> tuple[Outco
 
 def _ignore_numbers(known: Instance, change: StatusChange, now: datetime) -> tuple[Outcome, Instance]:
     return apply_status(replace(known, seq=-1), change, now)
+
+
+def _end_the_hold(known: Instance, change: StatusChange, now: datetime) -> tuple[Outcome, Instance]:
+    """An agent's report of alive makes it alive, whatever holds it."""
+    outcome, row = apply_status(known, change, now)
+    if change.seq is None or row.reported_status is not Status.ALIVE or row is known:
+        return outcome, row
+    holds = tuple(hold for hold in row.holds if hold.kind is not HoldKind.OPERATOR)
+    status = effective_status(row.reported_status, [hold.kind for hold in holds])
+    return replace(outcome, status=status), replace(row, holds=holds, status=status)
+
+
+def _release_to_alive(known: Instance, change: HoldChange, now: datetime) -> tuple[Outcome, Instance]:
+    """Whatever the agent reports, it is alive after a release."""
+    outcome, row = apply_hold(known, change, now)
+    if change.hold is not None or row is known:
+        return outcome, row
+    return replace(outcome, status=Status.ALIVE), replace(row, status=Status.ALIVE)
+
+
+@contextmanager
+def _patch_both(rule: str, instead: object) -> Iterator[None]:
+    """In memory and in the database."""
+    with mock.patch(f"seedcore.core.members.{rule}", instead), mock.patch(f"seedcore.store.memory.{rule}", instead):
+        yield
 
 
 def _forget_seconds(_: object, lapsed: int, living: int, now: float) -> bool:
@@ -179,6 +206,11 @@ MUTANTS: dict[str, Mutant] = {
     "sequence numbers are ignored": Mutant(
         2, lambda: mock.patch("seedcore.store.memory.apply_status", _ignore_numbers)
     ),
+    "an agent's report ends a hold": Mutant(0, lambda: _patch_both("apply_status", _end_the_hold)),
+    "the registry forgets a hold at a report": Mutant(
+        0, lambda: mock.patch("seedcore.core.members.apply_status", _end_the_hold)
+    ),
+    "a release restores the wrong status": Mutant(0, lambda: _patch_both("apply_hold", _release_to_alive)),
     "no lease ends": Mutant(0, lambda: mock.patch("seedcore.registry.server.expiry.judge", _judge_no_lease)),
     "no death is decided": Mutant(0, lambda: mock.patch("seedcore.registry.server.expiry.judge", _judge_no_witness)),
     "a freeze is no evidence": Mutant(0, lambda: mock.patch("seedcore.registry.server.expiry.judge", _judge_unfrozen)),

@@ -23,6 +23,9 @@ The laws, checked all the time and at the end of every history:
     database has: it asks agents to register again only after a whole lease without its database.
 11. An actor's instances are all of the epoch that it was started in, also those of the processes that Ray starts for it
     later; where a registry took the database over, those that insist on none go on in the epoch that continues it.
+12. An operator's hold that was acknowledged as durable stays until it is released or expires, whatever the agent
+    reports, and no registry that knows it resolves the instance.
+13. The effective status of every instance, in memory and in the database, follows from its reported status and holds.
 """
 
 from __future__ import annotations
@@ -46,12 +49,12 @@ from unittest import mock
 from ray.exceptions import ActorDiedError
 
 from seedcore.core.answers import Answer, BeatAnswer, InstanceFilter, Listing, OutcomeKind, Receipt, Resolution
-from seedcore.core.changes import RegisterChange, SequencedChange, StatusChange
+from seedcore.core.causes import Cause, CauseKind
+from seedcore.core.changes import HoldChange, RegisterChange, SequencedChange, StatusChange
 from seedcore.core.clock import Clock
 from seedcore.core.errors import (
     DirectoryUnavailableError,
     FencedError,
-    InstanceDeadError,
     RegistryError,
     RegistryReplacedError,
     RegistryUnavailableError,
@@ -61,7 +64,8 @@ from seedcore.core.errors import (
     UnknownInstanceError,
 )
 from seedcore.core.feed import FeedBatch
-from seedcore.core.instances import Instance
+from seedcore.core.holds import Hold, HoldKind
+from seedcore.core.instances import Instance, LiveState
 from seedcore.core.lifecycle import Status
 from seedcore.core.timeouts import within
 from seedcore.core.verdict import Death
@@ -77,6 +81,7 @@ from seedcore.settings import Settings
 from seedcore.store.memory import MemoryStore, Tables
 from tests.builders import START
 from tests.faults.mutants import MUTANTS
+from tests.faults.operators import UNSTORABLE, Operators
 from tests.faults.virtual import VirtualLoop
 from tests.local import LocalRegistry as Registry
 
@@ -88,10 +93,12 @@ CALL_TIMEOUT_S = 2.0
 FAULTS_S = 50.0
 CALM_S = 40.0
 NODES = ("north", "south")
-UNSTORABLE = "a cause that the database refuses"
-_OPERATED = {"drain": Status.DRAINING, "undrain": Status.ALIVE, "deregister": Status.DEAD}
-_OPERATIONS = {status: method for method, status in _OPERATED.items()}
+OPERATIONS = frozenset({"drain", "undrain", "deregister"})
 EVERY = InstanceFilter(statuses=None, fresh_only=False)
+
+
+Followed = tuple[Status, tuple[Hold, ...]]
+"""What a follower has of an instance."""
 
 
 def _status_of(change: SequencedChange) -> Status | None:
@@ -116,8 +123,7 @@ class Process:
     ended_s: float | None = None
     troubles: list[tuple[float, float]] = field(default_factory=list)
     wanted: Status = Status.ALIVE
-    drained_by_hand: str | None = None
-    is_echoed: bool = False
+    held_by_hand: str | None = None
     epoch: str | None = None
     is_retired: bool = False
 
@@ -161,9 +167,11 @@ class World:
         self.alone: set[str] = set()
         self.seen_dead: set[str] = set()
         self.counts: Counter[str] = Counter()
-        self.held_at: dict[tuple[str, int], dict[str, Status]] = {}
+        self.held_at: dict[tuple[str, int], dict[str, Followed]] = {}
         self.rows_seen = 0
         self.epoch_of: dict[str, str] = {}
+        self.latest_utc = START
+        self.operators = Operators(self, SimConnection(self, "operator"))
 
     # Time and truth
 
@@ -172,7 +180,9 @@ class World:
         return self.loop.now_s
 
     def utc(self) -> datetime:
-        return START + timedelta(seconds=self.now_s + self.clock_offset_s)
+        now = START + timedelta(seconds=self.now_s + self.clock_offset_s)
+        self.latest_utc = max(self.latest_utc, now)
+        return now
 
     def note(self, text: str) -> None:
         self.log.append(f"{self.now_s:8.3f}  {text}")
@@ -231,9 +241,11 @@ class World:
         self.check(row.seq >= receipt.seq, 1, f"{receipt} was acknowledged, committed is {row.seq}")
         if status is not None:
             steps = [step for step in self.tables.transitions if step.instance_id == receipt.instance_id]
-            # what it said while another hand held it was noted
-            was_held = any(step.to_status is Status.DRAINING and step.seq is None for step in steps)
+            # what it reported under a hold is no transition
+            was_held = any(step.hold is not None for step in steps)
             was_so = was_held or status in {step.to_status for step in steps}
+            if row.seq == receipt.seq:
+                was_so = row.reported_status is status
             self.check(was_so, 1, f"{receipt} was acknowledged as {status} and never was so")
         self.counts["acknowledged"] += 1
 
@@ -247,6 +259,8 @@ class World:
         office.world_terms.append(term)
         self.check_deaths()
         self.check_epochs()
+        self.operators.check_holds()
+        self.operators.check_derived(self.tables.rows.values(), "the database")
 
     def check_deaths(self) -> None:
         """Law 5, for every death that the database has newly."""
@@ -256,15 +270,15 @@ class World:
             self.seen_dead.add(row.instance_id)
             process = self.owner(row.instance_id)
             assert process is not None
-            cause = row.cause or ""
-            self.counts[f"dead: {cause.split(':')[0].split('(')[0].strip()}"] += 1
-            if process.ended_s is not None or cause == "stopped":
+            cause = CauseKind.UNKNOWN if row.cause is None else row.cause.kind
+            self.counts[f"dead: {cause}"] += 1
+            if process.ended_s is not None or cause in {CauseKind.AGENT, CauseKind.OPERATOR}:
                 continue
-            if cause.startswith("epoch"):
+            if cause is CauseKind.EPOCH_RETIRED:
                 is_retired = self.tables.epochs[row.cluster_epoch].retired_at is not None
                 self.check(is_retired, 5, f"{process.name} lives, and is dead: {cause}, which is current")
                 continue
-            if row.instance_id in self.alone and cause.startswith("lease"):
+            if row.instance_id in self.alone and cause is CauseKind.LEASE_EXPIRED:
                 # with one instance there is no other to compare its silence with
                 continue
             # it could not reach the registry for a good part of a lease, and the fault was its own
@@ -273,10 +287,12 @@ class World:
             # which excuses an expired lease, and no witness of its end; but a process that received its death from a
             # registry that died before the commit lives on as another instance, and the next registry finds that
             has_moved_on = process.reporter is not None and process.reporter.client.instance_id != row.instance_id
+            if has_moved_on and row.instance_id in self.operators.deregistered:
+                continue
             self.check(
-                silent and (cause.startswith("lease") or has_moved_on),
+                silent and (cause is CauseKind.LEASE_EXPIRED or has_moved_on),
                 5,
-                f"{process.name} lives, and {row.instance_id} is dead: {cause}",
+                f"{process.name} lives, and {row.instance_id} is dead: {row.cause}",
             )
 
     def line_of(self, epoch: str) -> str:
@@ -317,14 +333,14 @@ class World:
         writer, members = office.registry.writer, office.registry.members
         if writer.problem is not None or not writer.database.recovered or writer.backlog.pending_changes:
             return "the registry has not settled"
-        wanted: dict[str, Status] = {}
+        wanted: dict[str, tuple[Status, set[HoldKind]]] = {}
         for process in self.processes:
             if process.ended_s is not None:
                 for instance_id in process.instance_ids:
                     row = self.tables.rows.get(instance_id)
                     if row is not None and row.status is not Status.DEAD:
                         return f"{process.name} ended, {instance_id} is {row.status}"
-                    if row is not None and not row.cause:
+                    if row is not None and row.cause is None:
                         return f"{instance_id} is dead without a cause"
                 continue
             if process.is_retired:
@@ -334,15 +350,24 @@ class World:
             client = process.reporter.client
             if client.pending:
                 return f"{process.name} keeps {client.pending} changes"
-            by_hand = process.drained_by_hand == client.instance_id
-            wanted[client.instance_id] = Status.DRAINING if by_hand else process.wanted
+            held_by = {HoldKind.NODE} if process.held_by_hand == client.instance_id else set()
+            if client.instance_id in self.operators.left_held:
+                held_by.add(HoldKind.OPERATOR)
+            wanted[client.instance_id] = process.wanted, held_by
         live = {row.instance_id: row for row in self.tables.rows.values() if row.status is not Status.DEAD}
-        if {key: row.status for key, row in live.items()} != wanted:
-            return f"live are {[(row.logical_id, row.status.value) for row in live.values()]}, not {wanted}"
-        remembered = {key: (row.status, row.seq, row.cluster_epoch) for key, row in members.index.by_id.items()}
-        if remembered != {key: (row.status, row.seq, row.cluster_epoch) for key, row in live.items()}:
+        found = {key: (row.reported_status, {hold.kind for hold in row.holds}) for key, row in live.items()}
+        if found != wanted:
+            return f"live are {found}, not {wanted}"
+        remembered = {key: LiveState.of(row) for key, row in members.index.by_id.items()}
+        if remembered != {key: LiveState.of(row) for key, row in live.items()}:
             return f"memory and database differ: {remembered}"
         return None
+
+    def check_memory(self) -> None:
+        """Law 13, in the memory of every registry."""
+        for office in self.offices:
+            if office.is_up:
+                self.operators.check_derived(office.registry.members, office.name)
 
 
 # Network
@@ -419,7 +444,8 @@ class SimConnection:
         delays_s = [world.random.uniform(0.001, 0.02)]
         if world.happens(world.slow_share):
             delays_s = [world.random.uniform(0.1, 3.0)]
-        if world.happens(world.twice_share):
+        # Ray repeats no call, and an operator's has no number
+        if self._caller != "operator" and world.happens(world.twice_share):
             delays_s.append(world.random.uniform(0.001, 4.0))
         return delays_s
 
@@ -512,7 +538,7 @@ class SimStore:
             await self._apply(method, *args, **kwargs)
 
     async def _apply(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        if method == "set_status_many" and any(UNSTORABLE in (change.cause or "") for change in args[0]):
+        if method in {"set_status_many", "hold_many"} and any(map(_is_unstorable, args[0])):
             self._world.counts["batches refused for a value"] += 1
             raise StoreRejectedError("simulated")
         # the memory store never yields, so this is one transaction
@@ -521,9 +547,14 @@ class SimStore:
             for change, outcome in zip(args[0], result, strict=True):
                 if change.status is Status.DEAD and outcome.kind is OutcomeKind.APPLIED:
                     self._office.buried.add(change.instance_id)
-        if method in {"begin", "register_many", "set_status_many", "beat_many", "expire_old_epochs"}:
+        if method in {"begin", "register_many", "set_status_many", "hold_many", "beat_many", "expire_old_epochs"}:
             self._world.check_writer(self._office, self._inner.term)
         return result
+
+
+def _is_unstorable(change: StatusChange | HoldChange) -> bool:
+    cause = change.why if isinstance(change, HoldChange) else change.cause
+    return cause is not None and cause.detail == UNSTORABLE
 
 
 # Processes
@@ -552,7 +583,7 @@ class SimWatch:
     def ended(self, key: str) -> None:
         for instance_id in [one for one, its in self._watched.items() if its == key]:
             del self._watched[instance_id]
-            self._on_exit(instance_id, "its process exited (simulated)", key)
+            self._on_exit(instance_id, Cause(CauseKind.PROCESS_EXITED, "simulated"), key)
 
     async def close(self) -> None:
         self._watched.clear()
@@ -671,12 +702,12 @@ class Office:
         )
         declare_dead = self.registry.expiry.declare_dead
 
-        def decide(instance_id: str, death: Death, detail: str) -> None:
+        def decide(instance_id: str, death: Death, cause: Cause) -> None:
             if instance_id not in world.decided_s:
                 world.decided_s[instance_id] = world.now_s
                 if len(self.registry.members) == 1:
                     world.alone.add(instance_id)
-            declare_dead(instance_id, death, detail)
+            declare_dead(instance_id, death, cause)
 
         self.registry.expiry.declare_dead = decide  # type: ignore[method-assign]
         world.offices.append(self)
@@ -701,11 +732,8 @@ class Office:
                 self._check_unknown(instance_id)
         if isinstance(result, Receipt):
             world.check_receipt(result, _status_of(args[0]))
-        if method in {"drain", "undrain", "deregister"}:
-            for operated in result:
-                if operated.error is None:
-                    receipt = Receipt(operated.instance_id, operated.status, 0, operated.durable)
-                    world.check_receipt(receipt, _OPERATED[method])
+        if method in OPERATIONS:
+            world.operators.note_answer(self, method, result)
         if method == "deliver":
             for sequenced, receipt in zip(args[0], result, strict=True):
                 if isinstance(receipt, Receipt):
@@ -713,9 +741,10 @@ class Office:
         if isinstance(result, FeedBatch):
             members = self.registry.members
             world.held_at[result.stream, result.version] = {
-                row.instance_id: row.status for row in members if row.cluster_epoch == members.epoch
+                row.instance_id: (row.status, row.holds) for row in members if row.cluster_epoch == members.epoch
             }
         if method == "resolve":
+            world.operators.check_resolved(self, result.value)
             for found in result.value:
                 resolved = None if found.instance is None else found.instance.instance_id
                 world.check(resolved not in self.buried, 8, f"{resolved} is resolved")
@@ -819,6 +848,7 @@ class History:
             await asyncio.sleep(0.25)
             self._raise_violation()
             self.world.check_history()
+            self.world.check_memory()
             for task in watched:
                 if task.done():
                     task.result()
@@ -923,9 +953,9 @@ class History:
                 process.wanted = wanted
                 world.note(f"{process.name} reports {wanted}")
                 world.loop.run_in(process.name, self._report(process.reporter, wanted))
-                if world.random.random() < 0.2:
-                    process.is_echoed = True
-                    world.loop.run_in("operator", self._echo(process.reporter, wanted))
+                if world.random.random() < 0.3:
+                    instance_id = process.reporter.client.instance_id
+                    world.loop.run_in("operator", world.operators.act_some(instance_id))
             elif chance < 0.9:
                 self._kill(process)
                 world.loop.run_in("world", self._return(process))
@@ -935,43 +965,19 @@ class History:
             report = reporter.drain if wanted is Status.DRAINING else reporter.undrain
             await report(f"reports {wanted}")
 
-    async def _echo(self, reporter: Reporter, wanted: Status) -> None:
-        """An operator asks for the same at the same time, through the registry: a change without a number. Now and then
-        with a reason that cannot be stored."""
-        for turn in range(3):
-            await asyncio.sleep(self.world.random.uniform(0.0, 0.1))
-            cause = UNSTORABLE if turn == 1 and reporter.client.instance_id[-1] < "6" else "asked by an operator"
-            with contextlib.suppress(RegistryError):
-                operate = getattr(SimConnection(self.world, "operator"), _OPERATIONS[wanted])
-                await operate(reason=cause, instance_ids=[reporter.client.instance_id])
-
     async def _report_again(self) -> None:
-        """Once the last echo has arrived, the operator ends every drain, and the last change is the agent's."""
-        await asyncio.sleep(2 * CALL_TIMEOUT_S + 4.0)
+        """Once the last call of an operator has arrived, some holds are left for good and the others are released; the
+        last change is the agent's."""
+        world = self.world
+        await asyncio.sleep(2 * CALL_TIMEOUT_S + 10.0)
+        ends_s = world.now_s + CALM_S
         for process in self._living():
-            if process.is_echoed and process.reporter is not None:
-                await self.world.loop.run_in("operator", self._release(process.reporter))
-                process.drained_by_hand = None
-                await self.world.loop.run_in(process.name, self._report(process.reporter, process.wanted))
-
-    async def _release(self, reporter: Reporter) -> None:
-        """End every draining by hand; one that is dead or back as another instance needs no more."""
-        ends_s = self.world.now_s + CALM_S
-        # what cannot be ended for so long the calm will show
-        while self.world.now_s < ends_s:
-            instance_id = reporter.client.instance_id
-            try:
-                [result] = await SimConnection(self.world, "operator").undrain(
-                    reason="to end it", instance_ids=[instance_id]
-                )
-                if result.raise_if_refused().durable:
-                    return
-            except (InstanceDeadError, UnknownInstanceError):
-                if reporter.client.instance_id == instance_id:
-                    return
-            except RegistryError:
-                pass
-            await asyncio.sleep(1.0)
+            if process.reporter is None or process.reporter.client.instance_id not in world.operators.touched:
+                continue
+            is_held = world.random.random() < 0.5
+            instance_id = process.reporter.client.instance_id
+            await world.loop.run_in("operator", world.operators.settle(instance_id, is_held=is_held, until_s=ends_s))
+            await world.loop.run_in(process.name, self._report(process.reporter, process.wanted))
 
     async def _return(self, process: Process) -> None:
         world = self.world
@@ -1002,7 +1008,7 @@ class History:
         connection = SimConnection(world, "follower")
         stream: str | None = None
         version, listed_at = 0, 0
-        held: dict[str, Status] = {}
+        held: dict[str, Followed] = {}
         while True:
             await asyncio.sleep(world.random.choice([0.0, 0.0, 0.3, 3.0]))
             try:
@@ -1013,7 +1019,7 @@ class History:
                         page: Listing = await connection.page(EVERY, 2, cursor)
                         if page.stream != batch.stream:
                             break
-                        held.update({row.instance_id: row.status for row in page})
+                        held.update({row.instance_id: (row.status, row.holds) for row in page})
                         listed_at, cursor = page.version, page.next_cursor
                         if cursor is None:
                             stream, version = batch.stream, batch.version
@@ -1029,7 +1035,7 @@ class History:
                 if change.instance is None:
                     held.pop(change.instance_id, None)
                 else:
-                    held[change.instance_id] = change.instance.status
+                    held[change.instance_id] = change.instance.status, change.instance.holds
             version = batch.version
             world.counts["changes followed"] += len(batch.changes)
             if version >= listed_at:
@@ -1196,22 +1202,18 @@ class History:
             self.world.loop.run_in("world", self._return(process))
 
     async def _another_hand_drains(self) -> None:
-        """Somebody drains an agent in SQL, past the registry; also one that drains on its own account."""
+        """An agent is held in SQL, past the registry; also one that drains by its own report."""
         world = self.world
         for process in self._living():
-            client = None if process.reporter is None else process.reporter.client
-            row = None if client is None else world.tables.rows.get(client.instance_id)
-            if client is None or row is None or client.pending or client.status is not row.status:
+            instance_id = None if process.reporter is None else process.reporter.client.instance_id
+            row = None if instance_id is None else world.tables.rows.get(instance_id)
+            if row is None or row.status is Status.DEAD or process.held_by_hand is not None:
                 continue
-            if any(since_s <= world.now_s < until_s for since_s, until_s in process.troubles):
-                # a change that was requested while it hung is sent when it wakes, and that counts
-                continue
-            if row.status is process.wanted and process.drained_by_hand is None:
-                change = StatusChange(row.instance_id, Status.DRAINING, None, "by hand")
-                await MemoryStore(world.utc, world.tables).set_status_many([change])
-                process.drained_by_hand = row.instance_id
-                world.note(f"{process.name} is drained by hand")
-                return
+            hold = Hold(HoldKind.NODE, "by hand", None, world.utc())
+            await MemoryStore(world.utc, world.tables).hold_many([HoldChange(row.instance_id, hold.kind, hold)])
+            process.held_by_hand = row.instance_id
+            world.note(f"{process.name} is held by hand")
+            return
 
 
 _SETTINGS = Settings.model_construct()

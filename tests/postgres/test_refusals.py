@@ -14,10 +14,11 @@ from psycopg import conninfo
 
 from seedcore.core.answers import Outcome
 from seedcore.core.causes import Cause, CauseKind
-from seedcore.core.changes import Change, RegisterChange, Registration, StatusChange
+from seedcore.core.changes import Change, HoldChange, RegisterChange, Registration, StatusChange
 from seedcore.core.clock import Clock
 from seedcore.core.errors import StoreUnavailableError
 from seedcore.core.feed import Feed
+from seedcore.core.holds import HoldKind
 from seedcore.core.lease import BeatRate, LeaseTerms
 from seedcore.core.lifecycle import Status
 from seedcore.core.members import Members
@@ -27,7 +28,7 @@ from seedcore.registry.server.writer import Writer
 from seedcore.store.maintenance import inspect_database, migrate_database
 from seedcore.store.postgres import PostgresStore
 from seedcore.store.sessions import PoolLimits
-from tests.builders import iid, joins, turns
+from tests.builders import hold, holds, iid, joins, turns
 from tests.servers import PostgresServer
 from tests.waiting import eventually
 
@@ -59,7 +60,7 @@ async def settle(writer: Writer, *changes: Change) -> list[Settled | None]:
     """Give changes in at once, so that they share a batch; what became of each."""
     numbered = [
         replace(change, number=writer.backlog.next_number())
-        if isinstance(change, StatusChange) and change.seq is None
+        if isinstance(change, HoldChange) or (isinstance(change, StatusChange) and change.seq is None)
         else change
         for change in changes
     ]
@@ -91,6 +92,10 @@ BAD: dict[str, Change] = {
     "status with a long cause": turns(1, Status.ALIVE, 2, "x" * 2000),
     "status with a number too large": turns(1, Status.ALIVE, 2**70),
     "status of no id": StatusChange("junk", Status.ALIVE, 2),
+    "hold with NUL": holds(1, "a\x00b"),
+    "hold with half a pair": holds(1, by="\udfff"),
+    "hold with a long reason": holds(1, "x" * 2000),
+    "hold of no id": HoldChange("junk", HoldKind.OPERATOR, hold()),
     "status with an operator of another type": turns(1, Status.ALIVE, 2, Cause(CauseKind.OPERATOR, by={"a": 1})),  # type: ignore[arg-type]
 }
 
@@ -98,14 +103,16 @@ BAD: dict[str, Change] = {
 @one_server
 async def test_value_that_cannot_be_stored_is_refused_alone(dsn: str, db: psycopg.Connection) -> None:
     async with writing(dsn) as writer:
-        await settle(writer, joins(1, seq=1), joins(3, seq=1), joins(4, seq=1))
+        await settle(writer, joins(1, seq=1), joins(3, seq=1), joins(4, seq=1), joins(5, seq=1))
         for turn, (name, bad) in enumerate(BAD.items(), 2):
             status = Status.DRAINING if turn % 2 else Status.ALIVE
             newcomer, turned = joins(100 + turn, f"agent {turn}", seq=1), turns(3, status, turn)
-            settled = await settle(writer, newcomer, turned, bad, turns(4, status, turn, WORD))
-            assert kinds(settled) == ["applied", "applied", "StoreRejectedError", "applied"], name
+            settled = await settle(
+                writer, newcomer, turned, bad, turns(4, status, turn, WORD), holds(5, f"turn {turn}")
+            )
+            assert kinds(settled) == ["applied", "applied", "StoreRejectedError", "applied", "applied"], name
             assert writer.problem is None
-    assert db.execute("select count(*) from registry_instance").fetchone() == (3 + len(BAD),)
+    assert db.execute("select count(*) from registry_instance").fetchone() == (4 + len(BAD),)
 
 
 @one_server
@@ -168,10 +175,11 @@ async def test_rule_that_refuses_everything_is_an_outage_in_which_nothing_is_los
         await settle(writer, joins(1, seq=1))
         with psycopg.connect(fresh_dsn, autocommit=True) as owner:
             owner.execute(GUARD.format(rule="raise exception 'closed for repair';"))
-            pending = asyncio.create_task(settle(writer, joins(2, seq=1), turns(2, Status.ALIVE, 2), joins(3, seq=1)))
+            changes = joins(2, seq=1), turns(2, Status.ALIVE, 2), joins(3, seq=1), holds(2), holds(3)
+            pending = asyncio.create_task(settle(writer, *changes))
             await eventually(lambda: "closed for repair" in str(writer.problem))
             owner.execute("drop trigger guard_rows on registry_instance")
-        assert kinds(await pending) == ["applied"] * 3
+        assert kinds(await pending) == ["applied"] * 5
         assert writer.problem is None
 
 

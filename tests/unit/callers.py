@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from seedcore.core.answers import Answer, NotResolved, Resolution
+from seedcore.core.answers import Answer, NotResolved
+from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.changes import Registration
 from seedcore.core.errors import (
     ActorGoneError,
@@ -20,8 +21,10 @@ from seedcore.core.errors import (
     RegistryUnavailableError,
     StoreUnavailableError,
 )
+from seedcore.core.holds import Hold
 from seedcore.core.instances import Instance
 from seedcore.core.lifecycle import Status
+from seedcore.core.verdict import Death
 from seedcore.discovery.reader import DiscoveryReader
 from seedcore.registry.caller.fallback_sources import RayListing
 from seedcore.registry.caller.handle_cache import HandleCache
@@ -48,18 +51,17 @@ def reworded(value: Any) -> Any:
         return type(value)(
             *(OTHER_WORDS if name in _PROSE else arg for name, arg in zip(names, value.args, strict=True))
         )
-    if isinstance(value, Resolution):
-        return replace(value, detail=None if value.detail is None else OTHER_WORDS)
-    if isinstance(value, Answer) and isinstance(value.value, list):
-        return replace(value, value=[reworded(each) for each in value.value])
+    if isinstance(value, (list, tuple)):
+        return type(value)(reworded(each) for each in value) if type(value) in {list, tuple} else value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        changes = {
-            one.name: OTHER_WORDS
-            for one in dataclasses.fields(value)
-            if one.name.endswith("problem") and getattr(value, one.name) is not None
-        }
-        return replace(value, **changes) if changes else value
+        return replace(value, **{one.name: _reworded_field(value, one.name) for one in dataclasses.fields(value)})
     return value
+
+
+def _reworded_field(value: Any, name: str) -> Any:
+    field_of = getattr(value, name)
+    is_prose = name in _PROSE or name.endswith("problem") or (isinstance(value, Hold) and name == "reason")
+    return OTHER_WORDS if is_prose and isinstance(field_of, str) else reworded(field_of)
 
 
 class Plain:
@@ -146,7 +148,7 @@ async def fill(registry: Registry, actors: Actors) -> None:
             Registration(iid(number), name, actor_name=None if actor is None else name, **details), 1
         )
         for seq, status in enumerate(steps, 2):
-            await registry.set_status(iid(number), status, seq)
+            await registry.set_status(iid(number), status, seq, f"it became {status}")
         if actor is not None:
             actors.states[name] = actor
 
@@ -165,11 +167,17 @@ async def fill(registry: Registry, actors: Actors) -> None:
     # its first instance that reports is another actor, which is starting
     await registry.register(Registration(iid(10), "first", actor_name="first@2"), 1)
     actors.states |= {"first": "alive", "first@2": "alive"}
+    await register(11, "held", alive)
+    await registry.drain(["held"], "a new disk", "ann", 3600.0)
+    await register(12, "killed", alive, actor="gone")
+    registry.expiry.declare_dead(iid(12), Death.PROCESS, Cause(CauseKind.PROCESS_KILLED, "SIGKILL (pid 7)"))
+    await register(13, "deregistered", alive)
+    await registry.deregister(["deregistered"], "no longer needed", "ann")
 
 
 AGENTS = (
     "alive", "actor-gone", "actor-silent", "no-actor", "starting", "draining", "dead", "reported-dead", "other-epoch",
-    "first", "unreported", "never-was",
+    "first", "unreported", "never-was", "held", "killed", "deregistered",
 )  # fmt: skip
 
 

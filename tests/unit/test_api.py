@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from seedcore.core.answers import InstanceFilter
+from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.changes import SequencedChange, StatusChange
 from seedcore.core.errors import (
-    ForbiddenTransitionError,
     InstanceDeadError,
     InvalidInputError,
     NotResolvableError,
@@ -21,6 +22,7 @@ from seedcore.core.errors import (
     StoreUnavailableError,
     UnknownInstanceError,
 )
+from seedcore.core.holds import HoldKind
 from seedcore.core.lifecycle import Status
 from seedcore.registry.node.relay import Relay
 from seedcore.registry.protocol.api import Answered, RegistryApi, RelayApi, Repeats, rules_of
@@ -28,7 +30,7 @@ from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.registry.server.registry import Registry
 from seedcore.store.memory import MemoryStore, Tables
-from tests.builders import START, iid, joins
+from tests.builders import START, holds, iid, joins
 from tests.local import LocalRegistry
 from tests.unit.registries import joined_registry
 from tests.unit.test_registry import NoWitness
@@ -36,6 +38,7 @@ from tests.unit.test_relay_client import Actor
 from tests.waiting import eventually
 
 EVERY = InstanceFilter(statuses=None)
+UPKEEP = Cause(CauseKind.OPERATOR, "upkeep", "ada")
 CONFIG = RegistryConfig("cluster", flush_interval_s=0.01, linger_s=0.0)
 
 Method = Callable[..., Coroutine[Any, Any, Any]]
@@ -80,7 +83,7 @@ def test_relay_has_each_method_that_it_may_answer(name: str, method: Method) -> 
 
 
 def test_registry_answers_nothing_that_the_contract_does_not_declare() -> None:
-    public = {name for name, value in vars(Registry).items() if inspect.iscoroutinefunction(value) and name[0] != "_"}
+    public = declared(Registry).keys()
     # ends the actor; called by whatever owns it
     assert public - {"stop"} == declared(RegistryApi).keys()
 
@@ -261,8 +264,7 @@ async def test_operations_answer_for_each_instance(registry: LocalRegistry) -> N
         )
         assert result.raise_if_refused() is result
     transitions = await registry.transitions("agent-1", 1)
-    assert "upkeep" in str(transitions[0].cause)
-    assert "ada" in str(transitions[0].cause)
+    assert (transitions[0].cause, transitions[0].hold) == (UPKEEP, HoldKind.OPERATOR)
     [gone] = await registry.deregister(instance_ids=[iid(1)])
     assert (gone.status, gone.durable) == (Status.DEAD, True)
     [refused] = await registry.drain(instance_ids=[iid(1)])
@@ -272,9 +274,61 @@ async def test_operations_answer_for_each_instance(registry: LocalRegistry) -> N
 
 async def test_a_starting_instance_is_not_made_alive_by_an_operator(registry: LocalRegistry) -> None:
     await registry.register(joins(1, "agent-1").registration)
-    for results in (await registry.undrain(["agent-1"]), await registry.undrain(instance_ids=[iid(1)])):
-        [result] = results
-        assert isinstance(result.error, ForbiddenTransitionError)
+    for _ in range(2):
+        await registry.drain(["agent-1"])
+        for results in (await registry.undrain(["agent-1"]), await registry.undrain(instance_ids=[iid(1)])):
+            [result] = results
+            assert (result.status, result.durable, result.error) == (Status.STARTING, True, None)
+            assert result.why == "the agent has not reported alive yet"
+
+
+async def test_an_undrain_releases_the_operators_hold_and_not_what_the_agent_reports(registry: LocalRegistry) -> None:
+    await registry.register(joins(1, "agent-1").registration)
+    await registry.set_status(iid(1), Status.ALIVE, 2)
+    await registry.drain(["agent-1"], "upkeep", "ada", duration_s=60.0)
+    # what the agent reports under the hold does not end it
+    for seq, status in enumerate((Status.DRAINING, Status.ALIVE, Status.DRAINING), 3):
+        receipt = await registry.set_status(iid(1), status, seq)
+        assert (receipt.status, receipt.durable) == (Status.DRAINING, True)
+    row = (await registry.get_instance(iid(1))).value
+    assert (row.reported_status, row.cause) == (Status.DRAINING, UPKEEP)
+    held = row.hold(HoldKind.OPERATOR)
+    assert held is not None
+    assert (held.reason, held.by, held.expires_at) == ("upkeep", "ada", held.since + timedelta(seconds=60))
+    [released] = await registry.undrain(["agent-1"], "done", "ada")
+    assert (released.status, released.durable) == (Status.DRAINING, True)
+    assert released.why == "the agent itself reports draining, until it reports alive"
+    assert (await registry.get_instance(iid(1))).value.holds == ()
+    await registry.set_status(iid(1), Status.ALIVE, 6)
+    await registry.drain(["agent-1"])
+    [released] = await registry.undrain(["agent-1"])
+    assert (released.status, released.durable, released.why) == (Status.ALIVE, True, None)
+
+
+async def test_a_hold_that_is_placed_again_is_committed_when_it_is_acknowledged(registry: LocalRegistry) -> None:
+    await registry.register(joins(1, "agent-1").registration)
+    for again in await asyncio.gather(*(registry.drain(["agent-1"], "upkeep") for _ in range(3))):
+        assert [(result.status, result.durable, result.why) for result in again] == [(Status.DRAINING, True, None)]
+    assert len(await registry.transitions("agent-1")) == 2
+    # with another reason, or another end, it is another hold
+    await registry.drain(["agent-1"], "repair")
+    await registry.drain(["agent-1"], "repair", duration_s=5.0)
+    assert [step.cause and step.cause.detail for step in await registry.transitions("agent-1")] == [
+        "repair",
+        "repair",
+        "upkeep",
+        None,
+    ]
+
+
+async def test_a_hold_is_placed_by_operations_alone(registry: LocalRegistry) -> None:
+    await registry.register(joins(1, "agent-1").registration)
+    with pytest.raises(InvalidInputError, match="must be of an agent"):
+        await registry.take(SequencedChange(holds(1)))
+    for refused in ({"reason": "x" * 513}, {"reason": "a\nb"}, {"by": "x" * 256}, {"by": ""}, {"duration_s": 0}):
+        arguments: Any = refused
+        with pytest.raises(InvalidInputError):
+            await registry.drain(["agent-1"], **arguments)
 
 
 async def test_a_change_without_its_agents_number_is_refused(registry: LocalRegistry) -> None:

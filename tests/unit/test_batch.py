@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -10,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from seedcore.core.batch import BeatBatch, ChangeBatch
-from seedcore.core.changes import Change, RegisterChange, StatusChange
+from seedcore.core.changes import Change, HoldChange, RegisterChange, StatusChange
 from seedcore.core.errors import BacklogFullError
 from seedcore.core.lifecycle import Status
-from tests.builders import iid, joins, turns
+from tests.builders import holds, iid, joins, turns
 
 CAPACITY = 4
 IDS = st.sampled_from([iid(number) for number in range(8)])
@@ -156,6 +157,7 @@ def test_discard_removes_the_beat_of_an_ended_instance() -> None:
 
 
 INSTANCES = st.integers(0, 3)
+STAGES: list[type[Change]] = [RegisterChange, StatusChange, HoldChange]
 
 
 @st.composite
@@ -163,6 +165,8 @@ def changes(draw: st.DrawFn) -> Change:
     number = draw(INSTANCES)
     if draw(st.booleans()):
         return joins(number, seq=draw(st.integers(0, 1000)))
+    if draw(st.booleans()):
+        return replace(holds(number), number=draw(st.integers(0, 1000)))
     return turns(number, draw(st.sampled_from(Status)), seq=draw(st.integers(0, 1000)))
 
 
@@ -205,29 +209,22 @@ class ChangeBatchMachine(RuleBasedStateMachine):
         taken = self.batch.take(limit)
         assert len(taken) <= limit
         assert taken or not waiting
-        changed: set[str] = set()
+        stages: dict[str, int] = {}
         for change in taken:
-            if isinstance(change, RegisterChange):
-                assert change.instance_id not in changed, "a registration would overtake an earlier status change"
-            else:
-                changed.add(change.instance_id)
+            stage = STAGES.index(type(change))
+            assert stage >= stages.get(change.instance_id, 0), "it would overtake an earlier change of its instance"
+            stages[change.instance_id] = stage
         self.in_flight = taken
 
     @precondition(lambda self: self.in_flight is not None)
-    @rule(registrations_succeed=st.booleans(), statuses_succeed=st.booleans())
-    def commit(self, registrations_succeed: bool, statuses_succeed: bool) -> None:
-        """Commit like the writer: registrations first, then statuses. Failed changes are put back."""
+    @rule(stages=st.integers(0, len(STAGES)))
+    def commit(self, stages: int) -> None:
+        """Commit like the writer: registrations first, then statuses, then holds. Failed changes are put back."""
         assert self.in_flight is not None
-        registrations = [change for change in self.in_flight if isinstance(change, RegisterChange)]
-        statuses = [change for change in self.in_flight if not isinstance(change, RegisterChange)]
-        left: list[Change] = [*registrations, *statuses]
-        if registrations_succeed:
-            self.committed += registrations
-            left = [*statuses]
-            if statuses_succeed:
-                self.committed += statuses
-                left = []
-        self.batch.put_back(left)
+        in_order = sorted(self.in_flight, key=lambda change: STAGES.index(type(change)))
+        done = sum(STAGES.index(type(change)) < stages for change in in_order)
+        self.committed += in_order[:done]
+        self.batch.put_back(in_order[done:])
         self.in_flight = None
 
     @invariant()
@@ -295,13 +292,15 @@ def test_put_back_is_never_refused() -> None:
     assert batch.take(10) == [*first, turns(1, Status.ALIVE, 3), turns(1, Status.DEAD, 4)]
 
 
-def test_batch_ends_before_a_registration_that_would_overtake_a_status_change() -> None:
+def test_batch_ends_before_a_change_that_would_overtake_an_earlier_one_of_its_instance() -> None:
     batch = ChangeBatch(capacity=10)
     life: list[Change] = [joins(1), turns(1, Status.ALIVE), joins(2), joins(1, seq=5), turns(1, Status.DRAINING)]
-    for change in life:
+    held: list[Change] = [holds(1), holds(2), turns(3, Status.ALIVE), turns(2, Status.ALIVE)]
+    for change in [*life, *held]:
         batch.offer(change)
     assert batch.take(10) == life[:3]
-    assert batch.take(10) == life[3:]
+    assert batch.take(10) == [*life[3:], *held[:3]]
+    assert batch.take(10) == held[3:]
     assert batch.take(10) == []
 
 

@@ -30,9 +30,11 @@ from seedcore.cli.errors import (
     message_of,
 )
 from seedcore.cli.fleet_file import FleetFile, read_fleet
-from seedcore.cli.output import parse_duration
+from seedcore.cli.output import Terminal, parse_duration, print_json
+from seedcore.cli.render import show_agent, show_listing
 from seedcore.cli.why import reason_of
-from seedcore.core.answers import NotResolved, Origin
+from seedcore.core.answers import Listing, NotResolved, Origin
+from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.errors import (
     AgentCallError,
     CannotKnowError,
@@ -44,18 +46,19 @@ from seedcore.core.errors import (
     StoreUnavailableError,
     UnknownInstanceError,
 )
+from seedcore.core.holds import HoldKind
 from seedcore.core.instances import EpochRecord, Instance, Verdict
 from seedcore.core.lifecycle import Status
 from seedcore.core.limits import check_duration_s
 from seedcore.core.paging import check_within_s
-from seedcore.discovery.api import AgentAnswer
+from seedcore.discovery.api import AgentAnswer, CauseOut
 from seedcore.discovery.problems import ProblemCode
-from seedcore.discovery.rendering import agent_answer
+from seedcore.discovery.rendering import agent_answer, page_of
 from seedcore.discovery.tokens import Right, new_token
 from seedcore.registry.caller.locator import Located
 from seedcore.registry.protocol.messages import Description, Observed
 from seedcore.settings import Settings
-from tests.builders import START, instance
+from tests.builders import START, hold, instance
 from tests.commands import command
 
 
@@ -246,27 +249,74 @@ def test_exit_code_follows_from_the_error(error: RegistryError, code: int) -> No
 # Why
 
 
-def agent(live: list[tuple[Instance, Verdict]], *history: Instance) -> AgentAnswer:
+def agent(live: list[tuple[Instance, Verdict]], *instances: Instance) -> AgentAnswer:
     observed = tuple(Observed(row, verdict, 0.5) for row, verdict in live)
-    return agent_answer(Description("agent", observed, history, Origin.REGISTRY, START, 1, complete=True))
+    return agent_answer(Description("agent", observed, instances, Origin.REGISTRY, START, 1, complete=True))
 
 
 def test_of_several_instances_the_one_that_callers_would_resolve_is_explained() -> None:
-    draining = instance(1, status=Status.DRAINING, cause="upkeep")
+    draining = instance(1, status=Status.DRAINING, cause=Cause(CauseKind.AGENT, "upkeep"))
     late, fresh = (instance(2), Verdict.LATE), (instance(3), Verdict.FRESH)
     assert reason_of(agent([(draining, Verdict.FRESH), late, fresh])).state == "alive"
     assert reason_of(agent([(draining, Verdict.FRESH), late])).state == "late"
-    assert reason_of(agent([(draining, Verdict.FRESH)])).why == "upkeep"
+    assert reason_of(agent([(draining, Verdict.FRESH)])).cause == CauseOut(
+        kind=CauseKind.AGENT, detail="upkeep", by=None
+    )
     assert reason_of(agent([(instance(1, status=Status.STARTING), Verdict.FRESH)])).state == "starting"
 
 
+def test_of_a_held_instance_every_hold_is_explained_with_its_operator_and_its_end() -> None:
+    placed = [hold("a new disk", START, by="ann"), hold("its database is away", kind=HoldKind.PROCESS)]
+    reason = reason_of(agent([(instance(1, holds=tuple(placed)), Verdict.FRESH)]))
+    assert reason.state == "draining"
+    assert [(each.kind, each.reason, each.by, each.expires_at) for each in reason.holds] == [
+        (HoldKind.OPERATOR, "a new disk", "ann", START),
+        (HoldKind.PROCESS, "its database is away", None, None),
+    ]
+    assert all(part in reason.why for part in ("ann", "a new disk", "its database is away"))
+    assert "seedcore undrain agent" in (reason.advice or "")
+    unready = hold("it loads a model", kind=HoldKind.READINESS)
+    assert reason_of(agent([(instance(1, holds=(unready,)), Verdict.FRESH)])).state == "starting"
+
+
+def test_ls_and_get_show_holds_and_their_json_has_the_kinds(capsys: pytest.CaptureFixture[str]) -> None:
+    placed = hold("a new disk", START + timedelta(hours=1), by="ann")
+    held = instance(1, holds=(placed,), cause=placed.cause)
+    page = page_of(Listing((held, instance(2)), Origin.REGISTRY, START, 1, True))
+    console = Terminal(width=200)
+    show_listing(console, page)
+    head, first, second, _ = capsys.readouterr().out.splitlines()
+    assert "HOLDS" in head
+    assert "operator" in first
+    assert "operator" not in second
+    show_agent(console, agent([(held, Verdict.FRESH)]))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "a new disk" in line]
+    assert all(part in line for part in ("draining", "operator", "ann", "since", "until"))
+    print_json(page)
+    item = json.loads(capsys.readouterr().out)["items"][0]
+    assert item["cause"] == {"kind": "operator", "detail": "a new disk", "by": "ann"}
+    assert (item["reported_status"], item["holds"][0]["kind"]) == ("alive", "operator")
+
+
+@pytest.mark.parametrize("kind", CauseKind)
+def test_advice_about_a_death_depends_on_the_kind_of_its_cause_alone(kind: CauseKind) -> None:
+    reasons = [
+        reason_of(agent([], instance(1, status=Status.DEAD, stopped_at=START, cause=Cause(kind, detail))))
+        for detail in (None, "killed by SIGKILL", "lease expired: low on memory")
+    ]
+    assert len({reason.advice for reason in reasons}) == 1
+    assert {reason.cause.kind for reason in reasons if reason.cause is not None} == {kind}
+    # every failure has an advice
+    assert kind.is_planned or reasons[0].advice is not None
+
+
 def test_of_dead_instances_the_last_one_is_explained_with_advice() -> None:
-    first = instance(1, status=Status.DEAD, stopped_at=START, cause="stopped")
+    first = instance(1, status=Status.DEAD, stopped_at=START, cause=Cause(CauseKind.AGENT, "stopped"))
     last = instance(
-        2, status=Status.DEAD, stopped_at=START + timedelta(1), cause="its process was killed by SIGKILL (pid 7)"
+        2, status=Status.DEAD, stopped_at=START + timedelta(1), cause=Cause(CauseKind.PROCESS_KILLED, "SIGKILL (pid 7)")
     )
     reason = reason_of(agent([], first, last))
-    assert (reason.state, reason.why, reason.since) == ("dead", last.cause, last.stopped_at)
+    assert (reason.state, reason.why, reason.since) == ("dead", str(last.cause), last.stopped_at)
     assert reason.advice is not None
     assert "dmesg" in reason.advice
     assert reason_of(agent([])).state == "unknown"

@@ -15,6 +15,7 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from seedcore.core.answers import Outcome
+from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.changes import RegisterChange, Registration, StatusChange, new_instance_id
 from seedcore.core.clock import Clock
 from seedcore.core.errors import BacklogFullError, DirectoryUnavailableError, NodeDeadError, StoreUnavailableError
@@ -124,6 +125,7 @@ class LocalCluster:
 
 
 Deaths = list[str]
+ENDED = Cause(CauseKind.PROCESS_EXITED, "pid 7")
 
 
 @pytest.fixture
@@ -140,7 +142,7 @@ async def watch(cluster: LocalCluster) -> AsyncIterator[tuple[DeathWatch, Deaths
     """A watch at work, and the deaths that it has reported."""
     deaths: Deaths = []
 
-    def note(instance_id: str, process: Witness, node: Witness, cause: str) -> None:
+    def note(instance_id: str, process: Witness, node: Witness, cause: Cause) -> None:
         deaths.append(instance_id)
 
     watch = DeathWatch(note, cluster, QUICK)
@@ -172,7 +174,7 @@ async def test_a_relay_that_cannot_be_ended_is_still_replaced(cluster: LocalClus
     await eventually(lambda: cluster.made)
     cluster.made[0].is_hung = True
     await eventually(lambda: len(cluster.made) > 1 and iid(1) in cluster.made[1].eyes.watched)
-    cluster.made[1].eyes.on_exit(iid(1), "over", None)
+    cluster.made[1].eyes.on_exit(iid(1), ENDED, None)
     await eventually(lambda: watch[1] == [iid(1)])
 
 
@@ -210,7 +212,7 @@ async def test_exits_are_received_while_the_relay_takes_its_time_to_watch(
         watch[0].add(on_node(number))
     # the first one does not keep the second one from being watched
     await eventually(lambda: cluster.made and iid(2) in cluster.made[0].eyes.watched)
-    cluster.made[0].eyes.on_exit(iid(2), "over", None)
+    cluster.made[0].eyes.on_exit(iid(2), ENDED, None)
     await eventually(lambda: watch[1] == [iid(2)])
     assert len(cluster.made) == 1
     busy.set()
@@ -390,9 +392,9 @@ async def test_a_reported_death_is_taken_while_the_backlog_is_full(cluster: Loca
             return False
 
         await eventually(is_full)
-        cluster.made[0].eyes.on_exit(iid(1), "its process exited", None)
+        cluster.made[0].eyes.on_exit(iid(1), ENDED, None)
         await eventually(lambda: iid(1) not in registry.members)
-        assert registry.members.deaths.get(iid(1)) == RecentDeath("its process exited", Death.PROCESS)
+        assert registry.members.deaths.get(iid(1)) == RecentDeath(ENDED, Death.PROCESS)
         # discovery has dropped it, and the relay goes on
         assert (await registry.resolve(["agent-1"])).value[0].instance is None
         assert [row.instance_id for row in await registry.list_active()] == [iid(2)]
@@ -400,7 +402,7 @@ async def test_a_reported_death_is_taken_while_the_backlog_is_full(cluster: Loca
         assert await registry.report_dead_call(iid(1)) is Verdict.UNKNOWN
         with pytest.raises(BacklogFullError):
             await registry.set_status(iid(2), Status.DRAINING, 3)
-        cluster.made[0].eyes.on_exit(iid(2), "its process exited", None)
+        cluster.made[0].eyes.on_exit(iid(2), ENDED, None)
         await eventually(lambda: iid(2) not in registry.members)
         store.is_there = True
         await eventually(lambda: {tables.rows[iid(number)].status for number in (1, 2)} == {Status.DEAD})

@@ -67,8 +67,8 @@ class Stalled:
         self.answers += 1
         return batch
 
-    async def list_active(self, *args: Any, **options: Any) -> Listing:
-        return await self._registry.list_active(*args, **options)
+    async def page(self, *args: Any, **options: Any) -> Listing:
+        return await self._registry.page(*args, **options)
 
 
 @pytest.fixture

@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seedcore.core.answers import InstanceFilter, NotResolved, Outcome, OutcomeKind
-from seedcore.core.changes import Change, RegisterChange, StatusChange
+from seedcore.core.causes import Cause, CauseKind
+from seedcore.core.changes import Change, HoldChange, RegisterChange, StatusChange
 from seedcore.core.errors import RegistryFullError
+from seedcore.core.holds import HoldKind
 from seedcore.core.instances import Instance, Verdict
 from seedcore.core.lease import LeaseTerms
 from seedcore.core.lifecycle import Status
@@ -21,11 +23,13 @@ from seedcore.core.recent_deaths import RecentDeaths
 from seedcore.core.selection import best
 from seedcore.core.verdict import Beats
 from seedcore.store.memory import MemoryStore
-from tests.builders import START, FakeClock, iid, instance, joins, turns
+from tests.builders import START, FakeClock, hold, holds, iid, instance, joins, releases, turns
 
 TERMS = LeaseTerms(beat_interval_s=5.0, lease_s=15.0)
 EVERYONE = InstanceFilter(statuses=None, fresh_only=False)
 FIRST = ("", iid(0))
+STOPPED = Cause(CauseKind.AGENT, "stopped")
+LAPSED = Cause(CauseKind.LEASE_EXPIRED)
 
 
 def everyone(members: Members) -> list[Instance]:
@@ -43,7 +47,7 @@ def is_dead(members: Members, instance_id: str) -> bool:
     return death(members, instance_id).kind is OutcomeKind.DEAD
 
 
-def cause_of_death(members: Members, instance_id: str) -> str | None:
+def cause_of_death(members: Members, instance_id: str) -> Cause | None:
     """Why, by the members's answer."""
     return death(members, instance_id).cause
 
@@ -109,12 +113,12 @@ def test_dead_instance_is_gone_remembered_and_never_comes_back(members: Members)
     assert iid(1) not in members
     assert members.instances_of("agent") == []
     assert is_dead(members, iid(1))
-    assert cause_of_death(members, iid(1)) == "stopped"
+    assert cause_of_death(members, iid(1)) == STOPPED
     for outcome in (
         members.register(joins(1, seq=9), 0.0, START),
         members.set_status(turns(1, Status.ALIVE, 9), 0.0, START),
     ):
-        assert (outcome.kind, outcome.status, outcome.cause) == (OutcomeKind.DEAD, Status.DEAD, "stopped")
+        assert (outcome.kind, outcome.status, outcome.cause) == (OutcomeKind.DEAD, Status.DEAD, STOPPED)
     assert members.renew([iid(1)], 1.0).dead == (iid(1),)
 
 
@@ -163,6 +167,11 @@ def changes(draw: st.DrawFn) -> Change:
     number, seq = draw(st.integers(1, 4)), draw(st.integers(0, 8))
     if draw(st.integers(0, 2)) == 0:
         return joins(number, draw(st.sampled_from(["a", "b"])), seq, organ_id=draw(st.sampled_from(["x", "y"])))
+    if draw(st.integers(0, 2)) == 0:
+        kind = draw(st.sampled_from(HoldKind))
+        reason, seconds = draw(st.none() | st.just("why")), draw(st.none() | st.integers(1, 2))
+        expires_at = None if seconds is None else START + timedelta(seconds=seconds)
+        return draw(st.sampled_from([holds(number, reason, expires_at, kind=kind), releases(number, reason, kind)]))
     return turns(
         number, draw(st.sampled_from(Status)), draw(st.none() | st.just(seq)), draw(st.none() | st.just("why"))
     )
@@ -177,6 +186,9 @@ async def test_memory_answers_as_the_store_does(history: list[Change]) -> None:
         if isinstance(change, RegisterChange):
             ours = members.register(change, 0.0, START)
             (theirs,) = await store.register_many([change])
+        elif isinstance(change, HoldChange):
+            ours = members.hold(change, START)
+            (theirs,) = await store.hold_many([change])
         else:
             ours = members.set_status(change, 0.0, START)
             (theirs,) = await store.set_status_many([change])
@@ -201,7 +213,7 @@ def test_adopted_instance_gets_a_whole_lease(members: Members) -> None:
 
 def test_adoption_revives_no_instance_whose_death_is_not_in_the_store_yet(members: Members) -> None:
     members.adopt(instance(1), 0.0)
-    members.set_status(StatusChange(iid(1), Status.DEAD, cause="its node died", number=1), 1.0, START)
+    members.set_status(StatusChange(iid(1), Status.DEAD, cause=Cause(CauseKind.NODE_DIED), number=1), 1.0, START)
     members.adopt(instance(1), 2.0)
     assert iid(1) not in members
     assert iid(1) in members.deaths
@@ -214,13 +226,54 @@ def test_adoption_revives_no_instance_whose_death_is_not_in_the_store_yet(member
 def test_repeated_change_of_an_agent_renews_its_lease_and_a_change_of_others_does_not(members: Members) -> None:
     members.register(joins(1), 0.0, START)
     members.set_status(StatusChange(iid(1), Status.ALIVE, 2), 0.0, START)
-    members.set_status(StatusChange(iid(1), Status.DRAINING, number=1), 10.0, START)
+    members.hold(holds(1), START)
     assert members.silence.silence_s(iid(1), 10.0) == 10.0
     members.register(joins(1), 11.0, START)
     assert members.silence.silence_s(iid(1), 11.0) == 0.0
     members.set_status(StatusChange(iid(1), Status.ALIVE, 2), 12.0, START)
     assert members.silence.silence_s(iid(1), 12.0) == 0.0
     assert members.instances_of("agent")[0].status is Status.DRAINING
+
+
+@pytest.mark.parametrize("seq", [1, 9])
+def test_adoption_keeps_the_holds_of_memory_and_of_the_store(members: Members, seq: int) -> None:
+    enter(members, 1)
+    ours, node, theirs = hold("ours"), hold("theirs", kind=HoldKind.NODE), hold("older")
+    members.hold(holds(1, "ours"), START)
+    members.adopt(instance(1, seq=seq, holds=(node, theirs)), 1.0)
+    row = members.get(iid(1))
+    assert row is not None
+    assert (row.status, row.reported_status, row.holds) == (Status.DRAINING, Status.ALIVE, (node, ours))
+    assert count_by_status(members) == {Status.STARTING: 0, Status.ALIVE: 0, Status.DRAINING: 1}
+
+
+def test_expired_holds_are_returned_until_they_are_released(members: Members) -> None:
+    for number, seconds in ((1, 10), (2, 20), (3, None)):
+        enter(members, number)
+        members.hold(holds(number, expires_at=None if seconds is None else START + timedelta(seconds=seconds)), START)
+    members.hold(holds(1, kind=HoldKind.NODE, expires_at=START + timedelta(seconds=30)), START)
+    assert members.expired_holds(START + timedelta(seconds=9), 10) == []
+    at = START + timedelta(seconds=20)
+    assert members.expired_holds(at, 10) == [(iid(1), HoldKind.OPERATOR), (iid(2), HoldKind.OPERATOR)]
+    assert members.expired_holds(at, 1) == [(iid(1), HoldKind.OPERATOR)]
+    members.hold(releases(1), at)
+    members.forget(iid(2))
+    assert members.expired_holds(at, 10) == []
+    members.set_status(turns(1, Status.DEAD, 3), 0.0, START)
+    assert members.expired_holds(START + timedelta(seconds=60), 10) == []
+
+
+def test_the_agents_report_does_not_end_a_hold_and_a_release_restores_what_it_reported(members: Members) -> None:
+    enter(members, 1, status="starting")
+    members.hold(holds(1), START)
+    assert resolve(members, "agent", 0.0).reason is NotResolved.DRAINING
+    members.set_status(turns(1, Status.ALIVE, 2), 0.0, START)
+    assert resolve(members, "agent", 0.0).reason is NotResolved.DRAINING
+    members.hold(releases(1), START)
+    assert resolve(members, "agent", 0.0).instance is not None
+    assert members.hold(holds(9), START).kind is OutcomeKind.UNKNOWN
+    members.set_status(turns(1, Status.DEAD, 3, "stopped"), 0.0, START)
+    assert members.hold(holds(1), START) == Outcome(OutcomeKind.DEAD, Status.DEAD, None, STOPPED)
 
 
 def test_later_change_of_the_agent_survives_adoption(members: Members) -> None:
@@ -242,8 +295,8 @@ def test_store_that_is_ahead_wins(members: Members) -> None:
 
 def test_death_in_the_store_wins_over_everything(members: Members) -> None:
     enter(members, 1)
-    members.adopt(instance(1, seq=0, status=Status.DEAD, cause="expired"), 1.0)
-    assert cause_of_death(members, iid(1)) == "expired"
+    members.adopt(instance(1, seq=0, status=Status.DEAD, cause=LAPSED), 1.0)
+    assert cause_of_death(members, iid(1)) == LAPSED
     members.adopt(instance(2, status=Status.DEAD), 1.0)
     assert is_dead(members, iid(2))
     assert len(members) == 0
@@ -256,7 +309,7 @@ def test_id_that_the_store_knows_of_another_agent_is_that_agents(members: Member
     assert members.instances_of("ours") == []
     assert [row.instance_id for row in members.instances_of("theirs")] == [iid(1)]
     assert listed(members) == [iid(1)]
-    members.bury(iid(1), "gone")
+    members.bury(iid(1), LAPSED)
     assert listed(members) == []
 
 
@@ -268,15 +321,15 @@ def test_overwriting_takes_the_state_of_the_store(members: Members) -> None:
     assert members.get(iid(1)) == stored
     assert members.silence.silence_s(iid(1), 7.0) == 2.0
     assert members.instances_of("ours") == []
-    members.overwrite(replace(stored, status=Status.DEAD, cause="by the store"), 8.0)
-    assert cause_of_death(members, iid(1)) == "by the store"
+    members.overwrite(replace(stored, status=Status.DEAD, cause=LAPSED), 8.0)
+    assert cause_of_death(members, iid(1)) == LAPSED
 
 
 def test_burying_is_of_the_living_only(members: Members) -> None:
     enter(members, 1)
-    members.bury(iid(1), "its epoch is retired")
-    members.bury(iid(2), "never seen")
-    assert cause_of_death(members, iid(1)) == "its epoch is retired"
+    members.bury(iid(1), LAPSED)
+    members.bury(iid(2), LAPSED)
+    assert cause_of_death(members, iid(1)) == LAPSED
     assert not is_dead(members, iid(2))
 
 
@@ -307,13 +360,13 @@ def test_instances_taken_before_the_epoch_is_known_belong_to_it() -> None:
 def test_beats_of_instances_that_ended_with_their_epoch_are_answered_with_it(members: Members) -> None:
     enter(members, 1)
     enter(members, 2)
-    members.bury(iid(1), "lease expired")
+    members.bury(iid(1), LAPSED)
     members.set_epoch("green")
     for number in (2, 3):
         members.retire(iid(number))
     renewal = members.renew([iid(1), iid(2), iid(3)], 1.0)
     assert (renewal.unknown, renewal.dead, renewal.retired) == ((iid(3),), (iid(1), iid(2)), {iid(2): "epoch-1"})
-    assert cause_of_death(members, iid(2)) == "epoch epoch-1 retired"
+    assert cause_of_death(members, iid(2)) == Cause(CauseKind.EPOCH_RETIRED, "epoch-1")
     assert members.register(joins(2, seq=1), 1.0, START).kind is OutcomeKind.RETIRED_EPOCH
     assert members.register(joins(1, seq=1), 1.0, START).kind is OutcomeKind.DEAD
     members.forget_all()
@@ -431,8 +484,8 @@ def test_resolve_of_an_agent_that_is_not_registered(members: Members) -> None:
     assert resolution.reason is NotResolved.NOT_REGISTERED
 
 
-@pytest.mark.parametrize("cause", ["its process exited (pid 7)", None])
-def test_resolve_has_the_cause_of_the_last_death_of_an_agent(members: Members, cause: str | None) -> None:
+@pytest.mark.parametrize("cause", [Cause(CauseKind.PROCESS_EXITED, "pid 7"), None])
+def test_resolve_has_the_cause_of_the_last_death_of_an_agent(members: Members, cause: Cause | None) -> None:
     for number in (1, 2):
         enter(members, number)
     members.set_status(turns(1, Status.DEAD, cause="long ago"), 0.0, START)
@@ -440,7 +493,7 @@ def test_resolve_has_the_cause_of_the_last_death_of_an_agent(members: Members, c
     resolution = resolve(members, "agent", 0.0)
     assert (resolution.instance, resolution.is_known) == (None, False)
     assert resolution.reason is NotResolved.DIED
-    assert (cause or "dead") in str(resolution.detail)
+    assert str(cause or "dead") in str(resolution.detail)
     assert "long ago" not in str(resolution.detail)
     enter(members, 3)
     assert resolve(members, "agent", 0.0).instance is not None

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from seedcore.core.answers import BeatAnswer, Receipt
+from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.changes import RegisterChange, SequencedChange
 from seedcore.core.errors import BacklogFullError, InstanceDeadError, RegistryError, RegistryUnavailableError
 from seedcore.core.lifecycle import Status
@@ -39,7 +40,7 @@ class Registry:
         instance_id = change.change.instance_id
         assert isinstance(change.change, RegisterChange)
         if instance_id in self.dead:
-            return InstanceDeadError(instance_id, "for the test")
+            return InstanceDeadError(instance_id, Cause(CauseKind.LEASE_EXPIRED))
         return Receipt(instance_id, Status.STARTING, change.change.seq, durable=True)
 
     async def beat_many(self, instance_ids: Sequence[str], loads: Mapping[str, float]) -> BeatAnswer:

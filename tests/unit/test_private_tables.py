@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from seedcore.core.causes import Cause, CauseKind
 from seedcore.registry.ray_support.private_tables import NOT_KNOWN, WorkerEnd, explained
 from tests.children import run
 from tests.versions import ROOT
@@ -38,27 +39,32 @@ def test_without_rays_private_modules_everything_is_imported_and_what_they_know_
 
 
 @pytest.mark.parametrize(
-    ("end", "line"),
+    ("end", "cause"),
     [
         (NOT_KNOWN, None),
         (WorkerEnd("SYSTEM_ERROR", "a signal"), None),
         (WorkerEnd("INTENDED_USER_EXIT", " "), None),
-        (WorkerEnd("NODE_OUT_OF_MEMORY", "anything"), "Ray killed it since its node ran low on memory"),
-        (WorkerEnd("INTENDED_SYSTEM_EXIT", "killed\x1b[0m by\n the  raylet"), "Ray reports: killed by the raylet"),
+        (
+            WorkerEnd("NODE_OUT_OF_MEMORY", "anything"),
+            Cause(CauseKind.OUT_OF_MEMORY, "Ray killed it because its node ran low on memory"),
+        ),
+        (
+            WorkerEnd("INTENDED_SYSTEM_EXIT", "killed\x1b[0m by\n the  raylet"),
+            Cause(CauseKind.UNKNOWN, "Ray reports: killed by the raylet"),
+        ),
         (
             WorkerEnd("USER_ERROR", "text Traceback: most recent\n  File a\n    line\nValueError: no\nNOTE: more"),
-            "an exception in its start-up: ValueError: no",
+            Cause(CauseKind.START_FAILED, "ValueError: no"),
         ),
-        (WorkerEnd("USER_ERROR", "no traceback"), "an exception in its start-up: no traceback"),
-        (WorkerEnd("USER_ERROR", "Traceback: "), "an exception in its start-up:"),
+        (WorkerEnd("USER_ERROR", "no traceback"), Cause(CauseKind.START_FAILED, "no traceback")),
+        (WorkerEnd("USER_ERROR", "Traceback: "), Cause(CauseKind.START_FAILED)),
     ],
 )
-def test_end_of_a_worker_is_one_plain_line(end: WorkerEnd, line: str | None) -> None:
-    assert explained(end) == line
+def test_end_of_a_worker_has_a_kind_and_one_plain_line(end: WorkerEnd, cause: Cause | None) -> None:
+    assert explained(end) == cause
 
 
 def test_long_text_of_ray_is_cut() -> None:
-    line = explained(WorkerEnd("USER_ERROR", "x Traceback: f\n  File 1\n" + "E" * 2000))
-    assert line is not None
-    assert len(line) <= 500
-    assert line.startswith("an exception in its start-up: E")
+    cause = explained(WorkerEnd("USER_ERROR", "x Traceback: f\n  File 1\n" + "E" * 2000))
+    assert cause is not None
+    assert cause.detail == "E" * 500

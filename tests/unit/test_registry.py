@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from seedcore.core.answers import InstanceFilter, Receipt
+from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.changes import SequencedChange, StatusChange
 from seedcore.core.clock import Clock
 from seedcore.core.errors import (
@@ -501,7 +502,7 @@ async def test_a_correction_does_not_overwrite_what_happened_while_it_was_read(
     tables.rows[iid(1)] = replace(tables.rows[iid(1)], seq=9)
 
     async def a_relay_reports_the_death() -> None:
-        registry.expiry.declare_dead(iid(1), Death.PROCESS, "its process exited")
+        registry.expiry.declare_dead(iid(1), Death.PROCESS, Cause(CauseKind.PROCESS_EXITED))
 
     database.meanwhile = a_relay_reports_the_death
     registry.writer.comparison.request()
@@ -610,8 +611,8 @@ async def test_every_death_is_what_the_truth_table_returns_and_is_remembered_so(
             known = registry.members.deaths.get(iid(number))
             return None if known is None else known.death
 
-        witness.on_death(iid(1), Witness.GONE, Witness.ALIVE, "its process exited")
-        witness.on_death(iid(2), Witness.UNKNOWN, Witness.GONE, "its node died")
+        witness.on_death(iid(1), Witness.GONE, Witness.ALIVE, Cause(CauseKind.PROCESS_EXITED))
+        witness.on_death(iid(2), Witness.UNKNOWN, Witness.GONE, Cause(CauseKind.NODE_DIED))
         assert (death_of(1), death_of(2)) == (Death.PROCESS, Death.NODE)
         # a caller's report is a hint: Ray decides
         assert await registry.report_dead_call(iid(3)) is Verdict.SUSPECT
@@ -632,7 +633,7 @@ async def test_every_death_is_what_the_truth_table_returns_and_is_remembered_so(
         assert (death_of(5), death_of(6)) == (None, Death.ACTOR)
         # what an agent reports of itself is not the table's
         await registry.set_status(iid(5), Status.DEAD, 3, "stopped")
-        assert registry.members.deaths.get(iid(5)) == RecentDeath("stopped")
+        assert registry.members.deaths.get(iid(5)) == RecentDeath(Cause(CauseKind.AGENT, "stopped"))
         health = await registry.health()
         assert (health.deaths_declared, health.deaths_reported) == (5, 2)
         await eventually(lambda: all(row.status is Status.DEAD for row in tables.rows.values()))

@@ -314,7 +314,7 @@ async def test_an_agent_that_stops_in_the_pause_before_a_comeback_does_not_regis
     receipt = await reporter.stop()
     assert receipt is not None
     assert (receipt.durable, reporter.client.pending) == (True, 0)
-    assert len((await registry.describe("agent")).history) == 2
+    assert len((await registry.describe("agent")).instances) == 2
 
 
 async def test_dead_repeated_is_not_called_durable_before_it_is(without_database: Registry) -> None:
@@ -518,7 +518,7 @@ async def is_known_dead(registry: Registry, instance_id: str) -> bool:
 
 
 async def epochs_of(registry: Registry, logical_id: str = "agent") -> list[tuple[str, Status]]:
-    return [(row.cluster_epoch, row.status) for row in (await registry.describe(logical_id)).history]
+    return [(row.cluster_epoch, row.status) for row in (await registry.describe(logical_id)).instances]
 
 
 async def test_an_agent_without_an_epoch_of_its_own_does_not_come_back_in_another(registry: Registry) -> None:
@@ -820,7 +820,7 @@ async def test_a_reporter_and_a_client_report_for_the_time_of_their_block(regist
     with pytest.raises(KeyError):
         async with make_reporter(registry):
             raise KeyError
-    assert any("KeyError" in str(row.cause) for row in (await registry.describe("agent")).history)
+    assert any("KeyError" in str(row.cause) for row in (await registry.describe("agent")).instances)
     assert await statuses(registry) == []
 
 

@@ -35,6 +35,9 @@ BY_REGISTRY = {
     "first": ("not resolvable", NotResolved.STARTING),
     "unreported": ("not resolvable", NotResolved.NOT_REGISTERED),
     "never-was": ("not resolvable", NotResolved.NOT_REGISTERED),
+    "held": ("not resolvable", NotResolved.DRAINING),
+    "killed": ("not resolvable", NotResolved.DIED),
+    "deregistered": ("not resolvable", NotResolved.DIED),
 }
 
 
@@ -60,6 +63,7 @@ async def test_without_the_registry_only_an_actors_own_answer_counts(world: Worl
     for locator in (world.hybrid, world.strict):
         found = {agent: await outcome(locator.locate(agent)) for agent in AGENTS}
         answering = {"alive", "starting", "draining", "dead", "reported-dead", "other-epoch", "first", "unreported"}
+        answering |= {"held", "deregistered"}
         assert {agent for agent, (kind, *_) in found.items() if kind == "located"} == answering
         # no other agent is certain to be gone
         assert {kind for agent, (kind, *_) in found.items() if agent not in answering} == {"cannot know"}

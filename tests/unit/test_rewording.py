@@ -11,6 +11,9 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from seedcore.cli.errors import HttpProblemError, exit_code_of
+from seedcore.cli.why import reason_of
+from seedcore.core.causes import CauseKind
 from seedcore.core.errors import RegistryError
 from seedcore.discovery.access import Access
 from seedcore.discovery.guard import Guard
@@ -18,7 +21,8 @@ from seedcore.discovery.handlers import install
 from seedcore.discovery.overview import Overviews
 from seedcore.discovery.pages import AnswerCache
 from seedcore.discovery.parameters import this_replica
-from seedcore.discovery.problems import problem_of
+from seedcore.discovery.problems import ProblemCode, codes_by_status, problem_of
+from seedcore.discovery.rendering import agent_answer
 from seedcore.discovery.routes import health, v1
 from seedcore.discovery.traffic import Rates
 from seedcore.settings import Settings
@@ -28,8 +32,14 @@ from tests.unit.test_errors import CLASSES, sample
 
 OUTAGES = ((), ("connection",), ("connection", "database"), ("connection", "database", "listing"), ("database",))
 FOR_PEOPLE = frozenset({"detail", "why", "title", "problem", "registry_problem", "store_problem", "watch_problem"})
-TIMES = frozenset({"as_of", "started_at", "last_heartbeat", "status_changed_at", "stopped_at", "silence_s", "at"})
+TIMES = frozenset(
+    {
+        *("as_of", "started_at", "last_heartbeat", "status_changed_at", "stopped_at", "silence_s", "at"),
+        *("since", "expires_at"),
+    }
+)
 VARYING = frozenset({"version", "registry", "as_of_registry", "stream", "instance_id"})
+WITH_CAUSES = ("alive", "draining", "dead", "held", "killed", "deregistered")
 REQUESTS: Sequence[tuple[str, str, Any]] = (
     ("GET", "/v1/instances", None),
     ("GET", "/v1/instances?verdict=fresh", None),
@@ -37,8 +47,8 @@ REQUESTS: Sequence[tuple[str, str, Any]] = (
     ("GET", "/v1/instances?cursor=junk", None),
     ("GET", f"/v1/instances/{iid(1)}", None),
     ("GET", f"/v1/instances/{iid(99)}", None),
-    *(("GET", f"/v1/agents/{agent}", None) for agent in ("alive", "dead", "never-was")),
-    ("GET", "/v1/history/never-was", None),
+    *(("GET", f"/v1/agents/{agent}", None) for agent in (*WITH_CAUSES, "never-was")),
+    *(("GET", f"/v1/history/{agent}", None) for agent in (*WITH_CAUSES, "never-was")),
     ("GET", "/v1/deaths", None),
     ("GET", "/v1/epoch", None),
     ("GET", "/v1/overview", None),
@@ -101,8 +111,10 @@ def served(world: World) -> Iterator[httpx.AsyncClient]:
 def without_words(value: Any) -> Any:
     """An answer without its texts for people, and without what differs from run to run."""
     if isinstance(value, dict):
+        # the reason of a hold is an operator's text; that of a resolution is a kind
+        for_people = FOR_PEOPLE | {"reason"} if "since" in value else FOR_PEOPLE
         return {
-            key: value[key] is None if key in FOR_PEOPLE else without_words(value[key])
+            key: value[key] is None if key in for_people else without_words(value[key])
             for key in value
             if key not in TIMES | VARYING
         }
@@ -130,6 +142,43 @@ async def test_rewording_every_message_changes_no_answer_over_http() -> None:
     async with world_of() as plain, world_of(is_reworded=True) as other:
         for one, reworded_one in zip(await answers(plain), await answers(other), strict=True):
             assert one == reworded_one
+
+
+async def explained(world: World) -> list[Any]:
+    """What `seedcore why` returns about each agent, but for its texts and times."""
+    found: list[Any] = []
+    for agent in AGENTS:
+        reason = reason_of(agent_answer(await world.connection.describe(agent)))
+        kind = None if reason.cause is None else (reason.cause.kind, reason.cause.by)
+        found.append((agent, reason.state, kind, [(hold.kind, hold.by) for hold in reason.holds], reason.advice))
+    return found
+
+
+async def test_rewording_every_cause_and_hold_changes_no_advice() -> None:
+    async with world_of() as plain, world_of(is_reworded=True) as other:
+        explanations = await explained(plain)
+        assert explanations == await explained(other)
+        assert "SIGKILL (pid 7)" in str(await plain.connection.describe("killed"))
+        described = await other.connection.describe("killed")
+        assert "SIGKILL (pid 7)" not in str(described)
+        assert OTHER_WORDS in str(described)
+    states = {agent: (state, kind and kind[0]) for agent, state, kind, _, _ in explanations}
+    assert states["killed"] == ("dead", CauseKind.PROCESS_KILLED)
+    assert states["deregistered"] == ("dead", CauseKind.OPERATOR)
+    assert states["dead"] == ("dead", CauseKind.AGENT)
+    assert states["held"] == ("draining", CauseKind.OPERATOR)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in CLASSES if kind is not RegistryError])
+def test_exit_code_of_an_error_depends_on_its_class_alone(kind: type[RegistryError]) -> None:
+    assert exit_code_of(sample(kind)) == exit_code_of(reworded(sample(kind)))
+
+
+@pytest.mark.parametrize(("status", "codes"), codes_by_status().items())
+def test_exit_code_of_a_problem_depends_on_its_status_and_code_alone(status: int, codes: list[ProblemCode]) -> None:
+    for code in codes:
+        plain, other = (HttpProblemError(status, detail, code) for detail in ("no such agent", OTHER_WORDS))
+        assert exit_code_of(plain) == exit_code_of(other)
 
 
 @pytest.mark.parametrize("kind", CLASSES)

@@ -38,6 +38,7 @@ def instances(count: int, metadata_bytes: int = 0) -> list[Instance]:
             new_instance_id(),
             f"agent-{number:04}",
             Status.ALIVE,
+            Status.ALIVE,
             "epoch",
             NOW,
             NOW,

@@ -158,8 +158,11 @@ async def test_who_did_it_is_in_the_history(world: World) -> None:
     done = await world.ask("POST", "/v1/agents/bee/drain", json={"reason": "a new fan"})
     assert done.status_code == 200, done.text
     await world.ask("POST", "/v1/agents/bee/undrain", json={})
-    steps = (await world.ask("GET", "/v1/history/bee?limit=2")).json()["transitions"]
-    assert [step["cause"] for step in steps] == ["by an operator (writer)", "by an operator (writer): a new fan"]
+    transitions = (await world.ask("GET", "/v1/history/bee?limit=2")).json()["transitions"]
+    assert [(one["hold"], one["cause"]) for one in transitions] == [
+        ("operator", {"kind": "operator", "detail": None, "by": "writer"}),
+        ("operator", {"kind": "operator", "detail": "a new fan", "by": "writer"}),
+    ]
 
 
 async def test_a_token_taken_out_of_the_file_ends_at_once(world: World) -> None:

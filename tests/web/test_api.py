@@ -122,8 +122,12 @@ async def test_an_operators_drain_takes_an_agent_out_and_ends_by_itself(world: W
     assert (result["status"], result["durable"]) == ("draining", True)
     agent = await world.get("/v1/agents/ant")
     (live,) = agent["live"]
-    assert live["instance"]["cause"] == "by an operator (writer): a new disk"
-    assert live["instance"]["drain_until"] is not None
+    cause = {"kind": "operator", "detail": "a new disk", "by": "writer"}
+    assert live["instance"]["cause"] == cause
+    assert live["instance"]["reported_status"] == "alive"
+    (hold,) = live["instance"]["holds"]
+    assert (hold["kind"], hold["reason"], hold["by"]) == ("operator", "a new disk", "writer")
+    assert hold["since"] < hold["expires_at"]
     resolution = await world.ask("POST", "/v1/resolve", json={"logical_ids": ["ant"]})
     if resolution.json()["source"] != "snapshot":
         assert resolution.json()["results"][0]["instance"] is None
@@ -133,10 +137,13 @@ async def test_an_operators_drain_takes_an_agent_out_and_ends_by_itself(world: W
 
     await eventually(is_back)
     history = await world.get("/v1/history/ant?limit=2")
-    assert [(step["from_status"], step["to_status"], step["cause"]) for step in history["transitions"]] == [
-        ("draining", "alive", "its draining has come to the end that was set for it"),
-        ("alive", "draining", "by an operator (writer): a new disk"),
-    ]
+    ended, drained = history["transitions"]
+    assert (ended["from_status"], ended["to_status"], ended["hold"], ended["expires_at"]) == (
+        *("draining", "alive", "operator", None),
+    )
+    assert ended["cause"]["kind"] == "drain_ended"
+    assert (drained["from_status"], drained["to_status"], drained["hold"]) == ("alive", "draining", "operator")
+    assert (drained["cause"], drained["expires_at"]) == (cause, hold["expires_at"])
 
 
 async def test_a_drain_survives_the_registry_and_can_be_lengthened_and_ended(world: World) -> None:
@@ -153,16 +160,19 @@ async def test_a_drain_survives_the_registry_and_can_be_lengthened_and_ended(wor
         return found
 
     before = await eventually(instance)
-    assert (before["status"], before["cause"]) == ("draining", "by an operator (writer)")
+    assert (before["status"], before["cause"]) == (
+        "draining",
+        {"kind": "operator", "detail": None, "by": "writer"},
+    )
     longer = await world.ask("POST", "/v1/agents/bee/drain", json={"reason": "takes longer", "duration_s": 7200})
     assert longer.status_code == 200, longer.text
     after = await instance()
-    assert after["drain_until"] > before["drain_until"]
+    assert after["holds"][0]["expires_at"] > before["holds"][0]["expires_at"]
     undrained = await world.ask("POST", "/v1/agents/bee/undrain", json={"reason": "done"})
     assert undrained.json()["results"][0]["status"] == "alive"
     again = await world.ask("POST", "/v1/agents/bee/undrain", json={})
     assert (again.status_code, again.json()["results"][0]["status"]) == (200, "alive")
-    assert (await instance())["drain_until"] is None
+    assert (await instance())["holds"] == []
 
 
 async def test_what_cannot_be_done_is_refused_and_changes_nothing(world: World) -> None:
@@ -203,12 +213,11 @@ async def test_a_deregistered_agent_is_gone_for_good_and_its_history_says_why(wo
     assert answer.status_code == 200, answer.text
     agent = await world.get(f"/v1/agents/{path}")
     assert agent["live"] == []
-    assert agent["history"][0]["cause"] == "by an operator (writer): no longer needed"
+    cause = {"kind": "operator", "detail": "no longer needed", "by": "writer"}
+    assert agent["instances"][0]["cause"] == cause
     assert agent["transitions"][0]["to_status"] == "dead"
     last = (await world.get("/v1/deaths?limit=1&within_s=600"))["items"]
-    assert [(row["instance_id"], row["cause"]) for row in last] == [
-        (instance_id, "by an operator (writer): no longer needed")
-    ]
+    assert [(row["instance_id"], row["cause"]) for row in last] == [(instance_id, cause)]
     other = await world.join("one of two")
     gone = await world.ask("DELETE", f"/v1/instances/{other.instance_id}")
     assert gone.json()["instance"]["status"] == "dead"

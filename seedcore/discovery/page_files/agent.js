@@ -23,7 +23,7 @@ const PARTS = {
     of: ({ live }) => live,
   },
   timeline: { item: timelineItems, of: ({ transitions }) => transitions },
-  earlier: { item: earlierItems, of: ({ live, history }) => [live.length, history] },
+  earlier: { item: earlierItems, of: ({ live, instances }) => [live.length, instances] },
 };
 
 export class AgentPanel {
@@ -177,9 +177,10 @@ export class AgentPanel {
   }
 
   #showHeadline() {
-    const { kind, text, detail = "" } = this.#describe();
+    const { kind, text, detail = "", isPlanned = false } = this.#describe();
     const box = byId("agent-headline");
     setAttribute(box, "data-status", kind);
+    setAttribute(box, "data-planned", isPlanned);
     if (box.firstElementChild?.className !== `mark mark-${kind}`) box.firstElementChild.replaceWith(mark(kind));
     setText(byId("agent-state"), text);
     setText(byId("agent-detail"), detail);
@@ -205,10 +206,12 @@ export class AgentPanel {
   }
 
   #showActions() {
-    const statuses = (this.#answer?.live ?? []).map(({ instance }) => instance.status);
-    const canDrain = statuses.length > 0;
-    setText(byId("drain"), statuses.every((status) => status === "draining") ? "Change drain" : "Drain");
-    const canUndrain = statuses.includes("draining");
+    const drains = (this.#answer?.live ?? []).map(({ instance }) =>
+      instance.holds.some(({ kind }) => kind === "operator"),
+    );
+    const canDrain = drains.length > 0;
+    setText(byId("drain"), drains.every(Boolean) ? "Change drain" : "Drain");
+    const canUndrain = drains.includes(true);
     byId("drain").hidden = !canDrain;
     byId("undrain").hidden = !canUndrain;
     for (const id of ["drain", "undrain"]) byId(id).disabled = !this.#canDrain;

@@ -16,7 +16,7 @@ States of one agent (`client`, with `pending`, `delivery` and `enrolment`):
     dead with its epoch           --> retired: RetiredEpochError, on_retired, no report any more
 
 A change goes from `PendingChanges` through RegistryConnection.take to the relay of the node or the registry. It leaves
-the queue when a receipt says `durable`, or when it is refused for good; until then each call sends it again with the
+the queue when a receipt is `durable`, or when it is refused for good; until then each call sends it again with the
 same number, so that it is applied once.
 
 Beats. `beat_loop` is one loop for all agents of an event loop: those that are due together share a message. An agent

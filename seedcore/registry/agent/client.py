@@ -11,12 +11,13 @@ from types import TracebackType
 from typing import Self
 
 from seedcore.core.answers import BeatAnswer, Receipt
+from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.changes import Registration, new_instance_id
 from seedcore.core.clock import Clock
 from seedcore.core.comebacks import Comebacks
 from seedcore.core.errors import InstanceDeadError, RegistryError, RetiredEpochError
 from seedcore.core.lifecycle import Status
-from seedcore.core.limits import Json, check_cause, check_status
+from seedcore.core.limits import Json, check_detail, check_status
 from seedcore.core.loops import LoopsLock
 from seedcore.registry.agent.delivery import Delivery
 from seedcore.registry.agent.enrolment import Enrolment, Identifier, NewId
@@ -189,13 +190,15 @@ class RegistryClient:
                 self._pending.wanted = before
                 raise
 
-    async def set_status(self, status: Status | str, cause: str | None = None) -> Receipt:
+    async def set_status(self, status: Status | str, reason: str | None = None) -> Receipt:
         """Change the status. Returns also where nothing is committed, as `register()`; raises as that, and
         InvalidInputError or ForbiddenTransitionError.
 
-        `dead` repeated delivers what is not durable yet, and changes nothing.
+        `reason` is recorded as the detail of a cause of kind `agent`. `dead` repeated delivers what is not
+        durable yet, and changes nothing.
         """
-        wanted, cause = check_status(status), check_cause(cause)
+        wanted, detail = check_status(status), check_detail(reason)
+        cause = None if detail is None else Cause(CauseKind.AGENT, detail)
         async with self._calls:
             if wanted is Status.DEAD and self.status is Status.DEAD:
                 return await self._delivery.deliver(self)

@@ -107,7 +107,7 @@ class Delivery:
             except InstanceDeadError as dead:
                 if self._pending.wanted.status is Status.DEAD:
                     return self._ended()
-                self.come_back(f"its instance was declared dead ({dead.cause})")
+                self.come_back("its instance was declared dead" + (f" ({dead.cause})" if dead.cause else ""))
             except NodeDeadError as error:
                 self._comebacks.note(str(error), self._clock.monotonic())
             except RetiredEpochError:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from seedcore.core.answers import Receipt
+from seedcore.core.causes import Cause
 from seedcore.core.changes import Change, RegisterChange, Registration, StatusChange
 from seedcore.core.errors import BacklogFullError
 from seedcore.core.lifecycle import Status
@@ -18,7 +19,7 @@ class Wanted:
     """The status that the agent has asked for last (None: none yet), its cause and the number of that change."""
 
     status: Status | None = None
-    cause: str | None = None
+    cause: Cause | None = None
     seq: int = 0
 
 
@@ -45,7 +46,7 @@ class PendingChanges:
             self.wanted = Wanted(Status.STARTING)
         self._changes.append(RegisterChange(registration, self._next_seq()))
 
-    def set_status(self, instance_id: str, status: Status, cause: str | None) -> None:
+    def set_status(self, instance_id: str, status: Status, cause: Cause | None) -> None:
         """Queue a change of status. Raises BacklogFullError."""
         if len(self._changes) >= self._limit:
             raise BacklogFullError(self._limit)
@@ -78,18 +79,18 @@ class PendingChanges:
 
         As the same instance every change keeps its number: repeated, it must not undo what others have changed since.
         """
-        steps = [change for change in self._changes if isinstance(change, StatusChange)]
+        statuses = [change for change in self._changes if isinstance(change, StatusChange)]
         if self.wanted.status is None:
             self.wanted = Wanted(Status.STARTING)
         wanted, instance_id = self.wanted, registration.instance_id
-        if not steps and wanted.status is not None and wanted.status is not Status.STARTING:
-            steps = [StatusChange(instance_id, wanted.status, wanted.seq, wanted.cause)]
+        if not statuses and wanted.status is not None and wanted.status is not Status.STARTING:
+            statuses = [StatusChange(instance_id, wanted.status, wanted.seq, wanted.cause)]
         if as_new:
             self.seq = 1
-            steps = [StatusChange(instance_id, change.status, self._next_seq(), change.cause) for change in steps]
+            statuses = [StatusChange(instance_id, change.status, self._next_seq(), change.cause) for change in statuses]
             self.wanted = Wanted(wanted.status, wanted.cause, self.seq)
-        first_seq = steps[0].seq if steps else None
-        self._changes = [RegisterChange(registration, 1 if first_seq is None else first_seq - 1), *steps]
+        first_seq = statuses[0].seq if statuses else None
+        self._changes = [RegisterChange(registration, 1 if first_seq is None else first_seq - 1), *statuses]
         # a first beat may come before any change: the next one needs a number of its own
         self.seq = max(self.seq, 1)
 

@@ -17,7 +17,7 @@ from seedcore.core.errors import (
     RetiredEpochError,
 )
 from seedcore.core.lifecycle import Status
-from seedcore.core.limits import Json, check_cause, check_load
+from seedcore.core.limits import Json, check_detail, check_load
 from seedcore.core.loops import LoopsLock
 from seedcore.registry.agent.beat_loop import BeatLoop, beat_loop
 from seedcore.registry.agent.client import RegistryClient
@@ -28,8 +28,8 @@ from seedcore.settings import Settings, get_settings
 logger = logging.getLogger(__name__)
 
 
-def stop_cause(error: BaseException | None) -> str:
-    """The cause of a stop at the end of a `with` block."""
+def stop_reason(error: BaseException | None) -> str:
+    """The reason of a stop at the end of a `with` block."""
     return "stopped" if error is None else f"stopped after {type(error).__name__}"
 
 
@@ -90,7 +90,7 @@ class Reporter:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.stop(stop_cause(error))
+        await self.stop(stop_reason(error))
 
     @property
     def client(self) -> RegistryClient:
@@ -131,7 +131,7 @@ class Reporter:
     def load(self, load: float | None) -> None:
         self._pulse.load = None if load is None else check_load(load)
 
-    async def start(self, status: Status = Status.ALIVE, cause: str | None = None) -> None:
+    async def start(self, status: Status = Status.ALIVE, reason: str | None = None) -> None:
         """Register, report `status`, begin to beat. Idempotent; a second call meanwhile waits for the first.
 
         Returns within a bounded time whether or not a registry is there; what could not be sent is sent later.
@@ -148,46 +148,46 @@ class Reporter:
             # at once: a change of status from now on is reported, behind the start
             self._is_reporting = True
             try:
-                receipt = await self._client.set_status(status, cause)
+                receipt = await self._client.set_status(status, reason)
             except (Exception, asyncio.CancelledError):
                 self._is_reporting = False
                 raise
             self._pulse.problem = receipt.why
             self._beat_here()
 
-    async def drain(self, cause: str | None = None) -> Receipt | None:
+    async def drain(self, reason: str | None = None) -> Receipt | None:
         """Report `draining`: no new work should come. Beats go on. None where nothing is reported."""
-        return await self._report(Status.DRAINING, cause)
+        return await self._report(Status.DRAINING, reason)
 
-    async def undrain(self, cause: str | None = None) -> Receipt | None:
+    async def undrain(self, reason: str | None = None) -> Receipt | None:
         """Report `alive` again after `drain()`."""
-        return await self._report(Status.ALIVE, cause)
+        return await self._report(Status.ALIVE, reason)
 
-    async def stop(self, cause: str = "stopped") -> Receipt | None:
+    async def stop(self, reason: str = "stopped") -> Receipt | None:
         """End the beats and report `dead`, within the call timeout. Idempotent. Dead is final.
 
         None where there is nothing to report, or it could not be sent. Repeated, it delivers a `dead` that is not
-        durable yet. Raises InvalidInputError for the cause, and then nothing has changed.
+        durable yet. Raises InvalidInputError for the reason, and then nothing has changed.
         """
-        check_cause(cause)
+        check_detail(reason)
         refuse_forked()
         async with self._changing:
             self._end_beating()
             if self._client.status is None or (self._client.status is Status.DEAD and not self._client.pending):
                 return None
             try:
-                return await self._client.set_status(Status.DEAD, cause)
+                return await self._client.set_status(Status.DEAD, reason)
             except RegistryError as error:
                 self._client.outages.not_ended.note(str(error), self._fields())
                 return None
 
-    async def _report(self, status: Status, cause: str | None) -> Receipt | None:
+    async def _report(self, status: Status, reason: str | None) -> Receipt | None:
         refuse_forked()
         if not self._is_reporting:
             return None
         self._keep_beating()
         try:
-            return await self._client.set_status(status, cause)
+            return await self._client.set_status(status, reason)
         except RetiredEpochError as error:
             self._retire(error)
             raise

@@ -12,9 +12,9 @@ from typing import Any, Self, TypeVar
 
 from seedcore.core.answers import Receipt
 from seedcore.core.errors import ForkedProcessError, RegistryUnavailableError
-from seedcore.core.limits import Json, check_cause
+from seedcore.core.limits import Json, check_detail
 from seedcore.registry.agent.loop_thread import LoopThread
-from seedcore.registry.agent.reporter import Reporter, stop_cause
+from seedcore.registry.agent.reporter import Reporter, stop_reason
 from seedcore.registry.ray_support.session import refuse_forked
 from seedcore.settings import Settings, get_settings
 
@@ -75,7 +75,7 @@ class ThreadReporter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop(stop_cause(error))
+        self.stop(stop_reason(error))
 
     @property
     def reporter(self) -> Reporter | None:
@@ -97,24 +97,24 @@ class ThreadReporter:
                 raise
             self._reporter, self._thread = reporter, thread
 
-    def drain(self, cause: str | None = None) -> Receipt | None:
+    def drain(self, reason: str | None = None) -> Receipt | None:
         """As Reporter.drain, blocking."""
-        return self._run(lambda reporter: reporter.drain(cause))
+        return self._run(lambda reporter: reporter.drain(reason))
 
-    def undrain(self, cause: str | None = None) -> Receipt | None:
+    def undrain(self, reason: str | None = None) -> Receipt | None:
         """As Reporter.undrain, blocking."""
-        return self._run(lambda reporter: reporter.undrain(cause))
+        return self._run(lambda reporter: reporter.undrain(reason))
 
-    def stop(self, cause: str = "stopped") -> Receipt | None:
+    def stop(self, reason: str = "stopped") -> Receipt | None:
         """As Reporter.stop, blocking."""
-        check_cause(cause)
+        check_detail(reason)
         with self._alone():
             reporter, thread = self._reporter, self._thread
             if reporter is None or thread is None:
                 return None
             self._reporter, self._thread = None, None
             try:
-                return thread.run(reporter.stop(cause), self._patience_s)
+                return thread.run(reporter.stop(reason), self._patience_s)
             finally:
                 thread.leave()
 

@@ -14,7 +14,7 @@ from seedcore.core.limits import T
 from seedcore.core.paging import decode_cursor, encode_name_cursor
 from seedcore.core.ports import ActorDirectory, InstanceReader
 from seedcore.registry.caller.sources import Choice, NameListing, NoAnswerError, asked
-from seedcore.registry.protocol.messages import HISTORY_LIMIT, STEPS_LIMIT, Description
+from seedcore.registry.protocol.messages import INSTANCES_LIMIT, TRANSITIONS_LIMIT, Description
 
 ReaderFactory = Callable[[], Awaitable[InstanceReader]]
 
@@ -62,10 +62,17 @@ class PostgresSource:
 
     async def describe(self, logical_id: str) -> Description:
         async with self._read() as reader:
-            history = await reader.history(logical_id, HISTORY_LIMIT)
-            steps = await reader.transitions(logical_id, STEPS_LIMIT)
+            instances = await reader.instances(logical_id, INSTANCES_LIMIT)
+            transitions = await reader.transitions(logical_id, TRANSITIONS_LIMIT)
         return Description(
-            logical_id, (), tuple(history), Origin.POSTGRES, utc_now(), 0, complete=True, steps=tuple(steps)
+            logical_id,
+            (),
+            tuple(instances),
+            Origin.POSTGRES,
+            utc_now(),
+            0,
+            complete=True,
+            transitions=tuple(transitions),
         )
 
     async def transitions(self, logical_id: str, limit: int) -> Answer[list[Transition]]:

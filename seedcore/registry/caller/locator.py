@@ -28,7 +28,7 @@ from seedcore.registry.caller.known_agents import KnownAgent, KnownAgents
 from seedcore.registry.caller.metrics import CallerMetrics
 from seedcore.registry.caller.resolver import Resolver
 from seedcore.registry.caller.sources import Choice, NoAnswerError, RecordSource, Source
-from seedcore.registry.caller.unreported import history_of, require_unreported
+from seedcore.registry.caller.unreported import recorded_instances, require_unreported
 from seedcore.registry.ray_support.directory import RESERVED_PREFIX, check_not_ours
 from seedcore.registry.ray_support.lookup import ActorHandle
 from seedcore.registry.ray_support.process_keys import has_ended
@@ -185,15 +185,15 @@ class Locator:
         refusal = NotResolvableError(logical_id, reason, found.detail or "no live instance is registered")
         if not self._finds_unreported or (found.is_known and reason is not NotResolved.STARTING):
             raise refusal
-        history = await history_of(source, logical_id)
-        if not is_again and any(row.status is Status.ALIVE for row in history):
+        instances = await recorded_instances(source, logical_id)
+        if not is_again and any(row.status is Status.ALIVE for row in instances):
             # it registered after the source had answered
             return await self._by_record(logical_id, choice, source, is_again=True)
-        if found.is_known and not history:
+        if found.is_known and not instances:
             raise refusal
-        require_unreported(refusal, history)
+        require_unreported(refusal, instances)
         try:
-            if not history:
+            if not instances:
                 return await self.by_actor(logical_id, None)
             handle = await self._finder.of_name(logical_id)
         except NotResolvableError as error:

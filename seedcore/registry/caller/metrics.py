@@ -20,7 +20,7 @@ class CallerMetrics:
         """Export every metric once. `lag_s`: seconds since the registry confirmed the cache; None if it never did."""
         description = "Resolutions by the source of the answer"
         for source, total in self.resolved.items():
-            self._totals.tell("resolves_total", description, total, component=self._component, source=source)
+            self._totals.export("resolves_total", description, total, component=self._component, source=source)
         if lag_s is not None:
             lag = gauge("feed_lag_seconds", "Seconds since the registry confirmed the cache", ("component",))
             lag.set(lag_s, {"component": self._component})

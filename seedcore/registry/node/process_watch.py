@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from seedcore.core.backoff import Backoff, supervise
+from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.errors import DirectoryUnavailableError
 from seedcore.core.timeouts import end
 from seedcore.registry.protocol.messages import Unwatched, Watched
@@ -37,7 +38,7 @@ from seedcore.registry.ray_support.process_keys import (
     stat_fields,
 )
 
-OnExit = Callable[[str, str, str | None], None]
+OnExit = Callable[[str, Cause, str | None], None]
 """Called with an instance's id, the cause of its end, and its process key."""
 
 _EXIT_STATUS_FIELD = 49
@@ -164,7 +165,7 @@ class ActorStateWatch:
         except DirectoryUnavailableError:
             return False
         if handle is None or actor_id_of(handle) != watched.actor_id:
-            self._on_exit(watched.instance_id, "Ray has no such actor any more", watched.process_key)
+            self._on_exit(watched.instance_id, Cause(CauseKind.ACTOR_DIED, "Ray no longer has it"), watched.process_key)
             return True
         if not is_observable(handle):
             return False
@@ -199,7 +200,7 @@ class ActorStateWatch:
         if self._handles.get(instance_id) is handle:
             key = self._keys.get(instance_id)
             self.discard(instance_id)
-            self._on_exit(instance_id, "Ray reports that its actor died", key)
+            self._on_exit(instance_id, Cause(CauseKind.ACTOR_DIED, "Ray reports it"), key)
 
     async def _poll(self) -> float:
         for instance_id, handle in list(self._handles.items()):
@@ -278,13 +279,13 @@ def _status_by_descriptor(descriptor: int) -> int | None:
     return info.exit_status if info.mask & _PIDFD_INFO_EXIT else None
 
 
-def exited(pid: int, status: int | None) -> str:
-    """The cause of a death by the exit status of the process, as of wait(2)."""
+def exited(pid: int, status: int | None) -> Cause:
+    """The cause of a death by the exit status of the process, as of wait(2); None: the status is not known."""
     if status is None:
-        return f"its process exited (pid {pid})"
+        return Cause(CauseKind.PROCESS_EXITED, f"pid {pid}")
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         # real-time signals have no names
         name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
-        return f"its process was killed by {name} (pid {pid})"
-    return f"its process exited with code {os.WEXITSTATUS(status)} (pid {pid})"
+        return Cause(CauseKind.PROCESS_KILLED, f"{name} (pid {pid})")
+    return Cause(CauseKind.PROCESS_EXITED, f"exit code {os.WEXITSTATUS(status)} (pid {pid})")

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from seedcore.core.answers import BeatAnswer, Receipt
+from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.changes import SequencedChange
 from seedcore.core.errors import DirectoryUnavailableError, RegistryError, RegistryUnavailableError
 from seedcore.core.limits import check_beats, check_instance_id
@@ -46,7 +47,7 @@ class Relay:
         watches: Sequence[Callable[[OnExit], Watch]] = (PidfdWatch, ActorStateWatch),
         registry: RegistryConnection | None = None,
         gather_s: float = 0.25,
-        why_ended: Callable[[str, float], Awaitable[str | None]] = why_worker_ended,
+        why_ended: Callable[[str, float], Awaitable[Cause | None]] = why_worker_ended,
     ) -> None:
         """`registry` receives what is gathered for `gather_s` seconds; without one the relay only watches. `why_ended`
         returns what is known of the end of a worker process, within the seconds that it gets."""
@@ -132,7 +133,7 @@ class Relay:
                 return True
         return False
 
-    def _note(self, instance_id: str, cause: str, process_key: str | None) -> None:
+    def _note(self, instance_id: str, cause: Cause, process_key: str | None) -> None:
         ended = self._report(instance_id, cause)
         worker_id = None if process_key is None else worker_id_of(process_key)
         if worker_id is None:
@@ -143,7 +144,7 @@ class Relay:
             self._explaining.add(task)
             task.add_done_callback(self._explaining.discard)
 
-    def _report(self, instance_id: str, cause: str, *, is_explained: bool = False) -> Exit:
+    def _report(self, instance_id: str, cause: Cause, *, is_explained: bool = False) -> Exit:
         self._count += 1
         ended = Exit(self._count, instance_id, cause, is_explained)
         self._exits.append(ended)
@@ -152,7 +153,7 @@ class Relay:
 
     async def _explain(self, worker_id: str) -> None:
         """Report the end of every instance of a process again, once it is known why the process ended."""
-        why: str | None = None
+        why: Cause | None = None
         try:
             async with self._may_ask:
                 why = await self._why_ended(worker_id, _EXPLAIN_S)
@@ -160,8 +161,16 @@ class Relay:
             logger.info("not known why a worker ended: %s", error)
         finally:
             ended = self._unexplained.pop(worker_id)
-        for one in ended if why else ():
-            self._report(one.instance_id, f"{one.cause}: {why}", is_explained=True)
+        if why is None:
+            return
+        for one in ended:
+            self._report(one.instance_id, _explained(one.cause, why), is_explained=True)
+
+
+def _explained(observed: Cause, why: Cause) -> Cause:
+    """The observed cause with what Ray knows of it. Its kind stays where Ray knows none."""
+    kind = observed.kind if why.kind is CauseKind.UNKNOWN else why.kind
+    return Cause(kind, "; ".join(detail for detail in (why.detail, observed.detail) if detail) or None)
 
 
 class RelayActor(Relay):

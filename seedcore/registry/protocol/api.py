@@ -13,12 +13,13 @@ from enum import StrEnum
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from seedcore.core.answers import Answer, BeatAnswer, InstanceFilter, Listing, Receipt, Resolution
+from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.changes import RegisterChange, Registration, SequencedChange, StatusChange
 from seedcore.core.errors import RegistryError
 from seedcore.core.feed import FeedBatch
 from seedcore.core.instances import Epoch, EpochRecord, Instance, Transition, Verdict
 from seedcore.core.lifecycle import Status
-from seedcore.core.limits import check_status, check_statuses
+from seedcore.core.limits import check_detail, check_status, check_statuses
 from seedcore.registry.protocol.messages import Description, Health, Hello, OperationResult
 
 P = ParamSpec("P")
@@ -153,8 +154,9 @@ class RegistryApi(RelayApi, Protocol):
         *,
         instance_ids: Sequence[str] = (),
     ) -> list[OperationResult]:
-        """Stop routing to every live instance of these agents, and to these instances; at most MAX_PAGE ids. `by` names
-        the operator. The drain ends after `duration_s` seconds (None: with `undrain`); a second call replaces the end.
+        """Stop routing to every live instance of these agents, and to these instances; at most MAX_PAGE ids: place the
+        operator's hold on each. `by` names the operator. The hold expires after `duration_s` seconds (None: it lasts
+        until `undrain`); a second call replaces it. What an agent reports meanwhile does not end it.
 
         Returns one result for each instance, and one for an agent that has none. Raises RegistryUnavailableError where
         it is not known yet which instances live.
@@ -170,7 +172,9 @@ class RegistryApi(RelayApi, Protocol):
         *,
         instance_ids: Sequence[str] = (),
     ) -> list[OperationResult]:
-        """Route to draining instances again. Arguments, results and errors as in `drain`."""
+        """Release the operator's hold of these instances, and nothing else. An instance that is starting, or that
+        itself reports draining, is not alive after it: `OperationResult.why` is the reason. Arguments and errors as in
+        `drain`."""
         ...
 
     @rules(Answered.AFTER_WAIT, repeats=Repeats.NEVER)
@@ -286,9 +290,10 @@ class Shorthands:
         *,
         after: str | None = None,
     ) -> Receipt:
-        """`take` a change of status, with the agent's number `seq`. An operator uses `drain`, `undrain` or
-        `deregister`."""
-        return await self.take(SequencedChange(StatusChange(instance_id, check_status(status), seq, cause), after))
+        """`take` a change of status, with the agent's number `seq` and its own words for the cause. An operator uses
+        `drain`, `undrain` or `deregister`."""
+        reported = None if cause is None else Cause(CauseKind.AGENT, check_detail(cause))
+        return await self.take(SequencedChange(StatusChange(instance_id, check_status(status), seq, reported), after))
 
     async def beat(self: RegistryApi, instance_id: str) -> BeatAnswer:
         """Renew one lease."""

@@ -8,6 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from seedcore.core.answers import Origin
+from seedcore.core.causes import Cause
 from seedcore.core.errors import RegistryError, VersionMismatchError
 from seedcore.core.instances import Instance, Transition, Verdict
 from seedcore.core.lifecycle import Status
@@ -17,8 +18,8 @@ PROTOCOL = 9
 """The protocol of this code. It grows with anything that another side can notice."""
 OLDEST_PROTOCOL = 8
 """The oldest protocol that this code works with; at least that of the release before."""
-HISTORY_LIMIT = 20
-STEPS_LIMIT = 100
+INSTANCES_LIMIT = 20
+TRANSITIONS_LIMIT = 100
 
 
 @wire
@@ -49,8 +50,9 @@ class Hello:
 class OperationResult:
     """What an operator's call did to one instance.
 
-    `status` is the instance's after it. `durable` is False where it is not committed yet, and `why` says what prevents
-    that. `error` is the refusal, where there is one; its `instance_id` is None where the agent has no live instance.
+    `status` is the instance's after it. `durable` is False if it is not committed yet; then `why` is what prevents
+    that. Otherwise `why` is the reason why the instance is still not alive after its release, if it is not. `error` is
+    the refusal, if there is one; `instance_id` is None if the agent has no live instance.
     """
 
     instance_id: str | None
@@ -80,17 +82,17 @@ class Observed:
 @wire
 @dataclass(frozen=True, slots=True)
 class Description:
-    """An agent: its live instances, and its newest instances dead ones included, and their newest steps (both empty
+    """An agent: its live instances, its newest instances, dead ones included, and their newest transitions (both empty
     when `complete` is False because the database could not be read)."""
 
     logical_id: str
     live: tuple[Observed, ...]
-    history: tuple[Instance, ...]
+    instances: tuple[Instance, ...]
     source: Origin
     as_of: datetime
     version: int
     complete: bool
-    steps: tuple[Transition, ...] = ()
+    transitions: tuple[Transition, ...] = ()
 
 
 @wire
@@ -212,10 +214,10 @@ MAX_WATCHED_PER_CALL = 1000
 class Exit:
     """An instance whose process or actor has ended. `number` grows by one with each that a relay reports.
 
-    Reported again with `is_explained` where more than the cause becomes known: the cause, and more.
+    Reported again with `is_explained` when the cause becomes better known.
     """
 
     number: int
     instance_id: str
-    cause: str
+    cause: Cause
     is_explained: bool = False

@@ -16,6 +16,7 @@ import ray
 from ray.exceptions import RaySystemError
 
 from seedcore.core.backoff import Backoff
+from seedcore.core.causes import Cause
 from seedcore.core.errors import DirectoryUnavailableError, ForkedProcessError, SessionError
 from seedcore.core.timeouts import within
 from seedcore.registry.ray_support import private_tables, session
@@ -148,7 +149,7 @@ def own_worker_id() -> str | None:
         return None
 
 
-async def why_worker_ended(worker_id: str, timeout_s: float) -> str | None:
+async def why_worker_ended(worker_id: str, timeout_s: float) -> Cause | None:
     """What Ray knows of a worker's end beyond that its process is gone; None where it knows no more.
 
     Raises DirectoryUnavailableError where Ray does not answer, or does not know yet that it has ended, within

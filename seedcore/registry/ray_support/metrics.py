@@ -34,7 +34,7 @@ class Totals:
     def __init__(self) -> None:
         self._exported: dict[tuple[str, ...], float] = {}
 
-    def tell(self, name: str, description: str, total: float, **labels: str) -> None:
+    def export(self, name: str, description: str, total: float, **labels: str) -> None:
         """Export the total of the series `name` with these labels."""
         key = (name, *labels.values())
         grown = total - self._exported[key] if key in self._exported else max(total, _SMALLEST)

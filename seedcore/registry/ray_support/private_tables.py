@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import ray
 
+from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.text import shown
 
 logger = logging.getLogger(__name__)
@@ -78,30 +79,31 @@ def newest_actor(name: str, namespace: str) -> str:
         return "nor is it known whether Ray has an actor of that name: its actor table cannot be read"
 
 
-def explained(end: WorkerEnd) -> str | None:
-    """One line for the end of a worker; None where a signal or an exit code explains as much."""
+def explained(end: WorkerEnd) -> Cause | None:
+    """The cause of the end of a worker, its detail in one line; None if a signal or an exit code explains as much. Of
+    kind `unknown`: Ray has words for it and no kind."""
     kind, detail = end
     if kind == "NODE_OUT_OF_MEMORY":
-        return "Ray killed it since its node ran low on memory"
+        return Cause(CauseKind.OUT_OF_MEMORY, "Ray killed it because its node ran low on memory")
     if kind == "SYSTEM_ERROR" or not detail.strip():
         return None
     text, _, traceback = detail.partition("Traceback:")
     if kind != "USER_ERROR":
-        return _in_a_line(f"Ray reports: {text}")
+        return Cause(CauseKind.UNKNOWN, _in_a_line(f"Ray reports: {text}"))
     # frames are indented; the exception stands behind the last of them
     lines = [line for line in traceback.splitlines() if line.strip()]
     behind = len(lines)
     while behind > 0 and not lines[behind - 1].startswith((" ", "\t")):
         behind -= 1
     exception = lines[behind] if behind < len(lines) else text
-    return _in_a_line(f"an exception in its start-up: {exception}")
+    return Cause(CauseKind.START_FAILED, _in_a_line(exception) or None)
 
 
 def _death_of(cause: Any) -> str:
     if cause.HasField("creation_task_failure_context"):
         text = cause.creation_task_failure_context.formatted_exception_string
         why = explained(WorkerEnd("USER_ERROR", f"Traceback: {text}")) if text else None
-        return why or "an exception in its start-up"
+        return str(why if why is not None else Cause(CauseKind.START_FAILED))
     return _in_a_line(cause.actor_died_error_context.error_message) or "Ray gives no reason"
 
 

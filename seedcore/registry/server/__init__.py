@@ -15,7 +15,7 @@ It serves in all of these states. While it is `unread` or `superseded`, answers 
 and an instance that memory does not have is not called unknown, until the database has been away for a whole lease. A
 `superseded` registry refuses every change and records no beat.
 
-**A change** (`registry`, `backlog`, `flusher`, `writer`).
+**A change** (`registry`, `operations`, `backlog`, `flusher`, `writer`).
 
     accepted in memory ---> in the backlog ---> committed in a batch ---> durable: the receipt
           |                      |
@@ -23,6 +23,11 @@ and an instance that memory does not have is not called unknown, until the datab
 
 The backlog is bounded, and refuses changes when it is full; agents keep and repeat them. A death that the registry
 declares is never refused: there is room for one of each instance.
+
+**What an operator does** (`operations`) is a hold beside what the agent reports. The agent's reports go on under it and
+do not end it; the status that callers see follows from both (`core.holds`).
+
+    not held ---> drain ---> held ---> undrain, or its end: released ---> as the agent reports
 
 **An instance** (`expiry`; the table is in docs/verdicts.md, the function is `core.verdict.judge`).
 

@@ -14,7 +14,8 @@ from typing import TypeAlias
 
 from seedcore.core.answers import Outcome
 from seedcore.core.batch import BeatBatch, ChangeBatch
-from seedcore.core.changes import Change, StatusChange
+from seedcore.core.causes import Cause
+from seedcore.core.changes import Change, HoldChange, RegisterChange, StatusChange
 from seedcore.core.clock import Clock
 from seedcore.core.errors import FencedError, StoreRejectedError
 from seedcore.core.timeouts import within
@@ -44,7 +45,7 @@ class Backlog:
         self._clock = clock
         self._waiting: dict[Key, _Waiting] = {}
         self._unsettled: Counter[str] = Counter()
-        self._refined: dict[str, str] = {}
+        self._refined: dict[str, Cause] = {}
         self._numbers = 0
         self._has_work = asyncio.Event()
         self._closed_by: FencedError | None = None
@@ -88,7 +89,7 @@ class Backlog:
         if self._closed_by is None:
             self.beats.offer_all(instance_ids, now_s)
 
-    def offer_refined(self, instance_id: str, cause: str) -> None:
+    def offer_refined(self, instance_id: str, cause: Cause) -> None:
         """Accept a refined cause of a death. Dropped while too many wait: the death itself is not affected."""
         if self._closed_by is None and len(self._refined) < self._change_capacity:
             self._refined[instance_id] = cause
@@ -156,11 +157,11 @@ class Backlog:
         if self._unsettled[change.instance_id] <= 0:
             del self._unsettled[change.instance_id]
 
-    def refined(self, limit: int) -> Mapping[str, str]:
+    def refined(self, limit: int) -> Mapping[str, Cause]:
         """Up to `limit` refined causes; `discard_refined` those that are committed."""
         return dict(islice(self._refined.items(), limit))
 
-    def discard_refined(self, causes: Sequence[tuple[str, str]]) -> None:
+    def discard_refined(self, causes: Sequence[tuple[str, Cause]]) -> None:
         """Remove refined causes, unless they were refined again."""
         for instance_id, cause in causes:
             if self._refined.get(instance_id) == cause:
@@ -185,15 +186,15 @@ class Backlog:
     def _aged(self, change: Change, now_s: float) -> Change:
         """The change with its age: the history has the time when it happened, not the time of the commit."""
         waiting = self._waiting.get(key_of(change))
-        if waiting is None or not isinstance(change, StatusChange):
+        if waiting is None or isinstance(change, RegisterChange):
             return change
         return replace(change, age_s=max(0.0, now_s - waiting.since_s))
 
 
 def key_of(change: Change) -> Key:
     """The key that a change waits under: its agent's number for it, or, for one that has none, ours, below zero."""
-    if change.seq is not None:
+    if not isinstance(change, HoldChange) and change.seq is not None:
         return (change.instance_id, change.seq)
-    assert isinstance(change, StatusChange)
+    assert not isinstance(change, RegisterChange)
     assert change.number is not None
     return (change.instance_id, -change.number)

@@ -10,9 +10,10 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 from itertools import islice
 
-from seedcore.core.changes import StatusChange
+from seedcore.core.causes import Cause, CauseKind
+from seedcore.core.changes import HoldChange, StatusChange
 from seedcore.core.clock import Clock
-from seedcore.core.instances import LiveState
+from seedcore.core.instances import Instance, LiveState
 from seedcore.core.lifecycle import Status
 from seedcore.core.members import Members
 from seedcore.core.paging import decode_cursor
@@ -92,17 +93,27 @@ class Comparison:
         if backlog.unsettled(instance_id):
             return
         known = members.get(instance_id)
-        if known is not None and (known.status, known.seq, known.cluster_epoch) == state[2:]:
+        if known is not None and LiveState.of(known) == state:
             return
         self.healed += 1
         if known is None and instance_id in members.deaths:
             # dead is final, also where a database restored from a backup has forgotten it
-            cause = "was dead already; the database had lost it"
-            backlog.offer_death(StatusChange(instance_id, Status.DEAD, cause=cause, number=backlog.next_number()))
+            cause = members.deaths.cause_of(instance_id)
+            again = Cause(CauseKind.RESTORED, None if cause is None else str(cause))
+            backlog.offer_death(StatusChange(instance_id, Status.DEAD, cause=again, number=backlog.next_number()))
         elif known is not None and known.seq > state.seq:
-            if known.held is not None:
-                number = backlog.next_number()
-                backlog.offer(StatusChange(instance_id, known.status, None, known.cause, number, known.drain_until))
-            backlog.offer(StatusChange(instance_id, known.held or known.status, known.seq, known.cause))
+            self._write_again(known, state)
         else:
             await self.correct(instance_id)
+
+    def _write_again(self, known: Instance, state: LiveState) -> None:
+        """Send the database what the agent reported, and the holds that it lost. A hold that only the database has
+        stays: it may have been placed there."""
+        backlog = self._backlog
+        # the cause that memory has is the last one: of a hold, where there are any
+        cause = Cause(CauseKind.RESTORED) if known.holds else known.cause
+        backlog.offer(StatusChange(known.instance_id, known.reported_status, known.seq, cause))
+        stored = {hold.kind: hold for hold in state.holds}
+        for hold in known.holds:
+            if not hold.is_same(stored.get(hold.kind)):
+                backlog.offer(HoldChange(known.instance_id, hold.kind, hold, backlog.next_number()))

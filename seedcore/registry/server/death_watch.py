@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from seedcore.core.backoff import Backoff, supervise
+from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.clock import Clock
 from seedcore.core.errors import DirectoryUnavailableError, first_line
 from seedcore.core.instances import Instance
@@ -152,7 +153,7 @@ class DeathWatch:
             # an id that is not in the table (RAY_NODE_ID names it otherwise) shows nothing
             if alive.get(node_id) is False:
                 for instance_id in list(node.wanted):
-                    self._on_death(instance_id, Witness.UNKNOWN, Witness.GONE, "its node died")
+                    self._on_death(instance_id, Witness.UNKNOWN, Witness.GONE, Cause(CauseKind.NODE_DIED, node_id))
                 node.wanted.clear()
                 node.unwatched.clear()
             if not node.wanted and not (node.is_served and alive.get(node_id)):

@@ -15,7 +15,8 @@ from dataclasses import replace
 
 from seedcore.core.answers import OutcomeKind
 from seedcore.core.backoff import Backoff, supervise
-from seedcore.core.changes import StatusChange
+from seedcore.core.causes import Cause, CauseKind
+from seedcore.core.changes import HoldChange, StatusChange
 from seedcore.core.clock import Clock
 from seedcore.core.errors import BacklogFullError, NodeDeadError, StoreUnavailableError
 from seedcore.core.instances import Instance, Verdict
@@ -32,7 +33,6 @@ logger = logging.getLogger(__name__)
 _ASK_RAY_S = 2.0
 _CONFIRMED_PER_SWEEP = 64
 _TICK_S = 0.2
-_ACTOR_DIED = "Ray reports that its actor died"
 
 
 class Expiry:
@@ -133,7 +133,7 @@ class Expiry:
         # this process may have been stalled while the database was asked
         now_s = self.attentive_now_s()
         self._silence.publish_verdicts(now_s)
-        self._end_drains()
+        self._release_expired()
         if self._has_thawed(now_s):
             return
         lapsed = self._silence.lapsed(now_s)
@@ -142,8 +142,9 @@ class Expiry:
         # also while expiry is frozen: that is evidence, and the table decides
         for instance_id in lapsed[: self._config.sweep_limit]:
             if instance_id in self._members:
-                detail = f"lease expired: silent for {self._silence.silence_s(instance_id, now_s):.0f} s"
-                self._decide(instance_id, self._silence.evidence(instance_id, now_s), {Death.LEASE: detail})
+                detail = f"no beat for {self._silence.silence_s(instance_id, now_s):.0f} s"
+                cause = Cause(CauseKind.LEASE_EXPIRED, detail)
+                self._decide(instance_id, self._silence.evidence(instance_id, now_s), {Death.LEASE: cause})
 
     def _has_thawed(self, now_s: float) -> bool:
         """Begin, continue or end the freeze. Returns whether it ended now: then each silent instance gets a whole lease
@@ -179,21 +180,16 @@ class Expiry:
         for instance_id in quiet:
             self._silence.note_sql_beat(instance_id, beats.get(instance_id), self._clock.monotonic())
 
-    def _end_drains(self) -> None:
-        """Make those instances alive again that an operator drained until a time that has come."""
-        for instance_id in self._members.drains_over(self._clock.utc(), self._config.sweep_limit):
+    def _release_expired(self) -> None:
+        """Release the holds that have expired: an operator's drain ends so."""
+        for instance_id, kind in self._members.expired_holds(self._clock.utc(), self._config.sweep_limit):
             try:
                 self._backlog.require_room()
             except BacklogFullError as error:
-                logger.debug("drains end later: %s", error)
+                logger.debug("holds are released later: %s", error)
                 return
-            change = StatusChange(
-                instance_id,
-                Status.ALIVE,
-                cause="its draining has come to the end that was set for it",
-                number=self._backlog.next_number(),
-            )
-            if self._members.set_status(change, self._clock.monotonic(), self._clock.utc()).kind is OutcomeKind.APPLIED:
+            change = HoldChange(instance_id, kind, None, self._backlog.next_number(), Cause(CauseKind.DRAIN_ENDED))
+            if self._members.hold(change, self._clock.utc()).kind is OutcomeKind.APPLIED:
                 self._backlog.offer(change)
 
     async def _confirm(self, lapsed: Sequence[str]) -> None:
@@ -201,13 +197,13 @@ class Expiry:
         asked = random.sample(lapsed, min(_CONFIRMED_PER_SWEEP, len(lapsed)))
         rows = [row for row in map(self._members.get, asked) if row is not None]
         answers = await asyncio.gather(*(self.ask_about(row) for row in rows))
-        for row, (witness, detail) in zip(rows, answers, strict=True):
+        for row, (witness, cause) in zip(rows, answers, strict=True):
             evidence = replace(self._silence.evidence(row.instance_id, self._clock.monotonic()), actor=witness)
-            self._decide(row.instance_id, evidence, {Death.ACTOR: f"silent, and {detail}"})
+            self._decide(row.instance_id, evidence, {Death.ACTOR: cause})
 
-    async def ask_about(self, silent: Instance) -> tuple[Witness, str]:
-        """What is known of a silent instance's actor, and the detail: a newer instance of the actor beats, or Ray's
-        answer."""
+    async def ask_about(self, silent: Instance) -> tuple[Witness, Cause]:
+        """What is known of a silent instance's actor, and the cause of its death if it is gone: a newer instance of the
+        actor sends beats, or Ray's answer."""
         # an actor runs one process at a time. One that is fresh has beaten, unless an amnesty made all fresh
         now_s = self.attentive_now_s()
         amnesty_s = max(self._amnesty_s, self._database.recovered_s + self._config.reconnect_grace_s)
@@ -219,8 +215,8 @@ class Expiry:
             and self._silence.verdict(other.instance_id, now_s) is Verdict.FRESH
             for other in self._members.instances_of(silent.logical_id)
         ):
-            return Witness.GONE, "a newer instance of its actor beats"
-        return await self.watch.ask_ray(silent, _ASK_RAY_S), _ACTOR_DIED
+            return Witness.GONE, Cause(CauseKind.SUPERSEDED, "a newer instance of its actor sends beats")
+        return await self.watch.ask_ray(silent, _ASK_RAY_S), _by_ray()
 
     # Reports
 
@@ -233,7 +229,7 @@ class Expiry:
         witness = await self.watch.ask_ray(known, _ASK_RAY_S)
         now_s = self.attentive_now_s()
         evidence = replace(self._silence.evidence(instance_id, now_s), actor=witness)
-        self._decide(instance_id, evidence, {Death.ACTOR: _ACTOR_DIED})
+        self._decide(instance_id, evidence, {Death.ACTOR: _by_ray()})
         return self._silence.verdict(instance_id, now_s)
 
     def require_node(self, node_id: str | None) -> None:
@@ -247,41 +243,46 @@ class Expiry:
     def _take_unwatched(self, counts: Mapping[str, int]) -> None:
         self.unwatched = counts
 
-    def _take_report(self, instance_id: str, process: Witness, node: Witness, detail: str) -> None:
+    def _take_report(self, instance_id: str, process: Witness, node: Witness, cause: Cause) -> None:
         """Judge what the death watch saw of an instance. A report is never refused: an error here would end the relay
         that sent it."""
         if self._database.fenced_by is not None or instance_id not in self._members:
             return
         evidence = replace(self._silence.evidence(instance_id, self._clock.monotonic()), process=process, node=node)
-        if self._decide(instance_id, evidence, {Death.PROCESS: detail, Death.NODE: detail}):
+        if self._decide(instance_id, evidence, {Death.PROCESS: cause, Death.NODE: cause}):
             self.deaths_reported += 1
 
-    def _take_refined(self, instance_id: str, cause: str) -> None:
+    def _take_refined(self, instance_id: str, cause: Cause) -> None:
         self._members.deaths.refine(instance_id, cause)
         self._backlog.offer_refined(instance_id, cause)
 
     # Deciding
 
-    def _decide(self, instance_id: str, evidence: Evidence, details: Mapping[Death, str]) -> bool:
+    def _decide(self, instance_id: str, evidence: Evidence, causes: Mapping[Death, Cause]) -> bool:
         """Judge all the evidence on an instance, and declare it dead if the table does. Returns whether it is dead now.
 
-        `details` has the text for each death that is declared here. Any other one waits: its instance is suspect until
+        `causes` has the cause of each death that is declared here. Any other one waits: its instance is suspect until
         the sweep, which bounds the number of expired leases, comes to it.
         """
         judgement = judge(evidence)
-        if not isinstance(judgement, Death) or judgement not in details:
+        if not isinstance(judgement, Death) or judgement not in causes:
             return False
-        self.declare_dead(instance_id, judgement, details[judgement])
+        self.declare_dead(instance_id, judgement, causes[judgement])
         return True
 
-    def declare_dead(self, instance_id: str, death: Death, detail: str) -> None:
+    def declare_dead(self, instance_id: str, death: Death, cause: Cause) -> None:
         """Declare an instance dead: in memory at once, in the database as soon as it takes changes. Never refused for
         want of room; raises FencedError where a newer registry writes."""
         self._backlog.require_open()
-        change = StatusChange(instance_id, Status.DEAD, cause=detail, number=self._backlog.next_number())
+        change = StatusChange(instance_id, Status.DEAD, cause=cause, number=self._backlog.next_number())
         outcome = self._members.set_status(change, self._clock.monotonic(), self._clock.utc())
         if outcome.kind is OutcomeKind.APPLIED:
             self._members.deaths.note_verdict(instance_id, death)
             self._backlog.offer_death(change)
             self.deaths_declared += 1
-            logger.info("instance declared dead: %s", detail, extra={"instance_id": instance_id, "death": death.value})
+            details = {"instance_id": instance_id, "death": death.value, "cause": cause.kind.value}
+            logger.info("instance declared dead: %s", cause, extra=details)
+
+
+def _by_ray() -> Cause:
+    return Cause(CauseKind.ACTOR_DIED, "Ray reports it")

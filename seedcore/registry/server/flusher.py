@@ -13,7 +13,8 @@ from functools import partial
 from typing import TypeVar
 
 from seedcore.core.answers import LostBeat, Outcome, OutcomeKind
-from seedcore.core.changes import Change, RegisterChange, StatusChange
+from seedcore.core.causes import Cause
+from seedcore.core.changes import Change, HoldChange, RegisterChange, StatusChange
 from seedcore.core.clock import Clock
 from seedcore.core.errors import RegistryError, StoreRejectedError
 from seedcore.core.instances import Beat
@@ -30,12 +31,11 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 R = TypeVar("R")
-C = TypeVar("C", RegisterChange, StatusChange)
+C = TypeVar("C", RegisterChange, StatusChange, HoldChange)
+D = TypeVar("D", StatusChange, HoldChange)
 
 _RATE_S = 10.0
 _MAX_REFUSED_BEATS = 100
-# stands for a cause that the database refuses: a death is not lost for its text
-_CAUSE_REFUSED = "its cause could not be stored"
 
 
 @dataclass(slots=True)
@@ -154,7 +154,7 @@ class Flusher:
             self._backlog.discard_refined(part)
         return statements
 
-    async def _refine_many(self, causes: Sequence[tuple[str, str]]) -> list[str]:
+    async def _refine_many(self, causes: Sequence[tuple[str, Cause]]) -> list[str]:
         return await self._database.writable.refine_causes(dict(causes))
 
     # Changes
@@ -164,16 +164,19 @@ class Flusher:
         one that it refuses beside others is at fault itself."""
         registrations = [change for change in changes if isinstance(change, RegisterChange)]
         statuses = [change for change in changes if isinstance(change, StatusChange)]
+        holds = [change for change in changes if isinstance(change, HoldChange)]
         commit = _Commit()
-        left: list[Change] = [*registrations, *statuses]
+        left: list[Change] = [*registrations, *statuses, *holds]
         try:
             await self._commit_batch(registrations, partial(self._register_placed, commit), commit)
-            waiting = {change.instance_id for change in commit.doubted}
-            # a status waits for its registration
-            later = [change for change in statuses if change.instance_id in waiting]
-            statuses = [change for change in statuses if change.instance_id not in waiting]
-            left = [*commit.doubted, *later, *statuses]
+            # a change waits for the changes of its instance before it
+            statuses, later = _without(statuses, commit.doubted)
+            left = [*commit.doubted, *later, *statuses, *holds]
             await self._commit_batch(statuses, self._database.writable.set_status_many, commit)
+            holds, later_holds = _without(holds, [*commit.doubted, *later])
+            later = [*later, *later_holds]
+            left = [*commit.doubted, *later, *holds]
+            await self._commit_batch(holds, self._database.writable.hold_many, commit)
             left = [*commit.doubted, *later]
             if commit.doubts and not commit.applied:
                 raise commit.doubts[0][1]
@@ -231,16 +234,14 @@ class Flusher:
         self._counts = replace(self._counts, changes_committed=self._counts.changes_committed + len(changes))
 
     async def _refuse(self, change: Change, error: StoreRejectedError, commit: _Commit) -> None:
-        """Give up a change that the database refuses; of a death only its cause."""
+        """Give up a change that the database refuses; of a death only the words of its cause."""
         logger.warning("the database refused a change for good: %s", error, extra={"instance_id": change.instance_id})
-        if (
-            isinstance(change, StatusChange)
-            and change.status is Status.DEAD
-            and change.cause not in (None, _CAUSE_REFUSED)
-        ):
-            plain = replace(change, cause=_CAUSE_REFUSED)
-            await self._commit_batch([plain], self._database.writable.set_status_many, commit)
-            return
+        if isinstance(change, StatusChange) and change.status is Status.DEAD and change.cause is not None:
+            # the kind can be stored: a death is not lost for the words of its cause
+            plain = replace(change, cause=Cause(change.cause.kind))
+            if plain != change:
+                await self._commit_batch([plain], self._database.writable.set_status_many, commit)
+                return
         if change.instance_id in self._members:
             await self._comparison.correct(change.instance_id)
         self._backlog.settle(change, error)
@@ -313,6 +314,15 @@ async def _in_parts(
 
 def _ignore(_seconds: float, _rows: int) -> None:
     """The default of a callback."""
+
+
+def _without(changes: Sequence[D], waiting: Sequence[Change]) -> tuple[list[D], list[Change]]:
+    """The changes of other instances than those that wait, and the changes of these."""
+    ids = {change.instance_id for change in waiting}
+    return (
+        [change for change in changes if change.instance_id not in ids],
+        [change for change in changes if change.instance_id in ids],
+    )
 
 
 def _may_belong_elsewhere(change: RegisterChange) -> bool:

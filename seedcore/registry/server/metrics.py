@@ -59,7 +59,7 @@ class RegistryMetrics:
         backlog.set(health.pending_beats, {"kind": "beats"})
         for state, count in pool.items():
             gauge("pool_connections", "Connections of the registry's pool", ("state",)).set(count, {"state": state})
-        flush, counter = health.flush, self._totals.tell
+        flush, counter = health.flush, self._totals.export
         beats = "Beats by outcome"
         counter("beats_total", beats, flush.beats_offered, outcome="offered")
         counter("beats_total", beats, flush.beats_committed, outcome="committed")

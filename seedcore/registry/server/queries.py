@@ -36,7 +36,14 @@ from seedcore.core.members import Members
 from seedcore.core.paging import check_limit, check_within_s, decode_cursor, decode_death_cursor, encode_cursor
 from seedcore.core.places import Places
 from seedcore.core.timeouts import within
-from seedcore.registry.protocol.messages import HISTORY_LIMIT, STEPS_LIMIT, Description, Health, Hello, Observed
+from seedcore.registry.protocol.messages import (
+    INSTANCES_LIMIT,
+    TRANSITIONS_LIMIT,
+    Description,
+    Health,
+    Hello,
+    Observed,
+)
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.registry.server.expiry import Expiry
 from seedcore.registry.server.writer import Writer
@@ -188,12 +195,12 @@ class Queries:
     async def describe(self, logical_id: str) -> Description:
         """One agent: its live instances from memory, its history from the database if that answers soon."""
         check_key("logical_id", logical_id)
-        history: list[Instance] = []
-        steps: list[Transition] = []
+        instances: list[Instance] = []
+        transitions: list[Transition] = []
         complete = False
         try:
             # the live instances are known whatever the database does: they must not wait long for the history
-            history, steps = await within(self._history_of(logical_id), _HISTORY_WAIT_S)
+            instances, transitions = await within(self._history_of(logical_id), _HISTORY_WAIT_S)
             complete = True
         except (TimeoutError, StoreUnavailableError) as error:
             logger.debug("history not readable: %s", error)
@@ -208,11 +215,14 @@ class Queries:
             for row in self.members.instances_of(logical_id)
         )
         version = self.members.feed.version
-        return Description(logical_id, live, tuple(history), Origin.REGISTRY, at, version, complete, tuple(steps))
+        return Description(
+            logical_id, live, tuple(instances), Origin.REGISTRY, at, version, complete, tuple(transitions)
+        )
 
     async def _history_of(self, logical_id: str) -> tuple[list[Instance], list[Transition]]:
         store = self.writer.database.readable()
-        return await store.history(logical_id, HISTORY_LIMIT), await store.transitions(logical_id, STEPS_LIMIT)
+        instances = await store.instances(logical_id, INSTANCES_LIMIT)
+        return instances, await store.transitions(logical_id, TRANSITIONS_LIMIT)
 
     # Epochs, and the registry itself
 

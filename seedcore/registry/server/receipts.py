@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import assert_never
 
 from seedcore.core.answers import Outcome, OutcomeKind, Receipt
-from seedcore.core.changes import Change, RegisterChange, StatusChange
+from seedcore.core.changes import Change, HoldChange, RegisterChange, StatusChange
 from seedcore.core.errors import (
     EpochLimitError,
     FencedError,
@@ -19,6 +19,7 @@ from seedcore.core.errors import (
     StoreRejectedError,
     UnknownInstanceError,
 )
+from seedcore.core.holds import effective_status
 from seedcore.core.instances import Instance
 from seedcore.core.lease import BeatRate
 from seedcore.core.lifecycle import Status
@@ -50,7 +51,7 @@ class Receipts:
         return self._receipt(
             change.instance_id,
             known.status if known is not None else status,
-            change.seq or 0,
+            0 if isinstance(change, HoldChange) else change.seq or 0,
             durable=settled is not None,
             epoch=known.cluster_epoch if known is not None else None,
         )
@@ -97,4 +98,6 @@ def raise_refusal(change: Change, outcome: Outcome) -> None:
 
 
 def _wanted(change: Change) -> Status:
+    if isinstance(change, HoldChange):
+        return Status.ALIVE if change.hold is None else effective_status(Status.ALIVE, [change.kind])
     return change.status if isinstance(change, StatusChange) else Status.STARTING

@@ -1,7 +1,7 @@
 """The registry itself: memory in front, one write loop behind. A plain class; `actor.py` puts it on Ray.
 
-Owns its life, and what agents and operators change: registrations, statuses, beats, epochs. `queries` answers the
-questions; the rules are in core.
+Owns its life, and what agents change: registrations, statuses, beats; and the epochs. `operations` has what operators
+change, `queries` answers the questions; the rules are in core.
 """
 
 from __future__ import annotations
@@ -11,55 +11,46 @@ import logging
 import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from datetime import datetime, timedelta
 
 from seedcore import __version__
-from seedcore.core.answers import BeatAnswer, NotResolved, OutcomeKind, Receipt
-from seedcore.core.changes import RegisterChange, Registration, SequencedChange, StatusChange, check_until
+from seedcore.core.answers import BeatAnswer, Receipt
+from seedcore.core.changes import RegisterChange, Registration, SequencedChange, StatusChange
 from seedcore.core.clock import Clock
 from seedcore.core.errors import (
-    ForbiddenTransitionError,
     InvalidInputError,
-    NotResolvableError,
     RegistryError,
     RegistryReplacedError,
     RegistryUnavailableError,
 )
 from seedcore.core.feed import Feed
-from seedcore.core.instances import Instance, Verdict
+from seedcore.core.instances import Verdict
 from seedcore.core.lease import BeatRate, LeaseTerms
-from seedcore.core.lifecycle import Status, is_allowed
 from seedcore.core.limits import (
-    MAX_PAGE,
     check_beats,
     check_cause,
-    check_duration_s,
     check_epoch,
     check_instance_id,
-    check_key,
     check_kind,
     check_seq,
     check_status,
-    operators_cause,
 )
 from seedcore.core.members import Members
 from seedcore.core.ports import DeathWitness, OnDeath
 from seedcore.core.timeouts import end
-from seedcore.registry.protocol.messages import OLDEST_PROTOCOL, PROTOCOL, Hello, OperationResult
+from seedcore.registry.protocol.messages import OLDEST_PROTOCOL, PROTOCOL, Hello
 from seedcore.registry.protocol.outbox import MAX_BEATS_PER_MESSAGE, MAX_CHANGES_PER_MESSAGE
 from seedcore.registry.server.backlog import key_of
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.registry.server.database import StoreFactory
 from seedcore.registry.server.expiry import Expiry
-from seedcore.registry.server.queries import Queries
-from seedcore.registry.server.receipts import Receipts, raise_refusal
+from seedcore.registry.server.operations import Operations
+from seedcore.registry.server.receipts import raise_refusal
 from seedcore.registry.server.writer import Writer
 
 logger = logging.getLogger(__name__)
 
 
-class Registry(Queries):
+class Registry(Operations):
     """See the module. `start()` and `stop()` are idempotent; every other method may be called at any time."""
 
     def __init__(
@@ -86,7 +77,6 @@ class Registry(Queries):
             agent_call_s=config.agent_call_s,
         )
         super().__init__(config, clock, members, writer, expiry, rate, hello)
-        self._receipts = Receipts(members, writer, rate)
         self._tasks: list[asyncio.Task[None]] = []
         self._is_stopping = False
 
@@ -118,14 +108,15 @@ class Registry(Queries):
     async def take(self, change: SequencedChange) -> Receipt:
         """See RegistryApi.take."""
         inner = check_kind("change", change, SequencedChange).change
-        check_kind("change", inner, (RegisterChange, StatusChange))
         if isinstance(inner, RegisterChange):
             return await self._register(inner)
+        if not isinstance(inner, StatusChange):
+            raise InvalidInputError("change", f"must be of an agent, not of type {type(inner).__name__}")
         if change.after is not None and change.after != self.members.feed.stream:
             raise RegistryReplacedError("it was restarted between two changes")
         if inner.seq is None:
             raise InvalidInputError("seq", "must be the agent's number of the change")
-        return await self._set_status(StatusChange(inner.instance_id, inner.status, inner.seq, inner.cause))
+        return await self._set_status(inner, inner.seq)
 
     async def _register(self, change: RegisterChange) -> Receipt:
         registration = check_kind("registration", change.registration, Registration).validated()
@@ -143,103 +134,22 @@ class Registry(Queries):
             self.writer.backlog.offer(change)
         return await self._receipts.when_settled(change)
 
-    async def _set_status(self, change: StatusChange) -> Receipt:
-        instance_id, seq = check_instance_id(change.instance_id), check_seq(change.seq)
-        change = check_until(replace(change, status=check_status(change.status), cause=check_cause(change.cause)))
+    async def _set_status(self, sent: StatusChange, seq: int) -> Receipt:
+        instance_id = check_instance_id(sent.instance_id)
+        check_seq(seq)
+        change = StatusChange(instance_id, check_status(sent.status), seq, check_cause(sent.cause))
         if instance_id not in self.members and instance_id not in self.members.deaths:
-            await self._require_read()
+            await self.writer.require_read()
         if not self.writer.backlog.is_waiting(key_of(change)):
             self.writer.backlog.require_room()
             known = self.members.get(instance_id)
             outcome = self.members.set_status(change, self._clock.monotonic(), self._clock.utc())
             raise_refusal(change, outcome)
-            if outcome.kind is OutcomeKind.UNCHANGED and known is not None and (seq is None or seq <= known.seq):
-                return self._receipts.of_replay(known, known.seq if seq is None else seq)
+            # unchanged by a newer number: it was reported under a hold
+            if known is not None and seq <= known.seq:
+                return self._receipts.of_replay(known, seq)
             self.writer.backlog.offer(change)
         return await self._receipts.when_settled(change)
-
-    async def drain(
-        self,
-        logical_ids: Sequence[str] = (),
-        reason: str | None = None,
-        by: str | None = None,
-        duration_s: float | None = None,
-        *,
-        instance_ids: Sequence[str] = (),
-    ) -> list[OperationResult]:
-        """See RegistryApi.drain."""
-        cause = operators_cause(reason, by)
-        return await self._operate(Status.DRAINING, logical_ids, instance_ids, cause, duration_s)
-
-    async def undrain(
-        self,
-        logical_ids: Sequence[str] = (),
-        reason: str | None = None,
-        by: str | None = None,
-        *,
-        instance_ids: Sequence[str] = (),
-    ) -> list[OperationResult]:
-        """See RegistryApi.undrain."""
-        return await self._operate(Status.ALIVE, logical_ids, instance_ids, operators_cause(reason, by))
-
-    async def deregister(
-        self,
-        logical_ids: Sequence[str] = (),
-        reason: str | None = None,
-        by: str | None = None,
-        *,
-        instance_ids: Sequence[str] = (),
-    ) -> list[OperationResult]:
-        """See RegistryApi.deregister."""
-        return await self._operate(Status.DEAD, logical_ids, instance_ids, operators_cause(reason, by))
-
-    async def _operate(
-        self,
-        status: Status,
-        logical_ids: Sequence[str],
-        instance_ids: Sequence[str],
-        cause: str,
-        duration_s: float | None = None,
-    ) -> list[OperationResult]:
-        for name, ids in (("logical_ids", logical_ids), ("instance_ids", instance_ids)):
-            if not isinstance(ids, (list, tuple)) or len(ids) > MAX_PAGE:
-                raise InvalidInputError(name, f"must be a list of at most {MAX_PAGE} ids")
-        for logical_id in logical_ids:
-            check_key("logical_id", logical_id)
-        for instance_id in instance_ids:
-            check_instance_id(instance_id)
-        until = None if duration_s is None else self._clock.utc() + timedelta(seconds=check_duration_s(duration_s))
-        rows = {logical_id: self.members.instances_of(logical_id) for logical_id in logical_ids}
-        if not all(rows.values()) or not all(instance_id in self.members for instance_id in instance_ids):
-            await self._require_read()
-            rows = {logical_id: self.members.instances_of(logical_id) for logical_id in logical_ids}
-        results = [
-            OperationResult(
-                None,
-                logical_id,
-                error=NotResolvableError(logical_id, NotResolved.NOT_REGISTERED, "no live instance is registered"),
-            )
-            for logical_id, found in rows.items()
-            if not found
-        ]
-        wanted = [row.instance_id for found in rows.values() for row in _able(found, status)]
-        operated = (self._operated(one, status, cause, until) for one in dict.fromkeys([*wanted, *instance_ids]))
-        return results + await asyncio.gather(*operated)
-
-    async def _operated(self, instance_id: str, status: Status, cause: str, until: datetime | None) -> OperationResult:
-        known = self.members.get(instance_id)
-        logical_id = None if known is None else known.logical_id
-        change = StatusChange(instance_id, status, None, cause, self.writer.backlog.next_number(), until)
-        try:
-            if status is Status.ALIVE and known is not None and known.status is Status.STARTING:
-                # it reports by itself that it is ready
-                raise ForbiddenTransitionError(instance_id, known.status.value, status.value)
-            receipt = await self._set_status(change)
-        except InvalidInputError:
-            raise
-        except RegistryError as error:
-            return OperationResult(instance_id, logical_id, error=error)
-        return OperationResult(instance_id, logical_id, receipt.status, receipt.durable, receipt.why)
 
     async def deliver(self, changes: Sequence[SequencedChange]) -> list[Receipt | RegistryError]:
         """See RegistryApi.deliver."""
@@ -256,13 +166,6 @@ class Registry(Queries):
             # one agent's trouble with a fault of ours is not the others'
             logger.exception("a change failed")
             return RegistryUnavailableError(f"it failed inside the actor: {error!r}")
-
-    async def _require_read(self) -> None:
-        """Wait a bounded time for the database to be read, as long as it may have instances that memory does not have.
-        Raises RegistryUnavailableError where it is not read by then."""
-        database = self.writer.database
-        if database.may_know_more and not await database.until_read():
-            raise RegistryUnavailableError(f"it has not read its database yet ({self.writer.problem}); try again")
 
     # Beats
 
@@ -325,11 +228,3 @@ class Registry(Queries):
         check_epoch(epoch)
         self.writer.backlog.require_open()
         return await self.writer.database.readable().stage_epoch(epoch)
-
-
-def _able(rows: Sequence[Instance], status: Status) -> Sequence[Instance]:
-    """Those of an agent's instances that can become `status`; all where none can, so that each is refused."""
-    able = [row for row in rows if row.status is status or is_allowed(row.status, status)]
-    if status is Status.ALIVE:
-        able = [row for row in able if row.status is not Status.STARTING]
-    return able or rows

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from seedcore.core.backoff import Backoff, supervise
 from seedcore.core.clock import Clock
-from seedcore.core.errors import FencedError, RegistryError
+from seedcore.core.errors import FencedError, RegistryError, RegistryUnavailableError
 from seedcore.core.lease import BeatRate
 from seedcore.core.members import Members
 from seedcore.core.timeouts import within
@@ -54,6 +54,12 @@ class Writer:
         if known is None and self.backlog.pending_changes and waited_s >= self._config.durable_wait_s:
             return f"the database is slow: a change has waited {waited_s:.0f} s for it"
         return known
+
+    async def require_read(self) -> None:
+        """Wait a bounded time for the database to be read, as long as it may have instances that memory does not have.
+        Raises RegistryUnavailableError if it is not read by then."""
+        if self.database.may_know_more and not await self.database.until_read():
+            raise RegistryUnavailableError(f"it has not read its database yet ({self.problem}); try again")
 
     @property
     def counts(self) -> FlushCounts:
