@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import LiteralString
 
 import psycopg
+from psycopg.pq import TransactionStatus
 
 from seedcore.core.errors import SchemaError, StoreUnavailableError
 from seedcore.store.sessions import Connection, is_pooled, transaction
@@ -152,7 +153,7 @@ async def hold_starters(connection: Connection) -> AsyncIterator[None]:
     """Keep every other starter out over several transactions. Raises StoreUnavailableError where one is at work, or
     where a pooler shares the session.
 
-    The lock ends with the connection, which no other code may use.
+    The lock also ends with the connection, which no other code may use, but some time after it is closed.
     """
     if await is_pooled(connection):
         raise StoreUnavailableError(
@@ -160,7 +161,11 @@ async def hold_starters(connection: Connection) -> AsyncIterator[None]:
             "server itself in SEEDCORE_PG_DSN"
         )
     await _try_lock(connection, "select pg_try_advisory_lock(%s)")
-    yield
+    try:
+        yield
+    finally:
+        if connection.info.transaction_status is TransactionStatus.IDLE:
+            await connection.execute("select pg_advisory_unlock(%s)", (_LOCK,))
 
 
 @asynccontextmanager

@@ -40,7 +40,7 @@ from tests.builders import START
 from tests.local import LocalRegistry as Registry
 from tests.loops import another_loop
 from tests.unit.registries import joined_registry
-from tests.unit.test_registry import NoWitness
+from tests.unit.test_registry import Closed, NoWitness
 from tests.waiting import eventually
 
 SETTINGS = Settings(beat_interval_s=0.1, namespace="nowhere")
@@ -492,6 +492,52 @@ async def test_what_ray_did_not_know_at_the_registration_is_sent_with_a_later_be
     await client.set_status(Status.DRAINING)
     assert client.pending == 0
     assert await statuses(registry) == [Status.DRAINING]
+
+
+class Moving:
+    """A connection to the registry that is in force now."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.registry = registry
+
+    def __getattr__(self, method: str) -> Any:
+        return getattr(self.registry, method)
+
+
+async def test_a_registry_that_recovers_without_the_instance_gets_its_status_too(registry: Registry) -> None:
+    identities = [Identity(None, None, None, None, None, 7, None)]
+
+    async def next_identity(actor_name: str | None, namespace: str, timeout_s: float) -> Identity:
+        # more each time, until it is complete
+        identities.append(Identity("actor", "ab", "ns", "node", "127.0.0.1", 7, "key"))
+        return identities[len(identities) - 2]
+
+    database = Closed(lambda: START, Tables(START))
+
+    async def store() -> MemoryStore:
+        return database
+
+    moving: Any = Moving(registry)
+    client = make_client(moving, identifier=next_identity)
+    await client.set_status(Status.ALIVE)
+    elsewhere = Registry(CONFIG, store, watch_factory=NoWitness)
+    elsewhere.start()
+    moving.registry = elsewhere
+
+    async def is_complete() -> bool:
+        assert (await client.beat()).is_recovering
+        return len(identities) > 2
+
+    await eventually(is_complete)
+    database.is_open.set()
+
+    async def is_alive() -> bool:
+        await client.beat()
+        rows = (await elsewhere.describe("agent")).live
+        return [(row.instance.node_id, row.instance.status) for row in rows] == [("node", Status.ALIVE)]
+
+    await eventually(is_alive)
+    await elsewhere.stop()
 
 
 def test_reporters_of_a_process_share_a_thread_that_ends_with_the_last() -> None:

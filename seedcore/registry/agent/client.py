@@ -153,7 +153,9 @@ class RegistryClient:
     @property
     def has_more_to_send(self) -> bool:
         """Whether its next beat has more to send than the beat; not while a call is under way."""
-        return not self._calls.locked() and (bool(self._pending) or self.status is None or self._is_to_complete())
+        if self._calls.locked():
+            return False
+        return bool(self._pending) or self._is_completed or self.status is None or self._is_to_complete()
 
     @property
     def beat_interval_s(self) -> float:
@@ -233,13 +235,16 @@ class RegistryClient:
             if self.instance_id in answer.retired and self.status is not Status.DEAD:
                 self._pending.is_refused = True
                 raise RetiredEpochError(answer.retired[self.instance_id])
-            is_completed, self._is_completed = self._is_completed, False
             if not answer.unknown and not answer.dead:
-                # to a registry that does not know the instance, as in another cluster, its status has to be sent too
-                if is_completed:
+                # a registry that does not know the instance, as in another cluster, needs its status too, and one that
+                # is still recovering cannot answer whether it knows the instance
+                if self._is_completed and not answer.is_recovering:
+                    self._is_completed = False
                     self._pending.register(self.registration)
                     await self._delivery.deliver(self)
-            elif self.status is not Status.DEAD:
+                return answer
+            self._is_completed = False
+            if self.status is not Status.DEAD:
                 await self._enrolment.identify()
                 if answer.dead:
                     self._delivery.come_back("its instance was declared dead")
