@@ -165,7 +165,7 @@ async def hold_starters(connection: Connection) -> AsyncIterator[None]:
         yield
     finally:
         if connection.info.transaction_status is TransactionStatus.IDLE:
-            await connection.execute("select pg_advisory_unlock(%s)", (_LOCK,))
+            await connection.execute("select pg_advisory_unlock(%s)", (STARTER_LOCK,))
 
 
 @asynccontextmanager
