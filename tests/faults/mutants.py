@@ -30,7 +30,7 @@ from seedcore.registry.server.backlog import Backlog
 from seedcore.registry.server.comparison import Comparison
 from seedcore.registry.server.database import DatabaseSession
 from seedcore.registry.server.receipts import Receipts
-from seedcore.store.memory import MemoryStore
+from seedcore.store.memory import MemoryStore, Tables
 
 
 def _nothing(*_: object) -> None:
@@ -195,7 +195,7 @@ class Mutant:
 
 
 MUTANTS: dict[str, Mutant] = {
-    "the term is not checked": Mutant(0, lambda: mock.patch.object(MemoryStore, "_fence", _nothing)),
+    "the term is not checked": Mutant(0, lambda: mock.patch.object(MemoryStore, "fence", _nothing)),
     "acknowledged before the commit": Mutant(0, lambda: mock.patch.object(Receipts, "when_settled", _acknowledge)),
     "a replay is acknowledged at once": Mutant(
         0, lambda: mock.patch.object(Receipts, "of_replay", _acknowledge_replay)
@@ -236,7 +236,7 @@ MUTANTS: dict[str, Mutant] = {
         12, lambda: mock.patch.object(MemoryStore, "epochs_of", _belong_to_none)
     ),
     "a registry that takes over retires the fleet": Mutant(
-        0, lambda: mock.patch.object(MemoryStore, "_continuing", lambda _, epoch: epoch)
+        0, lambda: mock.patch.object(Tables, "continuing", lambda _, epoch: epoch)
     ),
     "a refused value keeps its batch": Mutant(
         0, lambda: mock.patch("seedcore.registry.server.flusher._in_parts", _keep_the_batch)

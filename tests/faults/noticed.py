@@ -27,6 +27,9 @@ def _break(mutant: str) -> None:
 
 def search(mutant: str, seeds: Iterable[int], jobs: int = 1) -> tuple[int, str] | None:
     """The first seed whose history breaks a law under the mutant, and the violation."""
+    # a pool whose processes all fail at their start makes new ones for ever: fail here if there is nothing to break
+    with MUTANTS[mutant].patch():
+        pass
     pool = multiprocessing.get_context("fork").Pool(jobs, initializer=_break, initargs=(mutant,), maxtasksperchild=1)
     with pool:
         for seed, violation, _, _ in pool.imap(run_seed, seeds):

@@ -68,6 +68,8 @@ class Operators:
         random = self._world.random
         for _ in range(3):
             await asyncio.sleep(random.choice([0.0, random.uniform(0.0, 0.1), random.uniform(0.0, 6.0)]))
+            if self._world.is_calm:
+                return
             method = random.choices(["drain", "undrain", "deregister"], [6, 3, 0.5])[0]
             arguments: dict[str, Any] = {"reason": UNSTORABLE if random.random() < 0.15 else f"turn {random.random()}"}
             if method == "drain" and random.random() < 0.4:
