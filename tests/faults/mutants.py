@@ -42,13 +42,6 @@ async def _acknowledge(_: Receipts, change: Change) -> Receipt:
     return Receipt(change.instance_id, Status.ALIVE, seq, durable=True, epoch=None, why=None)
 
 
-_of_replay = Receipts.of_replay
-
-
-def _acknowledge_replay(receipts: Receipts, known: Instance, seq: int) -> Receipt:
-    return replace(_of_replay(receipts, known, seq), durable=True, why=None)
-
-
 _adopt = Members.adopt
 
 
@@ -195,33 +188,31 @@ class Mutant:
 
 
 MUTANTS: dict[str, Mutant] = {
-    "the term is not checked": Mutant(0, lambda: mock.patch.object(MemoryStore, "fence", _nothing)),
+    "the term is not checked": Mutant(1, lambda: mock.patch.object(MemoryStore, "fence", _nothing)),
     "acknowledged before the commit": Mutant(0, lambda: mock.patch.object(Receipts, "when_settled", _acknowledge)),
-    "a replay is acknowledged at once": Mutant(
-        0, lambda: mock.patch.object(Receipts, "of_replay", _acknowledge_replay)
-    ),
+    "a replay is acknowledged at once": Mutant(2, lambda: mock.patch.object(Receipts, "is_settled", return_value=True)),
     "no credit for our own stalls": Mutant(375, lambda: mock.patch.object(Silence, "credit", _nothing)),
     "no new lease after a restart": Mutant(60, _patch_no_new_lease),
-    "the dead may live again": Mutant(20, lambda: mock.patch("seedcore.store.memory.apply_status", _revive)),
+    "the dead may live again": Mutant(25, lambda: mock.patch("seedcore.store.memory.apply_status", _revive)),
     "sequence numbers are ignored": Mutant(
-        2, lambda: mock.patch("seedcore.store.memory.apply_status", _ignore_numbers)
+        67, lambda: mock.patch("seedcore.store.memory.apply_status", _ignore_numbers)
     ),
     "an agent's report ends a hold": Mutant(0, lambda: _patch_both("apply_status", _end_the_hold)),
     "the registry forgets a hold at a report": Mutant(
-        0, lambda: mock.patch("seedcore.core.members.apply_status", _end_the_hold)
+        10, lambda: mock.patch("seedcore.core.members.apply_status", _end_the_hold)
     ),
     "a release restores the wrong status": Mutant(0, lambda: _patch_both("apply_hold", _release_to_alive)),
-    "no lease ends": Mutant(0, lambda: mock.patch("seedcore.registry.server.expiry.judge", _judge_no_lease)),
+    "no lease ends": Mutant(7, lambda: mock.patch("seedcore.registry.server.expiry.judge", _judge_no_lease)),
     "no death is decided": Mutant(0, lambda: mock.patch("seedcore.registry.server.expiry.judge", _judge_no_witness)),
     "a freeze is no evidence": Mutant(0, lambda: mock.patch("seedcore.registry.server.expiry.judge", _judge_unfrozen)),
     "a full backlog refuses a death": Mutant(
         0, lambda: mock.patch.object(Backlog, "offer_death", _offer_death_in_the_queue)
     ),
-    "expiry never freezes": Mutant(1, lambda: mock.patch.object(MassLateness, "note", _forget_seconds)),
+    "expiry never freezes": Mutant(0, lambda: mock.patch.object(MassLateness, "note", _forget_seconds)),
     "no grace at the end of a freeze": Mutant(245, lambda: mock.patch.object(MassLateness, "is_spent", True)),
-    "the client keeps nothing": Mutant(44, lambda: mock.patch.object(Delivery, "_send_all", _send_and_forget)),
+    "the client keeps nothing": Mutant(61, lambda: mock.patch.object(Delivery, "_send_all", _send_and_forget)),
     "a failed batch returns reversed": Mutant(
-        182, lambda: mock.patch.object(ChangeBatch, "put_back", _put_back_reversed)
+        110, lambda: mock.patch.object(ChangeBatch, "put_back", _put_back_reversed)
     ),
     "fenced for ever": Mutant(430, lambda: mock.patch.object(DatabaseSession, "_claim_the_term", _stay_fenced)),
     "the feed forgets a change": Mutant(0, lambda: mock.patch.object(Feed, "append", _append_most)),

@@ -7,6 +7,7 @@ python -m tests.faults.noticed --serve     # read a mutant's name per line, answ
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import re
@@ -21,8 +22,12 @@ from tests.faults.simulation import run_seed
 ENOUGH_TO_NOTICE = 600
 
 
+_broken = contextlib.ExitStack()
+
+
 def _break(mutant: str) -> None:
-    MUTANTS[mutant].patch().__enter__()
+    # to the end of the process: a patch that is not kept is undone when it is collected
+    _broken.enter_context(MUTANTS[mutant].patch())
 
 
 def search(mutant: str, seeds: Iterable[int], jobs: int = 1) -> tuple[int, str] | None:

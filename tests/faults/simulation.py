@@ -26,6 +26,7 @@ The laws, checked all the time and at the end of every history:
 12. An operator's hold that was acknowledged as durable stays until it is released or expires, whatever the agent
     reports, and no registry that knows it resolves the instance.
 13. The effective status of every instance, in memory and in the database, follows from its reported status and holds.
+14. A registry refuses no report of a death, however full its backlog is.
 """
 
 from __future__ import annotations
@@ -67,8 +68,9 @@ from seedcore.core.feed import FeedBatch
 from seedcore.core.holds import Hold, HoldKind
 from seedcore.core.instances import Instance, LiveState
 from seedcore.core.lifecycle import Status
+from seedcore.core.ports import OnDeath
 from seedcore.core.timeouts import within
-from seedcore.core.verdict import Death
+from seedcore.core.verdict import Death, Witness
 from seedcore.registry.agent.client import RegistryClient
 from seedcore.registry.agent.identity import Identity
 from seedcore.registry.agent.reporter import Reporter
@@ -698,7 +700,7 @@ class Office:
             config,
             self._store,
             clock=clock,
-            watch_factory=lambda on_death: DeathWatch(on_death, SimCluster(world), clock=clock),
+            watch_factory=lambda on_death: DeathWatch(self._checked(on_death), SimCluster(world), clock=clock),
         )
         declare_dead = self.registry.expiry.declare_dead
 
@@ -713,6 +715,15 @@ class Office:
         world.offices.append(self)
         world.loop.run_in(self.name, self._start())
         world.note(f"{self.name} starts in {ray_cluster}")
+
+    def _checked(self, on_death: OnDeath) -> OnDeath:
+        def report(instance_id: str, process: Witness, node: Witness, cause: Cause) -> None:
+            try:
+                on_death(instance_id, process, node, cause)
+            except RegistryError as error:
+                self.world.check(False, 14, f"{self.name} refused the death of {instance_id}: {error}")
+
+        return report
 
     async def _store(self) -> Any:
         return SimStore(self.world, self)

@@ -159,7 +159,7 @@ class Operations(Queries):
             outcome = self.members.set_status(change, self._clock.monotonic(), at)
         raise_refusal(change, outcome)
         known = self.members.get(change.instance_id)
-        is_settled = self.writer.database.recovered and not backlog.unsettled(change.instance_id)
+        is_settled = self._receipts.is_settled(change.instance_id)
         if outcome.kind is OutcomeKind.UNCHANGED and known is not None and is_settled:
             return self._receipts.of_replay(known, known.seq)
         # also one that changes nothing here: it is committed after those that wait, or the database knows more

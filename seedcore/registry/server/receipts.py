@@ -58,8 +58,12 @@ class Receipts:
 
     def of_replay(self, known: Instance, seq: int) -> Receipt:
         """The receipt of a change that the instance has had already."""
-        durable = not self._writer.backlog.unsettled(known.instance_id)
+        durable = self.is_settled(known.instance_id)
         return self._receipt(known.instance_id, known.status, seq, durable=durable, epoch=known.cluster_epoch or None)
+
+    def is_settled(self, instance_id: str) -> bool:
+        """Whether the database has everything that memory has of an instance."""
+        return self._writer.database.recovered and not self._writer.backlog.unsettled(instance_id)
 
     def _receipt(self, instance_id: str, status: Status, seq: int, *, durable: bool, epoch: str | None) -> Receipt:
         return Receipt(
