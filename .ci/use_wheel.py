@@ -1,4 +1,4 @@
-"""Uses what is installed as the README says, in the empty folder that this runs in: serve, demo, look, end."""
+"""Uses the installed package as the README describes, in an empty working folder: serve, demo, queries, end."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def free_port() -> int:
 
 
 def ours() -> list[psutil.Process]:
-    """Everything that works in this folder."""
+    """Return every process whose command line contains this folder."""
     return [
         process
         for process in psutil.process_iter(["cmdline"])
@@ -42,7 +42,7 @@ def ours() -> list[psutil.Process]:
 
 
 def gcs_address() -> str:
-    """The cluster of this folder: beside another one on the machine, a command would have to guess."""
+    """Return the address of this folder's cluster. If another one runs on the machine, a command refuses to choose."""
     for process in ours():
         for word in process.info["cmdline"]:
             if word.startswith("--gcs-address="):
@@ -59,20 +59,20 @@ def command(*words: str) -> str:
 
 def until_ready(serving: subprocess.Popen[bytes], url: str) -> None:
     deadline_s = time.monotonic() + READY_S
-    rungs: object = None
+    sources: object = None
     while time.monotonic() < deadline_s and serving.poll() is None:
         try:
-            rungs = httpx.get(f"{url}/readyz", timeout=5).json()["rungs"]
+            sources = httpx.get(f"{url}/readyz", timeout=5).json()["sources"]
         except (httpx.HTTPError, ValueError, KeyError) as error:
-            rungs = error
-        if isinstance(rungs, dict) and set(rungs.values()) == {"ok"}:
+            sources = error
+        if isinstance(sources, dict) and set(sources.values()) == {"ok"}:
             return
         time.sleep(0.5)
-    raise SystemExit(f"not ready: {rungs}\n{Path('serve.log').read_text()[-4000:]}")
+    raise SystemExit(f"not ready: {sources}\n{Path('serve.log').read_text()[-4000:]}")
 
 
 def end(serving: subprocess.Popen[bytes]) -> None:
-    """Ctrl-C ends everything; what it does not end is killed, and an error."""
+    """Send Ctrl-C, which must end everything. Kills what is left, and fails."""
     serving.send_signal(signal.SIGINT)
     deadline_s = time.monotonic() + END_S
     while (serving.poll() is None or ours()) and time.monotonic() < deadline_s:
@@ -86,7 +86,7 @@ def end(serving: subprocess.Popen[bytes]) -> None:
 
 
 def main() -> None:
-    # a script's background job starts deaf to it, and its children inherit that
+    # a background job of a script starts with SIGINT ignored, which its children inherit
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ |= {
         "RAY_AUTH_MODE": "token",
@@ -111,7 +111,7 @@ def main() -> None:
         command("demo", "--down")
     finally:
         end(serving)
-    sys.stdout.write("the wheel alone serves, and runs the demo\n")
+    sys.stdout.write("the installed wheel serves, and runs the demo\n")
 
 
 main()

@@ -43,40 +43,50 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-promtool", action="store_true", help="fail, not skip, where it is not installed")
 
 
-# their own processes under their own names, or no Ray at all: these may run beside a test that has a Ray cluster in its
-# process
-_OWN_CLUSTERS = {
-    "test_quickstart.py",
+# modules that share one Ray cluster: one after the other in one worker. Every other file is a group of its own.
+_SHARE_A_CLUSTER = {
+    "test_agents.py",
+    "test_causes.py",
     "test_embedded_registry.py",
-    "test_right_cluster.py",
-    "test_simulation.py",
-    "test_processes.py",
-    "test_database_outages.py",
+    "test_epochs.py",
+    "test_following.py",
+    "test_manager.py",
+    "test_mixed_versions.py",
+    "test_phases.py",
+    "test_public_interface.py",
+    "test_registry_actor.py",
+    "test_registry_kills.py",
+    "test_thousand.py",
+    "test_upgrade.py",
 }
 
 
 def _group_of(nodeid: str) -> str:
-    """Which tests go together, in their order, in one worker: those of a file, or all that have a Ray cluster, or all
+    """Which tests go together, in their order, in one worker: those of a file, or all that share a cluster, or all
     that have a deployment and no haste."""
     path = PurePath(nodeid.partition("::")[0])
     if path.parent.name in {"web", "browser"}:
         return "serve"
-    return "ray" if path.parent.name in {"cluster", "faults"} and path.name not in _OWN_CLUSTERS else path.name
+    return "ray" if path.parent.name == "cluster" and path.name in _SHARE_A_CLUSTER else path.name
 
 
-# the long ones first, or one worker ends with one of them while the other has nothing left
+# the long ones first: then both workers end at about the same time
 _FIRST = (
     "ray",
     "test_quickstart.py",
     "serve",
     "test_docs.py",
+    "test_ladder.py",
+    "test_deaths.py",
+    "test_sessions.py",
     "test_simulation.py",
     "test_processes.py",
     "test_database_outages.py",
+    "test_adoption.py",
 )
 
 
-# minutes of end-to-end work, for CI and for whoever has changed what they test: `pytest -m slow`
+# minutes of end-to-end work, for CI and after a change of what they test: `pytest -m slow`
 _SLOW_FOLDERS = {"browser", "docs", "web"}
 _SLOW_FILES = {
     "test_causes.py",
@@ -101,7 +111,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class _Groups(LoadScopeScheduling):  # type: ignore[misc]
-    """Two workers share the tests: one Ray cluster at a time, so that they do not starve each other's beats."""
+    """Two workers share the tests: a group at a time, and at most one Ray cluster each."""
 
     def _split_scope(self, nodeid: str) -> str:
         return _group_of(nodeid)

@@ -17,6 +17,7 @@ class OtherLoop:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
+        self._is_abandoned = False
 
     def start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         return asyncio.run_coroutine_threadsafe(work, self.loop)
@@ -25,12 +26,17 @@ class OtherLoop:
         return await asyncio.wrap_future(self.start(work))
 
     def serve(self) -> None:
-        """Until it is stopped; what runs then is cancelled."""
+        """Until it is stopped; what runs then is cancelled, unless it was abandoned."""
         self.loop.run_forever()
-        for task in asyncio.all_tasks(self.loop):
-            task.cancel()
-        self.loop.run_until_complete(asyncio.sleep(0))
+        if not self._is_abandoned:
+            for task in asyncio.all_tasks(self.loop):
+                task.cancel()
+            self.loop.run_until_complete(asyncio.sleep(0))
         self.loop.close()
+
+    def abandon(self) -> None:
+        """At its end, leave its tasks as they are."""
+        self._is_abandoned = True
 
 
 @contextmanager

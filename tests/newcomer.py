@@ -55,8 +55,8 @@ class Newcomer:
 
     def run(self, *command: str, check: bool = True, **environment: str | None) -> subprocess.CompletedProcess[str]:
         """Run a command to its end. A variable that is None is not set."""
-        told = {**self.environment, **environment}
-        variables = {name: value for name, value in told.items() if value is not None}
+        given = {**self.environment, **environment}
+        variables = {name: value for name, value in given.items() if value is not None}
         return run(*command, env=variables, cwd=self.folder, timeout_s=150, check=check)
 
     def serve(self) -> None:
@@ -80,8 +80,8 @@ class Newcomer:
 
     async def ready(self) -> None:
         def is_ready() -> bool:
-            rungs = self.get("/readyz")["rungs"]
-            assert set(rungs.values()) == {"ok"}, rungs
+            sources = self.get("/readyz")["sources"]
+            assert set(sources.values()) == {"ok"}, sources
             return True
 
         await eventually(is_ready, within_s=90, every_s=0.3)

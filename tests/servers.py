@@ -22,7 +22,7 @@ from pathlib import Path
 import psycopg
 from psycopg import conninfo, sql
 
-from seedcore.store.postgres import migrate_database
+from seedcore.store.maintenance import migrate_database
 from tests.traces import short_folder
 
 TEMPLATE = "registry_template"
@@ -126,7 +126,7 @@ class PostgresServer:
             self._run("pg_ctl", "stop", "-w", "-m", "immediate")
 
     def become_standby(self, *, is_hot: bool) -> None:
-        """Start again as a standby that takes reads (hot) or nobody, as after a failover to another server."""
+        """Start again as a standby that takes reads (hot) or refuses every connection, as after a failover."""
         self._run("pg_ctl", "stop", "-w", "-m", "fast")
         (self._data / "standby.signal").touch()
         setting = f"-c hot_standby={'on' if is_hot else 'off'}"
@@ -172,7 +172,7 @@ class PostgresServer:
         return name
 
     def drop_database(self, name: str) -> None:
-        """Drop a database, whoever is connected to it."""
+        """Drop a database and end the connections to it."""
         with psycopg.connect(self.dsn(), autocommit=True) as admin:
             admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
 
@@ -226,10 +226,15 @@ def pooler_program() -> Path | None:
     return None if found is None else Path(found)
 
 
-def forget_everything(connection: psycopg.Connection) -> None:
-    """Make a database that held instances and epochs as the template is: much quicker than a new copy of it."""
+def forget_instances(connection: psycopg.Connection) -> None:
+    """Delete every instance, with its transitions."""
     connection.execute("delete from registry_instance")
     connection.execute("delete from registry_transition")
+
+
+def forget_everything(connection: psycopg.Connection) -> None:
+    """Make a database that held instances and epochs as the template is: much quicker than a new copy of it."""
+    forget_instances(connection)
     connection.execute(
         "update cluster_metadata set current_epoch = 'epoch-1', epoch_number = 1, ray_cluster = null, lease_s = 15,"
         " beats_seen_at = now(), leases_from = now() - interval '1 day', term = 0, term_seen_at = now()"

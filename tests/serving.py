@@ -6,7 +6,7 @@ import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,15 +19,15 @@ import ray
 from pydantic import SecretStr
 from ray import serve
 
+from seedcore.composition import start_registry
 from seedcore.core.errors import RegistryError
 from seedcore.core.lifecycle import Status
-from seedcore.discovery.access import Right, new_token
 from seedcore.discovery.app import Discovery
 from seedcore.discovery.routes import api
+from seedcore.discovery.tokens import Right, new_token
 from seedcore.registry import RegistryClient
-from seedcore.registry.actor import stop_registry
-from seedcore.registry.connection import RegistryConnection
-from seedcore.runtime import start_registry
+from seedcore.registry.protocol.connection import RegistryConnection
+from seedcore.registry.server.actor import stop_registry
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
 from seedcore.tier0.answers import AgentSpec
@@ -51,7 +51,7 @@ class Tokens:
     @classmethod
     def written(cls, folder: Path) -> Tokens:
         """New ones, the file in a folder."""
-        past = datetime.now(timezone.utc) - timedelta(seconds=1)
+        past = datetime.now(UTC) - timedelta(seconds=1)
         made = [
             new_token("reader", Right.READ),
             new_token("writer", Right.WRITE),
@@ -75,7 +75,7 @@ class World:
     joined: list[RegistryClient] = field(default_factory=list)
 
     async def join(self, logical_id: str, **details: Any) -> RegistryClient:
-        """An instance beside the fleet, dead when the test has ended. It beats when the test says so."""
+        """An instance beside the fleet, dead when the test has ended. The test sends its beats."""
         client = RegistryClient(logical_id, settings=self.settings, **details)
         self.joined.append(client)
         await client.set_status(Status.ALIVE)
@@ -102,19 +102,27 @@ class World:
         page = await self.get("/v1/instances")
         return word_of(page), [item["logical_id"] for item in page["items"]]
 
+    async def is_whole(self) -> bool:
+        """Whether the registry runs, the database answers, and the whole fleet is listed."""
+        health = await self.registry.health()
+        assert health.is_ready, health
+        source, names = await self.names()
+        assert (source, set(FLEET) - set(names)) == ("registry", set()), (source, names)
+        return True
+
     async def settle(self) -> None:
-        """Until the registry runs, the database answers, and the whole fleet is listed."""
+        """Until it is whole."""
         self.server.start()
         await start_registry(self.settings)
+        await eventually(self.is_whole, within_s=40)
 
-        async def is_whole() -> bool:
-            health = await self.registry.health()
-            assert health.is_ready, health
-            source, names = await self.names()
-            assert (source, set(FLEET) - set(names)) == ("registry", set()), (source, names)
-            return True
-
-        await eventually(is_whole, within_s=40)
+    async def is_as_new(self) -> bool:
+        """Whether the next test may have the fleet and the registry of this one."""
+        with suppress(RegistryError, AssertionError, httpx.HTTPError):
+            # the registry's own, however old the copy is
+            page = await self.get("/v1/instances?consistent=true")
+            return await self.is_whole() and [item["logical_id"] for item in page["items"]] == list(FLEET)
+        return False
 
 
 def word_of(page: Mapping[str, Any]) -> str:
@@ -214,7 +222,7 @@ async def following(settings: Settings, url: str, agents: int) -> None:
 
 @asynccontextmanager
 async def fleet(server: PostgresServer, settings: Settings, url: str, tokens: Tokens) -> AsyncIterator[World]:
-    """Everything up and the fleet listed; whatever the test broke is mended for the next one."""
+    """Everything up and the fleet listed; fleet and registry are those of the test before if it left them as new."""
     manager = Tier0MemoryManager(settings)
     registry = RegistryConnection(settings.namespace, settings.call_timeout_s)
     world = World(server, settings, registry, manager, url, tokens)
@@ -233,5 +241,7 @@ async def fleet(server: PostgresServer, settings: Settings, url: str, tokens: To
         for client in world.joined:
             with suppress(RegistryError):
                 await client.set_status(Status.DEAD)
-        await manager.shutdown_agents(timeout_s=5)
-        await stop_registry(settings.namespace)
+        if not await world.is_as_new():
+            await manager.shutdown_agents(timeout_s=5)
+            await stop_registry(settings.namespace)
+        await manager.close()

@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sysconfig
 import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import psutil
 
@@ -46,14 +47,27 @@ def begin() -> bool:
         os.environ[variable] = str(folder / name)
     # asked not to write beside the sources, hundreds of processes would compile them again each
     if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+        _link_compiled(folder / "compiled")
         os.environ["PYTHONPYCACHEPREFIX"] = str(folder / "compiled")
     # it may have been asked for before
     tempfile.tempdir = None
     return True
 
 
+def _link_compiled(folder: Path) -> None:
+    """Let a folder for bytecode begin with what is installed compiled, where Python looks for it there."""
+    for root in map(sysconfig.get_path, ("stdlib", "purelib")):
+        for here, inner, files in os.walk(root):
+            inner[:] = [name for name in inner if name not in {"site-packages", "test", "tests"}]
+            if PurePath(here).name == "__pycache__":
+                there = folder / PurePath(here).parent.relative_to("/")
+                there.mkdir(parents=True, exist_ok=True)
+                for file in files:
+                    os.symlink(f"{here}/{file}", there / file)
+
+
 def short_folder(prefix: str) -> Path:
-    """A new folder with a short path, in the run's; whoever asks for it removes it."""
+    """A new folder with a short path, in the run's; the caller removes it."""
     return Path(tempfile.mkdtemp(prefix=prefix, dir=os.environ.get(MARK, "/tmp")))
 
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import ast
-import io
 import re
 import shutil
-import subprocess
-import tarfile
 from pathlib import Path
 
-from seedcore.registry.answers import PROTOCOL
+from seedcore.registry.protocol.messages import PROTOCOL
 
 ROOT = Path(__file__).resolve().parents[1]
 NEXT = "99.0.0"
@@ -18,22 +15,6 @@ NEXT_FIELD = "said_later"
 _NEXT_SCHEMA = """-- What a next release might add: a column that older registries neither read nor write.
 alter table registry_instance add column later integer not null default 7;
 """
-
-
-def previous_tag() -> str | None:
-    """The newest release before this checkout, or None."""
-    if shutil.which("git") is None:
-        return None
-    command = ["git", "describe", "--tags", "--abbrev=0", "--match", "v*"]
-    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return told.stdout.strip() if told.returncode == 0 else None
-
-
-def lay_out_tag(tag: str, folder: Path) -> None:
-    """The package as it was released."""
-    packed = subprocess.run(["git", "archive", tag, "seedcore", "schema"], cwd=ROOT, capture_output=True, check=True)
-    with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
-        archive.extractall(folder, filter="data")
 
 
 def lay_out_next(folder: Path) -> None:
@@ -44,7 +25,11 @@ def lay_out_next(folder: Path) -> None:
     number = len(list((folder / "schema").glob("*.sql"))) + 1
     (folder / "schema" / f"{number:04d}_later.sql").write_text(_NEXT_SCHEMA)
     _change(folder / "seedcore/__init__.py", r'__version__ = ".*"', f'__version__ = "{NEXT}"')
-    _change(folder / "seedcore/registry/answers.py", rf"\nPROTOCOL = {PROTOCOL}\n", f"\nPROTOCOL = {PROTOCOL + 1}\n")
+    _change(
+        folder / "seedcore/registry/protocol/messages.py",
+        rf"\nPROTOCOL = {PROTOCOL}\n",
+        f"\nPROTOCOL = {PROTOCOL + 1}\n",
+    )
     grown = sum(_grow(file) for file in (folder / "seedcore").rglob("*.py"))
     assert grown > 20, grown
 

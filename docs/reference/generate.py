@@ -11,11 +11,16 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer.main
 
+import seedcore
 import seedcore.agents
-import seedcore.core.errors
+import seedcore.errors
 import seedcore.registry
 import seedcore.tier0
 from seedcore.cli.app import app
+from seedcore.core.answers import NotResolved
+from seedcore.core.causes import CauseKind
+from seedcore.core.holds import HoldKind
+from seedcore.discovery.problems import codes_by_status
 from seedcore.discovery.routes import api
 from seedcore.settings import Settings
 
@@ -36,7 +41,7 @@ def settings_page() -> str:
 
 
 def cli_page() -> str:
-    """Every command, as its --help says it."""
+    """Every command, with the text of its --help."""
     root = typer.main.get_command(app)
     lines = ["# The command\n", f"{root.help}\n", f"{' '.join((root.epilog or '').split())}\n"]
     for path, command in _commands(root, ["seedcore"]):
@@ -47,7 +52,7 @@ def cli_page() -> str:
         shown = [record for record in options if record is not None and record[0] != "--help, -h"]
         if shown:
             lines += ["| option | meaning |", "|---|---|"]
-            lines += [f"| `{_cell(name)}` | {_cell(told)} |" for name, told in shown]
+            lines += [f"| `{_cell(name)}` | {_cell(meaning)} |" for name, meaning in shown]
             lines.append("")
     return "\n".join(lines)
 
@@ -56,7 +61,25 @@ def http_page() -> str:
     """Every route of the HTTP API."""
     document = api.openapi()
     lines = ["# HTTP API\n", "`/openapi.json` has the shapes of every answer, `/docs` shows them.\n"]
-    lines.append("Errors are problem details (RFC 9457): `title`, `status`, `detail`.\n")
+    lines.append(
+        "Errors are problem details (RFC 9457). A client reads `status`, `code` and, of `not_resolvable`, `reason`. "
+        "`title` and `detail` are for people and may change.\n"
+    )
+    lines += ["| status | `code` |", "|---|---|"]
+    for status, codes in codes_by_status().items():
+        lines.append(f"| {status} | {', '.join(f'`{code}`' for code in codes)} |")
+    reasons = ", ".join(f"`{reason}`" for reason in NotResolved)
+    lines.append(f"\n`reason`, also of a resolution without an instance: {reasons}.\n")
+    lines.append(
+        'A cause is `{"kind": ..., "detail": ..., "by": ...}`, or null where none was given. A client '
+        "reads `kind`; `detail` is for people and may change; `by` is the operator.\n"
+    )
+    lines.append(f"`kind` of a cause: {', '.join(f'`{kind}`' for kind in CauseKind)}.\n")
+    lines.append(
+        "An instance has `status`, the effective one, which follows from `reported_status` and `holds`: a list of "
+        '`{"kind", "reason", "by", "since", "expires_at"}` ([holds](../concepts.md#holds)).\n'
+    )
+    lines.append(f"`kind` of a hold: {', '.join(f'`{kind}`' for kind in HoldKind)}.\n")
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             lines += [f"## {method.upper()} {path}\n", f"{_paragraphs(operation['description'])}\n"]
@@ -68,14 +91,17 @@ def http_page() -> str:
                 ]
                 lines.append("")
             answers = {code: answer["description"] for code, answer in operation["responses"].items()}
-            told = "; ".join(f"{code} {' '.join(text.split())}" for code, text in sorted(answers.items()))
-            lines.append(f"Answers: {told}.\n")
+            listed = "; ".join(f"{code} {' '.join(text.split())}" for code, text in sorted(answers.items()))
+            lines.append(f"Answers: {listed}.\n")
     return "\n".join(lines)
 
 
 def python_page() -> str:
     """Every public name."""
-    lines = ["# Python\n"]
+    lines = ["# Python\n", "The names of `seedcore` are the public interface; it imports each at its first use.\n"]
+    lines += ["| `from seedcore import` | kind |", "|---|---|"]
+    lines += [f"| `{name}` | {_kind_of(getattr(seedcore, name))} |" for name in seedcore.__all__]
+    lines.append("")
     for module in (seedcore.agents, seedcore.registry, seedcore.tier0):
         lines.append(f"## {module.__name__}\n")
         for name in module.__all__:
@@ -83,10 +109,8 @@ def python_page() -> str:
             lines += [f"### {name}\n", f"```text\n{_signature(name, thing)}\n```\n", f"{_doc(thing)}\n"]
             if inspect.isclass(thing):
                 lines += _methods(thing)
-    lines += ["## seedcore.core.errors\n", "| error | meaning |", "|---|---|"]
-    for name, thing in vars(seedcore.core.errors).items():
-        if inspect.isclass(thing) and issubclass(thing, seedcore.core.errors.RegistryError):
-            lines.append(f"| `{name}` | {_cell(_doc(thing))} |")
+    lines += ["## seedcore.errors\n", "| error | meaning |", "|---|---|"]
+    lines += [f"| `{name}` | {_cell(_doc(getattr(seedcore.errors, name)))} |" for name in seedcore.errors.__all__]
     return "\n".join(lines) + "\n"
 
 
@@ -102,6 +126,23 @@ def _commands(command: Any, path: list[str]) -> Iterator[tuple[str, Any]]:
         yield " ".join(path), command
 
 
+def _kind_of(thing: Any) -> str:
+    """What a public name is, and the first sentence of its documentation."""
+    if inspect.ismodule(thing):
+        return "module"
+    if isinstance(thing, str):
+        return "the version of this package"
+    kind = (
+        "enumeration"
+        if inspect.isclass(thing) and issubclass(thing, Enum)
+        else "class"
+        if inspect.isclass(thing)
+        else "function"
+    )
+    sentence = re.split(r"[.:](?:\s|$)|\n\n", _doc(thing), maxsplit=1)[0]
+    return f"{kind}: {_cell(sentence)}"
+
+
 def _methods(thing: type[Any]) -> list[str]:
     lines = []
     for name, member in vars(thing).items():
@@ -115,13 +156,13 @@ def _methods(thing: type[Any]) -> list[str]:
 
 def _signature(name: str, thing: Any) -> str:
     try:
-        told = inspect.signature(thing)
-        # Ray adds one of its own to classes that became actors in this process
-        own = [parameter for parameter in told.parameters.values() if not parameter.name.startswith("_ray_")]
-        signature = str(told.replace(parameters=own))
+        found = inspect.signature(thing)
+        # Ray adds a parameter to classes that became actors in this process
+        own = [parameter for parameter in found.parameters.values() if not parameter.name.startswith("_ray_")]
+        signature = str(found.replace(parameters=own))
     except (TypeError, ValueError):
         return name
-    # annotations are kept as text, and of an object its address says nothing
+    # annotations are text; the address of an object has no meaning
     signature = re.sub(r"'([^']*)'", r"\1", signature)
     signature = re.sub(r"<([^<> ]*)[^<>]*>", r"<\1>", signature)
     return f"{name}{signature}".replace("self, ", "").replace("(self)", "()")

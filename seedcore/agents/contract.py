@@ -30,7 +30,7 @@ def _check(field: str, override: object, name: str, wanted: inspect.Signature) -
     is_bound_late = not isinstance(override, staticmethod)
     function = inspect.unwrap(getattr(override, "__func__", override))  # type: ignore[arg-type]
     if not inspect.isfunction(function):
-        # an object that may return what can be awaited: the call will tell
+        # an object that may return an awaitable: `check_awaitable` looks at the call
         return
     if inspect.isasyncgenfunction(function):
         raise _wrong(field, name, wanted, "must return its result, and it yields")

@@ -8,18 +8,18 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from seedcore.agents.contract import check_awaitable, check_overrides
 from seedcore.core.errors import AgentCallError, InvalidInputError, NotAcceptingWorkError, RetiredEpochError
 from seedcore.core.lifecycle import Status
+from seedcore.core.limits import Json, check_detail, check_timeout
 from seedcore.core.loops import LoopsEvent, LoopsLock
-from seedcore.core.model import Json, check_cause, check_timeout
-from seedcore.core.waiting import within
+from seedcore.core.timeouts import within
 from seedcore.core.wire import wire
-from seedcore.registry.identity import end_own_actor, own_actor, own_actor_has, was_restarted
-from seedcore.registry.reporter import Reporter
+from seedcore.registry.agent.identity import end_own_actor, own_actor, own_actor_has, was_restarted
+from seedcore.registry.agent.reporter import Reporter
 from seedcore.settings import Settings, get_settings
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class RayAgent:
             on_retired=self._note_retired,
         )
         self._status = Status.STARTING
-        self._drain_cause: str | None = None
+        self._drain_reason: str | None = None
         self._starting = LoopsLock()
         self._born_s = time.monotonic()
         self._counting = threading.Lock()
@@ -108,7 +108,7 @@ class RayAgent:
         self._restart: asyncio.Task[None] | None = None
         self._retiring: asyncio.Task[None] | None = None
         if was_restarted():
-            # Ray re-runs __init__ alone: nobody will call start() a second time
+            # Ray re-runs __init__ alone, and does not call start() again
             self._restart = asyncio.get_running_loop().create_task(self._start_again())
 
     if not TYPE_CHECKING:
@@ -127,13 +127,13 @@ class RayAgent:
 
     @property
     def status(self) -> Status:
-        """What the agent itself says it is doing."""
+        """The status that the agent itself reports."""
         return self._status
 
     async def start(self) -> None:
         """Take work, register, beat. Idempotent; returns within a bounded time also with no registry at all.
 
-        An agent that was drained before goes on draining, and says so. Raises what does not heal by waiting, such as
+        An agent that was drained before keeps draining, and reports that. Raises what does not heal by waiting, such as
         RetiredEpochError, and then has not started; NotAcceptingWorkError once stopped.
         """
         async with self._starting:
@@ -144,7 +144,7 @@ class RayAgent:
                 # at once: work need not wait for a registry that does not answer
                 self._status = Status.ALIVE
             try:
-                await self._reporter.start(self._status, self._drain_cause)
+                await self._reporter.start(self._status, self._drain_reason)
             except BaseException:
                 # unless it was drained or stopped meanwhile
                 if self._status is Status.ALIVE:
@@ -152,33 +152,33 @@ class RayAgent:
                 raise
 
     async def drain(self, reason: str | None = None, timeout_s: float | None = None) -> bool:
-        """Refuse new work, say so, wait for the running tasks up to `timeout_s` seconds (None: as long as it takes).
+        """Refuse new work, report `draining`, wait for the running tasks up to `timeout_s` seconds (None: no bound).
 
         True once nothing runs any more. Raises InvalidInputError, and then nothing has changed, or what the registry
-        refuses: it drains all the same, and said again it tells the registry again.
+        refuses: the agent drains all the same, and a repeated call reports it again.
         """
-        check_cause(reason)
+        check_detail(reason)
         check_timeout(timeout_s)
         if self._status is Status.DEAD:
             return True
         if self._status is not Status.DRAINING:
-            self._status, self._drain_cause = Status.DRAINING, reason
-        # the client keeps what it has taken; what it has not, an earlier call could not say
+            self._status, self._drain_reason = Status.DRAINING, reason
+        # the client keeps what it has taken; an earlier call may have ended before that
         if self._reporter.client.status is not Status.DRAINING:
             await self._reporter.drain(reason)
         try:
             await within(self._idle.wait(), timeout_s)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             return False
         return True
 
     async def stop(self, reason: str = "stopped") -> None:
-        """Refuse work for good and say dead. Running tasks are not waited for: `drain()` does that.
+        """Refuse work for good and report `dead`. Running tasks are not waited for: `drain()` does that.
 
-        Idempotent: repeated, it says what it could not say. Raises InvalidInputError for the reason, and then nothing
+        Idempotent: repeated, it sends what it could not send. Raises InvalidInputError for the reason, and then nothing
         has changed.
         """
-        check_cause(reason)
+        check_detail(reason)
         self._status = Status.DEAD
         await self._reporter.stop(reason)
 
@@ -225,7 +225,7 @@ class RayAgent:
             agent_id=self._agent_id,
             instance_id=self._reporter.client.instance_id,
             status=self._status,
-            at=datetime.now(timezone.utc),
+            at=datetime.now(UTC),
             uptime_s=time.monotonic() - self._born_s,
             tasks_running=self._running,
         )

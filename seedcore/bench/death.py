@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 
@@ -20,7 +20,8 @@ from seedcore.agents import RayAgent
 from seedcore.bench.environment import Bench, percentile
 from seedcore.bench.report import Figure, Ratio, Result
 from seedcore.core.errors import AgentCallError, CannotKnowError, NotResolvableError
-from seedcore.registry.connection import RegistryConnection
+from seedcore.registry.caller.locator import Located
+from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
 from seedcore.tier0.answers import AgentSpec
@@ -48,11 +49,20 @@ class Replaced:
     longest_s: float
 
 
+class Resolver(Protocol):
+    """What a watcher asks: the methods of Tier0MemoryManager that it calls."""
+
+    async def resolve(self, logical_id: str) -> object: ...
+
+    async def locate(self, logical_id: str) -> Located: ...
+
+
 class Watcher:
     """Resolves an agent in another process until resolution fails."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._manager = Tier0MemoryManager(settings)
+    def __init__(self, settings: Settings, resolver: Resolver | None = None) -> None:
+        """The default resolver is a manager with these settings."""
+        self._resolver: Resolver = resolver if resolver is not None else Tier0MemoryManager(settings)
 
     async def until_resolved(self, logical_id: str, timeout_s: float) -> None:
         """Wait until the agent is resolvable from this process. Raises AgentCallError after `timeout_s` seconds."""
@@ -75,7 +85,7 @@ class Watcher:
             began_s = time.monotonic()
             located = None
             with suppress(NotResolvableError, CannotKnowError):
-                located = (await self._manager.locate(logical_id)).instance
+                located = (await self._resolver.locate(logical_id)).instance
             longest_s = max(longest_s, time.monotonic() - began_s)
             if located is not None and located.instance_id != instance_id:
                 return Replaced(last_at, longest_s)
@@ -88,7 +98,7 @@ class Watcher:
         ends_s = time.monotonic() + timeout_s
         while time.monotonic() < ends_s:
             try:
-                await self._manager.resolve(logical_id)
+                await self._resolver.resolve(logical_id)
             except NotResolvableError:
                 if is_gone:
                     return time.time()
@@ -153,9 +163,9 @@ async def restarts(settings: Settings, kills: int) -> tuple[list[float], list[fl
             await asyncio.sleep(0.2)
             killed_at = time.time()
             os.kill(killed.pid, signal.SIGKILL)
-            told: Replaced = await replaced
-            last_s.append(max(0.0, (told.last_at or killed_at) - killed_at))
-            longest_s.append(told.longest_s)
+            found: Replaced = await replaced
+            last_s.append(max(0.0, (found.last_at or killed_at) - killed_at))
+            longest_s.append(found.longest_s)
             await _until_located(manager, agent_id, killed.instance_id)
         await manager.shutdown_agents([agent_id])
     return last_s, longest_s
@@ -186,7 +196,7 @@ async def _created(
 
 
 async def _until_located(manager: Tier0MemoryManager, agent_id: str, killed_id: str) -> None:
-    """Until this manager returns another instance too: the watcher's copy may have been ahead of ours."""
+    """Wait until this manager, too, returns another instance: the watcher's cache may be ahead of it."""
     ends_s = time.monotonic() + _PATIENCE_S
     while time.monotonic() < ends_s:
         with suppress(NotResolvableError, CannotKnowError):

@@ -12,23 +12,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 
 import psutil
-import psycopg
 import ray
-from psycopg import conninfo, sql
 from pydantic import SecretStr
-from typing_extensions import LiteralString
 
+from seedcore.bench import bare
 from seedcore.core.errors import RegistryUnavailableError
 from seedcore.core.ports import Store
-from seedcore.registry.actor import ensure_registry, stop_registry
-from seedcore.registry.config import RegistryConfig
-from seedcore.registry.connection import RegistryConnection
+from seedcore.registry.node.relay import RelayActor
+from seedcore.registry.protocol.connection import RegistryConnection
+from seedcore.registry.server.actor import ensure_registry, stop_registry
+from seedcore.registry.server.config import RegistryConfig
 from seedcore.settings import Settings
 from seedcore.store.dsn import checked_dsn
-from seedcore.store.embedded import EmbeddedPostgres
+from seedcore.store.embedded.postgres import EmbeddedPostgres
 from seedcore.store.postgres import PostgresStore
 
 READY_S = 60.0
@@ -56,7 +55,7 @@ class Place:
     def settings(self) -> Settings:
         """The settings of callers and agents of this registry."""
         return Settings(
-            namespace=self.namespace, pg_dsn=SecretStr(self.dsn), call_timeout_s=30.0, http_max_requests_a_s=1e6
+            namespace=self.namespace, pg_dsn=SecretStr(self.dsn), call_timeout_s=30.0, http_max_requests_per_s=1e6
         )
 
     async def process(self) -> psutil.Process:
@@ -65,10 +64,7 @@ class Place:
 
     def ask(self, query: LiteralString) -> tuple[Any, ...]:
         """Execute a query on the database and return its first row."""
-        with psycopg.connect(self.dsn, autocommit=True) as connection:
-            row = connection.execute(sql.SQL(query)).fetchone()
-        assert row is not None
-        return row
+        return bare.first_row(self.dsn, query)
 
 
 class Bench:
@@ -80,17 +76,14 @@ class Bench:
 
     def new_database(self) -> str:
         """Create an empty database and return its DSN."""
-        name = f"bench_{uuid.uuid4().hex[:12]}"
-        with psycopg.connect(self._dsn, autocommit=True) as connection:
-            connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
-        return conninfo.make_conninfo(self._dsn, dbname=name)
+        return bare.new_database(self._dsn, f"bench_{uuid.uuid4().hex[:12]}")
 
     async def place(self, name: str, dsn: str | None = None, **details: Any) -> Place:
         """Start a registry and wait until it is ready. `details` are fields of its configuration."""
         dsn = dsn if dsn is not None else self.new_database()
         namespace = f"bench-{name}-{uuid.uuid4().hex[:6]}"
         config = RegistryConfig(ray_cluster=ray.get_runtime_context().get_session_name(), **details)
-        await ensure_registry(config, Recipe(dsn), namespace)
+        await ensure_registry(config, Recipe(dsn), RelayActor, namespace)
         place = Place(namespace, dsn, RegistryConnection(namespace, 30.0))
         await until_ready(place)
         return place

@@ -12,23 +12,26 @@ import ray
 
 from seedcore.bench.environment import Bench, Place, percentile
 from seedcore.bench.report import Figure, Ratio, Result
+from seedcore.core.answers import InstanceFilter
+from seedcore.core.causes import Cause, CauseKind
+from seedcore.core.changes import RegisterChange, Registration, SequencedChange, StatusChange
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import MAX_PAGE, InstanceFilter, RegisterChange, Registration, SequencedChange, StatusChange
+from seedcore.core.limits import MAX_PAGE
 from seedcore.core.paging import decode_cursor
-from seedcore.registry.connection import RegistryConnection
-from seedcore.registry.follower import Follower
+from seedcore.registry.caller.follower import Follower
+from seedcore.registry.protocol.connection import RegistryConnection
 
 CHANGES_PER_S = 1000
 TICK_S = 0.02
 
 
 class Watcher:
-    """Follows the feed in another process. The cause of each change is the time at which it was sent."""
+    """Follows the feed in another process. The detail of each cause is the time at which the change was sent."""
 
     def __init__(self, namespace: str, organ_id: str | None) -> None:
         self._follower = Follower(RegistryConnection(namespace, 30.0), organ_id=organ_id, on_change=self._note)
         self._delays_s: list[float] = []
-        self._last_cause: dict[str, str] = {}
+        self._last_sent: dict[str, str] = {}
         self._notified = 0
 
     async def start(self) -> None:
@@ -49,9 +52,10 @@ class Watcher:
             InstanceFilter(statuses=None, logical_id=logical_id), decode_cursor(None), MAX_PAGE
         )
         for row in rows:
-            if row.cause and self._last_cause.get(logical_id) != row.cause:
-                self._last_cause[logical_id] = row.cause
-                self._delays_s.append(time.time() - float(row.cause))
+            sent = None if row.cause is None else row.cause.detail
+            if sent is not None and self._last_sent.get(logical_id) != sent:
+                self._last_sent[logical_id] = sent
+                self._delays_s.append(time.time() - float(sent))
 
 
 async def run(bench: Bench) -> Result:
@@ -88,7 +92,8 @@ async def _measure(place: Place, seconds: float, agents: int) -> Result:
             for number in range(sent, sent + due):
                 seq = number // agents + 2
                 status = Status.ALIVE if seq % 2 == 0 else Status.DRAINING
-                change = StatusChange(ids[number % agents], status, seq, repr(time.time()))
+                cause = Cause(CauseKind.AGENT, repr(time.time()))
+                change = StatusChange(ids[number % agents], status, seq, cause)
                 batch.append(SequencedChange(change))
             sent += due
             task = asyncio.create_task(connection.deliver(batch))

@@ -17,9 +17,9 @@ import ray
 
 from seedcore.bench.environment import Bench, Place, percentile
 from seedcore.bench.report import Figure, Ratio, Result
-from seedcore.core.waiting import end
-from seedcore.registry.answers import Health
-from seedcore.registry.reporter import Reporter
+from seedcore.core.timeouts import end
+from seedcore.registry.agent.reporter import Reporter
+from seedcore.registry.protocol.messages import Health
 
 AT_ONCE = 500
 SAMPLE_S = 1.0

@@ -9,23 +9,20 @@ All three in one run, on one database and the same rows:
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 from typing import Any
 
-import psycopg
 import ray
-from psycopg_pool import AsyncConnectionPool
 
+from seedcore.bench.bare import ceiling, floor
 from seedcore.bench.environment import Bench, Place
 from seedcore.bench.report import Figure, Ratio, Result
-from seedcore.core.model import RegisterChange, Registration
-from seedcore.registry.connection import RegistryConnection
+from seedcore.core.changes import RegisterChange, Registration
+from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.store.postgres import PostgresStore
 
 IDS_PER_CALL = 1000
-LANES = 10
 
 
 class Feeder:
@@ -51,7 +48,7 @@ async def run(bench: Bench) -> Result:
     agents, seconds = (5_000, 1.5) if bench.is_quick else (50_000, 8.0)
     dsn = bench.new_database()
     ids = await registered(dsn, agents)
-    place = await bench.place("ingest", dsn, flush_interval_s=0.02, lease_s=600.0, max_beats_a_s=1e6)
+    place = await bench.place("ingest", dsn, flush_interval_s=0.02, lease_s=600.0, max_beats_per_s=1e6)
     try:
         ours = await _ours(place, ids, seconds)
     finally:
@@ -108,41 +105,3 @@ async def _ours(place: Place, ids: list[str], seconds: float) -> dict[str, float
         "statements": (after.statements - before.statements) / max(1, after.flushes - before.flushes),
         "dropped": after.beats_dropped,
     }
-
-
-async def floor(dsn: str, ids: list[str], seconds: float) -> float:
-    """Measure beats per second with one transaction each."""
-    done = 0
-    async with AsyncConnectionPool(dsn, min_size=LANES, max_size=LANES, kwargs={"autocommit": True}) as pool:
-        await pool.wait()
-        began_s = time.monotonic()
-
-        async def lane(offset: int) -> None:
-            nonlocal done
-            turn = offset
-            while time.monotonic() < began_s + seconds:
-                async with pool.connection() as connection:
-                    await connection.execute(
-                        "update registry_instance set last_heartbeat = now() where instance_id = %s",
-                        (ids[turn % len(ids)],),
-                    )
-                done += 1
-                turn += LANES
-
-        await asyncio.gather(*(lane(offset) for offset in range(LANES)))
-        return done / (time.monotonic() - began_s)
-
-
-async def ceiling(dsn: str, ids: list[str], seconds: float) -> float:
-    """Measure rows per second of bare batched updates in PostgreSQL."""
-    done = 0
-    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
-        began_s = time.monotonic()
-        while time.monotonic() < began_s + seconds:
-            await connection.execute(
-                "update registry_instance r set last_heartbeat = now() "
-                "from unnest(%s::uuid[]) as b (id) where r.instance_id = b.id",
-                (ids,),
-            )
-            done += len(ids)
-        return done / (time.monotonic() - began_s)

@@ -17,8 +17,8 @@ from ray.util import state
 
 from seedcore.bench.environment import Bench
 from seedcore.bench.report import Figure, Ratio, Result
+from seedcore.core.answers import Origin
 from seedcore.core.errors import RegistryUnavailableError
-from seedcore.core.model import Source
 from seedcore.tier0 import Tier0MemoryManager
 from seedcore.tier0.answers import AgentSpec
 
@@ -60,7 +60,7 @@ class Caller:
 
     async def _until_followed(self, name: str, within_s: float = 30.0) -> None:
         ends_s = time.monotonic() + within_s
-        while (await self._manager.locate(name)).source is not Source.SNAPSHOT:
+        while (await self._manager.locate(name)).source is not Origin.SNAPSHOT:
             if time.monotonic() > ends_s:
                 raise RegistryUnavailableError("the manager does not follow the registry")
             await asyncio.sleep(0.1)

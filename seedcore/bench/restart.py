@@ -8,8 +8,8 @@ import signal
 import time
 
 import psutil
-import psycopg
 
+from seedcore.bench.bare import read_all
 from seedcore.bench.environment import READY_S, Bench, Place
 from seedcore.bench.ingest import registered
 from seedcore.bench.report import Figure, Ratio, Result
@@ -30,7 +30,7 @@ async def run(bench: Bench) -> Result:
     finally:
         await bench.leave(place)
     serves_s = serves_at - max(started_at, killed_at)
-    read_s = _bare_read(dsn)
+    read_s = read_all(dsn)
     return Result(
         "restart",
         [
@@ -58,10 +58,3 @@ async def _until_complete(place: Place, killed: int) -> tuple[float, float]:
             pass
         await asyncio.sleep(0.02)
     raise RegistryUnavailableError(f"the registry does not serve within {READY_S:g} s of the kill")
-
-
-def _bare_read(dsn: str) -> float:
-    began_s = time.monotonic()
-    with psycopg.connect(dsn) as connection:
-        connection.execute("select * from registry_instance where status <> 'dead'").fetchall()
-    return time.monotonic() - began_s

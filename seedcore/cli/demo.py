@@ -1,4 +1,4 @@
-"""`seedcore demo`: a small real fleet that registers, is resolved, drains and is lost."""
+"""`seedcore demo`: a small real fleet whose agents register, are resolved, drain and die."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from rich.console import Console
 from seedcore.agents import RayAgent
 from seedcore.cli.cluster import join_cluster, join_or_start_cluster
 from seedcore.cli.render import show_listing
+from seedcore.composition import start_registry
 from seedcore.core.errors import AgentCallError, NotResolvableError, RegistryUnavailableError
 from seedcore.core.lifecycle import Status
-from seedcore.discovery.api import page_of
-from seedcore.registry import session
-from seedcore.registry.answers import Health
-from seedcore.registry.client import every_page
-from seedcore.registry.connection import RegistryConnection
-from seedcore.registry.handles import HandleFinder
-from seedcore.runtime import start_registry
+from seedcore.discovery.rendering import page_of
+from seedcore.registry.caller.handles import HandleFinder
+from seedcore.registry.caller.listing import every_page
+from seedcore.registry.protocol.connection import RegistryConnection
+from seedcore.registry.protocol.messages import Health
+from seedcore.registry.ray_support import session
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
 from seedcore.tier0.answers import AgentSpec
@@ -31,19 +31,19 @@ _POLL_S = 0.1
 
 
 class DemoAgent(RayAgent):
-    """Counts the words of a text."""
+    """An agent that counts words."""
 
     async def is_of_the_demo(self) -> bool:
-        """Tells its actor from one of somebody else's with such a name: only this class has the method."""
+        """Only this class has this method: it identifies the actors that the demo may stop."""
         return True
 
     async def handle_task(self, task: Any) -> Any:
-        """`task` is a text; returns its number of words."""
+        """Return the number of words of a text."""
         return len(str(task).split())
 
 
 async def run(settings: Settings, console: Console, agents: int) -> None:
-    """Show the life of a fleet. The agents that are left go on; `take_down` stops them."""
+    """Show the life of a fleet. The remaining agents keep running; `take_down` stops them."""
     join_or_start_cluster(settings, console)
     connection = RegistryConnection(settings.namespace, settings.call_timeout_s)
     manager = Tier0MemoryManager(settings)
@@ -80,39 +80,41 @@ async def run(settings: Settings, console: Console, agents: int) -> None:
     worker, drained, lost = f"{_PREFIX}vision-1", f"{_PREFIX}memory-1", f"{_PREFIX}vision-2"
     console.rule(f"3. {worker} is resolved and works")
     located = await manager.locate(worker)
-    words = await manager.execute_task_on_agent(worker, "who is alive and who may be drained")
-    console.print(f"resolved by {located.source}; it counted {words} words")
+    words = await manager.execute_task_on_agent(worker, "how many words are in this text")
+    console.print(f"source: {located.source}; it counted {words} words")
 
     console.rule(f"4. {drained} drains")
     await session.ask(await manager.resolve(drained), "drain", "shown in the demo")
     await _show_unresolvable(manager, console, drained)
 
-    console.rule(f"5. {lost} is lost")
+    console.rule(f"5. {lost} dies")
     session.kill(await manager.resolve(lost))
-    with console.status("the registry hears of it from the node's relay"):
+    with console.status("waiting for the report of the node's relay"):
         await _declared_dead(connection, lost, health.lease_s * 3)
-    history = (await connection.describe(lost)).history
-    console.print(f"declared dead; cause: {history[0].cause}")
+    last = (await connection.describe(lost)).instances[0]
+    console.print(f"declared dead; cause: {last.cause}")
     await _show_unresolvable(manager, console, lost)
 
-    console.rule("6. What is left")
+    console.rule("6. The remaining fleet")
     left = await every_page(connection, statuses=(Status.ALIVE, Status.DRAINING), labels={"app": "demo"})
     show_listing(console, page_of(left))
     console.print(
-        f"Look again with `seedcore ls --all`, ask `seedcore why {lost}`, or open the page of a running deployment; "
-        "end it with `seedcore demo --down`."
+        f"See `seedcore ls --all`, `seedcore why {lost}`, or the page of a running deployment. "
+        "`seedcore demo --down` stops the agents."
     )
 
 
 async def take_down(settings: Settings, console: Console) -> None:
-    """Stop whatever agents of the demo still live."""
+    """Stop the live agents of the demo."""
     join_cluster(settings)
     console.print(f"stopped {await _stop_agents(Tier0MemoryManager(settings), settings)} agents")
 
 
 async def _stop_agents(manager: Tier0MemoryManager, settings: Settings, needed: Sequence[str] = ()) -> int:
-    """Stop the agents of any demo; how many there were. Raises AgentCallError, and stops nobody, where somebody else's
-    agent has a name that is needed."""
+    """Stop the agents of every demo. Returns their number.
+
+    Raises AgentCallError, and stops none, if an agent that is not of the demo has a needed name.
+    """
     await manager.discover_and_refresh_agents()
     finder = HandleFinder(settings.namespace, settings.probe_timeout_s)
     ids: list[str] = []
@@ -123,11 +125,11 @@ async def _stop_agents(manager: Tier0MemoryManager, settings: Settings, needed: 
             handle = await finder.unproven(agent.actor_name)
         except NotResolvableError:
             continue
-        # by its class, which an actor that hangs has too
+        # a handle has the methods of its class even if the actor hangs
         if hasattr(handle, DemoAgent.is_of_the_demo.__name__):
             ids.append(agent.logical_id)
         elif agent.logical_id in needed:
-            raise AgentCallError(agent.logical_id, "is not of the demo, which needs its name; stop it first")
+            raise AgentCallError(agent.logical_id, "is not of the demo, which needs its name: stop it first")
     stopped = await manager.shutdown_agents(ids)
     for agent_id, why in stopped.failures.items():
         raise AgentCallError(agent_id, why)
@@ -138,9 +140,9 @@ async def _show_unresolvable(manager: Tier0MemoryManager, console: Console, agen
     try:
         await manager.resolve(agent_id)
     except NotResolvableError as error:
-        console.print(f"resolve now says: {error}")
+        console.print(f"resolve now fails: {error}")
     else:
-        raise AgentCallError(agent_id, "is still handed out")
+        raise AgentCallError(agent_id, "is still resolvable")
 
 
 async def _ready(connection: RegistryConnection) -> Health:
@@ -163,15 +165,15 @@ async def _registered(connection: RegistryConnection, agent_ids: set[str]) -> No
 async def _declared_dead(connection: RegistryConnection, agent_id: str, timeout_s: float) -> None:
     async def problem() -> str | None:
         found = await connection.describe(agent_id)
-        if found.live or not found.history:
+        if found.live or not found.instances:
             return f"agent {agent_id!r} is not declared dead"
-        return None if found.history[0].status is Status.DEAD else f"the death of {agent_id!r} is not in the database"
+        return None if found.instances[0].status is Status.DEAD else f"the death of {agent_id!r} is not in the database"
 
     await _until_none(problem, timeout_s)
 
 
 async def _until_none(problem: Callable[[], Awaitable[str | None]], timeout_s: float) -> None:
-    """Ask until there is no problem any more. Raises RegistryUnavailableError with the last one."""
+    """Wait until `problem` returns None. Raises RegistryUnavailableError with the last problem after `timeout_s`."""
     loop = asyncio.get_running_loop()
     ends_s = loop.time() + timeout_s
     while (why := await problem()) is not None:

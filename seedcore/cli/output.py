@@ -1,7 +1,7 @@
-"""What every command shares: where it prints, how it fails, and the options that mean the same everywhere.
+"""The output of every command, its failure, and the options that all commands share.
 
-Names, causes and messages come from others. All that a command prints passes here, and no character of it commands the
-terminal or hides: such characters are shown as JSON escapes.
+Names, causes and messages come from other processes. Everything that a command prints goes through this module, which
+shows control and invisible characters as JSON escapes.
 """
 
 from __future__ import annotations
@@ -21,21 +21,15 @@ from rich.text import Text as RichText
 from seedcore.core.errors import InvalidInputError
 from seedcore.core.text import shown
 
-EXIT_FAILED = 1
-EXIT_USAGE = 2
-EXIT_NOT_FOUND = 3
-EXIT_CANNOT_KNOW = 4
-EXIT_INTERRUPTED = 130
-
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])?")
 
-# a line break is the layout's, or JSON's
+# line breaks come from the layout or from JSON
 _LAYOUT = "\n"
 
 
 class Text(RichText):
-    """Styled text without such characters, so that it has the width that it will be shown with."""
+    """Styled text in which such characters are escaped, so that its width is the width on the terminal."""
 
     def __init__(self, text: str = "", style: str | Style = "", **options: Any) -> None:
         super().__init__(shown(text, _LAYOUT), style, **options)
@@ -45,14 +39,14 @@ class Text(RichText):
 
 
 class Terminal(Console):
-    """A console that prints no such character, also where it is not given as `Text`."""
+    """A console that escapes such characters also in what is not `Text`."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=shown(segment.text, _LAYOUT))
 
 
-# a pipe has no width to respect: rows stay whole
+# a pipe has no width: rows are not wrapped
 out = Terminal() if sys.stdout.isatty() else Terminal(width=200)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -64,19 +58,21 @@ def echo(text: str, *, err: bool = False) -> None:
 
 
 def confirm(question: str) -> None:
-    """Go on only where the user says so."""
+    """Ask the user. Raises typer.Abort unless the answer is yes."""
     typer.confirm(shown(question), abort=True, err=True)
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """End the command with one line on stderr."""
+    """Print one line on stderr and exit."""
     typer.echo(shown(f"seedcore: {message}"), err=True)
     sys.exit(code)
 
 
 def parse_duration(option: str, text: str | None, check: Callable[[float], float | None]) -> float | None:
-    """Seconds of `90`, `90s`, `15m`, `1h` or `2d`, None where the option is not given, or InvalidInputError that names
-    it. `check` raises InvalidInputError for what is out of bounds."""
+    """Return the seconds of `90`, `90s`, `15m`, `1h` or `2d`; None if the option is not given.
+
+    Raises InvalidInputError with the name of the option. `check` raises it if the duration is out of bounds.
+    """
     if text is None:
         return None
     found = _DURATION.fullmatch(text.strip())
@@ -89,10 +85,10 @@ def parse_duration(option: str, text: str | None, check: Callable[[float], float
 
 
 def counted(count: int, thing: str) -> str:
-    """How many of a thing, in English."""
+    """Return a number and a noun, in the plural if necessary."""
     return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
 def print_json(answer: BaseModel) -> None:
-    """An answer as the HTTP API says it."""
+    """Print an answer in the JSON of the HTTP API."""
     echo(answer.model_dump_json(indent=2))

@@ -5,16 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from seedcore.cli.output import Text, counted
-from seedcore.cli.why import Reason
-from seedcore.core.model import EpochRecord
-from seedcore.discovery.api import AgentAnswer, InstanceOut, InstancePage, OverviewAnswer, TransitionOut, TurnedAnswer
+from seedcore.cli.why import Reason, hold_text
+from seedcore.core.instances import EpochRecord
+from seedcore.discovery.api import (
+    AgentAnswer,
+    CauseOut,
+    InstanceOut,
+    InstancePage,
+    OperationAnswer,
+    OverviewAnswer,
+    TransitionOut,
+)
 
 _STYLE = {
     "alive": "green",
@@ -30,12 +38,13 @@ _TRANSITIONS_SHOWN = 10
 
 def show_listing(console: Console, page: InstancePage) -> None:
     """Print a table of instances, with the source and completeness of the answer."""
-    table = _table("AGENT", "STATUS", "VERDICT", "ORGAN", "NODE", "PID", "LAST BEAT", "INSTANCE")
+    table = _table("AGENT", "STATUS", "VERDICT", "HOLDS", "ORGAN", "NODE", "PID", "LAST BEAT", "INSTANCE")
     for item in page.items:
         table.add_row(
             Text(item.logical_id),
             _state(item.status),
             _state(item.verdict),
+            ",".join(hold.kind.value for hold in item.holds) or "-",
             Text(item.organ_id or "-"),
             _short(item.node_id),
             str(item.pid or "-"),
@@ -67,16 +76,16 @@ def show_agent(console: Console, agent: AgentAnswer) -> None:
         for observed in agent.live:
             _show_details(console, observed.instance)
     past = _table("INSTANCE", "STATUS", "STARTED", "ENDED", "CAUSE", "EPOCH", title="History")
-    for row in agent.history:
+    for row in agent.instances:
         past.add_row(
             row.instance_id,
             _state(row.status),
             _time(row.started_at),
             _time(row.stopped_at),
-            Text(row.cause or ""),
+            _cause(row.cause),
             Text(row.cluster_epoch or ""),
         )
-    if agent.history:
+    if agent.instances:
         console.print(past)
     _show_transitions(console, agent.transitions)
     console.print(_worth(agent) if agent.complete else f"source: {agent.source}, history not available", style="dim")
@@ -89,7 +98,7 @@ def show_deaths(console: Console, page: InstancePage) -> None:
         table.add_row(
             _time(row.stopped_at),
             Text(row.logical_id),
-            Text(row.cause or ""),
+            _cause(row.cause),
             Text(row.organ_id or "-"),
             _short(row.node_id),
             str(row.pid or "-"),
@@ -122,7 +131,8 @@ def show_event(console: Console, data: Mapping[str, Any], before: str | None) ->
     line.append_text(_state(now))
     if instance is not None and instance["verdict"] not in {None, "fresh"}:
         line.append(" ").append_text(_state(instance["verdict"]))
-    line.append(f": {data['cause']}" if data["cause"] else "").append(f"  {_short(data['instance_id'])}", style="dim")
+    cause = None if data["cause"] is None else CauseOut.model_validate(data["cause"])
+    line.append("" if cause is None else f": {cause}").append(f"  {_short(data['instance_id'])}", style="dim")
     console.print(line, soft_wrap=True)
 
 
@@ -130,7 +140,7 @@ def show_overview(console: Console, overview: OverviewAnswer, place: str) -> Non
     """Print a summary of the fleet, the registry and the database; `place` is the cluster or the deployment."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_row("cluster", Text(place))
-    rungs = overview.rungs
+    found = overview.sources
     unknown = f"{overview.instances}, status unknown" if overview.instances else "none"
     fleet = ", ".join(f"{count} {name}" for name, count in overview.by_status.items() if count) or unknown
     if overview.by_verdict:
@@ -139,7 +149,11 @@ def show_overview(console: Console, overview: OverviewAnswer, place: str) -> Non
     if overview.epoch is not None:
         table.add_row("epoch", Text(overview.epoch.name))
     table.add_row("mode", overview.service.mode)
-    for name, state in (("registry", rungs.registry), ("PostgreSQL", rungs.postgres), ("Ray's listing", rungs.ray)):
+    for name, state in (
+        ("registry", found.registry),
+        ("PostgreSQL", found.postgres),
+        ("Ray's listing", found.ray),
+    ):
         table.add_row(name, Text(state, style="green" if state == "ok" else "red"))
     report = overview.registry
     if report is not None:
@@ -159,7 +173,7 @@ def show_overview(console: Console, overview: OverviewAnswer, place: str) -> Non
     console.print(f"{_worth(overview)}, as of {_time(overview.as_of)}", style="dim")
 
 
-def show_turned(console: Console, answers: Sequence[TurnedAnswer], lasts: str = "") -> None:
+def show_turned(console: Console, answers: Sequence[OperationAnswer], lasts: str = "") -> None:
     """Print the result for each agent. `lasts` describes how long the new status lasts."""
     for answer in answers:
         for result in answer.results:
@@ -179,7 +193,7 @@ def show_turned(console: Console, answers: Sequence[TurnedAnswer], lasts: str = 
 
 def show_epochs(console: Console, records: Sequence[EpochRecord]) -> None:
     """Print a table of epochs, newest first."""
-    table = _table("EPOCH", "NUMBER", "STATE", "LIVE", "STAGED", "SHOWN", "RETIRED")
+    table = _table("EPOCH", "NUMBER", "STATE", "LIVE", "STAGED", "CURRENT", "RETIRED")
     for record in records:
         table.add_row(
             Text(record.name),
@@ -205,9 +219,11 @@ def _table(*columns: str, title: str | None = None) -> Table:
 
 
 def _show_details(console: Console, row: InstanceOut) -> None:
-    if row.status == "draining":
-        until = "" if row.drain_until is None else f", until {_time(row.drain_until)}"
-        console.print(Text(f"draining: {row.cause or 'reported by the agent'}{until}", style=_STYLE["draining"]))
+    if row.reported_status == "draining":
+        console.print(Text("draining: reported by the agent", style=_STYLE["draining"]))
+    for hold in row.holds:
+        since = f"since {_time(hold.since)}"
+        console.print(Text(f"{row.status}: {hold_text(hold)}, {since}", style=_STYLE["draining"]), soft_wrap=True)
     for name, values in (("labels", row.labels), ("metadata", row.metadata)):
         if values:
             console.print(Text(f"{name}: {json.dumps(values, ensure_ascii=False)}", style="dim"))
@@ -219,17 +235,23 @@ def _show_transitions(console: Console, transitions: Sequence[TransitionOut]) ->
     table = _table("TIME", "INSTANCE", "TRANSITION", "CAUSE", title="Transitions, newest first")
     for one in transitions[:_TRANSITIONS_SHOWN]:
         came_from = "registered, " if one.from_status is None else f"{one.from_status} -> "
+        end = "" if one.expires_at is None else f", until {_time(one.expires_at)}"
         table.add_row(
             _time(one.at),
             _short(one.instance_id),
             Text(came_from).append_text(_state(one.to_status)),
-            Text((one.cause or "") + ("" if one.until is None else f", until {_time(one.until)}")),
+            _cause(one.cause).append(end),
         )
     console.print(table)
 
 
 def _worth(answer: InstancePage | AgentAnswer | OverviewAnswer) -> str:
     return f"source: {answer.source}{'' if answer.complete else ', incomplete'}"
+
+
+def _cause(cause: CauseOut | None) -> Text:
+    """A cause in words: that of an end that was planned is dim."""
+    return Text("") if cause is None else Text(str(cause), style="dim" if cause.kind.is_planned else "")
 
 
 def _state(state: str | None) -> Text:
@@ -241,7 +263,7 @@ def _short(identity: str | None) -> Text:
 
 
 def _seconds_since(at: datetime) -> float:
-    return max(0.0, (datetime.now(timezone.utc) - at).total_seconds())
+    return max(0.0, (datetime.now(UTC) - at).total_seconds())
 
 
 def _ago(at: datetime) -> str:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime, timedelta, timezone
-from enum import Enum
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from seedcore.cli.output import EXIT_FAILED, JsonOption, Text, echo, out, parse_duration
+from seedcore.cli.errors import EXIT_FAILED
+from seedcore.cli.output import JsonOption, Text, echo, out, parse_duration
 from seedcore.core.paging import check_within_s
-from seedcore.discovery.access import Right, TokenFile, new_token
+from seedcore.discovery.tokens import Right, TokenFile, new_token
 
-token_app = typer.Typer(help="Tokens for the HTTP API.", no_args_is_help=True)
+token_app = typer.Typer(name="token", help="Tokens for the HTTP API.", no_args_is_help=True)
 
 
-class _Granted(str, Enum):
+class _Granted(StrEnum):
     READ = "read"
     WRITE = "write"
 
@@ -36,7 +37,7 @@ def token_new(
     its owner.
     """
     lasts_s = parse_duration("--expires", expires, check_within_s)
-    ends = None if lasts_s is None else datetime.now(timezone.utc) + timedelta(seconds=lasts_s)
+    ends = None if lasts_s is None else datetime.now(UTC) + timedelta(seconds=lasts_s)
     secret, token = new_token(name, Right[right.name], ends)
     if as_json:
         echo(json.dumps({"token": secret, "line": token.line()}, indent=2))
@@ -51,7 +52,7 @@ def token_check(
     as_json: JsonOption = False,
 ) -> None:
     """List the tokens of a file and its problems. The exit code is 1 if it has problems or no tokens."""
-    found, now = TokenFile(file, log=None), datetime.now(timezone.utc)
+    found, now = TokenFile(file, log=None), datetime.now(UTC)
     if as_json:
         known = [
             {

@@ -2,50 +2,70 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import datetime
 
+from pydantic import BaseModel
+
+from seedcore.core.causes import CauseKind
+from seedcore.core.holds import HoldKind
+from seedcore.core.instances import Verdict
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Verdict
-from seedcore.discovery.api import AgentAnswer, InstanceOut
+from seedcore.discovery.api import AgentAnswer, CauseOut, HoldOut, InstanceOut
 
 _LOG = "`ray logs actor --id ACTOR_ID`, with the cluster's RAY_AUTH_MODE"
-_ADVICE: tuple[tuple[str, str], ...] = (
-    (
-        r"low on memory",
-        "Reduce the work of the agent, add memory to its node, or give its actor a memory= resource.",
+ADVICE: Mapping[CauseKind, str] = {
+    CauseKind.UNKNOWN: f"See the end of its log: {_LOG}.",
+    CauseKind.OPERATOR: "A process that still runs registers again within seconds, as a new instance.",
+    CauseKind.PROCESS_EXITED: f"See the end of its log: {_LOG}.",
+    CauseKind.PROCESS_KILLED: (
+        "SIGKILL comes from kill -9, ray.kill, a container's limit or the kernel's OOM killer (see dmesg). "
+        f"After another signal look for the crash in its log: {_LOG}."
     ),
-    (r"exception in its start-up", "The constructor raised. Fix it and create the agent again."),
-    (
-        r"killed by SIGKILL",
-        "SIGKILL comes from kill -9, ray.kill, a container's limit or the kernel's OOM killer (see dmesg).",
+    CauseKind.OUT_OF_MEMORY: (
+        "Reduce the work of the agent, add memory to its node, or give its actor a memory= resource."
     ),
-    (r"killed by SIG", f"Look for the crash in its log: {_LOG}."),
-    (r"exited with code", f"See the end of its log: {_LOG}."),
-    (
-        r"lease expired",
-        "The registry was running and received no beat for that time: the agent hung, or its network failed.",
+    CauseKind.START_FAILED: "The constructor raised. Fix it and create the agent again.",
+    CauseKind.ACTOR_DIED: f"Ray ended the actor. See the end of its log: {_LOG}.",
+    CauseKind.NODE_DIED: "Ray lost the node. Ray restarts agents with max_restarts on another node.",
+    CauseKind.LEASE_EXPIRED: (
+        "The registry was running and received no beat for that time: the agent hung, or its network failed."
     ),
-    (r"its node died", "Ray lost the node. Ray restarts agents with max_restarts on another node."),
-    (
-        r"epoch .*retired",
-        "The fleet was flipped to another epoch (`seedcore epoch show`), and this agent stays dead: start a new one.",
+    CauseKind.EPOCH_RETIRED: (
+        "The fleet was flipped to another epoch (`seedcore epoch show`), and this agent stays dead: start a new one."
     ),
-)
+    CauseKind.RESTORED: "The database was restored from a backup, in which this instance was not dead yet.",
+}
+"""What to do about a death, by the kind of its cause. The other kinds need no advice."""
+
+_OF_HOLD: Mapping[HoldKind, str] = {
+    HoldKind.OPERATOR: "`seedcore undrain ID` ends an operator's drain.",
+    HoldKind.READINESS: "The agent accepts work when it reports that it is ready.",
+    HoldKind.PROCESS: "Restart the process that it depends on.",
+    HoldKind.NODE: "Its node is being drained: start the agent on another node.",
+}
 
 
-@dataclass(frozen=True, slots=True)
-class Reason:
+class Reason(BaseModel):
     """The state of an agent, its cause, its start time, and advice. `state` is a verdict if the agent is silent, else a
-    status."""
+    status. `why` is for people: a program reads `cause` and `holds`."""
 
     logical_id: str
     state: str
     why: str
     since: datetime | None
+    cause: CauseOut | None = None
+    holds: list[HoldOut] = []
     advice: str | None = None
     actor_id: str | None = None
+
+
+def hold_text(hold: HoldOut) -> str:
+    """A hold in words, with its reason, its operator and its end."""
+    by = "" if hold.by is None else f" ({hold.by})"
+    reason = "" if hold.reason is None else f": {hold.reason}"
+    end = "" if hold.expires_at is None else f", until {hold.expires_at.astimezone():%Y-%m-%d %H:%M:%S}"
+    return f"{hold.kind.value} hold{by}{reason}{end}"
 
 
 def reason_of(agent: AgentAnswer) -> Reason:
@@ -59,33 +79,58 @@ def reason_of(agent: AgentAnswer) -> Reason:
     )
     row, silent = best.instance, f"silent for {best.silence_s:.1f} s"
     if row.status == Status.DRAINING.value:
-        until = "" if row.drain_until is None else f", until {row.drain_until.astimezone():%Y-%m-%d %H:%M:%S}"
-        why = f"{row.cause or 'reported by the agent'}{until}"
-        return Reason(agent.logical_id, "draining", why, row.status_changed_at)
+        return _of_a_hold(agent, row, Status.DRAINING)
     if best.verdict != Verdict.FRESH.value:
         hangs = "It hangs, or cannot reach the registry. Its next beat makes it fresh; without one, its lease expires."
-        return Reason(agent.logical_id, best.verdict, f"{row.status}, but {silent}", row.status_changed_at, hangs)
+        return _explain(agent, row, best.verdict, f"{row.status}, but {silent}", row.status_changed_at, hangs)
+    if row.status == Status.STARTING.value and row.holds:
+        return _of_a_hold(agent, row, Status.STARTING)
     if row.status == Status.STARTING.value:
-        return Reason(agent.logical_id, "starting", "it has registered, but not reported alive yet", row.started_at)
-    return Reason(agent.logical_id, "alive", f"it beats, last {best.silence_s:.1f} s ago", row.started_at)
+        return _explain(agent, row, "starting", "it has registered, but not reported alive yet", row.started_at)
+    return _explain(agent, row, "alive", f"it beats, last {best.silence_s:.1f} s ago", row.started_at)
+
+
+def _explain(
+    agent: AgentAnswer, row: InstanceOut, state: str, why: str, since: datetime | None, advice: str | None = None
+) -> Reason:
+    return Reason(
+        logical_id=agent.logical_id,
+        state=state,
+        why=why,
+        since=since,
+        cause=row.cause,
+        holds=row.holds,
+        advice=advice,
+        actor_id=row.actor_id,
+    )
+
+
+def _of_a_hold(agent: AgentAnswer, row: InstanceOut, status: Status) -> Reason:
+    """Explain a status that the agent reports, or that holds lead to, or both."""
+    parts = [hold_text(hold) for hold in row.holds]
+    if row.reported_status == status.value:
+        own = row.cause if row.cause is not None and row.cause.kind is CauseKind.AGENT else None
+        parts.append(
+            "reported by the agent" if own is None or own.detail is None else f"reported by the agent: {own.detail}"
+        )
+    advice = " ".join(_OF_HOLD[hold.kind] for hold in row.holds).replace("undrain ID", f"undrain {agent.logical_id}")
+    why = "; ".join(parts) or "the cause is not known"
+    return _explain(agent, row, status.value, why, row.status_changed_at, advice or None)
 
 
 def _of_the_dead(agent: AgentAnswer) -> Reason:
-    if not agent.history:
+    if not agent.instances:
         known = (
             "no agent has registered under this id"
             if agent.complete
             else "no live instance, and its history cannot be read now"
         )
-        return Reason(agent.logical_id, "unknown", known, None)
-    newest: InstanceOut = max(
-        agent.history, key=lambda row: (row.stopped_at is not None, row.stopped_at or row.started_at)
-    )
+        return Reason(logical_id=agent.logical_id, state="unknown", why=known, since=None)
+    newest = max(agent.instances, key=lambda row: (row.stopped_at is not None, row.stopped_at or row.started_at))
     if newest.status != Status.DEAD.value:
         # only the database answers, and it has no verdicts
-        return Reason(
-            agent.logical_id, newest.status or "unknown", "the last status in the database", newest.status_changed_at
-        )
-    cause = newest.cause or "no cause was given"
-    advice = next((advice for pattern, advice in _ADVICE if re.search(pattern, cause)), None)
-    return Reason(agent.logical_id, "dead", cause, newest.stopped_at, advice, newest.actor_id)
+        state, why = newest.status or "unknown", "the last status in the database"
+        return _explain(agent, newest, state, why, newest.status_changed_at)
+    why = "no cause was given" if newest.cause is None else str(newest.cause)
+    advice = None if newest.cause is None else ADVICE.get(newest.cause.kind)
+    return _explain(agent, newest, "dead", why, newest.stopped_at, advice)

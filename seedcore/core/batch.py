@@ -1,18 +1,19 @@
 """The two bounded buffers in front of the store: beats coalesce and may be dropped, changes keep their order and are
-never dropped.
+never dropped, and deaths are never refused.
 
 Neither buffer awaits. Use each from one event loop.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from seedcore.core.changes import Change, HoldChange, RegisterChange, StatusChange
 from seedcore.core.errors import BacklogFullError
-from seedcore.core.model import Change, RegisterChange
+from seedcore.core.lifecycle import Status
 
 
 @dataclass(slots=True)
@@ -93,20 +94,34 @@ class BeatBatch:
             self.counts.dropped += 1
 
 
+_STAGES: dict[type[Change], int] = {RegisterChange: 0, StatusChange: 1, HoldChange: 2}
+
+
 class ChangeBatch:
-    """Status changes and registrations in arrival order. Refuses new changes when full; never drops one."""
+    """Registrations and changes of statuses and holds in arrival order. Refuses new changes when full; never drops one.
+
+    A death that the registry declares is never refused: it waits beside the queue, at most one for each instance, so
+    that it takes no room of other changes. It is taken after the changes of its instance and before those of others.
+    """
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._changes: deque[Change] = deque()
+        self._queued: Counter[str] = Counter()
+        self._deaths: dict[str, StatusChange] = {}
 
     def __len__(self) -> int:
-        return len(self._changes)
+        return len(self._changes) + len(self._deaths)
 
     def offer(self, change: Change) -> None:
         """Append a change. Raises BacklogFullError, and then nothing has changed."""
         self.require_room()
         self._changes.append(change)
+        self._queued[change.instance_id] += 1
+
+    def offer_death(self, change: StatusChange) -> bool:
+        """Add a death that the registry has declared. Returns False if one of this instance waits already."""
+        return self._deaths.setdefault(change.instance_id, change) is change
 
     def require_room(self, count: int = 1) -> None:
         """Raise BacklogFullError unless `count` more changes fit."""
@@ -114,27 +129,45 @@ class ChangeBatch:
             raise BacklogFullError(self._capacity)
 
     def take(self, limit: int) -> list[Change]:
-        """Remove and return changes from the front that can be committed as one batch, at most `limit`.
+        """Remove and return changes that can be committed as one batch, at most `limit`: deaths, then changes from the
+        front of the queue.
 
-        A batch executes its registrations before its status changes. So it ends before a registration of an instance
-        whose status change it already contains.
+        A batch executes its registrations first, then its changes of statuses, then those of holds. So it ends before a
+        change that would be executed before an earlier one of its instance.
         """
-        taken: list[Change] = []
-        changed: set[str] = set()
+        ready = (instance_id for instance_id in self._deaths if instance_id not in self._queued)
+        taken: list[Change] = [self._deaths[instance_id] for instance_id in islice(ready, limit)]
+        for change in taken:
+            del self._deaths[change.instance_id]
+        stages: dict[str, int] = {}
         while self._changes and len(taken) < limit:
             change = self._changes[0]
-            if isinstance(change, RegisterChange):
-                if change.instance_id in changed:
-                    break
-            else:
-                changed.add(change.instance_id)
+            stage = _STAGES[type(change)]
+            if stage < stages.get(change.instance_id, 0):
+                break
+            if stage:
+                stages[change.instance_id] = stage
             taken.append(self._changes.popleft())
+            self._queued[change.instance_id] -= 1
+            if not self._queued[change.instance_id]:
+                del self._queued[change.instance_id]
         return taken
 
     def clear(self) -> None:
         """Remove every change. The clients keep their changes and send them again."""
         self._changes.clear()
+        self._queued.clear()
+        self._deaths.clear()
 
     def put_back(self, taken: Sequence[Change]) -> None:
-        """Put changes that could not be committed back in front, in their order, even beyond the capacity."""
-        self._changes.extendleft(reversed(taken))
+        """Put changes that could not be committed back in their order, even beyond the capacity: deaths beside the
+        queue, the others in front of it."""
+        others: list[Change] = []
+        for change in taken:
+            if isinstance(change, StatusChange) and change.seq is None and change.status is Status.DEAD:
+                # nothing follows it in the life of its instance, so it may wait beside the queue
+                self._deaths[change.instance_id] = change
+            else:
+                others.append(change)
+        self._changes.extendleft(reversed(others))
+        self._queued.update(change.instance_id for change in others)

@@ -1,34 +1,38 @@
-"""How long an agent waits before it registers again as a new instance: a flapping one must not fill the history."""
+"""How long an agent waits before it registers again as a new instance, so that a flapping one fills no tables."""
 
 from __future__ import annotations
 
 import math
-import random
+
+from seedcore.core.backoff import Backoff
 
 FIRST_S = 1.0
 LONGEST_S = 60.0
 
 
 class Comebacks:
-    """The first comeback is at once. Each further one waits about twice as long as the one before, up to LONGEST_S
-    seconds, until an instance has lived for LONGEST_S.
+    """The first comeback is at once. Each further one waits about twice as long as the one before, up to `longest_s`
+    seconds, until an instance has lived for `longest_s`.
 
-    Owns no clock: the caller gives monotonic seconds.
+    Owns no clock: the caller passes monotonic seconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, first_s: float = FIRST_S, longest_s: float = LONGEST_S) -> None:
         self.in_a_row = 0
+        self._longest_s = longest_s
+        self._pauses = Backoff(first_s, longest_s)
         self._why = ""
-        self._begins_s = 0.0
+        self._begins_s = -math.inf
 
     def note(self, why: str, now_s: float) -> None:
         """An instance was declared dead, or its registration refused: another one may follow after the pause."""
-        if now_s - self._begins_s >= LONGEST_S:
+        if now_s - self._begins_s >= self._longest_s:
             self.in_a_row = 0
-        pause_s = min(LONGEST_S, FIRST_S * 2.0 ** (self.in_a_row - 1)) if self.in_a_row else 0.0
-        self.in_a_row = min(self.in_a_row + 1, 32)
+            self._pauses.reset()
+        pause_s = self._pauses.next_s() if self.in_a_row else 0.0
+        self.in_a_row += 1
         self._why = why
-        self._begins_s = now_s + pause_s * random.uniform(0.5, 1.0)
+        self._begins_s = now_s + pause_s
 
     def problem(self, now_s: float) -> str | None:
         """Why no instance follows yet, in one line; None where it may."""

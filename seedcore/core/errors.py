@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from seedcore.core.answers import NotResolved
+    from seedcore.core.causes import Cause
 
 _TERMINAL_CODES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
@@ -18,12 +23,25 @@ def last_line(error: BaseException) -> str:
 
 
 def _lines(error: BaseException) -> list[str]:
-    # Ray colours the names of its tasks, whoever reads it
+    # Ray colours the names of its tasks, also where no terminal shows them
     return _TERMINAL_CODES.sub("", str(error)).strip().splitlines() or [type(error).__name__]
 
 
 class RegistryError(Exception):
     """Root of every error this package raises on purpose."""
+
+
+class ExplainedError(RegistryError):
+    """An error with one argument: why. Its text is `_text` with that."""
+
+    _text = "{why}"
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+    def __str__(self) -> str:
+        return self._text.format(why=self.why)
 
 
 class InvalidInputError(RegistryError, ValueError):
@@ -64,13 +82,13 @@ class UnknownInstanceError(RegistryError):
 class InstanceDeadError(RegistryError):
     """The instance is dead, which is final: come back as a new instance."""
 
-    def __init__(self, instance_id: str, cause: str | None = None) -> None:
+    def __init__(self, instance_id: str, cause: Cause | None = None) -> None:
         super().__init__(instance_id, cause)
         self.instance_id = instance_id
         self.cause = cause
 
     def __str__(self) -> str:
-        why = f" ({self.cause})" if self.cause else ""
+        why = "" if self.cause is None else f" ({self.cause})"
         return f"instance {self.instance_id} is dead{why}; dead is final, register a new instance"
 
 
@@ -88,16 +106,9 @@ class NodeDeadError(RegistryError):
         )
 
 
-class RegistrationDelayedError(RegistryError):
-    """The agent was declared dead, or refused, again and again: it waits before it registers again. Raised in its own
-    process."""
-
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
-        self.why = why
-
-    def __str__(self) -> str:
-        return self.why
+class RegistrationDelayedError(ExplainedError):
+    """The agent was declared dead, or refused, several times in a row: it waits before it registers again. Raised in
+    its own process."""
 
 
 class ForbiddenTransitionError(RegistryError):
@@ -161,85 +172,44 @@ class BacklogFullError(RegistryError):
         return f"{self.limit} changes already wait for the database; try again later"
 
 
-class StoreUnavailableError(RegistryError):
+class StoreUnavailableError(ExplainedError):
     """The database cannot be used now: not reached, too slow, without our tables. It may be used later."""
 
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
-        self.why = why
-
-    def __str__(self) -> str:
-        return f"the database is away: {self.why}"
+    _text = "the database is away: {why}"
 
 
-class StoreRejectedError(RegistryError):
+class StoreRejectedError(ExplainedError):
     """The database refused a value: it is of the wrong type, or breaks a constraint. Sending it again is no use."""
 
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
-        self.why = why
-
-    def __str__(self) -> str:
-        return f"the database refused: {self.why}"
+    _text = "the database refused: {why}"
 
 
-class SchemaError(RegistryError):
+class SchemaError(ExplainedError):
     """The database's schema and this code do not fit together."""
 
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
-        self.why = why
 
-    def __str__(self) -> str:
-        return self.why
-
-
-class RegistryUnavailableError(RegistryError):
+class RegistryUnavailableError(ExplainedError):
     """The registry actor cannot be asked now."""
 
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
-        self.why = why
-
-    def __str__(self) -> str:
-        return f"the registry is away: {self.why}"
+    _text = "the registry is away: {why}"
 
 
 class RegistryReplacedError(RegistryUnavailableError):
-    """The registry that was spoken to is gone; the one that came instead knows only what is durable."""
+    """The registry that was called is gone; the one that replaced it knows only what is durable."""
 
 
-class DirectoryUnavailableError(RegistryError):
+class DirectoryUnavailableError(ExplainedError):
     """Ray's own listing cannot be asked now."""
 
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
-        self.why = why
-
-    def __str__(self) -> str:
-        return f"Ray's actor listing is away: {self.why}"
+    _text = "Ray's actor listing is away: {why}"
 
 
-class SessionError(RegistryError):
+class SessionError(ExplainedError):
     """Ray cannot be called: this process is not connected to it, or the handle is of another connection."""
 
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
-        self.why = why
 
-    def __str__(self) -> str:
-        return self.why
-
-
-class ForkedProcessError(RegistryError):
+class ForkedProcessError(ExplainedError):
     """This process was forked from one whose connections and threads it does not have."""
-
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
-        self.why = why
-
-    def __str__(self) -> str:
-        return self.why
 
 
 class VersionMismatchError(RegistryError):
@@ -251,26 +221,27 @@ class VersionMismatchError(RegistryError):
         self.ours = ours
 
     def __str__(self) -> str:
-        told = f"the running registry speaks protocol {self.running}, this code {self.ours}: "
+        apart = f"the running registry has protocol {self.running}, this code {self.ours}: "
         if self.running > self.ours:
-            return f"{told}install the registry's version here too, then start this process again"
-        return f"{told}replace the registry with `seedcore registry upgrade`, run where this version is installed"
+            return f"{apart}install the registry's version here too, then start this process again"
+        return f"{apart}replace the registry with `seedcore registry upgrade`, run where this version is installed"
 
 
 class NotResolvableError(RegistryError):
-    """No live instance of this agent can be handed out, and this is certain."""
+    """The agent certainly has no routable instance. `reason` is the kind; `detail` explains it for people."""
 
-    def __init__(self, logical_id: str, why: str) -> None:
-        super().__init__(logical_id, why)
+    def __init__(self, logical_id: str, reason: NotResolved, detail: str) -> None:
+        super().__init__(logical_id, reason, detail)
         self.logical_id = logical_id
-        self.why = why
+        self.reason = reason
+        self.detail = detail
 
     def __str__(self) -> str:
-        return f"agent {self.logical_id!r} cannot be resolved: {self.why}"
+        return f"agent {self.logical_id!r} cannot be resolved ({self.reason}): {self.detail}"
 
 
 class CannotKnowError(RegistryError):
-    """Whether the agent lives cannot be told now: every source that could tell is away or silent."""
+    """Whether the agent lives cannot be known now: no source that knows it answers."""
 
     def __init__(self, logical_id: str, why: str) -> None:
         super().__init__(logical_id, why)
@@ -331,7 +302,7 @@ class FollowersFullError(RegistryError):
 
 
 class ActorGoneError(NotResolvableError):
-    """The agent's actor has died, or its name belongs to nobody or to another."""
+    """The agent's actor has died, or its name belongs to no actor or to another one."""
 
 
 class FencedError(RegistryError):

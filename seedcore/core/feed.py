@@ -14,7 +14,9 @@ from itertools import takewhile
 from sys import getsizeof
 from typing import NamedTuple
 
-from seedcore.core.model import Instance, InstanceFilter, Verdict
+from seedcore.core.answers import InstanceFilter
+from seedcore.core.causes import Cause
+from seedcore.core.instances import Instance, Verdict
 from seedcore.core.wire import wire
 
 MAX_REMEMBERED_BYTES = 64 * 1024 * 1024
@@ -33,7 +35,7 @@ class FeedChange:
     logical_id: str
     instance: Instance | None
     verdict: Verdict = Verdict.FRESH
-    cause: str | None = None
+    cause: Cause | None = None
 
 
 @wire
@@ -59,7 +61,7 @@ class _Entry(NamedTuple):
     before: Instance | None
     after: Instance | None
     verdict: Verdict
-    cause: str | None
+    cause: Cause | None
     weight: int
 
     def selected_by(self, wanted: InstanceFilter, epoch: str) -> bool:
@@ -98,7 +100,7 @@ class Feed:
         before: Instance | None,
         after: Instance | None,
         verdict: Verdict = Verdict.FRESH,
-        cause: str | None = None,
+        cause: Cause | None = None,
         version: int | None = None,
     ) -> None:
         """Record a change of an instance or of its verdict. `before` is None for a new instance, `after` for an ended

@@ -6,8 +6,9 @@ from bisect import bisect_left, bisect_right, insort
 from collections import Counter
 from collections.abc import Iterator
 
+from seedcore.core.answers import InstanceFilter
+from seedcore.core.instances import Instance
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Instance, InstanceFilter
 
 
 class InstanceIndex:

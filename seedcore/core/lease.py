@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from seedcore.core.model import MAX_LEASE_S
+from seedcore.core.limits import MAX_LEASE_S
 from seedcore.core.verdict import Beats
 
 # one missed beat, then two, each with tolerance for jitter and delay

@@ -1,20 +1,17 @@
-"""The transition table of an instance. No transition leaves `dead`."""
+"""The transition table of an instance's reported status. No transition leaves `dead`."""
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 
 
-class Status(str, Enum):
+class Status(StrEnum):
     """The status of an instance: reported by the instance, or declared by the registry."""
 
     STARTING = "starting"
     ALIVE = "alive"
     DRAINING = "draining"
     DEAD = "dead"
-
-    def __str__(self) -> str:
-        return self.value
 
 
 TRANSITIONS: dict[Status, frozenset[Status]] = {
@@ -28,5 +25,7 @@ LIVE_STATUSES = frozenset({Status.STARTING, Status.ALIVE, Status.DRAINING})
 
 
 def is_allowed(current: Status, wanted: Status) -> bool:
-    """Whether an instance may go from `current` to `wanted`. The same status again is not a transition."""
+    """Whether an instance that reports `current` may report `wanted`. The same status again is not a transition.
+
+    The effective status may also go back to `starting` or `alive` when a hold is released (see core.holds)."""
     return wanted in TRANSITIONS[current]

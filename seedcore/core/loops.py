@@ -24,6 +24,11 @@ class LoopsLock:
         """Whether a task holds it."""
         return self._is_held
 
+    @property
+    def waiting(self) -> int:
+        """How many tasks wait for it, those of loops that have ended included."""
+        return len(self._waiting)
+
     async def __aenter__(self) -> None:
         with self._guard:
             if not self._is_held:
@@ -66,6 +71,11 @@ class LoopsEvent:
     def is_set(self) -> bool:
         """Whether a wait ends at once."""
         return self._is_set
+
+    @property
+    def waiting(self) -> int:
+        """How many tasks wait for it."""
+        return len(self._waiting)
 
     def set(self) -> None:
         """End every wait, and those to come."""

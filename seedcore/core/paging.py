@@ -6,11 +6,12 @@ import base64
 import binascii
 import json
 from collections.abc import Iterable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from itertools import islice
 
 from seedcore.core.errors import InvalidInputError
-from seedcore.core.model import MAX_KEPT_S, MAX_PAGE, Instance, check_instance_id, check_key
+from seedcore.core.instances import Instance
+from seedcore.core.limits import MAX_KEPT_S, MAX_PAGE, check_instance_id, check_key
 
 _FIRST_ID = "00000000-0000-0000-0000-000000000000"
 _LAST_ID = "ffffffff-ffff-ffff-ffff-ffffffffffff"
@@ -47,7 +48,7 @@ def encode_death_cursor(last: Instance) -> str:
 def decode_death_cursor(cursor: str | None) -> tuple[datetime, str]:
     """Return the (stopped_at, instance_id) before which a page of deaths starts. Raises InvalidInputError."""
     if cursor is None:
-        return datetime.max.replace(tzinfo=timezone.utc), _LAST_ID
+        return datetime.max.replace(tzinfo=UTC), _LAST_ID
     at, instance_id = decode_cursor(cursor)
     try:
         stopped_at = datetime.fromisoformat(at)

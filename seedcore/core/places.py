@@ -13,11 +13,11 @@ class Places:
         self.limit = limit
         self._kept_until_s: dict[str, float] = {}
 
-    def claim(self, follower: str, for_s: float, now_s: float) -> bool:
+    def claim(self, follower: str, duration_s: float, now_s: float) -> bool:
         """Take a place, or keep the one that it has, for so many seconds; False where all are taken."""
         if follower not in self._kept_until_s and self.taken(now_s) >= self.limit:
             return False
-        self._kept_until_s[follower] = now_s + for_s
+        self._kept_until_s[follower] = now_s + duration_s
         return True
 
     def release(self, follower: str) -> None:

@@ -6,33 +6,21 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
+from seedcore.core.answers import Answer, InstanceFilter, Listing, LostBeat, Outcome
+from seedcore.core.causes import Cause
+from seedcore.core.changes import HoldChange, RegisterChange, Registration, StatusChange
 from seedcore.core.errors import StoreUnavailableError
-from seedcore.core.model import (
-    Answer,
-    Beat,
-    Epoch,
-    EpochRecord,
-    Instance,
-    InstanceFilter,
-    Listing,
-    LiveState,
-    LostBeat,
-    Outcome,
-    RegisterChange,
-    Registration,
-    StatusChange,
-    Transition,
-)
+from seedcore.core.instances import Beat, Epoch, EpochRecord, Instance, LiveState, Transition
 from seedcore.core.verdict import Witness
 
 
 class StoreDoubtError(StoreUnavailableError):
-    """A trigger or constraint that is not ours refused a batch: for one of its values, or for any. Only the registry's
-    writer gets it, from a batch; it crosses no process, and so is not among the errors that do."""
+    """A trigger or constraint that the owner of the database added refused a batch, for one of its values or for any.
+    Only a batch raises it, and it does not leave the registry's process."""
 
 
 class InstanceReader(Protocol):
-    """Reading side of a store: what discovery needs when the registry actor is away.
+    """The reading side of a store: what discovery needs while the registry is down.
 
     Every method raises StoreUnavailableError when the database does not answer in time or cannot be used, and
     StoreRejectedError when it refuses a value.
@@ -41,8 +29,8 @@ class InstanceReader(Protocol):
     async def list_instances(self, wanted: InstanceFilter, limit: int, cursor: str | None = None) -> Listing:
         """A page of at most `limit` instances in (logical_id, instance_id) order.
 
-        `fresh_only` is judged against the last beat anybody recorded, not against the clock, so that an
-        absent registry does not empty the list. Raises InvalidInputError for a cursor it did not issue.
+        `fresh_only` judges leases at the time of the last recorded beat, so that the list does not become empty while
+        the registry is down. Raises InvalidInputError for a cursor that it did not issue.
         """
         ...
 
@@ -54,7 +42,7 @@ class InstanceReader(Protocol):
         """One instance, dead or alive."""
         ...
 
-    async def history(self, logical_id: str, limit: int) -> list[Instance]:
+    async def instances(self, logical_id: str, limit: int) -> list[Instance]:
         """The newest `limit` instances of an agent, dead ones included, newest first."""
         ...
 
@@ -63,7 +51,8 @@ class InstanceReader(Protocol):
         ...
 
     async def deaths(self, limit: int, cursor: str | None = None, within_s: float | None = None) -> Listing:
-        """Who died, of every agent and epoch, the last first; with `within_s` only within that many seconds."""
+        """The dead instances of all agents and epochs, the last death first; with `within_s` only deaths of the last
+        seconds."""
         ...
 
     async def current_epoch(self) -> Epoch:
@@ -80,30 +69,32 @@ class InstanceReader(Protocol):
 
 
 class Store(InstanceReader, Protocol):
-    """Everything the registry actor needs. A batch is one statement and one transaction; its outcomes come
-    in the order of its changes; replaying it is harmless (sequence numbers, transition table). A batch with a value
-    that the store refuses leaves nothing and raises StoreRejectedError, or StoreDoubtError. Once `begin` was called,
-    every write raises FencedError, and changes nothing, after another store began on the same database.
+    """Everything the registry actor needs.
+
+    A batch is one statement and one transaction. Its outcomes are in the order of its changes. It may be sent again:
+    the sequence numbers of agents, and the numbers of this store's own changes, make each change count once. Changes of
+    one instance must be sent in the order of their numbers. A batch with a value that the store refuses changes nothing
+    and raises StoreRejectedError or StoreDoubtError. After `begin`, every write raises FencedError and changes nothing
+    once another store has begun on the same database.
     """
 
     async def open(self) -> None:
-        """Prepare: start the server where it is ours, migrate the schema, fill the pool.
-
-        Idempotent, and worth repeating during an outage. Safe beside other starters."""
+        """Prepare: start an embedded server, migrate the schema, fill the pool. Idempotent; may be repeated during an
+        outage, and may run beside other starters."""
         ...
 
     async def begin(self, ray_cluster: str, epoch: str | None, lease_s: float, idle_s: float | None = None) -> Epoch:
-        """A registry starts in `ray_cluster`: keep the epoch of the same cluster, rotate it in a new one.
+        """A registry starts in `ray_cluster`: it keeps the epoch of the same cluster, and makes a new one in another.
 
-        Takes the next term, which every later write of this store carries, and starts every lease again. `epoch`
-        insists on a name: it becomes current if it is not. Raises RetiredEpochError for one that was current
-        before another, FencedError for a cluster that another has replaced, and, with `idle_s`, for any while the
-        registry of the term in force was seen at work in the last `idle_s` seconds, but for none after that.
+        Takes the next term, which every later write of this store carries, and renews every lease. `epoch` names the
+        epoch that must be current. Raises RetiredEpochError for an epoch that is retired, and FencedError for a cluster
+        that another one has replaced. With `idle_s` it raises FencedError while the registry in force was seen at work
+        in the last `idle_s` seconds, and accepts any cluster after that.
         """
         ...
 
     async def renew_term(self, lease_s: float) -> None:
-        """Be seen at work; from now on a lease is so many seconds long."""
+        """Record that the registry is at work, and that a lease lasts `lease_s` seconds from now on."""
         ...
 
     @property
@@ -113,20 +104,20 @@ class Store(InstanceReader, Protocol):
 
     @property
     def pool(self) -> Mapping[str, int]:
-        """How many connections there are, by what they do now; empty where there are none."""
+        """The number of connections by their state; empty where there are none."""
         ...
 
     @property
     def lease_before_s(self) -> float | None:
-        """The lease that was in force when this store began; None where no registry had been there."""
+        """The lease that was in force when this store began; None where it is the first registry."""
         ...
 
     async def renew_every_lease(self) -> None:
-        """Count nobody's silence from before now: it was our absence."""
+        """Renew every lease, because the registry was down."""
         ...
 
     async def stage_epoch(self, epoch: str) -> bool:
-        """Name an epoch that shall become current later; whether it is new.
+        """Name an epoch that will become current later; whether it is new.
 
         Raises RetiredEpochError or EpochLimitError."""
         ...
@@ -144,13 +135,13 @@ class Store(InstanceReader, Protocol):
         ...
 
     async def last_beats(self, instance_ids: Sequence[str]) -> dict[str, datetime]:
-        """When each of these, that is there and not dead, was last heard by anybody."""
+        """When the last beat of each of these was recorded; dead and unknown instances are left out."""
         ...
 
     async def epochs_of(self, registrations: Sequence[Registration]) -> list[str | None]:
-        """Where registrations belong that insist on no epoch: the one in which each was started, or the one of its
-        actor's instance before; where a registry took the database over since, the one that continues it. None: the
-        current one, also where nobody knows the epoch any more. It may be retired."""
+        """The epochs to which registrations belong that require none: the epoch in which each was started, or that of
+        the previous instance of its actor; or the epoch that continues it, where a registry took over the database
+        since. It may be retired. None: the current epoch, also where the epoch is not known any more."""
         ...
 
     async def register_many(self, changes: Sequence[RegisterChange]) -> list[Outcome]:
@@ -158,16 +149,20 @@ class Store(InstanceReader, Protocol):
         ...
 
     async def set_status_many(self, changes: Sequence[StatusChange]) -> list[Outcome]:
-        """Apply status changes in order, each guarded by the transition table and its sequence number, or, where it
-        has none, by its number among those of this store."""
+        """Change reported statuses, each guarded by the transition table and its number."""
         ...
 
-    async def explain_deaths(self, causes: Mapping[str, str]) -> list[str]:
-        """Tell better why instances died: the cause that is known, and more. The ids of those whose cause it is now."""
+    async def hold_many(self, changes: Sequence[HoldChange]) -> list[Outcome]:
+        """Place, replace and release holds."""
+        ...
+
+    async def refine_causes(self, causes: Mapping[str, Cause]) -> list[str]:
+        """Store better known causes of deaths, by instance id. Returns the ids of those that have this cause now. What
+        the agent, an operator or the registry decided is not replaced (core.causes.is_refined_by)."""
         ...
 
     async def beat_many(self, beats: Sequence[Beat]) -> list[LostBeat]:
-        """Renew leases; the newest time wins. Returns only the beats that renewed nothing."""
+        """Renew leases; the newest beat counts. Returns only the beats that renewed nothing."""
         ...
 
     async def expire_stale(self, lease_s: float | None, limit: int) -> list[str]:
@@ -179,31 +174,33 @@ class Store(InstanceReader, Protocol):
         ...
 
     async def prune_history(self, keep_s: float, limit: int) -> int:
-        """Forget transitions, and instances that are dead, of more than `keep_s` seconds ago: at most `limit` of each,
-        the oldest first; how many."""
+        """Delete transitions, and dead instances, of more than `keep_s` seconds ago: at most `limit` of each, the
+        oldest first. Returns how many."""
         ...
 
 
-OnDeath = Callable[[str, Witness, Witness, str], None]
-OnExplained = Callable[[str, str], None]
+OnDeath = Callable[[str, Witness, Witness, Cause], None]
+OnExplained = Callable[[str, Cause], None]
 OnLostNodes = Callable[[frozenset[str]], None]
 OnUnwatched = Callable[[Mapping[str, int]], None]
 
 
 class DeathWitness(Protocol):
-    """Who sees deaths besides the beats: processes, nodes, actors. It tells, by `on_death(instance_id, process, node,
-    cause)` in the event loop that started it, at least once; it declares nobody dead. `on_explained(instance_id,
-    cause)` is called where more than that cause becomes known of a death that it told of. Each time that it has looked
-    it calls `on_lost_nodes(node_ids)` with all nodes that Ray has declared dead, and `on_unwatched(counts)` with how
-    many instances it does not watch, by the reason."""
+    """Observes deaths by other means than beats: processes, nodes, actors. It declares no instance dead.
 
-    on_explained: OnExplained
+    It calls `on_death(instance_id, process, node, cause)` in the event loop that started it, at least once for each
+    death, and `on_refined(instance_id, cause)` when the cause of a reported death becomes better known. After each look
+    it calls `on_lost_nodes(node_ids)` with all nodes that Ray has declared dead, and `on_unwatched(counts)` with the
+    number of instances that it does not watch, by reason.
+    """
+
+    on_refined: OnExplained
     on_lost_nodes: OnLostNodes
     on_unwatched: OnUnwatched
 
     @property
     def problem(self) -> str | None:
-        """Why it does not see everything, or None."""
+        """Why it does not observe everything, or None."""
         ...
 
     @property
@@ -213,11 +210,12 @@ class DeathWitness(Protocol):
 
     @property
     def watched(self) -> int:
-        """How many instances are watched; the others' deaths show by their beats alone."""
+        """How many instances are watched. The deaths of the others show by missing beats alone."""
         ...
 
     def relay_of(self, node_id: str) -> str | None:
-        """The name of the relay at work on a node, where agents may say what they have to say to it."""
+        """The name of the relay at work on a node, to which agents may send their beats and changes; None where there
+        is none."""
         ...
 
     def start(self) -> None:
@@ -225,25 +223,25 @@ class DeathWitness(Protocol):
         ...
 
     async def stop(self) -> None:
-        """Watch nobody any more."""
+        """Stop watching."""
         ...
 
     def add(self, instance: Instance) -> None:
-        """Watch an instance from now on; again when anything of it changes."""
+        """Watch an instance. Called again when anything of it changes."""
         ...
 
     def drop(self, instance: Instance) -> None:
-        """Watch it no more; with the details that it was added with."""
+        """Stop watching an instance, given with the details that it was added with."""
         ...
 
     async def ask_ray(self, instance: Instance, timeout_s: float) -> Witness:
-        """What Ray's actor table says of an instance's actor now."""
+        """The state of an instance's actor in Ray's actor table."""
         ...
 
 
 class ActorDirectory(Protocol):
-    """Ray's own listing of named actors: names without state, the last rung of the ladder."""
+    """Ray's own listing of named actors: names without state, the last source that a caller asks."""
 
     async def names(self) -> list[str]:
-        """All agent actors' names in our namespace, or DirectoryUnavailableError."""
+        """The names of all agent actors in our namespace, or DirectoryUnavailableError."""
         ...

@@ -1,96 +1,119 @@
-"""What one change does to one instance: the rules that schema/*.sql states in SQL, as pure functions."""
+"""What one change does to one instance: the rules of schema/*.sql, as pure functions."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import fields, replace
 from datetime import datetime, timedelta
 from sys import intern
+from typing import Any
 
 from seedcore.core import lifecycle
+from seedcore.core.answers import Outcome, OutcomeKind
+from seedcore.core.changes import HoldChange, RegisterChange, Registration, StatusChange
+from seedcore.core.holds import Hold, effective_status
+from seedcore.core.instances import Instance
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import NOTHING, Instance, Outcome, OutcomeKind, RegisterChange, StatusChange, one_object
+from seedcore.core.limits import NOTHING, one_object
+
+_DECIDED_BY_THE_REGISTRY = frozenset({"cluster_epoch"})
+_OF_ONE_AGENT = frozenset({"instance_id", "logical_id", "actor_name", "actor_id", "serve_route"})
+_REGISTERED = tuple(
+    field.name
+    for field in fields(Registration)
+    if field.name in {known.name for known in fields(Instance)} - _DECIDED_BY_THE_REGISTRY
+)
+"""The fields of an instance that its registration decides."""
 
 
 def first_registration(change: RegisterChange, epoch: str, now: datetime) -> Instance:
     """The instance that a registration of an unknown id makes."""
-    registration = change.registration
+    details = {name: _kept(name, getattr(change.registration, name)) for name in _REGISTERED}
     return Instance(
-        instance_id=registration.instance_id,
-        logical_id=registration.logical_id,
+        **details,
         status=Status.STARTING,
+        reported_status=Status.STARTING,
         cluster_epoch=intern(epoch),
         started_at=now,
         status_changed_at=now,
         last_heartbeat=now,
         seq=change.seq,
-        actor_name=registration.actor_name,
-        namespace=one_object(registration.namespace),
-        actor_id=registration.actor_id,
-        serve_route=registration.serve_route,
-        organ_id=one_object(registration.organ_id),
-        labels=dict(registration.labels) or NOTHING,
-        metadata=dict(registration.metadata) or NOTHING,
-        node_id=one_object(registration.node_id),
-        ip_address=one_object(registration.ip_address),
-        pid=registration.pid,
-        process_key=one_object(registration.process_key),
     )
 
 
+def _kept(name: str, value: Any) -> Any:
+    """The value as an instance keeps it: what many instances have in common is in memory once."""
+    if isinstance(value, str):
+        return value if name in _OF_ONE_AGENT else one_object(value)
+    return value if value is None or isinstance(value, int) else dict(value) or NOTHING
+
+
 def apply_registration(known: Instance, change: RegisterChange, now: datetime) -> tuple[Outcome, Instance]:
-    """Register an id that is known already: its details are refreshed, its life goes on."""
+    """Register a known id again: its details are refreshed, its life continues."""
     if known.logical_id != change.registration.logical_id:
         return _answer(OutcomeKind.CONFLICT, known)
     if known.status is Status.DEAD:
         return _answer(OutcomeKind.DEAD, known)
     if change.seq < known.seq:
         return _answer(OutcomeKind.UNCHANGED, known)
-    fresh = replace(
-        first_registration(change, known.cluster_epoch, now),
-        status=known.status,
-        started_at=known.started_at,
-        status_changed_at=known.status_changed_at,
-        cause=known.cause,
-        drain_until=known.drain_until,
-        held=known.held,
-    )
-    return _answer(OutcomeKind.UNCHANGED, fresh)
+    details = {name: _kept(name, getattr(change.registration, name)) for name in _REGISTERED}
+    return _answer(OutcomeKind.UNCHANGED, replace(known, **details, seq=change.seq, last_heartbeat=now))
 
 
 def apply_status(known: Instance, change: StatusChange, now: datetime) -> tuple[Outcome, Instance]:
-    """Change a status under the transition table. A sequence number at or below the known one is a replay. A draining
-    that lasts already can be given another end and another cause. One by another hand than the agent's holds: what the
-    agent says meanwhile is kept, and is what the end of it gives back."""
+    """Change the reported status under the transition table. A sequence number at or below the known one is a
+    repetition.
+
+    Under a hold the effective status may stay as it is: then the outcome is `unchanged`, and the cause stays too.
+    """
     if change.seq is not None and change.seq <= known.seq:
         return _answer(OutcomeKind.UNCHANGED, known)
-    becomes, keeps = change.status, None
-    if change.seq is None and change.status is Status.DRAINING:
-        keeps = known.held or known.status
-    elif change.seq is None and change.status is Status.ALIVE:
-        becomes = known.held or Status.ALIVE
-    elif change.seq is not None and known.held is not None and change.status in {Status.ALIVE, Status.DRAINING}:
-        return _answer(OutcomeKind.UNCHANGED, replace(known, held=change.status, seq=change.seq))
-    is_same = (known.status, known.drain_until, known.held) == (becomes, change.until, keeps)
-    if is_same and (keeps is None or known.cause == change.cause):
+    if known.reported_status is change.status:
         return _answer(OutcomeKind.UNCHANGED, known if change.seq is None else replace(known, seq=change.seq))
-    if known.status is Status.DEAD:
+    if known.reported_status is Status.DEAD:
         return _answer(OutcomeKind.DEAD, known)
-    is_step = known.status is not becomes
-    if is_step and becomes is change.status and not lifecycle.is_allowed(known.status, becomes):
+    if not lifecycle.is_allowed(known.reported_status, change.status):
         return _answer(OutcomeKind.FORBIDDEN, known)
-    happened = max(known.status_changed_at + timedelta(microseconds=1), now - timedelta(seconds=change.age_s))
     changed = replace(
         known,
-        status=becomes,
+        reported_status=change.status,
+        holds=() if change.status is Status.DEAD else known.holds,
         seq=known.seq if change.seq is None else change.seq,
-        cause=change.cause,
-        status_changed_at=happened if is_step else known.status_changed_at,
-        drain_until=change.until,
-        held=keeps,
-        stopped_at=happened if becomes is Status.DEAD else None,
         last_heartbeat=known.last_heartbeat if change.seq is None else now,
     )
-    return _answer(OutcomeKind.APPLIED, changed)
+    changed = _derived(changed, now - timedelta(seconds=change.age_s))
+    if changed.status is known.status:
+        return _answer(OutcomeKind.UNCHANGED, changed)
+    return _answer(OutcomeKind.APPLIED, replace(changed, cause=change.cause))
+
+
+def apply_hold(known: Instance, change: HoldChange, now: datetime) -> tuple[Outcome, Instance]:
+    """Place, replace or release one hold. The same hold again, or the release of none, changes nothing."""
+    before = known.hold(change.kind)
+    if change.hold is None if before is None else before.is_same(change.hold):
+        return _answer(OutcomeKind.UNCHANGED, known)
+    if known.reported_status is Status.DEAD:
+        return _answer(OutcomeKind.DEAD, known)
+    others = [hold for hold in known.holds if hold.kind is not change.kind]
+    holds = others if change.hold is None else [*others, change.hold]
+    changed = replace(known, holds=sorted_holds(holds), cause=change.why)
+    return _answer(OutcomeKind.APPLIED, _derived(changed, now - timedelta(seconds=change.age_s)))
+
+
+def sorted_holds(holds: Iterable[Hold]) -> tuple[Hold, ...]:
+    """Holds as an instance has them: by kind."""
+    return tuple(sorted(holds, key=lambda hold: hold.kind.value))
+
+
+def _derived(instance: Instance, at: datetime) -> Instance:
+    """The instance with the effective status that follows from what it reports and its holds. It changed `at`."""
+    status = effective_status(instance.reported_status, [hold.kind for hold in instance.holds])
+    if status is instance.status:
+        return instance
+    # a change that is stored late does not precede the one before it
+    happened = max(instance.status_changed_at + timedelta(microseconds=1), at)
+    stopped_at = happened if status is Status.DEAD else None
+    return replace(instance, status=status, status_changed_at=happened, stopped_at=stopped_at)
 
 
 def _answer(kind: OutcomeKind, row: Instance) -> tuple[Outcome, Instance]:

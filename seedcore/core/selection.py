@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from enum import Enum
+from enum import StrEnum
 
+from seedcore.core.instances import Instance
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Instance
 
 _RANK = {Status.ALIVE: 0, Status.DRAINING: 1, Status.STARTING: 2, Status.DEAD: 3}
 
 
-class Policy(str, Enum):
+class Policy(StrEnum):
     """How to choose among several routable instances of one agent. Each policy prefers instances with an actor, and
     breaks ties by `preference`, so that answers do not flap."""
 
@@ -29,9 +29,6 @@ class Policy(str, Enum):
     """Each instance in turn. Each caller counts its own turns."""
     STICKY = "sticky"
     """The same instance for the same key while it is routable. When an instance ends, only its own keys move."""
-
-    def __str__(self) -> str:
-        return self.value
 
 
 def preference(instance: Instance) -> tuple[int, bool, float, str]:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
-
-from typing_extensions import assert_never
+from enum import StrEnum
+from typing import assert_never
 
 from seedcore.core.errors import InvalidInputError
 from seedcore.core.wire import wire
@@ -30,7 +29,7 @@ _FORMS = (
 _END = re.compile(r"\s*(,|$)\s*")
 
 
-class Operator(str, Enum):
+class Operator(StrEnum):
     """How a requirement compares a label."""
 
     IN = "in"

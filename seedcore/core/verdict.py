@@ -1,17 +1,18 @@
 """The verdict on an instance: the truth table of docs/verdicts.md as one pure function.
 
-The first matching row applies. A death requires a witness, or an expired lease while expiry is not frozen.
+The first matching row applies. A death requires a witness, or an expired lease while expiry is not frozen. `judge` is
+the only place where the registry decides a verdict or a death.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
-from seedcore.core.model import Verdict
+from seedcore.core.instances import Verdict
 
 
-class Witness(str, Enum):
+class Witness(StrEnum):
     """The report of one witness: about a process, an actor or a node, or a caller's report that a call failed."""
 
     ALIVE = "alive"
@@ -19,7 +20,7 @@ class Witness(str, Enum):
     UNKNOWN = "unknown"
 
 
-class Beats(str, Enum):
+class Beats(StrEnum):
     """The state of an instance according to its beats: see core.lease."""
 
     FRESH = "fresh"
@@ -29,7 +30,7 @@ class Beats(str, Enum):
     UNKNOWN = "unknown"
 
 
-class Death(str, Enum):
+class Death(StrEnum):
     """Why the registry declares an instance dead."""
 
     PROCESS = "process"
@@ -40,7 +41,8 @@ class Death(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """The reports of all witnesses on one instance. `is_frozen`: no lease expires unless Ray confirms the death."""
+    """The reports of all witnesses on one instance. `is_frozen`: its lease does not end by silence alone, because too
+    many instances miss their beats at once, or because its beats are in a database that cannot be read."""
 
     process: Witness = Witness.UNKNOWN
     node: Witness = Witness.UNKNOWN
@@ -65,3 +67,9 @@ def judge(evidence: Evidence) -> Verdict | Death:
     if evidence.beats is Beats.LATE:
         return Verdict.LATE
     return Verdict.FRESH if evidence.beats is Beats.FRESH else Verdict.UNKNOWN
+
+
+def shown(judgement: Verdict | Death) -> Verdict:
+    """The verdict that readers see. An instance that the table calls dead is suspect until the registry declares it
+    dead, which it does for a bounded number of instances at a time."""
+    return Verdict.SUSPECT if isinstance(judgement, Death) else judgement

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+from seedcore.core.answers import InstanceFilter, Listing
 from seedcore.core.feed import FeedBatch, FeedChange
 from seedcore.core.index import InstanceIndex
+from seedcore.core.instances import Instance, Verdict
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Instance, InstanceFilter, Listing, Verdict
 from seedcore.core.paging import first_page
 
 

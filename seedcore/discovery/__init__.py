@@ -1,4 +1,4 @@
-"""Discovery: the Serve deployment that tells who is there, over HTTP and to in-cluster callers."""
+"""Discovery: the Serve deployment that lists and resolves agents, over HTTP and for callers in the cluster."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ __all__ = ["build"]
 
 
 def __getattr__(name: str) -> Any:
-    """`build`, for `import_path: seedcore.discovery:build`. Only then: Serve is slow to import, and the command, which
-    speaks the API's shapes, has no use for it."""
+    """`build`, for `import_path: seedcore.discovery:build`. Imported on demand: Serve is slow to import, and the
+    command needs only the shapes of the API."""
     if name != "build":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from seedcore.discovery.builder import build

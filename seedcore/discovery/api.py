@@ -1,31 +1,18 @@
-"""What the HTTP API says: the shapes of its answers."""
+"""The shapes of the HTTP API: what its requests and answers contain."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from seedcore.core.errors import RegistryError
-from seedcore.core.model import (
-    MAX_DRAIN_S,
-    MAX_METADATA_DEPTH,
-    MAX_PAGE,
-    MAX_REASON_CHARS,
-    Answer,
-    Instance,
-    Listing,
-    Receipt,
-    Resolution,
-    Source,
-    Transition,
-    Verdict,
-)
-from seedcore.discovery.ladder import NameListing, RungState
-from seedcore.registry.answers import Description
+from seedcore.core.answers import NotResolved
+from seedcore.core.causes import Cause, CauseKind
+from seedcore.core.holds import HoldKind
+from seedcore.core.limits import MAX_DRAIN_S, MAX_METADATA_DEPTH, MAX_PAGE, MAX_REASON_CHARS
 
 
 def _as_texts(labels: Mapping[str, Any]) -> dict[str, str]:
@@ -49,31 +36,59 @@ def _json_text(value: Any) -> str:
         return "nested too deeply to be shown"
 
 
-# the database may hold rows by other hands, from before it refused such values: no answer fails for them
+# the database may hold values from before it refused them: no answer fails because of them
 Labels = Annotated[dict[str, str], BeforeValidator(_as_texts)]
 Metadata = Annotated[dict[str, Any], BeforeValidator(_without_depths)]
 
 
-class Stamp(BaseModel):
-    """What an answer is worth."""
+class CauseOut(BaseModel):
+    """Why an instance has its status. A client reads `kind`; `detail` is for people and may change. `by` names the
+    operator."""
 
-    source: str = Field(description="registry, snapshot, postgres or ray: who gave the answer")
+    model_config = ConfigDict(from_attributes=True)
+
+    kind: CauseKind
+    detail: str | None
+    by: str | None
+
+    def __str__(self) -> str:
+        return str(Cause(self.kind, self.detail, self.by))
+
+
+class HoldOut(BaseModel):
+    """Why an instance is not resolved although it reports alive. It has at most one hold of a kind."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    kind: HoldKind
+    reason: str | None
+    by: str | None = Field(description="the operator")
+    since: datetime
+    expires_at: datetime | None = Field(description="when the registry releases the hold; null: it does not expire")
+
+
+class Stamp(BaseModel):
+    """The source, time and completeness of an answer."""
+
+    source: str = Field(description="the source of the answer: registry, snapshot, postgres or ray")
     as_of: datetime
     version: int = Field(
-        description="grows with every change its source has seen, begins again with its stream; 0: not of one"
+        description="increases with every change of its source, and restarts with its stream; 0: no stream"
     )
-    complete: bool = Field(description="false: the source knows that it may be missing something")
+    complete: bool = Field(description="false: the source may be missing something")
 
 
 class InstanceOut(BaseModel):
-    """One incarnation of an agent. Where only Ray's listing answers, just its names are known. `verdict` is what its
-    beats say (fresh, late, suspect), where the source listens to them; a snapshot does, and knows no time of a beat."""
+    """One incarnation of an agent. Ray's listing knows only its names. `status` follows from `reported_status` and
+    `holds`. `verdict` (fresh, late, suspect) is known if the source receives beats. A snapshot has verdicts, and no
+    times of beats."""
 
     model_config = ConfigDict(from_attributes=True)
 
     logical_id: str
     instance_id: str | None = None
     status: str | None = None
+    reported_status: str | None = Field(None, description="the status that the agent reported last")
     verdict: str | None = None
     cluster_epoch: str | None = None
     organ_id: str | None = None
@@ -90,11 +105,8 @@ class InstanceOut(BaseModel):
     status_changed_at: datetime | None = None
     last_heartbeat: datetime | None = None
     stopped_at: datetime | None = None
-    cause: str | None = Field(None, description="why it is what it is: why it drains, or died")
-    drain_until: datetime | None = Field(None, description="when its draining ends by itself; null: not by itself")
-    held: str | None = Field(
-        None, description="it drains by another hand than its own: what it says itself, and is again after that"
-    )
+    cause: CauseOut | None = Field(None, description="the cause of the last change of its status or of a hold")
+    holds: list[HoldOut] = Field([], description="sorted by kind")
 
 
 class InstanceAnswer(Stamp):
@@ -119,7 +131,7 @@ class ResolveRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     logical_ids: list[str] = Field(min_length=1, max_length=MAX_PAGE)
-    allow_late: bool = Field(False, description="also an agent that has missed a beat, where nobody is fresh")
+    allow_late: bool = Field(False, description="also an instance that missed one beat, if none is fresh")
 
 
 class ResolutionOut(BaseModel):
@@ -127,7 +139,10 @@ class ResolutionOut(BaseModel):
 
     logical_id: str
     instance: InstanceOut | None
-    why: str | None
+    reason: NotResolved | None = Field(
+        description="why there is no instance; null: there is one, or the source cannot know now"
+    )
+    detail: str | None = Field(description="the same for people")
 
 
 class ResolveAnswer(Stamp):
@@ -137,7 +152,7 @@ class ResolveAnswer(Stamp):
 
 
 class LiveOut(BaseModel):
-    """A live instance with what its beats say of it."""
+    """A live instance with its verdict and the time since its last beat."""
 
     instance: InstanceOut
     verdict: str
@@ -145,7 +160,8 @@ class LiveOut(BaseModel):
 
 
 class TransitionOut(BaseModel):
-    """A step of an instance's life. `from_status` null: it was registered; `seq` null: not by the agent itself."""
+    """A change of an instance's status or of one of its holds, where both statuses may be the same. `from_status` null:
+    it was registered; `seq` null: not by the agent itself."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -153,29 +169,30 @@ class TransitionOut(BaseModel):
     from_status: str | None
     to_status: str
     seq: int | None
-    cause: str | None
+    cause: CauseOut | None
     at: datetime
-    until: datetime | None = Field(description="when the draining that begins here ends by itself")
+    hold: HoldKind | None = Field(description="the kind of the hold that was placed or released")
+    expires_at: datetime | None = Field(description="when the hold that was placed expires; null: released, or no end")
 
 
 class AgentAnswer(Stamp):
-    """One agent: its live instances, its newest ones dead or alive, and their newest steps, newest first."""
+    """One agent: its live instances, its newest instances, dead or alive, and their newest transitions."""
 
     logical_id: str
     live: list[LiveOut]
-    history: list[InstanceOut]
+    instances: list[InstanceOut]
     transitions: list[TransitionOut] = []
 
 
 class HistoryAnswer(Stamp):
-    """The steps of an agent's instances, newest first."""
+    """The transitions of an agent's instances, newest first."""
 
     logical_id: str
     transitions: list[TransitionOut]
 
 
 class ReasonRequest(BaseModel):
-    """What an operator wants to be remembered."""
+    """The reason of an operator's change, which is recorded."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -183,20 +200,20 @@ class ReasonRequest(BaseModel):
 
 
 class DrainRequest(ReasonRequest):
-    """Take an agent out of discovery, for a while or until it is undrained."""
+    """A drain, for a time or until the agent is undrained."""
 
-    for_s: float | None = Field(
+    duration_s: float | None = Field(
         None,
         gt=0,
         le=MAX_DRAIN_S,
         strict=True,
-        description="seconds until it is what it says itself again; null: until it is undrained",
+        description="seconds until the drain expires; null: until the agent is undrained",
     )
 
 
-class TurnedOut(BaseModel):
-    """What became of one instance. `durable` false: taken, and not in the database yet, `why` says what keeps it; a
-    `status` of null: refused, `why` says so."""
+class OperationOut(BaseModel):
+    """The result for one instance. `durable` false: accepted, and not in the database yet; `status` null: refused.
+    `why` explains both."""
 
     instance_id: str
     status: str | None
@@ -204,11 +221,11 @@ class TurnedOut(BaseModel):
     why: str | None
 
 
-class TurnedAnswer(Stamp):
-    """What an operator's change did to each instance."""
+class OperationAnswer(Stamp):
+    """The results of an operator's change."""
 
     logical_id: str
-    results: list[TurnedOut]
+    results: list[OperationOut]
 
 
 class EpochAnswer(Stamp):
@@ -218,8 +235,8 @@ class EpochAnswer(Stamp):
     number: int
 
 
-class RungsOut(BaseModel):
-    """Who answers now: "ok", or what is wrong."""
+class SourcesOut(BaseModel):
+    """Which sources answer now: "ok", or the problem."""
 
     registry: str
     postgres: str
@@ -274,11 +291,12 @@ class EpochOut(BaseModel):
 
 
 class OverviewAnswer(Stamp):
-    """The fleet at a glance. `by_organ` has the largest ones, "" for those of none; what cannot be told is empty.
-    `registry` is the actor's report, null while it does not answer; `as_of_registry` is when it did last."""
+    """A summary of the fleet. `by_organ` has the largest organs, "" for agents without one; a count that the source
+    does not know is empty. `registry` is the actor's report, null while it does not answer; `as_of_registry` is the
+    time of its last answer."""
 
     service: ServiceOut
-    rungs: RungsOut
+    sources: SourcesOut
     instances: int
     by_status: dict[str, int]
     by_verdict: dict[str, int]
@@ -290,10 +308,10 @@ class OverviewAnswer(Stamp):
 
 
 class ReadyAnswer(BaseModel):
-    """Whether anything can be answered, and by whom."""
+    """Whether any source answers, and which ones."""
 
     ready: bool
-    rungs: RungsOut | None = Field(description="null: whoever asks may not read")
+    sources: SourcesOut | None = Field(description="null: the caller has no right to read")
 
 
 class HealthAnswer(BaseModel):
@@ -307,119 +325,9 @@ class HealthAnswer(BaseModel):
 
 
 class AccessAnswer(BaseModel):
-    """What whoever asks may do: none, read or write; `problem` is what is wrong with the token that was shown."""
+    """The caller's right (none, read or write); `problem` is what is wrong with the token that it sent."""
 
     right: str
     name: str | None
     problem: str | None
-    anonymous: str = Field(description="what who shows no token may do")
-
-
-class Problem(BaseModel):
-    """An error (RFC 9457)."""
-
-    type: str = "about:blank"
-    title: str
-    status: int
-    detail: str
-
-
-def rungs_out(rungs: RungState) -> RungsOut:
-    """Who answers, as the API shows it."""
-    return RungsOut(registry=rungs.registry or "ok", postgres=rungs.postgres or "ok", ray=rungs.ray or "ok")
-
-
-def stamp_of(answer: Answer[Any] | Listing | NameListing | Description) -> dict[str, Any]:
-    """The fields of a Stamp."""
-    return {
-        "source": answer.source.value,
-        "as_of": answer.as_of,
-        "version": answer.version,
-        "complete": answer.complete,
-    }
-
-
-def instance_out(instance: Instance) -> InstanceOut:
-    """One instance as the API shows it."""
-    return InstanceOut.model_validate(instance)
-
-
-def listed_out(instance: Instance, listing: Listing) -> InstanceOut:
-    """One instance of a page as the API shows it."""
-    shown = instance_out(instance)
-    if listing.source is not Source.POSTGRES:
-        shown.verdict = listing.verdicts.get(instance.instance_id, Verdict.FRESH).value
-    if listing.source is Source.SNAPSHOT:
-        shown.last_heartbeat = None
-    return shown
-
-
-def page_of(listing: Listing | NameListing) -> InstancePage:
-    """A page as the API shows it."""
-    if isinstance(listing, NameListing):
-        items = [InstanceOut(logical_id=name, actor_name=name) for name in listing.names]
-    else:
-        items = [listed_out(instance, listing) for instance in listing.items]
-    stream = listing.stream if isinstance(listing, Listing) else None
-    return InstancePage(items=items, next_cursor=listing.next_cursor, stream=stream, **stamp_of(listing))
-
-
-def resolution_out(found: Resolution) -> ResolutionOut:
-    """One resolution as the API shows it."""
-    shown = None if found.instance is None else instance_out(found.instance)
-    return ResolutionOut(logical_id=found.logical_id, instance=shown, why=found.why)
-
-
-def resolve_by_name(logical_ids: Sequence[str], listing: NameListing) -> ResolveAnswer:
-    """What Ray's listing alone can say of agents."""
-    results = [
-        ResolutionOut(
-            logical_id=logical_id,
-            instance=InstanceOut(logical_id=logical_id, actor_name=logical_id) if logical_id in listing.names else None,
-            why=None if logical_id in listing.names else "Ray's listing has no actor of that name",
-        )
-        for logical_id in logical_ids
-    ]
-    return ResolveAnswer(results=results, **stamp_of(listing))
-
-
-def transitions_out(steps: Sequence[Transition]) -> list[TransitionOut]:
-    """Steps as the API shows them."""
-    return [TransitionOut.model_validate(step) for step in steps]
-
-
-def turned_answer(logical_id: str, turned: Mapping[str, Receipt | RegistryError], as_of: datetime) -> TurnedAnswer:
-    """An operator's change as the API shows it."""
-    results = [
-        TurnedOut(instance_id=instance_id, status=outcome.status.value, durable=outcome.durable, why=outcome.why)
-        if isinstance(outcome, Receipt)
-        else TurnedOut(instance_id=instance_id, status=None, durable=False, why=str(outcome))
-        for instance_id, outcome in turned.items()
-    ]
-    is_complete = all(isinstance(outcome, Receipt) for outcome in turned.values())
-    return TurnedAnswer(
-        logical_id=logical_id,
-        results=results,
-        source=Source.REGISTRY.value,
-        as_of=as_of,
-        version=0,
-        complete=is_complete,
-    )
-
-
-def agent_answer(described: Description) -> AgentAnswer:
-    """An agent as the API shows it."""
-    return AgentAnswer(
-        logical_id=described.logical_id,
-        live=[
-            LiveOut(
-                instance=instance_out(observed.instance),
-                verdict=observed.verdict.value,
-                silence_s=round(observed.silence_s, 3),
-            )
-            for observed in described.live
-        ],
-        history=[instance_out(instance) for instance in described.history],
-        transitions=transitions_out(described.steps),
-        **stamp_of(described),
-    )
+    anonymous: str = Field(description="the right of a caller without a token")

@@ -8,11 +8,12 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
-from seedcore.discovery.access import TokenFile, check_bind, check_proxies
+from seedcore.composition import store_recipe
+from seedcore.discovery.access import check_bind, check_proxies
 from seedcore.discovery.app import Discovery, listening_host
 from seedcore.discovery.routes import api
-from seedcore.registry.session import cluster_name
-from seedcore.runtime import store_recipe
+from seedcore.discovery.tokens import TokenFile
+from seedcore.registry.ray_support.session import cluster_name
 from seedcore.settings import load_settings
 
 
@@ -29,13 +30,13 @@ class DiscoveryArgs(BaseModel):
 def build(args: DiscoveryArgs) -> serve.Application:
     """The application, for `import_path: seedcore.discovery:build`.
 
-    Raises ConfigurationError, or StoreUnavailableError where another cluster's registry has the embedded database.
+    Raises ConfigurationError, or StoreUnavailableError if another cluster's registry uses the embedded database.
     """
     settings = load_settings()
     check_bind(settings, listening_host())
     check_proxies(settings)
     if settings.http_tokens_file is not None:
-        # told here: a replica that starts again later must start, whatever has become of the file
+        # checked here only: a replica that restarts later must start, with or without the file
         TokenFile(settings.http_tokens_file).require_tokens()
     store_recipe(settings).require_free_for(cluster_name())
     deployment: Any = serve.deployment(

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from seedcore.discovery.access import is_behind_haproxy
-from seedcore.registry import session
+from seedcore.registry.ray_support import session
 
 # Serve's defaults
 _HAPROXY_SOCKET = "/tmp/haproxy-serve/admin.sock"  # noqa: S108 - not ours to choose

@@ -1,5 +1,5 @@
-"""What every request passes first: how much of it there may be, who asks, and whether that is allowed. A route that is
-not listed here needs a right, so that a new route is closed until it is opened."""
+"""What every request passes first: the bounds of its caller, its identity and its right. A route that is not listed
+here requires the right to read or write, so a new route is closed until it is opened."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from seedcore.discovery.access import Access, Caller, Right, plain_address
-from seedcore.discovery.problems import own_fault, problem
+from seedcore.core.clock import utc_now
+from seedcore.discovery.access import Access, plain_address
+from seedcore.discovery.handlers import own_fault, problem
+from seedcore.discovery.problems import ProblemCode
+from seedcore.discovery.tokens import Caller, Right
 from seedcore.discovery.traffic import Rates, UnreadBytes
-from seedcore.registry.clock import utc_now
 
-# the page asks for a token by itself; whoever probes has none
+# the page asks for a token by itself; probes have none
 _OPEN = frozenset({"/", "/healthz", "/readyz", "/v1/access", "/docs", "/openapi.json"})
 _OPEN_FOLDERS = ("/page/", "/static-offline-docs/")
 _FEED = "/v1/watch"
@@ -33,18 +35,17 @@ _HEADERS = [
 
 STATE = "seedcore_caller"
 STILL = "seedcore_may_still"
-"""In the state of a request: whether it would still be allowed now, for answers that last."""
+"""In the state of a request: whether it would still be allowed now, for answers without an end."""
 
 CHUNK_BYTES = 128 * 1024
-"""Longer bodies leave in parts of this size, and count as unread until Serve's proxy has sent them."""
+"""Longer bodies are sent in parts of this size, and count as unread until Serve's proxy has sent them."""
 
 _SITE_BITS = 64
 _THIS_MACHINE = "this machine"
 
 
 class Guard:
-    """Refuses what a caller may not do, before anything of the request is read. `access` and `rates` are the
-    replica's."""
+    """Refuses what a caller may not do, before it reads the request. `access` and `rates` are the replica's."""
 
     def __init__(self, app: ASGIApp, judges: Callable[[], tuple[Access, Rates]] | None = None) -> None:
         self._app = app
@@ -61,7 +62,7 @@ class Guard:
         is_feed = path == _FEED
         is_head = scope["method"] == "HEAD" and not is_feed
         if is_head:
-            # as GET, without what that sends: probes and proxies ask so
+            # as GET without the body: probes and proxies use it
             scope = {**scope, "method": "GET"}
 
         def caller_now() -> Caller:
@@ -85,7 +86,7 @@ class Guard:
             try:
                 await self._app(scope, exchange.receive, exchange.send)
             except Exception:
-                # who logs it comes after us, and would answer without our headers
+                # the middleware that logs it runs after this one, and would answer without these headers
                 if not exchange.has_started:
                     await own_fault()(scope, exchange.receive, exchange.send)
                 raise
@@ -95,7 +96,7 @@ class Guard:
 
 
 class _Exchange:
-    """A request's body and its answer on their way, and the bytes that they hold."""
+    """The body of a request and its answer while they are sent, and the bytes that they hold."""
 
     def __init__(
         self, receive: Receive, send: Send, unread: UnreadBytes, key: str, *, is_head: bool, is_bounded: bool
@@ -122,7 +123,7 @@ class _Exchange:
     async def receive(self) -> Message:
         message = await self._receive()
         if message.get("body") and not self._take(len(message["body"])):
-            raise HTTPException(429, "too many bodies are being read at once; again in 1 s", {"Retry-After": "1"})
+            raise HTTPException(429, "too many bodies are being read at once; retry in 1 s", {"Retry-After": "1"})
         return message
 
     async def send(self, message: Message) -> None:
@@ -172,7 +173,7 @@ class _Exchange:
 
 
 def needed_right(method: str, path: str) -> Right:
-    """What a request needs."""
+    """The right that a request requires."""
     if method in {"GET", "HEAD"}:
         return Right.NONE if path in _OPEN or path.startswith(_OPEN_FOLDERS) else Right.READ
     return Right.READ if method == "POST" and path in _READING_POSTS else Right.WRITE
@@ -186,13 +187,13 @@ def _judges_of_replica() -> tuple[Access, Rates]:
 def _machine_of(scope: Scope, peer: str | None) -> str:
     """The machine that a request comes from: one caller, however many addresses it has.
 
-    This machine has all of 127.0.0.0/8, and by default may write any address into X-Forwarded-For. Of IPv6, a machine
-    has as many addresses of its network as it likes.
+    This machine has all of 127.0.0.0/8, and by default may write any address into X-Forwarded-For. A machine may use
+    every IPv6 address of its network.
     """
-    told = b", ".join(value for name, value in scope["headers"] if name == b"x-forwarded-for").decode("latin-1")
+    forwarded = b", ".join(value for name, value in scope["headers"] if name == b"x-forwarded-for").decode("latin-1")
     address = plain_address((peer or "").partition("%")[0])
     here = plain_address((scope.get("server") or ("",))[0] or "")
-    if peer is None or peer in told or (address is not None and (address.is_loopback or address == here)):
+    if peer is None or peer in forwarded or (address is not None and (address.is_loopback or address == here)):
         return _THIS_MACHINE
     if address is not None and address.version == 6:
         return str(IPv6Network((address, _SITE_BITS), strict=False))
@@ -214,26 +215,29 @@ def _too_many(wait_s: float) -> Response:
     wait = str(max(1, round(wait_s)))
     return problem(
         429,
+        ProblemCode.TOO_MANY_REQUESTS,
         "TooManyRequests",
-        f"this caller asks too often, or too much at once; again in {wait} s",
+        f"too many requests of this caller, per second or at once; retry in {wait} s",
         {"Retry-After": wait},
     )
 
 
 def _too_much_unread() -> Response:
-    detail = "this caller has not read the answers that it asked for: read them, or ask for shorter pages (limit)"
-    return problem(429, "TooManyRequests", detail, {"Retry-After": "1"})
+    detail = "this caller has not read its earlier answers: read them, or request shorter pages (limit)"
+    return problem(429, ProblemCode.TOO_MANY_REQUESTS, "TooManyRequests", detail, {"Retry-After": "1"})
 
 
 def _refusal(caller: Caller, needed: Right) -> Response | None:
     if caller.problem is not None and needed > Right.NONE:
         challenge = 'Bearer realm="seedcore", error="invalid_token"'
-        return problem(401, "Unauthorized", caller.problem, {"WWW-Authenticate": challenge})
+        return problem(401, ProblemCode.UNAUTHORIZED, "Unauthorized", caller.problem, {"WWW-Authenticate": challenge})
     if caller.right >= needed:
         return None
     if caller.name is None:
-        detail = f"this needs a token with the right to {needed}: Authorization: Bearer TOKEN"
-        return problem(401, "Unauthorized", detail, {"WWW-Authenticate": 'Bearer realm="seedcore"'})
+        detail = f"this requires a token with the right to {needed}: Authorization: Bearer TOKEN"
+        return problem(
+            401, ProblemCode.UNAUTHORIZED, "Unauthorized", detail, {"WWW-Authenticate": 'Bearer realm="seedcore"'}
+        )
     challenge = f'Bearer realm="seedcore", error="insufficient_scope", scope="{needed}"'
-    detail = f"{caller.name} may {caller.right}, and this needs the right to {needed}"
-    return problem(403, "Forbidden", detail, {"WWW-Authenticate": challenge})
+    detail = f"{caller.name} has the right to {caller.right}, and this requires the right to {needed}"
+    return problem(403, ProblemCode.FORBIDDEN, "Forbidden", detail, {"WWW-Authenticate": challenge})

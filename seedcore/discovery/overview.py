@@ -10,14 +10,18 @@ from datetime import datetime
 from typing import Any
 
 from seedcore import __version__
-from seedcore.core.errors import RegistryError
-from seedcore.core.model import NOTHING, Source
+from seedcore.core.answers import Origin
+from seedcore.core.clock import utc_now
+from seedcore.core.errors import CannotKnowError, RegistryError
+from seedcore.core.limits import NOTHING
+from seedcore.core.timeouts import within
 from seedcore.core.view import FleetCounts, LiveView
-from seedcore.core.waiting import within
-from seedcore.discovery.api import EpochOut, OverviewAnswer, RegistryOut, ServiceOut, rungs_out
-from seedcore.discovery.ladder import DiscoveryLadder, RungState, registry_problem
-from seedcore.registry.answers import Health
-from seedcore.registry.clock import utc_now
+from seedcore.discovery.api import EpochOut, OverviewAnswer, RegistryOut, ServiceOut
+from seedcore.discovery.reader import DiscoveryReader, SourceStates
+from seedcore.discovery.rendering import sources_out
+from seedcore.registry.caller.live_sources import registry_problem
+from seedcore.registry.caller.sources import NoAnswerError
+from seedcore.registry.protocol.messages import Health
 from seedcore.settings import Settings
 
 MAX_ORGANS = 50
@@ -28,9 +32,9 @@ _TIMEOUT_S = 1.5
 class Overviews:
     """Computes the summary and shares it among callers. Use it from one event loop."""
 
-    def __init__(self, settings: Settings, ladder: DiscoveryLadder) -> None:
+    def __init__(self, settings: Settings, reader: DiscoveryReader) -> None:
         self._service = ServiceOut(version=__version__, mode=settings.mode.value, namespace=settings.namespace)
-        self._ladder = ladder
+        self._reader = reader
         self._made: asyncio.Task[OverviewAnswer] | None = None
         self._made_s = 0.0
         self._answered_at: datetime | None = None
@@ -52,19 +56,19 @@ class Overviews:
             self._made_s = time.monotonic()
 
     async def _look(self) -> OverviewAnswer:
-        answer: Health | str = await _in_time(self._ladder.registry_health())
+        answer: Health | str = await _in_time(self._reader.registry.health())
         health = answer if isinstance(answer, Health) else None
         if health is not None:
             self._answered_at = health.as_of
             # the registry reports the state of its database
-            postgres, ray_listing = health.store_problem, await _in_time(self._ladder.ray_problem())
+            postgres, ray_listing = health.store_problem, await _in_time(self._reader.listing.problem())
         else:
             postgres, ray_listing = await asyncio.gather(
-                _in_time(self._ladder.postgres_problem()), _in_time(self._ladder.ray_problem())
+                _in_time(self._reader.postgres.problem()), _in_time(self._reader.listing.problem())
             )
         return OverviewAnswer(
             service=self._service,
-            rungs=rungs_out(RungState(registry_problem(answer), postgres, ray_listing)),
+            sources=sources_out(SourceStates(registry_problem(answer), postgres, ray_listing)),
             epoch=await self._epoch_now(None if health is None else health.epoch),
             registry=None if health is None else _registry_out(health),
             registry_problem=answer if isinstance(answer, str) else None,
@@ -74,19 +78,19 @@ class Overviews:
 
     async def _count(self, health: Health | None) -> dict[str, Any]:
         """Count the instances from the best source that answers, and name the source."""
-        view = self._ladder.view()
+        view = self._reader.view()
         if view is None and health is not None:
             statuses = health.instances
             return _counted(
-                Source.REGISTRY, health.as_of, sum(statuses.values()), statuses, is_complete=health.is_ready
+                Origin.REGISTRY, health.as_of, sum(statuses.values()), statuses, is_complete=health.is_ready
             )
         is_current = view is not None
-        view = view if view is not None else self._ladder.last_view()
+        view = view if view is not None else self._reader.last_view()
         if view is None:
-            return _counted(Source.RAY, utc_now(), await self._ladder.count_names(), {}, is_complete=False)
+            return _counted(Origin.RAY, utc_now(), await self._count_names(), {}, is_complete=False)
         counts = self._counts_of(view)
         return _counted(
-            Source.SNAPSHOT,
+            Origin.SNAPSHOT,
             view.as_of if view.as_of is not None else utc_now(),
             sum(counts.statuses.values()),
             {status.value: count for status, count in counts.statuses.items()},
@@ -95,6 +99,12 @@ class Overviews:
             version=view.version,
             is_complete=is_current,
         )
+
+    async def _count_names(self) -> int:
+        try:
+            return len(await self._reader.listing.names())
+        except NoAnswerError as error:
+            raise CannotKnowError("*", error.why) from error
 
     def _counts_of(self, view: LiveView) -> FleetCounts:
         # counting 100,000 instances takes time, and usually nothing has changed
@@ -107,7 +117,7 @@ class Overviews:
         if name is None or (self._epoch is not None and self._epoch.name == name):
             return self._epoch
         try:
-            epoch = (await self._ladder.epoch()).value
+            epoch = (await self._reader.epoch()).value
         except RegistryError:
             return self._epoch
         self._epoch = EpochOut(name=epoch.name, number=epoch.number)
@@ -117,12 +127,12 @@ class Overviews:
 async def _in_time(question: Awaitable[Any]) -> Any:
     try:
         return await within(question, _TIMEOUT_S)
-    except asyncio.TimeoutError:
+    except TimeoutError:
         return f"no answer within {_TIMEOUT_S:g} s"
 
 
 def _counted(
-    source: Source,
+    source: Origin,
     as_of: datetime,
     instances: int,
     statuses: Mapping[str, int],
@@ -157,7 +167,7 @@ def _registry_out(health: Health) -> RegistryOut:
         fenced_by=health.fenced_by,
         beat_interval_s=health.beat_interval_s,
         lease_s=health.lease_s,
-        beats_per_s=health.beats_a_s,
+        beats_per_s=health.beats_per_s,
         flush_s=health.flush.last_flush_s,
         pending_changes=health.pending_changes,
         pending_beats=health.pending_beats,

@@ -1,24 +1,20 @@
-"""Answers that are bounded by their bytes: pages end where they are long enough, kept answers are counted."""
+"""Answers that are bounded by their bytes: a page ends early, and the cache of answers counts its bytes."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from pydantic import BaseModel
+from starlette.responses import Response
 
+from seedcore.core.answers import Listing
 from seedcore.core.errors import InvalidInputError
-from seedcore.core.model import Answer, Instance, Listing, Resolution
+from seedcore.core.instances import Instance
 from seedcore.core.paging import encode_cursor
-from seedcore.discovery.api import (
-    InstancePage,
-    ResolveAnswer,
-    listed_out,
-    page_of,
-    resolution_out,
-    stamp_of,
-)
-from seedcore.discovery.ladder import NameListing
+from seedcore.discovery.api import InstancePage, ResolveAnswer
+from seedcore.discovery.rendering import listed_out, page_of, resolution_out, resolve_by_name, stamp_of
+from seedcore.registry.caller.sources import NameListing, Resolved
 
 MAX_PAGE_BYTES = 1024 * 1024
 MAX_RESOLVE_BYTES = 8 * 1024 * 1024
@@ -33,7 +29,7 @@ def page_json(
     cursor_of: Callable[[Instance], str] = encode_cursor,
     max_bytes: int = MAX_PAGE_BYTES,
 ) -> bytes:
-    """A page as the API shows it. It ends early at `max_bytes`, after one instance at least, with a cursor."""
+    """A page as JSON. It ends early at `max_bytes`, after at least one instance, with a cursor."""
     if isinstance(listing, NameListing):
         return page_of(listing).model_dump_json().encode()
     items: list[bytes] = []
@@ -50,8 +46,10 @@ def page_json(
     return _filled(page, "items", items)
 
 
-def resolve_json(answer: Answer[list[Resolution]], max_bytes: int = MAX_RESOLVE_BYTES) -> bytes:
-    """Resolutions as the API shows them. Raises InvalidInputError where they have more than `max_bytes`."""
+def resolve_json(logical_ids: Sequence[str], answer: Resolved, max_bytes: int = MAX_RESOLVE_BYTES) -> bytes:
+    """Resolutions as JSON. Raises InvalidInputError if they have more than `max_bytes`."""
+    if isinstance(answer, NameListing):
+        return resolve_by_name(logical_ids, answer).model_dump_json().encode()
 
     def bounded(parts: Iterable[bytes]) -> Iterator[bytes]:
         length = 0
@@ -67,8 +65,13 @@ def resolve_json(answer: Answer[list[Resolution]], max_bytes: int = MAX_RESOLVE_
     return _filled(ResolveAnswer(results=[], **stamp_of(answer)), "results", results)
 
 
+def json_answer(body: bytes, headers: Mapping[str, str] | None = None) -> Response:
+    """An answer with a body that is JSON already."""
+    return Response(body, media_type="application/json", headers=headers)
+
+
 class AnswerCache:
-    """Answers to the questions that came last: at most `max_bytes` of both together."""
+    """The answers to the last queries: at most `max_bytes` of queries and answers together."""
 
     def __init__(self, max_bytes: int = MAX_CACHE_BYTES) -> None:
         self._max_bytes = max_bytes
@@ -76,14 +79,14 @@ class AnswerCache:
         self.bytes = 0
 
     def get(self, question: tuple[object, ...]) -> bytes | None:
-        """The answer to a question that was asked before."""
+        """The answer to an earlier query."""
         body = self._answers.get(question)
         if body is not None:
             self._answers.move_to_end(question)
         return body
 
     def put(self, question: tuple[object, ...], body: bytes) -> None:
-        """Keep an answer; those that were asked for longest ago make room."""
+        """Keep an answer; the least recently used ones are removed."""
         if question in self._answers:
             self.bytes -= _weight(question, self._answers.pop(question))
         self._answers[question] = body
@@ -101,7 +104,7 @@ def _dumped(shown: BaseModel) -> bytes:
 
 
 def _filled(answer: BaseModel, field: str, parts: Iterable[bytes]) -> bytes:
-    """An answer with a list in the place of an empty one: no text of JSON has such quotes unescaped."""
+    """An answer with a list in place of an empty one: no text in JSON contains unescaped quotes."""
     name = f'"{field}":['.encode()
     before, empty, behind = _dumped(answer).partition(name + b"]")
     assert empty

@@ -1,19 +1,17 @@
-"""Errors over HTTP: problem details (RFC 9457), and the bound of a request's body."""
+"""Errors over HTTP as problem details (RFC 9457): the kinds, and which error is which.
+
+A client reads `status`, `code` and `reason`. `title` and `detail` are for people: no code reads them.
+"""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
-from http import HTTPStatus
-from time import monotonic
+from enum import StrEnum
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from pydantic import BaseModel, Field
 
+from seedcore.core.answers import NotResolved
 from seedcore.core.errors import (
     BacklogFullError,
     CannotKnowError,
@@ -29,140 +27,103 @@ from seedcore.core.errors import (
     UnknownInstanceError,
     VersionMismatchError,
 )
-from seedcore.core.waiting import within
-from seedcore.discovery.api import Problem
 
-# MAX_PAGE logical ids of MAX_ID_CHARS, each of them four bytes of UTF-8, take less
-MAX_BODY_BYTES = 1024 * 1024
-MAX_BODY_S = 10.0
 
-_PROBLEM_TYPE = "application/problem+json"
+class ProblemCode(StrEnum):
+    """The kinds of problems. A client may rely on them."""
 
-_STATUS_OF_ERROR: tuple[tuple[type[RegistryError], int], ...] = (
-    (InvalidInputError, 422),
-    (NotResolvableError, 404),
-    (UnknownInstanceError, 404),
-    (ForbiddenTransitionError, 409),
-    (InstanceDeadError, 409),
-    (CannotKnowError, 503),
-    (RegistryUnavailableError, 503),
-    (StoreUnavailableError, 503),
-    (FencedError, 503),
-    (BacklogFullError, 503),
-    (FollowersFullError, 503),
-    (VersionMismatchError, 503),
+    INVALID_INPUT = "invalid_input"
+    UNREADABLE_BODY = "unreadable_body"
+    BODY_TOO_LONG = "body_too_long"
+    BODY_TOO_SLOW = "body_too_slow"
+    UNAUTHORIZED = "unauthorized"
+    FORBIDDEN = "forbidden"
+    NO_SUCH_ROUTE = "no_such_route"
+    METHOD_NOT_ALLOWED = "method_not_allowed"
+    NOT_RESOLVABLE = "not_resolvable"
+    UNKNOWN_INSTANCE = "unknown_instance"
+    FORBIDDEN_TRANSITION = "forbidden_transition"
+    INSTANCE_DEAD = "instance_dead"
+    TOO_MANY_REQUESTS = "too_many_requests"
+    CANNOT_KNOW = "cannot_know"
+    REGISTRY_UNAVAILABLE = "registry_unavailable"
+    DATABASE_UNAVAILABLE = "database_unavailable"
+    SUPERSEDED = "superseded"
+    BACKLOG_FULL = "backlog_full"
+    FOLLOWERS_FULL = "followers_full"
+    VERSION_MISMATCH = "version_mismatch"
+    REFUSED = "refused"
+    INTERNAL_ERROR = "internal_error"
+
+
+class Problem(BaseModel):
+    """An error (RFC 9457). `code` is the kind; `title` and `detail` are for people and may change."""
+
+    type: str = "about:blank"
+    code: ProblemCode
+    title: str
+    status: int
+    detail: str
+    reason: NotResolved | None = Field(None, description="of code not_resolvable: why the agent is not resolved")
+
+
+_KINDS: tuple[tuple[type[RegistryError], int, ProblemCode], ...] = (
+    (InvalidInputError, 422, ProblemCode.INVALID_INPUT),
+    (NotResolvableError, 404, ProblemCode.NOT_RESOLVABLE),
+    (UnknownInstanceError, 404, ProblemCode.UNKNOWN_INSTANCE),
+    (ForbiddenTransitionError, 409, ProblemCode.FORBIDDEN_TRANSITION),
+    (InstanceDeadError, 409, ProblemCode.INSTANCE_DEAD),
+    (CannotKnowError, 503, ProblemCode.CANNOT_KNOW),
+    (RegistryUnavailableError, 503, ProblemCode.REGISTRY_UNAVAILABLE),
+    (StoreUnavailableError, 503, ProblemCode.DATABASE_UNAVAILABLE),
+    (FencedError, 503, ProblemCode.SUPERSEDED),
+    (BacklogFullError, 503, ProblemCode.BACKLOG_FULL),
+    (FollowersFullError, 503, ProblemCode.FOLLOWERS_FULL),
+    (VersionMismatchError, 503, ProblemCode.VERSION_MISMATCH),
+    (RegistryError, 500, ProblemCode.REFUSED),
 )
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    401: {"model": Problem, "description": "It needs a token that is known and has not expired"},
-    403: {"model": Problem, "description": "The token does not give the right to this"},
+    401: {"model": Problem, "description": "The request needs a token that is known and has not expired"},
+    403: {"model": Problem, "description": "The token does not give the right to this request"},
     422: {"model": Problem, "description": "A value breaks a stated limit"},
-    429: {"model": Problem, "description": "This address asks too often: again after Retry-After"},
-    503: {"model": Problem, "description": "Nobody who could tell can be asked now"},
+    429: {"model": Problem, "description": "Too many requests from this address: retry after Retry-After"},
+    503: {"model": Problem, "description": "No source that could answer is available now"},
 }
 BODY: dict[int | str, dict[str, Any]] = {
-    400: {"model": Problem, "description": "The body is no text"},
+    400: {"model": Problem, "description": "The body is not text"},
     408: {"model": Problem, "description": "The body came too slowly"},
     413: {"model": Problem, "description": "The body is too long"},
 }
 NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is none"}}
+REFUSED: dict[int | str, dict[str, Any]] = {409: {"model": Problem, "description": "The current status forbids it"}}
 
 
-REFUSED: dict[int | str, dict[str, Any]] = {409: {"model": Problem, "description": "What it is now forbids it"}}
+def problem_of(error: RegistryError) -> Problem:
+    """An error as a problem, by its class."""
+    status, code = next((status, code) for kind, status, code in _KINDS if isinstance(error, kind))
+    return Problem(
+        code=code,
+        title=type(error).__name__.removesuffix("Error"),
+        status=status,
+        detail=str(error),
+        reason=error.reason if isinstance(error, NotResolvableError) else None,
+    )
 
 
-class BoundedBody:
-    """Refuses a request's body once it is known to be too long, or too slow: it is neither read to its end nor kept."""
-
-    def __init__(self, app: ASGIApp, max_bytes: int, max_s: float) -> None:
-        self._app = app
-        self._max_bytes = max_bytes
-        self._max_s = max_s
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-        too_long = HTTPException(413, f"the body must have at most {self._max_bytes} bytes")
-        received = 0
-        ends_s: float | None = monotonic() + self._max_s
-
-        async def receive_bounded() -> Message:
-            nonlocal received, ends_s
-            if declared.isdigit() and int(declared) > self._max_bytes:
-                raise too_long
-            if ends_s is None:
-                # the body is there; what is waited for is the end of the connection
-                return await receive()
-            try:
-                message = await within(receive(), max(0.0, ends_s - monotonic()))
-            except asyncio.TimeoutError:
-                raise HTTPException(408, f"the body must be there within {self._max_s:g} s") from None
-            if not message.get("more_body", False):
-                ends_s = None
-            received += len(message.get("body", b""))
-            if received > self._max_bytes:
-                raise too_long
-            return message
-
-        await self._app(scope, receive_bounded, send)
-
-
-def install(api: FastAPI) -> None:
-    """Answer every error of `api` as problem details, and bound its requests."""
-    api.add_middleware(BoundedBody, max_bytes=MAX_BODY_BYTES, max_s=MAX_BODY_S)
-    api.add_exception_handler(RegistryError, _registry_error)
-    api.add_exception_handler(RequestValidationError, _invalid_request)
-    api.add_exception_handler(HTTPException, _http_error)
-
-
-def problem_media_type(document: dict[str, Any]) -> dict[str, Any]:
-    """An OpenAPI document in which every problem has the media type that it is sent with."""
-    for path in document["paths"].values():
-        for operation in path.values():
-            for answer in operation["responses"].values():
-                content = answer.get("content", {})
-                if content.get("application/json", {}).get("schema", {}).get("$ref", "").endswith("/Problem"):
-                    content[_PROBLEM_TYPE] = content.pop("application/json")
-    return document
-
-
-def problem(status: int, title: str, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """An answer that says what is wrong."""
-    body = Problem(title=title, status=status, detail=detail)
-    return JSONResponse(body.model_dump(), status_code=status, headers=headers, media_type=_PROBLEM_TYPE)
-
-
-async def _registry_error(_request: Request, error: Exception) -> JSONResponse:
-    status = next((code for kind, code in _STATUS_OF_ERROR if isinstance(error, kind)), 500)
-    return problem(status, type(error).__name__.removesuffix("Error"), str(error))
-
-
-async def _invalid_request(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    is_of_body = first["loc"][0] == "body"
-    if first["type"] == "json_invalid":
-        # its place is a position in the text, not a field
-        detail = f"body: is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}"
-    elif is_of_body and isinstance(error.body, bytes):
-        sent = request.headers.get("content-type", "no content type")
-        detail = f"body: must be JSON and be sent as Content-Type: application/json, not {sent[:80]}"
-    else:
-        where = ".".join(str(part) for part in first["loc"] if part not in {"query", "body", "path"})
-        detail = f"{where or 'body'}: {first['msg']}"
-    return problem(422, "InvalidInput", detail)
-
-
-async def _http_error(request: Request, error: Exception) -> JSONResponse:
-    """No such route, no such method, an unreadable body: found before a route of ours is asked."""
-    assert isinstance(error, HTTPException)
-    title = HTTPStatus(error.status_code).phrase
-    detail = error.detail if error.detail != title else f"{title}: {request.method} {request.url.path[:200]}"
-    return problem(error.status_code, title, detail, error.headers)
-
-
-def own_fault() -> JSONResponse:
-    """A defect of ours, which is logged."""
-    return problem(500, "InternalError", "the request failed for a fault of this service; its log says why")
+def codes_by_status() -> Mapping[int, list[ProblemCode]]:
+    """The codes that this service sends with each status."""
+    by_status: dict[int, list[ProblemCode]] = {
+        400: [ProblemCode.UNREADABLE_BODY],
+        401: [ProblemCode.UNAUTHORIZED],
+        403: [ProblemCode.FORBIDDEN],
+        404: [ProblemCode.NO_SUCH_ROUTE],
+        405: [ProblemCode.METHOD_NOT_ALLOWED],
+        408: [ProblemCode.BODY_TOO_SLOW],
+        413: [ProblemCode.BODY_TOO_LONG],
+        429: [ProblemCode.TOO_MANY_REQUESTS],
+        500: [ProblemCode.INTERNAL_ERROR],
+    }
+    for _, status, code in _KINDS:
+        by_status.setdefault(status, []).append(code)
+    return dict(sorted(by_status.items()))

@@ -1,4 +1,4 @@
-"""How much a caller may ask of a replica: requests per second, requests at once, and bytes of memory.
+"""The bounds of a caller at a replica: requests per second, requests at once, and bytes of memory.
 
 A caller is a machine and the token that it sends. Every bound that protects memory counts bytes, and lasts until the
 bytes have left: a reader that stops reading keeps what it holds.
@@ -13,19 +13,24 @@ from contextlib import contextmanager
 MAX_CALLERS = 10_000
 BURST_S = 2.0
 MAX_UNREAD_BYTES = 64 * 1024 * 1024
-"""Of answers that callers have not read yet, and of requests that are being read; a caller may have half."""
+"""Bytes of answers that callers have not read yet, and of requests that are being read; one caller may have half."""
 
 
 class UnreadBytes:
-    """Bytes that are held for callers: for all of them together, and for each."""
+    """Bytes that are held for callers, in total and for each."""
 
     def __init__(self, total: int = MAX_UNREAD_BYTES) -> None:
         self._total = total
         self._held: Counter[str] = Counter()
         self.held = 0
 
+    @property
+    def callers(self) -> int:
+        """The number of callers that bytes are held for."""
+        return len(self._held)
+
     def take(self, caller: str, count: int, *, share: float = 0.5) -> bool:
-        """Hold so many more, or answer False. Who holds nothing may have one answer that is above its share."""
+        """Hold so many more bytes, or return False. A caller that holds none may have one answer above its share."""
         mine = self._held[caller]
         if self.held + count > self._total or (mine and mine + count > self._total * share):
             return False
@@ -34,7 +39,7 @@ class UnreadBytes:
         return True
 
     def give_back(self, caller: str, count: int) -> None:
-        """Hold so many less."""
+        """Release so many bytes."""
         self.held -= count
         self._held[caller] -= count
         if not self._held[caller]:
@@ -42,8 +47,8 @@ class UnreadBytes:
 
 
 class Rates:
-    """Requests of each caller per second: a bucket each, for the callers that came last. And how many of them are at
-    work at once, `feeds` apart, so that no caller takes all that a replica can do."""
+    """The requests of each caller per second (a bucket each, for the last callers), and at once, with feeds counted
+    separately, so that no caller occupies the whole replica."""
 
     def __init__(self, per_s: float, at_once: int = 500, feeds: int = 125, unread: UnreadBytes | None = None) -> None:
         self._per_s = per_s
@@ -54,7 +59,7 @@ class Rates:
 
     @contextmanager
     def at_work(self, caller: str, *, is_feed: bool, is_bounded: bool = True) -> Iterator[bool]:
-        """Whether one more of the caller's requests may be worked at now; for as long as that takes."""
+        """Whether one more of the caller's requests may run now. The request counts until the context ends."""
         key = caller, is_feed
         is_allowed = not is_bounded or self._at_work[key] < self._at_once[is_feed]
         self._at_work[key] += is_allowed
@@ -66,12 +71,22 @@ class Rates:
                 del self._at_work[key]
 
     @property
+    def requests_at_work(self) -> int:
+        """The number of requests that are worked at now, feeds included."""
+        return sum(self._at_work.values())
+
+    @property
+    def callers(self) -> int:
+        """The number of callers whose rate is remembered."""
+        return len(self._buckets)
+
+    @property
     def open_feeds(self) -> int:
-        """How many feeds are open, those included whose events are not read yet."""
+        """The number of open feeds, including those whose events are not read yet."""
         return sum(count for (_, is_feed), count in self._at_work.items() if is_feed)
 
     def wait_s(self, caller: str, now_s: float) -> float:
-        """Takes one of the caller's requests and answers 0, or how long until there is one again."""
+        """Count one request of the caller and return 0, or the seconds until the next one is allowed."""
         left, at_s = self._buckets.pop(caller, (self._per_s * BURST_S, now_s))
         left = min(self._per_s * BURST_S, left + (now_s - at_s) * self._per_s)
         is_allowed = left >= 1.0

@@ -7,12 +7,12 @@ import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
+from seedcore.core.answers import InstanceFilter
 from seedcore.core.errors import CannotKnowError, InvalidInputError
 from seedcore.core.feed import Feed, FeedChange
-from seedcore.core.model import InstanceFilter
-from seedcore.core.waiting import within
-from seedcore.discovery.api import instance_out
-from seedcore.discovery.ladder import DiscoveryLadder
+from seedcore.core.timeouts import within
+from seedcore.discovery.reader import DiscoveryReader
+from seedcore.discovery.rendering import cause_out, instance_out
 
 MAX_FEED_BYTES = 512 * 1024
 """Of one answer: Serve's proxy keeps what a watcher does not read, so a longer feed is asked for again."""
@@ -40,16 +40,16 @@ class Position:
         return f"{self.stream}:{self.version}"
 
 
-def require_feed(ladder: DiscoveryLadder) -> Feed:
+def require_feed(reader: DiscoveryReader) -> Feed:
     """Return the feed of this replica. Raises CannotKnowError if there is none."""
-    feed = ladder.feed
+    feed = reader.feed
     if feed is None:
         raise CannotKnowError("*", "this deployment follows no registry (SEEDCORE_FOLLOW, SEEDCORE_MODE)")
     return feed
 
 
 async def happenings(
-    ladder: DiscoveryLadder, feed: Feed, position: Position | None, wanted: InstanceFilter
+    reader: DiscoveryReader, feed: Feed, position: Position | None, wanted: InstanceFilter
 ) -> AsyncIterator[tuple[str, dict[str, object], Position]]:
     """Yield the name, data and position of each event after a position (None: from now on). Never ends by itself."""
     at = position if position is not None else Position(feed.stream, feed.version)
@@ -64,7 +64,7 @@ async def happenings(
             for change in batch.changes:
                 yield "change", _change_out(change), Position(batch.stream, change.version)
             # its position also lets a client resume after a period without changes
-            yield "state", {"current": ladder.is_current, "as_of": _as_of(ladder)}, at
+            yield "state", {"current": reader.is_current, "as_of": _as_of(reader)}, at
             await _until_changed(changed)
             feed.unfollow(number)
             changed.clear()
@@ -74,7 +74,7 @@ async def happenings(
 
 
 async def events(
-    ladder: DiscoveryLadder,
+    reader: DiscoveryReader,
     feed: Feed,
     position: Position | None,
     wanted: InstanceFilter,
@@ -83,7 +83,7 @@ async def events(
     """Yield the same events as text/event-stream. Ends when the watcher loses the right to read, which is checked with
     each `state` event, and after MAX_FEED_BYTES: the watcher resumes from the id of the last event."""
     sent = 0
-    async for name, data, at in happenings(ladder, feed, position, wanted):
+    async for name, data, at in happenings(reader, feed, position, wanted):
         if name == "state" and not may_still():
             return
         event = f"event: {name}\nid: {at}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n"
@@ -97,14 +97,14 @@ async def _until_changed(changed: asyncio.Event) -> None:
     """Wait for a change, or until the next `state` event is due."""
     try:
         await within(changed.wait(), _STATE_S)
-    except asyncio.TimeoutError:
+    except TimeoutError:
         return
     # send changes of a short period together
     await asyncio.sleep(_LINGER_S)
 
 
 def _change_out(change: FeedChange) -> dict[str, object]:
-    shown = None
+    shown, cause = None, cause_out(change.cause if change.instance is None else change.instance.cause)
     if change.instance is not None:
         row = instance_out(change.instance)
         row.verdict = change.verdict.value
@@ -115,10 +115,10 @@ def _change_out(change: FeedChange) -> dict[str, object]:
         "instance_id": change.instance_id,
         "logical_id": change.logical_id,
         "instance": shown,
-        "cause": change.cause if change.instance is None else change.instance.cause,
+        "cause": None if cause is None else cause.model_dump(mode="json"),
     }
 
 
-def _as_of(ladder: DiscoveryLadder) -> str | None:
-    view = ladder.last_view()
+def _as_of(reader: DiscoveryReader) -> str | None:
+    view = reader.last_view()
     return None if view is None or view.as_of is None else view.as_of.isoformat()

@@ -1,9 +1,11 @@
 """The registry on Ray: the actor, and what agents and callers use to reach it."""
 
-from seedcore.registry.client import RegistryClient, list_active_instances
-from seedcore.registry.connection import RegistryConnection
-from seedcore.registry.identity import end_own_actor
-from seedcore.registry.reporter import Reporter, ThreadReporter
+from seedcore.registry.agent.client import RegistryClient
+from seedcore.registry.agent.identity import end_own_actor
+from seedcore.registry.agent.reporter import Reporter
+from seedcore.registry.agent.thread_reporter import ThreadReporter
+from seedcore.registry.caller.listing import list_active_instances
+from seedcore.registry.protocol.connection import RegistryConnection
 
 __all__ = [
     "RegistryClient",

@@ -1,5 +1,5 @@
 -- The statements that adopt a database of the earlier SeedCore, one name each. seedcore/store/queries.py parses them,
--- seedcore/store/adoption.py executes them. The search path is the schema of the old tables ("home"). Two more schemas exist
+-- seedcore/store/adoption/adopt.py executes them. The search path is the schema of the old tables ("home"). Two more schemas exist
 -- during the adoption. seedcore_adopting contains the new tables until the swap. seedcore_adopted contains the adoption's own
 -- tables, and after the swap the old tables until they are dropped.
 
@@ -11,7 +11,7 @@ select case c.relkind when 'r' then 'table' when 'v' then 'view' else 'relation'
   from pg_class c
  where c.relnamespace = current_schema()::regnamespace
    and c.relname in ('cluster_metadata', 'cluster_epoch', 'registry_instance', 'registry_transition', 'superseded_cluster',
-                     'active_instances', 'active_instance', 'registry_version', 'schema_migration')
+                     'active_instances', 'active_instance', 'instance_row', 'fleet', 'registry_version', 'schema_migration')
 union all
 select 'function', format('%s(%s)', p.proname, oidvectortypes(p.proargtypes)), pg_get_function_result(p.oid)
   from pg_proc p
@@ -87,7 +87,7 @@ create table seedcore_adopted.progress (
     copied_to  uuid,
     copied     bigint not null default 0,
     is_copied  boolean not null default false,
-    is_told    boolean not null default false
+    is_written    boolean not null default false
 );
 insert into seedcore_adopted.progress default values;
 
@@ -143,7 +143,7 @@ alter table seedcore_adopting.registry_instance disable trigger user;
 delete from seedcore_adopting.cluster_epoch where exists (select from cluster_metadata m where m.current_epoch is not null);
 
 -- progress: the progress of an earlier attempt, and whether the trigger exists
-select p.copied_to, p.copied, p.is_copied, p.is_told,
+select p.copied_to, p.copied, p.is_copied, p.is_written,
        exists (select from pg_trigger t where t.tgrelid = to_regclass('registry_instance') and t.tgname = 'seedcore_adoption')
   from seedcore_adopted.progress p;
 
@@ -162,9 +162,9 @@ with batch as materialized (
      where not exists (select from seedcore_adopting.cluster_epoch e where e.epoch = f.cluster_epoch)
 ), copied as (
     insert into seedcore_adopting.registry_instance (
-        instance_id, logical_id, cluster_epoch, status, actor_name, serve_route, node_id, ip_address, pid, metadata,
-        started_at, status_changed_at, last_heartbeat, stopped_at)
-    select b.instance_id, b.logical_id, b.cluster_epoch, b.status, b.actor_name, b.serve_route, b.node_id,
+        instance_id, logical_id, cluster_epoch, status, reported_status, actor_name, serve_route, node_id, ip_address, pid,
+        metadata, started_at, status_changed_at, last_heartbeat, stopped_at)
+    select b.instance_id, b.logical_id, b.cluster_epoch, b.status, b.status, b.actor_name, b.serve_route, b.node_id,
            b.ip_address, b.pid, b.metadata, b.started_at, b.status_changed_at, b.last_heartbeat, b.stopped_at
       from batch b
      order by b.instance_id
@@ -207,19 +207,19 @@ with now_so as materialized (
       from now_so b
       left join seedcore_adopting.registry_instance n on n.instance_id = b.instance_id
      where n.status is distinct from b.status
-       and (select p.is_told from seedcore_adopted.progress p)
+       and (select p.is_written from seedcore_adopted.progress p)
      order by b.status_changed_at, b.instance_id
 )
 insert into seedcore_adopting.registry_instance as n (
-    instance_id, logical_id, cluster_epoch, status, actor_name, serve_route, node_id, ip_address, pid, metadata,
-    started_at, status_changed_at, last_heartbeat, stopped_at)
-select b.instance_id, b.logical_id, b.cluster_epoch, b.status, b.actor_name, b.serve_route, b.node_id,
+    instance_id, logical_id, cluster_epoch, status, reported_status, actor_name, serve_route, node_id, ip_address, pid,
+    metadata, started_at, status_changed_at, last_heartbeat, stopped_at)
+select b.instance_id, b.logical_id, b.cluster_epoch, b.status, b.status, b.actor_name, b.serve_route, b.node_id,
        b.ip_address, b.pid, b.metadata, b.started_at, b.status_changed_at, b.last_heartbeat, b.stopped_at
   from now_so b
  order by b.instance_id
 on conflict (instance_id) do update
    set logical_id = excluded.logical_id, cluster_epoch = excluded.cluster_epoch, status = excluded.status,
-       actor_name = excluded.actor_name, serve_route = excluded.serve_route, node_id = excluded.node_id,
+       reported_status = excluded.reported_status, actor_name = excluded.actor_name, serve_route = excluded.serve_route, node_id = excluded.node_id,
        ip_address = excluded.ip_address, pid = excluded.pid, metadata = excluded.metadata,
        started_at = excluded.started_at,
        status_changed_at = case when n.status = excluded.status then n.status_changed_at
@@ -227,13 +227,13 @@ on conflict (instance_id) do update
                                 else now() end,
        last_heartbeat = excluded.last_heartbeat, stopped_at = excluded.stopped_at;
 
--- tell_history: write one transition per instance, to its current status
-with told as (
+-- write_history: write one transition per instance, to its current status
+with written as (
     insert into seedcore_adopting.registry_transition (instance_id, logical_id, to_status, at)
     select r.instance_id, r.logical_id, r.status, r.status_changed_at
       from seedcore_adopting.registry_instance r
      order by r.status_changed_at, r.instance_id)
-update seedcore_adopted.progress set is_told = true;
+update seedcore_adopted.progress set is_written = true;
 
 -- date_epochs: an epoch was staged when its first instance started
 update seedcore_adopting.cluster_epoch e
@@ -366,7 +366,10 @@ begin
         execute format('alter function %s set schema %s', r.name, home);
     end loop;
     for r in select t.oid::regtype as name from pg_type t
-              where t.typnamespace = 'seedcore_adopting'::regnamespace and t.typtype in ('e', 'd') loop
+              where t.typnamespace = 'seedcore_adopting'::regnamespace
+                and (t.typtype in ('e', 'd')
+                     or exists (select from pg_class c where c.oid = t.typrelid and c.relkind = 'c')) loop
+        execute format('alter type %s owner to %s', r.name, owner);
         execute format('alter type %s set schema %s', r.name, home);
     end loop;
 end
@@ -377,17 +380,20 @@ $$;
 -- arguments, the call would be ambiguous: our function then loses a default, so that calls to it must pass one more argument
 do $$
 declare
-    r    record;
-    text text;
+    r       record;
+    text    text;
+    comment text;
 begin
-    for r in select p.oid::regprocedure as name, k.missing, p.oid
+    for r in select p.oid::regprocedure::text as name, k.missing, p.oid
                from (values ('set_instance_status', ' DEFAULT NULL::bigint'),
                             ('expire_stale_instances', ' DEFAULT NULL::double precision'),
                             ('expire_old_epoch_instances', ' DEFAULT 1000')) as k (name, missing)
                join pg_proc p on p.proname = k.name and p.pronamespace = current_schema()::regnamespace loop
         text := pg_get_functiondef(r.oid);
+        comment := obj_description(r.oid, 'pg_proc');
         execute format('drop function %s', r.name);
         execute overlay(text placing '' from position(r.missing in text) for length(r.missing));
+        execute format('comment on function %s is %L', r.name, comment);
     end loop;
     for r in
         select p.oid, p.proname, p.prosecdef, p.proowner, p.proacl, k.body,
@@ -473,7 +479,7 @@ create function seedcore_adopted.late_registration() returns trigger
 language plpgsql set search_path from current as $$
 begin
     if not exists (select from cluster_epoch e where e.epoch = new.cluster_epoch) then
-        perform stage_epoch(new.cluster_epoch, false);
+        perform record_epoch(new.cluster_epoch, false);
     end if;
     return new;
 end
@@ -522,19 +528,22 @@ select exists (select from pg_proc p
                 where p.pronamespace = current_schema()::regnamespace
                   and obj_description(p.oid, 'pg_proc') = 'kept for clients of the earlier SeedCore');
 
--- take_own_calls: move our functions, as in a new database, to the home schema
+-- take_own_calls: create our functions in the home schema as they are in a new database
 do $$
 declare
-    home  regnamespace := current_schema()::regnamespace;
     owner text;
     r     record;
 begin
     select quote_ident(pg_get_userbyid(c.relowner)) into owner from pg_class c where c.oid = 'registry_instance'::regclass;
-    for r in select p.oid::regprocedure as name from pg_proc p
+    for r in select replace(p.oid::regprocedure::text, 'seedcore_adopting.', '') as name,
+                    replace(pg_get_functiondef(p.oid), 'seedcore_adopting.', '') as text,
+                    obj_description(p.oid, 'pg_proc') as comment
+               from pg_proc p
               where p.pronamespace = 'seedcore_adopting'::regnamespace
                 and p.proname in ('beat', 'set_instance_status', 'expire_stale_instances', 'expire_old_epoch_instances') loop
+        execute r.text;
+        execute format('comment on function %s is %L', r.name, r.comment);
         execute format('alter function %s owner to %s', r.name, owner);
-        execute format('alter function %s set schema %s', r.name, home);
     end loop;
 end
 $$;

@@ -6,116 +6,57 @@ Owns connections, and every wait for them. Knows no statement.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import os
-import socket
 import struct
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 
 import psycopg
-from psycopg import conninfo
-from psycopg.abc import Buffer
-from psycopg.adapt import Loader
 from psycopg.pq import TransactionStatus
-from psycopg.types.json import set_json_loads
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
 from seedcore.core.circuit import Circuit
 from seedcore.core.errors import StoreRejectedError, StoreUnavailableError, first_line
-from seedcore.core.model import NOTHING
-from seedcore.core.waiting import within
+from seedcore.core.timeouts import within
+from seedcore.store.sessions import (
+    READ_ONLY,
+    Connection,
+    PoolLimits,
+    Row,
+    answering,
+    configure,
+    connect,
+    connection_parameters,
+    explained,
+    hang_up,
+)
 
 logger = logging.getLogger(__name__)
 
 _RETRY_MIN_S = 0.1
 _RETRY_MAX_S = 1.0
-_ADDRESSES = 4  # that may stand behind one DSN, and are tried one after another
-_READ_ONLY = "25006"
-_SCHEMA = frozenset({"3F000", "42703", "42704", "42883", "42P01"})
-# of a session rather than of a statement: its end, what it is allowed, what it has prepared or remembers of the schema
+_ADDRESSES = 4  # addresses that one DSN may stand for, which are tried one after another
+# errors of a session, not of a statement: its end, its rights, what it has prepared or knows of the schema
 _OF_A_SESSION = ("08", "0A", "26", "3F", "42", "57P", "XX")
-_HINTS = {
-    _READ_ONLY: "is it a standby, or is default_transaction_read_only on?",
-    "57014": "does somebody hold a lock?",
-    **dict.fromkeys(
-        _SCHEMA, "our schema is missing or damaged: restore it, or empty the database and run `seedcore migrate`"
-    ),
-}
-# a pooler's own refusals share one SQLSTATE, and are told apart by their text alone
-_POOLER_HINTS = {
-    "statement pooling mode": "the registry needs transactions: set the pooler to transaction or session mode",
-    "unsupported startup parameter": "the pooler passes on no such setting: remove options from the DSN and PGOPTIONS "
-    "from the environment, or name the server itself",
-}
-# what psycopg raises for a value before anything is sent
+# raised by psycopg for a value before anything is sent
 _NOT_SENT = (ValueError, TypeError, OverflowError, RecursionError, struct.error)
 # set in each message, since a pooler keeps no setting of a session
 _BOUNDS = (
     "select set_config('statement_timeout', '{}', true), set_config('datestyle', 'ISO', true), "
     "set_config('timezone', 'UTC', true)"
 )
-# a transaction of several messages holds its locks no longer than this when its client is gone without a word
-_ABANDONED = "select set_config('idle_in_transaction_session_timeout', '60000', true)"
 
-Row = tuple[Any, ...]
-Connection = psycopg.AsyncConnection[Row]
 Pool = AsyncConnectionPool[Connection]
 
 
-@dataclass(frozen=True, slots=True)
-class PoolLimits:
-    """Bounds of the pool and of every wait for the database, in connections and seconds.
-
-    `connection_life_s`: a connection is replaced after this time, and follows a DNS name that has moved.
-    """
-
-    max_size: int = 4
-    connect_timeout_s: float = 5.0
-    statement_timeout_s: float = 10.0
-    connection_life_s: float = 60.0
-
-    @property
-    def answer_s(self) -> float:
-        """Beyond the server's own statement_timeout: a server that is deaf never answers with one."""
-        return self.statement_timeout_s + self.connect_timeout_s
-
-    @property
-    def libpq_connect_s(self) -> int:
-        """As libpq takes it: whole seconds, two at least."""
-        return max(2, round(self.connect_timeout_s))
-
-
-class _UtcLoader(Loader):
-    """Times in UTC, as the settings of each message write them."""
-
-    def load(self, data: Buffer) -> datetime:
-        try:
-            return datetime.fromisoformat(bytes(data).decode())
-        except ValueError:
-            raise psycopg.DataError("a time lies outside the years 1 to 9999") from None
-
-
-async def _configure(connection: Connection) -> None:
-    await require_utf8(connection)
-    set_json_loads(_loads, connection)
-    connection.adapters.register_loader("timestamptz", _UtcLoader)
-
-
-def _loads(text: str | bytes) -> Any:
-    # most instances have no labels, or no metadata
-    return NOTHING if text == b"{}" else json.loads(text)
-
-
 class Connections:
-    """Use from one event loop. While the server is away one caller tries it, ever more rarely; the others hear why at
-    once. Whoever finds it lost gives up every connection: those that are silently dead, or whose server has become
-    a standby, would not get well by themselves."""
+    """Use from one event loop.
+
+    While the server is away one caller tries it, with a growing delay; the others fail at once with the reason. A
+    caller that finds it lost drops every connection: a connection that is silently dead, or whose server has become a
+    standby, does not recover.
+    """
 
     def __init__(self, dsn: str, limits: PoolLimits, *, read_only: bool) -> None:
         """`dsn` can be parsed. `read_only` is how its sessions are meant to be. No connection is tried yet."""
@@ -135,7 +76,7 @@ class Connections:
 
     @property
     def use(self) -> dict[str, int]:
-        """How many connections there are, by what they do: busy or idle; and how many callers wait for one."""
+        """The number of busy and idle connections, and of callers that wait for one."""
         stats = {} if self._pool is None else self._pool.get_stats()
         idle = stats.get("pool_available", 0)
         return {
@@ -145,7 +86,7 @@ class Connections:
         }
 
     def open(self) -> None:
-        """Let connections be made. Idempotent."""
+        """Allow connections. Idempotent."""
         self._is_open = True
 
     async def close(self) -> None:
@@ -158,7 +99,7 @@ class Connections:
 
     @asynccontextmanager
     async def one(self) -> AsyncIterator[Connection]:
-        """A connection whose server answers in time, or is hung up on.
+        """A connection, which is closed if the server does not answer in time.
 
         Raises psycopg.Error as the statements do, or StoreUnavailableError where there is none, or no answer.
         """
@@ -181,7 +122,7 @@ class Connections:
             self._give_up(pool, error.why)
             raise
         except psycopg.Error as error:
-            if self._tells_of_loss(error):
+            if self._is_loss(error):
                 self._give_up(pool, explained(error))
             raise
         if self._circuit.note_answer():
@@ -190,8 +131,8 @@ class Connections:
     async def run(self, statements: Sequence[tuple[str, Mapping[str, object]]]) -> list[list[Row]]:
         """Run statements in one transaction, sent as one message; the rows of each.
 
-        A server gets all of a message or none, so a connection that is lost leaves no transaction open. Nothing depends
-        on the session: a pooler may lend another server to the next transaction. Raises as `one`, and
+        A server receives a message whole or not at all, so a connection that is lost leaves no transaction open.
+        Nothing depends on the session: a pooler may lend another server to the next transaction. Raises as `one`, and
         StoreRejectedError where a value cannot be sent.
         """
         async with self.one() as connection:
@@ -208,7 +149,7 @@ class Connections:
     # The circuit
 
     async def _reach(self) -> Pool:
-        """The pool, made anew when the server is seen to answer. Raises StoreUnavailableError."""
+        """The pool. A new one is made once the server answers again. Raises StoreUnavailableError."""
         if not self._is_open:
             raise StoreUnavailableError("the store is not open")
         if self._pool is not None:
@@ -227,24 +168,24 @@ class Connections:
             return self._pool
 
     async def _renew(self, pool: Pool) -> None:
-        """Replace connections that lay idle for longer than they live: the pool looks at those that are returned."""
+        """Replace connections that were idle for too long: the pool checks only those that are returned."""
         idle_s = time.monotonic() - self._used_s
         self._used_s += idle_s
         if idle_s < self._limits.connection_life_s:
             return
         try:
             await within(pool.check(), self._limits.answer_s)
-        except asyncio.TimeoutError as error:
+        except TimeoutError as error:
             self._give_up(pool, f"no answer within {self._limits.answer_s:g} s")
             raise StoreUnavailableError(str(self._problem)) from error
 
     async def _try(self) -> None:
-        """Connect once, by hand: the pool would not say why it could not."""
+        """Connect once without the pool, which would not report why it failed."""
         bound_s = float(_ADDRESSES * self._limits.libpq_connect_s)
         try:
             connection = await within(connect(self._dsn, self._limits, read_only=self._read_only), bound_s)
             await connection.close()
-        except asyncio.TimeoutError as error:
+        except TimeoutError as error:
             self._note_away(f"no connection within {bound_s:g} s")
             raise StoreUnavailableError(str(self._problem)) from error
         except StoreUnavailableError as error:
@@ -255,14 +196,14 @@ class Connections:
             raise StoreUnavailableError(str(self._problem)) from error
         self._problem = None
 
-    def _tells_of_loss(self, error: psycopg.Error) -> bool:
+    def _is_loss(self, error: psycopg.Error) -> bool:
         state = error.sqlstate
         if state is None:
             return isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
-        return state.startswith(_OF_A_SESSION) or (state == _READ_ONLY and not self._read_only)
+        return state.startswith(_OF_A_SESSION) or (state == READ_ONLY and not self._read_only)
 
     def _give_up(self, pool: Pool, why: str) -> None:
-        """Let go of a pool, unless another caller has already."""
+        """Drop a pool, unless another caller has already."""
         if pool is self._pool:
             self._note_away(why)
             self._let_go()
@@ -276,7 +217,7 @@ class Connections:
     def _let_go(self) -> None:
         pool, self._pool = self._pool, None
         if pool is not None:
-            # not awaited: it may be connecting to a server that is deaf
+            # not awaited: it may be connecting to a server that does not answer
             task = asyncio.create_task(pool.close(timeout=self._limits.libpq_connect_s), name="pool-close")
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
@@ -287,76 +228,16 @@ class Connections:
         return AsyncConnectionPool(
             self._dsn,
             connection_class=Connection,
-            kwargs=_parameters(self._dsn, self._limits, read_only=self._read_only),
+            kwargs=connection_parameters(self._dsn, self._limits, read_only=self._read_only),
             min_size=1,
             max_size=self._limits.max_size,
             max_waiting=1000,
             max_lifetime=self._limits.connection_life_s,
             reconnect_timeout=self._limits.connect_timeout_s,
             name="seedcore",
-            configure=_configure,
+            configure=configure,
             open=False,
         )
-
-
-def tells_of_schema(error: psycopg.Error) -> bool:
-    """Whether an error says that something of our schema is not there."""
-    return error.sqlstate in _SCHEMA
-
-
-def explained(error: psycopg.Error) -> str:
-    """What an error says in one line, and what an operator may look for."""
-    told = first_line(error)
-    hint = _HINTS.get(error.sqlstate or "") or next(
-        (hint for text, hint in _POOLER_HINTS.items() if text in told), None
-    )
-    return f"{told} ({hint})" if hint else told
-
-
-async def connect(dsn: str, limits: PoolLimits, *, read_only: bool = False) -> Connection:
-    """A connection of its own, to a server that this code can work with: in UTF-8, and not behind a pooler that
-    refuses transactions.
-
-    Raises psycopg.Error or StoreUnavailableError.
-    """
-    connection: Connection = await Connection.connect(dsn, **_parameters(dsn, limits, read_only=read_only))
-    try:
-        with answering(connection, limits.answer_s):
-            await require_utf8(connection)
-            async with connection.transaction():
-                """Only a pooler refuses an empty one."""
-    except BaseException:
-        await connection.close()
-        raise
-    return connection
-
-
-async def require_utf8(connection: Connection) -> None:
-    """Raise StoreUnavailableError where the database cannot hold every text."""
-    encoding = connection.info.parameter_status("server_encoding")
-    if encoding is None:
-        cursor = await connection.execute("show server_encoding")
-        ((encoding,),) = await cursor.fetchall()
-    if encoding != "UTF8":
-        raise StoreUnavailableError(
-            f"the encoding of database {connection.info.dbname} is {encoding}, and the registry needs UTF8: make "
-            "another database with `createdb --encoding=UTF8 --template=template0` and name it in SEEDCORE_PG_DSN"
-        )
-
-
-async def is_pooled(connection: Connection) -> bool:
-    """Whether a pooler stands before the server: it names processes of its own."""
-    cursor = await connection.execute("select pg_backend_pid()")
-    ((pid,),) = await cursor.fetchall()
-    return bool(pid != connection.info.backend_pid)
-
-
-@asynccontextmanager
-async def transaction(connection: Connection) -> AsyncIterator[None]:
-    """A transaction of several messages, which the server ends when nothing comes for a minute."""
-    async with connection.transaction():
-        await connection.execute(_ABANDONED)
-        yield
 
 
 def _composed(connection: Connection, text: str, parameters: Mapping[str, object]) -> str:
@@ -378,56 +259,3 @@ async def _all_rows(cursor: psycopg.AsyncCursor[Row]) -> list[list[Row]]:
         rows.append(await cursor.fetchall() if cursor.description is not None else [])
         if not cursor.nextset():
             return rows
-
-
-def _parameters(dsn: str, limits: PoolLimits, *, read_only: bool) -> dict[str, Any]:
-    """How every connection is made. A server that cannot be reached, or is gone without a word, is noticed."""
-    given = conninfo.conninfo_to_dict(dsn)
-    defaults = {
-        "keepalives_idle": 10,
-        "keepalives_interval": 5,
-        "keepalives_count": 3,
-        "tcp_user_timeout": round(limits.answer_s * 1000),
-        # a writer passes by a standby, to another server that the DSN names, or says what this one is
-        "target_session_attrs": "any" if read_only else "read-write",
-    }
-    return {
-        **{name: value for name, value in defaults.items() if name not in given},
-        "connect_timeout": limits.libpq_connect_s,
-        "application_name": "seedcore-reader" if read_only else "seedcore-registry",
-        "autocommit": True,
-        # neither PGCLIENTENCODING nor the DSN changes what can be sent
-        "client_encoding": "utf8",
-        # behind a pooler a statement that is prepared on one server is not there on the next
-        "prepare_threshold": None,
-    }
-
-
-@contextmanager
-def answering(connection: Connection, deadline_s: float) -> Iterator[None]:
-    """Hang up where the block takes longer, and raise StoreUnavailableError.
-
-    A statement that is cancelled waits for the server to say so; a deaf one would keep it, and its connection.
-    """
-    is_late = False
-
-    def give_up() -> None:
-        nonlocal is_late
-        is_late = True
-        hang_up(connection)
-
-    timer = asyncio.get_running_loop().call_later(deadline_s, give_up)
-    try:
-        yield
-    except psycopg.OperationalError as error:
-        if is_late:
-            raise StoreUnavailableError(f"no answer within {deadline_s:g} s") from error
-        raise
-    finally:
-        timer.cancel()
-
-
-def hang_up(connection: Connection) -> None:
-    """End a connection under whoever waits on it: they see it closed."""
-    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as line:
-        line.shutdown(socket.SHUT_RDWR)

@@ -1,13 +1,15 @@
-"""What a connection string says, checked before anything is connected.
+"""Checks of connection strings before anything is connected.
 
-libpq and psycopg repeat what they take for a host, a port or a database in their messages, and a character of a
-password that is not percent-encoded makes the rest of it one of these. So the parts are checked here, and no message
-repeats one.
+libpq and psycopg repeat parts of the DSN in their messages: what they read as a host, a port or a database. A character
+of a password that is not percent-encoded makes the rest of the password such a part. So the parts are checked here, and
+no message repeats one.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from itertools import zip_longest
 
 import psycopg
 from psycopg import conninfo
@@ -18,10 +20,11 @@ from seedcore.core.errors import ConfigurationError
 _URI = re.compile(r"postgres(?:ql)?://(?:[^@/]*@)?(?P<place>[^?]*)")
 _NAME = re.compile(r"[\w.:%-]*")
 _MAX_PORT = 65535
+_LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 def checked_dsn(dsn: str, variable: str = "SEEDCORE_PG_DSN") -> str:
-    """The DSN itself, or ConfigurationError where it cannot be what was meant. The text is never repeated."""
+    """The DSN itself, or ConfigurationError where it is malformed. The message never repeats the text."""
     try:
         parts = conninfo.conninfo_to_dict(dsn)
     except (psycopg.Error, ValueError):
@@ -31,7 +34,7 @@ def checked_dsn(dsn: str, variable: str = "SEEDCORE_PG_DSN") -> str:
     uri = _URI.match(dsn)
     if uri is not None and "@" in uri["place"]:
         raise ConfigurationError(
-            variable, "has an @ too many: in a name or password of a URL write @ as %40, / as %2F and % as %25"
+            variable, "has one @ too many: in a name or password of a URL write @ as %40, / as %2F and % as %25"
         )
     if not all(map(_is_host, str(parts.get("host") or "").split(","))):
         raise ConfigurationError(variable, "names a host that is no name, no address and no folder of a socket")
@@ -48,3 +51,21 @@ def _is_host(host: str) -> bool:
 
 def _is_port(port: str) -> bool:
     return not port or (port.isascii() and port.isdecimal() and 1 <= int(port) <= _MAX_PORT)
+
+
+def is_unverified(dsn: str) -> bool:
+    """Whether the DSN leads over a network, or by a service file, to a server whose certificate is not verified."""
+    given = conninfo.conninfo_to_dict(checked_dsn(dsn))
+    # only libpq reads a service file; an address is used before the name beside it
+    is_remote = bool(given.get("service")) or any(map(_is_elsewhere, _places(given)))
+    return is_remote and given.get("sslmode") != "verify-full"
+
+
+def _places(given: Mapping[str, object]) -> list[str]:
+    """The places that libpq tries, one after another: the address, else the name."""
+    hosts, addresses = (str(given.get(name) or "").split(",") for name in ("host", "hostaddr"))
+    return [address or host for host, address in zip_longest(hosts, addresses, fillvalue="")]
+
+
+def _is_elsewhere(place: str) -> bool:
+    return bool(place) and not place.startswith(("/", "@")) and place not in _LOCAL_HOSTS

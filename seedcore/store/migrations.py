@@ -10,23 +10,20 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import LiteralString
 
 import psycopg
 from psycopg.pq import TransactionStatus
-from typing_extensions import LiteralString
 
 from seedcore.core.errors import SchemaError, StoreUnavailableError
-from seedcore.store.connections import Connection, is_pooled, transaction
+from seedcore.store.sessions import Connection, is_pooled, transaction
 
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"^(?P<number>\d{4})_[a-z0-9_]+\.sql$")
-_CONTRACT = re.compile(r"^\d{4}_contract_")  # takes away what code that does not know the file may use
-_LOCK = 0x5EED_C0DE  # one key for every starter of this project
-_LOCK_TIMEOUT_S = 30.0  # a starter that hangs must not hang the others for ever
-_STEP_LOCK_S = 1.0
-_STEP_PAUSE_S = 1.0
-_STEP_ATTEMPTS = 30
+_CONTRACT = re.compile(r"^\d{4}_contract_")  # takes away what older code uses
+STARTER_LOCK = 0x5EED_C0DE
+"""The advisory lock of every starter of this project."""
 
 _CREATE = """
 create table if not exists schema_migration (
@@ -36,6 +33,16 @@ create table if not exists schema_migration (
     applied_at  timestamptz not null default now()
 )
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """How long a migration waits: for another starter, for a table, and between its attempts to lock that table."""
+
+    starter_s: float = 30.0
+    table_s: float = 1.0
+    pause_s: float = 1.0
+    attempts: int = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +84,19 @@ async def migrate(
     migrations: list[Migration] | None = None,
     *,
     also: Callable[[Connection], Awaitable[None]] | None = None,
+    waits: Waits | None = None,
 ) -> list[str]:
-    """Bring the database up to date; the names of what was applied now. `also` is run in each step's transaction.
+    """Bring the database up to date. Returns the names of the files applied. `also` runs in each step's transaction.
 
-    One that a newer version has added to is left as it is. Raises SchemaError where a newer version has taken something
-    away from it (a file named NNNN_contract_...), or where it was made by a file that has changed;
-    StoreUnavailableError where a table is in use all the time.
+    A database to which a newer version has added files is left as it is. Raises SchemaError where a newer version has
+    taken something away (a file named NNNN_contract_...), or where an applied file has changed; StoreUnavailableError
+    where a table is always in use.
     """
+    waits = waits if waits is not None else Waits()
     migrations = migrations if migrations is not None else known_migrations()
     applied: list[str] = []
     while True:
-        step = await _apply_next(connection, migrations, also)
+        step = await _apply_next(connection, migrations, also, waits)
         if step is None:
             return applied
         applied.append(step.name)
@@ -97,25 +106,26 @@ async def _apply_next(
     connection: Connection,
     migrations: list[Migration],
     also: Callable[[Connection], Awaitable[None]] | None,
+    waits: Waits,
 ) -> Migration | None:
     """Apply one step; None where nothing is left.
 
-    Whoever waits for a table's lock keeps all others waiting behind him, so a step waits for a moment only, and lets
-    them by before it tries again.
+    Other sessions queue behind a step that waits for a table's lock. So it waits for a moment only, and lets them pass
+    before it tries again.
     """
-    attempts_left = _STEP_ATTEMPTS
+    attempts_left = waits.attempts
     while True:
         is_our_turn = False
         try:
             async with transaction(connection):
-                await _wait_for_locks(connection, _LOCK_TIMEOUT_S)
-                await connection.execute("select pg_advisory_xact_lock(%s)", (_LOCK,))
+                await _wait_for_locks(connection, waits.starter_s)
+                await connection.execute("select pg_advisory_xact_lock(%s)", (STARTER_LOCK,))
                 is_our_turn = True
                 step = await _next_step(connection, migrations)
                 if step is None:
                     return None
                 logger.info("applying schema migration %s", step.name)
-                await _wait_for_locks(connection, _STEP_LOCK_S)
+                await _wait_for_locks(connection, waits.table_s)
                 await connection.execute(step.sql)
                 await _record(connection, step)
                 if also is not None:
@@ -127,11 +137,11 @@ async def _apply_next(
             attempts_left -= 1
             if attempts_left == 0:
                 raise StoreUnavailableError(
-                    "a table that a schema migration changes is in use all the time: look for long transactions in "
+                    "a table that a schema migration changes is always in use: look for long transactions in "
                     "pg_stat_activity, and start it again"
                 ) from error
             logger.info("a table that a schema migration changes is in use; trying again")
-        await asyncio.sleep(_STEP_PAUSE_S)
+        await asyncio.sleep(waits.pause_s)
 
 
 async def _wait_for_locks(connection: Connection, timeout_s: float) -> None:
@@ -141,9 +151,9 @@ async def _wait_for_locks(connection: Connection, timeout_s: float) -> None:
 @asynccontextmanager
 async def hold_starters(connection: Connection) -> AsyncIterator[None]:
     """Keep every other starter out over several transactions. Raises StoreUnavailableError where one is at work, or
-    where the session is not ours alone.
+    where a pooler shares the session.
 
-    The lock also ends with the connection, which no other caller may use, but some time after it is closed.
+    The lock also ends with the connection, which no other code may use, but some time after it is closed.
     """
     if await is_pooled(connection):
         raise StoreUnavailableError(
@@ -155,7 +165,7 @@ async def hold_starters(connection: Connection) -> AsyncIterator[None]:
         yield
     finally:
         if connection.info.transaction_status is TransactionStatus.IDLE:
-            await connection.execute("select pg_advisory_unlock(%s)", (_LOCK,))
+            await connection.execute("select pg_advisory_unlock(%s)", (STARTER_LOCK,))
 
 
 @asynccontextmanager
@@ -167,14 +177,14 @@ async def one_starter(connection: Connection) -> AsyncIterator[None]:
 
 
 async def _try_lock(connection: Connection, statement: LiteralString) -> None:
-    cursor = await connection.execute(statement, (_LOCK,))
+    cursor = await connection.execute(statement, (STARTER_LOCK,))
     row = await cursor.fetchone()
     if row is None or not row[0]:
         raise StoreUnavailableError("another process brings this database up to date now")
 
 
 async def make_whole(connection: Connection, migrations: list[Migration], text_of: Callable[[Migration], str]) -> None:
-    """Apply and record every migration in the caller's transaction, each as `text_of` says."""
+    """Apply and record every migration in the caller's transaction, in the form of `text_of`."""
     await connection.execute(_CREATE)
     for step in migrations:
         await connection.execute(text_of(step))
@@ -193,10 +203,10 @@ async def _record(connection: Connection, step: Migration) -> None:
     )
 
 
-async def is_up_to_date(connection: Connection) -> bool:
-    """Whether nothing is left to apply; waits for no other starter. Raises SchemaError as `migrate` does."""
+async def is_up_to_date(connection: Connection, migrations: list[Migration]) -> bool:
+    """Whether nothing is left to apply. Does not wait for other starters. Raises SchemaError as `migrate` does."""
     recorded = await _recorded(connection)
-    return recorded is not None and _step_after(recorded, known_migrations()) is None
+    return recorded is not None and _step_after(recorded, migrations) is None
 
 
 async def is_made(connection: Connection) -> bool:
@@ -205,7 +215,7 @@ async def is_made(connection: Connection) -> bool:
 
 
 async def compare(connection: Connection) -> tuple[list[str], list[str]]:
-    """Which of this code's migrations the database lacks, and which of its own this code does not know."""
+    """The migrations of this code that the database lacks, and those of the database that this code does not know."""
     recorded = await _recorded(connection) or []
     names = [migration.name for migration in known_migrations()]
     return names[len(recorded) :], [name for _, name, _ in recorded[len(names) :]]
@@ -215,7 +225,7 @@ async def _next_step(connection: Connection, migrations: list[Migration]) -> Mig
     recorded = await _recorded(connection)
     if recorded is None:
         await connection.execute(_CREATE)
-        # another starter may have made and filled it while the lock was waited for
+        # another starter may have created and filled it during the wait for the lock
         recorded = await _read(connection)
     return _step_after(recorded, migrations)
 

@@ -1,6 +1,6 @@
--- Every statement the store sends, one name each. Parsed by seedcore/store/queries.py.
+-- Every statement that the store sends, by name. Parsed by seedcore/store/queries.py.
 
--- begin_registry: a registry starts; answers the epoch it works in, its term, and the lease before
+-- begin_registry: a registry starts; returns its epoch, its term, and the lease before
 select epoch, number, term, lease_before_s from begin_registry(%(ray_cluster)s, %(epoch)s, %(lease_s)s, %(idle_s)s);
 
 -- renew_term: the registry of this term is at work, with this lease
@@ -9,24 +9,23 @@ select renew_term(%(term)s, %(lease_s)s);
 -- set_current_epoch: flip discovery in one step
 select set_current_epoch(fenced(%(term)s::bigint, %(epoch)s::text));
 
--- prepare_epoch: stage an epoch by name
-select prepare_epoch(fenced(%(term)s::bigint, %(epoch)s::text));
+-- stage_epoch: name an epoch that will become current later
+select stage_epoch(fenced(%(term)s::bigint, %(epoch)s::text));
 
--- list_epochs: the newest epochs with who lives in each
+-- list_epochs: the newest epochs with the number of their live instances
 select e.epoch, e.number, e.staged_at, e.current_at, e.retired_at,
        (select count(*) from registry_instance r where r.cluster_epoch = e.epoch and r.status <> 'dead')
   from cluster_epoch e
  order by e.number desc
  limit %(limit)s;
 
--- renew_every_lease: our absence was nobody's silence
+-- renew_every_lease: renew every lease, because the registry was down
 select renew_every_lease(%(term)s);
 
--- stamp: what a reader says about its answer
-select now(), (select case when is_called then last_value else 0 end from registry_version), m.current_epoch, m.epoch_number
-  from cluster_metadata m where m.id = 1;
+-- stamp: the time, the version and the epoch of an answer
+select now(), f.version, f.current_epoch, f.epoch_number from fleet f;
 
--- epochs_of: where registrations belong that insist on no epoch; no row for those of the current one
+-- epochs_of: the epochs of registrations that require none; no row for those of the current one
 with recursive asked as materialized (
     select a.ord, coalesce(a.epoch, (select r.cluster_epoch
                                        from registry_instance r
@@ -46,120 +45,106 @@ with recursive asked as materialized (
 select ord, epoch from line where retired_at is null or continued_by is null;
 
 -- register_many: one batch of registrations
-select outcome, status::text, cluster_epoch, cause from register_instances(fenced(%(term)s::bigint, %(rows)s::jsonb)) order by ord;
+select o.* from register_instances(fenced(%(term)s::bigint, %(rows)s::jsonb)) as o order by o.ord;
 
--- set_status_many: one batch of status changes
-select outcome, status::text, cluster_epoch, cause
+-- set_status_many: one batch of reported statuses
+select o.*
   from set_instance_statuses(
-      fenced(%(term)s::bigint, %(ids)s::uuid[]), %(statuses)s::instancestatus[], %(seqs)s::bigint[], %(causes)s::text[],
-      %(hand)s::text, %(numbers)s::bigint[], %(untils)s::timestamptz[],
-      %(ages_s)s::double precision[])
- order by ord;
+      fenced(%(term)s::bigint, %(ids)s::uuid[]), %(statuses)s::instancestatus[], %(seqs)s::bigint[],
+      %(cause_kinds)s::causekind[], %(cause_details)s::text[], %(cause_by)s::text[],
+      %(writer_id)s::text, %(writer_seqs)s::bigint[], %(ages_s)s::double precision[]) as o
+ order by o.ord;
 
--- explain_deaths: tell better why these died
-select explained::text
-  from explain_deaths(fenced(%(term)s::bigint, %(ids)s::uuid[]), %(causes)s::text[]) as explained;
+-- hold_many: one batch of holds that are placed, replaced or released
+select o.*
+  from hold_instances(
+      fenced(%(term)s::bigint, %(ids)s::uuid[]), %(kinds)s::holdkind[], %(holds)s::text[]::jsonb[],
+      %(cause_kinds)s::causekind[], %(cause_details)s::text[], %(cause_by)s::text[],
+      %(writer_id)s::text, %(writer_seqs)s::bigint[], %(ages_s)s::double precision[]) as o
+ order by o.ord;
+
+-- refine_causes: store better known causes of deaths
+select refined
+  from refine_causes(fenced(%(term)s::bigint, %(ids)s::uuid[]), %(cause_kinds)s::causekind[], %(cause_details)s::text[])
+       as refined;
 
 -- beat_many: one batch of beats
-select instance_id::text, outcome from beat_many(fenced(%(term)s::bigint, %(ids)s::uuid[]), %(ages_s)s::double precision[]);
+select instance_id, outcome from beat_many(fenced(%(term)s::bigint, %(ids)s::uuid[]), %(ages_s)s::double precision[]);
 
--- expire_stale: declare dead whose lease is over
-select instance_id::text from expire_stale_instances(%(lease_s)s, fenced(%(term)s::bigint, %(limit)s::integer));
+-- expire_stale: declare instances dead whose lease has expired
+select instance_id from expire_stale_instances(%(lease_s)s, fenced(%(term)s::bigint, %(limit)s::integer));
 
--- expire_old_epochs: declare dead what belongs to a retired epoch
-select instance_id::text from expire_old_epoch_instances(fenced(%(term)s::bigint, %(limit)s::integer));
+-- expire_old_epochs: declare instances of retired epochs dead
+select instance_id from expire_old_epoch_instances(fenced(%(term)s::bigint, %(limit)s::integer));
 
--- prune_history: forget what ended long ago
+-- prune_history: delete what ended long ago
 select prune_history(%(keep_s)s::double precision, fenced(%(term)s::bigint, %(limit)s::integer));
 
--- list_instances: a page in key order; a lease is judged against the last beat anybody recorded
--- (no join: the planner misjudges its size and then sorts the whole table for each page)
-select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.started_at, r.status_changed_at,
-       r.last_heartbeat, r.seq, r.actor_name, r.namespace, r.actor_id, r.serve_route, r.organ_id, r.labels,
-       r.metadata, r.node_id, host(r.ip_address), r.pid, r.stopped_at, r.cause,
-       r.process_key, r.drain_until, r.held::text
-  from registry_instance r
- where (%(statuses)s::instancestatus[] is null or r.status = any(%(statuses)s::instancestatus[]))
-   and r.cluster_epoch = coalesce(%(epoch)s, (select m.current_epoch from cluster_metadata m where m.id = 1))
-   and (%(organ_id)s::text is null or r.organ_id = %(organ_id)s)
-   and (%(logical_id)s::text is null or r.logical_id = %(logical_id)s)
-   and (%(node_id)s::text is null or r.node_id = %(node_id)s)
-   and r.labels @> %(labels)s::jsonb
-   and (%(selector)s = '[]' or labels_match(r.labels, %(selector)s::jsonb))
-   and (not %(fresh_only)s or r.status = 'dead'
-        or r.last_heartbeat >= (select least(now(), m.beats_seen_at) - make_interval(secs => m.lease_s)
-                                  from cluster_metadata m where m.id = 1)
-        or (select m.leases_from >= least(now(), m.beats_seen_at) - make_interval(secs => m.lease_s)
-              from cluster_metadata m where m.id = 1))
-   and (r.logical_id, r.instance_id) > (%(after_logical_id)s, %(after_instance_id)s::uuid)
- order by r.logical_id, r.instance_id
+-- list_instances: a page in the order of the keys
+-- (no join with the fleet: the planner misjudges its size and then sorts the whole table for each page)
+select i.*
+  from instance_row i
+ where (%(statuses)s::instancestatus[] is null or i.status = any(%(statuses)s::instancestatus[]))
+   and i.cluster_epoch = coalesce(%(epoch)s, (select f.current_epoch from fleet f))
+   and (%(organ_id)s::text is null or i.organ_id = %(organ_id)s)
+   and (%(logical_id)s::text is null or i.logical_id = %(logical_id)s)
+   and (%(node_id)s::text is null or i.node_id = %(node_id)s)
+   and i.labels @> %(labels)s::jsonb
+   and (%(selector)s = '[]' or labels_match(i.labels, %(selector)s::jsonb))
+   and (not %(fresh_only)s or i.status = 'dead' or i.last_heartbeat >= (select f.renewed_since from fleet f))
+   and (i.logical_id, i.instance_id) > (%(after_logical_id)s, %(after_instance_id)s::uuid)
+ order by i.logical_id, i.instance_id
  limit %(limit)s;
 
 -- load_live: a page of everything that is not dead
-select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.started_at, r.status_changed_at,
-       r.last_heartbeat, r.seq, r.actor_name, r.namespace, r.actor_id, r.serve_route, r.organ_id, r.labels,
-       r.metadata, r.node_id, host(r.ip_address), r.pid, r.stopped_at, r.cause,
-       r.process_key, r.drain_until, r.held::text
-  from registry_instance r
- where r.status <> 'dead'
-   and (r.logical_id, r.instance_id) > (%(after_logical_id)s, %(after_instance_id)s::uuid)
- order by r.logical_id, r.instance_id
+select i.*
+  from instance_row i
+ where i.status <> 'dead'
+   and (i.logical_id, i.instance_id) > (%(after_logical_id)s, %(after_instance_id)s::uuid)
+ order by i.logical_id, i.instance_id
  limit %(limit)s;
 
 -- live_states: a page of what must be the same in memory
-select r.logical_id, r.instance_id::text, r.status::text, r.seq, r.cluster_epoch
-  from registry_instance r
- where r.status <> 'dead'
-   and (r.logical_id, r.instance_id) > (%(after_logical_id)s, %(after_instance_id)s::uuid)
- order by r.logical_id, r.instance_id
+select i.logical_id, i.instance_id, i.status, i.seq, i.cluster_epoch, i.reported_status, i.holds
+  from instance_row i
+ where i.status <> 'dead'
+   and (i.logical_id, i.instance_id) > (%(after_logical_id)s, %(after_instance_id)s::uuid)
+ order by i.logical_id, i.instance_id
  limit %(limit)s;
 
--- last_beats: when these were last heard by anybody
-select r.instance_id::text, r.last_heartbeat
-  from registry_instance r
- where r.instance_id = any(%(ids)s::uuid[]) and r.status <> 'dead';
+-- last_beats: the last recorded beats of these
+select i.instance_id, i.last_heartbeat
+  from instance_row i
+ where i.instance_id = any(%(ids)s::uuid[]) and i.status <> 'dead';
 
--- best_instances: the best active instance of each of these agents
-select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.started_at, r.status_changed_at,
-       r.last_heartbeat, r.seq, r.actor_name, r.namespace, r.actor_id, r.serve_route, r.organ_id, r.labels,
-       r.metadata, r.node_id, host(r.ip_address), r.pid, r.stopped_at, r.cause,
-       r.process_key, r.drain_until, r.held::text
-  from active_instance r
- where r.logical_id = any(%(logical_ids)s);
+-- best_instances: the best routable instance of each of these agents
+select i.*
+  from instance_row i
+ where i.instance_id in (select a.instance_id from active_instance a where a.logical_id = any(%(logical_ids)s));
 
--- get_instance: one instance, dead or alive
-select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.started_at, r.status_changed_at,
-       r.last_heartbeat, r.seq, r.actor_name, r.namespace, r.actor_id, r.serve_route, r.organ_id, r.labels,
-       r.metadata, r.node_id, host(r.ip_address), r.pid, r.stopped_at, r.cause,
-       r.process_key, r.drain_until, r.held::text
-  from registry_instance r
- where r.instance_id = %(instance_id)s::uuid;
+-- get_instance: one instance, dead or not
+select i.* from instance_row i where i.instance_id = %(instance_id)s::uuid;
 
--- history: the newest instances of an agent
-select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.started_at, r.status_changed_at,
-       r.last_heartbeat, r.seq, r.actor_name, r.namespace, r.actor_id, r.serve_route, r.organ_id, r.labels,
-       r.metadata, r.node_id, host(r.ip_address), r.pid, r.stopped_at, r.cause,
-       r.process_key, r.drain_until, r.held::text
-  from registry_instance r
- where r.logical_id = %(logical_id)s
- order by r.started_at desc, r.instance_id
+-- instances: the newest instances of an agent
+select i.*
+  from instance_row i
+ where i.logical_id = %(logical_id)s
+ order by i.started_at desc, i.instance_id
  limit %(limit)s;
 
--- deaths: who died, the last first
-select r.instance_id::text, r.logical_id, r.status::text, r.cluster_epoch, r.started_at, r.status_changed_at,
-       r.last_heartbeat, r.seq, r.actor_name, r.namespace, r.actor_id, r.serve_route, r.organ_id, r.labels,
-       r.metadata, r.node_id, host(r.ip_address), r.pid, r.stopped_at, r.cause,
-       r.process_key, r.drain_until, r.held::text
-  from registry_instance r
- where r.status = 'dead'
-   and (r.stopped_at, r.instance_id) < (%(before)s::timestamptz, %(before_id)s::uuid)
+-- deaths: dead instances, the last death first
+select i.*
+  from instance_row i
+ where i.status = 'dead'
+   and (i.stopped_at, i.instance_id) < (%(before)s::timestamptz, %(before_id)s::uuid)
    and (%(within_s)s::double precision is null
-        or r.stopped_at >= now() - make_interval(secs => %(within_s)s::double precision))
- order by r.stopped_at desc, r.instance_id desc
+        or i.stopped_at >= now() - make_interval(secs => %(within_s)s::double precision))
+ order by i.stopped_at desc, i.instance_id desc
  limit %(limit)s;
 
--- transitions: the newest steps of an agent's instances
-select t.instance_id::text, t.logical_id, t.from_status::text, t.to_status::text, t.seq, t.cause, t.at, t.until
+-- transitions: the newest transitions of an agent's instances
+select t.instance_id, t.logical_id, t.from_status, t.to_status, t.seq, t.cause_kind, t.cause_detail, t.cause_by, t.hold,
+       t.expires_at, t.at
   from registry_transition t
  where t.logical_id = %(logical_id)s
  order by t.id desc

@@ -1,4 +1,4 @@
-"""Two roles: the owner, who migrates, and one for the registry, which may do what it does and nothing more."""
+"""Two roles: the owner, which migrates, and one for the registry, which has only the rights that it needs."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ import psycopg
 from psycopg import sql
 
 from seedcore.core.errors import InvalidInputError, SchemaError
-from seedcore.store.connections import transaction
-from seedcore.store.migrations import compare, known_migrations
+from seedcore.store.migrations import Migration, compare, known_migrations
+from seedcore.store.sessions import transaction
 
 _ROLE = re.compile(r"[a-z_][a-z0-9_-]{0,62}")
 
-# rows are read and written; how they are made and what was applied is the owner's
+# rows of these tables are never deleted; rows of the others are pruned
 _KEPT = ("cluster_epoch", "cluster_metadata")
-_PRUNED = ("registry_instance", "registry_transition", "superseded_cluster")
-_READ = ("schema_migration", "active_instance", "active_instances")
+_RECORD = "schema_migration"
 
 _RIGHTS = ("select", "insert", "update", "delete")
 _MADE = r"\bcreate\s+(?:or\s+replace\s+)?{}\s+(?:if\s+not\s+exists\s+)?(\w+)"
 
-# a schema may be shared: ours is what has a name of ours, and of functions those alone that belong to the owner of our
-# tables, or to whoever migrates now
+# a schema may be shared: ours are the relations with our names, and of the functions with our names those that belong
+# to the owner of our tables or to the current user
 _OURS = """
 with home as (select oid from pg_namespace where nspname = current_schema()),
      ours as (select c.oid, c.relname, c.relowner from pg_class c join home on home.oid = c.relnamespace
@@ -43,7 +42,7 @@ select 'function', p.oid::regprocedure::text from pg_proc p join home on home.oi
    and (p.proowner in (select relowner from ours) or pg_get_userbyid(p.proowner) = current_user)
 """
 
-# whose power over the tables a role has with its own: their owner's, the schema's, or his who migrates now
+# the owner whose rights the role has by membership: of the tables, of the schema, or the current user
 _ROLE_AS_IT_IS = """
 with owner as (
     select c.relowner as oid from pg_class c join pg_namespace n on n.oid = c.relnamespace
@@ -81,14 +80,14 @@ def check_role(name: str) -> str:
 
 
 async def check_grant(connection: psycopg.AsyncConnection[Any], role: str, *, with_password: bool) -> bool:
-    """Whether there is such a role yet. Raises InvalidInputError or SchemaError where `grant` would refuse it."""
+    """Whether the role exists. Raises InvalidInputError or SchemaError where `grant` would refuse it."""
     check_role(role)
-    cursor = await connection.execute(_ROLE_AS_IT_IS, {"relations": [*_KEPT, *_PRUNED], "role": role})
+    cursor = await connection.execute(_ROLE_AS_IT_IS, {"relations": _names(known_migrations())["table"], "role": role})
     found = await cursor.fetchone()
     if found is not None:
         is_superuser, owner, mighty = found
         if is_superuser:
-            raise SchemaError(f"role {role} is a superuser, whom nothing can be kept from: name another")
+            raise SchemaError(f"role {role} is a superuser, whose rights cannot be limited: name another")
         if owner == role:
             raise SchemaError(f"role {role} owns the tables: the registry's must be another than the owner's")
         if owner is not None:
@@ -104,8 +103,8 @@ async def check_grant(connection: psycopg.AsyncConnection[Any], role: str, *, wi
 
 
 async def _require_may_make(connection: psycopg.AsyncConnection[Any], role: str, *, is_there: bool) -> None:
-    """PostgreSQL only says that permission is denied, and in words that differ from version to version."""
-    # since PostgreSQL 16 the right to make roles is not one over roles that others have made
+    """Explain what is missing: PostgreSQL reports that permission is denied, in words that differ between versions."""
+    # since PostgreSQL 16 createrole gives no rights over roles that others have created
     cursor = await connection.execute(
         "select current_user::text, rolsuper or (rolcreaterole and (current_setting('server_version_num')::int < 160000"
         " or not exists (select from pg_roles where rolname = %(role)s)"
@@ -128,7 +127,8 @@ async def _require_may_make(connection: psycopg.AsyncConnection[Any], role: str,
 
 
 async def grant(connection: psycopg.AsyncConnection[Any], role: str, password: str | None) -> bool:
-    """Let `role` do what a registry and discovery need; it is made where there is none. Whether it was made.
+    """Grant `role` the rights of a registry and of discovery, and create it where it is missing. Whether it was
+    created.
 
     Run as the owner of an up-to-date schema. Raises InvalidInputError or SchemaError; then nothing has changed.
     """
@@ -145,21 +145,21 @@ async def grant(connection: psycopg.AsyncConnection[Any], role: str, password: s
         if password is not None:
             # the server gets the hash: a statement may be logged
             algorithm = b"scram-sha-256"
-            told = connection.pgconn.encrypt_password(password.encode(), role.encode(), algorithm).decode()
-            await connection.execute(sql.SQL("alter role {} password {}").format(name, sql.Literal(told)))
+            hashed = connection.pgconn.encrypt_password(password.encode(), role.encode(), algorithm).decode()
+            await connection.execute(sql.SQL("alter role {} password {}").format(name, sql.Literal(hashed)))
         await _open_the_way(connection, name)
-        await _give(connection, name, _RIGHTS, anew=True)
+        await _give(connection, name, _RIGHTS, known_migrations(), reset=True)
     return not is_there
 
 
-async def grant_again(connection: psycopg.AsyncConnection[Any]) -> None:
-    """Let every role that writes instances do with new tables and functions what it may with those before.
+async def grant_again(connection: psycopg.AsyncConnection[Any], migrations: list[Migration]) -> None:
+    """Grant every role that writes instances the same rights on new tables and functions as on those before.
 
-    Run as the owner in the transaction of a migration: an older registry at work lives with its triggers and functions.
+    Run as the owner in the transaction of a migration, because a registry of the version before works on with it.
     """
     cursor = await connection.execute(_WRITERS)
     for role, rights in await cursor.fetchall():
-        await _give(connection, sql.Identifier(role), rights, anew=False)
+        await _give(connection, sql.Identifier(role), rights, migrations, reset=False)
 
 
 async def _open_the_way(connection: psycopg.AsyncConnection[Any], role: sql.Identifier) -> None:
@@ -168,7 +168,7 @@ async def _open_the_way(connection: psycopg.AsyncConnection[Any], role: sql.Iden
     for text in (
         "grant connect on database {database} to {role}",
         "grant usage on schema {schema} to {role}",
-        # an earlier version gave what this owner would ever make here, whatever it was for
+        # an earlier version granted rights on everything that this owner would create
         "alter default privileges in schema {schema} revoke select, insert, update, delete on tables from {role}",
         "alter default privileges in schema {schema} revoke usage, select on sequences from {role}",
         "alter default privileges in schema {schema} revoke execute on functions from {role}",
@@ -177,34 +177,49 @@ async def _open_the_way(connection: psycopg.AsyncConnection[Any], role: sql.Iden
 
 
 async def _give(
-    connection: psycopg.AsyncConnection[Any], role: sql.Identifier, rights: Iterable[str], *, anew: bool
+    connection: psycopg.AsyncConnection[Any],
+    role: sql.Identifier,
+    rights: Iterable[str],
+    migrations: list[Migration],
+    *,
+    reset: bool,
 ) -> None:
-    """Give those of the four `rights` that our tables are for, and what they need; `anew`: and take all else."""
-    ours = await _ours(connection)
+    """Grant those of the four `rights` that our tables need, and what comes with them. `reset`: revoke all others."""
+    names = _names(migrations)
+    ours = await _ours(connection, names)
     pruned = [right for right in _RIGHTS if right in rights]
     kept = [right for right in pruned if right != "delete"]
-    wanted = [(kept, "", _KEPT), (pruned, "", _PRUNED), (["select"], "", _READ)]
-    given = [(which, kind, [name for name in names if name in ours["relation"]]) for which, kind, names in wanted]
+    wanted = [
+        (kept, "", _KEPT),
+        (pruned, "", [name for name in names["table"] if name not in _KEPT]),
+        (["select"], "", [_RECORD, *names["view"]]),
+    ]
+    given = [(which, kind, [name for name in found if name in ours["relation"]]) for which, kind, found in wanted]
     given.append((["usage", "select"], "sequence ", ours["sequence"]))
     given.append((["execute"], "function ", ours["function"]))
-    for which, kind, names in given:
-        if not names:
+    for which, kind, found in given:
+        if not found:
             continue
-        # names of ours, and of what the server itself has written as it reads it
-        things = sql.SQL(kind + ", ".join(names))
-        if anew:
+        # our own names, and names as the server writes them
+        things = sql.SQL(kind + ", ".join(found))
+        if reset:
             await connection.execute(sql.SQL("revoke all on {} from {}").format(things, role))
         await connection.execute(sql.SQL("grant {} on {} to {}").format(sql.SQL(", ".join(which)), things, role))
 
 
-async def _ours(connection: psycopg.AsyncConnection[Any]) -> dict[str, list[str]]:
-    """What is there of ours, by kind."""
-    text = "\n".join(migration.sql for migration in known_migrations())
-    names = {kind: re.findall(_MADE.format(kind), text, re.IGNORECASE) for kind in ("sequence", "function")}
+def _names(migrations: list[Migration]) -> dict[str, list[str]]:
+    """The names of what the schema files create, by kind."""
+    text = "\n".join(migration.sql for migration in migrations)
+    kinds = ("table", "view", "sequence", "function")
+    return {kind: sorted(set(re.findall(_MADE.format(kind), text, re.IGNORECASE))) for kind in kinds}
+
+
+async def _ours(connection: psycopg.AsyncConnection[Any], names: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The names of our objects in the database, by kind."""
     cursor = await connection.execute(
         _OURS,
         {
-            "relations": [*_KEPT, *_PRUNED, *_READ],
+            "relations": [_RECORD, *names["table"], *names["view"]],
             "sequences": names["sequence"],
             "functions": names["function"],
         },

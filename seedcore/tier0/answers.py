@@ -1,4 +1,4 @@
-"""What the manager answers. Each says where it came from."""
+"""The values that the manager takes and returns. An answer names its source."""
 
 from __future__ import annotations
 
@@ -7,41 +7,21 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
-from seedcore.core.model import Instance, Json, Source
-from seedcore.registry.answers import Health
-from seedcore.registry.lookup import ActorHandle
+from seedcore.core.answers import Origin
+from seedcore.core.limits import Json
+from seedcore.registry.caller.known_agents import KnownAgent
+from seedcore.registry.protocol.messages import Health
 from seedcore.settings import Mode
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Located:
-    """A proven handle and who named it. `instance` is None where only Ray's listing knows the actor."""
-
-    logical_id: str
-    handle: ActorHandle
-    source: Source
-    as_of: datetime
-    instance: Instance | None
-
-
-@dataclass(frozen=True, slots=True)
-class KnownAgent:
-    """An agent the manager knows of."""
-
-    logical_id: str
-    actor_name: str
-    source: Source
-    instance: Instance | None
-
-
-@dataclass(frozen=True, slots=True)
 class Fleet:
-    """Agents known after a discovery. `complete` False: a source was away, there may be more."""
+    """The known agents after a discovery. `complete` False: a source did not answer, so there may be more."""
 
     agents: tuple[KnownAgent, ...]
-    source: Source
+    source: Origin
     as_of: datetime
     version: int
     complete: bool
@@ -52,8 +32,8 @@ class Fleet:
 class AgentSpec:
     """An agent to create. `agent_class` None means RayAgent; `arguments` go to its constructor by keyword.
 
-    `epoch` is one that it insists on, and part of its actor's name then; one that insists on none belongs to
-    `started_epoch`, where that is given, and else to the epoch that is current when it first registers.
+    With `epoch` the agent registers in that epoch only, and the epoch is part of its actor's name. Without it, the
+    agent belongs to `started_epoch` if that is given, else to the epoch that is current at its first registration.
     """
 
     agent_id: str
@@ -71,23 +51,23 @@ class AgentSpec:
 
     @property
     def actor_name(self) -> str:
-        """Blue and green of one logical id live side by side, and Ray's names are unique."""
+        """Actors of two epochs with one logical id run side by side, and Ray's names are unique."""
         return self.agent_id if self.epoch is None else f"{self.agent_id}@{self.epoch}"
 
 
 @dataclass(frozen=True, slots=True)
 class Gathered(Generic[T]):
-    """Results by logical id, and for every agent that gave none the reason."""
+    """Results by logical id, and the failure of every agent without a result."""
 
     results: Mapping[str, T]
     failures: Mapping[str, str]
-    source: Source
+    source: Origin
     as_of: datetime
 
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What a prune found: dead agents were dropped, silent ones kept."""
+    """The result of a prune: dead agents were dropped, silent ones kept."""
 
     dropped: tuple[str, ...]
     silent: tuple[str, ...]
@@ -96,7 +76,7 @@ class Pruned:
 
 @dataclass(frozen=True, slots=True)
 class SystemSummary:
-    """The manager's view of fleet and registry. `healed` counts agents that it knew and a source knew better."""
+    """The manager's view of fleet and registry. `healed` counts the known agents that a source has corrected."""
 
     mode: Mode
     namespace: str

@@ -1,18 +1,19 @@
-"""Calls to agents: bounded, many at once, failures named."""
+"""Calls to agents: bounded in time, a bounded number at once, with named failures."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from ray.exceptions import RayError, RayTaskError
 
+from seedcore.core.answers import Origin
 from seedcore.core.errors import AgentCallError, RegistryError, SessionError, first_line
-from seedcore.core.model import Source, check_timeout
-from seedcore.core.waiting import end, within
-from seedcore.registry import session
+from seedcore.core.limits import check_timeout
+from seedcore.core.timeouts import end, within
+from seedcore.registry.ray_support import session
 from seedcore.tier0.answers import Gathered
 
 T = TypeVar("T")
@@ -21,15 +22,15 @@ _AT_ONCE = 64
 
 
 async def bounded_call(agent_id: str, call: Callable[[], Any], timeout_s: float | None) -> Any:
-    """The result of one call to an agent within `timeout_s` seconds (None: however long it takes).
+    """The result of one call to an agent within `timeout_s` seconds (None: without a bound).
 
-    Raises InvalidInputError for the limit, AgentCallError at it, the agent's own RegistryError, or what Ray raises:
-    RayTaskError, which is also the agent's own exception, or a RayActorError.
+    Raises InvalidInputError for a bad bound, AgentCallError at the bound, the agent's own RegistryError, or what Ray
+    raises: RayTaskError, which is also the agent's own exception, or a RayActorError.
     """
     check_timeout(timeout_s)
 
     async def answer() -> Any:
-        # a handle may be of another Ray session, and a call without one would begin one
+        # a handle may belong to another Ray session, and a call without a session would start one
         with session.passing():
             return await call()
 
@@ -40,7 +41,7 @@ async def bounded_call(agent_id: str, call: Callable[[], Any], timeout_s: float 
         if isinstance(error.cause, RegistryError):
             raise error.cause from None
         raise
-    except asyncio.TimeoutError:
+    except TimeoutError:
         raise AgentCallError(agent_id, f"no answer within {timeout_s:g} s") from None
     except SessionError as error:
         raise AgentCallError(agent_id, error.why) from error
@@ -48,8 +49,8 @@ async def bounded_call(agent_id: str, call: Callable[[], Any], timeout_s: float 
         raise AgentCallError(agent_id, f"its actor has no such method: {error}") from None
 
 
-async def gather(ids: Sequence[str], work: Callable[[str], Awaitable[T]], source: Source) -> Gathered[T]:
-    """Do the work for each id, a bounded number at once; failures are named, not raised."""
+async def gather(ids: Sequence[str], work: Callable[[str], Awaitable[T]], source: Origin) -> Gathered[T]:
+    """Do the work for each id, a bounded number at once. Failures are returned by id, not raised."""
     slots = asyncio.Semaphore(_AT_ONCE)
     results: dict[str, T] = {}
     failures: dict[str, str] = {}
@@ -67,6 +68,6 @@ async def gather(ids: Sequence[str], work: Callable[[str], Awaitable[T]], source
     try:
         await asyncio.gather(*tasks)
     finally:
-        # where one raises what is not expected, or the caller is cancelled
+        # if one raises an unexpected error, or the caller is cancelled
         await end(*tasks)
-    return Gathered(results, failures, source, datetime.now(timezone.utc))
+    return Gathered(results, failures, source, datetime.now(UTC))

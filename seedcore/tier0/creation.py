@@ -1,4 +1,4 @@
-"""Makes agents' actors: named like their logical id, in our namespace, idempotently."""
+"""Creates agents' actors: named like their logical id, in the manager's namespace, idempotently."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import ray
 from ray.exceptions import ActorAlreadyExistsError, RayActorError, RayError, RayTaskError, TaskCancelledError
 
 from seedcore.agents.ray_agent import RayAgent
+from seedcore.core.changes import Registration, new_instance_id
 from seedcore.core.errors import (
     AgentCallError,
     DirectoryUnavailableError,
@@ -24,13 +25,13 @@ from seedcore.core.errors import (
     last_line,
 )
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import MAX_ID_CHARS, Registration, check_kind, check_text, new_instance_id
-from seedcore.core.waiting import within
-from seedcore.registry import session
-from seedcore.registry.client import check_not_ours
-from seedcore.registry.handles import end_actor
-from seedcore.registry.identity import ProcessEpoch, note_process_epoch
-from seedcore.registry.lookup import ActorHandle, actor_id_of, find_actor, is_told_dead, ray_remembers
+from seedcore.core.limits import check_kind
+from seedcore.core.timeouts import within
+from seedcore.registry.agent.identity import ProcessEpoch, note_process_epoch
+from seedcore.registry.caller.locator import check_agent_id
+from seedcore.registry.ray_support import session
+from seedcore.registry.ray_support.actors import end_actor
+from seedcore.registry.ray_support.lookup import ActorHandle, actor_id_of, find_actor, is_known_dead, ray_remembers
 from seedcore.settings import use_namespace
 from seedcore.tier0.answers import AgentSpec
 
@@ -41,17 +42,12 @@ _ATTEMPTS = 5
 _PAUSE_S = 0.1
 _GIVEN = frozenset({"agent_id", "organ_id", "labels", "metadata"})
 
-_held: dict[tuple[str, str], ActorHandle] = {}
-"""Agents that are not detached: an actor ends with the last handle of its maker."""
-
-
-def check_agent_id(agent_id: str, field: str = "agent_id") -> str:
-    """A logical id, or the name of its actor, that may be an agent's, or InvalidInputError."""
-    return check_not_ours(field, check_text(field, agent_id, MAX_ID_CHARS))
+_kept: dict[tuple[str, str], ActorHandle] = {}
+"""Agents that are not detached: such an actor ends with the last handle in the process that created it."""
 
 
 def check_spec(spec: AgentSpec) -> None:
-    """Raise InvalidInputError for what no agent can be made of, before there is an actor to find it out."""
+    """Raise InvalidInputError for a spec that no agent can be created from, before an actor is created."""
     check_agent_id(spec.agent_id)
     check_agent_id(spec.actor_name, "actor_name")
     Registration(
@@ -82,7 +78,7 @@ def _check_constructor(agent_class: type[Any], spec: AgentSpec) -> None:
     try:
         takes = inspect.signature(agent_class)
     except (TypeError, ValueError):
-        # one in C does not say
+        # a class in C has no signature
         return
     try:
         takes.bind(spec.agent_id, **_details(spec))
@@ -93,7 +89,7 @@ def _check_constructor(agent_class: type[Any], spec: AgentSpec) -> None:
 
 
 def _details(spec: AgentSpec) -> dict[str, Any]:
-    """What its constructor gets beside its id."""
+    """The arguments of its constructor beside its id."""
     return {
         "organ_id": spec.organ_id,
         "labels": dict(spec.labels),
@@ -103,10 +99,10 @@ def _details(spec: AgentSpec) -> dict[str, Any]:
 
 
 async def create_actor(spec: AgentSpec, namespace: str) -> ActorHandle:
-    """The agent's actor, made unless it lives, and started. See Tier0MemoryManager.create_agent for the errors.
+    """The agent's actor, created unless it lives, and started. See Tier0MemoryManager.create_agent for the errors.
 
-    An actor that this call made is ended where it does not start or the call is cancelled; one that was there is left
-    as it is.
+    An actor that this call created is ended if it does not start or the call is cancelled. An actor that existed before
+    is not touched.
     """
     check_spec(spec)
     creation = _Creation(spec, namespace)
@@ -117,26 +113,31 @@ async def create_actor(spec: AgentSpec, namespace: str) -> ActorHandle:
             raise AgentCallError(spec.agent_id, f"{first_line(error)}; and its new actor does not end") from error
         raise
     except BaseException:
-        # a cancelled caller waits no longer
+        # a cancelled caller does not wait
         if creation.made is not None:
-            # with the session the actor is out of reach, or gone
+            # without the session the actor is out of reach, or gone
             with suppress(SessionError):
                 session.kill(creation.made)
         raise
     if handle is creation.made and not spec.is_detached:
-        _hold(spec.actor_name, namespace, handle)
+        _keep(spec.actor_name, namespace, handle)
     return handle
 
 
-def _hold(actor_name: str, namespace: str, handle: ActorHandle) -> None:
+def _keep(actor_name: str, namespace: str, handle: ActorHandle) -> None:
     """Keep an agent that is not detached alive as long as this process."""
-    for key in [key for key, held in _held.items() if is_told_dead(held)]:
-        del _held[key]
-    _held[namespace, actor_name] = handle
+    for key in [key for key, kept in _kept.items() if is_known_dead(kept)]:
+        del _kept[key]
+    _kept[namespace, actor_name] = handle
+
+
+def kept_alive(namespace: str) -> set[str]:
+    """The names of the actors in a namespace that this process keeps alive, because they are not detached."""
+    return {actor_name for kept_in, actor_name in _kept if kept_in == namespace}
 
 
 class _Creation:
-    """One attempt after another. `made` is the actor that we made last, which nobody else can have made."""
+    """The attempts to create an actor. `made` is the last actor that this object created."""
 
     def __init__(self, spec: AgentSpec, namespace: str) -> None:
         self._spec = spec
@@ -158,11 +159,11 @@ class _Creation:
             except NotAcceptingWorkError as error:
                 if error.status != Status.DEAD:
                     raise
-                # what has stopped never starts again, and keeps the name
+                # a stopped agent never starts again, and its actor keeps the name
                 problem = first_line(error)
                 await end_actor(handle, _END_S)
             except RayActorError as error:
-                # of another: just dying; of ours: it may come back, where its constructor did not fail
+                # another's actor: it is dying. Ours: Ray may restart it, unless its constructor failed
                 if error.actor_init_failed and self._is_ours(handle):
                     raise self._failed(handle, f"its constructor failed: {last_line(error)}") from error
                 problem = first_line(error)
@@ -171,20 +172,20 @@ class _Creation:
         raise AgentCallError(self._spec.agent_id, f"its actor does not come up: {problem}")
 
     async def _make_or_find(self) -> ActorHandle | None:
-        """Our actor, or another's of that name, or None where the name is taken by one that is gone already."""
+        """Our actor, or another's of that name, or None if the name still belongs to an actor that is gone."""
         agent_id = self._spec.agent_id
         try:
             self.made = _make_actor(self._spec, self._namespace)
         except ActorAlreadyExistsError:
-            # Ray decides who makes it: only one of many gets past this
+            # Ray decides: of many callers only one creates the actor
             try:
                 return await find_actor(self._spec.actor_name, self._namespace, _LOOK_UP_S)
             except DirectoryUnavailableError as error:
                 raise AgentCallError(agent_id, first_line(error)) from error
         except (TypeError, ValueError, RayError, SessionError) as error:
-            # where the class cannot be pickled, the error behind Ray's names what of it
+            # if the class cannot be pickled, the cause of Ray's error names the part
             why = first_line(error if error.__cause__ is None else error.__cause__)
-            raise AgentCallError(agent_id, f"its actor cannot be made: {why}") from error
+            raise AgentCallError(agent_id, f"its actor cannot be created: {why}") from error
         return self.made
 
     async def _start(self, handle: ActorHandle) -> None:
@@ -196,7 +197,7 @@ class _Creation:
             is_ended = isinstance(error.cause, TaskCancelledError)
             why = "it raised KeyboardInterrupt, or was cancelled" if is_ended else repr(error.cause)
             raise self._failed(handle, f"start failed: {why}") from error
-        except asyncio.TimeoutError:
+        except TimeoutError:
             known = await ray_remembers(self._spec.actor_name, self._namespace, _LOOK_UP_S)
             raise self._failed(handle, f"did not start within {_TIMEOUT_S:g} s; {known}") from None
         except (AttributeError, TypeError) as error:
@@ -207,7 +208,7 @@ class _Creation:
             raise self._failed(handle, f"start failed: {first_line(error)}") from error
 
     def _failed(self, handle: ActorHandle, why: str) -> AgentCallError:
-        there = "" if self._is_ours(handle) else "an actor of that name is there already and is left as it is: "
+        there = "" if self._is_ours(handle) else "another actor of that name exists already and is left as it is: "
         return AgentCallError(self._spec.agent_id, there + why)
 
     def _is_ours(self, handle: ActorHandle) -> bool:
@@ -219,7 +220,7 @@ async def _started(handle: ActorHandle) -> None:
 
 
 def _make_actor(spec: AgentSpec, namespace: str) -> ActorHandle:
-    """A new actor. Raises ActorAlreadyExistsError where its name is taken, TypeError or ValueError for the options."""
+    """A new actor. Raises ActorAlreadyExistsError if its name is taken, TypeError or ValueError for the options."""
     agent_class = spec.agent_class if spec.agent_class is not None else RayAgent
     options = {
         "name": spec.actor_name,
@@ -235,9 +236,9 @@ def _make_actor(spec: AgentSpec, namespace: str) -> ActorHandle:
 
 
 def prepared(agent_class: type[Any], namespace: str, epoch: ProcessEpoch | None) -> type[Any]:
-    """The class, whose actor's process knows the namespace of its registry and its own epoch before the constructor
-    runs: the environment of that process is its node's, not ours, and Ray runs the constructor again in each process
-    that it starts for the actor."""
+    """The class with a constructor that first sets the namespace of its registry and its own epoch. The actor's process
+    has the environment of its node, not of this process, and Ray runs the constructor again in each process that it
+    starts for the actor."""
 
     @wraps(agent_class.__init__)
     def __init__(self: Any, *arguments: Any, **options: Any) -> None:

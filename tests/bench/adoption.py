@@ -12,7 +12,7 @@ import time
 
 import psycopg
 
-from seedcore.store.postgres import migrate_database
+from seedcore.store.maintenance import migrate_database
 from tests.postgres.earlier import OldClient, make_earlier
 from tests.servers import embedded_binaries, running_server, system_binaries
 

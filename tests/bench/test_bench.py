@@ -17,7 +17,7 @@ from seedcore.bench.environment import Bench, environment
 from seedcore.bench.growth import measure
 from seedcore.bench.report import Figure, Ratio, Result, show, write_json, write_plot
 from seedcore.bench.run import BENCHMARKS
-from seedcore.cli.output import EXIT_USAGE
+from seedcore.cli.errors import EXIT_USAGE
 from tests.children import run
 
 PROGRAM = Path(sys.executable).parent / "seedcore"
@@ -36,22 +36,22 @@ def test_every_benchmark_runs_prints_a_table_and_writes_json_and_a_plot(tmp_path
     done = bench_command("--quick", "--json", str(figures), "--plot", str(plot), timeout_s=380)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "committed / floor" in done.stdout
-    told = json.loads(figures.read_text())
-    assert [result["name"] for result in told["results"]] == list(BENCHMARKS)
-    assert told["machine"]["cpus"]
-    rates = {figure["name"]: figure["value"] for result in told["results"] for figure in result["figures"]}
-    # far below the promise: only that it measures what it says
+    written = json.loads(figures.read_text())
+    assert [result["name"] for result in written["results"]] == list(BENCHMARKS)
+    assert written["machine"]["cpus"]
+    rates = {figure["name"]: figure["value"] for result in written["results"] for figure in result["figures"]}
+    # far below the promise: this only shows that it measures
     assert rates["rows of beats committed, end to end"] > 2 * rates["floor: one transaction per beat"]
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_benchmark_that_there_is_not_is_refused_before_anything_runs() -> None:
+def test_unknown_benchmark_is_refused_before_any_runs() -> None:
     done = bench_command("ingets")
     assert done.returncode == EXIT_USAGE
     assert "must be one of ingest, resolve, propagation, death, restart, http, growth, not 'ingets'" in done.stderr
 
 
-def test_a_ratio_beyond_its_bound_is_shown_as_not_held(tmp_path: Path) -> None:
+def test_ratio_beyond_its_bound_is_shown_as_not_held(tmp_path: Path) -> None:
     ratios = [Ratio("good", 15.0, ">= 15"), Ratio("bad", 2.5, "<= 2"), Ratio("free", 0.1)]
     assert [ratio.holds for ratio in ratios] == [True, False, True]
     result = Result("example", [Figure("rate", 12345.6, "/ s")], ratios, notes=["a note"])

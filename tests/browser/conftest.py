@@ -43,9 +43,11 @@ async def page(browser: Browser) -> AsyncIterator[Page]:
     page.on("pageerror", lambda error: troubles.append(str(error)))
     page.on(
         "console",
-        # an answer of 404 or 503 is told by the browser itself
-        lambda told: (
-            troubles.append(told.text) if told.type == "error" and "Failed to load resource" not in told.text else None
+        # the browser itself logs an answer of 404 or 503
+        lambda entry: (
+            troubles.append(entry.text)
+            if entry.type == "error" and "Failed to load resource" not in entry.text
+            else None
         ),
     )
     yield page

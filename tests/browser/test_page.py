@@ -9,11 +9,11 @@ from urllib.parse import quote
 
 from playwright.async_api import Browser, Page, expect
 
+from seedcore.composition import start_registry
 from seedcore.core.lifecycle import Status
 from seedcore.core.text import first_unfit
 from seedcore.registry import RegistryClient
-from seedcore.registry.actor import stop_registry
-from seedcore.runtime import start_registry
+from seedcore.registry.server.actor import stop_registry
 from tests.cluster.agents import Worker
 from tests.serving import FLEET, World
 from tests.waiting import eventually
@@ -60,14 +60,14 @@ async def test_an_agent_appears_dies_and_its_timeline_says_why(page: Page, world
     await expect(row).to_contain_text("SIGKILL")
     await row.click()
     await expect(page.locator("#agent-state")).to_contain_text("Dead", timeout=PATIENCE_MS)
-    await expect(page.locator("#agent-headline")).to_contain_text("its process was killed by SIGKILL")
+    await expect(page.locator("#agent-headline")).to_contain_text("its process was killed: SIGKILL")
     await expect(page.locator('#timeline li[data-status="dead"]')).to_contain_text("SIGKILL")
     await expect(page.locator("#timeline li")).to_have_count(3)
     # it leaves the list in the end, and its page stays
     await expect(row).to_have_count(0, timeout=PATIENCE_MS)
     assert loads == []
     await page.goto(f"{world.url}/#/agent/mayfly")
-    await expect(page.locator("#agent-headline")).to_contain_text("killed by SIGKILL", timeout=PATIENCE_MS)
+    await expect(page.locator("#agent-headline")).to_contain_text("killed: SIGKILL", timeout=PATIENCE_MS)
 
 
 async def test_who_died_is_listed_with_the_cause_the_last_first(page: Page, world: World) -> None:
@@ -83,7 +83,8 @@ async def test_who_died_is_listed_with_the_cause_the_last_first(page: Page, worl
     lines = page.locator("#deaths-list li")
     await expect(lines.nth(0)).to_contain_text("midge", timeout=PATIENCE_MS)
     await expect(lines.nth(1)).to_contain_text("moth")
-    await expect(lines.nth(0)).to_contain_text("killed by SIGKILL")
+    await expect(lines.nth(0)).to_contain_text("killed: SIGKILL")
+    await expect(lines.nth(0)).not_to_have_attribute("data-planned", "")
     await lines.nth(1).get_by_role("link").click()
     await expect(page.locator("#deaths-dialog")).to_be_hidden()
     await expect(page.locator("#agent-name")).to_have_text("moth", timeout=PATIENCE_MS)
@@ -143,11 +144,29 @@ async def test_an_agent_is_drained_and_undrained_by_buttons(page: Page, world: W
     await expect(row_of(page, "ant")).to_have_attribute("data-status", "draining", timeout=PATIENCE_MS)
     await expect(page.locator("#agent-headline")).to_contain_text("a new disk")
     agent = await world.get("/v1/agents/ant")
-    assert agent["live"][0]["instance"]["cause"] == "by an operator (writer): a new disk"
-    assert agent["live"][0]["instance"]["drain_until"] is not None
+    (hold,) = agent["live"][0]["instance"]["holds"]
+    assert (hold["kind"], hold["reason"], hold["by"]) == ("operator", "a new disk", "writer")
+    shown = page.locator('#agent-live [data-hold="operator"]')
+    for part in ("a new disk", "writer", "in 15 min"):
+        await expect(shown).to_contain_text(part, timeout=PATIENCE_MS)
     await page.locator("#undrain").click()
     await expect(row_of(page, "ant")).to_have_attribute("data-status", "alive", timeout=PATIENCE_MS)
     assert (await world.get("/v1/agents/ant"))["live"][0]["instance"]["status"] == "alive"
+
+
+async def test_a_planned_end_is_shown_as_no_failure(page: Page, world: World) -> None:
+    await opened(page, world)
+    client = RegistryClient("planned", settings=world.settings)
+    await client.set_status(Status.ALIVE)
+    row = row_of(page, "planned")
+    await expect(row).to_be_visible(timeout=PATIENCE_MS)
+    await client.set_status(Status.DEAD, "its work is done")
+    await expect(row).to_have_attribute("data-status", "dead", timeout=PATIENCE_MS)
+    await expect(row).to_have_attribute("data-planned", "")
+    await row.click()
+    await expect(page.locator("#agent-headline")).to_have_attribute("data-planned", "", timeout=PATIENCE_MS)
+    await expect(page.locator('#timeline li[data-status="dead"]')).to_have_attribute("data-planned", "")
+    await expect(page.locator("#agent-headline")).to_contain_text("its work is done")
 
 
 async def test_it_says_that_the_database_is_away_and_that_it_is_back(page: Page, world: World) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import ray
 
 from seedcore.agents import RayAgent
 from seedcore.registry import RegistryClient, Reporter, ThreadReporter
-from seedcore.registry.answers import Hello
+from seedcore.registry.protocol.messages import Hello
 from seedcore.settings import Settings
 from tests.waiting import eventually
 
@@ -156,9 +157,9 @@ class OldRegistry:
     """A registry of long ago."""
 
     async def hello(self) -> Hello:
-        from datetime import datetime, timezone
+        from datetime import datetime
 
-        return Hello(1, "0.0.1", os.getpid(), "", datetime.now(timezone.utc), oldest_protocol=1)
+        return Hello(1, "0.0.1", os.getpid(), "", datetime.now(UTC), oldest_protocol=1)
 
 
 class Host:

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
-from itertools import count
 
 import pytest
 import pytest_asyncio
 import ray
-from pydantic import SecretStr
 
-from seedcore.registry.actor import stop_registry
-from seedcore.registry.connection import RegistryConnection
-from seedcore.runtime import start_registry
+from seedcore.composition import start_registry
+from seedcore.registry.protocol.connection import RegistryConnection
+from seedcore.registry.server.actor import stop_registry
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
+from tests.cluster.sharing import Sharing, running
 from tests.servers import PostgresServer
-from tests.waiting import eventually
-
-_serial = count(1)
 
 
 @pytest.fixture(scope="package")
@@ -54,34 +50,38 @@ def start_cluster() -> None:
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
 
 
+@pytest.fixture(scope="module")
+def sharing(postgres18: PostgresServer) -> Iterator[Sharing]:
+    """What the tests of a module share: a registry, while it is as new."""
+    sharing = Sharing(postgres18)
+    yield sharing
+    sharing.end()
+
+
 @pytest.fixture
-def settings(postgres18: PostgresServer) -> Iterator[Settings]:
-    """A namespace and a database of its own; quick beats, so that tests need not wait for them."""
-    database = postgres18.create_database()
-    yield Settings(
-        namespace=f"test-{next(_serial)}",
-        pg_dsn=SecretStr(postgres18.dsn(database)),
-        beat_interval_s=1.0,
-        lease_s=3.0,
-        flush_interval_s=0.2,
-    )
-    postgres18.drop_database(database)
+def fresh_registry() -> None:
+    """Asked for by a test whose registry must not have served another one."""
+
+
+@pytest.fixture
+def settings(request: pytest.FixtureRequest, sharing: Sharing) -> Iterator[Settings]:
+    """A namespace and a database of its own, or those of the registry that tests share."""
+    wanted = set(request.fixturenames)
+    yield sharing.settings(is_shared="registry" in wanted and "fresh_registry" not in wanted)
+    sharing.release()
 
 
 @pytest_asyncio.fixture
-async def registry(ray_cluster: None, settings: Settings) -> AsyncIterator[RegistryConnection]:
-    """A registry actor that has joined its database."""
-    await start_registry(settings)
-    connection = RegistryConnection(settings.namespace, settings.call_timeout_s)
-
-    async def is_ready() -> bool:
-        health = await connection.health()
-        assert health.is_ready, health
-        return True
-
-    await eventually(is_ready)
-    yield connection
-    await stop_registry(settings.namespace)
+async def registry(ray_cluster: None, sharing: Sharing, settings: Settings) -> AsyncIterator[RegistryConnection]:
+    """A registry actor that has joined its database, and knows no agent."""
+    runs = sharing.take(settings)
+    if runs is None:
+        await stop_registry(settings.namespace)
+        await start_registry(settings, epoch_check_s=0.5)
+        runs = await running(settings)
+    yield RegistryConnection(settings.namespace, settings.call_timeout_s)
+    if not await sharing.keep(runs):
+        await stop_registry(settings.namespace)
 
 
 @pytest_asyncio.fixture

@@ -1,4 +1,4 @@
-"""Why an agent died, in words: whatever ended it, its history names it."""
+"""Why an agent died: its history has the kind of the cause, and words for people."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ import ray
 from ray.exceptions import RayError
 
 from seedcore.cli.why import Reason, reason_of
-from seedcore.discovery.api import agent_answer
+from seedcore.core.causes import CauseKind
+from seedcore.core.holds import HoldKind
+from seedcore.discovery.api import CauseOut
+from seedcore.discovery.rendering import agent_answer
 from seedcore.registry import ThreadReporter
-from seedcore.registry.connection import RegistryConnection
-from seedcore.registry.lookup import explained, ray_remembers
+from seedcore.registry.protocol.connection import RegistryConnection
+from seedcore.registry.ray_support.lookup import ray_remembers
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
 from tests.children import run
@@ -42,13 +45,15 @@ async def why(registry: RegistryConnection, agent_id: str) -> Reason:
     return reason_of(agent_answer(await registry.describe(agent_id)))
 
 
-async def until_dead(registry: RegistryConnection, agent_id: str, pattern: str) -> Reason:
+async def until_dead(registry: RegistryConnection, agent_id: str, kind: CauseKind, pattern: str = "") -> Reason:
     """Its reason, once it is dead and more is known than that its process is gone."""
 
     async def reason() -> Reason:
         found = await why(registry, agent_id)
         assert found.state == "dead", found
-        assert re.search(pattern, found.why), found
+        assert found.cause is not None
+        assert found.cause.kind is kind, found
+        assert re.search(pattern, found.cause.detail or ""), found
         return found
 
     return await eventually(reason)
@@ -77,12 +82,12 @@ async def test_a_signal_and_an_exit_code_are_named(
         handle = await create(manager, settings, name)
         pid = await handle.execute_task.remote("pid")
         os.kill(pid, number)
-        reason = await until_dead(registry, name, f"its process was killed by {number.name} \\(pid {pid}\\)")
+        reason = await until_dead(registry, name, CauseKind.PROCESS_KILLED, f"^{number.name} \\(pid {pid}\\)$")
         assert reason.advice is not None
     handle = await create(manager, settings, "quits")
     pid = await handle.execute_task.remote("pid")
     handle.execute_task.remote("die")
-    await until_dead(registry, "quits", f"its process exited with code 1 \\(pid {pid}\\)")
+    await until_dead(registry, "quits", CauseKind.PROCESS_EXITED, f"^exit code 1 \\(pid {pid}\\)$")
 
 
 async def test_what_its_constructor_raised_is_named(registry: RegistryConnection, settings: Settings) -> None:
@@ -90,10 +95,10 @@ async def test_what_its_constructor_raised_is_named(registry: RegistryConnection
     handle = actor_class.options(name="raises", namespace=settings.namespace, num_cpus=0).remote("raises", settings)
     with pytest.raises(RayError):
         await handle.__ray_ready__.remote()
-    reason = await until_dead(registry, "raises", "an exception in its start-up: ValueError: no such model: gpt")
+    reason = await until_dead(registry, "raises", CauseKind.START_FAILED, "^ValueError: no such model: gpt")
     assert "\x1b" not in reason.why
-    history = await registry.transitions("raises", 5)
-    assert history[0].cause == reason.why
+    [last, *_] = await registry.transitions("raises", 5)
+    assert str(last.cause) == reason.why
 
 
 async def command(settings: Settings, *words: str) -> subprocess.CompletedProcess[str]:
@@ -106,11 +111,11 @@ async def test_who_drains_is_named_when_a_fleet_is_brought_up_again(
 ) -> None:
     for name in ("grazes", "rests"):
         await create(manager, settings, name)
-    await registry.turn_agent("rests", "draining")
+    await registry.drain(["rests"])
     file = tmp_path / "fleet.yaml"
     file.write_text("agents: [{ids: [grazes, rests]}]")
     answer = await command(settings, "fleet", "up", str(file))
-    assert answer.stdout.splitlines() == ["2 of 2 agents are up", "draining, and so not handed out, is rests"], answer
+    assert answer.stdout.splitlines() == ["2 of 2 agents are up", "draining, so not routed to: rests"], answer
 
 
 async def test_one_that_never_came_to_register_is_found_in_rays_memory(
@@ -120,21 +125,28 @@ async def test_one_that_never_came_to_register_is_found_in_rays_memory(
     handle = actor_class.options(name="unmakeable", namespace=settings.namespace, num_cpus=0).remote()
     with pytest.raises(RayError):
         await handle.__ray_ready__.remote()
-    told = await ray_remembers("unmakeable", settings.namespace, 5.0)
-    assert "which has died: an exception in its start-up: ValueError: not like this" in told
+    remembered = await ray_remembers("unmakeable", settings.namespace, 5.0)
+    assert "which has died: start failed: ValueError: not like this" in remembered
     answer = await command(settings, "why", "unmakeable")
     assert answer.returncode == 3, answer
     assert "ValueError: not like this" in answer.stderr
     assert "Traceback" not in answer.stderr
 
 
-async def test_who_was_ended_by_ray_is_told_so(
+async def test_what_ray_reports_of_an_end_is_added_to_its_cause(
     registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings
 ) -> None:
     handle = await create(manager, settings, "ended")
     await handle.execute_task.remote("pid")
     ray.kill(handle, no_restart=True)
-    await until_dead(registry, "ended", r"its process .*\(pid \d+\): Ray says: .*kill")
+
+    async def is_explained() -> bool:
+        cause = (await why(registry, "ended")).cause
+        assert cause is not None
+        assert cause.kind in {CauseKind.PROCESS_EXITED, CauseKind.PROCESS_KILLED}
+        return re.search(r"Ray reports: .*kill.*; .*pid \d+", cause.detail or "") is not None
+
+    await eventually(is_explained)
 
 
 async def test_draining_stopping_and_an_old_epoch_are_named(
@@ -143,16 +155,17 @@ async def test_draining_stopping_and_an_old_epoch_are_named(
     handle = await create(manager, settings, "drains")
     await handle.drain.remote("makes room")
     drains = await why(registry, "drains")
-    assert (drains.state, drains.why) == ("draining", "makes room")
-    await registry.turn_agent("drains", "draining", "by an operator: upkeep", for_s=60)
-    assert re.match(r"by an operator: upkeep, until \d{4}-", (await why(registry, "drains")).why)
+    assert (drains.state, drains.cause) == ("draining", CauseOut(kind=CauseKind.AGENT, detail="makes room", by=None))
+    await registry.drain(["drains"], "upkeep", "ada", duration_s=60)
+    [hold] = (await why(registry, "drains")).holds
+    assert (hold.kind, hold.reason, hold.by, hold.expires_at is None) == (HoldKind.OPERATOR, "upkeep", "ada", False)
     actor_class: Any = ray.remote(Blocking)
     blocking = actor_class.options(name="stops", namespace=settings.namespace, num_cpus=0).remote("stops", settings)
     await blocking.finish.remote()
-    await until_dead(registry, "stops", "^done$")
+    await until_dead(registry, "stops", CauseKind.AGENT, "^done$")
     await create(manager, settings, "old")
     await registry.set_current_epoch("green")
-    await until_dead(registry, "old", "epoch")
+    await until_dead(registry, "old", CauseKind.EPOCH_RETIRED)
 
 
 async def test_one_that_hangs_is_late_then_dead_by_its_lease(
@@ -171,29 +184,6 @@ async def test_one_that_hangs_is_late_then_dead_by_its_lease(
             return reason.state in {"late", "suspect"} and "silent for" in reason.why
 
         await eventually(is_late)
-        await until_dead(registry, "hangs", r"lease expired: silent for \d+ s")
+        await until_dead(registry, "hangs", CauseKind.LEASE_EXPIRED, r"^no beat for \d+ s$")
     finally:
         os.kill(pid, signal.SIGKILL)
-
-
-@pytest.mark.parametrize(
-    ("kind", "detail", "told"),
-    [
-        ("SYSTEM_ERROR", "connection error code 2", None),
-        ("NODE_OUT_OF_MEMORY", "Task was killed due to the node running low on memory.", "ran low on memory"),
-        ("INTENDED_SYSTEM_EXIT", "Worker exits\n because it was idle.", "Ray says: Worker exits because it was idle."),
-        ("USER_ERROR", "Traceback: ", "an exception in its start-up"),
-        ("USER_ERROR", "x Traceback: f\n  File 1\nKeyError: 'a'\n", "an exception in its start-up: KeyError: 'a'"),
-        ("USER_ERROR", "x Traceback: f\n  File 1\n" + "E" * 2000, "an exception in its start-up: E"),
-        ("INTENDED_USER_EXIT", "", None),
-    ],
-)
-def test_what_ray_says_of_a_worker_becomes_a_line(kind: str, detail: str, told: str | None) -> None:
-    line = explained(kind, detail)
-    if told is None:
-        assert line is None
-    else:
-        assert line is not None
-        assert told in line
-        assert len(line) <= 500
-        assert line.isprintable()

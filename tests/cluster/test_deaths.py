@@ -1,4 +1,4 @@
-"""Deaths are pushed: processes really killed, stopped and restarted, and who notices."""
+"""Deaths are reported: processes really killed, stopped and restarted."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +21,24 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from seedcore.composition import start_registry
+from seedcore.core.causes import Cause
+from seedcore.core.changes import Registration, new_instance_id
 from seedcore.core.errors import NotResolvableError
+from seedcore.core.instances import Verdict
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Registration, Verdict, new_instance_id
-from seedcore.core.waiting import end
-from seedcore.registry import RegistryClient, deathwatch, processes
-from seedcore.registry.actor import stop_registry
-from seedcore.registry.connection import RegistryConnection
-from seedcore.registry.deathwatch import DeathWatch, RayCluster
-from seedcore.registry.identity import Identity, identify
-from seedcore.registry.lookup import ActorHandle, actor_id_of
-from seedcore.registry.processes import (
-    ActorStateWatch,
-    PidfdWatch,
-    Unwatched,
-    Watch,
-    Watched,
-    has_ended,
-    own_process_key,
-    process_key_of,
-    why_unwatched,
-)
-from seedcore.registry.relay import Relay
-from seedcore.runtime import start_registry
+from seedcore.core.timeouts import end
+from seedcore.registry import RegistryClient
+from seedcore.registry.agent.identity import Identity, identify
+from seedcore.registry.node.process_watch import ActorStateWatch, PidfdWatch, Watch, why_unwatched
+from seedcore.registry.node.relay import Relay, RelayActor
+from seedcore.registry.protocol.connection import RegistryConnection
+from seedcore.registry.protocol.messages import Unwatched, Watched
+from seedcore.registry.ray_support.lookup import ActorHandle, actor_id_of
+from seedcore.registry.ray_support.process_keys import has_ended, own_process_key, process_key_of
+from seedcore.registry.server.actor import stop_registry
+from seedcore.registry.server.death_watch import DeathWatch
+from seedcore.registry.server.ray_cluster import RayCluster
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
 from tests.builders import iid, instance
@@ -84,10 +80,10 @@ class Sleeper:
         self.kill = kill
 
 
-class Teller:
-    """An actor that says who it, or another, is."""
+class Identifier:
+    """An actor that identifies itself, or another."""
 
-    async def tell(self, actor_name: str | None) -> Identity:
+    async def identify(self, actor_name: str | None) -> Identity:
         return await identify(actor_name, "watched", 5.0)
 
 
@@ -101,13 +97,13 @@ class Patient:
 @pytest.fixture(params=["pidfd", "actor state"])
 async def watch_and_sleeper(
     request: pytest.FixtureRequest, ray_cluster: Cluster
-) -> AsyncIterator[tuple[Watch, Callable[[], Sleeper], list[tuple[str, str]]]]:
+) -> AsyncIterator[tuple[Watch, Callable[[], Sleeper], list[tuple[str, Cause]]]]:
     """A watch, a way to make something for it to watch, and what it has reported."""
-    reported: list[tuple[str, str]] = []
+    reported: list[tuple[str, Cause]] = []
     watch: Watch
     made: list[Any] = []
 
-    def note(instance_id: str, cause: str, _process_key: str | None) -> None:
+    def note(instance_id: str, cause: Cause, _process_key: str | None) -> None:
         reported.append((instance_id, cause))
 
     def make_process() -> Sleeper:
@@ -137,7 +133,7 @@ async def watch_and_sleeper(
     await watch.close()
 
 
-Contract = tuple[Watch, Callable[[], Sleeper], list[tuple[str, str]]]
+Contract = tuple[Watch, Callable[[], Sleeper], list[tuple[str, Cause]]]
 
 
 async def test_an_exit_is_reported_once_and_the_living_never(watch_and_sleeper: Contract) -> None:
@@ -145,7 +141,7 @@ async def test_an_exit_is_reported_once_and_the_living_never(watch_and_sleeper: 
     doomed, living = make(), make()
     assert await watch.add(doomed.watched)
     assert await watch.add(living.watched)
-    # told again, as after a registration that repeats
+    # added again, as after a registration that repeats
     assert await watch.add(doomed.watched)
     doomed.kill()
     await eventually(lambda: reported)
@@ -162,11 +158,11 @@ async def test_one_that_had_ended_before_is_reported(watch_and_sleeper: Contract
     late = make()
     late.kill()
 
-    async def is_told() -> bool:
+    async def is_reported() -> bool:
         assert await watch.add(late.watched)
         return bool(reported)
 
-    await eventually(is_told)
+    await eventually(is_reported)
     assert {instance_id for instance_id, _ in reported} == {late.watched.instance_id}
 
 
@@ -183,19 +179,19 @@ async def test_one_that_is_discarded_is_not_reported(watch_and_sleeper: Contract
     assert [instance_id for instance_id, _ in reported] == [witness.watched.instance_id]
 
 
-async def test_what_cannot_be_watched_is_said(watch_and_sleeper: Contract) -> None:
+async def test_what_cannot_be_watched_is_refused_with_its_reason(watch_and_sleeper: Contract) -> None:
     watch, _, reported = watch_and_sleeper
     assert not await watch.add(Watched(new_instance_id(), os.getpid(), None, None, None, None))
     process, worker, boot = (process_key_of(os.getpid()) or "").split("/")
     foreign = [
-        # another PID namespace, another host or an earlier boot of this one, and a key that does not tell
+        # another PID namespace, another host or an earlier boot of this one, and a key without a boot id
         f"1-{process.partition('-')[2]}/{worker}/{boot}",
         f"{process}/{worker}/{new_instance_id()}",
         f"{process}/{worker}",
         process,
     ]
     for key in foreign:
-        for pid in (os.getpid(), NOBODY):
+        for pid in (os.getpid(), NO_PROCESS):
             watched = Watched(new_instance_id(), pid, key, None, None, None)
             assert not await watch.add(watched)
             # only that of another namespace could be mended
@@ -203,21 +199,42 @@ async def test_what_cannot_be_watched_is_said(watch_and_sleeper: Contract) -> No
     assert reported == []
 
 
-NOBODY = 2**22 + 1  # above the highest process id that Linux gives
+NO_PROCESS = 2**22 + 1  # above the highest process id that Linux gives
 
 
-async def test_process_is_watched_by_its_id_only_where_the_boot_id_can_be_read(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+WITHOUT_A_BOOT_ID = """
+import asyncio, os
+from pathlib import Path
+from seedcore.registry.node.process_watch import PidfdWatch
+from seedcore.registry.protocol.messages import Watched
+from seedcore.registry.ray_support.process_keys import process_key_of
+
+boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+def hidden(path, *_, **__):
+    raise FileNotFoundError(str(path))
+
+async def main():
+    Path.read_text = hidden
     key = process_key_of(os.getpid())
+    watch = PidfdWatch(print)
+    print("/" in key)
+    for unproven in (key, f"{key}//{boot_id}"):
+        print(await watch.add(Watched("unproven", os.getpid(), unproven, None, None, None)))
+
+asyncio.run(main())
+"""
+
+
+async def test_process_is_watched_by_its_id_only_where_the_boot_id_can_be_read() -> None:
     watch = PidfdWatch(lambda *_: None)
-    assert await watch.add(Watched("told", os.getpid(), key, None, None, None))
-    monkeypatch.setattr(processes, "_BOOT_ID", tmp_path / "hidden")
-    assert key is not None
-    assert process_key_of(os.getpid()) == key.partition("/")[0]
-    for unproven in (key, process_key_of(os.getpid())):
-        assert not await watch.add(Watched("not told", os.getpid(), unproven, None, None, None))
+    assert await watch.add(Watched("proven", os.getpid(), process_key_of(os.getpid()), None, None, None))
     await watch.close()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", WITHOUT_A_BOOT_ID, stdout=asyncio.subprocess.PIPE
+    )
+    answer, _ = await process.communicate()
+    assert answer.decode().split() == ["False"] * 3
 
 
 async def test_a_process_id_that_was_used_again_is_another_process() -> None:
@@ -229,13 +246,15 @@ async def test_a_process_id_that_was_used_again_is_another_process() -> None:
     assert has_ended(os.getpid(), earlier)
     assert not has_ended(os.getpid(), process_key_of(os.getpid()))
     # of another host, or unknown: nothing is certain
-    assert not any(has_ended(pid, key) for pid, key in ((os.getpid(), f"{earlier}x"), (NOBODY, None), (None, earlier)))
+    assert not any(
+        has_ended(pid, key) for pid, key in ((os.getpid(), f"{earlier}x"), (NO_PROCESS, None), (None, earlier))
+    )
     assert await watch.add(mine)
     assert reported == [mine.instance_id]
     await watch.close()
 
 
-async def test_all_who_live_in_a_process_die_with_it() -> None:
+async def test_all_instances_of_a_process_die_with_it() -> None:
     reported: list[str] = []
     watch = PidfdWatch(lambda instance_id, _cause, _key: reported.append(instance_id))
     child = sleeping_process()
@@ -252,7 +271,9 @@ async def test_all_who_live_in_a_process_die_with_it() -> None:
 
 AT_THE_LIMIT = """
 import asyncio, os, resource, subprocess
-from seedcore.registry.processes import PidfdWatch, Watched, process_key_of, why_unwatched
+from seedcore.registry.ray_support.process_keys import process_key_of
+from seedcore.registry.protocol.messages import Watched
+from seedcore.registry.node.process_watch import PidfdWatch, why_unwatched
 
 async def main():
     children = [subprocess.Popen(["sleep", "60"]) for _ in range(12)]
@@ -275,7 +296,7 @@ asyncio.run(main())
 """
 
 
-def test_a_watch_without_descriptors_calls_nobody_dead() -> None:
+def test_a_watch_without_descriptors_reports_no_death() -> None:
     answer = subprocess.run([sys.executable, "-c", AT_THE_LIMIT], capture_output=True, text=True, check=True)
     assert answer.stdout.split() == ["True", "False", "[]", "{'descriptors'}"]
 
@@ -295,7 +316,7 @@ async def test_a_hidden_process_is_not_called_dead_and_an_ended_one_is(monkeypat
     await asyncio.to_thread(os.waitid, os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
     hidden_one = Watched("living", living.pid, keys[0], None, None, None)
     assert not await watch.add(hidden_one)
-    assert (has_ended(living.pid, keys[0]), has_ended(NOBODY, keys[0])) == (False, True)
+    assert (has_ended(living.pid, keys[0]), has_ended(NO_PROCESS, keys[0])) == (False, True)
     assert why_unwatched(hidden_one) is Unwatched.HIDDEN
     assert await watch.add(Watched("ended", ended.pid, keys[1], None, None, None))
     assert reported == ["ended"]
@@ -307,7 +328,7 @@ async def test_a_hidden_process_is_not_called_dead_and_an_ended_one_is(monkeypat
 
 
 class Busy:
-    """An actor that works on one long task and answers nobody meanwhile."""
+    """An actor that works on one long task and answers no call meanwhile."""
 
     def pid(self) -> int:
         return os.getpid()
@@ -326,9 +347,9 @@ class WithoutPidfd(RayCluster):
         return ray.remote(Relay).options(num_cpus=0, max_restarts=0).remote((ActorStateWatch,))
 
 
-async def test_busy_actors_keep_nobody_from_being_watched(ray_cluster: Cluster) -> None:
+async def test_busy_actors_keep_no_other_from_being_watched(ray_cluster: Cluster) -> None:
     deaths: list[str] = []
-    cluster = WithoutPidfd("watched")
+    cluster = WithoutPidfd(RelayActor, "watched")
     watch = DeathWatch(lambda instance_id, *_: deaths.append(instance_id), cluster)
     actor_class: Any = ray.remote(Busy)
     handles = [actor_class.options(name=f"busy-{n}", namespace="watched", num_cpus=0).remote() for n in range(6)]
@@ -347,7 +368,7 @@ async def test_busy_actors_keep_nobody_from_being_watched(ray_cluster: Cluster) 
                     actor_id=actor_id_of(handle),
                 )
             )
-        await eventually(lambda: watch._nodes[ray_cluster.head_node.node_id].has_relay, within_s=60)
+        await eventually(lambda: watch.relay_of(ray_cluster.head_node.node_id), within_s=60)
         os.kill(pids[5], signal.SIGKILL)
         await eventually(lambda: deaths == [iid(5)], within_s=5)
         # one that is busy, and has never answered the relay
@@ -360,11 +381,10 @@ async def test_busy_actors_keep_nobody_from_being_watched(ray_cluster: Cluster) 
             ray.kill(handle)
 
 
-async def test_a_relay_is_made_while_the_gcs_hangs_without_holding_up_the_loop(ray_cluster: Cluster) -> None:
-    gcs = ray_cluster.head_node.all_processes["gcs_server"][0].process.pid
-    # as the first relay of a process: its class is still to be exported
-    deathwatch._relay_class.cache_clear()
-    cluster = RayCluster("watched")
+@asynccontextmanager
+async def gcs_hangs(cluster: Cluster, seconds: float) -> AsyncIterator[None]:
+    """The GCS is stopped for so long. Meanwhile this event loop must not stand still for a second."""
+    gcs = cluster.head_node.all_processes["gcs_server"][0].process.pid
     longest_s = 0.0
 
     async def tick() -> None:
@@ -375,17 +395,36 @@ async def test_a_relay_is_made_while_the_gcs_hangs_without_holding_up_the_loop(r
             longest_s = max(longest_s, time.monotonic() - before_s)
 
     ticking = asyncio.create_task(tick())
+    # it measures from now on, also what happens before the loop runs again
+    await asyncio.sleep(0)
     os.kill(gcs, signal.SIGSTOP)
-    awakening = threading.Timer(1.5, os.kill, (gcs, signal.SIGCONT))
+    awakening = threading.Timer(seconds, os.kill, (gcs, signal.SIGCONT))
     awakening.start()
     try:
-        relay = await cluster.make_relay(ray_cluster.head_node.node_id, "seedcore-relay-of-a-test")
-        await relay.__ray_ready__.remote()
+        yield
     finally:
-        awakening.join()
+        await asyncio.to_thread(awakening.join)
         await end(ticking)
     assert longest_s < 1.0
+
+
+async def test_a_relay_is_made_while_the_gcs_hangs_without_holding_up_the_loop(ray_cluster: Cluster) -> None:
+    # as the first relay of a process: its class is still to be exported
+    cluster = RayCluster(RelayActor, "watched")
+    async with gcs_hangs(ray_cluster, 2.0):
+        relay = await cluster.make_relay(ray_cluster.head_node.node_id, "seedcore-relay-of-a-test")
+        await relay.__ray_ready__.remote()
     await cluster.end_relay(relay)
+
+
+async def test_a_registry_is_made_while_the_gcs_hangs_without_holding_up_the_loop(
+    ray_cluster: Cluster, settings: Settings
+) -> None:
+    try:
+        async with gcs_hangs(ray_cluster, 2.0):
+            assert (await start_registry(settings)).pid
+    finally:
+        await stop_registry(settings.namespace)
 
 
 # The whole way
@@ -411,14 +450,14 @@ async def create(manager: Tier0MemoryManager, settings: Settings, name: str, **o
 
 
 async def watched_by_a_relay(registry: RegistryConnection, settings: Settings, manager: Tier0MemoryManager) -> None:
-    """Until the relay works: a first agent's death has been told."""
+    """Until the relay works: a first agent's death has been reported."""
     pid = await create(manager, settings, "canary", max_restarts=0)
     os.kill(pid, signal.SIGKILL)
 
-    async def is_told() -> bool:
+    async def is_reported() -> bool:
         return (await registry.health()).deaths_reported > 0
 
-    await eventually(is_told, within_s=60)
+    await eventually(is_reported, within_s=60)
 
 
 async def test_a_killed_agent_is_dead_at_once_and_for_the_right_reason(
@@ -437,9 +476,9 @@ async def test_a_killed_agent_is_dead_at_once_and_for_the_right_reason(
     await eventually(is_gone, every_s=0.005)
 
     def stored() -> list[tuple[Any, ...]]:
-        return rows(settings, "select cause from registry_instance where logical_id = 'victim' and status = 'dead'")
+        return causes(settings, "logical_id = 'victim' and status = 'dead'")
 
-    assert await eventually(stored) == [(f"its process was killed by SIGKILL (pid {pid})",)]
+    assert await eventually(stored) == [("process_killed", f"SIGKILL (pid {pid})")]
     with pytest.raises(NotResolvableError):
         await manager.resolve("victim")
     assert await (await manager.resolve("bystander")).ping.remote() == "pong"
@@ -457,27 +496,33 @@ async def test_a_restarted_agent_is_a_new_incarnation_of_the_same_name(
     await eventually(is_back, within_s=60)
 
     def stored() -> bool:
-        history = rows(settings, "select status::text, pid, cause from registry_instance where logical_id = 'phoenix'")
+        columns = "status::text, pid, cause_kind::text, cause_detail"
+        history = rows(settings, f"select {columns} from registry_instance where logical_id = 'phoenix'")
         dead = [row for row in history if row[0] == "dead"]
         return (
             [row[0] for row in history if row[0] != "dead"] == ["alive"]
             and [row[1] for row in dead] == [pid]
-            and dead[0][2] in exits(pid)
+            and dead[0][2:] in exits(pid)
         )
 
     await eventually(stored)
 
 
-def exits(pid: int) -> set[str]:
-    """What is said of a process that was killed: how, where a relay held it, and else only that it is gone."""
-    return {f"its process was killed by SIGKILL (pid {pid})", f"its process exited (pid {pid})"}
+def exits(pid: int) -> set[tuple[str, str]]:
+    """The causes of a killed process: with the signal if a relay watched it, else only that it is gone."""
+    return {("process_killed", f"SIGKILL (pid {pid})"), ("process_exited", f"pid {pid}")}
 
 
-def cause_of(settings: Settings, logical_id: str) -> str | None:
+def causes(settings: Settings, condition: str, *parameters: object) -> list[tuple[str, str]]:
+    """The kind and the detail of each cause of the rows that match."""
+    query = "select cause_kind::text, cause_detail from registry_instance where " + condition
+    return [(kind, detail) for kind, detail in rows(settings, query, *parameters)]
+
+
+def cause_of(settings: Settings, logical_id: str) -> tuple[str, str] | None:
     """Why the one instance of an agent died; None while it has not."""
-    query = "select cause from registry_instance where logical_id = %s and status = 'dead'"
-    found = rows(settings, query, logical_id)
-    return str(found[0][0]) if len(found) == 1 else None
+    found = causes(settings, "logical_id = %s and status = 'dead'", logical_id)
+    return found[0] if len(found) == 1 else None
 
 
 def relays(cluster: Cluster) -> list[int]:
@@ -488,7 +533,7 @@ def relays(cluster: Cluster) -> list[int]:
     return [int(pid) for pid, parent, name in found if int(parent) in raylets and name.startswith("ray::Relay")]
 
 
-async def test_a_killed_relay_is_nobodys_death_and_another_takes_its_place(
+async def test_a_killed_relay_is_no_death_and_another_takes_its_place(
     ray_cluster: Cluster, registry: RegistryConnection, settings: Settings, manager: Tier0MemoryManager
 ) -> None:
     await watched_by_a_relay(registry, settings, manager)
@@ -496,7 +541,7 @@ async def test_a_killed_relay_is_nobodys_death_and_another_takes_its_place(
     killed = await eventually(lambda: relays(ray_cluster))
     for relay in killed:
         os.kill(relay, signal.SIGKILL)
-    # an agent that dies while nobody watches is found by the next relay
+    # an agent that dies while it is not watched is found by the next relay
     orphan = await create(manager, settings, "orphan", max_restarts=0)
     os.kill(orphan, signal.SIGKILL)
 
@@ -508,28 +553,28 @@ async def test_a_killed_relay_is_nobodys_death_and_another_takes_its_place(
     assert await manager.execute_task_on_agent("survivor", "pid") == pid
 
 
-async def test_a_hung_relay_is_said_and_another_takes_its_place(
+async def test_a_hung_relay_is_a_problem_and_another_takes_its_place(
     ray_cluster: Cluster, registry: RegistryConnection, settings: Settings, manager: Tier0MemoryManager
 ) -> None:
     await watched_by_a_relay(registry, settings, manager)
     stopped = await eventually(lambda: relays(ray_cluster))
 
-    async def is_said() -> bool:
+    async def is_a_problem() -> bool:
         return "did not answer in time" in str((await registry.health()).watch_problem)
 
-    # it is said until the next relay speaks, which may be before the agent below is there
-    said = asyncio.create_task(eventually(is_said, within_s=60))
+    # until the next relay answers, which may be before the agent below is there
+    reported = asyncio.create_task(eventually(is_a_problem, within_s=60))
     for relay in stopped:
         os.kill(relay, signal.SIGSTOP)
     try:
         orphan = await create(manager, settings, "unseen", max_restarts=0)
         os.kill(orphan, signal.SIGKILL)
-        await said
+        await reported
 
-        def is_told() -> bool:
+        def is_reported() -> bool:
             return cause_of(settings, "unseen") in exits(orphan)
 
-        await eventually(is_told, within_s=60)
+        await eventually(is_reported, within_s=60)
 
         async def is_well() -> bool:
             return (await registry.health()).watch_problem is None
@@ -541,7 +586,7 @@ async def test_a_hung_relay_is_said_and_another_takes_its_place(
                 os.kill(relay, signal.SIGCONT)
 
 
-async def test_who_died_while_the_registry_was_away_is_found_when_it_is_back(
+async def test_a_death_while_the_registry_was_away_is_found_when_it_is_back(
     registry: RegistryConnection, settings: Settings, manager: Tier0MemoryManager
 ) -> None:
     victim = await create(manager, settings, "fallen", max_restarts=0)
@@ -549,10 +594,10 @@ async def test_who_died_while_the_registry_was_away_is_found_when_it_is_back(
     os.kill((await registry.hello()).pid, signal.SIGKILL)
     os.kill(victim, signal.SIGKILL)
 
-    async def is_told() -> bool:
+    async def is_reported() -> bool:
         return cause_of(settings, "fallen") in exits(victim)
 
-    await eventually(is_told, within_s=60)
+    await eventually(is_reported, within_s=60)
     assert await manager.execute_task_on_agent("standing", "pid") == living
 
 
@@ -585,10 +630,10 @@ async def test_a_hung_agent_is_late_then_suspect_and_comes_back_as_itself(
     await eventually(is_back)
     described = await registry.describe("sleeper")
     assert [observed.instance.instance_id for observed in described.live] == [before]
-    assert [row.instance_id for row in described.history] == [before]
+    assert [row.instance_id for row in described.instances] == [before]
 
 
-async def test_a_lost_node_takes_its_agents_with_it_and_nobody_else(
+async def test_a_lost_node_takes_its_agents_with_it_and_no_others(
     ray_cluster: Cluster, registry: RegistryConnection, settings: Settings, manager: Tier0MemoryManager
 ) -> None:
     node = ray_cluster.add_node(num_cpus=2)
@@ -606,16 +651,16 @@ async def test_a_lost_node_takes_its_agents_with_it_and_nobody_else(
     os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
 
     def stored() -> list[tuple[Any, ...]]:
-        return rows(settings, "select cause from registry_instance where logical_id = 'remote' and status = 'dead'")
+        return causes(settings, "logical_id = 'remote' and status = 'dead'")
 
-    [(cause,)] = await eventually(stored, within_s=60)
+    [(kind, _)] = await eventually(stored, within_s=60)
     # whichever witness is first: the raylet's workers end with it, the relay among them
-    assert cause == "its node died" or cause.startswith("its process ")
+    assert kind in {"node_died", "process_exited", "process_killed"}
     assert await (await manager.resolve("local")).ping.remote() == "pong"
     ray_cluster.remove_node(node)
 
 
-async def test_an_agent_in_a_namespace_that_nobody_named_is_found_and_not_dead(
+async def test_an_agent_in_an_unnamed_namespace_is_found_and_not_dead(
     registry: RegistryConnection, settings: Settings, manager: Tier0MemoryManager
 ) -> None:
     worker_class: Any = ray.remote(Worker)
@@ -640,23 +685,23 @@ async def test_an_actor_that_is_not_made_yet_is_not_dead(registry: RegistryConne
 
 
 async def test_the_actor_of_another_is_not_taken_for_our_own(ray_cluster: Cluster) -> None:
-    actor_class: Any = ray.remote(Teller)
-    teller = actor_class.options(name="teller", namespace="third", num_cpus=0).remote()
-    patient = ray.remote(Patient).options(name="told-of", namespace="watched", num_cpus=0).remote()
+    actor_class: Any = ray.remote(Identifier)
+    identifier = actor_class.options(name="identifier", namespace="third", num_cpus=0).remote()
+    patient = ray.remote(Patient).options(name="other", namespace="watched", num_cpus=0).remote()
     await patient.whereabouts.remote()
-    mine, other, nobody = await asyncio.gather(*(teller.tell.remote(name) for name in (None, "told-of", "nobody")))
-    assert (mine.namespace, mine.actor_id, mine.is_proven) == ("third", actor_id_of(teller), True)
+    mine, other, none = await asyncio.gather(*(identifier.identify.remote(name) for name in (None, "other", "none")))
+    assert (mine.namespace, mine.actor_id, mine.is_proven) == ("third", actor_id_of(identifier), True)
     assert (other.namespace, other.actor_id, other.is_proven) == ("watched", actor_id_of(patient), True)
-    assert (nobody.namespace, nobody.actor_id, nobody.is_proven) == (None, None, False)
-    for handle in (teller, patient):
+    assert (none.namespace, none.actor_id, none.is_proven) == (None, None, False)
+    for handle in (identifier, patient):
         ray.kill(handle)
 
 
-async def test_a_callers_error_is_a_hint_and_ray_has_the_word(registry: RegistryConnection, settings: Settings) -> None:
+async def test_a_callers_error_is_a_hint_and_ray_decides(registry: RegistryConnection, settings: Settings) -> None:
     actor_class: Any = ray.remote(Patient)
     handle = actor_class.options(name="called", namespace=settings.namespace, num_cpus=0).remote()
     await handle.whereabouts.remote()
-    # no node and no process are known of it: only Ray can tell
+    # no node and no process are known of it: only Ray knows
     living = Registration(new_instance_id(), "called", "called", settings.namespace, actor_id_of(handle))
     await registry.register(living)
     await registry.set_status(living.instance_id, Status.ALIVE, 2)
@@ -672,8 +717,8 @@ async def test_a_callers_error_is_a_hint_and_ray_has_the_word(registry: Registry
     await eventually(is_dead)
 
     def is_stored() -> bool:
-        return rows(settings, "select status::text, cause from registry_instance") == [
-            ("dead", "Ray says that its actor died")
+        return rows(settings, "select status::text, cause_kind::text from registry_instance") == [
+            ("dead", "actor_died")
         ]
 
     await eventually(is_stored)
@@ -693,12 +738,13 @@ async def test_mass_silence_freezes_expiry_and_releases_only_the_confirmed(
         await asyncio.gather(*(registry.register(row) for row in [*silent, *fallen]))
 
         def dead() -> list[tuple[Any, ...]]:
-            return rows(settings, "select logical_id, cause from registry_instance where status = 'dead' order by 1")
+            columns = "logical_id, cause_kind::text"
+            return rows(settings, f"select {columns} from registry_instance where status = 'dead' order by 1")
 
-        confirmed = [(f"fallen-{n}", "silent, and Ray says that its actor died") for n in range(3)]
+        confirmed = [(f"fallen-{n}", "actor_died") for n in range(3)]
         await eventually(lambda: dead() == confirmed)
         assert (await registry.health()).is_frozen
-        # they are heard again: nobody else has died, and the freeze is over by itself
+        # they beat again: no other has died, and the freeze is over by itself
         await registry.beat_many([row.instance_id for row in silent])
 
         async def is_over() -> bool:

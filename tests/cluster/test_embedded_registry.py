@@ -14,9 +14,10 @@ import pytest
 import pytest_asyncio
 import ray
 
+from seedcore.composition import start_registry
+from seedcore.core.causes import Cause, CauseKind
 from seedcore.registry import RegistryClient, RegistryConnection
-from seedcore.registry.connection import REGISTRY_NAME
-from seedcore.runtime import start_registry
+from seedcore.registry.protocol.connection import REGISTRY_NAME
 from seedcore.settings import Settings
 from tests.traces import short_folder
 from tests.waiting import eventually
@@ -58,7 +59,8 @@ async def test_its_database_is_killed_and_comes_back_and_goes_when_the_registry_
         return True
 
     await eventually(is_ready, within_s=40)
-    assert "for one node" in (await registry.health()).notes[0]
+    [note] = (await registry.health()).notes
+    assert "SEEDCORE_PG_DSN" in note
     client = RegistryClient("kept", settings=settings)
     assert (await client.set_status("alive")).durable
 
@@ -71,10 +73,10 @@ async def test_its_database_is_killed_and_comes_back_and_goes_when_the_registry_
         await client.beat()
         described = await registry.describe("kept")
         assert described.complete
-        stored = [(row.status.value, row.cause) for row in described.history]
-        return client.undelivered == 0 and stored == [("draining", "meanwhile")]
+        stored = [(row.status.value, row.cause) for row in described.instances]
+        return client.pending == 0 and stored == [("draining", Cause(CauseKind.AGENT, "meanwhile"))]
 
     await eventually(is_stored, within_s=40)
 
-    # the registry, for good: nobody holds the server any more
+    # the registry, for good: nothing holds the server any more
     ray.kill(ray.get_actor(REGISTRY_NAME, namespace=settings.namespace), no_restart=True)

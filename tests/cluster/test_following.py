@@ -1,4 +1,4 @@
-"""A manager that follows the registry's feed: a resolution is a look-up, and what changed is not handed out."""
+"""A manager that follows the registry's feed: a resolution is a look-up, and a changed agent is resolved again."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ import pytest
 import pytest_asyncio
 import ray
 
+from seedcore.composition import start_registry
+from seedcore.core.answers import NotResolved, Origin
 from seedcore.core.errors import NotResolvableError
+from seedcore.core.instances import Instance
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Instance, Source
 from seedcore.core.selection import Policy
-from seedcore.registry.actor import stop_registry
-from seedcore.registry.client import RegistryClient
-from seedcore.registry.connection import RegistryConnection, shared_connection
-from seedcore.registry.handles import HandleFinder
-from seedcore.registry.lookup import actor_id_of
-from seedcore.registry.reporter import Reporter
-from seedcore.runtime import start_registry
+from seedcore.registry.agent.client import RegistryClient
+from seedcore.registry.agent.reporter import Reporter
+from seedcore.registry.caller.handles import HandleFinder
+from seedcore.registry.protocol.connection import RegistryConnection, shared_connection
+from seedcore.registry.ray_support.lookup import actor_id_of
+from seedcore.registry.server.actor import stop_registry
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
 from tests.cluster.agents import Worker
@@ -41,7 +42,7 @@ async def caller(settings: Settings) -> AsyncIterator[Tier0MemoryManager]:
 
 async def until_followed(caller: Tier0MemoryManager, name: str) -> None:
     async def is_followed() -> bool:
-        return (await caller.locate(name)).source is Source.SNAPSHOT
+        return (await caller.locate(name)).source is Origin.SNAPSHOT
 
     await eventually(is_followed)
 
@@ -52,16 +53,19 @@ async def create(manager: Tier0MemoryManager, settings: Settings, name: str, **o
     return pid
 
 
-async def test_a_proven_handle_is_handed_out_until_its_agent_dies(
+async def test_a_proven_handle_is_cached_until_its_agent_dies(
     manager: Tier0MemoryManager, caller: Tier0MemoryManager, settings: Settings
 ) -> None:
     pid = await create(manager, settings, "held", max_restarts=0)
     await until_followed(caller, "held")
     handle = await caller.resolve("held")
-    # without a question to anybody
-    caller.connection._hearing.note_silence(0.0)
-    assert await caller.resolve("held") is handle
-    caller.connection._hearing.note_answer()
+    # no other process is asked
+    registry_pid = (await caller.connection.hello()).pid
+    os.kill(registry_pid, signal.SIGSTOP)
+    try:
+        assert await caller.resolve("held") is handle
+    finally:
+        os.kill(registry_pid, signal.SIGCONT)
     os.kill(pid, signal.SIGKILL)
 
     async def is_refused() -> bool:
@@ -72,13 +76,12 @@ async def test_a_proven_handle_is_handed_out_until_its_agent_dies(
         return False
 
     await eventually(is_refused, every_s=0.005)
-    with pytest.raises(
-        NotResolvableError, match=r"the last one is dead \((its process was killed by SIGKILL|Ray says that)"
-    ):
+    with pytest.raises(NotResolvableError) as refused:
         await caller.resolve("held")
+    assert refused.value.reason is NotResolved.DIED
 
 
-async def test_one_that_drains_is_handed_out_no_more_and_returns(
+async def test_a_draining_agent_is_not_resolved(
     manager: Tier0MemoryManager, caller: Tier0MemoryManager, settings: Settings
 ) -> None:
     await create(manager, settings, "drained")
@@ -90,13 +93,13 @@ async def test_one_that_drains_is_handed_out_no_more_and_returns(
         try:
             await caller.resolve("drained")
         except NotResolvableError as error:
-            return "it is draining" in str(error)
+            return error.reason is NotResolved.DRAINING
         return False
 
     await eventually(is_refused, every_s=0.005)
 
 
-async def test_one_that_changes_while_rays_table_is_asked_is_not_handed_out(
+async def test_an_agent_that_changes_while_rays_table_is_asked_is_not_resolved(
     manager: Tier0MemoryManager, caller: Tier0MemoryManager, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await create(manager, settings, "changing")
@@ -106,18 +109,38 @@ async def test_one_that_changes_while_rays_table_is_asked_is_not_handed_out(
 
     async def and_meanwhile_it_drains(finder: HandleFinder, instance: Instance) -> Any:
         handle = await vouched(finder, instance)
-        assert caller._follower is not None
-        view = caller._follower.view
+        assert caller.follower is not None
+        view = caller.follower.view
         await agent.drain.remote("meanwhile")
         await eventually(lambda: not view.candidates("changing"))
         return handle
 
     monkeypatch.setattr(HandleFinder, "vouched", and_meanwhile_it_drains)
-    with pytest.raises(NotResolvableError, match="it is draining"):
+    with pytest.raises(NotResolvableError) as refused:
         await caller.locate("changing")
+    assert refused.value.reason is NotResolved.DRAINING
 
 
-async def test_one_that_hangs_is_handed_out_no_more(
+@pytest.mark.parametrize("policy", [Policy.NEWEST, Policy.ROUND_ROBIN, Policy.LEAST_LOADED])
+async def test_locate_does_not_evict_the_cached_handle(
+    manager: Tier0MemoryManager, caller: Tier0MemoryManager, settings: Settings, policy: Policy
+) -> None:
+    await create(manager, settings, "cached")
+    await until_followed(caller, "cached")
+    handle = await caller.resolve("cached")
+    assert actor_id_of((await caller.locate("cached", policy=policy)).handle) == actor_id_of(handle)
+    assert await caller.resolve("cached") is handle
+
+
+async def test_manager_closes_at_the_end_of_async_with(manager: Tier0MemoryManager, settings: Settings) -> None:
+    await create(manager, settings, "entered")
+    async with Tier0MemoryManager(settings) as caller:
+        await until_followed(caller, "entered")
+    assert caller.follower is not None
+    assert not caller.follower.is_current
+
+
+async def test_an_agent_that_hangs_is_not_resolved(
     manager: Tier0MemoryManager, caller: Tier0MemoryManager, settings: Settings
 ) -> None:
     pid = await create(manager, settings, "hung")
@@ -139,22 +162,22 @@ async def test_one_that_hangs_is_handed_out_no_more(
     assert await handle.execute_task.remote("pid") == pid
 
 
-async def test_while_the_registry_is_away_the_copy_is_not_trusted_and_then_is_again(
+async def test_while_the_registry_is_away_the_cache_is_not_trusted_and_then_is_again(
     registry: RegistryConnection, manager: Tier0MemoryManager, caller: Tier0MemoryManager, settings: Settings
 ) -> None:
     await create(manager, settings, "met")
     await until_followed(caller, "met")
-    assert caller._follower is not None
-    resets = caller._follower.resets
+    assert caller.follower is not None
+    resets = caller.follower.resets
     await stop_registry(settings.namespace)
-    follower = caller._follower
+    follower = caller.follower
     await eventually(lambda: not follower.is_current)
     # proven by its own answer, as far as is known
     assert await (await caller.resolve("met")).ping.remote() == "pong"
     await start_registry(settings)
 
     async def is_followed_again() -> bool:
-        return (await caller.locate("met")).source is Source.SNAPSHOT and follower.is_current
+        return (await caller.locate("met")).source is Origin.SNAPSHOT and follower.is_current
 
     await eventually(is_followed_again)
     assert follower.resets > resets
@@ -172,7 +195,7 @@ async def test_policies_choose_among_several_instances_of_one_agent(
     reporters = [Reporter("many", actor_name=f"many-{n}", settings=settings) for n in range(3)]
     for reporter in reporters:
         await reporter.start()
-    ids = [reporter.instance_id for reporter in reporters]
+    ids = [reporter.client.instance_id for reporter in reporters]
     names = {actor_id_of(actor): n for n, actor in enumerate(actors)}
 
     async def chosen(policy: Policy, key: str = "") -> int:
@@ -194,7 +217,7 @@ async def test_policies_choose_among_several_instances_of_one_agent(
         ray.kill(actor)
 
 
-async def test_what_agents_say_goes_by_the_relay_of_their_node_and_past_it_when_it_is_lost(
+async def test_changes_and_beats_go_through_the_relay_of_the_node_or_past_it_if_it_is_lost(
     registry: RegistryConnection, settings: Settings
 ) -> None:
     client = RegistryClient("spoken", settings=settings)

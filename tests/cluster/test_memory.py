@@ -1,4 +1,4 @@
-"""An agent that Ray kills because its node runs low on memory: the cause says so.
+"""An agent that Ray kills because its node runs low on memory: the cause shows it.
 
 A cluster of its own, whose memory monitor finds little enough to be too much.
 """
@@ -14,10 +14,10 @@ import ray
 
 from seedcore.agents import RayAgent
 from seedcore.cli.why import reason_of
-from seedcore.discovery.api import agent_answer
-from seedcore.registry.actor import stop_registry
-from seedcore.registry.connection import RegistryConnection
-from seedcore.runtime import start_registry
+from seedcore.composition import start_registry
+from seedcore.discovery.rendering import agent_answer
+from seedcore.registry.protocol.connection import RegistryConnection
+from seedcore.registry.server.actor import stop_registry
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
 from tests.waiting import eventually
@@ -29,7 +29,7 @@ _BITE = 8 * 1024**2
 
 
 class Hungry(RayAgent):
-    """Eats memory when told."""
+    """Allocates memory in its task."""
 
     async def handle_task(self, task: Any) -> Any:
         eaten: list[bytes] = []
@@ -41,7 +41,7 @@ class Hungry(RayAgent):
         return len(eaten)
 
 
-async def test_one_that_ray_kills_for_want_of_memory_is_told_so(settings: Settings) -> None:
+async def test_cause_of_an_agent_that_ray_kills_for_memory_names_the_memory(settings: Settings) -> None:
     memory = psutil.virtual_memory()
     if memory.available < _EATEN + 2 * _GIB:
         pytest.skip("there is not enough memory to eat here")

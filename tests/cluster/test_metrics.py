@@ -8,7 +8,7 @@ import httpx
 import pytest
 import ray
 
-from seedcore.registry.connection import RegistryConnection
+from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
 from tests.cluster.agents import Worker

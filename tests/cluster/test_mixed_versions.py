@@ -1,5 +1,5 @@
 """Two versions in one cluster, as in the middle of an upgrade: agents, callers and registries of both understand each
-other, the registry rolls on and back, and nobody is declared dead, refused or forgotten."""
+other, the registry rolls on and back, and no agent is declared dead, refused or forgotten."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ import pickle
 import shutil
 import subprocess
 import sys
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
-from seedcore.cli.steering import upgrade_registry
+from seedcore.cli.control import upgrade_registry
+from seedcore.core.answers import BeatAnswer
 from seedcore.core.errors import VersionMismatchError
-from seedcore.core.model import BeatAnswer
-from seedcore.registry.connection import REGISTRY_NAME, RegistryConnection
+from seedcore.registry.protocol.connection import REGISTRY_NAME, RegistryConnection
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
 from seedcore.tier0.answers import AgentSpec
 from tests.children import run
 from tests.cluster.agents import Worker
 from tests.cluster.traffic import Traffic
-from tests.versions import NEXT, NEXT_FIELD, lay_out_next, lay_out_tag, previous_tag
+from tests.releases import Release, releases
+from tests.versions import NEXT, NEXT_FIELD, lay_out_next
 from tests.waiting import eventually
 
 OURS = ["ours-1", "ours-2"]
@@ -68,16 +70,14 @@ class Version:
         return ended.stdout
 
 
-@pytest.fixture(params=["next", "previous"])
+@pytest.fixture(params=[None, *releases()[-1:]], ids=lambda release: "next" if release is None else release.version)
 def other(request: pytest.FixtureRequest, ray_cluster: None, settings: Settings, tmp_path: Path) -> Version:
-    """The next release as it may be, and the one before."""
-    tag = previous_tag()
-    if request.param == "next":
+    """The next release as it may be, and the newest one that is recorded, if any."""
+    release: Release | None = request.param
+    if release is None:
         lay_out_next(tmp_path)
-    elif tag is None:
-        pytest.skip("there is no release before this one: `git describe --tags` finds no tag")
     else:
-        lay_out_tag(tag, tmp_path)
+        release.lay_out(tmp_path)
     return Version(tmp_path, settings)
 
 
@@ -95,18 +95,18 @@ async def test_registry_rolls_on_and_back_under_agents_and_callers_of_both_versi
     assert sorted(before) == fleet
     traffic = Traffic(settings, fleet)
 
-    async def everybody_beats() -> None:
-        """Everybody is heard by the registry that runs now, from the instance that was there before."""
+    async def every_agent_beats() -> None:
+        """Every agent beats to the registry that runs now, as the instance that was there before."""
         since = (await registry.health()).as_of
 
-        async def is_heard() -> bool:
+        async def has_beaten() -> bool:
             rows = {row.logical_id: row for row in await registry.list_active(fresh_only=True)}
             assert {name: rows[name].instance_id for name in fleet} == before
             return all(rows[name].last_heartbeat > since for name in fleet)
 
-        await eventually(is_heard)
+        await eventually(has_beaten)
 
-    async def other_callers_find_everybody() -> None:
+    async def other_callers_find_every_agent() -> None:
         """By the registry, or by the copy that its feed keeps up to date; not by what callers fall back to."""
         found = await other.drive("find", *fleet)
         assert {answer[0] for answer in found.values()} <= {"registry", "snapshot"}
@@ -117,18 +117,18 @@ async def test_registry_rolls_on_and_back_under_agents_and_callers_of_both_versi
     await traffic.start()
     try:
         await traffic.goes_on()
-        told = await other.command("registry", "upgrade", "--force", "--json")
-        assert json.loads(told)["code_version"] == other.name
+        answer = await other.command("registry", "upgrade", "--force", "--json")
+        assert json.loads(answer)["code_version"] == other.name
         await traffic.goes_on()
-        await everybody_beats()
-        await other_callers_find_everybody()
+        await every_agent_beats()
+        await other_callers_find_every_agent()
         # the release is taken back; its schema stays
         _, after = await upgrade_registry(settings, force=True)
         assert (await registry.health()).hello == after
         await traffic.goes_on()
-        await everybody_beats()
+        await every_agent_beats()
         assert (await registry.health()).is_ready
-        await other_callers_find_everybody()
+        await other_callers_find_every_agent()
     finally:
         await traffic.stop()
     assert traffic.refused == []
@@ -144,24 +144,24 @@ def test_next_version_is_another_one(ray_cluster: None, settings: Settings, tmp_
     assert version.name == NEXT
     script = (
         "import pickle, sys\n"
-        "from seedcore.core.model import BeatAnswer\n"
+        "from seedcore.core.answers import BeatAnswer\n"
         f"sys.stdout.buffer.write(pickle.dumps(BeatAnswer(unknown=('a',), {NEXT_FIELD}=8)))\n"
     )
-    told = subprocess.run(
+    written = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, env=version.environment, capture_output=True, check=True
     )
-    assert pickle.loads(told.stdout) == BeatAnswer(unknown=("a",))
+    assert pickle.loads(written.stdout) == BeatAnswer(unknown=("a",))
 
 
 class Newer:
     """A registry that goes on to understand us, and has no such methods any more, or others."""
 
     async def hello(self) -> Any:
-        from datetime import datetime, timezone
+        from datetime import datetime
 
-        from seedcore.registry.answers import PROTOCOL, Hello
+        from seedcore.registry.protocol.messages import PROTOCOL, Hello
 
-        return Hello(PROTOCOL + 5, "99.0.0", os.getpid(), "", datetime.now(timezone.utc), oldest_protocol=PROTOCOL)
+        return Hello(PROTOCOL + 5, "99.0.0", os.getpid(), "", datetime.now(UTC), oldest_protocol=PROTOCOL)
 
     async def health(self, must: int) -> None: ...
 

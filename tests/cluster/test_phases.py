@@ -15,14 +15,15 @@ import pytest
 import ray
 from pydantic import SecretStr
 
+from seedcore.composition import start_registry
+from seedcore.core.answers import Origin
 from seedcore.core.errors import RegistryError
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Source
-from seedcore.registry.actor import stop_registry
-from seedcore.registry.connection import RegistryConnection
-from seedcore.runtime import start_registry
+from seedcore.registry.protocol.connection import RegistryConnection
+from seedcore.registry.server.actor import stop_registry
 from seedcore.settings import Mode, Settings
-from seedcore.store.postgres import PostgresStore, migrate_database
+from seedcore.store.maintenance import migrate_database
+from seedcore.store.postgres import PostgresStore
 from seedcore.tier0 import Tier0MemoryManager
 from tests.cluster.agents import Worker
 from tests.postgres.dumps import dump_and_restore
@@ -41,7 +42,7 @@ class Caller:
     manager: Tier0MemoryManager
     resolved: int = 0
     failures: list[str] = field(default_factory=list)
-    sources: set[Source] = field(default_factory=set)
+    sources: set[Origin] = field(default_factory=set)
 
     async def resolve_for_ever(self) -> None:
         while True:
@@ -68,7 +69,7 @@ class Caller:
         await self.some_more()
         await before.close()
 
-    async def source_of(self, name: str) -> Source:
+    async def source_of(self, name: str) -> Origin:
         return (await self.manager.locate(name)).source
 
 
@@ -121,7 +122,7 @@ async def test_three_phases_forwards_and_backwards_without_an_interrupted_resolu
             if lap == 1:
                 # nobody has ever reported: callers may come first
                 await caller.turn_to(settings, Mode.HYBRID)
-                assert await caller.source_of("eye") is Source.RAY
+                assert await caller.source_of("eye") is Origin.RAY
             for name in FLEET:
                 reporting[name] = await bring_up(name, f"{name}-reporting-{lap}", settings)
                 await caller.some_more()
@@ -129,13 +130,13 @@ async def test_three_phases_forwards_and_backwards_without_an_interrupted_resolu
                 await caller.turn_to(settings, Mode.HYBRID)
             await eventually(partial(_alive, registry, len(FLEET)))
             for name in FLEET:
-                assert await caller.source_of(name) in (Source.REGISTRY, Source.SNAPSHOT)
+                assert await caller.source_of(name) in (Origin.REGISTRY, Origin.SNAPSHOT)
                 await end(plain.pop(name))
                 await caller.some_more()
 
             # 2 to 3, and back again
             await caller.turn_to(settings, Mode.REGISTRY)
-            assert await caller.source_of("eye") in (Source.REGISTRY, Source.SNAPSHOT)
+            assert await caller.source_of("eye") in (Origin.REGISTRY, Origin.SNAPSHOT)
             await caller.turn_to(settings, Mode.HYBRID)
             await caller.some_more()
 
@@ -144,11 +145,11 @@ async def test_three_phases_forwards_and_backwards_without_an_interrupted_resolu
                 plain[name] = await bring_up(name, name, disabled)
                 await caller.some_more()
             await caller.turn_to(disabled, Mode.RAY)
-            assert await caller.source_of("eye") is Source.RAY
+            assert await caller.source_of("eye") is Origin.RAY
             for name in FLEET:
                 await end(reporting.pop(name))
                 await caller.some_more()
-            history = (await registry.describe("eye")).history
+            history = (await registry.describe("eye")).instances
             assert [row.status for row in history] == [Status.DEAD] * lap
             await stop_registry(settings.namespace)
             await caller.some_more()
@@ -179,7 +180,9 @@ async def test_registry_of_this_cluster_starts_on_a_restored_dump_of_an_adopted_
     manager = Tier0MemoryManager(settings)
     assert await (await manager.resolve("agent-1")).get_id.remote() == "agent-1"
     await manager.close()
-    before, now = sorted((await registry.describe("agent-1")).history, key=lambda row: row.status is Status.ALIVE)[-2:]
+    before, now = sorted((await registry.describe("agent-1")).instances, key=lambda row: row.status is Status.ALIVE)[
+        -2:
+    ]
     assert (before.status, now.status, now.cluster_epoch) == (Status.DEAD, Status.ALIVE, "epoch-3")
     await end(actor)
     await stop_registry(settings.namespace)

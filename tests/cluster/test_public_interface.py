@@ -12,6 +12,7 @@ import seedcore.registry
 import seedcore.settings
 import seedcore.tier0
 from seedcore.registry import RegistryConnection
+from seedcore.registry.ray_support.lookup import actor_id_of
 from seedcore.settings import Settings
 from tests.cluster.agents import Worker
 
@@ -62,9 +63,9 @@ async def test_the_published_interface_runs_as_written(
     await handle.start.remote()
     names = await run_block(PUBLIC_INTERFACE)
     assert await names["handle"].get_id.remote() == "my_agent"
-    assert names["handle"]._actor_id == handle._actor_id
+    assert actor_id_of(names["handle"]) == actor_id_of(handle)
     assert {row.logical_id for row in names["instances"]} == {"my_agent"}
-    assert names["client"].undelivered == 0
+    assert names["client"].pending == 0
     assert len((await registry.describe("my_agent")).live) == 3
     await names["agent"].stop()
     ray.kill(handle)

@@ -14,6 +14,10 @@ import pytest
 import ray
 from pydantic import SecretStr
 
+from seedcore.composition import start_registry
+from seedcore.core.answers import InstanceFilter, NotResolved, Origin, Receipt
+from seedcore.core.causes import Cause, CauseKind
+from seedcore.core.changes import Registration, SequencedChange, new_instance_id
 from seedcore.core.errors import (
     FencedError,
     ForbiddenTransitionError,
@@ -28,15 +32,14 @@ from seedcore.core.errors import (
     VersionMismatchError,
 )
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Receipt, Registration, Source, new_instance_id
-from seedcore.registry.actor import stop_registry
-from seedcore.registry.client import RegistryClient, every_page, list_active_instances
-from seedcore.registry.connection import REGISTRY_NAME, RegistryConnection
-from seedcore.registry.handles import end_actor
-from seedcore.registry.reporter import Reporter
-from seedcore.runtime import start_registry
+from seedcore.registry.agent.client import RegistryClient
+from seedcore.registry.agent.reporter import Reporter
+from seedcore.registry.caller.listing import every_page, list_active_instances
+from seedcore.registry.protocol.connection import REGISTRY_NAME, RegistryConnection
+from seedcore.registry.ray_support.actors import end_actor
+from seedcore.registry.server.actor import stop_registry
 from seedcore.settings import Settings
-from seedcore.store.postgres import migrate_database
+from seedcore.store.maintenance import migrate_database
 from tests.builders import iid
 from tests.cluster.agents import Host, OldRegistry
 from tests.faults.proxy import Proxy
@@ -117,14 +120,14 @@ async def test_listing_filters_and_pages_without_gap_or_repeat(registry: Registr
             await registry.set_status(mine.instance_id, Status.ALIVE, 2)
     everything = await every_page(registry, page_size=3)
     assert [row.logical_id for row in everything] == [f"agent-{n:02}" for n in range(20)]
-    assert everything.source is Source.REGISTRY
+    assert everything.source is Origin.REGISTRY
     assert everything.complete
     starting = await registry.list_active([Status.STARTING])
     assert len(starting) == 5
     gone = everything[0].instance_id
     await registry.set_status(gone, Status.DEAD, 3)
     dead = await registry.list_active([Status.DEAD])
-    assert ([row.instance_id for row in dead], dead.source) == ([gone], Source.POSTGRES)
+    assert ([row.instance_id for row in dead], dead.source) == ([gone], Origin.POSTGRES)
     left = await registry.list_active(organ_id="left", labels={"n": "1"})
     assert [row.logical_id for row in left] == ["agent-01", "agent-11"]
     page = await registry.list_active(limit=7)
@@ -132,22 +135,22 @@ async def test_listing_filters_and_pages_without_gap_or_repeat(registry: Registr
     assert page.next_cursor is not None
 
 
-async def test_resolve_answers_many_and_says_why_not(registry: RegistryConnection) -> None:
+async def test_resolve_answers_many_and_has_the_reasons(registry: RegistryConnection) -> None:
     alive, draining = registration("alive"), registration("draining")
     for mine in (alive, draining):
         await registry.register(mine)
         await registry.set_status(mine.instance_id, "alive", 2)
     await registry.set_status(draining.instance_id, "draining", 3, "maintenance")
-    answer = await registry.resolve(["alive", "draining", "nobody"])
+    answer = await registry.resolve(["alive", "draining", "unregistered"])
     found = {resolution.logical_id: resolution for resolution in answer.value}
     instance = found["alive"].instance
     assert instance is not None
     assert instance.instance_id == alive.instance_id
-    assert (found["draining"].instance, found["draining"].why) == (None, "it is draining")
-    assert not found["nobody"].is_known
+    assert (found["draining"].instance, found["draining"].reason) == (None, NotResolved.DRAINING)
+    assert not found["unregistered"].is_known
     described = await registry.describe("draining")
     assert described.complete
-    assert [row.cause for row in described.history] == ["maintenance"]
+    assert [row.cause for row in described.instances] == [Cause(CauseKind.AGENT, "maintenance")]
 
 
 BAD_CALLS: list[tuple[str, tuple[Any, ...]]] = [
@@ -158,8 +161,8 @@ BAD_CALLS: list[tuple[str, tuple[Any, ...]]] = [
     ("register", (Registration(new_instance_id(), "a", labels={f"k{n}": "v" for n in range(10_000)}),)),
     ("register", (Registration(new_instance_id(), "a", metadata={"deep": ["\x00"]}),)),
     ("register", (Registration(new_instance_id(), "a", ip_address="not an address"),)),
-    ("set_status", ("not-a-uuid", "alive")),
-    ("set_status", (new_instance_id(), "asleep")),
+    ("set_status", ("not-a-uuid", "alive", 1)),
+    ("set_status", (new_instance_id(), "asleep", 1)),
     ("set_status", (new_instance_id(), "alive", -1)),
     ("beat_many", ("abc",)),
     ("beat_many", ([1, 2],)),
@@ -250,7 +253,7 @@ async def test_a_killed_registry_comes_back_with_everything_acknowledged(
     assert not any(answer.unknown or answer.dead for answer in answers)
     receipts = await asyncio.gather(*(client.set_status("alive", "after it") for client in clients))
     assert all(receipt.durable for receipt in receipts)
-    assert rows(settings, "select distinct status::text, cause, seq from registry_instance") == [
+    assert rows(settings, "select distinct status::text, cause_detail, seq from registry_instance") == [
         ("alive", "after it", 4)
     ]
 
@@ -286,7 +289,7 @@ async def test_no_status_is_lost_while_the_registry_is_killed_again_and_again(
         await eventually(has_turned)
     stop.set()
     await asyncio.gather(*toggling)
-    assert all(client.undelivered == 0 for client in clients)
+    assert all(client.pending == 0 for client in clients)
     stored = dict(rows(settings, "select instance_id::text, status::text from registry_instance"))
     assert stored == last
 
@@ -297,10 +300,9 @@ async def test_a_silent_instance_expires_with_its_cause(registry: RegistryConnec
     await registry.set_status(mine.instance_id, "alive", 2)
 
     def stored() -> list[tuple[Any, ...]]:
-        return rows(settings, "select cause from registry_instance where status = 'dead'")
+        return rows(settings, "select cause_kind::text from registry_instance where status = 'dead'")
 
-    [(cause,)] = await eventually(stored)
-    assert "lease expired" in cause
+    assert await eventually(stored) == [("lease_expired",)]
     assert (await registry.beat_many([mine.instance_id])).dead == (mine.instance_id,)
 
 
@@ -308,7 +310,7 @@ async def test_an_expired_client_comes_back_as_a_new_instance(registry: Registry
     client = RegistryClient("phoenix", settings=settings)
     await client.set_status("alive")
     first = client.instance_id
-    await registry.set_status(first, "dead", cause="by hand")
+    await registry.deregister(instance_ids=[first])
     await client.beat()
     assert client.instance_id != first
     answer = await registry.resolve(["phoenix"])
@@ -328,7 +330,9 @@ async def test_a_row_deleted_by_hand_is_registered_again(registry: RegistryConne
     await eventually(is_back)
 
 
-async def test_an_instance_declared_dead_by_hand_is_told_so(registry: RegistryConnection, settings: Settings) -> None:
+async def test_an_instance_declared_dead_by_hand_registers_again(
+    registry: RegistryConnection, settings: Settings
+) -> None:
     client = RegistryClient("condemned", settings=settings)
     await client.set_status("alive")
     first = client.instance_id
@@ -356,7 +360,9 @@ async def test_a_new_ray_cluster_rotates_the_epoch_and_ends_the_old_fleet(
 
     await eventually(is_ready)
     assert (await registry.health()).epoch == "epoch-2"
-    assert rows(settings, "select status::text, cause from registry_instance") == [("dead", "epoch epoch-1 retired")]
+    assert rows(settings, "select status::text, cause_kind::text, cause_detail from registry_instance") == [
+        ("dead", "epoch_retired", "epoch-1")
+    ]
     with pytest.raises(RetiredEpochError):
         await RegistryClient("late", cluster_epoch="epoch-1", settings=settings).register()
 
@@ -374,7 +380,9 @@ async def test_a_staged_fleet_becomes_visible_in_one_step(registry: RegistryConn
         await registry.set_current_epoch("epoch-1")
 
 
-async def test_a_superseded_registry_only_reads_and_says_so(registry: RegistryConnection, settings: Settings) -> None:
+async def test_a_superseded_registry_only_reads_and_reports_it(
+    registry: RegistryConnection, settings: Settings
+) -> None:
     client = RegistryClient("old-timer", settings=settings)
     await client.set_status("alive")
     # what another registry on the same database does first
@@ -391,7 +399,7 @@ async def test_a_superseded_registry_only_reads_and_says_so(registry: RegistryCo
         await registry.register(registration("newcomer"))
     with pytest.raises(FencedError):
         await registry.set_current_epoch("green")
-    # its memory still answers, and it expires nobody
+    # its memory still answers, and no lease ends
     answer = await registry.list_active(None)
     assert ([row.logical_id for row in answer], answer.complete) == (["old-timer"], False)
     assert rows(settings, "select instance_id, status::text, last_heartbeat, seq from registry_instance") == before
@@ -458,11 +466,12 @@ async def test_statements_per_flush_do_not_grow_with_the_fleet(
 
 
 async def test_an_error_of_ours_is_never_a_bare_ray_error(registry: RegistryConnection) -> None:
+    untyped: Any = registry
     with pytest.raises(RegistryError):
-        await registry._call("list_active", fresh_only=[], limit=object())
+        await untyped.page(InstanceFilter(fresh_only=[]), limit=object())  # type: ignore[arg-type]
 
 
-async def test_a_silent_database_does_not_make_a_living_registry_unheard(
+async def test_a_silent_database_does_not_silence_the_registry(
     registry: RegistryConnection, settings: Settings, postgres18: PostgresServer
 ) -> None:
     assert settings.pg_dsn is not None
@@ -478,11 +487,11 @@ async def test_a_silent_database_does_not_make_a_living_registry_unheard(
 
         await eventually(is_ready)
         impatient = RegistryConnection(settings.namespace, 0.7)
-        assert (await impatient.resolve(["nobody"])).complete
+        assert (await impatient.resolve(["unregistered"])).complete
         proxy.go_deaf()
         unanswered = 0
         for question in (
-            lambda: impatient.describe("nobody"),
+            lambda: impatient.describe("unregistered"),
             lambda: impatient.list_active([Status.DEAD]),
             lambda: impatient.get_instance(iid(1)),
             lambda: impatient.current_epoch(),
@@ -494,7 +503,7 @@ async def test_a_silent_database_does_not_make_a_living_registry_unheard(
                 unanswered += 1
             except StoreUnavailableError:
                 pass
-            assert (await impatient.resolve(["nobody"])).complete
+            assert (await impatient.resolve(["unregistered"])).complete
             assert (await impatient.list_active()).complete
         assert unanswered
         proxy.heal()
@@ -516,14 +525,14 @@ async def test_a_mistyped_epoch_ends_no_fleet(registry: RegistryConnection, sett
             env={**os.environ, "RAY_ADDRESS": context.gcs_address, "SEEDCORE_NS": settings.namespace},
             stderr=asyncio.subprocess.PIPE,
         )
-        _, told = await process.communicate()
-        return process.returncode, told.decode()
+        _, errors = await process.communicate()
+        return process.returncode, errors.decode()
 
     assert await registry.stage_epoch("green")
-    (code, told), (code_of_green, told_of_green) = await asyncio.gather(flip("gren"), flip("green"))
+    (code, errors), (code_of_green, errors_of_green) = await asyncio.gather(flip("gren"), flip("green"))
     assert (code, code_of_green) == (1, 1)
-    assert f"epoch gren is not staged: it would be made, and shown with nobody in it, and epoch {before}" in told
-    assert "nobody lives in epoch green" in told_of_green
+    assert f"epoch gren is not staged, so it would become current without agents; epoch {before}" in errors
+    assert "epoch green has no live agents" in errors_of_green
     assert (await registry.current_epoch()).value.name == before
     assert (await flip("green", "--force"))[0] == 0
     assert (await registry.current_epoch()).value.name == "green"
@@ -535,8 +544,8 @@ class Interrupted(RegistryConnection):
 
     happens: Callable[[], Awaitable[None]] | None = None
 
-    async def set_status(self, *arguments: Any, **details: Any) -> Receipt:
-        receipt = await super().set_status(*arguments, **details)
+    async def take(self, change: SequencedChange) -> Receipt:
+        receipt = await super().take(change)
         happens, self.happens = self.happens, None
         if happens is not None:
             await happens()
@@ -582,11 +591,11 @@ async def test_a_registry_replaced_between_two_changes_gets_both_in_order(
             await start_registry(behind_proxy)
             await eventually(is_ready)
 
-        # it says `first` again to the old one, and `second` when that is gone
+        # it sends `first` again to the old one, and `second` when that is gone
         mine.happens = replace_registry
         assert (await client.set_status(Status.ALIVE, "second")).durable
-        assert client.undelivered == 0
-        steps = rows(settings, "select to_status::text, cause from registry_transition order by id")
+        assert client.pending == 0
+        steps = rows(settings, "select to_status::text, cause_detail from registry_transition order by id")
         assert steps == [("starting", None), ("alive", None), ("draining", "first"), ("alive", "second")]
     finally:
         proxy.stop()

@@ -24,7 +24,7 @@ TURNS = 10
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    """Nobody beats while changes are made, and that is not what is tested."""
+    """No agent beats while changes are made, and that is not what is tested."""
     return settings.model_copy(update={"lease_s": 600.0})
 
 
@@ -54,7 +54,7 @@ class Changers:
         for answer in await asyncio.gather(*(client.beat() for client in self._clients), return_exceptions=True):
             if isinstance(answer, BaseException) and not isinstance(answer, RegistryError):
                 raise answer
-        return sum(client.undelivered for client in self._clients)
+        return sum(client.pending for client in self._clients)
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 import ray
 import typer.main
-from click.testing import CliRunner
+from typer.testing import CliRunner
 
-from seedcore.cli.app import app, exit_code_of
-from seedcore.cli.cluster import NoClusterError, NotServedError, SeveralClustersError
+from seedcore.cli.app import app
+from seedcore.cli.errors import NoClusterError, NotServedError, SeveralClustersError, exit_code_of
 from seedcore.core.errors import RegistryError
-from seedcore.registry.clusters import local_clusters
+from seedcore.registry.ray_support.clusters import local_clusters
 
 # every command that acts on a cluster, with the least that it has to be given
 SERVED_OVER_HTTP = {
@@ -106,7 +106,7 @@ def _nothing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def refusal_of(words: list[str]) -> RegistryError:
-    answer = CliRunner().invoke(COMMAND, words)
+    answer = CliRunner().invoke(app, words)
     assert isinstance(answer.exception, RegistryError), (answer.output, answer.exception)
     assert "\n" not in str(answer.exception)
     return answer.exception
@@ -129,7 +129,7 @@ def test_beside_another_cluster_a_command_refuses_and_lists_both(raylet: Raylet,
 
 def test_doctor_reports_several_clusters_and_joins_none(raylet: Raylet) -> None:
     addresses = {raylet(), raylet()}
-    answer = CliRunner().invoke(COMMAND, ["doctor", "--json"])
+    answer = CliRunner().invoke(app, ["doctor", "--json"])
     assert answer.exit_code == 1
     assert all(address in answer.output for address in addresses)
 

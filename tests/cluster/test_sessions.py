@@ -18,6 +18,8 @@ from pydantic import SecretStr
 from ray.cluster_utils import Cluster
 
 from seedcore.agents import RayAgent
+from seedcore.composition import start_registry
+from seedcore.core.answers import Origin
 from seedcore.core.errors import (
     AgentCallError,
     CannotKnowError,
@@ -27,16 +29,16 @@ from seedcore.core.errors import (
     RegistryUnavailableError,
     SessionError,
 )
-from seedcore.core.model import Instance, Source
-from seedcore.registry import session
-from seedcore.registry.actor import stop_registry
-from seedcore.registry.client import list_active_instances
-from seedcore.registry.connection import RegistryConnection, shared_connection
-from seedcore.registry.directory import RayDirectory
-from seedcore.registry.handles import end_actor
-from seedcore.registry.identity import own_node_id
-from seedcore.registry.reporter import Reporter, ThreadReporter
-from seedcore.runtime import start_registry
+from seedcore.core.instances import Instance
+from seedcore.registry.agent.identity import own_node_id
+from seedcore.registry.agent.reporter import Reporter
+from seedcore.registry.agent.thread_reporter import ThreadReporter
+from seedcore.registry.caller.listing import list_active_instances
+from seedcore.registry.protocol.connection import RegistryConnection, shared_connection
+from seedcore.registry.ray_support import session
+from seedcore.registry.ray_support.actors import end_actor
+from seedcore.registry.ray_support.directory import RayDirectory
+from seedcore.registry.server.actor import stop_registry
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
 from seedcore.tier0.calls import bounded_call
@@ -99,12 +101,7 @@ class Program:
         """Until it uses what it holds: the relay of the node, and handles that the feed keeps."""
 
         async def is_held() -> bool:
-            relays = self.connection._relays
-            return (
-                relays is not None
-                and relays.relay is not None
-                and (await self.manager.locate("stays")).source is Source.SNAPSHOT
-            )
+            return self.connection.uses_relay and (await self.manager.locate("stays")).source is Origin.SNAPSHOT
 
         await eventually(is_held)
 
@@ -145,7 +142,7 @@ async def test_without_ray_nothing_is_called_and_ray_stays_down(
         (AgentCallError, lambda: bounded_call("stays", lambda: handle.ping.remote(), 5)),
         (RegistryUnavailableError, lambda: list_active_instances(settings=settings)),
         (RegistryUnavailableError, lambda: start_registry(settings)),
-        (RegistryUnavailableError, lambda: connection.beat("nobody")),
+        (RegistryUnavailableError, lambda: connection.beat("unknown")),
         (RegistryUnavailableError, connection.health),
         (DirectoryUnavailableError, lambda: RayDirectory(settings.namespace).names()),
         (DirectoryUnavailableError, lambda: stop_registry(settings.namespace)),
@@ -245,7 +242,7 @@ async def test_ray_client_has_sessions_too(program: Program, cluster: Cluster, c
     try:
         for _ in range(2):
             ray.init(client_address, log_to_driver=False, logging_level="error")
-            # its node would be the one of the server that speaks for it
+            # its node would be that of its server
             assert own_node_id() is None
             handle = await manager.resolve("stays")
             assert await manager.execute_task_on_agent("stays", "work") == "work"
@@ -269,7 +266,7 @@ async def test_ray_client_has_sessions_too(program: Program, cluster: Cluster, c
 
 
 class Forker:
-    """An actor that forks. A child says what its calls came to, and how long that took."""
+    """An actor that forks. A child writes what its calls came to, and how long that took."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -306,7 +303,7 @@ class Forker:
         began_s = time.monotonic()
         try:
             said = repr(call())
-        except Exception as error:  # noqa: BLE001 - what it says is looked at
+        except Exception as error:  # noqa: BLE001 - its text is looked at
             said = f"{type(error).__name__}: {error}"
         return said, time.monotonic() - began_s
 
@@ -315,7 +312,7 @@ class Forker:
             await RayAgent("child-agent", settings=self.settings).start()
 
         async def beat() -> None:
-            await self.connection.beat("nobody")
+            await self.connection.beat("unknown")
 
         return {
             "own reporter": lambda: ThreadReporter("child", settings=self.settings).start(),

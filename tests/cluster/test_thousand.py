@@ -12,13 +12,13 @@ import pytest
 import ray
 
 from seedcore.registry import RegistryConnection
-from seedcore.registry.client import every_page
+from seedcore.registry.caller.listing import every_page
 from seedcore.settings import Settings
 from tests.cluster.agents import Host
 from tests.waiting import eventually
 
 HOSTS = 4
-AGENTS_A_HOST = 250
+AGENTS_PER_HOST = 250
 
 
 @pytest.fixture
@@ -33,10 +33,10 @@ async def test_a_thousand_agents_for_a_minute(
     registry: RegistryConnection, settings: Settings, record_property: Callable[[str, object], None]
 ) -> None:
     host_class: Any = ray.remote(Host)
-    hosts = [host_class.options(num_cpus=0).remote(f"host-{n}", AGENTS_A_HOST, settings) for n in range(HOSTS)]
+    hosts = [host_class.options(num_cpus=0).remote(f"host-{n}", AGENTS_PER_HOST, settings) for n in range(HOSTS)]
     await asyncio.gather(*(host.begin.remote() for host in hosts))
     fleet = await every_page(registry)
-    assert len(fleet) == HOSTS * AGENTS_A_HOST
+    assert len(fleet) == HOSTS * AGENTS_PER_HOST
     before = (await registry.health()).flush
     worst_s = 0.0
     for _ in range(12):

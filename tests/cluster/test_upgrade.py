@@ -7,9 +7,9 @@ from typing import Any
 import ray
 
 from seedcore import __version__
-from seedcore.cli.steering import upgrade_registry
-from seedcore.registry.actor import stop_registry
-from seedcore.registry.connection import REGISTRY_NAME, RegistryConnection
+from seedcore.cli.control import upgrade_registry
+from seedcore.registry.protocol.connection import REGISTRY_NAME, RegistryConnection
+from seedcore.registry.server.actor import stop_registry
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
 from seedcore.tier0.answers import AgentSpec

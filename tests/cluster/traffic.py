@@ -51,7 +51,7 @@ class Traffic:
     async def is_delivered(self) -> bool:
         """Whether the registry has every turn."""
         await self._turning.beat()
-        return self._turning.undelivered == 0
+        return self._turning.pending == 0
 
     def committed(self) -> list[str]:
         """The causes of the turns in the database, in the order in which they were committed."""

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from seedcore.core.answers import Outcome, OutcomeKind
+from seedcore.core.causes import Cause, CauseKind, is_refined_by
+from seedcore.core.changes import HoldChange, RegisterChange, Registration
 from seedcore.core.errors import StoreRejectedError
+from seedcore.core.holds import HoldKind
 from seedcore.core.lifecycle import LIVE_STATUSES, Status, is_allowed
-from seedcore.core.model import (
+from seedcore.core.limits import (
     MAX_LABEL_KEY_CHARS,
     MAX_LABEL_VALUE_CHARS,
     MAX_LABELS,
     MAX_METADATA_BYTES,
     MAX_METADATA_DEPTH,
     MAX_TEXT_CHARS,
-    Outcome,
-    OutcomeKind,
-    RegisterChange,
-    Registration,
 )
-from tests.builders import START, iid, joins, turns
+from tests.builders import START, hold, holds, iid, joins, releases, turns
 from tests.conformance.worlds import EVERYONE, World, enter, row_of
 
 FULL = Registration(
@@ -39,6 +39,11 @@ FULL = Registration(
     ip_address="2001:db8::1",
     pid=4242,
 )
+
+
+def agents(detail: str) -> Cause:
+    """The cause that an agent reports."""
+    return Cause(CauseKind.AGENT, detail)
 
 
 # Registering
@@ -93,13 +98,17 @@ async def test_change_with_a_negative_number_is_refused_with_its_whole_batch(wor
 async def test_cause_that_cannot_be_stored_is_refused_with_its_whole_batch(world: World, cause: str) -> None:
     await enter(world, 1, status="starting")
     await enter(world, 2, status="starting")
-    await world.store.set_status_many([turns(2, Status.DEAD, None, cause[:1])])
+    killed = Cause(CauseKind.PROCESS_KILLED)
+    await world.store.set_status_many([turns(2, Status.DEAD, None, killed)])
     with pytest.raises(StoreRejectedError):
         await world.store.set_status_many([turns(1, Status.ALIVE, 2), turns(1, Status.DRAINING, 3, cause)])
     with pytest.raises(StoreRejectedError):
-        await world.store.explain_deaths({iid(2): cause})
-    assert (await row_of(world, 1)).status is Status.STARTING
-    assert (await row_of(world, 2)).cause == cause[:1]
+        await world.store.refine_causes({iid(2): Cause(CauseKind.PROCESS_KILLED, cause)})
+    with pytest.raises(StoreRejectedError):
+        await world.store.hold_many([holds(1), holds(1, cause)])
+    row = await row_of(world, 1)
+    assert (row.status, row.holds) == (Status.STARTING, ())
+    assert (await row_of(world, 2)).cause == killed
 
 
 async def test_registered_instance_is_starting_in_the_current_epoch_with_all_its_details(world: World) -> None:
@@ -148,7 +157,7 @@ async def test_registration_does_not_revive_the_dead(world: World) -> None:
     await world.store.set_status_many([turns(1, Status.DEAD, cause="stopped")])
     before = await row_of(world, 1)
     outcomes = await world.store.register_many([joins(1, seq=9, organ_id="new")])
-    assert outcomes == [Outcome(OutcomeKind.DEAD, Status.DEAD, "epoch-1", "stopped")]
+    assert outcomes == [Outcome(OutcomeKind.DEAD, Status.DEAD, "epoch-1", agents("stopped"))]
     assert await row_of(world, 1) == before
 
 
@@ -160,7 +169,7 @@ async def test_instance_id_belongs_to_one_agent_for_ever(world: World) -> None:
     assert await row_of(world, 1) == before
     await world.store.set_status_many([turns(1, Status.DEAD, cause="gone")])
     assert await world.store.register_many([joins(1, "yours", seq=9)]) == [
-        Outcome(OutcomeKind.CONFLICT, Status.DEAD, "epoch-1", "gone")
+        Outcome(OutcomeKind.CONFLICT, Status.DEAD, "epoch-1", agents("gone"))
     ]
 
 
@@ -207,11 +216,9 @@ async def test_store_keeps_the_transition_table(world: World, current: Status, w
     before = await enter(world, 1, status=current.value)
     (outcome,) = await world.store.set_status_many([turns(1, wanted, cause="because")])
     row = await row_of(world, 1)
-    if is_allowed(current, wanted) or current is wanted is Status.DRAINING:
-        # who drains on its own account is held from now on
-        assert outcome == Outcome(OutcomeKind.APPLIED, wanted, "epoch-1", "because")
-        assert (row.status, row.cause) == (wanted, "because")
-        assert row.held is (current if wanted is Status.DRAINING else None)
+    if is_allowed(current, wanted):
+        assert outcome == Outcome(OutcomeKind.APPLIED, wanted, "epoch-1", agents("because"))
+        assert (row.status, row.reported_status, row.holds, row.cause) == (wanted, wanted, (), agents("because"))
         assert row.status_changed_at >= before.status_changed_at
         assert row.stopped_at == (row.status_changed_at if wanted is Status.DEAD else None)
     else:
@@ -246,7 +253,7 @@ async def test_changes_of_one_batch_are_applied_in_their_order(world: World) -> 
         ("unchanged", "alive"),
         ("dead", "dead"),
     ]
-    assert outcomes[-1].cause == "done"
+    assert outcomes[-1].cause == agents("done")
     assert [(await row_of(world, number)).seq for number in (1, 2)] == [4, 3]
 
 
@@ -267,36 +274,29 @@ async def test_replayed_batch_is_harmless(world: World) -> None:
     assert [await row_of(world, 1), await row_of(world, 2)] == before
 
 
-async def test_change_without_a_number_of_its_agents_is_applied_once_however_often_it_is_sent(world: World) -> None:
+async def test_registrys_own_change_is_applied_once_however_often_it_is_sent(world: World) -> None:
     await enter(world, 1)
     await world.store.set_status_many([turns(1, Status.ALIVE, 1)])
-    batch = [
-        replace(turns(1, Status.DRAINING, cause="an operator"), number=1),
-        replace(turns(1, Status.ALIVE, cause="released"), number=2),
-        turns(1, Status.DRAINING, 2, "the agent"),
-        turns(1, Status.ALIVE, 3),
-        replace(turns(1, Status.DRAINING, cause="an operator again"), number=3),
-        replace(turns(1, Status.ALIVE, cause="released again"), number=4),
-    ]
-    await world.store.set_status_many(batch)
-    outcomes = await world.store.set_status_many(batch)
+    holding = [replace(holds(1, "upkeep"), number=1), replace(releases(1, "released"), number=2)]
+    reporting = [turns(1, Status.DRAINING, 2, "the agent"), turns(1, Status.ALIVE, 3)]
+    last = [replace(holds(1, "again"), number=3), replace(releases(1, "released again"), number=4)]
+    for _ in range(2):
+        outcomes = await world.store.hold_many(holding)
+        outcomes += await world.store.set_status_many(reporting)
+        outcomes += await world.store.hold_many(last)
     assert [outcome.kind for outcome in outcomes] == [OutcomeKind.UNCHANGED] * 6
     row = await row_of(world, 1)
     assert (row.status, row.seq) == (Status.ALIVE, 3)
-    steps = await world.store.transitions("agent", 10)
-    assert [step.cause for step in reversed(steps)] == [
-        None,
-        None,
-        "an operator",
-        "released",
-        "the agent",
-        None,
-        "an operator again",
-        "released again",
-    ]
-    # a new one counts
-    [outcome] = await world.store.set_status_many([replace(turns(1, Status.DRAINING), number=5)])
+    details = [None if one.cause is None else one.cause.detail for one in await world.store.transitions("agent", 10)]
+    expected = [None, None, "upkeep", "released", "the agent", None, "again", "released again"]
+    assert details[::-1] == expected
+    # a later one counts
+    [outcome] = await world.store.hold_many([replace(holds(1), number=5)])
     assert outcome.kind is OutcomeKind.APPLIED
+    [repeated, death] = await world.store.set_status_many(
+        [replace(turns(1, Status.DEAD), number=number) for number in (5, 6)]
+    )
+    assert [repeated.kind, death.kind] == [OutcomeKind.UNCHANGED, OutcomeKind.APPLIED]
 
 
 async def test_number_used_up_by_a_change_to_the_same_status_stays_used(world: World) -> None:
@@ -319,10 +319,10 @@ async def test_refused_change_uses_up_no_number(world: World) -> None:
 async def test_registrys_own_change_uses_none_of_the_agents_numbers(world: World) -> None:
     await world.store.register_many([joins(1, seq=1)])
     await world.store.set_status_many([turns(1, Status.ALIVE, 2)])
-    await world.store.set_status_many([turns(1, Status.DRAINING, None, "operator")])
+    await world.store.set_status_many([turns(1, Status.DRAINING, None, "by SQL")])
     assert (await row_of(world, 1)).seq == 2
     (outcome,) = await world.store.set_status_many([turns(1, Status.DRAINING, 3)])
-    assert outcome == Outcome(OutcomeKind.UNCHANGED, Status.DRAINING, "epoch-1", "operator")
+    assert outcome == Outcome(OutcomeKind.UNCHANGED, Status.DRAINING, "epoch-1", agents("by SQL"))
     assert (await row_of(world, 1)).seq == 3
 
 
@@ -359,8 +359,8 @@ async def test_second_cause_does_not_replace_the_first(world: World) -> None:
     await enter(world, 1)
     await world.store.set_status_many([turns(1, Status.DEAD, None, "first")])
     (outcome,) = await world.store.set_status_many([turns(1, Status.DEAD, None, "second")])
-    assert outcome == Outcome(OutcomeKind.UNCHANGED, Status.DEAD, "epoch-1", "first")
-    assert (await row_of(world, 1)).cause == "first"
+    assert outcome == Outcome(OutcomeKind.UNCHANGED, Status.DEAD, "epoch-1", agents("first"))
+    assert (await row_of(world, 1)).cause == agents("first")
 
 
 async def test_every_change_of_a_status_raises_the_version(world: World) -> None:
@@ -378,6 +378,20 @@ async def test_every_change_of_a_status_raises_the_version(world: World) -> None
     assert await version() == versions[-1]
 
 
+async def test_every_change_of_a_hold_raises_the_version(world: World) -> None:
+    async def version() -> int:
+        return (await world.store.list_instances(EVERYONE, 1)).version
+
+    await enter(world, 1)
+    versions = [await version()]
+    for change in (holds(1), holds(1, "upkeep"), releases(1)):
+        await world.store.hold_many([change])
+        versions.append(await version())
+    assert versions == sorted(set(versions))
+    await world.store.hold_many([releases(1), holds(2)])
+    assert await version() == versions[-1]
+
+
 async def test_history_is_pruned_the_oldest_first_and_a_little_at_a_time(world: World) -> None:
     await world.store.register_many([joins(number, f"agent-{number}", 1) for number in range(1, 5)])
     await world.store.set_status_many([turns(number, Status.DEAD, 2, "over") for number in (1, 2)])
@@ -389,8 +403,8 @@ async def test_history_is_pruned_the_oldest_first_and_a_little_at_a_time(world: 
     assert await world.store.get_instance(iid(1)) is None
     assert await world.store.prune_history(60.0, 3) == 3
     assert await world.store.prune_history(60.0, 3) == 0
-    assert [row.instance_id for row in await world.store.history("agent-3", 5)] == [iid(3)]
-    assert [step.to_status for step in await world.store.transitions("agent-3", 5)] == [Status.DEAD]
+    assert [row.instance_id for row in await world.store.instances("agent-3", 5)] == [iid(3)]
+    assert [one.to_status for one in await world.store.transitions("agent-3", 5)] == [Status.DEAD]
     # the living stay, however long ago they registered
     assert {row.instance_id async for row in world.store.load_live()} == {iid(4)}
 
@@ -401,41 +415,79 @@ async def test_a_prune_that_makes_no_sense_is_refused(world: World, keep_s: floa
         await world.store.prune_history(keep_s, limit)
 
 
-# Draining that ends by itself
+# Holds
 
 HOUR = timedelta(hours=1)
 
 
-async def test_draining_keeps_the_end_that_was_set_for_it_until_it_ends(world: World) -> None:
-    await enter(world, 1)
-    (outcome,) = await world.store.set_status_many([turns(1, Status.DRAINING, None, "upkeep", START)])
-    assert outcome.kind is OutcomeKind.APPLIED
+async def test_operators_hold_drains_an_instance_until_it_is_released(world: World) -> None:
+    before = await enter(world, 1)
+    (placed,) = await world.store.hold_many([holds(1, "upkeep", START + HOUR, by="ann")])
+    cause = Cause(CauseKind.OPERATOR, "upkeep", "ann")
+    assert placed == Outcome(OutcomeKind.APPLIED, Status.DRAINING, "epoch-1", cause)
     row = await row_of(world, 1)
-    assert (row.drain_until, row.cause) == (START, "upkeep")
-    (again,) = await world.store.set_status_many([turns(1, Status.DRAINING, None, "upkeep", START)])
-    assert again.kind is OutcomeKind.UNCHANGED
-    assert (await row_of(world, 1)) == row
-    await world.store.set_status_many([turns(1, Status.ALIVE, None, "done")])
-    assert (await row_of(world, 1)).drain_until is None
-
-
-async def test_draining_that_lasts_can_be_given_another_end_and_that_is_history(world: World) -> None:
-    await enter(world, 1)
-    await world.store.set_status_many([turns(1, Status.DRAINING, None, "upkeep", START)])
-    since = (await row_of(world, 1)).status_changed_at
-    (outcome,) = await world.store.set_status_many([turns(1, Status.DRAINING, None, "takes longer", START + HOUR)])
-    assert (outcome.kind, outcome.cause) == (OutcomeKind.APPLIED, "takes longer")
+    assert (row.status, row.reported_status, row.cause) == (Status.DRAINING, Status.ALIVE, cause)
+    assert row.holds == (hold("upkeep", START + HOUR, by="ann"),)
+    assert row.status_changed_at > before.status_changed_at
+    (released,) = await world.store.hold_many([releases(1, "done")])
+    assert released == Outcome(OutcomeKind.APPLIED, Status.ALIVE, "epoch-1", Cause(CauseKind.OPERATOR, "done"))
     row = await row_of(world, 1)
-    assert (row.status, row.drain_until, row.status_changed_at) == (Status.DRAINING, START + HOUR, since)
-    steps = await world.store.transitions("agent", 2)
-    assert [(step.from_status, step.to_status, step.cause) for step in steps] == [
-        (Status.DRAINING, Status.DRAINING, "takes longer"),
-        (Status.ALIVE, Status.DRAINING, "upkeep"),
+    assert (row.status, row.holds, row.cause) == (Status.ALIVE, (), released.cause)
+    kept = [
+        (one.from_status, one.to_status, one.hold, one.expires_at) for one in await world.store.transitions("agent", 2)
+    ]
+    assert kept == [
+        (Status.DRAINING, Status.ALIVE, HoldKind.OPERATOR, None),
+        (Status.ALIVE, Status.DRAINING, HoldKind.OPERATOR, START + HOUR),
     ]
 
 
+async def test_same_hold_again_and_release_of_none_change_nothing(world: World) -> None:
+    before = await enter(world, 1)
+    (outcome,) = await world.store.hold_many([releases(1)])
+    assert outcome == Outcome(OutcomeKind.UNCHANGED, Status.ALIVE, "epoch-1")
+    assert await row_of(world, 1) == before
+    await world.store.hold_many([holds(1, "upkeep", START)])
+    before = await row_of(world, 1)
+    (outcome,) = await world.store.hold_many([holds(1, "upkeep", START, since=START + HOUR)])
+    assert (outcome.kind, outcome.status) == (OutcomeKind.UNCHANGED, Status.DRAINING)
+    assert await row_of(world, 1) == before
+    assert len(await world.store.transitions("agent", 10)) == 3
+
+
 @pytest.mark.parametrize(
-    ("own", "said", "after"),
+    "change", [holds(1, "takes longer", START), holds(1, "upkeep", START + HOUR), holds(1, "upkeep", START, by="bob")]
+)
+async def test_hold_with_another_reason_end_or_operator_replaces_the_one_before(
+    world: World, change: HoldChange
+) -> None:
+    await enter(world, 1)
+    await world.store.hold_many([holds(1, "upkeep", START)])
+    since = (await row_of(world, 1)).status_changed_at
+    await world.pass_time()
+    (outcome,) = await world.store.hold_many([change])
+    assert (outcome.kind, outcome.cause) == (OutcomeKind.APPLIED, change.why)
+    row = await row_of(world, 1)
+    assert (row.holds, row.status_changed_at) == ((change.hold,), since)
+    (last, first) = await world.store.transitions("agent", 2)
+    assert (last.from_status, last.to_status, last.cause) == (Status.DRAINING, Status.DRAINING, change.why)
+    assert (first.expires_at, first.cause) == (START, Cause(CauseKind.OPERATOR, "upkeep"))
+    assert last.at > first.at
+
+
+async def test_holds_of_several_kinds_are_independent(world: World) -> None:
+    await enter(world, 1)
+    kinds = (HoldKind.READINESS, HoldKind.NODE, HoldKind.OPERATOR)
+    outcomes = await world.store.hold_many([holds(1, kind=kind) for kind in kinds])
+    assert [outcome.status for outcome in outcomes] == [Status.STARTING, Status.DRAINING, Status.DRAINING]
+    assert [one.kind for one in (await row_of(world, 1)).holds] == sorted(kinds)
+    outcomes = await world.store.hold_many([releases(1, kind=kind) for kind in reversed(kinds)])
+    assert [outcome.status for outcome in outcomes] == [Status.DRAINING, Status.STARTING, Status.ALIVE]
+    assert {outcome.kind for outcome in outcomes} == {OutcomeKind.APPLIED}
+
+
+@pytest.mark.parametrize(
+    ("own", "reported", "after"),
     [
         ("alive", None, Status.ALIVE),
         ("starting", None, Status.STARTING),
@@ -445,84 +497,129 @@ async def test_draining_that_lasts_can_be_given_another_end_and_that_is_history(
         ("draining", None, Status.DRAINING),
     ],
 )
-async def test_who_is_held_stays_so_until_the_order_ends_and_is_then_what_it_said(
-    world: World, own: str, said: Status | None, after: Status
+async def test_what_an_agent_reports_under_a_hold_counts_once_it_is_released(
+    world: World, own: str, reported: Status | None, after: Status
 ) -> None:
     await enter(world, 1, status=own)
-    await world.store.set_status_many([turns(1, Status.DRAINING, None, "upkeep", START)])
-    assert (await row_of(world, 1)).held is Status(own)
-    if said is not None:
-        (outcome,) = await world.store.set_status_many([turns(1, said, 9, "its own word")])
-        assert (outcome.kind, outcome.status, outcome.cause) == (OutcomeKind.UNCHANGED, Status.DRAINING, "upkeep")
+    await world.store.hold_many([holds(1, "upkeep", START)])
+    if reported is not None:
+        (outcome,) = await world.store.set_status_many([turns(1, reported, 9, "its own reason")])
+        assert (outcome.kind, outcome.status) == (OutcomeKind.UNCHANGED, Status.DRAINING)
+        assert outcome.cause == Cause(CauseKind.OPERATOR, "upkeep")
     row = await row_of(world, 1)
-    assert (row.status, row.drain_until, row.cause) == (Status.DRAINING, START, "upkeep")
-    assert row.held is (said or Status(own))
-    assert (row.seq == 9) is (said is not None)
-    # another order does not change what it is without one
-    await world.store.set_status_many([turns(1, Status.DRAINING, None, "longer", START + HOUR)])
-    assert (await row_of(world, 1)).held is (said or Status(own))
-    (outcome,) = await world.store.set_status_many([turns(1, Status.ALIVE, None, "over")])
-    assert (outcome.kind, outcome.status, outcome.cause) == (OutcomeKind.APPLIED, after, "over")
+    assert (row.status, row.holds, row.cause) == (Status.DRAINING, (hold("upkeep", START),), hold("upkeep").cause)
+    assert row.reported_status is (reported or Status(own))
+    assert (row.seq == 9) is (reported is not None)
+    before = len(await world.store.transitions("agent", 20))
+    (outcome,) = await world.store.hold_many([releases(1, "over")])
+    assert (outcome.kind, outcome.status) == (OutcomeKind.APPLIED, after)
     row = await row_of(world, 1)
-    assert (row.status, row.held, row.drain_until, row.cause) == (after, None, None, "over")
+    assert (row.status, row.reported_status, row.holds) == (after, after, ())
+    # the release is history, also where the agent drains by its own report
+    assert len(await world.store.transitions("agent", 20)) == before + 1
     if after is Status.STARTING:
         (outcome,) = await world.store.set_status_many([turns(1, Status.ALIVE, 12)])
         assert (outcome.kind, outcome.status) == (OutcomeKind.APPLIED, Status.ALIVE)
 
 
-@pytest.mark.parametrize("seq", [None, 9])
-async def test_nobody_can_ask_for_starting_again(world: World, seq: int | None) -> None:
+async def test_agent_that_reports_ready_under_a_readiness_hold_stays_starting(world: World) -> None:
     await enter(world, 1, status="starting")
-    await world.store.set_status_many([turns(1, Status.DRAINING, None, "upkeep")])
+    await world.store.hold_many([holds(1, kind=HoldKind.READINESS)])
+    (alive, draining) = await world.store.set_status_many(
+        [turns(1, Status.ALIVE, 1), turns(1, Status.DRAINING, 2, "x")]
+    )
+    assert (alive.kind, alive.status) == (OutcomeKind.UNCHANGED, Status.STARTING)
+    assert (draining.kind, draining.status, draining.cause) == (OutcomeKind.APPLIED, Status.DRAINING, agents("x"))
+
+
+@pytest.mark.parametrize("seq", [None, 9])
+async def test_no_agent_can_report_starting_again(world: World, seq: int | None) -> None:
+    await enter(world, 1)
+    await world.store.hold_many([holds(1, "upkeep")])
     (outcome,) = await world.store.set_status_many([turns(1, Status.STARTING, seq)])
     assert outcome.kind is OutcomeKind.FORBIDDEN
 
 
-async def test_who_is_held_and_dies_is_dead(world: World) -> None:
+@pytest.mark.parametrize("how", ["by a change", "by its lease"])
+async def test_instance_that_dies_under_a_hold_has_none(world: World, how: str) -> None:
     await enter(world, 1)
-    await world.store.set_status_many([turns(1, Status.DRAINING, None, "upkeep"), turns(1, Status.DEAD, 9, "stopped")])
+    await world.store.hold_many([holds(1, "upkeep", START)])
+    if how == "by a change":
+        await world.store.set_status_many([turns(1, Status.DEAD, 9, "stopped")])
+    else:
+        await world.age(iid(1), 300.0)
+        assert await world.store.expire_stale(15.0, 10) == [iid(1)]
     row = await row_of(world, 1)
-    assert (row.status, row.held, row.cause) == (Status.DEAD, None, "stopped")
+    assert (row.status, row.reported_status, row.holds) == (Status.DEAD, Status.DEAD, ())
+    assert row.cause is not None
+    assert row.cause.kind is (CauseKind.AGENT if how == "by a change" else CauseKind.LEASE_EXPIRED)
+    placed, released = await world.store.hold_many([holds(1), releases(1)])
+    assert [placed.kind, released.kind] == [OutcomeKind.DEAD, OutcomeKind.UNCHANGED]
+    assert await row_of(world, 1) == row
 
 
-async def test_registration_again_leaves_who_is_held_as_it_is(world: World) -> None:
+async def test_hold_of_an_unknown_instance_is_unknown(world: World) -> None:
     await enter(world, 1)
-    await world.store.set_status_many([turns(1, Status.DRAINING, None, "upkeep", START)])
+    outcomes = await world.store.hold_many([holds(7), releases(7), holds(1)])
+    assert [outcome.kind.value for outcome in outcomes] == ["unknown", "unknown", "applied"]
+
+
+async def test_registration_again_keeps_holds_and_cause(world: World) -> None:
+    await enter(world, 1)
+    await world.store.hold_many([holds(1, "upkeep", START)])
+    before = await row_of(world, 1)
     await world.store.register_many([joins(1, seq=9)])
     row = await row_of(world, 1)
-    assert (row.status, row.held, row.drain_until, row.seq) == (Status.DRAINING, Status.ALIVE, START, 9)
+    assert (row.status, row.reported_status, row.seq) == (Status.DRAINING, Status.ALIVE, 9)
+    assert (row.holds, row.cause) == (before.holds, before.cause)
 
 
-async def test_agent_that_drains_on_its_own_account_ends_that_by_itself(world: World) -> None:
+async def test_agent_that_drains_by_its_own_report_ends_that_itself(world: World) -> None:
     await enter(world, 1)
     await world.store.set_status_many([turns(1, Status.DRAINING, 8)])
-    assert (await row_of(world, 1)).held is None
+    assert (await row_of(world, 1)).holds == ()
+    (outcome,) = await world.store.hold_many([releases(1)])
+    assert (outcome.kind, outcome.status) == (OutcomeKind.UNCHANGED, Status.DRAINING)
     (outcome,) = await world.store.set_status_many([turns(1, Status.ALIVE, 9)])
     assert (outcome.kind, outcome.status) == (OutcomeKind.APPLIED, Status.ALIVE)
-    # an operator can end it too
-    await world.store.set_status_many([turns(1, Status.DRAINING, 10), turns(1, Status.ALIVE, None)])
-    assert (await row_of(world, 1)).status is Status.ALIVE
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        holds(1, "x" * (MAX_TEXT_CHARS + 1)),
+        holds(1, by="x" * 256),
+        holds(1, "half a pair \ud800"),
+        holds(1, "nul \x00"),
+        holds(1, None, datetime.max.replace(tzinfo=UTC)),
+    ],
+)
+async def test_hold_that_cannot_be_stored_is_refused_with_its_whole_batch(world: World, bad: HoldChange) -> None:
+    before = await enter(world, 1)
+    with pytest.raises(StoreRejectedError):
+        await world.store.hold_many([holds(1), bad])
+    assert await row_of(world, 1) == before
 
 
 # When it happened
 
 
-async def test_change_that_is_told_late_keeps_the_time_at_which_it_happened(world: World) -> None:
+async def test_change_that_is_stored_late_keeps_the_time_at_which_it_happened(world: World) -> None:
     before = await enter(world, 1)
     await world.live_longer(3600.0)
     await world.store.set_status_many([replace(turns(1, Status.DEAD, None, "killed"), age_s=600.0)])
-    row, step = await row_of(world, 1), (await world.store.transitions("agent", 1))[0]
+    row, last = await row_of(world, 1), (await world.store.transitions("agent", 1))[0]
     assert row.stopped_at is not None
     late_s = (before.status_changed_at - row.stopped_at).total_seconds()
     assert late_s == pytest.approx(600.0, abs=60.0)
-    assert row.stopped_at == row.status_changed_at == step.at
+    assert row.stopped_at == row.status_changed_at == last.at
 
 
-async def test_steps_of_one_life_keep_their_order_whatever_their_ages_say(world: World) -> None:
+async def test_transitions_of_one_instance_keep_their_order_whatever_their_ages_are(world: World) -> None:
     await enter(world, 1)
     ages = [(turns(1, Status.DRAINING, 5), 1e6), (turns(1, Status.ALIVE, 6), 1e8), (turns(1, Status.DEAD, 7), 0.0)]
     await world.store.set_status_many([replace(change, age_s=age_s) for change, age_s in ages])
-    times = [step.at for step in await world.store.transitions("agent", 10)]
+    times = [one.at for one in await world.store.transitions("agent", 10)]
     assert times == sorted(times, reverse=True)
     row = await row_of(world, 1)
     assert row.stopped_at is not None
@@ -537,47 +634,33 @@ async def test_age_that_cannot_be_is_refused_with_its_whole_batch(world: World, 
     assert await row_of(world, 1) == before
 
 
-async def test_second_order_with_another_reason_is_history(world: World) -> None:
-    await enter(world, 1)
-    await world.store.set_status_many([turns(1, Status.DRAINING, None, "upkeep", START)])
-    (outcome,) = await world.store.set_status_many([turns(1, Status.DRAINING, None, "broken fan", START)])
-    assert (outcome.kind, outcome.cause) == (OutcomeKind.APPLIED, "broken fan")
-    steps = await world.store.transitions("agent", 2)
-    assert [(step.cause, step.until) for step in steps] == [("broken fan", START), ("upkeep", START)]
-
-
-async def test_only_draining_ends_by_itself(world: World) -> None:
-    await enter(world, 1)
-    before = await row_of(world, 1)
-    with pytest.raises(StoreRejectedError):
-        await world.store.set_status_many([turns(1, Status.DRAINING), turns(1, Status.DEAD, until=START)])
-    assert await row_of(world, 1) == before
-
-
-@pytest.mark.parametrize("how", ["by a change", "by its lease"])
-async def test_who_dies_while_it_drains_has_no_end_of_draining(world: World, how: str) -> None:
-    await enter(world, 1)
-    await world.store.set_status_many([turns(1, Status.DRAINING, None, None, START)])
-    if how == "by a change":
-        await world.store.set_status_many([turns(1, Status.DEAD)])
-    else:
-        await world.age(iid(1), 300.0)
-        assert await world.store.expire_stale(15.0, 10) == [iid(1)]
-    row = await row_of(world, 1)
-    assert (row.status, row.drain_until) == (Status.DEAD, None)
-
-
 # What becomes known of a death later
 
 
-async def test_cause_of_a_death_is_told_better_in_the_row_and_in_the_history(world: World) -> None:
-    for number in (1, 2, 3):
+async def test_cause_of_a_death_is_refined_in_the_row_and_in_the_history(world: World) -> None:
+    exited, better = Cause(CauseKind.PROCESS_EXITED, "pid 7"), Cause(CauseKind.OUT_OF_MEMORY, "of its node")
+    for number in (1, 2, 3, 4):
         await enter(world, number)
-    await world.store.set_status_many([turns(number, Status.DEAD, None, "it exited") for number in (1, 2)])
-    causes = {iid(1): "it exited: no memory", iid(2): "something else", iid(3): "alive", iid(9): "unknown"}
-    assert await world.store.explain_deaths(causes) == [iid(1)]
-    assert await world.store.explain_deaths(causes) == [iid(1)]
-    assert [(await row_of(world, number)).cause for number in (1, 2, 3)] == ["it exited: no memory", "it exited", None]
-    deaths = [step for step in await world.store.transitions("agent", 9) if step.to_status is Status.DEAD]
-    assert {step.instance_id: step.cause for step in deaths} == {iid(1): "it exited: no memory", iid(2): "it exited"}
-    assert await world.store.explain_deaths({}) == []
+    await world.store.set_status_many([turns(number, Status.DEAD, None, exited) for number in (1, 2)])
+    await world.store.set_status_many([turns(3, Status.DEAD, 9, "stopped")])
+    causes = {iid(1): better, iid(2): Cause(CauseKind.LEASE_EXPIRED), iid(3): better, iid(4): better, iid(9): better}
+    assert await world.store.refine_causes(causes) == [iid(1)]
+    assert await world.store.refine_causes(causes) == [iid(1)]
+    known = {iid(1): better, iid(2): exited, iid(3): agents("stopped"), iid(4): None}
+    assert {row.instance_id: row.cause for row in await world.store.instances("agent", 9)} == known
+    deaths = [one for one in await world.store.transitions("agent", 9) if one.to_status is Status.DEAD]
+    del known[iid(4)]
+    assert {one.instance_id: one.cause for one in deaths} == known
+    assert await world.store.refine_causes({}) == []
+
+
+@pytest.mark.parametrize("known", [None, *CauseKind])
+async def test_only_an_observed_end_is_refined_and_by_an_explanation_alone(
+    world: World, known: CauseKind | None
+) -> None:
+    first = None if known is None else Cause(known, "first")
+    for number, better in enumerate(CauseKind):
+        await enter(world, number)
+        await world.store.set_status_many([turns(number, Status.DEAD, None, first)])
+        refined = await world.store.refine_causes({iid(number): Cause(better, "better")})
+        assert refined == ([iid(number)] if is_refined_by(first, Cause(better, "better")) else [])

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from seedcore.core.answers import InstanceFilter, Outcome, OutcomeKind
+from seedcore.core.causes import Cause, CauseKind
+from seedcore.core.changes import Registration
 from seedcore.core.errors import InvalidInputError, RetiredEpochError
+from seedcore.core.instances import Epoch
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Epoch, InstanceFilter, Outcome, OutcomeKind, Registration
 from tests.builders import iid, joins, turns
 from tests.conformance.worlds import EVERYONE, World, enter, row_of
 
@@ -109,7 +112,7 @@ async def test_instances_of_retired_epochs_expire_in_bounded_sweeps_and_no_other
     sweeps = [await world.store.expire_old_epochs(2) for _ in range(3)]
     assert [sorted(sweep) for sweep in sweeps] == [[iid(0), iid(1)], [iid(2)], []]
     row = await row_of(world, 0)
-    assert (row.status, row.cause) == (Status.DEAD, "epoch epoch-1 retired")
+    assert (row.status, row.cause) == (Status.DEAD, Cause(CauseKind.EPOCH_RETIRED, "epoch-1"))
     assert [row.instance_id async for row in world.store.load_live()] == [iid(10), iid(11)]
 
 
@@ -200,5 +203,5 @@ async def test_dead_of_a_retired_epoch_keep_their_cause(world: World) -> None:
     await world.store.set_status_many([turns(1, Status.DEAD, cause="stopped")])
     await world.store.set_current_epoch("green")
     assert await world.store.expire_old_epochs(10) == []
-    assert (await row_of(world, 1)).cause == "stopped"
+    assert (await row_of(world, 1)).cause == Cause(CauseKind.AGENT, "stopped")
     assert len(await world.store.list_instances(EVERYONE, 10)) == 0

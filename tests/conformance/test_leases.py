@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from seedcore.core.answers import BeatOutcome, InstanceFilter, LostBeat, OutcomeKind
+from seedcore.core.causes import CauseKind
 from seedcore.core.errors import InvalidInputError, StoreRejectedError
+from seedcore.core.instances import Beat
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Beat, BeatOutcome, InstanceFilter, LostBeat, OutcomeKind
 from tests.builders import iid, joins, turns
 from tests.conformance.worlds import World, enter, row_of
 
@@ -98,10 +100,10 @@ async def test_age_that_two_readings_of_a_clock_make_negative_counts_as_none(wor
     await enter(world, 1)
     await world.age(iid(1), 100.0)
     assert await world.store.beat_many([Beat(iid(1), -0.9)]) == []
-    heard = (await row_of(world, 1)).last_heartbeat
+    received_at = (await row_of(world, 1)).last_heartbeat
     await world.pass_time()
     assert await world.store.beat_many([Beat(iid(1))]) == []
-    assert (await row_of(world, 1)).last_heartbeat > heard
+    assert (await row_of(world, 1)).last_heartbeat > received_at
 
 
 # Expiry
@@ -116,7 +118,7 @@ async def test_silent_instance_expires_with_its_cause_and_others_do_not(world: W
     row = await row_of(world, 1)
     assert row.status is Status.DEAD
     assert row.cause is not None
-    assert row.cause.startswith("lease expired: silent for ")
+    assert row.cause.kind is CauseKind.LEASE_EXPIRED
     assert row.stopped_at is not None
     assert (await row_of(world, 2)).status is Status.ALIVE
     assert await world.store.expire_stale(None, 10) == []

@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from seedcore.core.answers import InstanceFilter, Origin
+from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.errors import InvalidInputError
+from seedcore.core.instances import Beat, Instance
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Beat, Instance, InstanceFilter, Source
 from seedcore.core.paging import encode_name_cursor
 from seedcore.core.selection import best
 from seedcore.core.selector import parse_selector
@@ -84,7 +86,7 @@ async def test_listing_goes_on_behind_its_cursor_whatever_happened_to_the_row_it
 async def test_empty_store_lists_nothing_and_says_what_that_is_worth(world: World) -> None:
     page = await world.store.list_instances(EVERYONE, 10)
     assert list(page) == []
-    assert (page.source, page.complete, page.next_cursor) == (Source.POSTGRES, True, None)
+    assert (page.source, page.complete, page.next_cursor) == (Origin.POSTGRES, True, None)
     assert page.as_of.utcoffset() is not None
 
 
@@ -108,7 +110,7 @@ async def test_empty_store_lists_nothing_and_says_what_that_is_worth(world: Worl
         (InstanceFilter(logical_id="b", organ_id="vision", labels={"zone": "b"}), [2]),
         (InstanceFilter(epoch="epoch-1"), [1, 2, 3]),
         (InstanceFilter(epoch="green"), [7]),
-        (InstanceFilter(epoch="nobody-has-it"), []),
+        (InstanceFilter(epoch="not-there"), []),
     ],
 )
 async def test_listing_shows_what_is_wanted_and_only_that(
@@ -153,7 +155,7 @@ async def test_illegal_page_size_is_refused(world: World, limit: int) -> None:
     with pytest.raises(InvalidInputError, match="limit"):
         await world.store.list_instances(EVERYONE, limit)
     with pytest.raises(InvalidInputError, match="limit"):
-        await world.store.history("agent", limit)
+        await world.store.instances("agent", limit)
 
 
 async def test_illegal_filter_is_refused(world: World) -> None:
@@ -173,7 +175,7 @@ async def test_best_instance_is_the_rules_choice_among_the_active(world: World) 
     await world.store.register_many([joins(n, "two") for n in (205, 203, 204)])
     await world.store.set_status_many([turns(n, Status.ALIVE) for n in (205, 203, 204)])
     await enter(world, 300, "three", cluster_epoch="green")
-    newest_of_four = (await world.store.history("four", 1))[0]
+    newest_of_four = (await world.store.instances("four", 1))[0]
     await world.age(newest_of_four.instance_id, 60.0)
     names = ["one", "two", "three", "four", "none-active", "unheard-of"]
     answer = await world.store.best_instances(names)
@@ -183,7 +185,7 @@ async def test_best_instance_is_the_rules_choice_among_the_active(world: World) 
     assert set(answer.value) == {"one", "two", "three", "four"}
     assert answer.value["two"].instance_id == iid(203)
     assert answer.value["four"].instance_id != newest_of_four.instance_id
-    assert (answer.source, answer.complete) == (Source.POSTGRES, True)
+    assert (answer.source, answer.complete) == (Origin.POSTGRES, True)
 
 
 async def test_asking_twice_for_an_agent_answers_once(world: World) -> None:
@@ -198,9 +200,9 @@ async def test_history_is_newest_first_with_the_dead_in_it_and_bounded(world: Wo
     await world.store.register_many([joins(n) for n in (9, 7, 8)])
     await enter(world, 50, "another")
     order = [iid(number) for number in (7, 8, 9, 2, 1, 3)]
-    assert [row.instance_id for row in await world.store.history("agent", 100)] == order
-    assert [row.instance_id for row in await world.store.history("agent", 4)] == order[:4]
-    assert await world.store.history("nobody", 10) == []
+    assert [row.instance_id for row in await world.store.instances("agent", 100)] == order
+    assert [row.instance_id for row in await world.store.instances("agent", 4)] == order[:4]
+    assert await world.store.instances("not-there", 10) == []
 
 
 async def test_deaths_are_read_the_last_first_page_by_page(world: World) -> None:
@@ -216,7 +218,8 @@ async def test_deaths_are_read_the_last_first_page_by_page(world: World) -> None
     order = [iid(number) for number in (9, 8, 7, 2, 1, 3)]
     whole = await world.store.deaths(10)
     assert [row.instance_id for row in whole] == order
-    assert (whole.next_cursor, whole.complete, whole[3].cause) == (None, True, "cause 2")
+    assert (whole.next_cursor, whole.complete) == (None, True)
+    assert whole[3].cause == Cause(CauseKind.AGENT, "cause 2")
     found, cursor = [], None
     while True:
         page = await world.store.deaths(2, cursor)
@@ -258,22 +261,22 @@ async def test_every_step_is_remembered_once_with_its_number_and_cause(world: Wo
         turns(1, Status.ALIVE, 3),
         turns(1, Status.DRAINING, 4, "new version"),
         turns(1, Status.STARTING, 5),
-        turns(1, Status.DEAD, None, "its process exited"),
+        turns(1, Status.DEAD, None, Cause(CauseKind.PROCESS_EXITED, "pid 7")),
         turns(1, Status.ALIVE, 6),
     ]
     await world.store.set_status_many(steps)
     await world.store.register_many([joins(1, seq=7), joins(2, "another")])
     await world.store.beat_many([Beat(iid(1)), Beat(iid(2))])
     remembered = await world.store.transitions("agent", 10)
-    assert [(step.from_status, step.to_status, step.seq, step.cause) for step in reversed(remembered)] == [
+    assert [(one.from_status, one.to_status, one.seq, one.cause) for one in reversed(remembered)] == [
         (None, "starting", 1, None),
         ("starting", "alive", 2, None),
-        ("alive", "draining", 4, "new version"),
-        ("draining", "dead", None, "its process exited"),
+        ("alive", "draining", 4, Cause(CauseKind.AGENT, "new version")),
+        ("draining", "dead", None, Cause(CauseKind.PROCESS_EXITED, "pid 7")),
     ]
-    assert {(step.instance_id, step.logical_id) for step in remembered} == {(iid(1), "agent")}
+    assert {(one.instance_id, one.logical_id) for one in remembered} == {(iid(1), "agent")}
     assert await world.store.transitions("agent", 2) == remembered[:2]
-    assert await world.store.transitions("nobody", 10) == []
+    assert await world.store.transitions("not-there", 10) == []
 
 
 async def test_unknown_instance_is_none_and_an_illegal_id_is_refused(world: World) -> None:
@@ -316,7 +319,7 @@ async def test_opening_and_closing_twice_is_harmless(world: World) -> None:
         ("gpu!=", [1, 3]),
         ("zone in (a,b),!gpu", [1]),
         ("zone=a,zone=b", []),
-        ("nobody in (a)", []),
+        ("absent in (a)", []),
     ],
 )
 async def test_selector_selects_the_same_in_the_database_as_in_memory(

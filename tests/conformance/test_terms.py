@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
+from seedcore.core.answers import InstanceFilter
 from seedcore.core.errors import EpochLimitError, FencedError, RetiredEpochError
+from seedcore.core.instances import Beat, Epoch
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Beat, Epoch, InstanceFilter
 from seedcore.core.ports import Store
 from tests.builders import iid, joins, turns
 from tests.conformance.worlds import EVERYONE, World, enter, row_of

@@ -1,4 +1,4 @@
-"""A store under test with its time in our hands: the same for the memory store and for PostgreSQL."""
+"""A store under test and its time: the same for the memory store and for PostgreSQL."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any, Protocol
 
 import psycopg
 
+from seedcore.core.answers import InstanceFilter
+from seedcore.core.instances import Instance
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Instance, InstanceFilter
 from seedcore.core.ports import Store
-from seedcore.store.connections import PoolLimits
 from seedcore.store.memory import MemoryStore
 from seedcore.store.postgres import PostgresStore
+from seedcore.store.sessions import PoolLimits
 from tests.builders import FakeClock, iid, joins, turns
 from tests.servers import forget_everything
 
@@ -31,15 +32,15 @@ class World(Protocol):
         ...
 
     async def age(self, instance_id: str, seconds: float) -> None:
-        """Make an instance's last beat lie that much further back; the registry has listened all the while."""
+        """Make an instance's last beat lie that much further back; the registry was at work all the while."""
         ...
 
     async def live_longer(self, seconds: float) -> None:
-        """Make every life begin, and every step of it lie, that much further back."""
+        """Make every start and status change lie that much further back."""
         ...
 
     async def silence(self, seconds: float) -> None:
-        """Make the last beat that anybody recorded lie that much further back: the registry was away."""
+        """Make the last recorded beat lie that much further back: the registry was down."""
         ...
 
     async def age_history(self, seconds: float) -> None:
@@ -70,29 +71,29 @@ class MemoryWorld:
         self._clock.advance(0.001)
 
     async def age(self, instance_id: str, seconds: float) -> None:
-        row = self.store._tables.rows[instance_id]
-        heard = row.last_heartbeat - timedelta(seconds=seconds)
-        self.store._tables.rows[instance_id] = replace(row, last_heartbeat=heard)
-        self.store._tables.leases_from -= timedelta(seconds=seconds)
+        row = self.store.tables.rows[instance_id]
+        received_at = row.last_heartbeat - timedelta(seconds=seconds)
+        self.store.tables.rows[instance_id] = replace(row, last_heartbeat=received_at)
+        self.store.tables.leases_from -= timedelta(seconds=seconds)
 
     async def live_longer(self, seconds: float) -> None:
-        rows, by = self.store._tables.rows, timedelta(seconds=seconds)
+        rows, by = self.store.tables.rows, timedelta(seconds=seconds)
         for row in list(rows.values()):
             earlier = replace(row, started_at=row.started_at - by, status_changed_at=row.status_changed_at - by)
             rows[row.instance_id] = earlier
 
     async def silence(self, seconds: float) -> None:
-        self.store._tables.beats_seen_at -= timedelta(seconds=seconds)
+        self.store.tables.beats_seen_at -= timedelta(seconds=seconds)
 
     async def age_history(self, seconds: float) -> None:
-        tables, by = self.store._tables, timedelta(seconds=seconds)
-        tables.transitions = [replace(step, at=step.at - by) for step in tables.transitions]
+        tables, by = self.store.tables, timedelta(seconds=seconds)
+        tables.transitions = [replace(one, at=one.at - by) for one in tables.transitions]
         for row in list(tables.rows.values()):
             if row.stopped_at is not None:
                 tables.rows[row.instance_id] = replace(row, stopped_at=row.stopped_at - by)
 
     def rival(self) -> Store:
-        return MemoryStore(self._clock, self.store._tables)
+        return MemoryStore(self._clock, self.store.tables)
 
     async def reset(self) -> None:
         self.store = MemoryStore(self._clock)
@@ -102,7 +103,7 @@ class MemoryWorld:
 
 
 class PostgresWorld:
-    """The PostgreSQL store on a database that nobody else uses."""
+    """The PostgreSQL store on a database of its own."""
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
@@ -146,7 +147,10 @@ class PostgresWorld:
 
     async def reset(self) -> None:
         forget_everything(self._admin)
-        self.store._term = None
+        if self.store.term is not None:
+            await self.store.close()
+            self.store = PostgresStore(self._dsn, PoolLimits(max_size=2))
+            await self.store.open()
 
     async def close(self) -> None:
         await self.store.close()
@@ -160,8 +164,7 @@ async def enter(
     await world.pass_time()
     await world.store.register_many([joins(number, logical_id, **details)])
     if status != "starting":
-        # who drains here does so by its own word: another hand's would hold it
-        await world.store.set_status_many([turns(number, Status(status), 1 if status == "draining" else None)])
+        await world.store.set_status_many([turns(number, Status(status))])
     return await row_of(world, number)
 
 

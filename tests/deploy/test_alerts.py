@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,25 @@ SECTIONS = ["What it means", "What still works", "How to look", "What to do", "H
 
 
 def run(promtool: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([promtool, *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([promtool, *map(str, arguments)], capture_output=True, text=True, timeout=170, check=False)
 
 
 def test_rules_and_their_tests_pass(promtool: str) -> None:
     checked = run(promtool, "check", "rules", RULES)
     assert checked.returncode == 0, checked.stdout + checked.stderr
-    tested = run(promtool, "test", "rules", TESTS, DAYS)
+    tested = run(promtool, "test", "rules", TESTS)
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+
+
+def test_alert_that_takes_days_passes_its_tests(promtool: str, tmp_path: Path) -> None:
+    # alone: promtool evaluates every rule of the file at each of thousands of steps
+    name = "SeedcoreRegistryAway"
+    assert set(re.findall(r'alertname="(\w+)"', DAYS.read_text())) == {name}
+    rules = yaml.safe_load(RULES.read_text())
+    (group,) = rules["groups"]
+    group["rules"] = [rule for rule in group["rules"] if rule.get("alert") == name]
+    (tmp_path / RULES.name).write_text(yaml.safe_dump(rules))
+    tested = run(promtool, "test", "rules", shutil.copy(DAYS, tmp_path))
     assert tested.returncode == 0, tested.stdout + tested.stderr
 
 

@@ -11,7 +11,6 @@ import jsonschema
 import pytest
 import yaml
 from pydantic import ValidationError
-from ray.serve._private.application_state import _get_shared_build_app_label_selector
 from ray.serve.schema import ServeDeploySchema
 
 from seedcore.discovery.builder import DiscoveryArgs
@@ -301,8 +300,10 @@ def test_agent_pods_have_no_secret_and_the_others_only_those_they_use(overlay: l
 def test_serve_builds_the_application_on_a_discovery_pod() -> None:
     # otherwise Serve may call the builder on an agent pod, which has neither DSN nor tokens
     config = ServeDeploySchema.model_validate(serve_configs()["kubernetes"])
-    selector = _get_shared_build_app_label_selector(config.applications[0])
-    assert selector
+    # it calls the builder where all deployments that name a pool have to run, if they agree and allow no other
+    options = [deployment.ray_actor_options for deployment in config.applications[0].deployments]
+    (selector,) = (one.label_selector for one in options if one and one.label_selector)
+    assert not any(one.fallback_strategy for one in options if one)
     (service,) = the(render(OVERLAYS[0]), "RayService")
     groups = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     (group,) = [one for one in groups if selector.items() <= one.get("labels", {}).items()]

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 import pytest_asyncio
 
-from seedcore.store.embedded import dsn_if_running
+from seedcore.store.embedded.postgres import dsn_if_running
 from tests.newcomer import ROOT, Newcomer, a_newcomer, errors_of
 from tests.waiting import eventually
 
@@ -92,10 +92,10 @@ def script_of(commands: list[str], url: str) -> str:
     for command in commands:
         if command in DONE:
             continue
-        told = command.replace("http://127.0.0.1:8000", url)
-        if told.startswith(LONG):
-            told = f"{told.split(' #')[0]} --help"
-        lines += [f"echo '$' {shlex.quote(told)}", told]
+        shown = command.replace("http://127.0.0.1:8000", url)
+        if shown.startswith(LONG):
+            shown = f"{shown.split(' #')[0]} --help"
+        lines += [f"echo '$' {shlex.quote(shown)}", shown]
     return "\n".join(lines)
 
 
@@ -103,8 +103,11 @@ def script_of(commands: list[str], url: str) -> str:
 async def test_the_readmes_agents_join_the_running_cluster_and_the_demo_leaves_others_alone(
     newcomer: Newcomer,
 ) -> None:
-    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    readme = (ROOT / "README.md").read_text()
+    snippets = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     assert len(snippets) == 2
+    # the variable that the newcomer's environment has
+    assert "`RAY_AUTH_MODE=token python counter.py`" in readme
     for number, snippet in enumerate(snippets):
         # RAY_ADDRESS, which names our cluster here, hides that a newcomer's Ray would start one of its own
         assert 'ray.init(address="auto", namespace="seedcore")' in snippet
@@ -113,24 +116,25 @@ async def test_the_readmes_agents_join_the_running_cluster_and_the_demo_leaves_o
         # Ray may have something to say too
         said = newcomer.run(sys.executable, str(script)).stdout.splitlines()
         assert ("3" in said) == (number == 0), said
+        assert any("counter-1" in line and "alive" in line for line in said) == (number == 1), said
 
-    # both outlive their scripts
+    # the agent outlives the script that created it
     def listed() -> list[str]:
         return [item["logical_id"] for item in newcomer.get("/v1/instances")["items"]]
 
-    await eventually(lambda: listed() == ["counter-1", "existing-1"])
+    await eventually(lambda: listed() == ["counter-1"])
 
     newcomer.run("seedcore", "demo", "--agents", "4")
     newcomer.run(sys.executable, "-c", _MINE, "demo-mine")
     assert "stopped 3 agents" in newcomer.run("seedcore", "demo", "--down").stdout
-    assert listed() == ["counter-1", "demo-mine", "existing-1"]
+    assert listed() == ["counter-1", "demo-mine"]
     newcomer.run(sys.executable, "-c", _MINE, "demo-vision-2")
     refused = newcomer.run("seedcore", "demo", "--agents", "4", check=False)
-    (told,) = errors_of(refused)
+    (error,) = errors_of(refused)
     assert refused.returncode == 1
-    assert "'demo-vision-2': is not of the demo" in told
-    assert listed() == ["counter-1", "demo-mine", "demo-vision-2", "existing-1"]
-    newcomer.run("seedcore", "deregister", "--yes", "counter-1", "demo-mine", "demo-vision-2", "existing-1")
+    assert "'demo-vision-2': is not of the demo" in error
+    assert listed() == ["counter-1", "demo-mine", "demo-vision-2"]
+    newcomer.run("seedcore", "deregister", "--yes", "counter-1", "demo-mine", "demo-vision-2")
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -141,17 +145,18 @@ async def test_every_block_of_a_page_runs(newcomer: Newcomer, page: str) -> None
     folder.mkdir()
     commands = commands_of(blocks)
     for block in blocks:
-        assert block.kind in {"console", "python", "yaml", "sql", "text"}, f"nobody runs a block of kind {block.kind!r}"
+        assert block.kind in {"console", "python", "yaml", "sql", "text"}, f"no test runs a {block.kind!r} block"
         if block.kind in {"python", "yaml"}:
             name = FILE_NAME.match(block.text)
             assert name is not None, "the block begins with no file name"
             (folder / name[1]).write_text(block.text)
-            told = "\n".join(commands) + "".join(other.text for other in blocks if other is not block)
-            assert Path(name[1]).stem in told, f"{name[1]} is used by no command"
+            used = "\n".join(commands) + "".join(other.text for other in blocks if other is not block)
+            assert Path(name[1]).stem in used, f"{name[1]} is used by no command"
         if block.kind == "sql":
             run_sql(newcomer, block.text)
     script = script_of(commands, newcomer.url)
-    answer = newcomer.run("bash", "-c", f"cd {shlex.quote(str(folder))}\n{script}", check=False)
+    # a page sets the variables that its commands need
+    answer = newcomer.run("bash", "-c", f"cd {shlex.quote(str(folder))}\n{script}", check=False, RAY_AUTH_MODE=None)
     # the next page begins without this one's agents
     newcomer.run(sys.executable, "-c", _END_ALL)
     assert answer.returncode == 0, f"{answer.stdout[-3000:]}\n{answer.stderr[-3000:]}"

@@ -88,7 +88,7 @@ class RegistryStopped(Breakage):
 
 
 class RegistryAway(RegistryStopped):
-    """It answers nobody, and then is killed: another one takes its place."""
+    """It answers no call, and then is killed: another one takes its place."""
 
     async def end(self) -> None:
         for process in self._stopped:
@@ -109,7 +109,7 @@ class ServeStopped(Breakage):
 
 
 class NodeKilled(Breakage):
-    """The far node is lost with everybody on it; another takes its place."""
+    """The far node is lost with all agents on it; another takes its place."""
 
     async def begin(self) -> None:
         os.kill(self._it.far_node.all_processes["raylet"][0].process.pid, signal.SIGKILL)

@@ -94,7 +94,7 @@ async def _turn(it: Installation, chance: random.Random) -> tuple[int, int]:
         turns += 1
         try:
             receipt = await it.say(name, wanted, f"turn {turns}")
-        except (RayError, RegistryError, asyncio.TimeoutError):
+        except (TimeoutError, RayError, RegistryError):
             continue
         status[name] = wanted
         durable += receipt is not None and receipt.durable
@@ -103,7 +103,7 @@ async def _turn(it: Installation, chance: random.Random) -> tuple[int, int]:
 
 
 async def _mend(it: Installation) -> list[str]:
-    """Whoever ended for good is made again, and everybody takes work."""
+    """Agents that ended for good are made again, and the whole fleet takes work."""
     ends_s = time.monotonic() + 60
     problem = ""
     while time.monotonic() < ends_s:
@@ -112,7 +112,7 @@ async def _mend(it: Installation) -> list[str]:
             for name in it.fleet:
                 if (await it.account_of(name)).status is not Status.ALIVE:
                     await it.say(name, Status.ALIVE, "all is mended")
-        except (RayError, RegistryError, RuntimeError, asyncio.TimeoutError) as error:
+        except (TimeoutError, RayError, RegistryError, RuntimeError) as error:
             problem = f"the fleet could not be made again: {error!r}"
             await asyncio.sleep(0.5)
         else:

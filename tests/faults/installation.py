@@ -18,7 +18,7 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import psutil
@@ -28,20 +28,19 @@ from pydantic import SecretStr
 from ray import serve
 from ray.cluster_utils import Cluster
 from ray.exceptions import RayError
-from typing_extensions import Self
 
 from seedcore.agents import RayAgent
+from seedcore.composition import start_registry
+from seedcore.core.answers import Receipt
 from seedcore.core.errors import RegistryError
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Receipt
-from seedcore.core.waiting import end, within
+from seedcore.core.timeouts import end, within
 from seedcore.discovery.app import Discovery
 from seedcore.discovery.routes import api
-from seedcore.registry.client import every_page
-from seedcore.registry.connection import RegistryConnection
-from seedcore.registry.lookup import ActorHandle
-from seedcore.registry.processes import lives
-from seedcore.runtime import start_registry
+from seedcore.registry.caller.listing import every_page
+from seedcore.registry.protocol.connection import RegistryConnection
+from seedcore.registry.ray_support.lookup import ActorHandle
+from seedcore.registry.ray_support.process_keys import lives
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
 from seedcore.tier0.answers import AgentSpec
@@ -72,7 +71,7 @@ def in_own_environment(module: str) -> Path:
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-            # Ray's table outlives its server, and nobody gives that server up before an outage here is over
+            # Ray's table outlives its server, and the outages here are shorter than the wait for that server
             "RAY_gcs_storage": "rocksdb",
             "RAY_gcs_storage_path": f"{folder}/gcs",
             "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
@@ -90,7 +89,7 @@ def in_own_environment(module: str) -> Path:
 
 @dataclass(frozen=True)
 class Account:
-    """What an agent says of itself."""
+    """What an agent answers about itself."""
 
     instance_id: str
     status: Status
@@ -99,7 +98,7 @@ class Account:
 
 
 class Teller(RayAgent):
-    """Says what it is told to say."""
+    """Takes the status that the test asks for."""
 
     async def say(self, status: str, cause: str) -> Receipt | None:
         """Change the status; the answer."""
@@ -109,7 +108,7 @@ class Teller(RayAgent):
 
     async def account(self) -> Account:
         client = self._reporter.client
-        return Account(client.instance_id, self._status, client.undelivered, os.getpid())
+        return Account(client.instance_id, self._status, client.pending, os.getpid())
 
 
 @dataclass
@@ -122,7 +121,7 @@ class Calls:
     slowest_s: float = 0.0
 
     def note(self, agent_id: str, said: str, source: str, took_s: float) -> None:
-        """The actor that `source` handed out for an agent says who it is: another than that is no answer."""
+        """The answer of the actor that `source` resolved an agent to. Another agent's answer counts as a failure."""
         if said != agent_id:
             self.failed[f"{agent_id}: a wrong handle, of {said}, by {source}"] += 1
             return
@@ -131,7 +130,7 @@ class Calls:
 
 
 class Caller:
-    """Another process that resolves agents all the time, and calls whom it resolves."""
+    """Another process that resolves agents all the time, and calls each."""
 
     def __init__(self, settings: Settings) -> None:
         self._manager = Tier0MemoryManager(settings)
@@ -156,7 +155,7 @@ class Caller:
                 located = await self._manager.locate(agent_id)
                 said = await within(_answer(located.handle), 2.0)
                 calls.note(agent_id, said, str(located.source), time.monotonic() - began_s)
-            except (RegistryError, RayError, asyncio.TimeoutError) as error:
+            except (TimeoutError, RegistryError, RayError) as error:
                 calls.failed[f"{agent_id}: {type(error).__name__}: {str(error)[:160]}"] += 1
             await asyncio.sleep(_CALL_S)
 
@@ -296,7 +295,7 @@ class Installation:
         self.far_node = self.cluster.add_node(num_cpus=2, resources={"far": 1000})
 
     async def man(self) -> None:
-        """Make whoever of the fleet is not there."""
+        """Make the agents of the fleet that are missing."""
         made = await self.manager.create_agents_batch(
             [
                 AgentSpec(
@@ -329,7 +328,7 @@ class Installation:
         return found
 
     async def account_of(self, agent_id: str) -> Account:
-        """What one of the fleet says of itself."""
+        """What an agent of the fleet answers about itself."""
         return await within(_account(self.handles[agent_id]), 5.0)
 
     # Truth
@@ -384,7 +383,7 @@ class Installation:
             there = life.count((said.seq, said.status))
             before = [status for number, status in life if number is not None and number < said.seq]
             if there == 0 and before[-1:] == [said.status] and numbers_of.get(said.instance_id, 0) >= said.seq:
-                # one that Ray had restarted was told to be what it was already: no step, and its number is there
+                # one that Ray had restarted was asked for the status that it had: a number and no transition
                 continue
             if there != 1:
                 found.append(f"acknowledged and {there} times in the database: {said}")
@@ -428,7 +427,7 @@ class Installation:
         while problem is not None and time.monotonic() - began_s < _SETTLED_S:
             try:
                 problem = await self.unsettled()
-            except (RegistryError, RayError, asyncio.TimeoutError, httpx.HTTPError, psycopg.Error) as error:
+            except (TimeoutError, RegistryError, RayError, httpx.HTTPError, psycopg.Error) as error:
                 problem = f"{type(error).__name__}: {error}"
             if problem is not None:
                 await asyncio.sleep(_POLL_S)

@@ -4,48 +4,66 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 from unittest import mock
 
+from seedcore.core.answers import InstanceFilter, Outcome, Receipt
 from seedcore.core.batch import ChangeBatch
+from seedcore.core.changes import Change, HoldChange, Registration, StatusChange
 from seedcore.core.errors import StoreRejectedError, StoreUnavailableError
 from seedcore.core.feed import Feed, FeedBatch
+from seedcore.core.holds import HoldKind, effective_status
+from seedcore.core.instances import Instance, Verdict
 from seedcore.core.lease import MassLateness
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Change, Instance, InstanceFilter, Outcome, Receipt, Registration, StatusChange, Verdict
-from seedcore.core.roster import Roster
-from seedcore.core.rules import apply_status
-from seedcore.registry.client import RegistryClient
-from seedcore.registry.service import Registry
-from seedcore.registry.writer import Writer
-from seedcore.store.memory import MemoryStore
+from seedcore.core.members import Members
+from seedcore.core.rules import apply_hold, apply_status
+from seedcore.core.silence import Silence
+from seedcore.core.verdict import Death, Evidence, Witness, judge
+from seedcore.registry.agent.client import RegistryClient
+from seedcore.registry.agent.delivery import Delivery
+from seedcore.registry.server.backlog import Backlog
+from seedcore.registry.server.comparison import Comparison
+from seedcore.registry.server.database import DatabaseSession
+from seedcore.registry.server.receipts import Receipts
+from seedcore.store.memory import MemoryStore, Tables
 
 
 def _nothing(*_: object) -> None:
-    """What the code would do."""
+    """Instead of what the code does."""
 
 
-async def _acknowledge(registry: Registry, change: Change) -> Receipt:
-    return Receipt(change.instance_id, Status.ALIVE, change.seq or 0, durable=True, epoch=None, why=None)
+async def _acknowledge(_: Receipts, change: Change) -> Receipt:
+    seq = 0 if isinstance(change, HoldChange) else change.seq or 0
+    return Receipt(change.instance_id, Status.ALIVE, seq, durable=True, epoch=None, why=None)
 
 
-_adopt = Roster.adopt
+_adopt = Members.adopt
 
 
-def _adopt_as_silent(roster: Roster, instance: Instance, now_s: float) -> None:
-    _adopt(roster, instance, now_s - 1000)
+def _adopt_as_silent(members: Members, instance: Instance, now_s: float) -> None:
+    _adopt(members, instance, now_s - 1000)
 
 
-_credit = Roster.credit
+_credit = Silence.credit
 
 
-def _credit_no_whole_lease(roster: Roster, absence_s: float, now_s: float) -> None:
+def _credit_no_whole_lease(silence: Silence, absence_s: float, now_s: float) -> None:
     if absence_s != math.inf:
-        _credit(roster, absence_s, now_s)
+        _credit(silence, absence_s, now_s)
+
+
+@contextmanager
+def _patch_no_new_lease() -> Iterator[None]:
+    with (
+        mock.patch.object(Members, "adopt", _adopt_as_silent),
+        mock.patch.object(Silence, "credit", _credit_no_whole_lease),
+    ):
+        yield
 
 
 def _revive(known: Instance, change: StatusChange, now: datetime) -> tuple[Outcome, Instance]:
@@ -58,16 +76,41 @@ def _ignore_numbers(known: Instance, change: StatusChange, now: datetime) -> tup
     return apply_status(replace(known, seq=-1), change, now)
 
 
+def _end_the_hold(known: Instance, change: StatusChange, now: datetime) -> tuple[Outcome, Instance]:
+    """An agent's report of alive makes it alive, whatever holds it."""
+    outcome, row = apply_status(known, change, now)
+    if change.seq is None or row.reported_status is not Status.ALIVE or row is known:
+        return outcome, row
+    holds = tuple(hold for hold in row.holds if hold.kind is not HoldKind.OPERATOR)
+    status = effective_status(row.reported_status, [hold.kind for hold in holds])
+    return replace(outcome, status=status), replace(row, holds=holds, status=status)
+
+
+def _release_to_alive(known: Instance, change: HoldChange, now: datetime) -> tuple[Outcome, Instance]:
+    """Whatever the agent reports, it is alive after a release."""
+    outcome, row = apply_hold(known, change, now)
+    if change.hold is not None or row is known:
+        return outcome, row
+    return replace(outcome, status=Status.ALIVE), replace(row, status=Status.ALIVE)
+
+
+@contextmanager
+def _patch_both(rule: str, instead: object) -> Iterator[None]:
+    """In memory and in the database."""
+    with mock.patch(f"seedcore.core.members.{rule}", instead), mock.patch(f"seedcore.store.memory.{rule}", instead):
+        yield
+
+
 def _forget_seconds(_: object, lapsed: int, living: int, now: float) -> bool:
     return False
 
 
-_send_all = RegistryClient._send_all
+_send_all = Delivery._send_all
 
 
-async def _send_and_forget(client: RegistryClient) -> Receipt:
-    receipt = await _send_all(client)
-    client._undelivered.clear()
+async def _send_and_forget(delivery: Delivery) -> Receipt:
+    receipt = await _send_all(delivery)
+    delivery._pending.clear()
     return receipt
 
 
@@ -75,11 +118,14 @@ def _own_interval_s(client: RegistryClient) -> float:
     return client._settings.beat_interval_s
 
 
-def _put_back_reversed(batch: ChangeBatch, taken: list[Any]) -> None:
-    batch._changes.extendleft(taken)
+_put_back = ChangeBatch.put_back
 
 
-async def _stay_fenced(_: Writer) -> None:
+def _put_back_reversed(batch: ChangeBatch, taken: Sequence[Change]) -> None:
+    _put_back(batch, taken[::-1])
+
+
+async def _stay_fenced(_: DatabaseSession) -> None:
     await asyncio.sleep(1e6)
 
 
@@ -94,8 +140,8 @@ async def _keep_the_batch(
         yield batch, answer
 
 
-async def _compare_nothing(_: Writer) -> None:
-    """What the code would do."""
+async def _compare_nothing(*_: object) -> None:
+    """Instead of what the code does."""
 
 
 _append, _since = Feed.append, Feed.since
@@ -115,6 +161,24 @@ async def _belong_to_none(_: MemoryStore, registrations: Sequence[Registration])
     return [None] * len(registrations)
 
 
+def _judge_no_lease(evidence: Evidence) -> Verdict | Death:
+    return judge(replace(evidence, is_frozen=True))
+
+
+def _judge_unfrozen(evidence: Evidence) -> Verdict | Death:
+    return judge(replace(evidence, is_frozen=False))
+
+
+def _judge_no_witness(evidence: Evidence) -> Verdict | Death:
+    unknown = Witness.UNKNOWN
+    return judge(replace(evidence, process=unknown, node=unknown, actor=unknown, is_frozen=True))
+
+
+def _offer_death_in_the_queue(backlog: Backlog, change: StatusChange) -> None:
+    backlog.require_room()
+    backlog.offer(change)
+
+
 @dataclass(frozen=True)
 class Mutant:
     """A way to break the code, and a seed whose history notices it: where a search does well to begin."""
@@ -124,42 +188,51 @@ class Mutant:
 
 
 MUTANTS: dict[str, Mutant] = {
-    "the term is not checked": Mutant(0, lambda: mock.patch.object(MemoryStore, "_fence", _nothing)),
-    "acknowledged before the commit": Mutant(
-        0, lambda: mock.patch.object(Registry, "_receipt_when_settled", _acknowledge)
-    ),
-    "a replay is acknowledged at once": Mutant(
-        0, lambda: mock.patch.object(Writer, "is_unsettled", return_value=False)
-    ),
-    "no credit for our own stalls": Mutant(375, lambda: mock.patch.object(Roster, "credit", _nothing)),
-    "no new lease after a restart": Mutant(
-        60, lambda: mock.patch.multiple(Roster, adopt=_adopt_as_silent, credit=_credit_no_whole_lease)
-    ),
-    "the dead may live again": Mutant(20, lambda: mock.patch("seedcore.store.memory.apply_status", _revive)),
+    "the term is not checked": Mutant(1, lambda: mock.patch.object(MemoryStore, "fence", _nothing)),
+    "acknowledged before the commit": Mutant(0, lambda: mock.patch.object(Receipts, "when_settled", _acknowledge)),
+    "a replay is acknowledged at once": Mutant(2, lambda: mock.patch.object(Receipts, "is_settled", return_value=True)),
+    "no credit for our own stalls": Mutant(375, lambda: mock.patch.object(Silence, "credit", _nothing)),
+    "no new lease after a restart": Mutant(60, _patch_no_new_lease),
+    "the dead may live again": Mutant(25, lambda: mock.patch("seedcore.store.memory.apply_status", _revive)),
     "sequence numbers are ignored": Mutant(
-        2, lambda: mock.patch("seedcore.store.memory.apply_status", _ignore_numbers)
+        67, lambda: mock.patch("seedcore.store.memory.apply_status", _ignore_numbers)
     ),
-    "expiry never freezes": Mutant(1, lambda: mock.patch.object(MassLateness, "note", _forget_seconds)),
+    "an agent's report ends a hold": Mutant(0, lambda: _patch_both("apply_status", _end_the_hold)),
+    "the registry forgets a hold at a report": Mutant(
+        10, lambda: mock.patch("seedcore.core.members.apply_status", _end_the_hold)
+    ),
+    "a release restores the wrong status": Mutant(0, lambda: _patch_both("apply_hold", _release_to_alive)),
+    "no lease ends": Mutant(7, lambda: mock.patch("seedcore.registry.server.expiry.judge", _judge_no_lease)),
+    "no death is decided": Mutant(0, lambda: mock.patch("seedcore.registry.server.expiry.judge", _judge_no_witness)),
+    "a freeze is no evidence": Mutant(0, lambda: mock.patch("seedcore.registry.server.expiry.judge", _judge_unfrozen)),
+    "a full backlog refuses a death": Mutant(
+        0, lambda: mock.patch.object(Backlog, "offer_death", _offer_death_in_the_queue)
+    ),
+    "expiry never freezes": Mutant(0, lambda: mock.patch.object(MassLateness, "note", _forget_seconds)),
     "no grace at the end of a freeze": Mutant(245, lambda: mock.patch.object(MassLateness, "is_spent", True)),
-    "the client keeps nothing": Mutant(44, lambda: mock.patch.object(RegistryClient, "_send_all", _send_and_forget)),
+    "the client keeps nothing": Mutant(61, lambda: mock.patch.object(Delivery, "_send_all", _send_and_forget)),
     "a failed batch returns reversed": Mutant(
-        301, lambda: mock.patch.object(ChangeBatch, "put_back", _put_back_reversed)
+        110, lambda: mock.patch.object(ChangeBatch, "put_back", _put_back_reversed)
     ),
-    "fenced for ever": Mutant(430, lambda: mock.patch.object(Writer, "_take_the_term_back", _stay_fenced)),
+    "fenced for ever": Mutant(430, lambda: mock.patch.object(DatabaseSession, "_claim_the_term", _stay_fenced)),
     "the feed forgets a change": Mutant(0, lambda: mock.patch.object(Feed, "append", _append_most)),
-    "the feed begins anew and says nothing": Mutant(0, lambda: mock.patch.object(Feed, "since", _since_never_reset)),
-    "who is not read yet is unknown": Mutant(0, lambda: mock.patch.object(Writer, "may_know_more", False)),
-    "agents beat as their own environment says": Mutant(
+    "the feed starts over without a reset": Mutant(0, lambda: mock.patch.object(Feed, "since", _since_never_reset)),
+    "an instance that is not read yet is unknown": Mutant(
+        0, lambda: mock.patch.object(DatabaseSession, "may_know_more", False)
+    ),
+    "agents beat at the interval of their own environment": Mutant(
         0, lambda: mock.patch.object(RegistryClient, "beat_interval_s", property(_own_interval_s))
     ),
-    "who ended with its epoch comes back in the next": Mutant(
+    "an agent that ended with its epoch comes back in the next": Mutant(
         12, lambda: mock.patch.object(MemoryStore, "epochs_of", _belong_to_none)
     ),
     "a registry that takes over retires the fleet": Mutant(
-        13, lambda: mock.patch.object(MemoryStore, "_continuing", lambda _, epoch: epoch)
+        0, lambda: mock.patch.object(Tables, "continuing", lambda _, epoch: epoch)
     ),
     "a refused value keeps its batch": Mutant(
-        0, lambda: mock.patch("seedcore.registry.writer._in_parts", _keep_the_batch)
+        0, lambda: mock.patch("seedcore.registry.server.flusher._in_parts", _keep_the_batch)
     ),
-    "memory and database are not compared": Mutant(84, lambda: mock.patch.object(Writer, "_compare", _compare_nothing)),
+    "memory and database are not compared": Mutant(
+        84, lambda: mock.patch.object(Comparison, "_compare", _compare_nothing)
+    ),
 }

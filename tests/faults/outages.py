@@ -128,7 +128,7 @@ async def _man(it: Installation) -> None:
             await it.man()
             if (await it.account_of(VICTIM)).status is Status.ALIVE:
                 return
-        except (RayError, RegistryError, RuntimeError, asyncio.TimeoutError):
+        except (TimeoutError, RayError, RegistryError, RuntimeError):
             if time.monotonic() > ends_s:
                 raise
         await asyncio.sleep(0.5)

@@ -107,7 +107,7 @@ class Proxy:
         self._call(self._listen())
 
     def refuse(self) -> None:
-        """End every connection; nobody listens on the port."""
+        """End every connection and close the port."""
         self._call(self._close_port())
         self.cut()
 

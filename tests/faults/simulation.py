@@ -12,17 +12,21 @@ The laws, checked all the time and at the end of every history:
 2. The changes of one agent's process are committed in their order, each once.
 3. Nothing follows `dead` in the life of an instance.
 4. One registry writes in each term, and terms only grow.
-5. Nobody whose process lives and could be heard is declared dead.
+5. No instance is declared dead whose process lives and could reach the registry.
 6. At the end of all faults every process that ended is dead in the database, with a cause.
-7. Then everybody who lives is live once, as what it says it is, in memory and in the database alike, and nobody keeps
-   an undelivered change, also where the database refused a value of another.
-8. A registry hands nobody out whose death it has committed.
-9. Who follows the feed gets every change of a registry in order and without a gap, or is told that it has to list
-   again: what it holds is what that registry held at the version that it has.
+7. Then every process that lives is live once, with the status that it reported, in memory and in the database alike,
+   and no client keeps an undelivered change, also where the database refused a value of another.
+8. A registry resolves no instance whose death it has committed.
+9. A follower of the feed gets every change of a registry in order and without a gap, or a reset, after which it lists
+   again: its cache equals the state of that registry at the version that it has.
 10. A registry that has not read its database, or that a newer one has superseded, calls no instance unknown that the
     database has: it asks agents to register again only after a whole lease without its database.
 11. An actor's instances are all of the epoch that it was started in, also those of the processes that Ray starts for it
-    anew; where a registry took the database over, those that insist on none go on in the epoch that continues it.
+    later; where a registry took the database over, those that insist on none go on in the epoch that continues it.
+12. An operator's hold that was acknowledged as durable stays until it is released or expires, whatever the agent
+    reports, and no registry that knows it resolves the instance.
+13. The effective status of every instance, in memory and in the database, follows from its reported status and holds.
+14. A registry refuses no report of a death, however full its backlog is.
 """
 
 from __future__ import annotations
@@ -45,10 +49,13 @@ from unittest import mock
 
 from ray.exceptions import ActorDiedError
 
+from seedcore.core.answers import Answer, BeatAnswer, InstanceFilter, Listing, OutcomeKind, Receipt, Resolution
+from seedcore.core.causes import Cause, CauseKind
+from seedcore.core.changes import HoldChange, RegisterChange, SequencedChange, StatusChange
+from seedcore.core.clock import Clock
 from seedcore.core.errors import (
     DirectoryUnavailableError,
     FencedError,
-    InstanceDeadError,
     RegistryError,
     RegistryReplacedError,
     RegistryUnavailableError,
@@ -58,35 +65,27 @@ from seedcore.core.errors import (
     UnknownInstanceError,
 )
 from seedcore.core.feed import FeedBatch
+from seedcore.core.holds import Hold, HoldKind
+from seedcore.core.instances import Instance, LiveState
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import (
-    Answer,
-    BeatAnswer,
-    Instance,
-    Listing,
-    OutcomeKind,
-    Receipt,
-    RegisterChange,
-    Registration,
-    Resolution,
-    SequencedChange,
-    StatusChange,
-)
-from seedcore.core.waiting import within
-from seedcore.registry.client import RegistryClient
-from seedcore.registry.clock import Clock
-from seedcore.registry.config import RegistryConfig
-from seedcore.registry.deathwatch import DeathWatch
-from seedcore.registry.identity import Identity
-from seedcore.registry.processes import OnExit, Watched
-from seedcore.registry.relay import Relay
-from seedcore.registry.reporter import Reporter
-from seedcore.registry.service import Registry
+from seedcore.core.ports import OnDeath
+from seedcore.core.timeouts import within
+from seedcore.core.verdict import Death, Witness
+from seedcore.registry.agent.client import RegistryClient
+from seedcore.registry.agent.identity import Identity
+from seedcore.registry.agent.reporter import Reporter
+from seedcore.registry.node.process_watch import OnExit
+from seedcore.registry.node.relay import Relay
+from seedcore.registry.protocol.messages import Watched
+from seedcore.registry.server.config import RegistryConfig
+from seedcore.registry.server.death_watch import DeathWatch
 from seedcore.settings import Settings
 from seedcore.store.memory import MemoryStore, Tables
 from tests.builders import START
 from tests.faults.mutants import MUTANTS
+from tests.faults.operators import UNSTORABLE, Operators
 from tests.faults.virtual import VirtualLoop
+from tests.local import LocalRegistry as Registry
 
 # mostly a few, so that much happens to each; now and then so many that some are silent and the fleet is not
 AGENTS = (5, 5, 5, 14)
@@ -96,7 +95,16 @@ CALL_TIMEOUT_S = 2.0
 FAULTS_S = 50.0
 CALM_S = 40.0
 NODES = ("north", "south")
-UNSTORABLE = "a cause that the database refuses"
+OPERATIONS = frozenset({"drain", "undrain", "deregister"})
+EVERY = InstanceFilter(statuses=None, fresh_only=False)
+
+
+Followed = tuple[Status, tuple[Hold, ...]]
+"""What a follower has of an instance."""
+
+
+def _status_of(change: SequencedChange) -> Status | None:
+    return change.change.status if isinstance(change.change, StatusChange) else None
 
 
 class Violation(AssertionError):
@@ -105,7 +113,7 @@ class Violation(AssertionError):
 
 @dataclass
 class Process:
-    """An agent's process. `troubles`: when it could not be heard for reasons of its own, as (from, to)."""
+    """An agent's process. `troubles`: when it could not reach the registry for reasons of its own, as (from, to)."""
 
     name: str
     logical_id: str
@@ -117,8 +125,7 @@ class Process:
     ended_s: float | None = None
     troubles: list[tuple[float, float]] = field(default_factory=list)
     wanted: Status = Status.ALIVE
-    drained_by_hand: str | None = None
-    is_echoed: bool = False
+    held_by_hand: str | None = None
     epoch: str | None = None
     is_retired: bool = False
 
@@ -154,15 +161,19 @@ class World:
         self.slow_share = self.random.choice([0.0, 0.01])
         self.database_lost_share = self.random.choice([0.0, 0.02, 0.05])
         self.has_relays = self.random.random() < 0.8
+        # now and then so few that a short outage of the database fills the backlog
+        self.change_capacity = self.random.choice([3, 8, 100_000])
         self.is_calm = False
         self.violation: Violation | None = None
         self.decided_s: dict[str, float] = {}
         self.alone: set[str] = set()
         self.seen_dead: set[str] = set()
         self.counts: Counter[str] = Counter()
-        self.held_at: dict[tuple[str, int], dict[str, Status]] = {}
+        self.held_at: dict[tuple[str, int], dict[str, Followed]] = {}
         self.rows_seen = 0
         self.epoch_of: dict[str, str] = {}
+        self.latest_utc = START
+        self.operators = Operators(self, SimConnection(self, "operator"))
 
     # Time and truth
 
@@ -171,7 +182,9 @@ class World:
         return self.loop.now_s
 
     def utc(self) -> datetime:
-        return START + timedelta(seconds=self.now_s + self.clock_offset_s)
+        now = START + timedelta(seconds=self.now_s + self.clock_offset_s)
+        self.latest_utc = max(self.latest_utc, now)
+        return now
 
     def note(self, text: str) -> None:
         self.log.append(f"{self.now_s:8.3f}  {text}")
@@ -230,9 +243,11 @@ class World:
         self.check(row.seq >= receipt.seq, 1, f"{receipt} was acknowledged, committed is {row.seq}")
         if status is not None:
             steps = [step for step in self.tables.transitions if step.instance_id == receipt.instance_id]
-            # what it said while another hand held it was noted
-            was_held = any(step.to_status is Status.DRAINING and step.seq is None for step in steps)
+            # what it reported under a hold is no transition
+            was_held = any(step.hold is not None for step in steps)
             was_so = was_held or status in {step.to_status for step in steps}
+            if row.seq == receipt.seq:
+                was_so = row.reported_status is status
             self.check(was_so, 1, f"{receipt} was acknowledged as {status} and never was so")
         self.counts["acknowledged"] += 1
 
@@ -246,6 +261,8 @@ class World:
         office.world_terms.append(term)
         self.check_deaths()
         self.check_epochs()
+        self.operators.check_holds()
+        self.operators.check_derived(self.tables.rows.values(), "the database")
 
     def check_deaths(self) -> None:
         """Law 5, for every death that the database has newly."""
@@ -255,27 +272,29 @@ class World:
             self.seen_dead.add(row.instance_id)
             process = self.owner(row.instance_id)
             assert process is not None
-            cause = row.cause or ""
-            self.counts[f"dead: {cause.split(':')[0].split('(')[0].strip()}"] += 1
-            if process.ended_s is not None or cause == "stopped":
+            cause = CauseKind.UNKNOWN if row.cause is None else row.cause.kind
+            self.counts[f"dead: {cause}"] += 1
+            if process.ended_s is not None or cause in {CauseKind.AGENT, CauseKind.OPERATOR}:
                 continue
-            if cause.startswith("epoch"):
+            if cause is CauseKind.EPOCH_RETIRED:
                 is_retired = self.tables.epochs[row.cluster_epoch].retired_at is not None
                 self.check(is_retired, 5, f"{process.name} lives, and is dead: {cause}, which is current")
                 continue
-            if row.instance_id in self.alone and cause.startswith("lease"):
-                # with one instance there is nobody to compare its silence with
+            if row.instance_id in self.alone and cause is CauseKind.LEASE_EXPIRED:
+                # with one instance there is no other to compare its silence with
                 continue
-            # it could not be heard for a good part of a lease, and the fault was its own
+            # it could not reach the registry for a good part of a lease, and the fault was its own
             at_s = self.decided_s.get(row.instance_id, self.now_s)
             silent = any(end - start > LEASE_S / 3 and end > at_s - 2 * LEASE_S for start, end in process.troubles)
-            # which excuses a lease that is over, and no witness of its end; but who was told so by a registry that died
-            # before the commit lives on as another instance, and the next registry finds that out
+            # which excuses an expired lease, and no witness of its end; but a process that received its death from a
+            # registry that died before the commit lives on as another instance, and the next registry finds that
             has_moved_on = process.reporter is not None and process.reporter.client.instance_id != row.instance_id
+            if has_moved_on and row.instance_id in self.operators.deregistered:
+                continue
             self.check(
-                silent and (cause.startswith("lease") or has_moved_on),
+                silent and (cause is CauseKind.LEASE_EXPIRED or has_moved_on),
                 5,
-                f"{process.name} lives, and {row.instance_id} is dead: {cause}",
+                f"{process.name} lives, and {row.instance_id} is dead: {row.cause}",
             )
 
     def line_of(self, epoch: str) -> str:
@@ -299,11 +318,13 @@ class World:
         last_seq: dict[str, int] = {}
         dead: set[str] = set()
         for step in self.tables.transitions:
-            self.check(step.instance_id not in dead, 3, f"{step} after it was dead")
+            if step.instance_id in dead:
+                self.check(False, 3, f"{step} after it was dead")
             if step.to_status is Status.DEAD:
                 dead.add(step.instance_id)
             if step.seq is not None:
-                self.check(step.seq > last_seq.get(step.instance_id, -1), 2, f"{step} out of order")
+                if step.seq <= last_seq.get(step.instance_id, -1):
+                    self.check(False, 2, f"{step} out of order")
                 last_seq[step.instance_id] = step.seq
 
     def unsettled(self) -> str | None:
@@ -311,18 +332,17 @@ class World:
         office = self.office()
         if office is None:
             return "no registry"
-        registry = office.registry
-        roster = registry._roster
-        if registry._writer.problem is not None or not registry._writer.recovered or registry._writer.pending_changes:
+        writer, members = office.registry.writer, office.registry.members
+        if writer.problem is not None or not writer.database.recovered or writer.backlog.pending_changes:
             return "the registry has not settled"
-        wanted: dict[str, Status] = {}
+        wanted: dict[str, tuple[Status, set[HoldKind]]] = {}
         for process in self.processes:
             if process.ended_s is not None:
                 for instance_id in process.instance_ids:
                     row = self.tables.rows.get(instance_id)
                     if row is not None and row.status is not Status.DEAD:
                         return f"{process.name} ended, {instance_id} is {row.status}"
-                    if row is not None and not row.cause:
+                    if row is not None and row.cause is None:
                         return f"{instance_id} is dead without a cause"
                 continue
             if process.is_retired:
@@ -330,17 +350,26 @@ class World:
             if process.reporter is None:
                 return f"{process.name} has not begun"
             client = process.reporter.client
-            if client.undelivered:
-                return f"{process.name} keeps {client.undelivered} changes"
-            by_hand = process.drained_by_hand == client.instance_id
-            wanted[client.instance_id] = Status.DRAINING if by_hand else process.wanted
+            if client.pending:
+                return f"{process.name} keeps {client.pending} changes"
+            held_by = {HoldKind.NODE} if process.held_by_hand == client.instance_id else set()
+            if client.instance_id in self.operators.left_held:
+                held_by.add(HoldKind.OPERATOR)
+            wanted[client.instance_id] = process.wanted, held_by
         live = {row.instance_id: row for row in self.tables.rows.values() if row.status is not Status.DEAD}
-        if {key: row.status for key, row in live.items()} != wanted:
-            return f"live are {[(row.logical_id, row.status.value) for row in live.values()]}, not {wanted}"
-        remembered = {key: (row.status, row.seq, row.cluster_epoch) for key, row in roster._live.by_id.items()}
-        if remembered != {key: (row.status, row.seq, row.cluster_epoch) for key, row in live.items()}:
+        found = {key: (row.reported_status, {hold.kind for hold in row.holds}) for key, row in live.items()}
+        if found != wanted:
+            return f"live are {found}, not {wanted}"
+        remembered = {key: LiveState.of(row) for key, row in members.index.by_id.items()}
+        if remembered != {key: LiveState.of(row) for key, row in live.items()}:
             return f"memory and database differ: {remembered}"
         return None
+
+    def check_memory(self) -> None:
+        """Law 13, in the memory of every registry."""
+        for office in self.offices:
+            if office.is_up:
+                self.operators.check_derived(office.registry.members, office.name)
 
 
 # Network
@@ -349,7 +378,7 @@ class World:
 class SimConnection:
     """The registry's methods over a network that loses, delays, repeats and reorders.
 
-    What an agent says goes by the relay of its node, now and then, and to the registry where that fails: as in
+    Messages of an agent go by the relay of its node, now and then, and to the registry where that fails: as in
     RegistryConnection.
     """
 
@@ -365,36 +394,28 @@ class SimConnection:
         if relay is not None:
             try:
                 return await within(relay.call("beat_many", instance_ids, loads), BEAT_S / 4)
-            except (ActorDiedError, RegistryUnavailableError, asyncio.TimeoutError):
+            except (TimeoutError, ActorDiedError, RegistryUnavailableError):
                 pass
         return await self._call("beat_many", instance_ids, loads)
 
-    async def register(self, registration: Registration, seq: int) -> Any:
+    async def take(self, change: SequencedChange) -> Any:
+        inner = change.change
         process = self._world.process(self._caller)
-        if process is not None and registration.instance_id not in process.instance_ids:
-            process.instance_ids.append(registration.instance_id)
-        return await self._say(SequencedChange(RegisterChange(registration, seq)), "register", registration, seq)
-
-    async def set_status(
-        self, instance_id: str, status: Status, seq: int | None, cause: str | None, *, after: str | None = None
-    ) -> Any:
-        change = SequencedChange(StatusChange(instance_id, status, seq, cause), after)
-        return await self._say(change, "set_status", instance_id, status, seq, cause, after=after)
-
-    async def _say(self, change: SequencedChange, method: str, *args: Any, **kwargs: Any) -> Any:
-        relay = None if change.change.seq is None else self._world.relay_of(self._caller)
+        if process is not None and isinstance(inner, RegisterChange) and inner.instance_id not in process.instance_ids:
+            process.instance_ids.append(inner.instance_id)
+        relay = self._world.relay_of(self._caller)
         if relay is not None:
             try:
                 [answer] = await within(relay.call("deliver", [change]), CALL_TIMEOUT_S)
             except RegistryReplacedError:
                 raise
-            except (ActorDiedError, RegistryUnavailableError, asyncio.TimeoutError):
+            except (TimeoutError, ActorDiedError, RegistryUnavailableError):
                 pass
             else:
                 if isinstance(answer, RegistryError):
                     raise answer
                 return answer
-        return await self._call(method, *args, **kwargs)
+        return await self._call("take", change)
 
     def __getattr__(self, method: str) -> Callable[..., Coroutine[Any, Any, Any]]:
         async def call(*args: Any, **kwargs: Any) -> Any:
@@ -415,7 +436,7 @@ class SimConnection:
             world.loop.run_in("network", self._deliver(office, delay_s, reply, method, args, kwargs))
         try:
             return await within(reply, CALL_TIMEOUT_S)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise RegistryUnavailableError("simulated: no answer in time") from None
         finally:
             office.replies.discard(reply)
@@ -425,7 +446,8 @@ class SimConnection:
         delays_s = [world.random.uniform(0.001, 0.02)]
         if world.happens(world.slow_share):
             delays_s = [world.random.uniform(0.1, 3.0)]
-        if world.happens(world.twice_share):
+        # Ray repeats no call, and an operator's has no number
+        if self._caller != "operator" and world.happens(world.twice_share):
             delays_s.append(world.random.uniform(0.001, 4.0))
         return delays_s
 
@@ -518,7 +540,7 @@ class SimStore:
             await self._apply(method, *args, **kwargs)
 
     async def _apply(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        if method == "set_status_many" and any(change.cause == UNSTORABLE for change in args[0]):
+        if method in {"set_status_many", "hold_many"} and any(map(_is_unstorable, args[0])):
             self._world.counts["batches refused for a value"] += 1
             raise StoreRejectedError("simulated")
         # the memory store never yields, so this is one transaction
@@ -527,9 +549,14 @@ class SimStore:
             for change, outcome in zip(args[0], result, strict=True):
                 if change.status is Status.DEAD and outcome.kind is OutcomeKind.APPLIED:
                     self._office.buried.add(change.instance_id)
-        if method in {"begin", "register_many", "set_status_many", "beat_many", "expire_old_epochs"}:
+        if method in {"begin", "register_many", "set_status_many", "hold_many", "beat_many", "expire_old_epochs"}:
             self._world.check_writer(self._office, self._inner.term)
         return result
+
+
+def _is_unstorable(change: StatusChange | HoldChange) -> bool:
+    cause = change.why if isinstance(change, HoldChange) else change.cause
+    return cause is not None and cause.detail == UNSTORABLE
 
 
 # Processes
@@ -558,7 +585,7 @@ class SimWatch:
     def ended(self, key: str) -> None:
         for instance_id in [one for one, its in self._watched.items() if its == key]:
             del self._watched[instance_id]
-            self._on_exit(instance_id, "its process exited (simulated)", key)
+            self._on_exit(instance_id, Cause(CauseKind.PROCESS_EXITED, "simulated"), key)
 
     async def close(self) -> None:
         self._watched.clear()
@@ -666,26 +693,37 @@ class Office:
             compare_s=7.0,
             freeze_share=0.4,
             feed_capacity=12,
+            change_capacity=world.change_capacity,
         )
+        clock = Clock(lambda: world.now_s, world.utc)
         self.registry = Registry(
             config,
             self._store,
-            clock=Clock(lambda: world.now_s, world.utc),
-            watch_factory=lambda on_death: DeathWatch(on_death, SimCluster(world)),
+            clock=clock,
+            watch_factory=lambda on_death: DeathWatch(self._checked(on_death), SimCluster(world), clock=clock),
         )
-        declare_dead = self.registry._expiry.declare_dead
+        declare_dead = self.registry.expiry.declare_dead
 
-        def decide(instance_id: str, cause: str) -> None:
+        def decide(instance_id: str, death: Death, cause: Cause) -> None:
             if instance_id not in world.decided_s:
                 world.decided_s[instance_id] = world.now_s
-                if len(self.registry._roster) == 1:
+                if len(self.registry.members) == 1:
                     world.alone.add(instance_id)
-            declare_dead(instance_id, cause)
+            declare_dead(instance_id, death, cause)
 
-        self.registry._expiry.declare_dead = decide  # type: ignore[method-assign]
+        self.registry.expiry.declare_dead = decide  # type: ignore[method-assign]
         world.offices.append(self)
         world.loop.run_in(self.name, self._start())
         world.note(f"{self.name} starts in {ray_cluster}")
+
+    def _checked(self, on_death: OnDeath) -> OnDeath:
+        def report(instance_id: str, process: Witness, node: Witness, cause: Cause) -> None:
+            try:
+                on_death(instance_id, process, node, cause)
+            except RegistryError as error:
+                self.world.check(False, 14, f"{self.name} refused the death of {instance_id}: {error}")
+
+        return report
 
     async def _store(self) -> Any:
         return SimStore(self.world, self)
@@ -704,30 +742,34 @@ class Office:
             for instance_id in result.unknown:
                 self._check_unknown(instance_id)
         if isinstance(result, Receipt):
-            world.check_receipt(result, Status(args[1]) if method == "set_status" else None)
+            world.check_receipt(result, _status_of(args[0]))
+        if method in OPERATIONS:
+            world.operators.note_answer(self, method, result)
         if method == "deliver":
             for sequenced, receipt in zip(args[0], result, strict=True):
-                change = sequenced.change
                 if isinstance(receipt, Receipt):
-                    world.check_receipt(receipt, change.status if isinstance(change, StatusChange) else None)
+                    world.check_receipt(receipt, _status_of(sequenced))
         if isinstance(result, FeedBatch):
-            roster = self.registry._roster
+            members = self.registry.members
             world.held_at[result.stream, result.version] = {
-                row.instance_id: row.status for row in roster._live.by_id.values() if row.cluster_epoch == roster.epoch
+                row.instance_id: (row.status, row.holds) for row in members if row.cluster_epoch == members.epoch
             }
         if method == "resolve":
+            world.operators.check_resolved(self, result.value)
             for found in result.value:
-                handed_out = None if found.instance is None else found.instance.instance_id
-                world.check(handed_out not in self.buried, 8, f"{handed_out} is handed out")
+                resolved = None if found.instance is None else found.instance.instance_id
+                world.check(resolved not in self.buried, 8, f"{resolved} is resolved")
         return result
 
     def _check_unknown(self, instance_id: str) -> None:
         """Law 10."""
-        world, writer = self.world, self.registry._writer
+        world, database = self.world, self.registry.writer.database
         row = world.tables.rows.get(instance_id)
         is_there = row is not None and row.status is not Status.DEAD
-        is_patient = writer.fenced_by is not None or world.now_s - self.began_s <= LEASE_S
-        world.check(writer.is_complete or not (is_there and is_patient), 10, f"{self.name} does not know {instance_id}")
+        is_patient = database.fenced_by is not None or world.now_s - self.began_s <= LEASE_S
+        world.check(
+            database.is_complete or not (is_there and is_patient), 10, f"{self.name} does not know {instance_id}"
+        )
 
     def kill(self) -> None:
         self.is_up = False
@@ -762,11 +804,10 @@ class History:
         asyncio.set_event_loop(loop)
         random.seed(self.seed)
         try:
-            with mock.patch("seedcore.registry.client.new_instance_id", self._new_instance_id):
-                try:
-                    loop.run_until_complete(self._live())
-                except Violation as error:
-                    raise Violation(f"seed {self.seed}: {error}") from error
+            try:
+                loop.run_until_complete(self._live())
+            except Violation as error:
+                raise Violation(f"seed {self.seed}: {error}") from error
         finally:
             loop.close()
             asyncio.set_event_loop(None)
@@ -790,7 +831,7 @@ class History:
             task.cancel()
         await asyncio.gather(*watched, return_exceptions=True)
         self._heal()
-        await self._say_again()
+        await self._report_again()
         # who hangs still hangs
         hanging_s = max((to for one in world.processes for _, to in one.troubles), default=0.0)
         await asyncio.sleep(max(0.0, hanging_s - world.now_s) + BEAT_S)
@@ -818,6 +859,7 @@ class History:
             await asyncio.sleep(0.25)
             self._raise_violation()
             self.world.check_history()
+            self.world.check_memory()
             for task in watched:
                 if task.done():
                     task.result()
@@ -875,6 +917,8 @@ class History:
                 settings=settings,
                 connection=SimConnection(world, process.name),  # type: ignore[arg-type]
                 identifier=identity,
+                clock=Clock(lambda: world.now_s, world.utc),
+                new_id=self._new_instance_id,
             )
             process.reporter = Reporter(logical_id, settings=settings, client=client, on_retired=retired)
             try:
@@ -913,61 +957,38 @@ class History:
                 continue
             process = world.random.choice(living)
             chance = world.random.random()
-            if process.reporter is None or not process.reporter._is_reporting:
+            if process.reporter is None or not process.reporter.is_reporting:
                 continue
             if chance < 0.75:
                 wanted = Status.DRAINING if process.wanted is Status.ALIVE else Status.ALIVE
                 process.wanted = wanted
-                world.note(f"{process.name} says {wanted}")
-                world.loop.run_in(process.name, self._say(process.reporter, wanted))
-                if world.random.random() < 0.2:
-                    process.is_echoed = True
-                    world.loop.run_in("operator", self._echo(process.reporter, wanted))
+                world.note(f"{process.name} reports {wanted}")
+                world.loop.run_in(process.name, self._report(process.reporter, wanted))
+                if world.random.random() < 0.3:
+                    instance_id = process.reporter.client.instance_id
+                    world.loop.run_in("operator", world.operators.act_some(instance_id))
             elif chance < 0.9:
                 self._kill(process)
                 world.loop.run_in("world", self._return(process))
 
-    async def _say(self, reporter: Reporter, wanted: Status) -> None:
+    async def _report(self, reporter: Reporter, wanted: Status) -> None:
         with contextlib.suppress(RegistryError):
-            await reporter._say(wanted, f"says {wanted}")
+            report = reporter.drain if wanted is Status.DRAINING else reporter.undrain
+            await report(f"reports {wanted}")
 
-    async def _echo(self, reporter: Reporter, wanted: Status) -> None:
-        """An operator asks for the same at the same time, through the registry: a change without a number. Now and then
-        with a reason that cannot be stored."""
-        for turn in range(3):
-            await asyncio.sleep(self.world.random.uniform(0.0, 0.1))
-            cause = UNSTORABLE if turn == 1 and reporter.client.instance_id[-1] < "6" else "asked by an operator"
-            with contextlib.suppress(RegistryError):
-                connection = SimConnection(self.world, "operator")
-                await connection.set_status(reporter.client.instance_id, wanted, None, cause)
-
-    async def _say_again(self) -> None:
-        """Once the last echo has arrived, the operator holds nobody, and the agent has the last word."""
-        await asyncio.sleep(2 * CALL_TIMEOUT_S + 4.0)
+    async def _report_again(self) -> None:
+        """Once the last call of an operator has arrived, some holds are left for good and the others are released; the
+        last change is the agent's."""
+        world = self.world
+        await asyncio.sleep(2 * CALL_TIMEOUT_S + 10.0)
+        ends_s = world.now_s + CALM_S
         for process in self._living():
-            if process.is_echoed and process.reporter is not None:
-                await self.world.loop.run_in("operator", self._release(process.reporter))
-                process.drained_by_hand = None
-                await self.world.loop.run_in(process.name, self._say(process.reporter, process.wanted))
-
-    async def _release(self, reporter: Reporter) -> None:
-        """End every draining by hand; one that is dead or back as another instance needs no more."""
-        ends_s = self.world.now_s + CALM_S
-        # what cannot be ended for so long the calm will show
-        while self.world.now_s < ends_s:
-            instance_id = reporter.client.instance_id
-            try:
-                receipt = await SimConnection(self.world, "operator").set_status(
-                    instance_id, Status.ALIVE, None, "released by an operator"
-                )
-                if receipt.durable:
-                    return
-            except (InstanceDeadError, UnknownInstanceError):
-                if reporter.client.instance_id == instance_id:
-                    return
-            except RegistryError:
-                pass
-            await asyncio.sleep(1.0)
+            if process.reporter is None or process.reporter.client.instance_id not in world.operators.touched:
+                continue
+            is_held = world.random.random() < 0.5
+            instance_id = process.reporter.client.instance_id
+            await world.loop.run_in("operator", world.operators.settle(instance_id, is_held=is_held, until_s=ends_s))
+            await world.loop.run_in(process.name, self._report(process.reporter, process.wanted))
 
     async def _return(self, process: Process) -> None:
         world = self.world
@@ -998,34 +1019,34 @@ class History:
         connection = SimConnection(world, "follower")
         stream: str | None = None
         version, listed_at = 0, 0
-        held: dict[str, Status] = {}
+        held: dict[str, Followed] = {}
         while True:
             await asyncio.sleep(world.random.choice([0.0, 0.0, 0.3, 3.0]))
             try:
-                batch: FeedBatch = await connection.changes(stream, version, world.random.uniform(0.0, 1.0))
+                batch: FeedBatch = await connection.changes(EVERY, stream, version, world.random.uniform(0.0, 1.0))
                 if batch.is_reset:
                     stream, cursor, held = None, None, {}
                     while True:
-                        page: Listing = await connection.list_active(None, None, None, 2, cursor, fresh_only=False)
+                        page: Listing = await connection.page(EVERY, 2, cursor)
                         if page.stream != batch.stream:
                             break
-                        held.update({row.instance_id: row.status for row in page})
+                        held.update({row.instance_id: (row.status, row.holds) for row in page})
                         listed_at, cursor = page.version, page.next_cursor
                         if cursor is None:
                             stream, version = batch.stream, batch.version
-                            world.counts["listed anew"] += 1
+                            world.counts["lists after a reset"] += 1
                             break
                     continue
             except RegistryError:
                 continue
-            world.check(batch.since == version, 9, f"asked from {version}, told from {batch.since}")
+            world.check(batch.since == version, 9, f"asked from {version}, answered from {batch.since}")
             for change in batch.changes:
                 world.check(version < change.version <= batch.version, 9, f"{change} out of order")
                 version = change.version
                 if change.instance is None:
                     held.pop(change.instance_id, None)
                 else:
-                    held[change.instance_id] = change.instance.status
+                    held[change.instance_id] = change.instance.status, change.instance.holds
             version = batch.version
             world.counts["changes followed"] += len(batch.changes)
             if version >= listed_at:
@@ -1162,7 +1183,7 @@ class History:
 
     async def _everybody_is_cut(self) -> None:
         seconds = self.world.random.uniform(0.5, 15.0)
-        self.world.note(f"nobody reaches the registry for {seconds:.1f} s")
+        self.world.note(f"no process reaches the registry for {seconds:.1f} s")
         self.world.everybody_cut_s = self.world.now_s + seconds
 
     def _trouble(self, process: Process, seconds: float) -> None:
@@ -1192,22 +1213,18 @@ class History:
             self.world.loop.run_in("world", self._return(process))
 
     async def _another_hand_drains(self) -> None:
-        """Somebody drains an agent in SQL, past the registry; also one that drains on its own account."""
+        """An agent is held in SQL, past the registry; also one that drains by its own report."""
         world = self.world
         for process in self._living():
-            client = None if process.reporter is None else process.reporter.client
-            row = None if client is None else world.tables.rows.get(client.instance_id)
-            if client is None or row is None or client.undelivered or client.status is not row.status:
+            instance_id = None if process.reporter is None else process.reporter.client.instance_id
+            row = None if instance_id is None else world.tables.rows.get(instance_id)
+            if row is None or row.status is Status.DEAD or process.held_by_hand is not None:
                 continue
-            if any(since_s <= world.now_s < until_s for since_s, until_s in process.troubles):
-                # what it was told to say while it hung it says when it wakes, and that counts
-                continue
-            if row.status is process.wanted and process.drained_by_hand is None:
-                change = StatusChange(row.instance_id, Status.DRAINING, None, "by hand")
-                await MemoryStore(world.utc, world.tables).set_status_many([change])
-                process.drained_by_hand = row.instance_id
-                world.note(f"{process.name} is drained by hand")
-                return
+            hold = Hold(HoldKind.NODE, "by hand", None, world.utc())
+            await MemoryStore(world.utc, world.tables).hold_many([HoldChange(row.instance_id, hold.kind, hold)])
+            process.held_by_hand = row.instance_id
+            world.note(f"{process.name} is held by hand")
+            return
 
 
 _SETTINGS = Settings.model_construct()
@@ -1225,7 +1242,7 @@ def run_seed(seed: int) -> tuple[int, str | None, Counter[str], list[str]]:
 
 
 def main() -> int:
-    """Run one history, or many on every core, and tell the seeds that broke a law."""
+    """Run one history, or many on every core, and print the seeds that broke a law."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.simulation", description=__doc__)
     parser.add_argument("--seed", type=int, help="one history, with everything that happens in it")
     parser.add_argument("--count", type=int, default=1000)
@@ -1237,8 +1254,10 @@ def main() -> int:
         # the order of sets is a part of the history
         os.environ["PYTHONHASHSEED"] = "0"
         os.execv(sys.executable, [sys.executable, "-m", "tests.faults.simulation", *sys.argv[1:]])
+    breakage = contextlib.ExitStack()
     if options.mutant is not None:
-        MUTANTS[options.mutant].patch().__enter__()
+        # to the end: a patch that is not kept may be undone when it is collected
+        breakage.enter_context(MUTANTS[options.mutant].patch())
     if options.seed is not None:
         _, violation, counts, log = run_seed(options.seed)
         print("\n".join(log), dict(counts), violation or "no violation", sep="\n")

@@ -19,18 +19,21 @@ from typing import Any
 import psycopg
 import pytest
 
+from seedcore.core.answers import Receipt
+from seedcore.core.changes import Registration
 from seedcore.core.errors import StoreUnavailableError
+from seedcore.core.instances import Instance, Verdict
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Instance, Receipt, Registration, Verdict
 from seedcore.core.ports import OnExplained, OnLostNodes, OnUnwatched
+from seedcore.core.timeouts import end
 from seedcore.core.verdict import Witness
-from seedcore.core.waiting import end
-from seedcore.registry.config import RegistryConfig
-from seedcore.registry.service import Registry
-from seedcore.store.connections import PoolLimits
-from seedcore.store.postgres import PostgresStore, migrate_database
+from seedcore.registry.server.config import RegistryConfig
+from seedcore.store.maintenance import migrate_database
+from seedcore.store.postgres import PostgresStore
+from seedcore.store.sessions import PoolLimits
 from tests.builders import iid
 from tests.faults.proxy import Proxy
+from tests.local import LocalRegistry as Registry
 from tests.postgres.dumps import dump, restore
 from tests.servers import PostgresServer
 from tests.traces import short_folder
@@ -44,8 +47,8 @@ LEASE_S = 1.5
 OUTAGE_S = 1.2 * LEASE_S
 DURABLE_WAIT_S = 0.8
 RETRY_MAX_S = 1.0
-CONNECTIONS_A_TRY = 3  # to see it answer, to use it, and to look at the schema
-STATEMENTS_A_TRY = 5  # the term, the epoch, those who left with it, registrations and changes
+CONNECTIONS_PER_TRY = 3  # to see it answer, to use it, and to look at the schema
+STATEMENTS_PER_TRY = 5  # the term, the epoch, those who left with it, registrations and changes
 LIMITS = PoolLimits(max_size=3, connect_timeout_s=0.5, statement_timeout_s=0.5)
 PAUSE_S = 1.5  # that a busy machine may take of any measured time
 HEALED_WITHIN_S = 6.0
@@ -67,7 +70,7 @@ class NoWitness:
 
     problem: str | None = None
     relays = watched = 0
-    on_explained: OnExplained
+    on_refined: OnExplained
     on_lost_nodes: OnLostNodes
     on_unwatched: OnUnwatched
 
@@ -197,6 +200,7 @@ class Stage:
     async def repeat(self, number: int) -> Receipt:
         """The number-th agent sends its last change again, as clients do until it is durable."""
         status, seq = self._told[iid(number)][-1]
+        assert seq is not None
         return await self.registry.set_status(iid(number), status, seq)
 
     async def until_durable(self, number: int) -> None:
@@ -470,8 +474,8 @@ async def test_registry_goes_on_from_memory_and_then_commits_everything_in_order
         begin.__name__, lasted_s, connections, statements, cpu_s, healed_s,
     )  # fmt: skip
     tries = most_tries(lasted_s)
-    assert connections <= CONNECTIONS_A_TRY * tries
-    assert statements <= STATEMENTS_A_TRY * tries
+    assert connections <= CONNECTIONS_PER_TRY * tries
+    assert statements <= STATEMENTS_PER_TRY * tries
     stage.require_history()
     await stage.require_everybody()
     await stage.turn(2, Status.DRAINING)
@@ -700,4 +704,4 @@ async def test_long_outage_costs_less_than_a_healthy_database(
     await stage.stop()
     server.drop_database(database)
     assert away < healthy
-    assert connections <= 4 + CONNECTIONS_A_TRY * lasts_s / 2.5
+    assert connections <= 4 + CONNECTIONS_PER_TRY * lasts_s / 2.5

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from seedcore.core.lifecycle import Status
-from seedcore.registry.processes import process_key_of
+from seedcore.registry.ray_support.process_keys import process_key_of
 from tests.builders import START, iid
 from tests.faults.installation import Calls, Row, Watch, false_deaths
 from tests.waiting import eventually
@@ -86,7 +86,7 @@ async def test_who_hangs_on_a_dead_node_ends_when_it_notices(raylet: subprocess.
         worker.resume()
         raylet.kill()
         raylet.wait()
-        # an orphan: the node is gone, whatever Ray says
+        # an orphan: the node is gone, even where Ray still lists it
         assert false_deaths([row(worker, "its node died")]) == {}
         assert false_deaths([row(worker)])
     finally:

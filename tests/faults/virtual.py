@@ -27,7 +27,7 @@ class _Selector(selectors.SelectSelector):
 
     def select(self, timeout: float | None = None) -> list[Any]:
         if timeout is None:
-            raise RuntimeError("everybody waits for ever")
+            raise RuntimeError("every task waits, and no timer is set")
         self.loop.now_s += max(_INSTANT_S, timeout)
         return []
 
@@ -72,8 +72,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             self.call_soon(self.stop)
             self.run_forever()
         for task in asyncio.all_tasks(self):
-            # it waits for a step that died with its component
-            task._log_destroy_pending = False  # type: ignore[attr-defined]
+            # it waits for a step that died with its component; the handler above drops asyncio's report of it
             with contextlib.suppress(RuntimeError):
                 task.get_coro().close()
         super().close()

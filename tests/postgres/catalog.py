@@ -1,4 +1,4 @@
-"""What a database is, as its catalog tells: to compare two of them."""
+"""The content of a database's catalog, to compare two databases."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ select 'column', format('%s %s', c.relname, a.attnum),
               a.attcollation::regcollation, pg_get_expr(d.adbin, d.adrelid))
   from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0
   left join pg_attrdef d on d.adrelid = c.oid and d.adnum = a.attnum
- where c.relnamespace in (select oid from home) and c.relkind in ('r', 'v')
+ where c.relnamespace in (select oid from home) and c.relkind in ('r', 'v', 'c')
 union all
 select 'index', c.relname::text, pg_get_indexdef(c.oid)
   from pg_class c where c.relnamespace in (select oid from home) and c.relkind = 'i'
@@ -44,10 +44,11 @@ select 'sequence', s.seqrelid::regclass::text,
 union all
 select 'comment', format('%s %s', pg_describe_object(d.classoid, d.objoid, d.objsubid), d.objsubid), d.description
   from pg_description d
- where d.classoid in ('pg_class'::regclass, 'pg_proc'::regclass)
+ where d.classoid in ('pg_class'::regclass, 'pg_proc'::regclass, 'pg_type'::regclass)
    and pg_describe_object(d.classoid, d.objoid, d.objsubid) !~ '(pg_catalog|information_schema)'
    and coalesce((select c.relnamespace from pg_class c where d.classoid = 'pg_class'::regclass and c.oid = d.objoid),
-                (select p.pronamespace from pg_proc p where d.classoid = 'pg_proc'::regclass and p.oid = d.objoid))
+                (select p.pronamespace from pg_proc p where d.classoid = 'pg_proc'::regclass and p.oid = d.objoid),
+                (select t.typnamespace from pg_type t where d.classoid = 'pg_type'::regclass and t.oid = d.objoid))
        in (select oid from home)
 union all
 select 'migration', name, sha256 from schema_migration
@@ -57,7 +58,7 @@ select 'migration', name, sha256 from schema_migration
 def catalog(dsn: str) -> dict[tuple[str, str], str]:
     """Everything that is in the database, by kind and name."""
     with psycopg.connect(dsn, autocommit=True) as connection:
-        return {(kind, name): str(told) for kind, name, told in connection.execute(_EVERYTHING).fetchall()}
+        return {(kind, name): str(text) for kind, name, text in connection.execute(_EVERYTHING).fetchall()}
 
 
 def differences(one: dict[tuple[str, str], str], other: dict[tuple[str, str], str]) -> set[tuple[str, str]]:

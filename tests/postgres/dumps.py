@@ -13,12 +13,12 @@ def run(server: PostgresServer, program: str, *arguments: str) -> None:
 
 
 def dump(server: PostgresServer, dsn: str, file: Path, form: str) -> None:
-    """As docs/how-to/backup.md says; `form` is plain or custom."""
+    """As in docs/how-to/backup.md; `form` is plain or custom."""
     run(server, "pg_dump", f"--format={form}", "--no-owner", "--no-privileges", f"--file={file}", dsn)
 
 
 def restore(server: PostgresServer, dsn: str, file: Path, form: str) -> None:
-    """As docs/how-to/backup.md says."""
+    """As in docs/how-to/backup.md."""
     if form == "custom":
         options = ("--no-owner", "--no-privileges", "--exit-on-error", "--single-transaction")
         run(server, "pg_restore", *options, f"--dbname={dsn}", str(file))

@@ -71,7 +71,7 @@ class EarlierClient:
 
 
 @dataclass
-class Said:
+class Record:
     """What a client has done, and how long its longest call took, in seconds."""
 
     calls: int = 0
@@ -86,16 +86,16 @@ class OldClient:
     """A client of the earlier SeedCore that calls all the time, on a connection that prepares what it repeats."""
 
     def __init__(self, dsn: str, calls_a_second: float = 50.0, *, flips: bool = True) -> None:
-        self.said = Said()
+        self.record = Record()
         self._dsn = dsn
         self._pause_s = 1 / calls_a_second
         self._flips = flips
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._call_for_ever, name="old-client")
 
-    def __enter__(self) -> Said:
+    def __enter__(self) -> Record:
         self._thread.start()
-        return self.said
+        return self.record
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -104,39 +104,39 @@ class OldClient:
         self._thread.join(60)
 
     def _call_for_ever(self) -> None:
-        said = self.said
+        record = self.record
         ids: list[uuid.UUID] = []
         with psycopg.connect(self._dsn, autocommit=True) as connection:
             due_s = time.monotonic()
             while not self._is_over.is_set():
-                turn = said.calls % 10
+                turn = record.calls % 10
                 try:
                     if turn == 0:
                         ids.append(uuid.uuid4())
                         self._timed(
                             connection,
                             "select register_instance(%s, %s, %s, %s, %s, %s, %s::inet, %s::int)",
-                            (ids[-1], f"old-{len(ids)}", said.epoch, f"a-{len(ids)}", "/a", "node", "10.0.0.2", 77),
+                            (ids[-1], f"old-{len(ids)}", record.epoch, f"a-{len(ids)}", "/a", "node", "10.0.0.2", 77),
                         )
-                        said.statuses[ids[-1]] = "starting"
+                        record.statuses[ids[-1]] = "starting"
                     elif turn in (1, 4, 8):
                         target = ids[-1] if turn == 1 else ids[-1 - len(ids) // 2]
                         status = {1: "alive", 4: "draining", 8: "dead"}[turn]
-                        if said.statuses.get(target, "dead") != "dead":
+                        if record.statuses.get(target, "dead") != "dead":
                             self._timed(
                                 connection, "select set_instance_status(%s, %s::instancestatus)", (target, status)
                             )
-                            said.statuses[target] = status
+                            record.statuses[target] = status
                         else:
-                            said.calls += 1
+                            record.calls += 1
                     elif turn == 9 and self._flips and len(ids) % 7 == 6:
-                        said.epoch = uuid.uuid4()
-                        self._timed(connection, "select set_current_epoch(%s)", (said.epoch,))
+                        record.epoch = uuid.uuid4()
+                        self._timed(connection, "select set_current_epoch(%s)", (record.epoch,))
                     else:
                         self._timed(connection, "select beat(%s)", (ids[-1],))
                 except psycopg.Error as error:
-                    said.calls += 1
-                    said.failures.append(f"{type(error).__name__}: {error}")
+                    record.calls += 1
+                    record.failures.append(f"{type(error).__name__}: {error}")
                 due_s = max(due_s + self._pause_s, time.monotonic())
                 self._is_over.wait(max(0.0, due_s - time.monotonic()))
 
@@ -144,6 +144,6 @@ class OldClient:
         began_s = time.monotonic()
         connection.execute(statement, parameters)
         took_s = time.monotonic() - began_s
-        self.said.calls += 1
-        if took_s > self.said.longest_s:
-            self.said.longest_s, self.said.longest = took_s, statement
+        self.record.calls += 1
+        if took_s > self.record.longest_s:
+            self.record.longest_s, self.record.longest = took_s, statement

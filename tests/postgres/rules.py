@@ -2,7 +2,7 @@
 is applied to a database with rows, and what it has done is read from the catalog.
 
 Not judged: what a view or a function that is replaced under the same name and columns answers now. The catalog does not
-know what older registries make of that; whoever writes such a file has to.
+know what that means for older registries; the author of such a file must.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ROWS = """
 select register_instance(('00000000-0000-4000-8000-00000000000' || n)::uuid, 'agent-' || n)
   from generate_series(1, 4) as n;
 select set_instance_status('00000000-0000-4000-8000-000000000002', 'alive');
-select set_instance_status('00000000-0000-4000-8000-000000000003', 'draining', 0, null, now() + interval '1 hour');
+select hold_instance('00000000-0000-4000-8000-000000000003', 'upkeep', 'ann', now() + interval '1 hour');
 select set_instance_status('00000000-0000-4000-8000-000000000004', 'dead');
 insert into superseded_cluster values ('before');
 """
@@ -36,7 +36,7 @@ _COLUMNS = """
 select c.relname || '.' || a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,
        a.atthasdef or a.attidentity <> ''
   from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
- where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'v')
+ where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'v', 'c')
 """
 _INDEXES = """
 select c.relname::text, x.indrelid::regclass::text, pg_get_indexdef(x.indexrelid)
@@ -75,7 +75,7 @@ select 'registry_transition', ctid::text, xmin::text from registry_transition
 
 @dataclass
 class _Seen:
-    """What the catalog tells of what older registries use."""
+    """What older registries use, as the catalog has it."""
 
     columns: dict[str, tuple[str, bool, bool]] = field(default_factory=dict)
     indexes: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -117,7 +117,7 @@ def problems_of(connection: psycopg.Connection, migration: Migration) -> list[st
     """Apply a file to a database that was prepared and has all files before it; which rules it breaks."""
     problems: list[str] = []
     if not re.match(r"-- \S.{20,}", migration.sql):
-        problems.append("it begins with no comment that says what it is for")
+        problems.append("it begins with no comment that states its purpose")
     before = _look(connection)
     rows = connection.execute(_ROW_VERSIONS).fetchall()
     try:
@@ -127,7 +127,7 @@ def problems_of(connection: psycopg.Connection, migration: Migration) -> list[st
         return [*problems, f"it fails on tables with rows: {str(error).splitlines()[0]}"]
     after = _look(connection)
     for (name,) in connection.execute("select distinct name from lint.rewritten").fetchall():
-        problems.append(f"it rewrites {name}, which nobody can use meanwhile: add a column, fill it in batches")
+        problems.append(f"it rewrites {name}, which blocks all sessions meanwhile: add a column, fill it in batches")
     text = migration.sql
     taken = [*_of_columns(before, after), *_of_functions(before, after), *_of_sequences(before, after)]
     taken += [*_of_lost_indexes(before, after, text), *_of_lost_triggers(before, after)]
@@ -209,7 +209,7 @@ def _of_indexes(before: _Seen, after: _Seen, text: str) -> list[str]:
         if "last_heartbeat" in definition:
             problems.append(f"index {name} holds last_heartbeat: no beat would be a HOT update")
         if not _has_reason(text, rf"create\s+(unique\s+)?index\s+(if\s+not\s+exists\s+)?{re.escape(name)}\b"):
-            problems.append(f"index {name} is built while nobody can write {table}: say `-- safe: ` and why above")
+            problems.append(f"index {name} is built while writes of {table} are blocked: say `-- safe: ` and why above")
     return problems
 
 
@@ -233,7 +233,7 @@ def _of_constraints(before: _Seen, after: _Seen, text: str) -> list[str]:
 
 
 def _is_as_before(constraint: tuple[bool, str] | None, definition: str) -> bool:
-    """Also where it was validated since, which keeps nobody out."""
+    """Also where it was validated since, which blocks no session."""
     return constraint is not None and constraint[1].removesuffix(" NOT VALID") == definition.removesuffix(" NOT VALID")
 
 
@@ -263,7 +263,7 @@ def _of_waits(text: str) -> list[str]:
     plain = re.sub(r"--[^\n]*|/\*.*?\*/", "", text, flags=re.DOTALL)
     problems = []
     if re.search(r"(^|;|\b(begin|then|else|loop)\b|[$'])\s*lock\s", plain, re.IGNORECASE):
-        problems.append("it locks a table by hand, and everybody else out of it")
+        problems.append("it locks a table by hand, and blocks all other sessions")
     if re.search(r"\bpg_sleep(_for|_until)?\s*\(", plain, re.IGNORECASE):
         problems.append("it sleeps while it holds its locks")
     return problems
@@ -296,7 +296,7 @@ def _answers_as(before: str, after: str) -> bool:
 
 
 def _has_reason(text: str, statement: str) -> bool:
-    """Whether every statement that matches has a comment right above it that says why it is safe."""
+    """Whether every matching statement has a comment right above it that explains why it is safe."""
     lines = text.splitlines()
     for match in re.finditer(rf"^\s*{statement}", text, re.IGNORECASE | re.MULTILINE):
         # the match may begin with the line breaks before it

@@ -6,7 +6,8 @@ import asyncio
 import inspect
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from types import ModuleType
 from typing import Any
 
@@ -17,13 +18,17 @@ from typer.testing import CliRunner
 
 from seedcore.cli.app import app
 from seedcore.cli.doctor import Grade, look_at_database
+from seedcore.core.answers import InstanceFilter
 from seedcore.core.errors import SchemaError, StoreUnavailableError
+from seedcore.core.instances import Beat
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Beat, InstanceFilter
 from seedcore.settings import Settings
-from seedcore.store import adoption, postgres
-from seedcore.store.migrations import known_migrations
-from seedcore.store.postgres import PostgresStore, end_old_calls_of_database, migrate_database
+from seedcore.store.adoption.adopt import Adoption, Observer, Pace
+from seedcore.store.adoption.sending import send
+from seedcore.store.maintenance import end_old_calls_of_database, migrate_database
+from seedcore.store.migrations import Migration, known_migrations
+from seedcore.store.postgres import PostgresStore
+from seedcore.store.sessions import Connection, PoolLimits, connect
 from tests.builders import joins, turns
 from tests.conformance import test_changes, test_epochs, test_leases, test_reading, test_terms
 from tests.conformance.worlds import PostgresWorld
@@ -50,17 +55,25 @@ KEPT = {
 }
 # ours, which have to be given one argument more as long as the others are there
 GUARDED_CALLS = {
-    "set_instance_status(uuid,instancestatus,bigint,text,timestamp with time zone)",
+    "set_instance_status(uuid,instancestatus,bigint,text,causekind,text)",
     "expire_stale_instances(double precision,integer)",
     "expire_old_epoch_instances(integer)",
 }
 
 
 async def adopt(dsn: str) -> list[str]:
-    """Adopt, and answer what was told meanwhile."""
-    told: list[str] = []
-    assert await migrate_database(dsn, adopting=told.append) == [migration.name for migration in known_migrations()]
-    return told
+    """Adopt; the messages of the adoption."""
+    messages: list[str] = []
+    assert await migrate_database(dsn, adopting=messages.append) == [migration.name for migration in known_migrations()]
+    return messages
+
+
+@asynccontextmanager
+async def adopting(dsn: str, pace: Pace | None = None, observer: Observer | None = None) -> AsyncIterator[Adoption]:
+    """An adoption at another pace, or observed."""
+    connection = await connect(dsn, PoolLimits())
+    async with connection:
+        yield Adoption(connection, lambda _: None, pace, observer)
 
 
 def ask(dsn: str, query: str, *parameters: object) -> list[tuple[Any, ...]]:
@@ -75,13 +88,13 @@ async def test_every_row_is_kept_while_an_old_client_goes_on_calling(bare_dsn: s
     before = ask(bare_dsn, _ROWS)
     with OldClient(bare_dsn) as said:
         await eventually(lambda: said.calls > 30)
-        told = await adopt(bare_dsn)
+        messages = await adopt(bare_dsn)
         calls = said.calls
         await eventually(lambda: said.calls > calls + 60)
     assert said.failures == []
     assert said.longest_s < 1.0, said.longest
     after = {row[0]: row for row in ask(bare_dsn, _ROWS)}
-    # a flip of the epoch is nobody's death until it is said
+    # a flip of the epoch ends no instance by itself
     assert [after[row[0]] for row in before] == before
     assert {uuid.UUID(key): row[3] for key, row in after.items() if row[1].startswith("old-")} == said.statuses
     assert len(after) == len(before) + len(said.statuses)
@@ -94,8 +107,8 @@ async def test_every_row_is_kept_while_an_old_client_goes_on_calling(bare_dsn: s
         "select distinct on (instance_id) instance_id, to_status::text from registry_transition order by 1, id desc",
     )
     assert dict(steps) == {uuid.UUID(key): row[3] for key, row in after.items()}
-    assert "20,0" in told[0]
-    assert any("locked for" in line for line in told)
+    assert "20,0" in messages[0]
+    assert any("locked for" in line for line in messages)
 
 
 async def test_adopted_database_is_as_a_new_one(bare_dsn: str, fresh_dsn: str) -> None:
@@ -221,23 +234,25 @@ async def test_old_calls_answer_what_they_answered_and_do_what_ours_do(adopted: 
     assert ask(adopted, "select expire_old_epoch_instances(10)") == []
 
 
-@pytest.mark.parametrize("base", ["adopted", "new", "adopted by the version before"])
-async def test_earlier_client_registers_beats_and_is_listed_with_its_defaults(
-    server: PostgresServer, bare_dsn: str, base: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+_LATER = """-- What a later file may do: a column, in the views too.
+alter table registry_instance add column zone text;
+create or replace view active_instances as
+select r.* from registry_instance r join fleet f on f.current_epoch = r.cluster_epoch
+ where r.status = 'alive' and r.last_heartbeat >= f.renewed_since;
+"""
+
+
+@pytest.mark.parametrize("base", ["adopted", "new", "adopted by a version before"])
+async def test_earlier_client_registers_beats_and_is_listed_with_its_defaults(bare_dsn: str, base: str) -> None:
     if base == "new":
         await migrate_database(bare_dsn)
     else:
         make_earlier(bare_dsn)
-        if base != "adopted":
-            known = [migration for migration in known_migrations() if migration.number <= 10]
-            for module in (adoption, postgres):
-                monkeypatch.setattr(module, "known_migrations", lambda: known)
-            await migrate_database(bare_dsn, adopting=lambda _: None)
-            monkeypatch.undo()
-            assert await migrate_database(bare_dsn)
-        else:
-            await adopt(bare_dsn)
+        await adopt(bare_dsn)
+    if base == "adopted by a version before":
+        known = known_migrations()
+        later = Migration(len(known) + 1, f"{len(known) + 1:04}_later.sql", _LATER)
+        assert await migrate_database(bare_dsn, migrations=[*known, later]) == [later.name]
     with psycopg.connect(bare_dsn, autocommit=True) as connection:
         client = EarlierClient(connection, "eye")
         for _ in range(7):  # psycopg prepares what is repeated
@@ -260,7 +275,7 @@ async def test_empty_text_is_none_in_every_argument_of_every_call(adopted: str, 
         given = ", ".join(f"p_{name} => %s" for name in names)
         ask(dsn, f"select register_instance(%s, 'eye', p_cluster_epoch => '', {given})", key, *("" for _ in names))
         ask(dsn, "select set_instance_status(%s, 'alive', null, '')", key)
-        (row,) = ask(dsn, f"select cause, {', '.join(names)} from registry_instance where instance_id = %s", key)
+        (row,) = ask(dsn, f"select cause_kind, {', '.join(names)} from registry_instance where instance_id = %s", key)
         assert row == (None,) * 7
         with pytest.raises(psycopg.Error, match="logical_id must not be empty"):
             ask(dsn, "select register_instance(%s, '')", uuid.uuid4())
@@ -280,17 +295,15 @@ async def test_call_that_waits_for_the_swap_is_done_after_it(bare_dsn: str, monk
     threads = [threading.Thread(target=ask, args=(bare_dsn, query, *values)) for query, values in waits]
     failures: list[str] = []
     monkeypatch.setattr(threading, "excepthook", lambda args: failures.append(str(args.exc_value)))
-    really_do = adoption._do
 
-    async def slowly(connection: Any, name: str, parameters: Any = None) -> None:
+    async def wait_for_calls(_connection: Connection, name: str, _parameters: object) -> None:
         if name == "swap":
             for thread in threads:
                 thread.start()
             await eventually(lambda: ask(bare_dsn, _WAITING) == [(len(threads),)])
-        await really_do(connection, name, parameters)
 
-    monkeypatch.setattr(adoption, "_do", slowly)
-    await adopt(bare_dsn)
+    async with adopting(bare_dsn, observer=wait_for_calls) as adoption:
+        await adoption.run()
     for thread in threads:
         thread.join()
     assert failures == []
@@ -345,7 +358,7 @@ async def test_owner_of_the_tables_needs_no_superuser(server: PostgresServer, ba
 
 @one_server
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         ("update registry_instance set logical_id = '' where pid = 1001", "1 with an empty logical_id"),
         ("update registry_instance set logical_id = repeat('x', 256) where pid = 1001", "more than 255 characters"),
@@ -360,13 +373,13 @@ async def test_owner_of_the_tables_needs_no_superuser(server: PostgresServer, ba
         ("alter table registry_instance drop constraint registry_instance_pkey", "no unique index"),
     ],
 )
-async def test_what_cannot_be_kept_is_refused_and_nothing_is_changed(bare_dsn: str, change: str, told: str) -> None:
+async def test_what_cannot_be_kept_is_refused_and_nothing_is_changed(bare_dsn: str, change: str, expected: str) -> None:
     make_earlier(bare_dsn, 20)
     ask(bare_dsn, change)
     rows = ask(bare_dsn, _ROWS)
     with pytest.raises(SchemaError, match="not adopted") as caught:
         await adopt(bare_dsn)
-    assert told in str(caught.value)
+    assert expected in str(caught.value)
     assert ask(bare_dsn, _ROWS) == rows
     assert ask(bare_dsn, "select nspname from pg_namespace where nspname ~ 'seedcore'") == []
 
@@ -423,10 +436,10 @@ async def test_epochs_before_the_current_one_are_retired_and_one_that_warms_up_i
     coming = uuid.uuid4()
     ask(bare_dsn, "select register_instance(%s, 'next', %s, 'a', '/a', 'n', '10.0.0.1', 7)", uuid.uuid4(), coming)
     await adopt(bare_dsn)
-    told = ask(
+    epochs = ask(
         bare_dsn, "select epoch, current_at is not null, retired_at is not null from cluster_epoch order by number"
     )
-    assert told == [(str(PAST), True, True), (str(CURRENT), True, False), (str(coming), False, False)]
+    assert epochs == [(str(PAST), True, True), (str(CURRENT), True, False), (str(coming), False, False)]
     ask(bare_dsn, "select set_current_epoch(%s)", coming)
     with pytest.raises(psycopg.Error, match="retired"):
         ask(bare_dsn, "select set_current_epoch(%s)", PAST)
@@ -437,7 +450,7 @@ async def test_epochs_before_the_current_one_are_retired_and_one_that_warms_up_i
 
 @one_server
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         ("alter table registry_instance add column organ text", "organ text"),
         ("alter table registry_instance alter cluster_epoch type text; ", "cluster_epoch"),
@@ -451,7 +464,7 @@ async def test_epochs_before_the_current_one_are_retired_and_one_that_warms_up_i
         ("create table cluster_epoch (id int)", "there is also cluster_epoch"),
     ],
 )
-async def test_shape_that_is_neither_is_refused_in_plain_words(bare_dsn: str, change: str, told: str) -> None:
+async def test_shape_that_is_neither_is_refused_in_plain_words(bare_dsn: str, change: str, expected: str) -> None:
     if "type text" in change:
         ask(
             bare_dsn,
@@ -464,13 +477,13 @@ async def test_shape_that_is_neither_is_refused_in_plain_words(bare_dsn: str, ch
         ask(bare_dsn, change)
     with pytest.raises(SchemaError, match="neither our schema nor that of the earlier SeedCore") as caught:
         await adopt(bare_dsn)
-    assert told in str(caught.value)
+    assert expected in str(caught.value)
     with pytest.raises(SchemaError, match="neither"):
         await migrate_database(bare_dsn)
 
 
 @one_server
-async def test_registry_adopts_nothing_by_itself_and_says_who_does(bare_dsn: str) -> None:
+async def test_registry_adopts_nothing_by_itself_and_names_the_command(bare_dsn: str) -> None:
     make_earlier(bare_dsn, 5)
     with pytest.raises(SchemaError, match="run `seedcore migrate`"):
         await migrate_database(bare_dsn)
@@ -525,7 +538,7 @@ async def test_doctor_says_what_adopts_it_and_what_does_not(bare_dsn: str) -> No
                 "quiet",
                 "note_changes",
                 "copy_again",
-                "tell_history",
+                "write_history",
                 "date_epochs",
                 "differences",
                 "settle_epochs",
@@ -536,36 +549,32 @@ async def test_doctor_says_what_adopts_it_and_what_does_not(bare_dsn: str) -> No
         ),
     ],
 )
-async def test_interrupted_adoption_is_started_again(bare_dsn: str, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
-    monkeypatch.setattr(adoption, "_BATCH", 10)
+async def test_interrupted_adoption_is_started_again(bare_dsn: str, at: str) -> None:
     make_earlier(bare_dsn, 45)
     before = ask(bare_dsn, _ROWS)
-    really_send = adoption._sent
     sent = 0
 
-    async def send(connection: Any, name: str, parameters: Any) -> Any:
+    async def interrupt(connection: Connection, name: str, parameters: Any) -> None:
         nonlocal sent
-        if name == "tell_history":
+        if name == "write_history":
             ask(bare_dsn, "select beat(%s)", before[0][0])
             ask(bare_dsn, "delete from registry_instance where instance_id = %s", before[1][0])
         sent += name == at
         if name == at and sent == (3 if at == "copy_batch" else 1):
-            await really_send(connection, name, parameters)
+            await send(connection, name, parameters)
             await connection.close()
-        return await really_send(connection, name, parameters)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(adoption, "_sent", send)
-        with pytest.raises((StoreUnavailableError, SchemaError)):
-            await migrate_database(bare_dsn, adopting=lambda _: None)
+    async with adopting(bare_dsn, Pace(batch=10), interrupt) as adoption:
+        with pytest.raises((psycopg.OperationalError, StoreUnavailableError)):
+            await adoption.run()
     # the server notices a little later that the session is gone
     await eventually(lambda: not ask(bare_dsn, "select 1 from pg_locks where locktype = 'advisory'"))
     ask(bare_dsn, "select beat(%s)", before[2][0])
-    told: list[str] = []
-    await migrate_database(bare_dsn, adopting=told.append)
+    messages: list[str] = []
+    await migrate_database(bare_dsn, adopting=messages.append)
     # nothing of the preparations was committed; or the swap was
     is_begun = at not in {"prepare", "quiet", "end_help", "drop_schemas"}
-    assert ("an adoption was interrupted: it goes on" in told) is is_begun
+    assert ("an adoption was interrupted: it goes on" in messages) is is_begun
     after = ask(bare_dsn, _ROWS)
     assert [row[0] for row in after if row[0] != before[1][0]] == [row[0] for row in before if row[0] != before[1][0]]
     assert ask(bare_dsn, "select nspname from pg_namespace where nspname ~ 'seedcore'") == []
@@ -576,10 +585,10 @@ async def test_interrupted_adoption_is_started_again(bare_dsn: str, monkeypatch:
 @one_server
 async def test_adoption_waits_for_a_long_transaction_and_lets_clients_by(bare_dsn: str) -> None:
     make_earlier(bare_dsn, 20)
-    told: list[str] = []
+    messages: list[str] = []
     with psycopg.connect(bare_dsn) as idle, OldClient(bare_dsn, flips=False) as said:
         idle.execute("select count(*) from active_instances")
-        work = asyncio.create_task(migrate_database(bare_dsn, adopting=told.append))
+        work = asyncio.create_task(migrate_database(bare_dsn, adopting=messages.append))
         await eventually(lambda: said.calls > 60)
         assert not work.done()
         idle.rollback()
@@ -589,15 +598,14 @@ async def test_adoption_waits_for_a_long_transaction_and_lets_clients_by(bare_ds
 
 
 @one_server
-async def test_adoption_gives_up_on_tables_that_are_never_free(bare_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_adoption_gives_up_on_tables_that_are_never_free(bare_dsn: str) -> None:
     make_earlier(bare_dsn, 20)
-    monkeypatch.setattr(adoption, "_ATTEMPTS", 2)
-    monkeypatch.setattr(adoption, "_LOCK_WAIT_MS", 20)
     with psycopg.connect(bare_dsn) as idle:
         idle.execute("select count(*) from active_instances")
         pid = idle.info.backend_pid
-        with pytest.raises(StoreUnavailableError, match=f"in use all the time, now by the server's processes {pid}"):
-            await migrate_database(bare_dsn, adopting=lambda _: None)
+        async with adopting(bare_dsn, Pace(attempts=2, lock_wait_ms=20)) as adoption:
+            with pytest.raises(StoreUnavailableError, match=f"now by the server's processes {pid}"):
+                await adoption.run()
     assert await adopt(bare_dsn)
 
 

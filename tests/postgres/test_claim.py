@@ -1,4 +1,4 @@
-"""A data folder belongs to the registry of one Ray cluster at a time, for as long as its process lives."""
+"""A data folder belongs to the registry of one Ray cluster at a time, while its process lives."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from seedcore.core.errors import StoreUnavailableError
-from seedcore.store.claim import Claim
+from seedcore.store.embedded.claim import Claim
 
 _HOLD = """
 import sys, pathlib
-from seedcore.store.claim import Claim
+from seedcore.store.embedded.claim import Claim
 Claim(pathlib.Path(sys.argv[1])).take(sys.argv[2])
 print("held", flush=True)
 sys.stdin.read()
@@ -40,20 +40,20 @@ def holder(folder: Path, ray_cluster: str) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def test_another_clusters_registry_is_refused_and_told_who_has_it(tmp_path: Path) -> None:
+def test_registry_of_another_cluster_is_refused_with_the_name_of_the_holder(tmp_path: Path) -> None:
     with holder(tmp_path, "blue") as process:
         for refused in (Claim(tmp_path).take, Claim(tmp_path).require_free_for):
             with pytest.raises(StoreUnavailableError, match=rf"\(pid {process.pid}, blue\).*SEEDCORE_DATA_DIR"):
                 refused("green")
 
 
-def test_a_second_process_of_the_same_cluster_is_no_obstacle(tmp_path: Path) -> None:
+def test_second_process_of_the_same_cluster_is_accepted(tmp_path: Path) -> None:
     with holder(tmp_path, "blue"):
         Claim(tmp_path).take("blue")
         Claim(tmp_path).require_free_for("blue")
 
 
-def test_a_killed_holder_holds_nothing(tmp_path: Path) -> None:
+def test_killed_holder_releases_the_claim(tmp_path: Path) -> None:
     with holder(tmp_path, "blue") as process:
         process.kill()
         process.wait()
@@ -65,7 +65,7 @@ def test_a_killed_holder_holds_nothing(tmp_path: Path) -> None:
             Claim(tmp_path).take("blue")
 
 
-def test_a_folder_that_nobody_has_used_is_free(tmp_path: Path) -> None:
+def test_unused_folder_is_free(tmp_path: Path) -> None:
     Claim(tmp_path / "never").require_free_for("blue")
     Claim(tmp_path).require_free_for("blue")
     assert list(tmp_path.iterdir()) == []

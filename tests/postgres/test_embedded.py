@@ -1,4 +1,4 @@
-"""The embedded server: held, shared, left, killed; its data stays whole."""
+"""The embedded server: held, shared, released, killed; its data stays intact."""
 
 from __future__ import annotations
 
@@ -21,21 +21,14 @@ import psutil
 import psycopg
 import pytest
 
-from seedcore.store.claim import Claim
-from seedcore.store.embedded import (
-    EmbeddedPostgres,
-    EmbeddedPostgresError,
-    Record,
-    State,
-    dsn_if_running,
-    layout_of,
-    process_key,
-    read_record,
-)
+from seedcore.store.embedded.claim import Claim
+from seedcore.store.embedded.layout import EmbeddedPostgresError, layout_of
+from seedcore.store.embedded.postgres import GUARDIAN_MODULE, EmbeddedPostgres, dsn_if_running
+from seedcore.store.embedded.processes import own_key, runs
+from seedcore.store.embedded.record import Record, State, read_record
 from tests.traces import short_folder
 
 LINGER_S = 0.4
-GUARD = "seedcore.store.embedded_guard"
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 T = TypeVar("T")
 
@@ -44,7 +37,8 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become ano
 HOLDER = """
 import sys
 from pathlib import Path
-from seedcore.store.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from seedcore.store.embedded.layout import EmbeddedPostgresError
+from seedcore.store.embedded.postgres import EmbeddedPostgres
 server = EmbeddedPostgres(Path(sys.argv[1]), float(sys.argv[2]))
 try:
     print(server.hold(), flush=True)
@@ -67,14 +61,14 @@ def processes_of(folder: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline", "status"]):
         line = process.info["cmdline"] or []
-        is_one = "-D" in line or GUARD in line
+        is_one = "-D" in line or GUARDIAN_MODULE in line
         if is_one and process.info["status"] != psutil.STATUS_ZOMBIE and any(str(folder) in word for word in line):
             found.append(process)
     return found
 
 
 def guardian_of(folder: Path) -> psutil.Process:
-    return next(process for process in processes_of(folder) if GUARD in process.cmdline())
+    return next(process for process in processes_of(folder) if GUARDIAN_MODULE in process.cmdline())
 
 
 def postmaster_file(folder: Path) -> Path:
@@ -84,11 +78,6 @@ def postmaster_file(folder: Path) -> Path:
 def postmaster_pid(folder: Path) -> int:
     lines = postmaster_file(folder).read_text().splitlines() if postmaster_file(folder).exists() else []
     return int(lines[0]) if lines else 0
-
-
-def lives(process: psutil.Process) -> bool:
-    # whoever should reap orphans may take its time
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 def tree_of(folder: Path) -> set[tuple[str, int, int]]:
@@ -114,22 +103,22 @@ def notes(dsn: str) -> list[str]:
 def end_all(root: Path) -> None:
     for process in processes_of(root):
         with contextlib.suppress(psutil.NoSuchProcess):  # a zombie has no command line, and needs no end
-            if GUARD in process.cmdline():
+            if GUARDIAN_MODULE in process.cmdline():
                 process.terminate()
     until(lambda: not processes_of(root))
 
 
 def crash(folder: Path) -> None:
-    """Kill the server, then its guardian, whose end would tell it to shut down in order."""
-    for process in sorted(processes_of(folder), key=lambda process: GUARD in process.cmdline()):
+    """Kill the server, then its guardian, whose death would shut the server down in order."""
+    for process in sorted(processes_of(folder), key=lambda process: GUARDIAN_MODULE in process.cmdline()):
         process.kill()
     until(lambda: not processes_of(folder))
 
 
-def as_maker_of(folder: Path) -> dict[str, Any]:
-    """Options of a process that runs as the user whose the data is."""
-    made_by = (folder / "pg18").stat()
-    return {"user": made_by.st_uid, "group": made_by.st_gid, "extra_groups": []} if os.geteuid() == 0 else {}
+def as_owner_of(folder: Path) -> dict[str, Any]:
+    """Options of a process that runs as the owner of the data."""
+    owner = (folder / "pg18").stat()
+    return {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []} if os.geteuid() == 0 else {}
 
 
 class Holder:
@@ -174,7 +163,7 @@ def start_holder() -> Iterator[Callable[..., Holder]]:
 
 @pytest.fixture
 def root() -> Iterator[Path]:
-    """A folder that all may pass through; whatever runs in it ends with the test."""
+    """A folder that all users can pass through. Processes in it end with the test."""
     # not pytest's tmp_path: as root, the server's user could not pass through that
     root = short_folder("emb-")
     root.chmod(0o755)
@@ -184,7 +173,7 @@ def root() -> Iterator[Path]:
 
 
 class Shelf:
-    """One cluster for many tests, handed on by renaming: initdb, or a copy, takes longer than most of them."""
+    """One cluster for many tests, passed on by renaming: initdb, or a copy, takes longer than most of them."""
 
     def __init__(self, place: Path) -> None:
         self._cluster = place / "data" / "pg18"
@@ -220,7 +209,7 @@ def new_folder(root: Path) -> Path:
 
 @pytest.fixture
 def folder(root: Path, shelf: Shelf) -> Iterator[Path]:
-    """A data folder whose cluster is made already."""
+    """A data folder with a cluster."""
     folder = root / "data"
     folder.mkdir(mode=0o711)
     shelf.take(folder)
@@ -256,7 +245,7 @@ class TestHolding:
         assert dsn_if_running(new_folder) is None
         assert notes(new_server.hold()) == ["kept"]
 
-    def test_starters_at_once_share_one_server(self, new_folder: Path, start_holder: Callable[..., Holder]) -> None:
+    def test_concurrent_holders_share_one_server(self, new_folder: Path, start_holder: Callable[..., Holder]) -> None:
         holders = [start_holder(new_folder) for _ in range(3)]
         dsns = {holder.answer() for holder in holders}
         assert len(dsns) == 1
@@ -267,7 +256,7 @@ class TestHolding:
             holder.kill()
         until(lambda: not processes_of(new_folder))
 
-    def test_a_holder_that_comes_as_the_server_ends_has_a_server(self, server: EmbeddedPostgres, folder: Path) -> None:
+    def test_holder_that_starts_as_the_server_ends_gets_a_server(self, server: EmbeddedPostgres, folder: Path) -> None:
         hurried = EmbeddedPostgres(folder, 0.05)
         note(hurried.hold(), "first")
         for pause_s in (0.0, 0.03, 0.05, 0.06, 0.08, 0.12):
@@ -282,7 +271,7 @@ class TestHolding:
         EmbeddedPostgres(folder).release()
         until(lambda: not processes_of(folder))
 
-    def test_a_dropped_database_is_made_again(self, server: EmbeddedPostgres, folder: Path) -> None:
+    def test_dropped_database_is_created_again(self, server: EmbeddedPostgres, folder: Path) -> None:
         admin = server.hold().replace("dbname=seedcore", "dbname=postgres")
         with psycopg.connect(admin, autocommit=True) as connection:
             connection.execute("drop database seedcore")
@@ -290,7 +279,7 @@ class TestHolding:
         until(lambda: not processes_of(folder))
         note(server.hold(), "new")
 
-    def test_settings_of_libpq_do_not_steer_the_server(
+    def test_environment_of_libpq_does_not_affect_the_server(
         self, server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("PGPORT", "1")
@@ -308,7 +297,7 @@ class TestHolding:
 
 
 class TestDeaths:
-    def test_the_server_ends_when_its_holder_is_killed_and_its_data_is_whole(
+    def test_server_ends_when_its_holder_is_killed_and_its_data_is_intact(
         self, server: EmbeddedPostgres, folder: Path, start_holder: Callable[..., Holder]
     ) -> None:
         holder = start_holder(folder)
@@ -327,12 +316,12 @@ class TestDeaths:
         guardian, serving = guardian_of(folder), postmaster_pid(folder)
         assert guardian.ppid() != starter.process.pid
         starter.kill()
-        # its file goes when its death is noticed: only then does the next question mean anything
+        # its file is removed when the guardian notices its death
         until(lambda: len(list((folder / "owners").iterdir())) == 1)
         note(server.dsn, "goes on")
         assert (guardian.is_running(), postmaster_pid(folder)) == (True, serving)
 
-    def test_a_killed_postgres_comes_back_while_it_is_held(self, server: EmbeddedPostgres, folder: Path) -> None:
+    def test_killed_postgres_is_restarted_while_it_is_held(self, server: EmbeddedPostgres, folder: Path) -> None:
         dsn = server.hold()
         note(dsn, "before")
         killed = postmaster_pid(folder)
@@ -340,7 +329,7 @@ class TestDeaths:
         until(lambda: dsn_if_running(folder) and postmaster_pid(folder) != killed)
         assert notes(dsn) == ["before"]
 
-    def test_a_server_that_cannot_restart_is_tried_until_it_can(self, server: EmbeddedPostgres, folder: Path) -> None:
+    def test_failing_restart_is_retried_until_it_succeeds(self, server: EmbeddedPostgres, folder: Path) -> None:
         dsn = server.hold()
         note(dsn, "before")
         settings = folder / "pg18" / "postgresql.conf"
@@ -355,7 +344,7 @@ class TestDeaths:
         until(lambda: dsn_if_running(folder))
         assert notes(dsn) == ["before"]
 
-    def test_a_killed_guardian_takes_its_server_along_and_the_next_holder_starts_anew(
+    def test_server_of_a_killed_guardian_ends_and_the_next_holder_starts_both(
         self, server: EmbeddedPostgres, folder: Path
     ) -> None:
         dsn = server.hold()
@@ -366,32 +355,30 @@ class TestDeaths:
         assert server.hold() == dsn
         assert notes(dsn) == ["before"]
 
-    def test_an_orphan_still_at_work_is_ended_first(self, server: EmbeddedPostgres, folder: Path) -> None:
+    def test_orphaned_server_is_ended_first(self, server: EmbeddedPostgres, folder: Path) -> None:
         note(server.hold(), "before")
         command = psutil.Process(postmaster_pid(folder)).cmdline()
         crash(folder)
         # its number may live on as a zombie's, and PostgreSQL would take that for a server
         for lock in (postmaster_file(folder), *folder.rglob(".s.PGSQL*")):
             lock.unlink()
-        # as where no kernel tells it of its guardian's death
-        orphan = subprocess.Popen(command, **as_maker_of(folder))
+        # as on systems where the kernel does not end the child of a dead parent
+        orphan = subprocess.Popen(command, **as_owner_of(folder))
         until(lambda: postmaster_file(folder).exists() and "ready" in postmaster_file(folder).read_text())
         assert notes(server.hold()) == ["before"]
         assert orphan.wait() == 0
         assert "earlier server with SIGINT" in (folder / "guard.log").read_text()
 
-    def test_a_backend_that_has_not_noticed_the_crash_is_ended_first(
-        self, server: EmbeddedPostgres, folder: Path
-    ) -> None:
+    def test_orphaned_backend_is_ended_first(self, server: EmbeddedPostgres, folder: Path) -> None:
         note(server.hold(), "before")
         with psycopg.connect(server.dsn, autocommit=True) as busy, ThreadPoolExecutor(1) as thread:
             backend = psutil.Process(busy.info.backend_pid)
             for_ever = thread.submit(busy.execute, "do $$ begin loop end loop; end $$")
             until(lambda: backend.cpu_times().user > 0.05)
             crash(folder)
-            assert lives(backend)
+            assert runs(backend)
             assert notes(server.hold()) == ["before"]
-            assert not lives(backend)
+            assert not runs(backend)
             with pytest.raises(psycopg.OperationalError):
                 for_ever.result()
 
@@ -404,7 +391,7 @@ class TestDeaths:
         holder.kill()
         assert notes(server.hold()) == ["committed"]
 
-    def test_killed_during_initdb_it_begins_again(
+    def test_initdb_is_repeated_after_it_was_killed(
         self, new_folder: Path, new_server: EmbeddedPostgres, start_holder: Callable[..., Holder]
     ) -> None:
         holder = start_holder(new_folder)
@@ -416,33 +403,33 @@ class TestDeaths:
         note(new_server.hold(), "made")
         assert not list(new_folder.glob("*new-*"))
 
-    def test_told_to_end_the_guardian_shuts_down_in_order(self, server: EmbeddedPostgres, folder: Path) -> None:
+    def test_guardian_shuts_the_server_down_at_sigterm(self, server: EmbeddedPostgres, folder: Path) -> None:
         note(server.hold(), "before")
         guardian_of(folder).terminate()
         until(lambda: not processes_of(folder))
         assert not postmaster_file(folder).exists()
         assert notes(server.hold()) == ["before"]
 
-    def test_a_removed_folder_ends_its_server_and_can_be_made_anew(
+    def test_removed_folder_ends_its_server_and_a_new_one_can_be_created(
         self, server: EmbeddedPostgres, folder: Path
     ) -> None:
         note(server.hold(), "lost")
         former = processes_of(folder)
         folder.rename(folder.with_name("away"))
-        note(server.hold(), "anew")
-        assert notes(server.dsn) == ["anew"]
-        until(lambda: not any(lives(process) for process in former))
+        note(server.hold(), "again")
+        assert notes(server.dsn) == ["again"]
+        until(lambda: not any(runs(process) for process in former))
 
 
-class TestStrangers:
-    """Numbers of processes come back, after a restart of a container at once."""
+class TestReusedPids:
+    """Pids are reused, after the restart of a container almost immediately."""
 
-    def test_a_stranger_with_the_old_number_does_not_bar_the_server(
+    def test_unrelated_process_with_the_old_pid_does_not_prevent_a_start(
         self, server: EmbeddedPostgres, folder: Path
     ) -> None:
         note(server.hold(), "before")
         crash(folder)
-        stranger = subprocess.Popen(["sleep", "600"], **as_maker_of(folder))
+        stranger = subprocess.Popen(["sleep", "600"], **as_owner_of(folder))
         try:
             for lock in (postmaster_file(folder), *folder.rglob(".s.PGSQL*.lock")):
                 lines = lock.read_text().splitlines()
@@ -453,7 +440,7 @@ class TestStrangers:
             stranger.kill()
             stranger.wait()
 
-    def test_another_server_with_the_old_number_is_left_alone(
+    def test_another_server_with_the_old_pid_keeps_running(
         self, server: EmbeddedPostgres, folder: Path, root: Path
     ) -> None:
         server.hold()
@@ -469,9 +456,9 @@ class TestStrangers:
         other.release()
 
 
-class TestWhatTheStarterLeavesBehind:
+class TestInheritance:
     @pytest.mark.skipif(sys.platform != "linux", reason="Linux keeps the score in /proc")
-    def test_the_server_is_not_the_first_to_be_killed_for_memory(
+    def test_server_does_not_inherit_the_oom_score_and_nice_level_of_a_worker(
         self, folder: Path, start_holder: Callable[..., Holder]
     ) -> None:
         def as_a_worker() -> None:
@@ -486,7 +473,9 @@ class TestWhatTheStarterLeavesBehind:
             # an ordinary user cannot become less nice
             assert process.nice() == (0 if os.geteuid() == 0 else 15)
 
-    def test_ray_would_not_take_the_guardian_for_its_own(self, server: EmbeddedPostgres, folder: Path) -> None:
+    def test_ray_does_not_take_the_guardian_for_one_of_its_processes(
+        self, server: EmbeddedPostgres, folder: Path
+    ) -> None:
         server.hold()
         constants = pytest.importorskip("ray.autoscaler._private.constants")
         line = " ".join(guardian_of(folder).cmdline())
@@ -523,7 +512,7 @@ class TestFolders:
         assert not socket_dir.exists()
         deep.rename(folder)
 
-    def test_a_path_of_odd_characters_is_a_path(self, root: Path, folder: Path) -> None:
+    def test_path_may_contain_special_characters(self, root: Path, folder: Path) -> None:
         odd = root / "it's, \\ odd %40"
         folder.rename(odd)
         server = EmbeddedPostgres(odd, LINGER_S)
@@ -533,7 +522,7 @@ class TestFolders:
         until(lambda: not processes_of(odd))
         odd.rename(folder)
 
-    def test_a_short_socket_that_a_stranger_made_is_not_used(self, folder: Path, root: Path) -> None:
+    def test_short_socket_folder_of_another_user_is_not_used(self, folder: Path, root: Path) -> None:
         if os.geteuid() != 0:
             pytest.skip("only root can make a folder in another user's name")
         odd = root / "o,d"
@@ -551,7 +540,7 @@ class TestFolders:
             socket_dir.rmdir()
             odd.rename(folder)
 
-    def test_data_of_another_major_version_is_refused_and_left_alone(
+    def test_data_of_another_major_version_is_refused_and_not_changed(
         self, new_server: EmbeddedPostgres, new_folder: Path
     ) -> None:
         for name in ("pg18", "pg17"):
@@ -563,7 +552,7 @@ class TestFolders:
             assert tree_of(new_folder) == before
             shutil.rmtree(new_folder)
 
-    def test_files_in_the_place_of_data_are_refused_and_left_alone(
+    def test_files_in_place_of_data_are_refused_and_not_changed(
         self, new_server: EmbeddedPostgres, new_folder: Path
     ) -> None:
         (new_folder / "pg18").mkdir(parents=True)
@@ -573,20 +562,20 @@ class TestFolders:
             new_server.hold()
         assert tree_of(new_folder) == before
 
-    def test_a_folder_that_cannot_be_made_is_a_clear_error(self, root: Path) -> None:
+    def test_folder_that_cannot_be_created_is_an_error_with_a_remedy(self, root: Path) -> None:
         (root / "file").write_text("")
         with pytest.raises(EmbeddedPostgresError, match=r"not writable.*SEEDCORE_DATA_DIR"):
             EmbeddedPostgres(root / "file" / "data").hold()
         assert dsn_if_running(root / "file" / "data") is None
 
-    def test_a_folder_of_a_user_that_there_is_not_is_a_clear_error(self) -> None:
+    def test_home_of_an_unknown_user_is_an_error_with_a_remedy(self) -> None:
         for use in (EmbeddedPostgres, dsn_if_running):
             with pytest.raises(EmbeddedPostgresError, match=r"~nouser/x: .*home directory.*SEEDCORE_DATA_DIR"):
                 use(Path("~nouser/x"))
 
 
 class TestFailures:
-    def test_a_cluster_that_cannot_start_is_told_in_the_servers_own_words(
+    def test_error_of_a_cluster_that_cannot_start_quotes_the_server(
         self, server: EmbeddedPostgres, folder: Path
     ) -> None:
         control = folder / "pg18" / "global" / "pg_control"
@@ -595,7 +584,7 @@ class TestFailures:
             server.hold()
         (folder / "away").rename(control)
 
-    def test_a_failed_start_says_why_and_holds_nothing(self, server: EmbeddedPostgres, folder: Path) -> None:
+    def test_failed_start_names_the_reason_and_holds_nothing(self, server: EmbeddedPostgres, folder: Path) -> None:
         settings = folder / "pg18" / "postgresql.conf"
         good = settings.read_text()
         settings.write_text("nonsense = on\n")
@@ -605,7 +594,7 @@ class TestFailures:
         settings.write_text(good)
         note(server.hold(), "mended")
 
-    def test_a_failed_initdb_says_why_and_leaves_nothing(
+    def test_failed_initdb_names_the_reason_and_leaves_nothing(
         self, new_folder: Path, start_holder: Callable[..., Holder]
     ) -> None:
         def with_a_full_disk() -> None:
@@ -614,7 +603,7 @@ class TestFailures:
         assert "initdb failed" in start_holder(new_folder, preexec_fn=with_a_full_disk).answer()
         assert not list(new_folder.glob("pg18*"))
 
-    def test_a_guardian_that_cannot_start_says_why(
+    def test_guardian_that_cannot_start_is_an_error_with_the_reason(
         self, server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with monkeypatch.context() as broken:
@@ -627,23 +616,23 @@ class TestFailures:
                 server.hold()
         note(server.hold(), "mended")
 
-    def test_a_start_that_takes_too_long_is_told_and_may_be_waited_for_again(
+    def test_start_that_takes_too_long_is_an_error_and_a_second_wait_succeeds(
         self, new_server: EmbeddedPostgres, new_folder: Path
     ) -> None:
         with pytest.raises(EmbeddedPostgresError, match=r"no connection within 0\.05 s.*guard\.log"):
             new_server.hold(timeout_s=0.05)
         assert not list((new_folder / "owners").iterdir())
-        note(new_server.hold(), "in the end")
+        note(new_server.hold(), "later")
 
     def test_a_damaged_record_is_no_record(self, server: EmbeddedPostgres, folder: Path) -> None:
         for damaged in ("", "[]", '{"state": "ready"}', '{"state": "odd", "guardian": "x", "socket_dir": "/"}'):
             (folder / "server.json").write_text(damaged)
             assert dsn_if_running(folder) is None
-        note(server.hold(), "anew")
+        note(server.hold(), "again")
 
 
 def reachable_python() -> str:
-    """A Python of our version that user nobody can run: ours, or the system's."""
+    """A Python of this version that user `nobody` can run: this one, or the system's."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     for python in (sys.executable, f"/usr/bin/python{version}", f"/usr/local/bin/python{version}"):
         try:
@@ -664,7 +653,9 @@ def give_tree(tree: Path, user: str | int, group: str | int) -> None:
 
 @as_root
 class TestUsers:
-    def test_an_ordinary_user_runs_it_as_himself(self, root: Path, start_holder: Callable[..., Holder]) -> None:
+    def test_server_of_an_ordinary_user_runs_as_that_user(
+        self, root: Path, start_holder: Callable[..., Holder]
+    ) -> None:
         python = reachable_python()
         folder = root / "his"
         folder.mkdir()
@@ -677,7 +668,7 @@ class TestUsers:
         holder.kill()
         until(lambda: not processes_of(folder))
 
-    def test_a_folder_that_an_ordinary_user_may_not_write_is_a_clear_error(
+    def test_folder_that_is_not_writable_is_an_error_with_a_remedy(
         self, root: Path, start_holder: Callable[..., Holder]
     ) -> None:
         python = reachable_python()
@@ -690,7 +681,7 @@ class TestUsers:
             assert "SEEDCORE_DATA_DIR" in answer
         assert tree_of(root) == before
 
-    def test_roots_server_is_closed_to_others(
+    def test_server_of_root_accepts_no_other_user(
         self, server: EmbeddedPostgres, folder: Path, start_holder: Callable[..., Holder]
     ) -> None:
         server.hold()
@@ -703,7 +694,7 @@ class TestUsers:
         assert "PermissionError" in tried.stderr
         assert "another user's" in start_holder(folder, python=reachable_python(), user=12345).answer()
 
-    def test_data_stays_with_the_user_who_made_it(self, folder: Path, server: EmbeddedPostgres) -> None:
+    def test_data_keeps_its_owner(self, folder: Path, server: EmbeddedPostgres) -> None:
         made_by = (folder / "pg18").stat()
         give_tree(folder / "pg18", "nobody", "nogroup")
         note(server.hold(), "his")
@@ -712,7 +703,7 @@ class TestUsers:
         until(lambda: not processes_of(folder))
         give_tree(folder / "pg18", made_by.st_uid, made_by.st_gid)
 
-    def test_a_folder_that_the_server_cannot_enter_is_refused_with_a_remedy(
+    def test_folder_that_the_server_cannot_enter_is_an_error_with_a_remedy(
         self, root: Path, server: EmbeddedPostgres
     ) -> None:
         root.chmod(0o700)
@@ -722,7 +713,7 @@ class TestUsers:
         root.chmod(0o755)
         note(server.hold(), "now it can")
 
-    def test_a_folder_for_root_alone_is_opened_to_the_server_where_nothing_else_lies_in_it(
+    def test_private_folder_of_root_is_opened_for_the_server_if_it_holds_no_other_files(
         self, folder: Path, server: EmbeddedPostgres
     ) -> None:
         folder.chmod(0o700)
@@ -763,7 +754,7 @@ STRANGER = 12345
 
 @pytest.fixture
 def ours(root: Path) -> Iterator[Path]:
-    """A folder of an ordinary user, who looks at it for the length of the test."""
+    """A folder of an ordinary user; the test runs as that user."""
     folder = root / "ours" / "data"
     folder.mkdir(parents=True)
     for path in (folder.parent, folder):
@@ -784,9 +775,9 @@ def as_stranger(path: Path) -> None:
 
 @as_root
 class TestTrust:
-    """Nothing is read from, or sent to, what another user may have laid."""
+    """Files and sockets that another user could have created are not used."""
 
-    def test_folder_of_ones_own_is_trusted_also_below_a_shared_one(self, ours: Path) -> None:
+    def test_own_folder_is_trusted_also_below_a_sticky_one(self, ours: Path) -> None:
         layout_of(ours).require_trusted()
         layout_of(ours / "not" / "yet").require_trusted()
         ours.parent.chmod(0o1777)
@@ -795,10 +786,10 @@ class TestTrust:
 
     @pytest.mark.parametrize("which", ["folder", "parent"])
     @pytest.mark.parametrize(
-        ("mode", "told"), [(None, f"belongs to user {STRANGER}"), (0o777, "chmod o-w"), (0o775, "chmod g-w")]
+        ("mode", "problem"), [(None, f"belongs to user {STRANGER}"), (0o777, "chmod o-w"), (0o775, "chmod g-w")]
     )
     def test_folder_that_another_user_can_change_is_refused(
-        self, ours: Path, which: str, mode: int | None, told: str
+        self, ours: Path, which: str, mode: int | None, problem: str
     ) -> None:
         changed = ours if which == "folder" else ours.parent
         as_stranger(changed) if mode is None else changed.chmod(mode)
@@ -807,20 +798,20 @@ class TestTrust:
         for folder in (ours, link):
             server = EmbeddedPostgres(folder, LINGER_S)
             for ask in (server.hold, server.running, lambda folder=folder: Claim(folder).require_free_for("blue")):
-                with pytest.raises(EmbeddedPostgresError, match=rf"{changed} .*{told}.*SEEDCORE_DATA_DIR"):
+                with pytest.raises(EmbeddedPostgresError, match=rf"{changed} .*{problem}.*SEEDCORE_DATA_DIR"):
                     ask()
         assert list(ours.iterdir()) == []
         shutil.rmtree(link.parent)
 
     def test_record_of_another_user_names_no_server(self, ours: Path) -> None:
-        Record(State.READY, str(process_key(os.getpid())), str(ours)).write(layout_of(ours))
+        Record(State.READY, own_key(), str(ours)).write(layout_of(ours))
         assert read_record(layout_of(ours)) is not None
         as_stranger(ours / "server.json")
         assert read_record(layout_of(ours)) is None
 
     def test_record_or_lock_that_is_a_link_is_not_followed(self, ours: Path) -> None:
         target = ours / "target"
-        Record(State.READY, str(process_key(os.getpid())), str(ours)).write(layout_of(ours))
+        Record(State.READY, own_key(), str(ours)).write(layout_of(ours))
         (ours / "server.json").rename(target)
         (ours / "server.json").symlink_to(target)
         (ours / "registry.lock").symlink_to(target)
@@ -833,7 +824,7 @@ class TestTrust:
     def test_socket_that_another_user_made_is_not_used(self, ours: Path) -> None:
         socket_dir = ours / "socket"
         socket_dir.mkdir()
-        Record(State.READY, str(process_key(os.getpid())), str(socket_dir)).write(layout_of(ours))
+        Record(State.READY, own_key(), str(socket_dir)).write(layout_of(ours))
         assert read_record(layout_of(ours)) is not None
         as_stranger(socket_dir)
         with pytest.raises(EmbeddedPostgresError, match="belongs to another user"):

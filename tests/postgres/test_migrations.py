@@ -1,4 +1,4 @@
-"""The schema comes up once, whole, whoever starts beside us."""
+"""The schema is created once and completely, however many processes start at the same time."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from seedcore.core.answers import InstanceFilter, OutcomeKind
 from seedcore.core.errors import SchemaError, StoreUnavailableError
+from seedcore.core.instances import Beat
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Beat, InstanceFilter, OutcomeKind
 from seedcore.store import migrations
-from seedcore.store.migrations import Migration, known_migrations, migrate, schema_folder
-from seedcore.store.postgres import PostgresStore, migrate_database
-from tests.builders import iid, turns
+from seedcore.store.maintenance import migrate_database
+from seedcore.store.migrations import STARTER_LOCK, Migration, Waits, known_migrations, migrate, schema_folder
+from seedcore.store.postgres import PostgresStore
+from tests.builders import iid, joins, turns
 from tests.servers import GUARDED_PASSWORD, GUARDED_ROLE, PostgresServer
 from tests.waiting import eventually
 
@@ -25,9 +27,9 @@ FIRST = Migration(1, "0001_first.sql", "create table first (id int)")
 SECOND = Migration(2, "0002_second.sql", "create table second (id int); insert into second values (1)")
 
 
-async def apply(dsn: str, wanted: list[Migration]) -> list[str]:
+async def apply(dsn: str, wanted: list[Migration], waits: Waits | None = None) -> list[str]:
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
-        return await migrate(connection, wanted)
+        return await migrate(connection, wanted, waits=waits)
 
 
 def tables(dsn: str) -> set[str]:
@@ -47,7 +49,7 @@ async def test_fresh_database_gets_every_file_once_in_order(bare_dsn: str) -> No
     assert await migrate_database(bare_dsn) == []
 
 
-async def test_opening_a_store_brings_the_schema_up_and_says_so(
+async def test_opening_a_store_brings_the_schema_up_and_logs_it(
     bare_dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -135,7 +137,7 @@ async def test_failing_file_leaves_nothing_and_can_be_mended(bare_dsn: str, faul
     assert await apply(bare_dsn, [FIRST, SECOND]) == [SECOND.name]
 
 
-async def test_schema_that_cannot_be_brought_up_to_date_is_told_as_such(bare_dsn: str) -> None:
+async def test_schema_that_cannot_be_brought_up_to_date_is_an_error_that_names_it(bare_dsn: str) -> None:
     with psycopg.connect(bare_dsn) as connection:
         connection.execute("create table registry_instance (id int)")
     with pytest.raises(SchemaError, match=r"could not be brought up to date: .*registry_instance"):
@@ -143,7 +145,7 @@ async def test_schema_that_cannot_be_brought_up_to_date_is_told_as_such(bare_dsn
     assert tables(bare_dsn) == {"registry_instance"}
 
 
-async def test_role_that_may_not_create_tables_is_told_so(server: PostgresServer, bare_dsn: str) -> None:
+async def test_role_that_may_not_create_tables_gets_an_error(server: PostgresServer, bare_dsn: str) -> None:
     database = psycopg.conninfo.conninfo_to_dict(bare_dsn)["dbname"]
     with psycopg.connect(bare_dsn) as connection:
         # so it is by itself from PostgreSQL 15 on
@@ -152,14 +154,13 @@ async def test_role_that_may_not_create_tables_is_told_so(server: PostgresServer
         await migrate_database(server.dsn(str(database), GUARDED_ROLE, GUARDED_PASSWORD))
 
 
-async def test_step_that_waits_for_a_table_lets_others_by(bare_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(migrations, "_STEP_LOCK_S", 0.2)
+async def test_step_that_waits_for_a_table_lets_other_sessions_pass(bare_dsn: str) -> None:
     await apply(bare_dsn, [FIRST])
     with psycopg.connect(bare_dsn) as reads, psycopg.connect(bare_dsn, autocommit=True) as other:
         reads.execute("select * from first")
         change = Migration(2, "0002_second.sql", "alter table first add column more int")
-        applying = asyncio.create_task(apply(bare_dsn, [FIRST, change]))
-        # it waits for the table, gives up, and waits again; whoever came behind it was served meanwhile
+        applying = asyncio.create_task(apply(bare_dsn, [FIRST, change], Waits(table_s=0.2)))
+        # it waits for the table, gives up, and waits again; the session that queued behind it was served meanwhile
         waits = "select pid from pg_locks where relation = 'first'::regclass and not granted"
         for _ in range(2):
             await eventually(lambda: other.execute(waits).fetchall())
@@ -170,39 +171,36 @@ async def test_step_that_waits_for_a_table_lets_others_by(bare_dsn: str, monkeyp
         assert await applying == [change.name]
 
 
-async def test_table_that_is_never_free_is_told_so(bare_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("_STEP_LOCK_S", 0.05), ("_STEP_PAUSE_S", 0.01), ("_STEP_ATTEMPTS", 3)):
-        monkeypatch.setattr(migrations, name, value)
+async def test_table_that_is_never_free_is_an_error(bare_dsn: str) -> None:
+    waits = Waits(table_s=0.05, pause_s=0.01, attempts=3)
     await apply(bare_dsn, [FIRST])
     with psycopg.connect(bare_dsn) as reads:
         reads.execute("select * from first")
         change = Migration(2, "0002_second.sql", "alter table first add column more int")
         with pytest.raises(StoreUnavailableError, match="long transactions"):
-            await apply(bare_dsn, [FIRST, change])
+            await apply(bare_dsn, [FIRST, change], waits)
     assert recorded(bare_dsn) == [(1, FIRST.name)]
 
 
-async def test_starter_does_not_wait_for_ever_for_another(bare_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(migrations, "_LOCK_TIMEOUT_S", 0.1)
+async def test_starter_does_not_wait_for_ever_for_another(bare_dsn: str) -> None:
     with psycopg.connect(bare_dsn) as stuck:
-        stuck.execute("select pg_advisory_xact_lock(%s)", (migrations._LOCK,))
-        with pytest.raises(StoreUnavailableError, match="lock timeout"):
-            await migrate_database(bare_dsn)
+        stuck.execute("select pg_advisory_xact_lock(%s)", (STARTER_LOCK,))
+        with pytest.raises(psycopg.errors.LockNotAvailable, match="lock timeout"):
+            await apply(bare_dsn, SHIPPED, Waits(starter_s=0.1))
     assert await migrate_database(bare_dsn) == [migration.name for migration in SHIPPED]
 
 
-async def test_rows_that_break_later_rules_migrate_beat_and_are_read(bare_dsn: str) -> None:
-    before = [migration for migration in SHIPPED if migration.number < 6]
-    await apply(bare_dsn, before)
+async def test_rows_that_break_the_rules_of_the_functions_beat_and_are_read(fresh_dsn: str) -> None:
+    """As an adopted database has them, and as a later file may make them of rows that were good before."""
     labels = {"a": {"x": 1}, "b": 5, "c": None, **{f"k{number}": "v" for number in range(100)}}
-    with psycopg.connect(bare_dsn, autocommit=True) as connection:
+    with psycopg.connect(fresh_dsn, autocommit=True) as connection:
         for number, logical_id in ((1, "  "), (2, "two\nlines"), (3, "agent")):
             connection.execute(
-                "select register_instance(%s, %s, p_labels => %s)", (iid(number), logical_id, json.dumps(labels))
+                "insert into registry_instance (instance_id, logical_id, cluster_epoch, status, labels)"
+                " values (%s, %s, 'epoch-1', 'alive', %s)",
+                (iid(number), logical_id, json.dumps(labels)),
             )
-            connection.execute("select set_instance_status(%s, 'alive')", (iid(number),))
-    assert await apply(bare_dsn, SHIPPED) == [migration.name for migration in SHIPPED[len(before) :]]
-    store = PostgresStore(bare_dsn)
+    store = PostgresStore(fresh_dsn)
     await store.open()
     assert await store.beat_many([Beat(iid(number)) for number in (1, 2, 3)]) == []
     listed = await store.list_instances(InstanceFilter(), 10)
@@ -210,6 +208,36 @@ async def test_rows_that_break_later_rules_migrate_beat_and_are_read(bare_dsn: s
     assert {json.dumps(dict(row.labels), sort_keys=True) for row in listed} == {json.dumps(labels, sort_keys=True)}
     outcomes = await store.set_status_many([turns(number, Status.DEAD) for number in (1, 2, 3)])
     assert {outcome.kind for outcome in outcomes} == {OutcomeKind.APPLIED}
+    await store.close()
+
+
+_LATER = """-- A column that a later release adds, as CONTRIBUTING.md allows.
+alter table registry_instance add column zone text check (length(zone) <= 255);
+create or replace view instance_row as
+select r.instance_id, r.logical_id, r.status, r.reported_status, r.holds, r.cluster_epoch, r.started_at,
+       r.status_changed_at, r.last_heartbeat, r.stopped_at, r.seq, r.cause_kind, r.cause_detail, r.cause_by,
+       r.actor_name, r.namespace, r.actor_id, r.serve_route, r.organ_id, r.labels, r.metadata, r.node_id,
+       host(r.ip_address) as ip_address, r.pid, r.process_key, r.zone
+  from registry_instance r;
+create or replace view active_instances as
+select r.*
+  from registry_instance r
+  join fleet f on f.current_epoch = r.cluster_epoch
+ where r.status = 'alive' and r.last_heartbeat >= f.renewed_since;
+"""
+
+
+async def test_store_works_on_a_database_to_which_a_later_file_added_a_column(fresh_dsn: str) -> None:
+    store = PostgresStore(fresh_dsn)
+    await store.open()
+    await store.register_many([joins(1)])
+    later = Migration(len(SHIPPED) + 1, f"{len(SHIPPED) + 1:04}_later.sql", _LATER)
+    assert await apply(fresh_dsn, [*SHIPPED, later]) == [later.name]
+    await store.register_many([joins(2), joins(1, seq=1, organ_id="vision")])
+    await store.set_status_many([turns(number, Status.ALIVE, 2) for number in (1, 2)])
+    assert await store.beat_many([Beat(iid(1)), Beat(iid(2))]) == []
+    assert [row.organ_id for row in await store.list_instances(InstanceFilter(), 10)] == ["vision", None]
+    assert set((await store.best_instances(["agent"])).value) == {"agent"}
     await store.close()
 
 
@@ -243,7 +271,7 @@ def test_files_are_known_in_the_order_of_their_numbers(tmp_path: Path) -> None:
 def test_installed_package_brings_its_files_and_a_checkout_has_them_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert (schema_folder() / "0001_registry.sql").is_file()
+    assert (schema_folder() / "0001_tables.sql").is_file()
     monkeypatch.setattr(migrations, "__file__", str(tmp_path / "seedcore" / "store" / "migrations.py"))
     assert schema_folder() == tmp_path / "schema"
     (tmp_path / "seedcore" / "schema").mkdir(parents=True)

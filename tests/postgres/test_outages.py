@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg
@@ -19,6 +19,9 @@ import pytest
 from psycopg import conninfo
 from pydantic import SecretStr
 
+from seedcore.composition import store_recipe
+from seedcore.core.answers import InstanceFilter
+from seedcore.core.changes import RegisterChange, Registration
 from seedcore.core.errors import (
     ConfigurationError,
     InvalidInputError,
@@ -26,14 +29,15 @@ from seedcore.core.errors import (
     StoreRejectedError,
     StoreUnavailableError,
 )
+from seedcore.core.instances import Beat, Instance
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Beat, Instance, InstanceFilter, RegisterChange, Registration
-from seedcore.runtime import store_recipe
 from seedcore.settings import Settings
-from seedcore.store.connections import Connections, PoolLimits
-from seedcore.store.dsn import checked_dsn
-from seedcore.store.postgres import PostgresStore, inspect_database, is_unverified, migrate_database
-from tests.builders import START, iid, joins, turns
+from seedcore.store.connections import Connections
+from seedcore.store.dsn import checked_dsn, is_unverified
+from seedcore.store.maintenance import inspect_database, migrate_database
+from seedcore.store.postgres import PostgresStore
+from seedcore.store.sessions import PoolLimits
+from tests.builders import START, hold, holds, iid, joins, turns
 from tests.faults.proxy import Proxy
 from tests.servers import GUARDED_ROLE, PostgresServer
 from tests.waiting import eventually
@@ -61,7 +65,7 @@ CALLS: dict[str, Callable[[PostgresStore], Awaitable[object]]] = {
     "list_instances": lambda store: store.list_instances(InstanceFilter(), 10),
     "best_instances": lambda store: store.best_instances(["agent"]),
     "get_instance": lambda store: store.get_instance(iid(1)),
-    "history": lambda store: store.history("agent", 10),
+    "instances": lambda store: store.instances("agent", 10),
     "transitions": lambda store: store.transitions("agent", 10),
 }
 
@@ -88,7 +92,7 @@ async def reader(dsn: str) -> AsyncIterator[PostgresStore]:
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """A port that nobody listens on."""
+    """A port without a listener."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield bound.getsockname()[1]
@@ -112,7 +116,7 @@ async def test_nobody_listening_is_told_soon_and_without_the_password(
     started_s = time.monotonic()
     with pytest.raises(StoreUnavailableError, match="refused") as caught:
         await store.open()
-    # the pool tries on its own; its log must not tell either
+    # the pool tries on its own; its log must not contain it either
     with pytest.raises(StoreUnavailableError) as later:
         await store.current_epoch()
     assert time.monotonic() - started_s < BOUND_S
@@ -350,8 +354,11 @@ async def test_deaf_server_is_given_up_and_used_again_when_it_hears(dsn: str) ->
     store = PostgresStore(dsn, PoolLimits(max_size=1, connect_timeout_s=0.2, statement_timeout_s=0.2))
     await store.open()
     await store.current_epoch()
-    async with store._connections.one() as connection:
-        backend = connection.info.backend_pid
+    with psycopg.connect(dsn) as other:
+        ((backend,),) = other.execute(
+            "select pid from pg_stat_activity"
+            " where application_name = 'seedcore-registry' and datname = current_database()"
+        ).fetchall()
     os.kill(backend, signal.SIGSTOP)
     try:
         started_s = time.monotonic()
@@ -453,20 +460,26 @@ async def test_bounds_and_times_hold_whatever_the_session_is_set_to(server: Post
             "standard_conforming_strings = off",
         ):
             owner.execute(f"alter database {name} set {setting}")
-    store = PostgresStore(conninfo.make_conninfo(fresh_dsn, options="-c work_mem=5MB"))
-    await store.open()
+    connections = Connections(
+        conninfo.make_conninfo(fresh_dsn, options="-c work_mem=5MB"), PoolLimits(), read_only=False
+    )
+    connections.open()
     names = ("work_mem", "statement_timeout", "transaction_isolation", "transaction_read_only")
-    ((settings,),) = await store._connections.run([("select array[{}]".format(
-        ", ".join(f"current_setting('{name}')" for name in names)), {})])  # fmt: skip
+    wanted = ", ".join(f"current_setting('{name}')" for name in names)
+    ((settings,),) = await connections.run([(f"select array[{wanted}]", {})])
     assert settings[0] == ["5MB", "10s", "read committed", "off"]
+    await connections.close()
+    store = PostgresStore(fresh_dsn)
+    await store.open()
     until = START + timedelta(days=40_000)
     await store.register_many([joins(1)])
-    await store.set_status_many([turns(1, Status.DRAINING, cause="back\\slash", until=until)])
+    await store.hold_many([holds(1, "back\\slash", until)])
     row = await store.get_instance(iid(1))
     assert row is not None
-    assert (row.drain_until, row.cause, row.started_at.tzinfo) == (until, "back\\slash", timezone.utc)
+    assert (row.holds, row.cause) == ((hold("back\\slash", until),), hold("back\\slash").cause)
+    assert row.started_at.tzinfo is row.holds[0].since.tzinfo is UTC
     as_of = (await store.list_instances(InstanceFilter(), 10)).as_of
-    assert abs(as_of - datetime.now(timezone.utc)) < timedelta(hours=1)
+    assert abs(as_of - datetime.now(UTC)) < timedelta(hours=1)
     await store.close()
 
 
@@ -480,10 +493,12 @@ async def test_time_that_python_does_not_know_is_an_error_of_ours(dsn: str, db: 
     await store.close()
 
 
-async def test_pages_of_the_living_are_read_to_the_end(store: PostgresStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("seedcore.store.postgres._LOAD_PAGE", 3)
+async def test_pages_of_live_instances_are_read_to_the_end(dsn: str) -> None:
+    store = PostgresStore(dsn, load_page=3)
+    await store.open()
     await store.register_many([joins(number, f"agent-{number % 2}") for number in range(10)])
     assert sorted([row.instance_id async for row in store.load_live()]) == [iid(number) for number in range(10)]
+    await store.close()
 
 
 async def test_statements_are_counted(store: PostgresStore) -> None:

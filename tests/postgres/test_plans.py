@@ -35,7 +35,7 @@ HOT_READS: dict[str, tuple[str, dict[str, Any]]] = {
     "page of the dead": ("list_instances", {**PAGE, "statuses": ["dead"]}),
     "live": ("load_live", {**{key: PAGE[key] for key in ("after_logical_id", "after_instance_id")}, "limit": 1000}),
     "one": ("get_instance", {"instance_id": "00000000-0000-4000-8000-000000000007"}),
-    "history": ("history", {"logical_id": "agent-07000", "limit": 20}),
+    "instances": ("instances", {"logical_id": "agent-07000", "limit": 20}),
 }
 
 
@@ -100,7 +100,7 @@ def test_hot_read_scans_no_whole_table_when_it_is_prepared(fleet: psycopg.Connec
         cursor = fleet.execute(queries()[name], parameters, prepare=True)
         assert cursor.fetchall()
         assert scans_of(fleet) == before
-        fleet.execute("select count(cause) from registry_instance")
+        fleet.execute("select count(cause_detail) from registry_instance")
         assert scans_of(fleet) == (before[0] + 1, before[1] + ROWS)
 
 
@@ -120,7 +120,7 @@ async def test_at_least_95_of_100_beats_are_hot(server: PostgresServer) -> None:
                 batch = "{" + ",".join(ids[start : start + 1000]) + "}"
                 db.execute(queries()["beat_many"], {"ids": batch, "ages_s": [0.0] * 1000, "term": None})
 
-    # a session that has ended has told what it did
+    # a session that has ended has published its statistics
     def hot_updates() -> int:
         with psycopg.connect(server.dsn(name)) as db:
             row = db.execute(

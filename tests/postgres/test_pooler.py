@@ -9,18 +9,14 @@ import psycopg
 import pytest
 from psycopg import conninfo
 
+from seedcore.core.answers import InstanceFilter
 from seedcore.core.errors import RegistryError, StoreUnavailableError
+from seedcore.core.instances import Beat
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Beat, InstanceFilter
-from seedcore.store.connections import PoolLimits
+from seedcore.store.maintenance import end_old_calls_of_database, grant_on_database, inspect_database, migrate_database
 from seedcore.store.migrations import known_migrations
-from seedcore.store.postgres import (
-    PostgresStore,
-    end_old_calls_of_database,
-    grant_on_database,
-    inspect_database,
-    migrate_database,
-)
+from seedcore.store.postgres import PostgresStore
+from seedcore.store.sessions import PoolLimits
 from tests.builders import iid, joins, turns
 from tests.postgres.earlier import make_earlier
 from tests.servers import PostgresServer, pooler_program, running_pooler
@@ -137,17 +133,17 @@ async def test_statement_mode_is_refused_in_one_line(
     request: pytest.FixtureRequest, bare: str, postgres15: PostgresServer
 ) -> None:
     require_pgbouncer(request)
-    told = (
+    expected = (
         "^the database is away: [^\n]*the registry needs transactions: set the pooler to transaction or session mode.$"
     )
     with running_pooler(postgres15, "statement") as folder:
         dsn = through(str(folder), bare)
         for ask in (migrate_database, inspect_database):
-            with pytest.raises(StoreUnavailableError, match=told):
+            with pytest.raises(StoreUnavailableError, match=expected):
                 await ask(dsn)
         await migrate_database(postgres15.dsn(bare))
         reader = PostgresStore(dsn, read_only=True)
         await reader.open()
-        with pytest.raises(StoreUnavailableError, match=told):
+        with pytest.raises(StoreUnavailableError, match=expected):
             await reader.current_epoch()
         await reader.close()

@@ -5,24 +5,30 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg import conninfo
 
+from seedcore.core.answers import Outcome
+from seedcore.core.causes import Cause, CauseKind
+from seedcore.core.changes import Change, HoldChange, RegisterChange, Registration, StatusChange
+from seedcore.core.clock import Clock
 from seedcore.core.errors import StoreUnavailableError
 from seedcore.core.feed import Feed
+from seedcore.core.holds import HoldKind
 from seedcore.core.lease import BeatRate, LeaseTerms
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Change, Outcome, RegisterChange, Registration, StatusChange
-from seedcore.core.roster import Roster
-from seedcore.registry.clock import Clock
-from seedcore.registry.config import RegistryConfig
-from seedcore.registry.writer import Key, Settled, Writer
-from seedcore.store.connections import PoolLimits
-from seedcore.store.postgres import PostgresStore, inspect_database, migrate_database
-from tests.builders import iid, joins, turns
+from seedcore.core.members import Members
+from seedcore.registry.server.backlog import Key, Settled
+from seedcore.registry.server.config import RegistryConfig
+from seedcore.registry.server.writer import Writer
+from seedcore.store.maintenance import inspect_database, migrate_database
+from seedcore.store.postgres import PostgresStore
+from seedcore.store.sessions import PoolLimits
+from tests.builders import hold, holds, iid, joins, turns
 from tests.servers import PostgresServer
 from tests.waiting import eventually
 
@@ -39,7 +45,7 @@ async def writing(dsn: str) -> AsyncIterator[Writer]:
     async def store() -> PostgresStore:
         return PostgresStore(dsn, PoolLimits(max_size=2))
 
-    writer = Writer(CONFIG, store, Roster(TERMS, 1000, Feed("test", 1000)), BeatRate(TERMS, 1e6), Clock())
+    writer = Writer(CONFIG, store, Members(TERMS, 1000, Feed("test", 1000)), BeatRate(TERMS, 1e6), Clock())
     running = asyncio.create_task(writer.run())
     try:
         yield writer
@@ -53,13 +59,13 @@ async def writing(dsn: str) -> AsyncIterator[Writer]:
 async def settle(writer: Writer, *changes: Change) -> list[Settled | None]:
     """Give changes in at once, so that they share a batch; what became of each."""
     numbered = [
-        change
-        if change.seq is not None
-        else StatusChange(change.instance_id, Status.DEAD, None, change.cause, writer.next_number())
+        replace(change, number=writer.backlog.next_number())
+        if isinstance(change, HoldChange) or (isinstance(change, StatusChange) and change.seq is None)
+        else change
         for change in changes
     ]
-    keys: list[Key] = [writer.enqueue(change) for change in numbered]
-    return list(await asyncio.gather(*map(writer.settled, keys)))
+    keys: list[Key] = [writer.backlog.offer(change) for change in numbered]
+    return list(await asyncio.gather(*(writer.backlog.settled(key, CONFIG.durable_wait_s) for key in keys)))
 
 
 def kinds(settled: list[Settled | None]) -> list[str]:
@@ -86,49 +92,57 @@ BAD: dict[str, Change] = {
     "status with a long cause": turns(1, Status.ALIVE, 2, "x" * 2000),
     "status with a number too large": turns(1, Status.ALIVE, 2**70),
     "status of no id": StatusChange("junk", Status.ALIVE, 2),
-    "status of another type": StatusChange(iid(1), Status.ALIVE, 2, cause={"a": 1}),  # type: ignore[arg-type]
+    "hold with NUL": holds(1, "a\x00b"),
+    "hold with half a pair": holds(1, by="\udfff"),
+    "hold with a long reason": holds(1, "x" * 2000),
+    "hold of no id": HoldChange("junk", HoldKind.OPERATOR, hold()),
+    "status with an operator of another type": turns(1, Status.ALIVE, 2, Cause(CauseKind.OPERATOR, by={"a": 1})),  # type: ignore[arg-type]
 }
 
 
 @one_server
 async def test_value_that_cannot_be_stored_is_refused_alone(dsn: str, db: psycopg.Connection) -> None:
     async with writing(dsn) as writer:
-        await settle(writer, joins(1, seq=1), joins(3, seq=1), joins(4, seq=1))
+        await settle(writer, joins(1, seq=1), joins(3, seq=1), joins(4, seq=1), joins(5, seq=1))
         for turn, (name, bad) in enumerate(BAD.items(), 2):
             status = Status.DRAINING if turn % 2 else Status.ALIVE
             newcomer, turned = joins(100 + turn, f"agent {turn}", seq=1), turns(3, status, turn)
-            settled = await settle(writer, newcomer, turned, bad, turns(4, status, turn, WORD))
-            assert kinds(settled) == ["applied", "applied", "StoreRejectedError", "applied"], name
+            settled = await settle(
+                writer, newcomer, turned, bad, turns(4, status, turn, WORD), holds(5, f"turn {turn}")
+            )
+            assert kinds(settled) == ["applied", "applied", "StoreRejectedError", "applied", "applied"], name
             assert writer.problem is None
-    assert db.execute("select count(*) from registry_instance").fetchone() == (3 + len(BAD),)
+    assert db.execute("select count(*) from registry_instance").fetchone() == (4 + len(BAD),)
 
 
 @one_server
 async def test_beat_and_explanation_that_cannot_be_stored_keep_no_others(dsn: str, db: psycopg.Connection) -> None:
     async with writing(dsn) as writer:
         await settle(writer, *(joins(number, seq=1) for number in (1, 2, 3)))
-        await settle(writer, turns(1, Status.DEAD, 2, "ended"), turns(2, Status.DEAD, 2, "ended"))
+        ended = Cause(CauseKind.PROCESS_EXITED, "pid 7")
+        await settle(writer, *(replace(turns(number, Status.DEAD), cause=ended) for number in (1, 2)))
         db.execute("update registry_instance set last_heartbeat = '2020-01-01'")
-        writer.explain(iid(1), "ended: \ud800")
-        writer.explain(iid(2), f"ended: {WORD}")
+        writer.backlog.offer_refined(iid(1), Cause(CauseKind.OUT_OF_MEMORY, "\ud800"))
+        writer.backlog.offer_refined(iid(2), Cause(CauseKind.OUT_OF_MEMORY, WORD))
         now_s = Clock().monotonic()
-        writer.offer_beats([iid(3), "junk"], now_s)
+        writer.backlog.offer_beats([iid(3), "junk"], now_s)
         await eventually(lambda: writer.counts.beats_dropped == 1)
-        await eventually(lambda: writer.pending_beats == 0 and writer.problem is None)
-    causes = "select cause from registry_instance where status = 'dead' order by instance_id"
-    assert db.execute(causes).fetchall() == [("ended",), (f"ended: {WORD}",)]
+        await eventually(lambda: not len(writer.backlog.beats) and writer.problem is None)
+    causes = "select cause_kind::text, cause_detail from registry_instance where status = 'dead' order by instance_id"
+    assert db.execute(causes).fetchall() == [("process_exited", "pid 7"), ("out_of_memory", WORD)]
     assert db.execute(
         "select last_heartbeat > '2021-01-01' from registry_instance where instance_id = %s", (iid(3),)
     ).fetchone() == (True,)
 
 
 @one_server
-async def test_death_is_stored_without_the_cause_that_cannot_be(dsn: str, db: psycopg.Connection) -> None:
+async def test_death_is_stored_without_the_words_that_cannot_be(dsn: str, db: psycopg.Connection) -> None:
     async with writing(dsn) as writer:
         await settle(writer, joins(1, seq=1))
-        assert kinds(await settle(writer, turns(1, Status.DEAD, None, "killed: \ud800"))) == ["applied"]
-    row = db.execute("select status::text, cause from registry_instance").fetchone()
-    assert row == ("dead", "its cause could not be stored")
+        killed = Cause(CauseKind.PROCESS_KILLED, "\ud800")
+        assert kinds(await settle(writer, turns(1, Status.DEAD, None, killed))) == ["applied"]
+    row = db.execute("select status::text, cause_kind::text from registry_instance").fetchone()
+    assert row == ("dead", "process_killed")
 
 
 GUARD = """
@@ -161,10 +175,11 @@ async def test_rule_that_refuses_everything_is_an_outage_in_which_nothing_is_los
         await settle(writer, joins(1, seq=1))
         with psycopg.connect(fresh_dsn, autocommit=True) as owner:
             owner.execute(GUARD.format(rule="raise exception 'closed for repair';"))
-            pending = asyncio.create_task(settle(writer, joins(2, seq=1), turns(2, Status.ALIVE, 2), joins(3, seq=1)))
+            changes = joins(2, seq=1), turns(2, Status.ALIVE, 2), joins(3, seq=1), holds(2), holds(3)
+            pending = asyncio.create_task(settle(writer, *changes))
             await eventually(lambda: "closed for repair" in str(writer.problem))
             owner.execute("drop trigger guard_rows on registry_instance")
-        assert kinds(await pending) == ["applied"] * 3
+        assert kinds(await pending) == ["applied"] * 5
         assert writer.problem is None
 
 
@@ -197,14 +212,16 @@ async def test_database_of_another_encoding_is_refused_by_its_name_in_one_line(
             f"create database {name} template template0 encoding '{encoding}' {provider} lc_collate 'C' lc_ctype 'C'"
         )
     dsn = server.dsn(name)
-    told = f"^the database is away: the encoding of database {name} is {encoding}, and the registry needs UTF8: make .*"
+    expected = (
+        f"^the database is away: the encoding of database {name} is {encoding}, and the registry needs UTF8: make .*"
+    )
     try:
         for ask in (migrate_database, inspect_database):
-            with pytest.raises(StoreUnavailableError, match=told):
+            with pytest.raises(StoreUnavailableError, match=expected):
                 await ask(dsn)
         reader = PostgresStore(dsn, read_only=True)
         await reader.open()
-        with pytest.raises(StoreUnavailableError, match=told):
+        with pytest.raises(StoreUnavailableError, match=expected):
             await reader.current_epoch()
         await reader.close()
         async with writing(dsn) as writer:

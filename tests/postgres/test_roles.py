@@ -10,19 +10,16 @@ import psycopg
 import pytest
 from psycopg import conninfo
 
+from seedcore.core.answers import InstanceFilter
+from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.errors import InvalidInputError, SchemaError
+from seedcore.core.instances import Beat
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Beat, InstanceFilter
-from seedcore.store.connections import PoolLimits
+from seedcore.store.maintenance import check_grant_on_database, grant_on_database, migrate_database
 from seedcore.store.migrations import Migration, known_migrations
-from seedcore.store.postgres import (
-    PostgresStore,
-    check_grant_on_database,
-    grant_on_database,
-    migrate_database,
-)
-from seedcore.store.roles import _KEPT, _PRUNED
-from tests.builders import iid, joins, turns
+from seedcore.store.postgres import PostgresStore
+from seedcore.store.sessions import PoolLimits
+from tests.builders import holds, iid, joins, releases, turns
 from tests.commands import command
 from tests.servers import PostgresServer
 
@@ -76,9 +73,11 @@ async def test_a_registry_works_with_what_its_role_is_given(owner: str) -> None:
         await store.begin("cluster", None, 15.0)
         await store.register_many([joins(number, f"agent {number}", seq=1) for number in (1, 2, 3)])
         await store.set_status_many([turns(number, Status.ALIVE, 2) for number in (1, 2, 3)])
-        await store.set_status_many([turns(1, Status.DEAD, 3, "stopped")])
+        await store.hold_many([holds(2, "upkeep"), releases(2)])
+        await store.set_status_many([turns(1, Status.DEAD, 3, Cause(CauseKind.PROCESS_KILLED))])
         assert await store.beat_many([Beat(iid(2))]) == []
-        assert await store.explain_deaths({iid(1): "stopped: in good order"}) == [iid(1)]
+        better = Cause(CauseKind.OUT_OF_MEMORY, "of its node")
+        assert await store.refine_causes({iid(1): better}) == [iid(1)]
         assert await store.expire_stale(15.0, 10) == []
         await store.stage_epoch("green")
         await store.set_current_epoch("green")
@@ -143,10 +142,22 @@ async def test_registry_needs_nothing_of_what_every_role_may_do(owner: str) -> N
     await store.close()
 
 
-async def test_every_table_is_granted_or_the_owners_alone(owner: str) -> None:
-    with psycopg.connect(owner, autocommit=True) as connection:
-        tables = connection.execute("select tablename from pg_tables where schemaname = current_schema()").fetchall()
-    assert {name for (name,) in tables} == {*_KEPT, *_PRUNED, "schema_migration"}
+async def test_every_table_and_view_is_granted_for_what_the_registry_does_with_it(owner: str) -> None:
+    await grant_on_database(owner, ROLE, None)
+    rights = ", ".join(
+        f"has_table_privilege('{ROLE}', c.oid, '{right}')" for right in ("select", "insert", "update", "delete")
+    )
+    found = run(
+        owner,
+        f"select c.relname::text, {rights} from pg_class c"
+        " where c.relnamespace = current_schema()::regnamespace and c.relkind in ('r', 'v')",
+    )
+    read, kept, pruned = (True, False, False, False), (True, True, True, False), (True, True, True, True)
+    assert {str(name): tuple(may) for name, *may in found} == {
+        **dict.fromkeys(("schema_migration", "instance_row", "fleet", "active_instances", "active_instance"), read),
+        **dict.fromkeys(("cluster_epoch", "cluster_metadata"), kept),
+        **dict.fromkeys(("registry_instance", "registry_transition", "superseded_cluster"), pruned),
+    }
 
 
 async def test_a_role_that_finds_an_old_schema_says_who_must_migrate(server: PostgresServer, owner: str) -> None:
@@ -226,9 +237,7 @@ async def test_what_our_own_role_had_beyond_its_needs_is_taken_from_it(owner: st
     assert run(owner, f"select has_table_privilege('{ROLE}', 'registry_instance', 'truncate')") == [(False,)]
 
 
-async def test_role_works_through_a_migration_that_adds_tables_and_functions(
-    owner: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_role_works_through_a_migration_that_adds_tables_and_functions(owner: str) -> None:
     await grant_on_database(owner, ROLE, None)
     known = known_migrations()
     step = Migration(
@@ -238,26 +247,23 @@ async def test_role_works_through_a_migration_that_adds_tables_and_functions(
         "create function note_more() returns void language sql as 'insert into more_rows (of) values (null)';"
         "revoke execute on function note_more() from public",
     )
-    monkeypatch.setattr("seedcore.store.migrations.known_migrations", lambda: [*known, step])
-    monkeypatch.setattr("seedcore.store.roles.known_migrations", lambda: [*known, step])
-    monkeypatch.setattr("seedcore.store.roles._PRUNED", (*_PRUNED, "more_rows"))
-    # another of the old clients' kind, which deletes nothing
+    # a role as old clients have it, which deletes nothing
     run(owner, 'drop role if exists "old-client"', 'create role "old-client"')
     try:
         run(owner, 'grant select, insert on registry_instance to "old-client"')
-        assert await migrate_database(owner) == [step.name]
+        assert await migrate_database(owner, migrations=[*known, step]) == [step.name]
         run(as_role(owner), "select note_more()", "select nextval('more_number')", "delete from more_rows")
         rights = ("select", "insert", "update", "delete")
         asked = ", ".join(f"has_table_privilege('old-client', 'more_rows', '{right}')" for right in rights)
         assert run(owner, f"select {asked}") == [(True, True, False, False)]
-        # nobody else's: a role that only reads gets nothing
+        # a role that only reads gets no rights
         assert run(owner, "select has_table_privilege('guarded', 'more_rows', 'select')") == [(False,)]
     finally:
         run(owner, 'drop owned by "old-client"', 'drop role "old-client"')
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "expected"),
     [
         ("createrole", "createrole, createdb"),
         ("createdb", "has createrole, createdb"),
@@ -268,15 +274,15 @@ async def test_role_works_through_a_migration_that_adds_tables_and_functions(
     ],
 )
 async def test_role_that_may_more_than_a_registry_needs_is_refused(
-    server: PostgresServer, plain_owner: str, options: str, told: str
+    server: PostgresServer, plain_owner: str, options: str, expected: str
 ) -> None:
     await migrate_database(plain_owner)
     run(server.dsn(), 'drop role if exists "mighty"', 'create role "mighty" createdb')
     run(server.dsn(), f'create role "{ROLE}" login {options}')
     try:
-        with pytest.raises(SchemaError, match=told):
+        with pytest.raises(SchemaError, match=expected):
             await check_grant_on_database(plain_owner, ROLE, with_password=False)
-        with pytest.raises(SchemaError, match=told):
+        with pytest.raises(SchemaError, match=expected):
             await grant_on_database(plain_owner, ROLE, None)
         asked = f"select has_table_privilege('{ROLE}', 'superseded_cluster', 'delete')"
         # by its own rights, not by those of who it is a member of

@@ -1,25 +1,22 @@
-"""SQL by hand: what an operator at psql or another program is told, and what the database lets nobody do."""
+"""SQL by hand: what the functions return to psql and other programs, and what the database refuses."""
 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psycopg
 import pytest
 
-from seedcore.core.lifecycle import Status, is_allowed
-from seedcore.core.model import (
-    MAX_EPOCH_CHARS,
-    MAX_ID_CHARS,
-    MAX_LEASE_S,
-    MAX_TEXT_CHARS,
-    InstanceFilter,
-)
+from seedcore.core.answers import InstanceFilter
+from seedcore.core.lifecycle import Status
+from seedcore.core.limits import MAX_EPOCH_CHARS, MAX_ID_CHARS, MAX_LEASE_S, MAX_TEXT_CHARS
 from seedcore.core.selection import best
-from seedcore.store.memory import MAX_STAGED_EPOCHS
+from seedcore.store.migrations import known_migrations
 from seedcore.store.postgres import PostgresStore
+from seedcore.store.tables import MAX_STAGED_EPOCHS
 from tests.builders import iid, joins, turns
 
 UNKNOWN_INSTANCE = "SC001"
@@ -43,7 +40,7 @@ def refused(sqlstate: str) -> Iterator[None]:
 
 
 def call(db: psycopg.Connection, statement: str, *parameters: object) -> object:
-    """The one value that a statement answers."""
+    """The one value that a statement returns."""
     row = db.execute(statement, parameters).fetchone()
     assert row is not None
     return row[0]
@@ -80,7 +77,7 @@ def test_registering_answers_the_epoch_and_again_the_same(db: psycopg.Connection
         ("%(id)s, E'hand\\n4'", BAD_PARAMETER),
         ("%(id)s, E'hand\\x7f'", BAD_PARAMETER),
         ("%(id)s, repeat('x', 256)", CHECK),
-        ("%(id)s, 'agent', repeat('x', 129)", CHECK),
+        ("%(id)s, 'agent', repeat('x', 129)", BAD_PARAMETER),
         ("%(id)s, 'agent', ' '", BAD_PARAMETER),
         ("%(id)s, 'agent', p_actor_name => ' '", BAD_PARAMETER),
         ("%(id)s, 'agent', p_organ_id => E'\\t'", BAD_PARAMETER),
@@ -116,7 +113,7 @@ def test_bad_registration_is_an_error_and_leaves_nothing(db: psycopg.Connection,
 
 
 def test_refused_value_is_named_with_its_limit(db: psycopg.Connection) -> None:
-    for arguments, says in (
+    for arguments, expected in (
         ("'  '", "logical_id must not be empty"),
         ("E'a\\nb'", "logical_id must not contain control characters"),
         ("'a', p_labels => '{\"b\": 5}'", 'label "b" must be text'),
@@ -126,10 +123,10 @@ def test_refused_value_is_named_with_its_limit(db: psycopg.Connection) -> None:
         with pytest.raises(psycopg.Error) as caught:
             db.execute(f"select register_instance('{iid(1)}', {arguments})")
         assert str(caught.value).startswith(f"instance {iid(1)}: ")
-        assert says in str(caught.value)
+        assert expected in str(caught.value)
 
 
-def test_batches_must_be_given_and_fit_together(db: psycopg.Connection) -> None:
+def test_arrays_of_a_batch_must_be_given_and_fit_together(db: psycopg.Connection) -> None:
     instance_id = register(db)
     for call_of, sqlstate in (
         ("register_instances(null)", NULL_GIVEN),
@@ -138,22 +135,40 @@ def test_batches_must_be_given_and_fit_together(db: psycopg.Connection) -> None:
         ("beat_many(null)", NULL_GIVEN),
         ("beat_many(array[%(id)s, null]::uuid[])", NULL_GIVEN),
         ("beat_many(array[%(id)s]::uuid[], array[0, 0])", BAD_PARAMETER),
-        ("set_instance_statuses(null, null, null, null)", NULL_GIVEN),
-        ("set_instance_statuses(array[%(id)s]::uuid[], array[null]::instancestatus[], null, null)", NULL_GIVEN),
-        ("set_instance_statuses(array[%(id)s]::uuid[], '{alive,dead}', null, null)", BAD_PARAMETER),
-        ("set_instance_statuses(array[%(id)s]::uuid[], '{alive}', '{1,2}', null)", BAD_PARAMETER),
-        ("set_instance_statuses(array[%(id)s]::uuid[], '{alive}', null, '{}')", BAD_PARAMETER),
+        ("set_instance_statuses(null, '{}', null, null, null, null)", NULL_GIVEN),
+        ("set_instance_statuses('{}', null, null, null, null, null)", NULL_GIVEN),
+        (
+            "set_instance_statuses(array[%(id)s]::uuid[], array[null]::instancestatus[], null, null, null, null)",
+            NULL_GIVEN,
+        ),
+        ("set_instance_statuses(array[%(id)s]::uuid[], '{alive,dead}', null, null, null, null)", BAD_PARAMETER),
+        ("set_instance_statuses(array[%(id)s]::uuid[], '{alive}', '{1,2}', null, null, null)", BAD_PARAMETER),
+        ("set_instance_statuses(array[%(id)s]::uuid[], '{alive}', null, '{}', null, null)", BAD_PARAMETER),
+        ("set_instance_statuses(array[%(id)s]::uuid[], '{alive}', null, null, null, null, 'w', '{}')", BAD_PARAMETER),
+        ("hold_instances(null, '{}', null, null, null, null)", NULL_GIVEN),
+        ("hold_instances(array[%(id)s]::uuid[], null, null, null, null, null)", NULL_GIVEN),
+        (
+            "hold_instances(array[%(id)s]::uuid[], '{node}', array['{}', null]::jsonb[], null, null, null)",
+            BAD_PARAMETER,
+        ),
+        ("hold_instances(array[%(id)s]::uuid[], '{node}', array['[]']::jsonb[], null, null, null)", BAD_PARAMETER),
+        (
+            "hold_instances(array[%(id)s]::uuid[], '{node}', array['{\"a\": 1}']::jsonb[], null, null, null)",
+            BAD_PARAMETER,
+        ),
+        ("refine_causes(array[%(id)s]::uuid[], null, null)", NULL_GIVEN),
+        ("refine_causes(array[%(id)s]::uuid[], '{}', null)", BAD_PARAMETER),
     ):
         with refused(sqlstate):
             db.execute(f"select * from {call_of}", {"id": instance_id})
     assert call(db, "select status::text from registry_instance") == "starting"
-    statement = "select outcome from set_instance_statuses(array[%s]::uuid[], '{alive}', null, null)"
+    statement = "select outcome from set_instance_statuses(array[%s]::uuid[], '{alive}', null, null, null, null)"
     assert call(db, statement, instance_id) == "applied"
     assert db.execute("select * from beat_many('{}')").fetchall() == []
     assert db.execute("select * from register_instances('[]')").fetchall() == []
 
 
-def test_refused_registration_says_why_in_its_sqlstate(db: psycopg.Connection) -> None:
+def test_refused_registration_has_its_reason_as_sqlstate(db: psycopg.Connection) -> None:
     register(db, 1, "mine")
     with refused(ANOTHER_AGENT):
         db.execute("select register_instance(%s, 'yours')", (iid(1),))
@@ -221,10 +236,85 @@ def test_bad_status_change_is_an_error_and_changes_nothing(
     ]
 
 
-@pytest.mark.parametrize("current", Status)
-@pytest.mark.parametrize("wanted", Status)
-def test_transition_table_is_the_packages(db: psycopg.Connection, current: Status, wanted: Status) -> None:
-    assert call(db, "select status_may_become(%s, %s)", current.value, wanted.value) == is_allowed(current, wanted)
+def test_cause_of_a_status_change_has_the_kind_that_is_given(db: psycopg.Connection) -> None:
+    instance_id = register(db)
+    cause = "select cause_kind::text, cause_detail, cause_by from registry_instance"
+    for arguments, expected in (
+        ("'alive'", (None, None, None)),
+        ("'draining', null, 'a pause'", ("agent", "a pause", None)),
+        ("'alive', null, ''", (None, None, None)),
+        ("'dead', null, null, 'operator', 'ann'", ("operator", None, "ann")),
+    ):
+        assert call(db, f"select set_instance_status(%s, {arguments})", instance_id) == "applied"
+        assert db.execute(cause).fetchone() == expected, arguments
+
+
+# Holds
+
+
+def test_instance_is_drained_and_released_by_hand(db: psycopg.Connection) -> None:
+    instance_id = register(db, status="alive")
+    hold = "select hold_instance(%s, 'upkeep', 'ann', '2030-01-01 12:00+02')"
+    assert call(db, hold, instance_id) == "applied"
+    with db.transaction():
+        db.execute("set local time zone 'Asia/Tokyo'")
+        assert call(db, hold, instance_id) == "unchanged"
+    held = db.execute("select status::text, reported_status::text, holds from registry_instance").fetchone()
+    assert held is not None
+    assert held[:2] == ("draining", "alive")
+    assert set(held[2]) == {"operator"}
+    assert held[2]["operator"].pop("since")
+    assert held[2]["operator"] == {"reason": "upkeep", "by": "ann", "expires_at": "2030-01-01T10:00:00.000000+00:00"}
+    assert call(db, "select hold_instance(%s)", instance_id) == "applied"
+    assert call(db, "select release_instance(%s, p_kind => 'node')", instance_id) == "unchanged"
+    assert call(db, "select release_instance(%s, 'done', 'ann')", instance_id) == "applied"
+    assert call(db, "select release_instance(%s)", instance_id) == "unchanged"
+    kept = db.execute(
+        "select to_status::text, hold::text, cause_kind::text, cause_detail, cause_by, expires_at is null"
+        "  from registry_transition order by id desc limit 3"
+    ).fetchall()
+    assert kept == [
+        ("alive", "operator", "operator", "done", "ann", True),
+        ("draining", "operator", "operator", None, None, True),
+        ("draining", "operator", "operator", "upkeep", "ann", False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("statement", "sqlstate"),
+    [
+        ("select hold_instance(null)", NULL_GIVEN),
+        ("select hold_instance(%(id)s, p_kind => null)", NULL_GIVEN),
+        ("select hold_instance(%(id)s, p_kind => 'whim')", BAD_TEXT),
+        ("select hold_instance(%(id)s, repeat('x', 1025))", BAD_PARAMETER),
+        ("select hold_instance(%(id)s, p_by => repeat('x', 256))", BAD_PARAMETER),
+        ("select hold_instance(%(id)s, p_expires_at => 'infinity')", BAD_PARAMETER),
+        ("select hold_instance(%(unknown)s)", UNKNOWN_INSTANCE),
+        ("select hold_instance(%(dead)s)", FORBIDDEN_TRANSITION),
+        ("select release_instance(null)", NULL_GIVEN),
+        ("select release_instance(%(unknown)s)", UNKNOWN_INSTANCE),
+        ("update registry_instance set holds = '[]' where instance_id = %(id)s", BAD_PARAMETER),
+        ("update registry_instance set holds = '{\"whim\": {}}' where instance_id = %(id)s", BAD_TEXT),
+        ("update registry_instance set holds = '{\"node\": 7}' where instance_id = %(id)s", BAD_PARAMETER),
+    ],
+)
+def test_bad_hold_is_an_error_and_changes_nothing(db: psycopg.Connection, statement: str, sqlstate: str) -> None:
+    ids = {"id": register(db, 1, status="alive"), "dead": register(db, 2, status="dead"), "unknown": iid(9)}
+    with refused(sqlstate):
+        db.execute(statement, ids)
+    assert call(db, "select count(*) from registry_instance where holds <> '{}' or status = 'draining'") == 0
+
+
+def test_status_that_is_written_directly_is_the_reported_one(db: psycopg.Connection) -> None:
+    register(db, status="alive")
+    db.execute("update registry_instance set status = 'draining'")
+    assert call(db, "select reported_status::text from registry_instance") == "draining"
+    db.execute("update registry_instance set holds = '{\"node\": {}}', status = 'alive'")
+    row = db.execute("select status::text, reported_status::text, holds -> 'node' from registry_instance").fetchone()
+    assert row is not None
+    assert row[:2] == ("draining", "alive")
+    assert row[2].pop("since")
+    assert row[2] == {"reason": None, "by": None, "expires_at": None}
 
 
 # Beats, epochs, expiry
@@ -274,11 +364,11 @@ def test_flip_answers_the_number_and_refuses_what_is_no_epoch(db: psycopg.Connec
         with refused(BAD_PARAMETER):
             db.execute("select set_current_epoch(%s)", (bad,))
         with refused(BAD_PARAMETER):
-            db.execute("select prepare_epoch(%s)", (bad,))
+            db.execute("select stage_epoch(%s)", (bad,))
     assert call(db, "select current_epoch from cluster_metadata") == "green"
 
 
-def test_sweeps_answer_whom_they_ended_and_take_no_more_than_they_may(db: psycopg.Connection) -> None:
+def test_sweeps_return_what_they_ended_and_keep_their_limit(db: psycopg.Connection) -> None:
     for number in (1, 2, 3):
         register(db, number, f"agent-{number}")
     register(db, 4, "witness")
@@ -310,7 +400,7 @@ def test_sweeps_answer_whom_they_ended_and_take_no_more_than_they_may(db: psycop
     assert db.execute("select logical_id from expire_old_epoch_instances()").fetchall() == [("witness",)]
 
 
-# What nobody may do
+# What the database refuses
 
 
 @pytest.mark.parametrize(
@@ -323,7 +413,7 @@ def test_sweeps_answer_whom_they_ended_and_take_no_more_than_they_may(db: psycop
         ("stopped_at = null", CHECK),
         ("logical_id = 'another'", ANOTHER_AGENT),
         ("instance_id = '00000000-0000-0000-0000-000000000000'", ANOTHER_AGENT),
-        ("cluster_epoch = 'nobody-staged-it'", FOREIGN_KEY),
+        ("cluster_epoch = 'never-staged'", FOREIGN_KEY),
     ],
 )
 def test_direct_update_cannot_revive_or_rename_the_dead(db: psycopg.Connection, change: str, sqlstate: str) -> None:
@@ -352,7 +442,7 @@ def test_direct_update_that_is_allowed_keeps_the_books(db: psycopg.Connection) -
     register(db, status="alive")
     before = db.execute("select status_changed_at, version from registry_instance").fetchone()
     assert before is not None
-    db.execute("update registry_instance set status = 'dead', cause = 'by hand'")
+    db.execute("update registry_instance set status = 'dead', cause_kind = 'operator', cause_detail = 'by hand'")
     row = db.execute("select status_changed_at, version, stopped_at from registry_instance").fetchone()
     assert row is not None
     assert row[0] == row[2] > before[0]
@@ -409,3 +499,39 @@ def test_views_show_every_column_of_the_table(db: psycopg.Connection) -> None:
     columns = set(db.execute(statement, ("registry_instance",)))
     assert set(db.execute(statement, ("active_instance",))) == columns
     assert set(db.execute(statement, ("active_instances",))) == columns
+
+
+_WITHOUT_COMMENT = """
+with named as (
+    select c.oid, c.relname, c.reltype, c.relkind from pg_class c
+     where c.relnamespace = 'public'::regnamespace
+       and c.relname not in ('schema_migration', 'registry_transition_id_seq'))
+select 'relation', n.relname::text
+  from named n where n.relkind in ('r', 'v', 'S') and obj_description(n.oid, 'pg_class') is null
+union all
+select 'column', n.relname || '.' || a.attname
+  from named n join pg_attribute a on a.attrelid = n.oid and a.attnum > 0
+ where n.relkind = 'r' and col_description(n.oid, a.attnum) is null
+union all
+select 'type', t.typname::text
+  from pg_type t
+ where t.typnamespace = 'public'::regnamespace and obj_description(t.oid, 'pg_type') is null
+   and (t.typtype = 'e' or t.oid in (select n.reltype from named n where n.relkind = 'c'))
+union all
+select 'function', p.oid::regprocedure::text
+  from pg_proc p where p.pronamespace = 'public'::regnamespace and obj_description(p.oid, 'pg_proc') is null
+"""
+
+
+def test_every_table_column_view_type_and_function_has_a_comment(db: psycopg.Connection) -> None:
+    assert db.execute(_WITHOUT_COMMENT).fetchall() == []
+
+
+def test_no_function_stands_twice_in_the_schema() -> None:
+    made = [
+        name
+        for migration in known_migrations()
+        for name in re.findall(r"^create (?:or replace )?function (\w+)", migration.sql, re.MULTILINE)
+    ]
+    assert len(made) > 30
+    assert sorted(made) == sorted(set(made))

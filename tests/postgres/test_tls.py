@@ -1,4 +1,4 @@
-"""PostgreSQL over TLS: the server is who it says it is, or nothing is said to it."""
+"""PostgreSQL over TLS: a server without a valid certificate is sent nothing."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import trustme
 from psycopg import conninfo
 
 from seedcore.core.errors import StoreUnavailableError
-from seedcore.store.connections import PoolLimits
-from seedcore.store.postgres import PostgresStore, inspect_database, is_unverified
+from seedcore.store.dsn import is_unverified
+from seedcore.store.maintenance import inspect_database
+from seedcore.store.postgres import PostgresStore
+from seedcore.store.sessions import PoolLimits
 from tests.servers import TEMPLATE, PostgresServer, running_server
 
 
@@ -58,7 +60,7 @@ async def test_a_store_works_over_a_connection_that_is_verified(secured: dict[st
 
 
 @pytest.mark.parametrize(
-    ("authority", "more", "says"),
+    ("authority", "more", "expected"),
     [
         ("other", {}, "certificate verify failed"),
         ("signed", {"host": "127.0.0.1"}, "does not match"),
@@ -66,9 +68,9 @@ async def test_a_store_works_over_a_connection_that_is_verified(secured: dict[st
     ],
 )
 async def test_whoever_is_not_proven_to_be_the_server_is_told_nothing(
-    secured: dict[str, str], authority: str | None, more: dict[str, str], says: str
+    secured: dict[str, str], authority: str | None, more: dict[str, str], expected: str
 ) -> None:
-    with pytest.raises(StoreUnavailableError, match=says) as refused:
+    with pytest.raises(StoreUnavailableError, match=expected) as refused:
         await inspect_database(dsn_of(secured, authority, password="hush", **more))
     assert "hush" not in str(refused.value)
 

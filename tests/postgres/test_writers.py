@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+from seedcore.core.answers import OutcomeKind
+from seedcore.core.changes import RegisterChange
+from seedcore.core.instances import Beat
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Beat, OutcomeKind, RegisterChange
-from seedcore.store.connections import PoolLimits
 from seedcore.store.postgres import PostgresStore
+from seedcore.store.sessions import PoolLimits
 from tests.builders import iid, joins, turns
 from tests.conformance.worlds import EVERYONE
 

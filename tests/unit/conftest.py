@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from seedcore.registry import session
+from seedcore.registry.ray_support import session
 
 
 def _refuse(*_: object, **__: object) -> None:

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from seedcore.core.ports import DeathWitness, OnDeath
-from seedcore.registry.config import RegistryConfig
-from seedcore.registry.service import Registry
+from seedcore.registry.server.config import RegistryConfig
 from seedcore.store.memory import MemoryStore, Tables
 from tests.builders import START
-from tests.unit.test_service import NobodyWatches
+from tests.local import LocalRegistry as Registry
+from tests.unit.test_registry import NoWitness
 from tests.waiting import eventually
 
 
@@ -18,14 +18,15 @@ from tests.waiting import eventually
 async def joined_registry(
     config: RegistryConfig,
     tables: Tables,
-    watch_factory: Callable[[OnDeath], DeathWitness] = NobodyWatches,
+    watch_factory: Callable[[OnDeath], DeathWitness] = NoWitness,
+    store: MemoryStore | None = None,
 ) -> AsyncIterator[Registry]:
     """One that has joined its store."""
 
-    async def store() -> MemoryStore:
-        return MemoryStore(lambda: START, tables)
+    async def make_store() -> MemoryStore:
+        return store if store is not None else MemoryStore(lambda: START, tables)
 
-    registry = Registry(config, store, watch_factory=watch_factory)
+    registry = Registry(config, make_store, watch_factory=watch_factory)
     registry.start()
 
     async def is_ready() -> bool:

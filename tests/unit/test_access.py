@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Awaitable, Callable
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -15,23 +15,14 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from seedcore.core.errors import ConfigurationError, InvalidInputError
-from seedcore.discovery.access import (
-    Access,
-    Right,
-    TokenFile,
-    check_bind,
-    check_proxies,
-    is_behind_haproxy,
-    is_loopback,
-    new_token,
-    parse_tokens,
-)
+from seedcore.discovery.access import Access, check_bind, check_proxies, is_behind_haproxy, is_loopback
 from seedcore.discovery.guard import STATE, Guard, needed_right
+from seedcore.discovery.tokens import Right, TokenFile, new_token, parse_tokens
 from seedcore.discovery.traffic import MAX_CALLERS, Rates
 from seedcore.settings import Settings, load_settings
 from tests.waiting import eventually
 
-NOW = datetime(2026, 3, 1, tzinfo=timezone.utc)
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
 LOOPBACK = "127.0.0.1"
 PUBLIC = "0.0.0.0"
 # of this machine, on its network
@@ -41,7 +32,7 @@ LAN = "10.20.30.40"
 @pytest.fixture
 def tokens(tmp_path: Path) -> dict[str, str]:
     """Secrets by name, and the file of their hashes at `file`."""
-    past, future = datetime.now(timezone.utc) - timedelta(days=1), datetime.now(timezone.utc) + timedelta(days=1)
+    past, future = datetime.now(UTC) - timedelta(days=1), datetime.now(UTC) + timedelta(days=1)
     made = {
         "reader": new_token("reader", Right.READ),
         "writer": new_token("writer", Right.WRITE, future),
@@ -389,7 +380,7 @@ def test_more_tokens_than_are_compared_in_time_are_left_out() -> None:
     line = new_token("ci", Right.READ)[1].line()
     tokens, problems = parse_tokens(f"{line}\n" * 1002)
     assert len(tokens) == 1000
-    assert [problem.startswith("line 1001: the tokens must be at most 1000") for problem in problems] == [True]
+    assert [problem.startswith("line 1001: ") and "1000 tokens" in problem for problem in problems] == [True]
 
 
 @pytest.mark.parametrize("content", [None, "", "# nobody\n", "junk", b"\xff\xfe", "#" * (1024 * 1024 + 1)])
@@ -460,7 +451,7 @@ def test_a_file_that_grows_beyond_its_bound_leaves_what_it_had(tmp_path: Path) -
     tokens = TokenFile(file)
     file.write_text("#" * (1024 * 1024 + 1))
     assert tokens.owner_of(secret, NOW).right is Right.WRITE
-    assert "still hold" in tokens.problems[0]
+    assert len(tokens.problems) == 1
 
 
 def test_a_token_ends_when_it_was_said_to(tmp_path: Path) -> None:
@@ -563,7 +554,7 @@ async def test_one_address_has_only_so_much_worked_at_at_once() -> None:
     may_end.set()
     assert await asyncio.gather(*asked) == [*([200] * 3), 429, 429, 200, 200, *([429] * 3), *([200] * 3)]
     assert await ask("/v1/instances", "10.0.0.1") == 200
-    assert not judges[1]._at_work
+    assert judges[1].requests_at_work == 0
 
 
 # What goes wrong
@@ -599,7 +590,7 @@ def test_requests_are_counted_by_the_second_and_addresses_are_bounded() -> None:
     assert rates.wait_s("a", 0.15) == 0.0
     for number in range(MAX_CALLERS + 10):
         rates.wait_s(f"peer {number}", 1.0)
-    assert len(rates._buckets) == MAX_CALLERS
+    assert rates.callers == MAX_CALLERS
 
 
 # Secrets

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -10,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from seedcore.core.batch import BeatBatch, ChangeBatch
+from seedcore.core.changes import Change, HoldChange, RegisterChange, StatusChange
 from seedcore.core.errors import BacklogFullError
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Change, RegisterChange
-from tests.builders import iid, joins, turns
+from tests.builders import holds, iid, joins, turns
 
 CAPACITY = 4
 IDS = st.sampled_from([iid(number) for number in range(8)])
@@ -156,6 +157,7 @@ def test_discard_removes_the_beat_of_an_ended_instance() -> None:
 
 
 INSTANCES = st.integers(0, 3)
+STAGES: list[type[Change]] = [RegisterChange, StatusChange, HoldChange]
 
 
 @st.composite
@@ -163,11 +165,13 @@ def changes(draw: st.DrawFn) -> Change:
     number = draw(INSTANCES)
     if draw(st.booleans()):
         return joins(number, seq=draw(st.integers(0, 1000)))
+    if draw(st.booleans()):
+        return replace(holds(number), number=draw(st.integers(0, 1000)))
     return turns(number, draw(st.sampled_from(Status)), seq=draw(st.integers(0, 1000)))
 
 
 class ChangeBatchMachine(RuleBasedStateMachine):
-    """Any interleaving of changes, complete or partial commits, and failures."""
+    """Any interleaving of changes, declared deaths, complete or partial commits, and failures."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -175,9 +179,13 @@ class ChangeBatchMachine(RuleBasedStateMachine):
         self.accepted: list[Change] = []
         self.committed: list[Change] = []
         self.in_flight: list[Change] | None = None
+        self.dead: set[str] = set()
 
     @rule(change=changes())
     def offer(self, change: Change) -> None:
+        if change.instance_id in self.dead:
+            # the registry accepts nothing of an instance that it has declared dead
+            return
         before = len(self.batch)
         try:
             self.batch.offer(change)
@@ -186,6 +194,14 @@ class ChangeBatchMachine(RuleBasedStateMachine):
         else:
             self.accepted.append(change)
 
+    @rule(number=INSTANCES)
+    def declare_dead(self, number: int) -> None:
+        if iid(number) not in self.dead:
+            death = StatusChange(iid(number), Status.DEAD, number=number)
+            assert self.batch.offer_death(death)
+            self.dead.add(iid(number))
+            self.accepted.append(death)
+
     @precondition(lambda self: self.in_flight is None)
     @rule(limit=st.integers(1, 8))
     def take(self, limit: int) -> None:
@@ -193,29 +209,22 @@ class ChangeBatchMachine(RuleBasedStateMachine):
         taken = self.batch.take(limit)
         assert len(taken) <= limit
         assert taken or not waiting
-        changed: set[str] = set()
+        stages: dict[str, int] = {}
         for change in taken:
-            if isinstance(change, RegisterChange):
-                assert change.instance_id not in changed, "a registration would overtake an earlier status change"
-            else:
-                changed.add(change.instance_id)
+            stage = STAGES.index(type(change))
+            assert stage >= stages.get(change.instance_id, 0), "it would overtake an earlier change of its instance"
+            stages[change.instance_id] = stage
         self.in_flight = taken
 
     @precondition(lambda self: self.in_flight is not None)
-    @rule(registrations_succeed=st.booleans(), statuses_succeed=st.booleans())
-    def commit(self, registrations_succeed: bool, statuses_succeed: bool) -> None:
-        """Commit like the writer: registrations first, then statuses. Failed changes are put back."""
+    @rule(stages=st.integers(0, len(STAGES)))
+    def commit(self, stages: int) -> None:
+        """Commit like the writer: registrations first, then statuses, then holds. Failed changes are put back."""
         assert self.in_flight is not None
-        registrations = [change for change in self.in_flight if isinstance(change, RegisterChange)]
-        statuses = [change for change in self.in_flight if not isinstance(change, RegisterChange)]
-        left: list[Change] = [*registrations, *statuses]
-        if registrations_succeed:
-            self.committed += registrations
-            left = [*statuses]
-            if statuses_succeed:
-                self.committed += statuses
-                left = []
-        self.batch.put_back(left)
+        in_order = sorted(self.in_flight, key=lambda change: STAGES.index(type(change)))
+        done = sum(STAGES.index(type(change)) < stages for change in in_order)
+        self.committed += in_order[:done]
+        self.batch.put_back(in_order[done:])
         self.in_flight = None
 
     @invariant()
@@ -249,6 +258,27 @@ def test_full_backlog_refuses_a_change_and_stays_unchanged() -> None:
     assert batch.take(10) == [turns(1, Status.ALIVE), turns(1, Status.DRAINING)]
 
 
+def test_declared_death_is_never_refused_and_takes_no_room() -> None:
+    batch = ChangeBatch(capacity=2)
+    deaths = [StatusChange(iid(number), Status.DEAD, number=number) for number in range(4)]
+    batch.offer(joins(0))
+    batch.offer(turns(0, Status.ALIVE))
+    for death in deaths:
+        assert batch.offer_death(death)
+    assert not batch.offer_death(StatusChange(iid(3), Status.DEAD, number=9))
+    assert len(batch) == 6
+    with pytest.raises(BacklogFullError):
+        batch.require_room()
+    # before the changes of others, and after those of its own instance
+    assert batch.take(4) == [*deaths[1:], joins(0)]
+    batch.require_room()
+    batch.put_back(deaths[1:2])
+    assert batch.take(1) == deaths[1:2]
+    assert batch.take(10) == [turns(0, Status.ALIVE)]
+    assert batch.take(10) == deaths[:1]
+    assert len(batch) == 0
+
+
 def test_put_back_is_never_refused() -> None:
     batch = ChangeBatch(capacity=2)
     first = [turns(1, Status.ALIVE, 1), turns(1, Status.DRAINING, 2)]
@@ -262,13 +292,15 @@ def test_put_back_is_never_refused() -> None:
     assert batch.take(10) == [*first, turns(1, Status.ALIVE, 3), turns(1, Status.DEAD, 4)]
 
 
-def test_batch_ends_before_a_registration_that_would_overtake_a_status_change() -> None:
+def test_batch_ends_before_a_change_that_would_overtake_an_earlier_one_of_its_instance() -> None:
     batch = ChangeBatch(capacity=10)
     life: list[Change] = [joins(1), turns(1, Status.ALIVE), joins(2), joins(1, seq=5), turns(1, Status.DRAINING)]
-    for change in life:
+    held: list[Change] = [holds(1), holds(2), turns(3, Status.ALIVE), turns(2, Status.ALIVE)]
+    for change in [*life, *held]:
         batch.offer(change)
     assert batch.take(10) == life[:3]
-    assert batch.take(10) == life[3:]
+    assert batch.take(10) == [*life[3:], *held[:3]]
+    assert batch.take(10) == held[3:]
     assert batch.take(10) == []
 
 

@@ -7,11 +7,11 @@ from itertools import pairwise
 from seedcore.core.comebacks import LONGEST_S, Comebacks
 
 
-def flap(comebacks: Comebacks, begin_s: float, for_s: float, lives_s: float) -> list[float]:
+def flap(comebacks: Comebacks, begin_s: float, duration_s: float, lives_s: float) -> list[float]:
     """When an agent came back that dies `lives_s` seconds after each comeback."""
     came: list[float] = []
     now_s = begin_s
-    while now_s < begin_s + for_s:
+    while now_s < begin_s + duration_s:
         comebacks.note("dead", now_s)
         while comebacks.problem(now_s) is not None:
             now_s += 0.1

@@ -9,6 +9,7 @@ import pickle
 import pytest
 
 from seedcore.core import errors
+from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.errors import (
     ForbiddenTransitionError,
     InstanceDeadError,
@@ -78,9 +79,9 @@ def test_invalid_input_is_a_value_error() -> None:
     assert isinstance(InvalidInputError("field", "why"), ValueError)
 
 
-def test_death_without_a_known_cause_is_told_without_one() -> None:
+def test_death_without_a_known_cause_names_none() -> None:
     assert str(InstanceDeadError("some-id")) == "instance some-id is dead; dead is final, register a new instance"
-    assert "(lease expired)" in str(InstanceDeadError("some-id", "lease expired"))
+    assert "(lease expired)" in str(InstanceDeadError("some-id", Cause(CauseKind.LEASE_EXPIRED)))
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ from functools import partial
 from hypothesis import given
 from hypothesis import strategies as st
 
+from seedcore.core.answers import InstanceFilter
 from seedcore.core.feed import Feed, FeedBatch
+from seedcore.core.instances import Instance
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Instance, InstanceFilter
 from tests.builders import iid, instance
 
 ALL = InstanceFilter(statuses=None)
@@ -142,9 +143,9 @@ def test_a_feed_remembers_so_many_bytes_of_instances_and_says_how_far_it_reaches
     for _ in range(200):
         feed.append(heavy, heavy)
         assert feed.bytes <= 1_000_000
-    told = [version for version in range(200) if not feed.since("stream", version, ALL).is_reset]
-    assert told == list(range(200 - len(told), 200))
-    assert 0 < len(told) < 100
+    kept = [version for version in range(200) if not feed.since("stream", version, ALL).is_reset]
+    assert kept == list(range(200 - len(kept), 200))
+    assert 0 < len(kept) < 100
     light = instance(2, "light")
     for _ in range(400):
         feed.append(light, light)

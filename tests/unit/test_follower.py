@@ -1,30 +1,29 @@
-"""A follower trusts its copy as long as the registry vouches for it, and not a moment longer."""
+"""A follower trusts its cache exactly as long as the registry confirms it."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
-from seedcore.core.errors import RegistryUnavailableError
-from seedcore.core.lifecycle import Status
-from seedcore.core.model import InstanceFilter
+from seedcore.core.answers import InstanceFilter, Listing
+from seedcore.core.clock import Clock
+from seedcore.core.feed import FeedBatch
 from seedcore.core.paging import decode_cursor
-from seedcore.registry import follower as module
-from seedcore.registry import service
-from seedcore.registry.config import RegistryConfig
-from seedcore.registry.follower import Follower
-from seedcore.registry.service import Registry
+from seedcore.registry.caller.follower import Follower, FollowTimes
+from seedcore.registry.server.config import RegistryConfig
 from seedcore.store.memory import MemoryStore, Tables
 from tests.builders import START, iid, joins
+from tests.local import LocalRegistry as Registry
 from tests.unit.conftest import Membership
 from tests.unit.registries import joined_registry
 from tests.waiting import eventually
 
+TIMES = FollowTimes(wait_s=0.05, retry_s=0.001, retry_longest_s=0.01)
 CONFIG = RegistryConfig("cluster", flush_interval_s=0.01, linger_s=0.0, epoch_check_s=0.01, feed_capacity=5)
 
 
@@ -39,11 +38,48 @@ async def registry(tables: Tables) -> AsyncIterator[Registry]:
         yield registry
 
 
+@dataclass
+class Seen:
+    """The callbacks of a follower."""
+
+    changes: list[str] = field(default_factory=list)
+    resets: int = 0
+
+    def reset(self) -> None:
+        self.resets += 1
+
+
+class Stalled:
+    """A connection whose answers this process reads late: its clock advances while it waits."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self.stall_s = 0.0
+        self.advanced_s = 0.0
+        self.answers = 0
+
+    def now_s(self) -> float:
+        return time.monotonic() + self.advanced_s
+
+    async def changes(self, *args: Any, **options: Any) -> FeedBatch:
+        batch = await self._registry.changes(*args, **options)
+        self.advanced_s += self.stall_s
+        self.answers += 1
+        return batch
+
+    async def page(self, *args: Any, **options: Any) -> Listing:
+        return await self._registry.page(*args, **options)
+
+
 @pytest.fixture
-async def follower(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Follower]:
-    monkeypatch.setattr(module, "_WAIT_S", 0.05)
+def seen() -> Seen:
+    return Seen()
+
+
+@pytest.fixture
+async def follower(registry: Registry, seen: Seen) -> AsyncIterator[Follower]:
     connection: Any = registry
-    follower = Follower(connection)
+    follower = Follower(connection, on_change=seen.changes.append, on_reset=seen.reset, times=TIMES)
     follower.start()
     assert await follower.until_current(10.0)
     yield follower
@@ -56,27 +92,23 @@ def held(follower: Follower) -> list[str]:
     return [row.instance_id for row in rows]
 
 
-async def test_it_hears_of_whom_it_concerns(registry: Registry, follower: Follower) -> None:
-    told: list[str] = []
-    follower._on_change = told.append
+async def test_follower_reports_each_changed_agent(registry: Registry, follower: Follower, seen: Seen) -> None:
     for number in (1, 2):
         await registry.register(joins(number, f"agent-{number}", organ_id=f"organ-{number}").registration)
     await eventually(lambda: held(follower) == [iid(1), iid(2)], every_s=0.001)
-    await registry.set_status(iid(1), Status.DEAD)
+    await registry.deregister(instance_ids=[iid(1)])
     await eventually(lambda: held(follower) == [iid(2)], every_s=0.001)
-    assert set(told) == {"agent-1", "agent-2"}
-    assert told.count("agent-1") >= 2
+    assert set(seen.changes) == {"agent-1", "agent-2"}
+    assert seen.changes.count("agent-1") >= 2
 
 
-async def test_one_that_fell_behind_what_the_feed_remembers_begins_anew(registry: Registry, follower: Follower) -> None:
-    resets: list[int] = []
-    follower._on_reset = lambda: resets.append(1)
+async def test_follower_that_is_behind_the_feed_lists_again(registry: Registry, follower: Follower, seen: Seen) -> None:
     await asyncio.gather(*(registry.register(joins(n, f"agent-{n}").registration) for n in range(1, 40)))
     await eventually(lambda: len(held(follower)) == 39 and follower.is_current, every_s=0.001)
-    assert len(resets) == follower.resets - 1 >= 1
+    assert seen.resets == follower.resets >= 2
 
 
-async def test_the_copy_of_a_superseded_registry_is_trusted_no_more(
+async def test_cache_of_a_superseded_registry_is_not_trusted(
     registry: Registry, follower: Follower, tables: Tables
 ) -> None:
     await registry.register(joins(1).registration)
@@ -85,52 +117,65 @@ async def test_the_copy_of_a_superseded_registry_is_trusted_no_more(
     await rival.begin("cluster", None, 15.0)
     await eventually(lambda: not follower.is_current, every_s=0.001)
     # and stays so, however often it asks
-    before = follower.resets
-    for _ in range(5):
-        with pytest.raises(RegistryUnavailableError):
-            await follower._step()
+    resets, failures = follower.resets, follower.failures
+    await eventually(lambda: follower.failures >= failures + 5, every_s=0.001)
     assert not follower.is_current
-    assert follower.resets == before
+    assert follower.resets == resets
 
 
-async def test_a_copy_of_one_ray_session_is_not_trusted_in_the_next_before_it_is_listed_again(
-    connected: Membership, registry: Registry, follower: Follower
+async def test_cache_of_one_ray_session_is_not_trusted_in_the_next_before_a_new_listing(
+    connected: Membership, registry: Registry, follower: Follower, seen: Seen
 ) -> None:
-    resets: list[int] = []
-    follower._on_reset = lambda: resets.append(1)
+    before = seen.resets
     for change in (connected.leave, connected.join):
         assert follower.is_current
         change()
         assert not follower.is_current
         await eventually(lambda: follower.is_current, every_s=0.001)
-    # the handles that are kept with it are dropped
-    assert len(resets) == 2
+    # so the handles that are cached with it are dropped
+    assert seen.resets == before + 2
 
 
-async def test_an_answer_that_was_read_late_is_trusted_from_when_it_was_given(
-    follower: Follower, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await follower.stop()
+async def test_answer_that_is_read_late_is_trusted_from_the_time_of_its_question(registry: Registry) -> None:
+    stalled: Any = Stalled(registry)
+    follower = Follower(stalled, times=TIMES, clock=Clock(monotonic=stalled.now_s))
     follower.start()
     assert await follower.until_current(10.0)
-    real = time.monotonic
-    # this process was stalled for a minute between question and answer
-    moments = iter([real(), real() + 60.0])
-    monkeypatch.setattr(time, "monotonic", lambda: next(moments, real() + 60.0))
-    await follower._step()
+    # this process is stopped for a minute between each question and its answer
+    stalled.stall_s = 60.0
+    answers = stalled.answers
+    await eventually(lambda: stalled.answers >= answers + 3, every_s=0.001)
     assert not follower.is_current
+    await follower.stop()
 
 
-async def test_above_the_bound_those_who_have_a_place_keep_it_and_the_others_wait(
+async def test_follower_survives_an_unexpected_error_of_its_callback(registry: Registry) -> None:
+    failed: list[str] = []
+
+    def fails_once(logical_id: str) -> None:
+        failed.append(logical_id)
+        if len(failed) == 1:
+            raise ZeroDivisionError
+
+    connection: Any = registry
+    follower = Follower(connection, on_change=fails_once, times=TIMES)
+    follower.start()
+    assert await follower.until_current(10.0)
+    await registry.register(joins(1).registration)
+    await eventually(lambda: failed and follower.is_current and held(follower) == [iid(1)], every_s=0.001)
+    assert follower.failures == 1
+    await follower.stop()
+
+
+async def test_above_the_bound_followers_with_a_place_keep_it_and_the_others_wait(
     tables: Tables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_WAIT_S", 0.02)
-    monkeypatch.setattr(module, "_FULL_S", 0.05)
-    monkeypatch.setattr(module, "_FULL_MAX_S", 0.1)
-    monkeypatch.setattr(service, "_PLACE_KEPT_S", 0.5)
-    async with joined_registry(replace(CONFIG, max_followers=2, feed_capacity=1000), tables) as registry:
+    times = FollowTimes(wait_s=0.02, full_s=0.05, full_longest_s=0.1)
+    async with joined_registry(
+        replace(CONFIG, max_followers=2, place_kept_s=0.5, feed_capacity=1000), tables
+    ) as registry:
         connection: Any = registry
-        followers = [Follower(connection) for _ in range(6)]
+        followers = [Follower(connection, times=times) for _ in range(6)]
         for follower in followers:
             follower.start()
 
@@ -145,7 +190,7 @@ async def test_above_the_bound_those_who_have_a_place_keep_it_and_the_others_wai
             await asyncio.sleep(0.01)
             assert current() == first
         assert (await registry.health()).followers == 2
-        # who has no place costs the registry no listing
+        # a follower without a place causes no listing
         assert [follower.resets for follower in followers] == lists
         assert sum(lists) == 2
         await first[0].stop()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from seedcore.registry.identity import identify
-from seedcore.registry.processes import own_process_key, process_key_of, worker_id_of
+from seedcore.registry.agent.identity import identify
+from seedcore.registry.ray_support.process_keys import own_process_key, process_key_of, worker_id_of
 
 
 async def test_without_ray_nothing_of_a_named_actor_is_proven() -> None:

@@ -10,10 +10,11 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from seedcore.core.answers import InstanceFilter
+from seedcore.core.changes import RegisterChange, Registration, SequencedChange, StatusChange
 from seedcore.core.errors import RegistryError
-from seedcore.core.model import InstanceFilter, Registration, SequencedChange, StatusChange
-from seedcore.registry.config import RegistryConfig
-from seedcore.registry.service import Registry
+from seedcore.registry.server.config import RegistryConfig
+from seedcore.registry.server.registry import Registry
 from seedcore.store.memory import Tables
 from tests.builders import START, iid
 from tests.unit.registries import joined_registry
@@ -37,28 +38,33 @@ REGISTRATIONS = st.builds(
 )
 CHANGES = st.builds(
     SequencedChange,
-    st.builds(StatusChange, JUNK, JUNK, JUNK, JUNK) | JUNK,
+    st.builds(StatusChange, JUNK, JUNK, JUNK, JUNK) | st.builds(RegisterChange, REGISTRATIONS | JUNK, JUNK) | JUNK,
     JUNK,
 )
 FILTERS = st.builds(
     InstanceFilter, statuses=JUNK, organ_id=JUNK, labels=JUNK, logical_id=JUNK, epoch=JUNK, node_id=JUNK
 )
 
+IDS = st.lists(st.sampled_from(["agent", "another"]), max_size=2) | JUNK
+
+WAITS = st.just(0.0) | JUNK.filter(lambda value: not isinstance(value, (int, float)))
+
 CALLS: dict[str, st.SearchStrategy[tuple[Any, ...]]] = {
-    "register": st.tuples(REGISTRATIONS | JUNK, JUNK),
-    "set_status": st.tuples(JUNK, JUNK, JUNK, JUNK),
-    "turn_agent": st.tuples(JUNK, JUNK, JUNK),
+    "take": st.tuples(CHANGES | JUNK),
+    "drain": st.tuples(IDS, JUNK, JUNK, JUNK),
+    "undrain": st.tuples(IDS, JUNK, JUNK),
+    "deregister": st.tuples(IDS, JUNK, JUNK),
     "deliver": st.tuples(st.lists(CHANGES, max_size=3) | JUNK),
-    "beat": st.tuples(JUNK),
     "beat_many": st.tuples(JUNK, JUNK),
     "report_dead_call": st.tuples(JUNK),
     "set_current_epoch": st.tuples(JUNK.filter(lambda value: value != "epoch-1" and not isinstance(value, str))),
     "stage_epoch": st.tuples(JUNK),
     "list_epochs": st.tuples(JUNK),
     "resolve": st.tuples(JUNK),
-    "list_active": st.tuples(JUNK, JUNK, JUNK, JUNK, JUNK),
     "page": st.tuples(FILTERS | JUNK, JUNK, JUNK),
-    "changes": st.tuples(JUNK, JUNK, st.just(0.0) | JUNK.filter(lambda value: not isinstance(value, (int, float)))),
+    "changes": st.tuples(
+        FILTERS | JUNK, JUNK, JUNK, st.just(0.0) | JUNK.filter(lambda value: not isinstance(value, (int, float)))
+    ),
     "get_instance": st.tuples(JUNK),
     "describe": st.tuples(JUNK),
     "transitions": st.tuples(JUNK, JUNK),
@@ -67,7 +73,7 @@ CALLS: dict[str, st.SearchStrategy[tuple[Any, ...]]] = {
 
 
 def test_every_method_that_can_be_called_is_tried() -> None:
-    public = {name for name, value in vars(Registry).items() if asyncio.iscoroutinefunction(value) and name[0] != "_"}
+    public = {name for name in dir(Registry) if name[0] != "_" and asyncio.iscoroutinefunction(getattr(Registry, name))}
     assert public - {"hello", "health", "current_epoch", "stop"} == CALLS.keys()
 
 
@@ -87,7 +93,7 @@ async def tried(registry: Registry, name: str, arguments: tuple[Any, ...]) -> No
 async def test_junk_is_refused_in_our_words(calls: list[tuple[str, tuple[Any, ...]]]) -> None:
     config = RegistryConfig(ray_cluster="here", flush_interval_s=0.05)
     async with joined_registry(config, Tables(START)) as registry:
-        await registry.register(Registration(iid(1), "agent"), 1)
+        await registry.take(SequencedChange(RegisterChange(Registration(iid(1), "agent"), 1)))
         for name, arguments in calls:
             await tried(registry, name, arguments)
         health = await registry.health()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seedcore.core.lease import MAX_INTERVAL_S, SHRINK_AFTER_S, AbsenceMeter, BeatRate, LeaseTerms, MassLateness
-from seedcore.core.model import MAX_LEASE_S
+from seedcore.core.limits import MAX_LEASE_S
 from seedcore.core.verdict import Beats
 
 TERMS = LeaseTerms(beat_interval_s=5.0, lease_s=15.0)

@@ -42,7 +42,7 @@ async def test_cancelled_waiter_of_another_loop_is_skipped() -> None:
     with another_loop() as other:
         async with lock:
             first, second = other.start(hold()), other.start(hold())
-            await eventually(lambda: len(lock._waiting) == 2)
+            await eventually(lambda: lock.waiting == 2)
             first.cancel()
         assert await asyncio.wrap_future(second) == "held"
     assert not lock.locked()
@@ -58,12 +58,11 @@ async def test_waiter_of_a_loop_that_has_ended_is_skipped() -> None:
     await lock.__aenter__()
     with another_loop() as other:
         other.start(hold())
-        await eventually(lambda: lock._waiting)
-        # as where a thread ends without a word to its tasks
-        lost = list(lock._waiting)
-    lock._waiting.extendleft(lost)
+        await eventually(lambda: lock.waiting == 1)
+        # as where a thread ends without cancelling its tasks
+        other.abandon()
     mine = asyncio.create_task(hold())
-    await eventually(lambda: lock._waiting[-1] not in lost)
+    await eventually(lambda: lock.waiting == 2)
     await lock.__aexit__()
     await mine
     assert not lock.locked()
@@ -79,7 +78,7 @@ async def test_lock_passed_to_a_cancelled_waiter_is_passed_on(is_passed_on_first
 
     await lock.__aenter__()
     cancelled, behind = asyncio.create_task(hold()), asyncio.create_task(hold())
-    await eventually(lambda: len(lock._waiting) == 2)
+    await eventually(lambda: lock.waiting == 2)
     if not is_passed_on_first:
         cancelled.cancel()
     await lock.__aexit__()
@@ -94,12 +93,12 @@ async def test_event_set_in_one_loop_wakes_the_waiters_of_every_loop() -> None:
     event = LoopsEvent()
     with another_loop() as other:
         waiting = [asyncio.create_task(event.wait()), asyncio.wrap_future(other.start(event.wait()))]
-        await eventually(lambda: len(event._waiting) == 2)
+        await eventually(lambda: event.waiting == 2)
         other.loop.call_soon_threadsafe(event.set)
         await asyncio.gather(*waiting)
         assert event.is_set()
         event.clear()
         again = other.start(event.wait())
-        await eventually(lambda: event._waiting)
+        await eventually(lambda: event.waiting)
         event.set()
         await asyncio.wrap_future(again)

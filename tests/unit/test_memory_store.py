@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 from seedcore.store.memory import MemoryStore
 from tests.builders import iid, joins
@@ -13,4 +13,4 @@ async def test_without_a_clock_it_takes_the_worlds() -> None:
     await store.register_many([joins(1)])
     row = await store.get_instance(iid(1))
     assert row is not None
-    assert timedelta(0) <= datetime.now(timezone.utc) - row.started_at < timedelta(minutes=1)
+    assert timedelta(0) <= datetime.now(UTC) - row.started_at < timedelta(minutes=1)

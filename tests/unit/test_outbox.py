@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
-import pytest
-
+from seedcore.core.answers import BeatAnswer, Receipt
+from seedcore.core.causes import Cause, CauseKind
+from seedcore.core.changes import RegisterChange, SequencedChange
 from seedcore.core.errors import BacklogFullError, InstanceDeadError, RegistryError, RegistryUnavailableError
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import BeatAnswer, Receipt, RegisterChange, SequencedChange
-from seedcore.registry import outbox
-from seedcore.registry.outbox import BeatBox, ChangeBox
+from seedcore.registry.protocol.outbox import MAX_IN_FLIGHT, BeatBox, ChangeBox
 from tests.builders import iid, joins
 from tests.waiting import eventually
 
@@ -41,7 +40,7 @@ class Registry:
         instance_id = change.change.instance_id
         assert isinstance(change.change, RegisterChange)
         if instance_id in self.dead:
-            return InstanceDeadError(instance_id, "for the test")
+            return InstanceDeadError(instance_id, Cause(CauseKind.LEASE_EXPIRED))
         return Receipt(instance_id, Status.STARTING, change.change.seq, durable=True)
 
     async def beat_many(self, instance_ids: Sequence[str], loads: Mapping[str, float]) -> BeatAnswer:
@@ -56,7 +55,7 @@ async def test_simultaneous_changes_share_a_message_and_each_gets_its_own_answer
     registry = Registry()
     registry.dead.add(iid(2))
     box = ChangeBox(registry.deliver, 0.001)
-    answers = await asyncio.gather(*(box.say(registration(number)) for number in (1, 2, 3)), return_exceptions=True)
+    answers = await asyncio.gather(*(box.take(registration(number)) for number in (1, 2, 3)), return_exceptions=True)
     assert registry.messages == [[iid(1), iid(2), iid(3)]]
     assert [type(answer) for answer in answers] == [Receipt, InstanceDeadError, Receipt]
     assert [answer.instance_id for answer in answers if isinstance(answer, Receipt)] == [iid(1), iid(3)]
@@ -66,10 +65,10 @@ async def test_failed_message_fails_all_its_changes_and_the_next_message_is_sent
     registry = Registry()
     registry.error = RegistryUnavailableError("away for the test")
     box = ChangeBox(registry.deliver, 0.001)
-    answers = await asyncio.gather(*(box.say(registration(number)) for number in (1, 2)), return_exceptions=True)
+    answers = await asyncio.gather(*(box.take(registration(number)) for number in (1, 2)), return_exceptions=True)
     assert [str(answer) for answer in answers] == ["the registry is away: away for the test"] * 2
     registry.error = None
-    assert (await box.say(registration(3))).durable
+    assert (await box.take(registration(3))).durable
 
 
 async def test_changes_wait_while_the_maximum_of_messages_is_in_flight_and_then_share_one() -> None:
@@ -77,24 +76,23 @@ async def test_changes_wait_while_the_maximum_of_messages_is_in_flight_and_then_
     registry.may_answer.clear()
     box = ChangeBox(registry.deliver, 0.001)
     waiting = []
-    for number in range(outbox._IN_FLIGHT):
-        waiting.append(asyncio.create_task(box.say(registration(number))))
+    for number in range(MAX_IN_FLIGHT):
+        waiting.append(asyncio.create_task(box.take(registration(number))))
         await eventually(lambda: len(registry.messages) == len(waiting), every_s=0.001)
-    waiting += [asyncio.create_task(box.say(registration(number))) for number in range(10, 60)]
+    waiting += [asyncio.create_task(box.take(registration(number))) for number in range(10, 60)]
     for _ in range(5):
         await asyncio.sleep(0.001)
-    assert len(registry.messages) == outbox._IN_FLIGHT
+    assert len(registry.messages) == MAX_IN_FLIGHT
     registry.may_answer.set()
     await asyncio.gather(*waiting)
-    assert len(registry.messages) == outbox._IN_FLIGHT + 1
+    assert len(registry.messages) == MAX_IN_FLIGHT + 1
     assert registry.messages[-1] == [iid(number) for number in range(10, 60)]
 
 
-async def test_changes_beyond_the_capacity_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox, "_CAPACITY", 2)
+async def test_changes_beyond_the_capacity_are_refused() -> None:
     registry = Registry()
-    box = ChangeBox(registry.deliver, 0.001)
-    answers = await asyncio.gather(*(box.say(registration(number)) for number in (1, 2, 3)), return_exceptions=True)
+    box = ChangeBox(registry.deliver, 0.001, capacity=2)
+    answers = await asyncio.gather(*(box.take(registration(number)) for number in (1, 2, 3)), return_exceptions=True)
     assert isinstance(answers[2], BacklogFullError)
     assert registry.messages == [[iid(1), iid(2)]]
 
@@ -103,8 +101,8 @@ async def test_cancelled_caller_does_not_affect_the_answers_of_others() -> None:
     registry = Registry()
     registry.may_answer.clear()
     changes, beats = ChangeBox(registry.deliver, 0.001), BeatBox(registry.beat_many, 0.001)
-    first, second = (asyncio.create_task(changes.say(registration(number))) for number in (1, 2))
-    third, fourth = (asyncio.create_task(beats.say([iid(number)])) for number in (3, 4))
+    first, second = (asyncio.create_task(changes.take(registration(number))) for number in (1, 2))
+    third, fourth = (asyncio.create_task(beats.renew([iid(number)])) for number in (3, 4))
     await eventually(lambda: len(registry.messages) == 2, every_s=0.001)
     first.cancel()
     third.cancel()
@@ -118,29 +116,27 @@ async def test_beats_within_the_linger_share_a_message_and_each_caller_gets_its_
     registry = Registry()
     registry.dead.add(iid(2))
     box = BeatBox(registry.beat_many, 0.01)
-    answers = await asyncio.gather(box.say([iid(1)], {iid(1): 0.5}), box.say([iid(2), iid(3)]), box.say([iid(1)]))
+    answers = await asyncio.gather(box.renew([iid(1)], {iid(1): 0.5}), box.renew([iid(2), iid(3)]), box.renew([iid(1)]))
     assert registry.messages == [["10.5", "2", "3"]]
     assert [answer.dead for answer in answers] == [(), (iid(2),), ()]
-    await box.say([iid(1)], {iid(1): 0.5})
+    await box.renew([iid(1)], {iid(1): 0.5})
     assert registry.messages[-1] == ["10.5"]
 
 
-async def test_beats_beyond_the_size_of_a_message_are_sent_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox, "MAX_BEATS_A_MESSAGE", 2)
+async def test_beats_beyond_the_size_of_a_message_are_sent_in_several() -> None:
     registry = Registry()
     registry.dead |= {iid(1), iid(5)}
-    box = BeatBox(registry.beat_many, 0.001)
-    answer = await box.say([iid(number) for number in range(1, 6)])
+    box = BeatBox(registry.beat_many, 0.001, max_per_message=2)
+    answer = await box.renew([iid(number) for number in range(1, 6)])
     assert registry.messages == [["1", "2"], ["3", "4"], ["5"]]
     assert answer.dead == (iid(1), iid(5))
 
 
-async def test_failed_beats_fail_for_every_caller_and_beats_beyond_the_capacity_are_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(outbox, "_CAPACITY", 2)
+async def test_failed_beats_fail_for_every_caller_and_beats_beyond_the_capacity_are_refused() -> None:
     registry = Registry()
     registry.error = RegistryUnavailableError("away for the test")
-    box = BeatBox(registry.beat_many, 0.001)
-    answers = await asyncio.gather(box.say([iid(1)]), box.say([iid(2)]), box.say([iid(3)]), return_exceptions=True)
+    box = BeatBox(registry.beat_many, 0.001, capacity=2)
+    answers = await asyncio.gather(
+        box.renew([iid(1)]), box.renew([iid(2)]), box.renew([iid(3)]), return_exceptions=True
+    )
     assert [type(answer) for answer in answers] == [RegistryUnavailableError] * 2 + [BacklogFullError]

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from seedcore.core.errors import InvalidInputError
-from seedcore.core.model import MAX_ID_CHARS, MAX_PAGE
+from seedcore.core.limits import MAX_ID_CHARS, MAX_PAGE
 from seedcore.core.paging import check_limit, decode_cursor, encode_cursor, encode_name_cursor
 from tests.builders import iid, instance
 

@@ -11,10 +11,11 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
-from weakref import WeakSet
 
 import pytest
 
+from seedcore.core.answers import Receipt
+from seedcore.core.changes import SequencedChange, StatusChange
 from seedcore.core.errors import (
     InstanceDeadError,
     InvalidInputError,
@@ -25,24 +26,32 @@ from seedcore.core.errors import (
     StoreUnavailableError,
 )
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import BeatAnswer, Receipt, Registration
-from seedcore.registry import outages
-from seedcore.registry.client import RegistryClient
-from seedcore.registry.config import RegistryConfig
-from seedcore.registry.identity import Identity, ProcessEpoch, identify, note_process_epoch
-from seedcore.registry.reporter import Reporter, ThreadReporter
-from seedcore.registry.service import Registry
+from seedcore.registry.agent.client import RegistryClient
+from seedcore.registry.agent.identity import Identity, ProcessEpoch, identify, note_process_epoch
+from seedcore.registry.agent.outages import Outages
+from seedcore.registry.agent.pulse import Pulse
+from seedcore.registry.agent.reporter import Reporter
+from seedcore.registry.agent.thread_reporter import ThreadReporter
+from seedcore.registry.server.config import RegistryConfig
 from seedcore.settings import Settings, get_settings
 from seedcore.store.memory import MemoryStore, Tables
 from seedcore.tier0.creation import prepared
 from tests.builders import START
+from tests.local import LocalRegistry as Registry
 from tests.loops import another_loop
 from tests.unit.registries import joined_registry
-from tests.unit.test_service import Closed, NobodyWatches
+from tests.unit.test_registry import Closed, NoWitness
 from tests.waiting import eventually
 
 SETTINGS = Settings(beat_interval_s=0.1, namespace="nowhere")
-CONFIG = RegistryConfig("cluster", flush_interval_s=0.01, linger_s=0.0, durable_wait_s=10.0, beat_interval_s=0.05)
+CONFIG = RegistryConfig(
+    "cluster",
+    flush_interval_s=0.01,
+    linger_s=0.0,
+    durable_wait_s=10.0,
+    beat_interval_s=0.05,
+    epoch_check_s=0.1,
+)
 
 
 @pytest.fixture
@@ -59,7 +68,7 @@ async def without_database() -> AsyncIterator[Registry]:
     async def store() -> MemoryStore:
         raise StoreUnavailableError("away for the test")
 
-    registry = Registry(CONFIG, store, watch_factory=NobodyWatches)
+    registry = Registry(CONFIG, store, watch_factory=NoWitness)
     registry.start()
 
     async def is_noticed() -> bool:
@@ -97,25 +106,28 @@ class Turns:
         self.registries = list(registries)
         self.taken: list[tuple[Registry, Status]] = []
 
-    async def register(self, registration: Registration, seq: int) -> Receipt:
-        return await self.registries[0].register(registration, seq)
-
-    async def set_status(
-        self, instance_id: str, status: Status, seq: int, cause: str | None, *, after: str | None
-    ) -> Receipt:
+    async def take(self, change: SequencedChange) -> Receipt:
         registry = self.registries[0]
-        receipt = await registry.set_status(instance_id, status, seq, cause, after=after)
-        self.taken.append((registry, status))
-        if len(self.registries) > 1:
-            self.registries.pop(0)
+        receipt = await registry.take(change)
+        if isinstance(change.change, StatusChange):
+            self.taken.append((registry, change.change.status))
+            if len(self.registries) > 1:
+                self.registries.pop(0)
         return receipt
 
-    async def beat(self, instance_id: str) -> BeatAnswer:
-        return await self.registries[0].beat(instance_id)
+
+class Switched:
+    """A connection to one registry, and later to another."""
+
+    def __init__(self, to: Registry) -> None:
+        self.to = to
+
+    def __getattr__(self, method: str) -> Any:
+        return getattr(self.to, method)
 
 
 async def others_turn() -> None:
-    """Let everybody go on who can."""
+    """Let every task go on that can."""
     for _ in range(20):
         await asyncio.sleep(0)
 
@@ -182,7 +194,7 @@ async def test_one_cancelled_starter_does_not_undo_the_others(registry: Registry
     await reporter.stop()
 
 
-async def test_stop_while_it_starts_leaves_nobody_alive(registry: Registry) -> None:
+async def test_stop_while_it_starts_leaves_no_instance_alive(registry: Registry) -> None:
     gate = asyncio.Event()
     reporter = make_reporter(registry, identifier=slow(gate))
     starting = asyncio.create_task(reporter.start())
@@ -195,7 +207,7 @@ async def test_stop_while_it_starts_leaves_nobody_alive(registry: Registry) -> N
     assert reporter.client.status is Status.DEAD
 
 
-async def test_a_refused_start_has_not_started_and_says_so_again(registry: Registry) -> None:
+async def test_a_refused_start_has_not_started_and_raises_again(registry: Registry) -> None:
     for epoch in ("one", "two"):
         await registry.set_current_epoch(epoch)
     reporter = make_reporter(registry, cluster_epoch="one")
@@ -230,7 +242,7 @@ async def test_a_cause_beyond_its_limits_stops_nothing(registry: Registry) -> No
 
 
 @pytest.mark.parametrize("again", ["alive", "draining", "starting"])
-async def test_who_said_dead_itself_never_comes_back(registry: Registry, again: str) -> None:
+async def test_an_agent_that_reported_dead_itself_never_comes_back(registry: Registry, again: str) -> None:
     client = make_client(registry)
     await client.set_status("alive")
     instance_id = client.instance_id
@@ -241,34 +253,39 @@ async def test_who_said_dead_itself_never_comes_back(registry: Registry, again: 
     with pytest.raises(InstanceDeadError, match="enough"):
         await client.register()
     await client.beat()
-    assert (client.instance_id, client.status, client.undelivered) == (instance_id, Status.DEAD, 0)
+    assert (client.instance_id, client.status, client.pending) == (instance_id, Status.DEAD, 0)
     assert (await registry.health()).flush.changes_committed == before
     assert await statuses(registry) == []
 
 
-async def test_whom_the_registry_declared_dead_comes_back_as_a_new_instance(registry: Registry) -> None:
+async def test_an_instance_declared_dead_comes_back_as_a_new_one(registry: Registry) -> None:
     client = make_client(registry)
     await client.set_status("alive")
     first = client.instance_id
-    await registry.set_status(first, "dead", cause="by another hand")
+    await declare_dead(registry, first)
     receipt = await client.set_status("draining")
     assert receipt.durable
     assert client.instance_id != first
     assert await statuses(registry) == [Status.DRAINING]
 
 
-async def test_who_is_declared_dead_again_and_again_waits_before_it_comes_back(registry: Registry) -> None:
+async def declare_dead(registry: Registry, instance_id: str) -> None:
+    [result] = await registry.deregister(instance_ids=[instance_id])
+    result.raise_if_refused()
+
+
+async def test_an_agent_declared_dead_several_times_in_a_row_waits_before_it_comes_back(registry: Registry) -> None:
     reporter = make_reporter(registry)
     client = reporter.client
     await reporter.start()
     ids = [client.instance_id]
     # at once after the first death, and not after the next ones
     for _ in range(2):
-        registry._expiry.declare_dead(client.instance_id, "its process exited")
+        await declare_dead(registry, client.instance_id)
         with suppress(RegistrationDelayedError):
             await client.beat()
         ids.append(client.instance_id)
-    assert registry._roster.is_dead(ids[1])
+    assert (await registry.beat(ids[1])).dead == (ids[1],)
     taken = (await registry.health()).flush.changes_committed
     for _ in range(5):
         with pytest.raises(RegistrationDelayedError, match="2 times in a row, so it registers again in"):
@@ -280,32 +297,33 @@ async def test_who_is_declared_dead_again_and_again_waits_before_it_comes_back(r
     await eventually(lambda: reporter.problem is not None)
 
     async def is_back() -> bool:
-        return ids[2] in registry._roster and await statuses(registry) == [Status.DRAINING]
+        rows = (await registry.describe("agent")).live
+        return [(row.instance.instance_id, row.instance.status) for row in rows] == [(ids[2], Status.DRAINING)]
 
     await eventually(is_back, within_s=5)
     await reporter.stop()
 
 
-async def test_who_stops_in_the_pause_before_a_comeback_registers_no_more(registry: Registry) -> None:
+async def test_an_agent_that_stops_in_the_pause_before_a_comeback_does_not_register_again(registry: Registry) -> None:
     reporter = make_reporter(registry)
     await reporter.start()
     for _ in range(2):
-        registry._expiry.declare_dead(reporter.client.instance_id, "its process exited")
+        await declare_dead(registry, reporter.client.instance_id)
         with suppress(RegistrationDelayedError):
             await reporter.client.beat()
     receipt = await reporter.stop()
     assert receipt is not None
-    assert (receipt.durable, reporter.client.undelivered) == (True, 0)
-    assert len((await registry.describe("agent")).history) == 2
+    assert (receipt.durable, reporter.client.pending) == (True, 0)
+    assert len((await registry.describe("agent")).instances) == 2
 
 
-async def test_dead_said_again_is_not_called_durable_before_it_is(without_database: Registry) -> None:
+async def test_dead_repeated_is_not_called_durable_before_it_is(without_database: Registry) -> None:
     client = make_client(without_database)
     await client.set_status("alive")
     for _ in range(3):
         receipt = await client.set_status("dead", "enough")
         assert (receipt.status, receipt.durable) == (Status.DEAD, False)
-    assert client.undelivered == 3
+    assert client.pending == 3
 
 
 async def test_a_change_after_a_first_beat_is_not_taken_for_a_replay(registry: Registry) -> None:
@@ -317,10 +335,10 @@ async def test_a_change_after_a_first_beat_is_not_taken_for_a_replay(registry: R
     assert await statuses(registry) == [Status.ALIVE]
 
 
-async def test_a_repeated_registration_tells_number_and_epoch(registry: Registry) -> None:
+async def test_a_repeated_registration_returns_number_and_epoch(registry: Registry) -> None:
     client = make_client(registry)
     first = await client.register()
-    # nobody is asked again
+    # without another call to the registry
     assert await client.register() == replace(first, registry=None)
     await client.set_status("alive")
     again = await client.register()
@@ -364,9 +382,9 @@ def reporter_threads() -> list[threading.Thread]:
 
 def test_a_wrong_option_is_refused_before_there_is_a_thread() -> None:
     with pytest.raises(TypeError, match="bogus"):
-        ThreadReporter("wrong", bogus=1)
+        ThreadReporter("wrong", bogus=1)  # type: ignore[call-arg]
     with pytest.raises(InvalidInputError):
-        ThreadReporter("wrong", settings=UNREPORTED, labels=["k"])
+        ThreadReporter("wrong", settings=UNREPORTED, labels=["k"])  # type: ignore[arg-type]
     assert reporter_threads() == []
 
 
@@ -418,7 +436,7 @@ async def test_a_refused_registration_is_refused_again_and_never_called_durable(
         await client.register()
 
 
-async def test_who_is_ended_with_its_epoch_is_refused_however_often_it_registers(registry: Registry) -> None:
+async def test_an_agent_that_ended_with_its_epoch_is_refused_however_often_it_registers(registry: Registry) -> None:
     await registry.set_current_epoch("one")
     client = make_client(registry, cluster_epoch="one")
     assert (await client.set_status(Status.ALIVE)).durable
@@ -441,17 +459,17 @@ async def test_a_registry_restarted_between_two_changes_gets_both_again(
     connection: Any = Turns(without_database, registry)
     client = make_client(connection)
     await client.register()
-    await registry.register(client._registration)
+    await registry.register(client.registration)
     # the one without a database takes the first change and is gone before the second, which is durable
     await client.set_status(Status.ALIVE)
     connection.registries = [without_database, registry]
     receipt = await client.set_status(Status.DRAINING)
     assert receipt.durable
-    assert client.undelivered == 0
+    assert client.pending == 0
     assert [status for heard_by, status in connection.taken if heard_by is registry] == [Status.ALIVE, Status.DRAINING]
 
 
-async def test_what_ray_did_not_say_at_the_registration_is_told_with_a_later_beat(registry: Registry) -> None:
+async def test_what_ray_did_not_know_at_the_registration_is_sent_with_a_later_beat(registry: Registry) -> None:
     known = Identity(None, None, None, None, None, 7, None)
 
     async def identify_as_known(actor_name: str | None, namespace: str, timeout_s: float) -> Identity:
@@ -463,16 +481,16 @@ async def test_what_ray_did_not_say_at_the_registration_is_told_with_a_later_bea
     await client.beat()
     known = Identity("actor", "ab", "ns", "node", "127.0.0.1", 7, "key")
 
-    async def is_told() -> bool:
+    async def is_sent() -> bool:
         await client.beat()
         [row] = (await registry.describe("agent")).live
         return row.instance.node_id == "node"
 
-    await eventually(is_told)
+    await eventually(is_sent)
     [row] = (await registry.describe("agent")).live
     assert (row.instance.actor_name, row.instance.namespace, row.instance.status) == ("actor", "ns", Status.ALIVE)
     await client.set_status(Status.DRAINING)
-    assert client.undelivered == 0
+    assert client.pending == 0
     assert await statuses(registry) == [Status.DRAINING]
 
 
@@ -489,12 +507,12 @@ async def test_a_registry_that_recovers_without_the_instance_gets_its_status_too
     async def store() -> MemoryStore:
         return database
 
-    connection: Any = Turns(registry)
+    connection: Any = Switched(registry)
     client = make_client(connection, identifier=next_identity)
     await client.set_status(Status.ALIVE)
-    elsewhere = Registry(CONFIG, store, watch_factory=NobodyWatches)
+    elsewhere = Registry(CONFIG, store, watch_factory=NoWitness)
     elsewhere.start()
-    connection.registries = [elsewhere]
+    connection.to = elsewhere
 
     async def is_complete() -> bool:
         assert (await client.beat()).is_recovering
@@ -531,19 +549,19 @@ def test_reporters_of_a_process_share_a_thread_that_ends_with_the_last() -> None
 # Epochs
 
 
-async def is_told_dead(registry: Registry, instance_id: str) -> bool:
+async def is_known_dead(registry: Registry, instance_id: str) -> bool:
     return bool((await registry.beat(instance_id)).dead)
 
 
 async def epochs_of(registry: Registry, logical_id: str = "agent") -> list[tuple[str, Status]]:
-    return [(row.cluster_epoch, row.status) for row in (await registry.describe(logical_id)).history]
+    return [(row.cluster_epoch, row.status) for row in (await registry.describe(logical_id)).instances]
 
 
 async def test_an_agent_without_an_epoch_of_its_own_does_not_come_back_in_another(registry: Registry) -> None:
     client = make_client(registry)
     await client.set_status("alive")
     await registry.set_current_epoch("green")
-    await eventually(lambda: is_told_dead(registry, client.instance_id))
+    await eventually(lambda: is_known_dead(registry, client.instance_id))
     for call in (client.beat, client.register, partial(client.set_status, "draining"), client.beat):
         with pytest.raises(RetiredEpochError) as refused:
             await call()
@@ -557,7 +575,7 @@ async def test_an_agent_without_an_epoch_of_its_own_does_not_come_back_in_anothe
 async def test_one_that_was_declared_dead_before_the_flip_is_refused_after_it(registry: Registry) -> None:
     client = make_client(registry)
     await client.set_status("alive")
-    await registry.set_status(client.instance_id, "dead", cause="lease expired")
+    await declare_dead(registry, client.instance_id)
     await registry.set_current_epoch("green")
     with pytest.raises(RetiredEpochError):
         await client.beat()
@@ -567,13 +585,14 @@ async def test_one_that_was_declared_dead_before_the_flip_is_refused_after_it(re
 async def test_a_registry_that_was_restarted_after_the_flip_refuses_it_too() -> None:
     tables = Tables(START)
     async with joined_registry(CONFIG, tables) as first:
-        client = make_client(first)
+        connection: Any = Switched(first)
+        client = make_client(connection)
         await client.set_status("alive")
     await MemoryStore(lambda: START, tables).set_current_epoch("green")
-    # it has never heard of who ended with the epoch
+    # it knows nothing of what ended with the epoch
     async with joined_registry(CONFIG, tables) as second:
         assert (await second.beat(client.instance_id)).unknown == (client.instance_id,)
-        client._connection = second  # type: ignore[assignment]
+        connection.to = second
         with pytest.raises(RetiredEpochError):
             await client.beat()
     assert {row.cluster_epoch for row in tables.rows.values()} == {"epoch-1"}
@@ -582,20 +601,20 @@ async def test_a_registry_that_was_restarted_after_the_flip_refuses_it_too() -> 
 async def test_agents_that_live_go_on_when_a_registry_takes_the_database_over() -> None:
     tables = Tables(START)
     async with joined_registry(CONFIG, tables) as first:
-        client = make_client(first)
-        insisting = make_client(first, "insisting", cluster_epoch="epoch-1")
+        connection: Any = Switched(first)
+        client = make_client(connection)
+        insisting = make_client(connection, "insisting", cluster_epoch="epoch-1")
         for one in (client, insisting):
             await one.set_status("alive")
         async with joined_registry(replace(CONFIG, ray_cluster="another"), tables) as second:
-            for one in (client, insisting):
-                one._connection = second  # type: ignore[assignment]
+            connection.to = second
             await client.beat()
             with pytest.raises(RetiredEpochError):
                 await insisting.beat()
             assert set(await epochs_of(second)) == {("epoch-1", Status.DEAD), ("epoch-2", Status.ALIVE)}
             # and from now on it is of that one
             await second.set_current_epoch("green")
-            await eventually(lambda: is_told_dead(second, client.instance_id))
+            await eventually(lambda: is_known_dead(second, client.instance_id))
             with pytest.raises(RetiredEpochError):
                 await client.beat()
 
@@ -603,17 +622,17 @@ async def test_agents_that_live_go_on_when_a_registry_takes_the_database_over() 
 async def test_a_reporter_of_a_retired_epoch_stops_and_calls_its_hook_once(
     registry: Registry, caplog: pytest.LogCaptureFixture
 ) -> None:
-    told: list[str] = []
+    retired: list[str] = []
 
-    def tell(epoch: str) -> None:
-        told.append(epoch)
+    def note(epoch: str) -> None:
+        retired.append(epoch)
         raise ValueError("the hook has a fault")
 
     client = make_client(registry)
-    reporter = Reporter("agent", settings=SETTINGS, client=client, on_retired=tell)
+    reporter = Reporter("agent", settings=SETTINGS, client=client, on_retired=note)
     await reporter.start()
     await registry.set_current_epoch("green")
-    await eventually(lambda: told)
+    await eventually(lambda: retired)
     assert reporter.client.status is Status.ALIVE
     assert reporter.retired_epoch == "epoch-1"
     assert "retired" in str(reporter.problem)
@@ -624,7 +643,7 @@ async def test_a_reporter_of_a_retired_epoch_stops_and_calls_its_hook_once(
     receipt = await reporter.stop()
     assert receipt is not None
     assert receipt.durable
-    assert told == ["epoch-1"]
+    assert retired == ["epoch-1"]
     assert await epochs_of(registry) == [("epoch-1", Status.DEAD)]
 
 
@@ -636,7 +655,7 @@ async def test_a_change_of_status_after_the_flip_retires_the_reporter() -> None:
         reporter = Reporter("agent", settings=SETTINGS, client=client, on_retired=retired.append)
         await reporter.start()
         await registry.set_current_epoch("green")
-        await eventually(lambda: is_told_dead(registry, client.instance_id))
+        await eventually(lambda: is_known_dead(registry, client.instance_id))
         with pytest.raises(RetiredEpochError):
             await reporter.drain()
         assert retired == ["epoch-1"]
@@ -655,11 +674,11 @@ async def test_an_actors_process_belongs_to_the_epoch_that_its_maker_named(regis
             made = prepared(Agent, own, ProcessEpoch("green", is_insisted))
             assert inspect.signature(made) == inspect.signature(Agent)
             assert (made.__name__, made.__qualname__, made.__doc__) == ("Agent", Agent.__qualname__, "What it is.")
-            registration = made(f"agent-{is_insisted}", organ="vision").client._registration
+            registration = made(f"agent-{is_insisted}", organ="vision").client.registration
             assert registration.cluster_epoch == ("green" if is_insisted else None)
             assert registration.started_epoch == (None if is_insisted else "green")
-        # what an agent says itself counts before that
-        assert make_client(registry, cluster_epoch="own")._registration.cluster_epoch == "own"
+        # what an agent names itself takes precedence
+        assert make_client(registry, cluster_epoch="own").registration.cluster_epoch == "own"
     finally:
         note_process_epoch(None)
 
@@ -700,7 +719,7 @@ async def test_the_first_beat_comes_at_the_pace_of_the_registry(registry: Regist
     await reporter.stop()
 
 
-async def test_every_receipt_tells_the_interval_and_the_lease(registry: Registry, without_database: Registry) -> None:
+async def test_every_receipt_names_the_interval_and_the_lease(registry: Registry, without_database: Registry) -> None:
     for each in (registry, without_database):
         client = make_client(each)
         for receipt in (await client.register(), await client.register(), await client.set_status("alive")):
@@ -712,10 +731,11 @@ async def test_an_agent_that_has_no_answer_yet_retries_soon_whatever_its_environ
     client = RegistryClient("agent", settings=SELDOM, connection=connection)
     reporter = Reporter("agent", settings=SELDOM, client=client)
     await reporter.start()
-    pauses = [reporter.pause_s]
+    pulse = Pulse(client, lambda _: None)
+    pauses = [pulse.pause_s]
     for _ in range(10):
-        reporter.take_failure(RegistryUnavailableError("away"))
-        pauses.append(reporter.pause_s)
+        pulse.take_failure(RegistryUnavailableError("away"))
+        pauses.append(pulse.pause_s)
     assert pauses == sorted(pauses)
     assert pauses[-1] == client.beat_interval_s <= 5.0
     connection.is_away = False
@@ -730,15 +750,6 @@ async def test_an_agent_that_has_no_answer_yet_retries_soon_whatever_its_environ
 # In few lines
 
 
-@pytest.fixture(autouse=True)
-def no_outage_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What other tests have left behind is not counted."""
-    monkeypatch.setattr(outages, "reporting", WeakSet())
-    for name in ("unreported", "refused", "undurable"):
-        outage = getattr(outages, name)
-        monkeypatch.setattr(outages, name, outages.Outage(outage._begins, outage._ends))
-
-
 def lines(caplog: pytest.LogCaptureFixture, words: str, level: int = logging.INFO) -> list[str]:
     return [row.getMessage() for row in caplog.records if row.levelno >= level and words in row.getMessage()]
 
@@ -748,19 +759,20 @@ async def test_an_outage_of_the_registry_is_one_line_for_all_agents_and_so_is_it
 ) -> None:
     caplog.set_level(logging.INFO, "seedcore")
 
-    def is_told(times: int) -> bool:
+    def has_ended(times: int) -> bool:
         return len(lines(caplog, "reported again")) == times
 
     connection: Any = Away(registry)
-    reporters = [make_reporter(connection, logical_id=f"agent-{number}") for number in range(20)]
+    outages = Outages()
+    reporters = [make_reporter(connection, logical_id=f"agent-{number}", outages=outages) for number in range(20)]
     for outage in (1, 2):
         connection.is_away = True
         await asyncio.gather(*(reporter.start() for reporter in reporters))
         await eventually(lambda: all(reporter.problem is not None for reporter in reporters))
-        await eventually(lambda: len(outages.unreported._concerned) >= 20)
+        await eventually(lambda: outages.unreported.concerned >= 20)
         assert len(lines(caplog, "not reported, will try again", logging.WARNING)) == outage
         connection.is_away = False
-        await eventually(partial(is_told, outage))
+        await eventually(partial(has_ended, outage))
     first, second = lines(caplog, "not reported")
     assert "away for the test" in first
     # in the second outage all are known from its first moment
@@ -770,22 +782,22 @@ async def test_an_outage_of_the_registry_is_one_line_for_all_agents_and_so_is_it
 
 
 async def test_agents_that_register_again_are_counted_and_not_listed(
-    registry: Registry, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    registry: Registry, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "seedcore")
-    burst = outages.Burst(logging.INFO, "instance %s registers again", "%d more did within %.0f s", 0.3)
-    monkeypatch.setattr(outages, "registered_again", burst)
-    clients = [make_client(registry, f"agent-{number}") for number in range(20)]
+    outages = Outages(burst_s=0.3)
+    clients = [make_client(registry, f"agent-{number}", outages=outages) for number in range(20)]
     await asyncio.gather(*(client.beat() for client in clients))
-    await eventually(lambda: lines(caplog, "19 more did"))
-    assert len(lines(caplog, "registers again")) == 1
+    await eventually(lambda: lines(caplog, "19 more instances"))
+    assert len(lines(caplog, "; registering again")) == 1
     assert (await registry.health()).instances["starting"] == 20
 
 
 async def test_changes_that_are_not_durable_are_one_warning_and_can_be_insisted_on(
     without_database: Registry, caplog: pytest.LogCaptureFixture
 ) -> None:
-    clients = [make_client(without_database, f"agent-{number}") for number in range(5)]
+    outages = Outages()
+    clients = [make_client(without_database, f"agent-{number}", outages=outages) for number in range(5)]
     for client in clients:
         await client.register()
         receipt = await client.set_status("alive")
@@ -809,11 +821,9 @@ async def test_a_reporter_started_in_one_loop_is_drained_and_stopped_from_anothe
     await reporter.start()
     with another_loop() as other:
         await asyncio.gather(other.run(reporter.drain()), *(reporter.undrain() for _ in range(3)))
-        assert reporter.client.undelivered == 6
+        assert reporter.client.pending == 6
         await other.run(reporter.stop())
-    beats = reporter._beats
-    assert beats is not None
-    await eventually(lambda: reporter not in beats._beating)
+    await eventually(lambda: not reporter.is_beating)
 
 
 async def test_a_reporter_whose_loop_has_ended_beats_in_the_next_that_uses_it(registry: Registry) -> None:
@@ -830,3 +840,31 @@ async def test_a_reporter_whose_loop_has_ended_beats_in_the_next_that_uses_it(re
     await eventually(has_beaten)
     assert await statuses(registry) == [Status.ALIVE]
     await reporter.stop()
+
+
+# In `with` blocks
+
+
+async def test_a_reporter_and_a_client_report_for_the_time_of_their_block(registry: Registry) -> None:
+    async with make_reporter(registry) as reporter:
+        assert await statuses(registry) == [Status.ALIVE]
+        assert reporter.is_beating
+    assert not reporter.is_reporting
+    async with make_client(registry) as client:
+        assert await statuses(registry) == [Status.STARTING]
+    assert client.status is Status.DEAD
+    with pytest.raises(KeyError):
+        async with make_reporter(registry):
+            raise KeyError
+    assert any("KeyError" in str(row.cause) for row in (await registry.describe("agent")).instances)
+    assert await statuses(registry) == []
+
+
+def test_a_thread_reporter_takes_what_a_reporter_takes_and_runs_for_the_time_of_its_block() -> None:
+    given = dict(inspect.signature(Reporter).parameters)
+    del given["client"]
+    assert dict(inspect.signature(ThreadReporter).parameters) == given
+    with ThreadReporter("blocking", settings=UNREPORTED) as reporter:
+        assert reporter.reporter is not None
+        assert len(reporter_threads()) == 1
+    assert reporter_threads() == []

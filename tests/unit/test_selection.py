@@ -11,8 +11,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from seedcore.core.instances import Instance
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Instance
 from seedcore.core.selection import Policy, best, choose, preference
 from tests.builders import START, iid, instance
 

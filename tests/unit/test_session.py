@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 import ray
 
 import seedcore
+from seedcore.core.answers import BeatAnswer
 from seedcore.core.errors import (
     AgentCallError,
     CannotKnowError,
@@ -23,21 +24,21 @@ from seedcore.core.errors import (
     RegistryUnavailableError,
     SessionError,
 )
-from seedcore.core.model import BeatAnswer
-from seedcore.registry import connection as connection_module
-from seedcore.registry import handles as handles_module
-from seedcore.registry import session
-from seedcore.registry.answers import PROTOCOL, Hello
-from seedcore.registry.connection import RegistryConnection
-from seedcore.registry.handles import HandleFinder, Proof, probe
-from seedcore.registry.identity import identify, own_actor, own_node_id
-from seedcore.registry.lookup import in_thread
-from seedcore.registry.reporter import Reporter, ThreadReporter
+from seedcore.registry.agent.identity import identify, own_actor, own_node_id
+from seedcore.registry.agent.reporter import Reporter
+from seedcore.registry.agent.thread_reporter import ThreadReporter
+from seedcore.registry.caller.handle_cache import ActorTable
+from seedcore.registry.caller.handles import HandleFinder
+from seedcore.registry.protocol.connection import RegistryConnection
+from seedcore.registry.protocol.messages import PROTOCOL, Hello
+from seedcore.registry.ray_support import session
+from seedcore.registry.ray_support.actors import Proof, probe
+from seedcore.registry.ray_support.lookup import in_thread
 from seedcore.settings import Settings
 from seedcore.tier0.calls import bounded_call
 from tests.builders import START
 from tests.unit.conftest import Membership
-from tests.unit.test_relaying import Actor
+from tests.unit.test_relay_client import Actor
 
 SETTINGS = Settings(beat_interval_s=0.1, namespace="nowhere")
 PACKAGE = Path(seedcore.__file__).parent
@@ -46,15 +47,14 @@ PACKAGE = Path(seedcore.__file__).parent
 _HARMLESS = {"remote", "exceptions", "util", "util.get_node_ip_address", "WorkerID", "WORKER_MODE", "__version__"}
 _MODULES = {
     "ray.exceptions",
-    "ray.core.generated",
     "ray.serve.context",
     "ray.util.scheduling_strategies",
 }
 # start-up code that joins or starts Ray by the user's word, and programs that measure Ray itself
-_STARTS_RAY = {"cli/cluster.py", "registry/clusters.py"}
+_STARTS_RAY = {"cli/cluster.py", "registry/ray_support/clusters.py"}
 _MEASURES_RAY = "bench/"
-# Ray's private tables, which `in_thread` reads in a session
-_READS_TABLES = {"registry/lookup.py": {"ray._private.state"}}
+# Ray's private tables, which are read in a session
+_READS_TABLES = {"registry/ray_support/private_tables.py": {"ray._private.state", "ray.core.generated"}}
 
 
 def _calls_of_ray(path: Path) -> Iterator[str]:
@@ -79,7 +79,7 @@ def test_the_gate_alone_calls_ray() -> None:
     files = [
         path
         for path in PACKAGE.rglob("*.py")
-        if (relative := path.relative_to(PACKAGE).as_posix()) not in {"registry/session.py", *_STARTS_RAY}
+        if (relative := path.relative_to(PACKAGE).as_posix()) not in {"registry/ray_support/session.py", *_STARTS_RAY}
         and not relative.startswith(_MEASURES_RAY)
     ]
     assert len(files) > 50
@@ -88,7 +88,7 @@ def test_the_gate_alone_calls_ray() -> None:
 
 def test_the_gate_would_be_seen_to_be_passed_by() -> None:
     # the gate itself is full of calls
-    assert len(list(_calls_of_ray(PACKAGE / "registry" / "session.py"))) > 5
+    assert len(list(_calls_of_ray(PACKAGE / "registry" / "ray_support" / "session.py"))) > 5
 
 
 def test_a_session_lasts_as_long_as_its_connection(connected: Membership) -> None:
@@ -197,10 +197,10 @@ async def test_what_ray_raises_for_a_handle_of_another_session_is_an_error_of_ou
         fail_without_ray()
 
 
-async def test_a_call_ends_with_its_session(connected: Membership, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "_SESSION_CHECK_S", 0.01)
+async def test_a_call_ends_with_its_session(connected: Membership) -> None:
     for leave in (connected.leave, connected.join):
-        asked = asyncio.create_task(session.ask(Silent(), "ping"))
+        answer: Awaitable[None] = Silent().remote()
+        asked = asyncio.create_task(session.in_session(answer, session.require(), check_s=0.01))
         await asyncio.sleep(0.03)
         assert not asked.done()
         leave()
@@ -232,17 +232,14 @@ class Answering:
         return "epoch"
 
 
-async def test_a_connection_finds_the_registry_again_in_each_session(
-    connected: Membership, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_connection_finds_the_registry_again_in_each_session(connected: Membership) -> None:
     found: list[Actor] = []
 
     async def find(name: str, namespace: str, timeout_s: float) -> Actor:
         found.append(Actor(Answering()))
         return found[-1]
 
-    monkeypatch.setattr(connection_module, "find_actor", find)
-    connection = RegistryConnection("nowhere", 1.0)
+    connection = RegistryConnection("nowhere", 1.0, find=find)
     await connection.beat("one")
     await connection.beat("one")
     assert [actor.calls for actor in found] == [["hello", "beat_many", "beat_many"]]
@@ -254,16 +251,13 @@ async def test_a_connection_finds_the_registry_again_in_each_session(
     assert [actor.calls for actor in found] == [["hello", "beat_many", "beat_many"], ["hello", "beat_many"]]
 
 
-async def test_a_silence_of_one_session_is_not_the_nexts(
-    connected: Membership, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_silence_of_one_session_is_not_the_nexts(connected: Membership) -> None:
     actor = Actor(Answering())
 
     async def find(name: str, namespace: str, timeout_s: float) -> Actor:
         return actor
 
-    monkeypatch.setattr(connection_module, "find_actor", find)
-    connection = RegistryConnection("nowhere", 0.05)
+    connection = RegistryConnection("nowhere", 0.05, find=find)
     actor.is_hung = True
     with pytest.raises(RegistryUnavailableError, match="no answer to hello"):
         await connection.health()
@@ -276,7 +270,7 @@ async def test_a_silence_of_one_session_is_not_the_nexts(
 
 
 async def test_a_handle_held_for_an_outage_of_rays_table_is_of_its_session(
-    connected: Membership, monkeypatch: pytest.MonkeyPatch
+    connected: Membership,
 ) -> None:
     is_away = False
     actor = Actor(None)
@@ -286,8 +280,7 @@ async def test_a_handle_held_for_an_outage_of_rays_table_is_of_its_session(
             raise DirectoryUnavailableError("for the test")
         return actor
 
-    monkeypatch.setattr(handles_module, "find_actor", find)
-    finder = HandleFinder("nowhere", 1.0)
+    finder = HandleFinder("nowhere", 1.0, table=ActorTable(1.0, find=find))
     assert await finder.of_name("agent") is actor
     is_away = True
     assert await finder.of_name("agent") is actor

@@ -1,4 +1,4 @@
-"""A wrong value stops the start with one line that names the variable; a right one means the same to every process."""
+"""A wrong value is an error of one line that names the variable; a right one means the same in every process."""
 
 from __future__ import annotations
 
@@ -14,38 +14,35 @@ from seedcore.settings import Settings, load_settings
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "why"),
+    ("variable", "value", "rule"),
     [
-        ("SEEDCORE_DATA_DIR", "~nouser/x", "begins with the home folder of a user that there is not: '~nouser/x'"),
-        ("SEEDCORE_DATA_DIR", "data/here", "must be an absolute path, or begin with ~, not 'data/here'"),
-        ("POD_IP", "not-an-ip", "must be an IP address, not 'not-an-ip'"),
-        ("POD_IP", "10.0.0.256", "must be an IP address, not '10.0.0.256'"),
-        ("POD_IP", "fe80::1%eth0", "must be an IP address without a zone, not 'fe80::1%eth0'"),
-        ("REGISTRY_BEAT_SEC", "1e-9", "input should be greater than or equal to 0.05"),
-        ("REGISTRY_BEAT_SEC", "nan", "input should be a finite number"),
-        ("SEEDCORE_FLUSH_SEC", "1e-9", "input should be greater than or equal to 0.05"),
-        ("SEEDCORE_LEASE_SEC", "2", "must be at least 3 x REGISTRY_BEAT_SEC = 15 seconds, not 2"),
-        ("RAY_NAMESPACE", "x" * 300, "must have at most 255 characters, not 300"),
-        ("CLUSTER_EPOCH", " ", "must not be empty"),
-        ("SEEDCORE_URL", "ftp://me:hush@here/", "must be a URL like http://127.0.0.1:8000, not 'ftp://here/'"),
-        ("SEEDCORE_HTTP_TOKENS_FILE", "sct_secret", "must be the path of a file, and this is a token"),
-        ("SEEDCORE_HTTP_TRUSTED_PROXIES", "0.0.0.0/0", "must be the networks of proxies, and 0.0.0.0/0 is everybody"),
-        ("SEEDCORE_HTTP_TRUSTED_HEADER", "Host", "must be a header that only the proxy sends, not 'Host'"),
-        (
-            "SEEDCORE_HTTP_TOKEN",
-            "sct_é",
-            "must be the token as `seedcore token new` has shown it: letters and digits, - and _",
-        ),
-        ("RAY_NODE_ID", "a\nb", "must not contain NUL or control characters"),
+        ("SEEDCORE_DATA_DIR", "~nouser/x", "unknown user: '~nouser/x'"),
+        ("SEEDCORE_DATA_DIR", "data/here", "absolute path.*'data/here'"),
+        ("POD_IP", "not-an-ip", "IP address.*'not-an-ip'"),
+        ("POD_IP", "10.0.0.256", "IP address.*'10.0.0.256'"),
+        ("POD_IP", "fe80::1%eth0", "without a zone"),
+        ("REGISTRY_BEAT_SEC", "1e-9", "greater than or equal to 0.05"),
+        ("REGISTRY_BEAT_SEC", "nan", "finite"),
+        ("SEEDCORE_FLUSH_SEC", "1e-9", "greater than or equal to 0.05"),
+        ("SEEDCORE_LEASE_SEC", "2", "at least 3 x REGISTRY_BEAT_SEC = 15 seconds, not 2"),
+        ("RAY_NAMESPACE", "x" * 300, "at most 255 characters, not 300"),
+        ("CLUSTER_EPOCH", " ", "empty"),
+        ("SEEDCORE_URL", "ftp://me:hush@here/", "URL.*'ftp://here/'"),
+        ("SEEDCORE_HTTP_TOKENS_FILE", "sct_secret", "file, not a token$"),
+        ("SEEDCORE_HTTP_TRUSTED_PROXIES", "0.0.0.0/0", "networks.*0.0.0.0/0"),
+        ("SEEDCORE_HTTP_TRUSTED_HEADER", "Host", "only the proxy.*'Host'"),
+        ("SEEDCORE_HTTP_TOKEN", "sct_\u00e9", "token"),
+        ("RAY_NODE_ID", "a\nb", "control characters"),
     ],
 )
 def test_wrong_value_is_one_line_that_names_the_variable(
-    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, why: str
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, rule: str
 ) -> None:
     monkeypatch.setenv(variable, value)
-    with pytest.raises(ConfigurationError) as caught:
+    with pytest.raises(ConfigurationError, match=rule) as caught:
         load_settings()
-    assert str(caught.value) == f"{variable}: {why}"
+    assert caught.value.variable == variable
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +66,7 @@ def test_secret_is_in_no_error_or_representation_of_settings(monkeypatch: pytest
     assert "hush" not in "".join(traceback.format_exception(caught.value)) + repr(caught.value)
 
 
-def test_data_folder_is_the_same_whatever_the_working_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_data_folder_does_not_depend_on_the_working_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("SEEDCORE_DATA_DIR", "~/data")
     assert load_settings().data_dir == tmp_path / "data"
@@ -78,13 +75,13 @@ def test_data_folder_is_the_same_whatever_the_working_folder(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("address", ["10.0.0.1", "2001:db8::1"])
-def test_address_of_either_kind_is_taken(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+def test_addresses_of_both_kinds_are_accepted(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("POD_IP", address)
     monkeypatch.setenv("REGISTRY_BEAT_SEC", "0.05")
     assert load_settings().ip_address == address
 
 
-def test_settings_of_an_older_process_have_the_defaults_of_what_it_did_not_know() -> None:
+def test_settings_from_an_older_process_get_the_defaults_of_newer_fields() -> None:
     sent = Settings(beat_interval_s=2.0, lease_s=9.0)
     for name in ("lease_s", "data_dir"):
         del sent.__dict__[name]

@@ -19,28 +19,28 @@ import seedcore.cli
 from seedcore.cli import output, render
 from seedcore.cli.output import Terminal
 from seedcore.cli.why import reason_of
+from seedcore.core.answers import InstanceFilter, Listing, Origin
+from seedcore.core.causes import Cause, CauseKind
+from seedcore.core.changes import Registration
 from seedcore.core.errors import InvalidInputError
+from seedcore.core.holds import Hold, HoldKind
+from seedcore.core.instances import Transition, Verdict
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import (
-    InstanceFilter,
-    Listing,
-    Registration,
-    Source,
-    Transition,
-    Verdict,
-    check_cause,
+from seedcore.core.limits import (
+    check_detail,
     check_epoch,
     check_key,
     check_labels,
     check_logical_id,
+    check_reason,
     check_text,
-    operators_cause,
 )
 from seedcore.core.paging import decode_cursor, encode_cursor
 from seedcore.core.text import first_unfit, shown
-from seedcore.discovery.access import Right, new_token
-from seedcore.discovery.api import InstancePage, agent_answer, page_of
-from seedcore.registry.answers import Description, Observed
+from seedcore.discovery.api import InstancePage
+from seedcore.discovery.rendering import agent_answer, page_of
+from seedcore.discovery.tokens import Right, new_token
+from seedcore.registry.protocol.messages import Description, Observed
 from seedcore.settings import Settings
 from tests.builders import START, iid, instance
 
@@ -94,8 +94,8 @@ HOSTILE = "a\x1b[31m\x9b2J\x9d0;owned\x9c\u202egnp\u2066x\u2069\ufeff\u200b\u202
         lambda text: check_text("name", text, 100),
         check_logical_id,
         check_epoch,
-        check_cause,
-        operators_cause,
+        check_detail,
+        check_reason,
         lambda text: check_labels({text: "value"}),
         lambda text: check_labels({"key": text}),
         lambda text: new_token(text, Right.READ),
@@ -163,24 +163,25 @@ def hostile_answers() -> tuple[Any, ...]:
         actor_name=HOSTILE,
         node_id=HOSTILE,
         cluster_epoch=HOSTILE,
-        cause=HOSTILE,
+        cause=Cause(CauseKind.AGENT, HOSTILE, HOSTILE),
+        holds=(Hold(HoldKind.OPERATOR, HOSTILE, HOSTILE, START, START),),
         labels={HOSTILE: HOSTILE},
         metadata={HOSTILE: [HOSTILE]},
         status=Status.DRAINING,
     )
     dead = replace(row, instance_id=iid(2), status=Status.DEAD, stopped_at=START)
-    step = Transition(iid(1), HOSTILE, None, Status.STARTING, 1, HOSTILE, START)
+    transition = Transition(iid(1), HOSTILE, None, Status.STARTING, 1, row.cause, START)
     described = Description(
         HOSTILE,
         (Observed(row, Verdict.FRESH, 0),),
         (row, dead),
-        Source.REGISTRY,
+        Origin.REGISTRY,
         START,
         1,
         complete=True,
-        steps=(step,),
+        transitions=(transition,),
     )
-    return row, dead, agent_answer(described), page_of(Listing((row, dead), Source.REGISTRY, START, 1, True))
+    return row, dead, agent_answer(described), page_of(Listing((row, dead), Origin.REGISTRY, START, 1, True))
 
 
 def printed(show: Callable[[Terminal], None], *, is_terminal: bool) -> str:
@@ -192,7 +193,12 @@ def printed(show: Callable[[Terminal], None], *, is_terminal: bool) -> str:
 @pytest.mark.parametrize("is_terminal", [False, True])
 def test_no_command_prints_what_commands_a_terminal_or_hides(is_terminal: bool) -> None:
     row, _, agent, page = hostile_answers()
-    event = {"instance_id": iid(1), "logical_id": HOSTILE, "cause": HOSTILE, "instance": None}
+    event = {
+        "instance_id": iid(1),
+        "logical_id": HOSTILE,
+        "cause": {"kind": "agent", "detail": HOSTILE, "by": HOSTILE},
+        "instance": None,
+    }
     for show in (
         lambda console: render.show_listing(console, page),
         lambda console: render.show_agent(console, agent),

@@ -5,27 +5,30 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
+from seedcore.core.answers import Answer, Listing, Origin, Resolution
+from seedcore.core.changes import new_instance_id
 from seedcore.core.errors import InvalidInputError
+from seedcore.core.instances import Instance
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import Answer, Instance, Listing, Resolution, Source, new_instance_id
 from seedcore.core.paging import decode_cursor, decode_death_cursor, encode_cursor, encode_death_cursor
-from seedcore.core.waiting import end
+from seedcore.core.timeouts import end
 from seedcore.discovery.access import Access
-from seedcore.discovery.api import InstancePage, ResolveAnswer, page_of
+from seedcore.discovery.api import InstancePage, ResolveAnswer
 from seedcore.discovery.guard import CHUNK_BYTES, Guard
 from seedcore.discovery.pages import MAX_PAGE_BYTES, AnswerCache, page_json, resolve_json
+from seedcore.discovery.rendering import page_of
 from seedcore.discovery.traffic import Rates, UnreadBytes
 from seedcore.settings import Settings
 from tests.waiting import eventually
 
-NOW = datetime(2026, 3, 1, tzinfo=timezone.utc)
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
 LONG = 4 * CHUNK_BYTES
 
 
@@ -34,6 +37,7 @@ def instances(count: int, metadata_bytes: int = 0) -> list[Instance]:
         Instance(
             new_instance_id(),
             f"agent-{number:04}",
+            Status.ALIVE,
             Status.ALIVE,
             "epoch",
             NOW,
@@ -47,7 +51,7 @@ def instances(count: int, metadata_bytes: int = 0) -> list[Instance]:
 
 
 def listing(rows: Sequence[Instance], next_cursor: str | None = None) -> Listing:
-    return Listing(tuple(rows), Source.REGISTRY, NOW, 7, True, next_cursor, '"items":[]')
+    return Listing(tuple(rows), Origin.REGISTRY, NOW, 7, True, next_cursor, '"items":[]')
 
 
 # Pages
@@ -92,11 +96,12 @@ def test_one_instance_that_is_above_the_bound_is_a_page() -> None:
 
 def test_a_resolution_of_more_than_its_bound_is_refused() -> None:
     rows = instances(20, 1000)
-    answer = Answer([Resolution(row.logical_id, row, is_known=True) for row in rows], Source.REGISTRY, NOW, 1, True)
-    shown = ResolveAnswer.model_validate_json(resolve_json(answer))
+    answer = Answer([Resolution(row.logical_id, row) for row in rows], Origin.REGISTRY, NOW, 1, True)
+    ids = [row.logical_id for row in rows]
+    shown = ResolveAnswer.model_validate_json(resolve_json(ids, answer))
     assert [one.logical_id for one in shown.results] == [row.logical_id for row in rows]
     with pytest.raises(InvalidInputError, match="more than 10000 bytes: resolve fewer"):
-        resolve_json(answer, 10_000)
+        resolve_json(ids, answer, 10_000)
 
 
 # The cache
@@ -209,7 +214,7 @@ async def test_a_caller_that_is_cut_off_holds_nothing() -> None:
     unread = [Connection(guard, "10.0.0.1") for _ in range(3)]
     await eventually(lambda: rates.unread.held == 3 * LONG)
     await end(*(one.task for one in unread))
-    assert (rates.unread.held, rates.unread._held, rates._at_work) == (0, {}, {})
+    assert (rates.unread.held, rates.unread.callers, rates.requests_at_work) == (0, 0, 0)
 
 
 async def test_a_short_answer_waits_for_no_reader() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import product
 from pathlib import Path
 
-from seedcore.core.model import Verdict
+from seedcore.core.instances import Verdict
 from seedcore.core.verdict import Beats, Death, Evidence, Witness, judge
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "verdicts.md"

@@ -1,4 +1,4 @@
-"""The cache of a follower equals the roster at each version."""
+"""The cache of a follower equals the members at each version."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from seedcore.core import member_queries
+from seedcore.core.answers import InstanceFilter, Listing, Origin
+from seedcore.core.changes import StatusChange
 from seedcore.core.feed import Feed
+from seedcore.core.instances import Verdict
 from seedcore.core.lease import LeaseTerms
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import InstanceFilter, Listing, Source, StatusChange, Verdict
+from seedcore.core.member_queries import verdicts_of
+from seedcore.core.members import Members
 from seedcore.core.paging import decode_cursor
-from seedcore.core.roster import Roster
 from seedcore.core.view import LiveView
 from tests.builders import START, iid, joins
 
@@ -30,11 +34,11 @@ STEPS = st.lists(
 
 
 class Fleet:
-    """A roster with its feed, and a follower's cache."""
+    """The members with its feed, and a follower's cache."""
 
     def __init__(self, capacity: int) -> None:
-        self.roster = Roster(LeaseTerms(5.0, 15.0), 100, Feed("here", capacity))
-        self.roster.set_epoch("epoch-1", 1)
+        self.members = Members(LeaseTerms(5.0, 15.0), 100, Feed("here", capacity))
+        self.members.set_epoch("epoch-1", 1)
         self.view = LiveView()
         self.now_s = 0.0
         self.number = 0
@@ -43,43 +47,43 @@ class Fleet:
 
     def take(self, step: Step) -> None:
         kind, agent = step
-        roster, instance_id = self.roster, iid(self.newest[agent])
+        members, instance_id = self.members, iid(self.newest[agent])
         if kind == "join":
             self.number += 1
             self.newest[agent] = self.number
             epoch = "epoch-1" if self.number % 3 else "epoch-2"
-            roster.register(joins(self.number, f"agent-{agent}", cluster_epoch=epoch), self.now_s, START)
+            members.register(joins(self.number, f"agent-{agent}", cluster_epoch=epoch), self.now_s, START)
         elif kind in {"alive", "drain", "die"}:
             status = {"alive": Status.ALIVE, "drain": Status.DRAINING, "die": Status.DEAD}[kind]
-            roster.set_status(StatusChange(instance_id, status), self.now_s, START)
+            members.set_status(StatusChange(instance_id, status), self.now_s, START)
         elif kind == "beat":
-            roster.renew([instance_id], self.now_s)
+            members.renew([instance_id], self.now_s)
         elif kind == "wait":
             self.now_s += 4.0
-            roster.tell_verdicts(self.now_s)
+            members.silence.publish_verdicts(self.now_s)
         elif kind == "doubt":
-            roster.doubt(instance_id)
+            members.silence.report_dead(instance_id)
         elif kind == "flip":
-            roster.set_epoch("epoch-2", 2)
+            members.set_epoch("epoch-2", 2)
         else:
             self.read()
 
     def read(self) -> None:
-        batch = self.roster.feed.since(self.view.stream, self.view.version, ALL)
+        batch = self.members.feed.since(self.view.stream, self.view.version, ALL)
         if not batch.is_reset:
             self.view.apply(batch)
             return
         self.loads += 1
-        rows, _ = self.roster.page(ALL, decode_cursor(None), 100, self.now_s)
-        verdicts = self.roster.verdicts_told(rows)
-        page = Listing(tuple(rows), Source.REGISTRY, START, batch.version, True, stream="here", verdicts=verdicts)
+        rows, _ = member_queries.page(self.members, ALL, decode_cursor(None), 100, self.now_s)
+        verdicts = verdicts_of(self.members, rows)
+        page = Listing(tuple(rows), Origin.REGISTRY, START, batch.version, True, stream="here", verdicts=verdicts)
         self.view.load(batch, [page])
 
     def check(self) -> None:
-        rows, _ = self.roster.page(ALL, decode_cursor(None), 100, self.now_s)
+        rows, _ = member_queries.page(self.members, ALL, decode_cursor(None), 100, self.now_s)
         assert self.view.page(ALL, decode_cursor(None), 100) == (rows, False)
         assert len(self.view) == len(rows)
-        verdicts = self.roster.verdicts_told(rows)
+        verdicts = verdicts_of(self.members, rows)
         for row in rows:
             assert self.view.verdict(row.instance_id) is verdicts.get(row.instance_id, Verdict.FRESH)
         for agent in range(AGENTS):
@@ -94,7 +98,7 @@ class Fleet:
 
 
 @given(STEPS, st.sampled_from([2, 100]))
-def test_cache_that_applied_every_change_equals_the_roster(steps: list[Step], capacity: int) -> None:
+def test_cache_that_applied_every_change_equals_the_members(steps: list[Step], capacity: int) -> None:
     fleet = Fleet(capacity)
     for step in steps:
         fleet.take(step)
@@ -110,7 +114,7 @@ def test_feed_reports_a_late_verdict_and_a_beat_clears_it_at_once() -> None:
         fleet.take(step)
     assert fleet.view.verdict(iid(1)) is Verdict.LATE
     assert fleet.view.candidates("agent-0") == []
-    fleet.roster.renew([iid(1)], fleet.now_s)
+    fleet.members.renew([iid(1)], fleet.now_s)
     fleet.read()
     assert [row.instance_id for row in fleet.view.candidates("agent-0")] == [iid(1)]
     assert fleet.loads == 1

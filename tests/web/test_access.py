@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from seedcore.core.waiting import within
+from seedcore.core.timeouts import within
 from seedcore.settings import Settings
 from tests.servers import PostgresServer
 from tests.serving import Tokens, World, deployed
@@ -102,12 +102,12 @@ async def test_who_may_not_read_is_told_that_it_works_and_nothing_else(world: Wo
         ready = (await stranger.get("/readyz")).json()
         access = (await stranger.get("/v1/access")).json()
     assert (alive["status"], alive["registry"], alive["registry_problem"]) == ("ok", None, None)
-    assert ready == {"ready": True, "rungs": None}
+    assert ready == {"ready": True, "sources": None}
     assert access == {"right": "none", "name": None, "problem": None, "anonymous": "none"}
     known = (await world.ask("GET", "/v1/access")).json()
     assert (known["right"], known["name"]) == ("write", "writer")
     assert (await world.ask("GET", "/healthz")).json()["registry"] is not None
-    assert (await world.ask("GET", "/readyz")).json()["rungs"]["postgres"] == "ok"
+    assert (await world.ask("GET", "/readyz")).json()["sources"]["postgres"] == "ok"
 
 
 async def test_the_proxy_of_this_machine_says_what_its_callers_may(world: World) -> None:
@@ -158,8 +158,11 @@ async def test_who_did_it_is_in_the_history(world: World) -> None:
     done = await world.ask("POST", "/v1/agents/bee/drain", json={"reason": "a new fan"})
     assert done.status_code == 200, done.text
     await world.ask("POST", "/v1/agents/bee/undrain", json={})
-    steps = (await world.ask("GET", "/v1/history/bee?limit=2")).json()["transitions"]
-    assert [step["cause"] for step in steps] == ["by an operator (writer)", "by an operator (writer): a new fan"]
+    transitions = (await world.ask("GET", "/v1/history/bee?limit=2")).json()["transitions"]
+    assert [(one["hold"], one["cause"]) for one in transitions] == [
+        ("operator", {"kind": "operator", "detail": None, "by": "writer"}),
+        ("operator", {"kind": "operator", "detail": "a new fan", "by": "writer"}),
+    ]
 
 
 async def test_a_token_taken_out_of_the_file_ends_at_once(world: World) -> None:

@@ -16,10 +16,10 @@ import pytest
 from typer.testing import CliRunner
 
 from seedcore.cli.app import app
+from seedcore.composition import start_registry
 from seedcore.core.lifecycle import Status
 from seedcore.core.text import first_unfit
-from seedcore.registry.actor import stop_registry
-from seedcore.runtime import start_registry
+from seedcore.registry.server.actor import stop_registry
 from tests.serving import FLEET, WATCHERS, World
 from tests.waiting import eventually
 
@@ -116,14 +116,18 @@ async def test_an_unchanged_list_costs_nothing(world: World) -> None:
 
 
 async def test_an_operators_drain_takes_an_agent_out_and_ends_by_itself(world: World) -> None:
-    answer = await world.ask("POST", "/v1/agents/ant/drain", json={"reason": "a new disk", "for_s": 1.5})
+    answer = await world.ask("POST", "/v1/agents/ant/drain", json={"reason": "a new disk", "duration_s": 1.5})
     assert answer.status_code == 200, answer.text
     (result,) = answer.json()["results"]
     assert (result["status"], result["durable"]) == ("draining", True)
     agent = await world.get("/v1/agents/ant")
     (live,) = agent["live"]
-    assert live["instance"]["cause"] == "by an operator (writer): a new disk"
-    assert live["instance"]["drain_until"] is not None
+    cause = {"kind": "operator", "detail": "a new disk", "by": "writer"}
+    assert live["instance"]["cause"] == cause
+    assert live["instance"]["reported_status"] == "alive"
+    (hold,) = live["instance"]["holds"]
+    assert (hold["kind"], hold["reason"], hold["by"]) == ("operator", "a new disk", "writer")
+    assert hold["since"] < hold["expires_at"]
     resolution = await world.ask("POST", "/v1/resolve", json={"logical_ids": ["ant"]})
     if resolution.json()["source"] != "snapshot":
         assert resolution.json()["results"][0]["instance"] is None
@@ -133,14 +137,17 @@ async def test_an_operators_drain_takes_an_agent_out_and_ends_by_itself(world: W
 
     await eventually(is_back)
     history = await world.get("/v1/history/ant?limit=2")
-    assert [(step["from_status"], step["to_status"], step["cause"]) for step in history["transitions"]] == [
-        ("draining", "alive", "its draining has come to the end that was set for it"),
-        ("alive", "draining", "by an operator (writer): a new disk"),
-    ]
+    ended, drained = history["transitions"]
+    assert (ended["from_status"], ended["to_status"], ended["hold"], ended["expires_at"]) == (
+        *("draining", "alive", "operator", None),
+    )
+    assert ended["cause"]["kind"] == "drain_ended"
+    assert (drained["from_status"], drained["to_status"], drained["hold"]) == ("alive", "draining", "operator")
+    assert (drained["cause"], drained["expires_at"]) == (cause, hold["expires_at"])
 
 
 async def test_a_drain_survives_the_registry_and_can_be_lengthened_and_ended(world: World) -> None:
-    await world.ask("POST", "/v1/agents/bee/drain", json={"for_s": 3600})
+    await world.ask("POST", "/v1/agents/bee/drain", json={"duration_s": 3600})
     await stop_registry(world.settings.namespace)
     await start_registry(world.settings)
 
@@ -153,41 +160,45 @@ async def test_a_drain_survives_the_registry_and_can_be_lengthened_and_ended(wor
         return found
 
     before = await eventually(instance)
-    assert (before["status"], before["cause"]) == ("draining", "by an operator (writer)")
-    longer = await world.ask("POST", "/v1/agents/bee/drain", json={"reason": "takes longer", "for_s": 7200})
+    assert (before["status"], before["cause"]) == (
+        "draining",
+        {"kind": "operator", "detail": None, "by": "writer"},
+    )
+    longer = await world.ask("POST", "/v1/agents/bee/drain", json={"reason": "takes longer", "duration_s": 7200})
     assert longer.status_code == 200, longer.text
     after = await instance()
-    assert after["drain_until"] > before["drain_until"]
+    assert after["holds"][0]["expires_at"] > before["holds"][0]["expires_at"]
     undrained = await world.ask("POST", "/v1/agents/bee/undrain", json={"reason": "done"})
     assert undrained.json()["results"][0]["status"] == "alive"
     again = await world.ask("POST", "/v1/agents/bee/undrain", json={})
     assert (again.status_code, again.json()["results"][0]["status"]) == (200, "alive")
-    assert (await instance())["drain_until"] is None
+    assert (await instance())["holds"] == []
 
 
 async def test_what_cannot_be_done_is_refused_and_changes_nothing(world: World) -> None:
     version = (await world.get("/v1/instances?consistent=true"))["version"]
     for method, path, body, status, says in [
-        ("POST", "/v1/agents/nobody/drain", {}, 404, "no live instance"),
-        ("POST", "/v1/agents/ant/drain", {"for_s": 0}, 422, "for_s"),
-        ("POST", "/v1/agents/ant/drain", {"for_s": 1e300}, 422, "for_s"),
-        ("POST", "/v1/agents/ant/drain", {"for_s": "soon"}, 422, "for_s"),
+        ("POST", "/v1/agents/never-was/drain", {}, 404, "not_resolvable"),
+        ("POST", "/v1/agents/ant/drain", {"duration_s": 0}, 422, "duration_s"),
+        ("POST", "/v1/agents/ant/drain", {"duration_s": 1e300}, 422, "duration_s"),
+        ("POST", "/v1/agents/ant/drain", {"duration_s": "soon"}, 422, "duration_s"),
         ("POST", "/v1/agents/ant/drain", {"reason": ""}, 422, "reason"),
         ("POST", "/v1/agents/ant/drain", {"reason": "a\x00b"}, 422, "reason"),
         ("POST", "/v1/agents/ant/drain", {"reason": "x" * 600}, 422, "reason"),
         ("POST", "/v1/agents/ant/drain", {"unknown": 1}, 422, "unknown"),
         ("POST", f"/v1/agents/{'x' * 300}/drain", {}, 422, "logical_id"),
-        ("DELETE", "/v1/agents/nobody", None, 404, "no live instance"),
+        ("DELETE", "/v1/agents/never-was", None, 404, "not_resolvable"),
         ("DELETE", "/v1/instances/junk", None, 422, "instance_id"),
-        ("DELETE", "/v1/instances/00000000-0000-4000-8000-000000000009", None, 404, "not registered"),
-        ("GET", "/v1/history/nobody", None, 404, "nothing is remembered"),
+        ("DELETE", "/v1/instances/00000000-0000-4000-8000-000000000009", None, 404, "unknown_instance"),
+        ("GET", "/v1/history/never-was", None, 404, "not_resolvable"),
         ("GET", "/v1/deaths?within_s=0", None, 422, "within_s"),
         ("GET", "/v1/deaths?cursor=junk", None, 422, "cursor"),
         ("GET", "/v1/instances?since=junk&consistent=true", None, 422, "position"),
     ]:
         answer = await world.ask(method, path, **({} if body is None else {"json": body}))
         assert answer.status_code == status, (path, body, answer.text)
-        assert says in answer.json()["detail"], (path, body, answer.text)
+        problem = answer.json()
+        assert says in f"{problem['code']}: {problem['detail']}", (path, body, answer.text)
     form = await world.ask("POST", "/v1/agents/ant/drain", data={"reason": "a form of another site"})
     assert form.status_code == 422
     plain = await world.ask("POST", "/v1/agents/ant/drain", content=b"{}", headers={"Content-Type": "text/plain"})
@@ -202,12 +213,11 @@ async def test_a_deregistered_agent_is_gone_for_good_and_its_history_says_why(wo
     assert answer.status_code == 200, answer.text
     agent = await world.get(f"/v1/agents/{path}")
     assert agent["live"] == []
-    assert agent["history"][0]["cause"] == "by an operator (writer): no longer needed"
+    cause = {"kind": "operator", "detail": "no longer needed", "by": "writer"}
+    assert agent["instances"][0]["cause"] == cause
     assert agent["transitions"][0]["to_status"] == "dead"
     last = (await world.get("/v1/deaths?limit=1&within_s=600"))["items"]
-    assert [(row["instance_id"], row["cause"]) for row in last] == [
-        (instance_id, "by an operator (writer): no longer needed")
-    ]
+    assert [(row["instance_id"], row["cause"]) for row in last] == [(instance_id, cause)]
     other = await world.join("one of two")
     gone = await world.ask("DELETE", f"/v1/instances/{other.instance_id}")
     assert gone.json()["instance"]["status"] == "dead"
@@ -254,7 +264,7 @@ async def test_watchers_have_a_bound_and_leave_room_for_others(world: World) -> 
         async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(local_address="127.0.0.9")) as anonymous:
             assert (await anonymous.get(f"{world.url}/v1/watch")).status_code == 429
         refused = await world.ask("GET", "/v1/watch")
-        assert (refused.status_code, "followers" in refused.json()["detail"]) == (503, True), refused.text
+        assert (refused.status_code, refused.json()["code"]) == (503, "followers_full"), refused.text
         assert (await world.ask("GET", "/v1/overview")).status_code == 200
 
     async def is_accepted() -> bool:
@@ -277,8 +287,8 @@ async def test_a_registry_that_hangs_hides_neither_the_database_nor_the_list(wor
         seen = await world.get("/v1/overview")
         while seen["registry"] is not None:
             seen = await world.get("/v1/overview")
-        assert (seen["rungs"]["postgres"], seen["rungs"]["ray"]) == ("ok", "ok")
-        assert "no answer" in seen["registry_problem"]
+        assert (seen["sources"]["postgres"], seen["sources"]["ray"]) == ("ok", "ok")
+        assert seen["registry_problem"]
         assert seen["instances"] == len(FLEET)
     finally:
         os.kill(pid, signal.SIGCONT)
@@ -309,7 +319,7 @@ async def test_the_overview_counts_the_fleet_and_tells_how_everything_is(world: 
 
     seen = await eventually(overview)
     assert seen["instances"] == sum(seen["by_status"].values()) == sum(seen["by_verdict"].values())
-    assert seen["rungs"] == {"registry": "ok", "postgres": "ok", "ray": "ok"}
+    assert seen["sources"] == {"registry": "ok", "postgres": "ok", "ray": "ok"}
     assert seen["epoch"]["number"] >= 1
     assert seen["registry_problem"] is None
     await client.set_status(Status.DEAD)
@@ -321,7 +331,7 @@ async def test_the_overview_tells_of_what_is_away(world: World) -> None:
 
     async def without_database() -> bool:
         seen = await world.get("/v1/overview")
-        return bool(seen["rungs"]["postgres"] != "ok" and seen["registry"]["store_problem"])
+        return bool(seen["sources"]["postgres"] != "ok" and seen["registry"]["store_problem"])
 
     await eventually(without_database)
     world.server.start()

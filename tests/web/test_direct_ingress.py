@@ -9,7 +9,7 @@ import pytest
 
 from seedcore.discovery.access import is_behind_haproxy
 from seedcore.discovery.exposure import exposures
-from seedcore.registry import session
+from seedcore.registry.ray_support import session
 from tests.servers import PostgresServer
 from tests.serving import Tokens, deployed, free_port
 from tests.waiting import eventually

@@ -51,7 +51,7 @@ def environment() -> Iterator[dict[str, str]]:
 @pytest.fixture(scope="module")
 def deployment(server: PostgresServer, tokens: Tokens, environment: dict[str, str]) -> Iterator[tuple[Settings, str]]:
     """One that may be read by this machine, and lets a caller ask five times per second."""
-    with deployed(server, "haproxy", tokens=tokens, environment=environment, http_max_requests_a_s=5) as made:
+    with deployed(server, "haproxy", tokens=tokens, environment=environment, http_max_requests_per_s=5) as made:
         yield made
 
 

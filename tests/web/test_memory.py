@@ -17,12 +17,12 @@ import pytest
 import pytest_asyncio
 import ray
 
+from seedcore.core.changes import RegisterChange, Registration, new_instance_id
 from seedcore.core.lifecycle import Status
-from seedcore.core.model import RegisterChange, Registration, new_instance_id
 from seedcore.discovery.pages import MAX_CACHE_BYTES
 from seedcore.discovery.traffic import MAX_UNREAD_BYTES
 from seedcore.discovery.watch import MAX_FEED_BYTES
-from seedcore.registry.connection import RegistryConnection
+from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.settings import Settings
 from seedcore.store.postgres import PostgresStore
 from tests.servers import PostgresServer
@@ -42,7 +42,7 @@ def deployment(postgres18: PostgresServer) -> Iterator[tuple[Settings, str]]:
     """Of agents that nobody needs to run: their lease outlasts the tests."""
     dsn = postgres18.dsn(postgres18.create_database())
     asyncio.run(_register(dsn))
-    with deployed(postgres18, "memory", dsn=dsn, lease_s=3600.0, http_max_requests_a_s=10_000) as made:
+    with deployed(postgres18, "memory", dsn=dsn, lease_s=3600.0, http_max_requests_per_s=10_000) as made:
         yield made
 
 
@@ -165,9 +165,9 @@ async def test_a_watcher_that_does_not_read_holds_one_feeds_bound(url: str, depl
     async with mute(url, "/v1/watch", WATCHERS) as begun:
         assert all(answer.endswith(b"200") for answer in begun)
         before = resident_mib(PROXY)
-        for status in (Status.ALIVE, Status.DRAINING, Status.ALIVE):
+        for seq, status in enumerate((Status.ALIVE, Status.DRAINING, Status.ALIVE), 2):
             for start in range(0, AGENTS, 100):
-                await asyncio.gather(*(registry.set_status(one, status) for one in IDS[start : start + 100]))
+                await asyncio.gather(*(registry.set_status(one, status, seq) for one in IDS[start : start + 100]))
         grown = resident_mib(PROXY) - before
         told = 3 * AGENTS * METADATA_BYTES / MIB
         print(f"\n{WATCHERS} mute watchers of {told:.0f} MiB of changes: proxy +{grown:.0f} MiB")  # noqa: T201

@@ -7,6 +7,8 @@ import { byId, mark, setAttribute, setText } from "./dom.js";
 import { longSpan } from "./format.js";
 import { describeOutcome, describeRefusal, describeVerdict } from "./words.js";
 
+const NOT_RESOLVABLE = "not_resolvable";
+
 const EVERY_MS = 5000;
 
 /** How long an outcome is shown. */
@@ -21,7 +23,7 @@ const PARTS = {
     of: ({ live }) => live,
   },
   timeline: { item: timelineItems, of: ({ transitions }) => transitions },
-  earlier: { item: earlierItems, of: ({ live, history }) => [live.length, history] },
+  earlier: { item: earlierItems, of: ({ live, instances }) => [live.length, instances] },
 };
 
 export class AgentPanel {
@@ -124,7 +126,7 @@ export class AgentPanel {
     } catch (error) {
       if (asking.signal.aborted) return;
       this.#problem = error;
-      if (error.status === 404) this.#answer = null;
+      if (error.code === NOT_RESOLVABLE) this.#answer = null;
     }
     this.#asking = null;
     this.#askIn(this.#mustAskAgain ? SETTLE_MS : EVERY_MS);
@@ -175,9 +177,10 @@ export class AgentPanel {
   }
 
   #showHeadline() {
-    const { kind, text, detail = "" } = this.#describe();
+    const { kind, text, detail = "", isPlanned = false } = this.#describe();
     const box = byId("agent-headline");
     setAttribute(box, "data-status", kind);
+    setAttribute(box, "data-planned", isPlanned);
     if (box.firstElementChild?.className !== `mark mark-${kind}`) box.firstElementChild.replaceWith(mark(kind));
     setText(byId("agent-state"), text);
     setText(byId("agent-detail"), detail);
@@ -186,7 +189,7 @@ export class AgentPanel {
   #describe() {
     if (this.#answer !== null) return headline(this.#answer, now());
     if (this.#problem === null) return { kind: "unknown", text: "Loading" };
-    if (this.#problem.status === 404) {
+    if (this.#problem.code === NOT_RESOLVABLE) {
       return { kind: "unknown", text: "No agent has registered under this id.", detail: this.#problem.message };
     }
     return { kind: "unknown", text: "The agent cannot be loaded now.", detail: this.#problem.message };
@@ -203,10 +206,12 @@ export class AgentPanel {
   }
 
   #showActions() {
-    const statuses = (this.#answer?.live ?? []).map(({ instance }) => instance.status);
-    const canDrain = statuses.length > 0;
-    setText(byId("drain"), statuses.every((status) => status === "draining") ? "Change drain" : "Drain");
-    const canUndrain = statuses.includes("draining");
+    const drains = (this.#answer?.live ?? []).map(({ instance }) =>
+      instance.holds.some(({ kind }) => kind === "operator"),
+    );
+    const canDrain = drains.length > 0;
+    setText(byId("drain"), drains.every(Boolean) ? "Change drain" : "Drain");
+    const canUndrain = drains.includes(true);
     byId("drain").hidden = !canDrain;
     byId("undrain").hidden = !canUndrain;
     for (const id of ["drain", "undrain"]) byId(id).disabled = !this.#canDrain;

@@ -2,7 +2,7 @@
 
 import { h, mark, setText } from "./dom.js";
 import { absolute, ago, longSpan, parseTime, plural, shortId } from "./format.js";
-import { because, describeMove, describeVerdict, drainSpan } from "./words.js";
+import { because, describeDraining, describeHold, describeMove, describeVerdict, drainSpan, isPlanned } from "./words.js";
 
 /** A relative time, which `tickTimes` updates. */
 function timeNode(ms, now) {
@@ -17,8 +17,8 @@ export function tickTimes(root, now) {
 
 /** The state of the agent in one sentence: alive, or the cause of its death. */
 export function headline(answer, now) {
-  const { live, history, complete } = answer;
-  if (live.length === 0) return headlineOfDead(history[0], complete, now);
+  const { live, instances, complete } = answer;
+  if (live.length === 0) return headlineOfDead(instances[0], complete, now);
   if (live.length > 1) {
     const states = [...new Set(live.map(({ instance }) => instance.status ?? "unknown"))].join(", ");
     return { kind: live[0].instance.status ?? "unknown", text: `${plural(live.length, "instance")} live: ${states}` };
@@ -27,15 +27,15 @@ export function headline(answer, now) {
   const kind = instance.status ?? "unknown";
   if (kind === "unknown") return { kind, text: "Ray lists an actor with this name. No other source answers." };
   if (kind === "draining") {
-    const reason = reasonOf(answer, instance);
-    const text = `Draining ${drainSpan(parseTime(instance.drain_until), now)}`;
-    return { kind, text: reason ? `${text}: ${reason}` : text, detail: describeVerdict(verdict, silence) };
+    const text = ["Draining", describeDraining(instance, now)].filter(Boolean).join(", ");
+    return { kind, text, detail: describeVerdict(verdict, silence) };
   }
   const changed = parseTime(instance.status_changed_at);
   const since = changed === null ? "" : ` for ${longSpan(now - changed)}`;
+  const holdTexts = instance.holds.map((hold) => describeHold(hold, now));
   return {
     kind,
-    text: `${kind === "alive" ? "Alive" : "Starting"}${since}`,
+    text: [`${kind === "alive" ? "Alive" : "Starting"}${since}`, ...holdTexts].join(". "),
     detail: describeVerdict(verdict, silence),
   };
 }
@@ -54,14 +54,8 @@ function headlineOfDead(last, isComplete, now) {
   }
   const stopped = parseTime(last.stopped_at) ?? parseTime(last.status_changed_at);
   const length = stopped === null ? "Dead" : `Dead for ${longSpan(now - stopped)}`;
-  return { kind: "dead", text: `${length}: ${because(last.cause) ?? "no cause was recorded"}` };
-}
-
-function reasonOf({ transitions }, instance) {
-  const move = transitions.find(
-    ({ instance_id: id, to_status: to }) => id === instance.instance_id && to === "draining",
-  );
-  return move?.cause ?? instance.cause;
+  const text = `${length}: ${because(last.cause) ?? "no cause was recorded"}`;
+  return { kind: "dead", text, isPlanned: isPlanned(last.cause) };
 }
 
 /** One live instance with its details. */
@@ -78,7 +72,8 @@ export function instanceCard({ instance, verdict, silence_s: silence }, now) {
         h("span", { "data-silence": instance.instance_id }, describeVerdict(verdict, silence)),
       ),
     ],
-    ["Draining", status === "draining" && drainSpan(parseTime(instance.drain_until), now)],
+    ["Reports", instance.reported_status !== instance.status && instance.reported_status],
+    ["Holds", holdLines(instance.holds, now)],
     ["Instance", code(instance.instance_id)],
     ["Organ", instance.organ_id],
     ["Actor", instance.actor_name && code([instance.namespace, instance.actor_name].filter(Boolean).join(" / "))],
@@ -106,6 +101,23 @@ export function instanceCard({ instance, verdict, silence_s: silence }, now) {
   );
 }
 
+function holdLines(holds, now) {
+  if (holds.length === 0) return null;
+  return h(
+    "ul",
+    { class: "holds" },
+    holds.map((hold) => {
+      const since = parseTime(hold.since);
+      return h(
+        "li",
+        { "data-hold": hold.kind },
+        describeHold(hold, now),
+        since !== null && h("span", { class: "muted" }, ", since ", timeNode(since, now)),
+      );
+    }),
+  );
+}
+
 const code = (text) => (text ? h("code", {}, text) : null);
 
 function chips(labels) {
@@ -128,17 +140,17 @@ export function timelineItems({ transitions }, now) {
   const isOfSeveral = new Set(transitions.map(({ instance_id: id }) => id)).size > 1;
   return transitions.map((move) => {
     const at = parseTime(move.at);
-    const why = move.to_status === "dead" ? because(move.cause) : move.cause;
+    const why = because(move.cause);
     return h(
       "li",
-      { "data-status": move.to_status },
+      { "data-status": move.to_status, "data-planned": isPlanned(move.cause) },
       mark(move.to_status),
       h(
         "div",
         {},
         h("p", { class: "move" }, describeMove(move)),
-        why && move.cause !== "stopped" && h("p", { class: "why" }, why),
-        move.until && h("p", { class: "why" }, drainSpan(parseTime(move.until), now)),
+        why && h("p", { class: "why" }, why),
+        move.expires_at && h("p", { class: "why" }, drainSpan(parseTime(move.expires_at), now)),
         h(
           "p",
           { class: "when" },
@@ -151,9 +163,9 @@ export function timelineItems({ transitions }, now) {
 }
 
 /** Ended instances, newest first. */
-export function earlierItems({ live, history }, now) {
+export function earlierItems({ live, instances }, now) {
   const living = new Set(live.map(({ instance }) => instance.instance_id));
-  return history
+  return instances
     .filter(({ instance_id: id }) => !living.has(id))
     .map((instance) => {
       const started = parseTime(instance.started_at);
@@ -161,7 +173,7 @@ export function earlierItems({ live, history }, now) {
       const life = started !== null && stopped !== null ? `lived ${longSpan(stopped - started)}` : null;
       return h(
         "li",
-        { "data-status": instance.status },
+        { "data-status": instance.status, "data-planned": isPlanned(instance.cause) },
         mark(instance.status ?? "unknown"),
         h(
           "div",

@@ -3,11 +3,15 @@
 import { learnTime } from "./clock.js";
 import { authorization } from "./token.js";
 
-/** A failed call. `status` is 0 without an answer; `isTimeout` distinguishes a timeout from an unreachable server. */
+/**
+ * A failed call. `status` is 0 without an answer; `code` is the kind of the problem that was sent, or null;
+ * `isTimeout` distinguishes a timeout from an unreachable server. The message is shown, and never read.
+ */
 class ApiError extends Error {
-  constructor(message, { status = 0, isTimeout = false } = {}) {
+  constructor(message, { status = 0, code = null, isTimeout = false } = {}) {
     super(message);
     this.status = status;
+    this.code = code;
     this.isTimeout = isTimeout;
   }
 }
@@ -36,7 +40,10 @@ async function call(path, init, { signal, timeoutMs = 8000, token = null } = {})
       if (either.aborted) throw error;
       return null;
     });
-    if (!response.ok) throw new ApiError(body?.detail || `HTTP status ${response.status}`, { status: response.status });
+    if (!response.ok) {
+      const { status } = response;
+      throw new ApiError(body?.detail || `HTTP status ${status}`, { status, code: body?.code ?? null });
+    }
     if (body === null) throw new ApiError("the answer is not JSON", { status: response.status });
     learnTime(body.as_of, response.headers.get("date"));
     return body;

@@ -4,7 +4,7 @@ import { getJson } from "./api.js";
 import { now } from "./clock.js";
 import { byId, h, setText } from "./dom.js";
 import { absolute, ago, parseTime, shortId } from "./format.js";
-import { because } from "./words.js";
+import { because, isPlanned } from "./words.js";
 
 const PAGE = 50;
 
@@ -59,7 +59,7 @@ export class DeathsDialog {
     const where = [organ, nodeId && `node ${shortId(nodeId)}`].filter(Boolean).join(", ");
     return h(
       "li",
-      {},
+      { "data-planned": isPlanned(cause) },
       h("a", { href: this.#hrefOf(id) }, id),
       h("p", { class: "why" }, because(cause) ?? "no cause was recorded"),
       h("p", { class: "when", title: at && absolute(at) }, [at && ago(at, now()), where].filter(Boolean).join(" · ")),

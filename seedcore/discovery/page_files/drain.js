@@ -38,7 +38,7 @@ export class DrainDialog {
     this.#setBusy(true);
     setText(byId("drain-error"), "");
     try {
-      const body = { ...(reason && { reason }), ...(seconds && { for_s: seconds }) };
+      const body = { ...(reason && { reason }), ...(seconds && { duration_s: seconds }) };
       const answer = await postJson(`${agentPath(id)}/drain`, body);
       const until = seconds === null ? null : now() + seconds * 1000;
       this.#onOutcome(id, describeOutcome("drain", answer, until, now()));

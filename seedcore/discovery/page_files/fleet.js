@@ -180,12 +180,12 @@ function share(part, whole) {
 }
 
 function showRegistry(overview) {
-  const { registry, epoch, rungs } = overview;
+  const { registry, epoch, sources } = overview;
   const epochText = epoch ? `${epoch.name}, number ${count(epoch.number)}` : "no epoch yet";
   setAttribute(byId("registry-1"), "title", epoch && `Epoch ${epochText}`);
   health("registry", ...registryHealth(registry));
   showExpiry(registry);
-  showDatabase(registry, rungs);
+  showDatabase(registry, sources);
   if (registry === null) {
     for (const name of ["beats", "flush"]) figure(name, "-");
     for (const name of ["beats", "flush"]) lines(name, "not known now", "");
@@ -232,9 +232,9 @@ function showExpiry(registry) {
   );
 }
 
-function showDatabase(registry, rungs) {
+function showDatabase(registry, sources) {
   const isMemory = registry?.store_kind === "memory";
-  const isAway = rungs.postgres !== "ok" || Boolean(registry?.store_problem);
+  const isAway = sources.postgres !== "ok" || Boolean(registry?.store_problem);
   if (isMemory) health("database", "warn", "none");
   else health("database", isAway ? "bad" : "good", isAway ? "away" : "connected");
   const compared = parseTime(registry?.compared_at);

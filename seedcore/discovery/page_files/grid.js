@@ -2,7 +2,7 @@
 
 import { byId, h, mark, setAttribute, setText } from "./dom.js";
 import { absolute, ago, count, shortId, span } from "./format.js";
-import { because, drainSpan } from "./words.js";
+import { because, describeDraining, isPlanned } from "./words.js";
 import { placeOf } from "./roster.js";
 
 /** Additional rows above and below the view, so that scrolling shows no gap before the next frame. */
@@ -175,6 +175,7 @@ export class Grid {
     setText(cells.started, row.startedAt === null ? "" : span(now - row.startedAt));
     setText(cells.since, row.changedAt === null ? "" : span(now - row.changedAt));
     if (row.diedAt === null) return;
+    setAttribute(element, "data-planned", isPlanned(row.cause));
     setText(cells.cause, [ago(row.diedAt, now), because(row.cause)].filter(Boolean).join(": "));
     if (row.cause === null) this.#options.onDeadInSight(row);
   }
@@ -186,12 +187,13 @@ export class Grid {
     setAttribute(element, "data-logical-id", row.id);
     setAttribute(element, "data-status", status);
     element.classList.toggle("is-dead", isDead);
+    if (!isDead) setAttribute(element, "data-planned", null);
     element.classList.toggle("is-new", !isDead && row.bornAt !== null);
     setText(cells.agent, row.id);
     setAttribute(cells.agent, "title", [row.id, placeOf(row)].filter(Boolean).join("\n"));
     this.#fillMark(cells.status, status);
     this.#fillMark(cells.verdict, row.verdict);
-    const draining = row.status === "draining" ? `draining ${drainSpan(row.drainUntil, now)}` : null;
+    const draining = row.status === "draining" ? describeDraining(row.draining, now) : null;
     setAttribute(cells.status.word, "title", draining);
     setText(cells.organ, row.organ || "-");
     setText(cells.node, shortId(row.node));

@@ -19,8 +19,8 @@ export function findProblems({ overview, fetch, feed, isListFull, now }) {
   if (fetch.error !== null) addUnreachable(add, { overview, fetch, age });
   if (overview === null) return found;
 
-  const { registry, rungs } = overview;
-  const isDatabaseAway = rungs.postgres !== "ok" || Boolean(registry?.store_problem);
+  const { registry, sources } = overview;
+  const isDatabaseAway = sources.postgres !== "ok" || Boolean(registry?.store_problem);
   if (registry === null) addRegistryAway(add, { overview, isDatabaseAway, age, now });
   if (isDatabaseAway && registry !== null) {
     const waiting = registry.pending_changes > 0 ? ` (${count(registry.pending_changes)} waiting)` : "";
@@ -31,17 +31,17 @@ export function findProblems({ overview, fetch, feed, isListFull, now }) {
       "PostgreSQL does not answer.",
       `The registry answers from memory. It keeps changes${waiting} and writes them when PostgreSQL is back. ` +
         "The history is not available.",
-      registry.store_problem ?? rungs.postgres,
+      registry.store_problem ?? sources.postgres,
     );
   }
-  if (rungs.ray !== "ok") {
+  if (sources.ray !== "ok") {
     add(
       "ray",
       "warn",
       "Ray away",
       "Ray's table does not answer.",
       "Agents beat and the list is current. The death of a whole node is detected later, when leases expire.",
-      rungs.ray,
+      sources.ray,
     );
   }
   if (registry !== null) addOfRegistry(add, registry, now);
@@ -98,7 +98,7 @@ function addRegistryAway(add, { overview, isDatabaseAway, age, now }) {
   const asOf = age(asOfMs);
   const isNow = now - asOfMs < OLD_MS;
   const rest = "agents keep running; draining is not possible now.";
-  const detail = overview.registry_problem ?? overview.rungs.registry;
+  const detail = overview.registry_problem ?? overview.sources.registry;
   if (source === "ray") {
     add(
       "registry",

@@ -184,7 +184,10 @@ export class Roster {
       epoch: instance.cluster_epoch ?? "",
       startedAt: parseTime(instance.started_at),
       changedAt: parseTime(instance.status_changed_at),
-      drainUntil: parseTime(instance.drain_until),
+      draining:
+        instance.status === "draining"
+          ? { holds: instance.holds, reported_status: instance.reported_status, cause: instance.cause }
+          : null,
       labels,
       haystack: [id, instance.organ_id, instance.node_id, instance.actor_name, labels].join("\n").toLowerCase(),
       generation: this.#generation,

@@ -7,7 +7,7 @@ export class EventStream {
 
   /**
    * Calls `onOpen()`, `onEvent(name, data, id)` for each event, and `onEnd(isWhole)` once. A stream that ends as a whole
-   * has told as much as one answer may: it goes on in another.
+   * has sent as much as one answer may contain: the next answer continues.
    */
   constructor(path, { onOpen, onEvent, onEnd }) {
     void this.#read(path, { onOpen, onEvent, onEnd });

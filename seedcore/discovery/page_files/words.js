@@ -1,21 +1,61 @@
-// Texts for causes, transitions, verdicts and outcomes.
+// Texts for causes, holds, transitions, verdicts and outcomes. They follow from kinds: no text is parsed.
 
-import { inFuture, plural, wallTime } from "./format.js";
+import { inFuture, parseTime, plural, wallTime } from "./format.js";
 
-const CAUSES = [
-  [/^stopped$/, () => "it was stopped"],
-  [/^lease expired: silent for (.+)$/, (silence) => `it was silent for ${silence}, longer than its lease`],
-  [/^was dead already; the database had lost it$/, () => "it was already dead; the database had lost this change"],
-];
+const CAUSES = {
+  unknown: "the reason is not known",
+  agent: "reported by the agent",
+  operator: "by an operator",
+  drain_ended: "the drain expired",
+  process_exited: "its process exited",
+  process_killed: "its process was killed",
+  out_of_memory: "its node ran low on memory",
+  start_failed: "its start failed",
+  actor_died: "Ray ended its actor",
+  node_died: "its node died",
+  lease_expired: "its lease expired",
+  epoch_retired: "its epoch is retired",
+  superseded: "its next instance replaced it",
+  restored: "it was already dead when the database was restored",
+};
 
-/** The cause of a death, as the end of a sentence, or null. */
+const PLANNED = new Set(["agent", "operator", "drain_ended", "epoch_retired", "superseded"]);
+
+/** The cause of a status, as the end of a sentence, or null: the words of its kind, the operator, and the detail. */
 export function because(cause) {
   if (!cause) return null;
-  for (const [pattern, words] of CAUSES) {
-    const match = pattern.exec(cause);
-    if (match) return words(...match.slice(1));
+  return withDetails(CAUSES[cause.kind] ?? cause.kind.replaceAll("_", " "), cause.by, cause.detail);
+}
+
+/** Whether the agent or an operator decided on it, so that it is no failure. */
+export const isPlanned = (cause) => PLANNED.has(cause?.kind);
+
+const withDetails = (words, by, detail) => `${words}${by ? ` (${by})` : ""}${detail ? `: ${detail}` : ""}`;
+
+const HOLDS = {
+  operator: "An operator drains it",
+  readiness: "It reports that it is not ready",
+  process: "A process that it depends on has ended",
+  node: "Its node is being drained",
+};
+
+/** A hold with its reason, its operator and its end. */
+export function describeHold({ kind, reason, by, expires_at: expiresAt }, now) {
+  const end = parseTime(expiresAt);
+  const words = withDetails(HOLDS[kind] ?? kind.replaceAll("_", " "), by, reason);
+  return end === null && kind !== "operator" ? words : `${words}, ${drainSpan(end, now)}`;
+}
+
+/** Why a draining instance drains: "until 14:05 (in 12 min), by an operator: a new disk", or what the agent reports. */
+export function describeDraining({ holds, reported_status: reported, cause }, now) {
+  const operator = holds.find(({ kind }) => kind === "operator");
+  if (operator) {
+    const words = withDetails(CAUSES.operator, operator.by, operator.reason);
+    return `${drainSpan(parseTime(operator.expires_at), now)}, ${words}`;
   }
-  return cause;
+  const [hold] = holds.filter(({ kind }) => kind !== "readiness");
+  if (hold) return describeHold(hold, now);
+  return reported === "draining" ? (because(cause) ?? CAUSES.agent) : null;
 }
 
 const MOVES = {
@@ -29,12 +69,29 @@ const MOVES = {
   "alive>draining": "Draining: it gets no new work",
   "draining>draining": "Drain changed",
   "draining>alive": "Undrained: it accepts work again",
+  "draining>starting": "Undrained: it has not reported alive yet",
+  "alive>starting": "Not ready: it gets no new work",
   "draining>dead": "Died while draining",
   "alive>dead": "Died",
 };
 
-export function describeMove({ from_status: from, to_status: to, cause }) {
-  if (to === "dead" && cause === "stopped") return "Stopped";
+const ENDS = {
+  agent: "Stopped",
+  operator: "Deregistered",
+  epoch_retired: "Ended with its epoch",
+  superseded: "Replaced by its next instance",
+};
+
+const HOLD_CHANGES = {
+  operator: "Operator's drain changed",
+  readiness: "Readiness changed",
+  process: "Hold by a process changed",
+  node: "Drain of its node changed",
+};
+
+export function describeMove({ from_status: from, to_status: to, cause, hold }) {
+  if (to === "dead" && ENDS[cause?.kind]) return ENDS[cause.kind];
+  if (hold && from === to) return HOLD_CHANGES[hold] ?? "Hold changed";
   return MOVES[`${from ?? ""}>${to}`] ?? `From ${from ?? "nothing"} to ${to}`;
 }
 
@@ -63,10 +120,13 @@ export function describeVerdict(verdict, silenceS) {
 /** Describes the outcome of a drain or undrain. `verb` is "drain" or "undrain". */
 export function describeOutcome(verb, answer, until, now) {
   const results = answer.results ?? [];
+  const held = results.find(({ status }) => verb === "undrain" && status !== null && status !== "alive");
   const what =
     verb === "drain"
       ? `Draining ${drainSpan(until, now)}${results.length > 1 ? ` (${plural(results.length, "instance")})` : ""}.`
-      : "Undrained: it accepts work again.";
+      : held
+        ? `The operator's drain has ended. It is still ${held.status}.`
+        : "Undrained: it accepts work again.";
   const open = results.filter((result) => !result.durable);
   if (open.length === 0) return { level: "good", text: `${what} The change is committed.` };
   const why = open[0].why ? ` (${open[0].why})` : "";
@@ -78,7 +138,7 @@ export function describeOutcome(verb, answer, until, now) {
 
 /** Describes why a drain or undrain failed. */
 export function describeRefusal(verb, error) {
-  if (error.status === 404) return `The agent has no live instance to ${verb}.`;
+  if (error.code === "not_resolvable") return `The agent has no live instance to ${verb}.`;
   if (error.status === 409) return `The registry refused: ${error.message}`;
   if (error.status === 503) return `Not possible now, and nothing has changed: ${error.message}`;
   if (error.status === 422) return `Invalid request: ${error.message}`;

@@ -1,0 +1,176 @@
+-- Epochs and terms: which generation of the fleet is current, and which registry may write.
+
+create function record_epoch(p_epoch text, p_will_wait boolean default true) returns text
+language plpgsql as $$
+declare
+    known cluster_epoch;
+begin
+    if p_epoch is null or length(p_epoch) not between 1 and 128 then
+        raise exception 'an epoch must have 1 to 128 characters' using errcode = '22023';
+    elsif name_problem(p_epoch) is not null then
+        raise exception 'an epoch %', name_problem(p_epoch) using errcode = '22023';
+    end if;
+    select * into known from cluster_epoch where epoch = p_epoch;
+    if not found then
+        perform 1 from cluster_metadata where id = 1 for update;
+        -- the session that held the lock may have recorded it
+        select * into known from cluster_epoch where epoch = p_epoch;
+    end if;
+    if found then
+        return case when known.retired_at is not null then 'retired_epoch' end;
+    end if;
+    if p_will_wait and (select count(*) from cluster_epoch where current_at is null) >= 64 then
+        return 'epoch_limit';
+    end if;
+    insert into cluster_epoch (epoch, number) values (p_epoch, (select max(number) + 1 from cluster_epoch));
+    return null;
+end
+$$;
+comment on function record_epoch(text, boolean) is
+    'Records an epoch that is not known yet. Returns null where it is usable, else retired_epoch or epoch_limit. The limit counts '
+    'staged epochs; one that becomes current at once (p_will_wait false) does not count.';
+
+create function raise_for_epoch(p_epoch text, p_problem text) returns void
+language plpgsql immutable as $$
+begin
+    if p_problem = 'retired_epoch' then
+        raise exception 'epoch % is retired and cannot become current again', p_epoch using errcode = 'SC004';
+    elsif p_problem = 'epoch_limit' then
+        raise exception 'epoch % cannot be staged: 64 are staged already', p_epoch using errcode = 'SC005';
+    end if;
+end
+$$;
+comment on function raise_for_epoch(text, text) is 'Raises SC004 or SC005 where record_epoch returned a problem.';
+
+create function stage_epoch(p_epoch text) returns boolean
+language plpgsql as $$
+declare
+    was_known boolean;
+begin
+    perform 1 from cluster_metadata where id = 1 for update;
+    select exists (select from cluster_epoch where epoch = p_epoch) into was_known;
+    perform raise_for_epoch(p_epoch, record_epoch(p_epoch));
+    return not was_known;
+end
+$$;
+comment on function stage_epoch(text) is 'Names an epoch that will become current later. Returns whether it is new. Raises SC004, SC005.';
+
+create function set_current_epoch(p_epoch text) returns bigint
+language plpgsql as $$
+declare
+    meta   cluster_metadata;
+    result bigint;
+begin
+    select * into strict meta from cluster_metadata where id = 1 for update;
+    if meta.current_epoch = p_epoch then
+        return meta.epoch_number;
+    end if;
+    perform raise_for_epoch(p_epoch, record_epoch(p_epoch, p_will_wait => false));
+    update cluster_epoch set retired_at = now() where epoch = meta.current_epoch;
+    update cluster_epoch set current_at = now() where epoch = p_epoch returning number into result;
+    update cluster_metadata
+       set current_epoch = p_epoch, epoch_number = result, updated_at = now() where id = 1;
+    return result;
+end
+$$;
+comment on function set_current_epoch(text) is
+    'Flips discovery to an epoch in one step and retires the one before. Returns its number. Raises SC004.';
+
+create function fenced(p_term bigint, p_value anyelement) returns anyelement
+language plpgsql as $$
+declare
+    in_force bigint;
+begin
+    if p_term is null then
+        return p_value;
+    end if;
+    -- held to the end of the transaction: a registry that starts waits for writes that have passed here
+    perform pg_advisory_xact_lock_shared(1592639711);
+    -- a statement of its own, so that it sees what was committed during the wait for the lock
+    select m.term into strict in_force from cluster_metadata m where m.id = 1;
+    if p_term <> in_force then
+        raise exception 'the registry of term % is superseded by that of term %', p_term, in_force
+            using errcode = 'SC006', detail = in_force::text;
+    end if;
+    return p_value;
+end
+$$;
+comment on function fenced(bigint, anyelement) is
+    'Returns p_value, or raises SC006 where a newer registry has started. A null term is not checked.';
+
+create function begin_registry(
+    p_ray_cluster text, p_epoch text, p_lease_s double precision, p_idle_s double precision default null)
+returns table (epoch text, number bigint, term bigint, lease_before_s double precision)
+language plpgsql as $$
+declare
+    meta       cluster_metadata;
+    wanted     text := p_epoch;
+    serial     bigint;
+    is_at_work boolean;
+begin
+    perform pg_advisory_xact_lock(1592639711);
+    select * into strict meta from cluster_metadata where id = 1 for update;
+    -- without p_idle_s the other registry counts as at work
+    is_at_work := coalesce(meta.term_seen_at > clock_timestamp() - make_interval(secs => p_idle_s), true);
+    if is_at_work and exists (select from superseded_cluster c where c.ray_cluster = p_ray_cluster) then
+        raise exception 'the Ray cluster % was replaced by % and cannot take the registry back',
+            p_ray_cluster, meta.ray_cluster using errcode = 'SC006', detail = meta.term::text;
+    end if;
+    if is_at_work and p_idle_s is not null then
+        raise exception 'the registry of term % is at work', meta.term using errcode = 'SC006', detail = meta.term::text;
+    end if;
+    if meta.ray_cluster <> p_ray_cluster then
+        delete from superseded_cluster c
+         where c.ray_cluster = p_ray_cluster or c.superseded_at < now() - interval '90 days';
+        insert into superseded_cluster (ray_cluster) values (meta.ray_cluster) on conflict do nothing;
+        if wanted is null then
+            select max(e.number) + 1 into serial from cluster_epoch e;
+            loop
+                wanted := 'epoch-' || serial;
+                exit when not exists (select from cluster_epoch e where e.epoch = wanted);
+                serial := serial + 1;
+            end loop;
+        end if;
+    end if;
+    if wanted is not null then
+        perform set_current_epoch(wanted);
+    end if;
+    if p_epoch is null and wanted is not null then
+        update cluster_epoch e set continued_by = wanted where e.epoch = meta.current_epoch;
+    end if;
+    update cluster_metadata m
+       set ray_cluster = p_ray_cluster, lease_s = p_lease_s, term = m.term + 1, leases_from = now(),
+           term_seen_at = now(), updated_at = now()
+     where m.id = 1;
+    return query
+        select m.current_epoch, m.epoch_number, m.term, case when meta.ray_cluster is not null then meta.lease_s end
+          from cluster_metadata m where m.id = 1;
+end
+$$;
+comment on function begin_registry(text, text, double precision, double precision) is
+    'A registry starts: it takes the next term and renews every lease. The same Ray cluster keeps the epoch, another one makes a '
+    'new epoch that continues it; p_epoch flips to that epoch instead. A replaced cluster takes the database back only with '
+    'p_idle_s, where the registry in force was not seen at work for so long. Returns also the lease before. Raises SC004, SC006.';
+
+create function renew_term(p_term bigint, p_lease_s double precision default null) returns boolean
+language plpgsql as $$
+begin
+    perform fenced(p_term, true);
+    update cluster_metadata set term_seen_at = now(), lease_s = coalesce(p_lease_s, lease_s) where id = 1;
+    return true;
+end
+$$;
+comment on function renew_term(bigint, double precision) is
+    'The registry of this term is at work; p_lease_s is the lease from now on (null: as before). Raises SC006.';
+
+create function renew_every_lease(p_term bigint default null) returns timestamptz
+language plpgsql as $$
+declare
+    renewed_at timestamptz;
+begin
+    perform fenced(p_term, true);
+    update cluster_metadata set leases_from = now() where id = 1 returning leases_from into renewed_at;
+    return renewed_at;
+end
+$$;
+comment on function renew_every_lease(bigint) is 'Renews every lease after the registry was down. Returns when. Raises SC006.';

@@ -1,0 +1,192 @@
+-- Registering instances, and what a registration is refused for. The package refuses the same values before it sends them
+-- (seedcore/core/limits.py).
+--
+-- These limits are not constraints of the table: a constraint is checked at every update, so a row that broke one would
+-- refuse its beats, and with them all beats of the same batch.
+
+create function name_problem(p_value text) returns text
+language sql immutable parallel safe as $$
+    select case
+        -- Unicode's spaces, whatever the locale of the database
+        when p_value !~ '[^ \u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]' then 'must not be empty'
+        when p_value ~ '[\u0001-\u001f\u007f]' then 'must not contain control characters'
+    end
+$$;
+comment on function name_problem(text) is 'Why a text cannot be a name; null where it can.';
+
+create function labels_problem(p_labels jsonb) returns text
+language sql immutable parallel safe as $$
+    select case
+        when count(*) > 64 then format('labels must have at most 64 keys, not %s', count(*))
+        else min(case
+            when length(l.key) > 63 then format('a label''s key must have at most 63 characters, not %s', length(l.key))
+            when name_problem(l.key) is not null then 'a label''s key ' || name_problem(l.key)
+            when jsonb_typeof(l.value) <> 'string' then format('label "%s" must be text', l.key)
+            when length(l.value #>> '{}') > 255 then format('label "%s" must have at most 255 characters', l.key)
+            when l.value <> '""' then format('label "%s" ', l.key) || name_problem(l.value #>> '{}')
+        end)
+    end
+      from jsonb_each(case when jsonb_typeof(p_labels) = 'object' then p_labels else '{}' end) as l (key, value)
+$$;
+comment on function labels_problem(jsonb) is 'Why labels cannot be stored; null where they can.';
+
+create function metadata_problem(p_metadata jsonb) returns text
+language sql stable parallel safe as $$
+    select case
+        -- 16 KiB of JSON take less than 128 KiB in the form in which the database stores them
+        when pg_column_size(p_metadata) > 131072 then 'metadata must be at most 16384 bytes of JSON'
+        -- Python cannot read deeper nesting or longer numbers
+        when p_metadata @? 'strict $.**{32} ? (@.type() == "object" || @.type() == "array")' then
+            'metadata must not be nested deeper than 32 levels'
+        when p_metadata @? 'strict $.** ? (@.type() == "number" && (@ >= 1e4300 || @ <= -1e4300))' then
+            'metadata must not hold numbers of more than 4300 digits'
+    end
+$$;
+comment on function metadata_problem(jsonb) is 'Why metadata cannot be stored; null where it can.';
+
+create function registrations_problem(p_rows jsonb) returns text
+language sql stable as $$
+    select format('instance %s: %s', d.instance_id, found.problem)
+      from jsonb_array_elements(p_rows) with ordinality as e (element, ord),
+           jsonb_populate_record(null::registry_instance, e.element) as d,
+           lateral (select coalesce(
+               'logical_id ' || name_problem(d.logical_id),
+               'cluster_epoch ' || name_problem(d.cluster_epoch),
+               'actor_name ' || name_problem(d.actor_name),
+               'namespace ' || name_problem(d.namespace),
+               'actor_id ' || name_problem(d.actor_id),
+               'serve_route ' || name_problem(d.serve_route),
+               'organ_id ' || name_problem(d.organ_id),
+               'node_id ' || name_problem(d.node_id),
+               'process_key ' || name_problem(d.process_key),
+               case when d.seq < 0 then 'seq must not be negative' end,
+               case when d.labels <> '{}' then labels_problem(d.labels) end,
+               case when d.metadata <> '{}' then metadata_problem(d.metadata) end) as problem
+           ) as found
+     where found.problem is not null
+     order by e.ord
+     limit 1
+$$;
+comment on function registrations_problem(jsonb) is
+    'The first problem of a batch of registrations; null where there is none. Lengths are left to the constraints of the table.';
+
+create function register_instances(p_rows jsonb) returns setof change_outcome
+language plpgsql as $$
+declare
+    r            record;
+    newcomer     registry_instance;
+    fresh        registry_instance;
+    existing     registry_instance;
+    current_name text;
+    problem      text;
+begin
+    -- what a registration does not decide
+    newcomer.status := 'starting';
+    newcomer.reported_status := 'starting';
+    newcomer.holds := '{}';
+    newcomer.started_at := now();
+    newcomer.status_changed_at := now();
+    newcomer.last_heartbeat := now();
+    if p_rows is null or exists (
+        select from jsonb_array_elements(p_rows) as e (element)
+         where e.element ->> 'instance_id' is null or e.element ->> 'logical_id' is null
+    ) then
+        raise exception 'instance_id and logical_id must be given' using errcode = '22004';
+    end if;
+    problem := registrations_problem(p_rows);
+    if problem is not null then
+        raise exception '%', problem using errcode = '22023';
+    end if;
+    -- staging an epoch takes this lock; taken after a row's it could deadlock with a beat or another batch
+    if exists (
+        select from jsonb_array_elements(p_rows) as e (element)
+         where e.element ->> 'cluster_epoch' is not null
+           and not exists (select from cluster_epoch c where c.epoch = e.element ->> 'cluster_epoch')
+    ) then
+        perform 1 from cluster_metadata m where m.id = 1 for update;
+    end if;
+    select m.current_epoch into strict current_name from cluster_metadata m where m.id = 1;
+    -- in the order of their keys, so that two batches cannot deadlock
+    for r in
+        select e.ord, jsonb_populate_record(newcomer, e.element - array[
+                   'status', 'reported_status', 'holds', 'cause_kind', 'cause_detail', 'cause_by', 'started_at',
+                   'status_changed_at', 'last_heartbeat', 'stopped_at', 'writer_id', 'writer_seq']) as registration
+          from jsonb_array_elements(p_rows) with ordinality as e (element, ord)
+         order by (e.element ->> 'instance_id')::uuid, e.ord
+    loop
+        fresh := r.registration;
+        fresh.labels := coalesce(fresh.labels, '{}');
+        fresh.metadata := coalesce(fresh.metadata, '{}');
+        fresh.seq := coalesce(fresh.seq, 0);
+        select * into existing from registry_instance i where i.instance_id = fresh.instance_id for update;
+        if not found then
+            fresh.cluster_epoch := coalesce(fresh.cluster_epoch, current_name);
+            problem := case when fresh.cluster_epoch <> current_name then record_epoch(fresh.cluster_epoch) end;
+            if problem is not null then
+                existing.cluster_epoch := fresh.cluster_epoch;
+                return next outcome_of(r.ord, problem, existing);
+                continue;
+            end if;
+            fresh.version := nextval('registry_version');
+            insert into registry_instance select fresh.* on conflict (instance_id) do nothing;
+            if found then
+                return next outcome_of(r.ord, 'applied', fresh);
+                continue;
+            end if;
+            select * into existing from registry_instance i where i.instance_id = fresh.instance_id for update;
+        end if;
+        if existing.logical_id <> fresh.logical_id then
+            return next outcome_of(r.ord, 'conflict', existing);
+            continue;
+        elsif existing.status = 'dead' then
+            return next outcome_of(r.ord, 'dead', existing);
+            continue;
+        elsif fresh.seq >= existing.seq then
+            update registry_instance i
+               set seq = fresh.seq, actor_name = fresh.actor_name, namespace = fresh.namespace,
+                   actor_id = fresh.actor_id, serve_route = fresh.serve_route, organ_id = fresh.organ_id,
+                   labels = fresh.labels, metadata = fresh.metadata,
+                   node_id = fresh.node_id, ip_address = fresh.ip_address, pid = fresh.pid,
+                   process_key = fresh.process_key, last_heartbeat = now()
+             where i.instance_id = fresh.instance_id;
+        end if;
+        return next outcome_of(r.ord, 'unchanged', existing);
+    end loop;
+end
+$$;
+comment on function register_instances(jsonb) is
+    'Registers a batch: a JSON array of objects with the names of the columns; instance_id and logical_id are required. Outcomes: '
+    'applied, unchanged (was registered; its details are refreshed), dead, conflict, retired_epoch, epoch_limit.';
+
+create function register_instance(
+    p_instance_id uuid, p_logical_id text, p_cluster_epoch text default null, p_actor_name text default null,
+    p_serve_route text default null, p_node_id text default null, p_ip_address inet default null,
+    p_pid integer default null, p_namespace text default null, p_actor_id text default null,
+    p_organ_id text default null, p_labels jsonb default '{}', p_metadata jsonb default '{}',
+    p_seq bigint default 0)
+returns text
+language plpgsql as $$
+declare
+    r change_outcome;
+begin
+    if p_instance_id is null or p_logical_id is null then
+        raise exception 'instance id and logical id must be given' using errcode = '22004';
+    end if;
+    select * into strict r from register_instances(jsonb_build_array(jsonb_build_object(
+        'instance_id', p_instance_id, 'logical_id', p_logical_id, 'cluster_epoch', nullif(p_cluster_epoch, ''),
+        'seq', p_seq, 'actor_name', nullif(p_actor_name, ''), 'namespace', nullif(p_namespace, ''),
+        'actor_id', nullif(p_actor_id, ''), 'serve_route', nullif(p_serve_route, ''),
+        'organ_id', nullif(p_organ_id, ''), 'labels', p_labels, 'metadata', p_metadata,
+        'node_id', nullif(p_node_id, ''), 'ip_address', p_ip_address, 'pid', p_pid)));
+    if r.outcome = 'dead' then
+        raise exception 'instance % is dead; dead is final, register a new instance', p_instance_id using errcode = 'SC002';
+    elsif r.outcome = 'conflict' then
+        raise exception 'instance % already belongs to another agent than %', p_instance_id, p_logical_id
+            using errcode = 'SC003';
+    end if;
+    perform raise_for_epoch(p_cluster_epoch, r.outcome);
+    return r.cluster_epoch;
+end
+$$;
+comment on function register_instance(uuid, text, text, text, text, text, inet, integer, text, text, text, jsonb, jsonb, bigint) is
+    'Registers one instance, for psql and other programs; an empty text is null. Returns its epoch. Raises SC002 to SC005.';

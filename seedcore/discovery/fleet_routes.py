@@ -1,0 +1,141 @@
+"""The routes about the fleet: listings, the feed of changes, deaths, the epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import islice
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import StreamingResponse
+
+from seedcore.core.errors import FollowersFullError, InvalidInputError
+from seedcore.core.limits import MAX_KEPT_S, MAX_PAGE
+from seedcore.core.paging import encode_death_cursor
+from seedcore.discovery.api import EpochAnswer, InstanceAnswer, InstancePage, OverviewAnswer
+from seedcore.discovery.guard import STILL
+from seedcore.discovery.pages import json_answer, page_json
+from seedcore.discovery.parameters import Replica, Wanted, WantedChanges
+from seedcore.discovery.problems import NOT_FOUND, PROBLEMS
+from seedcore.discovery.rendering import instance_out, stamp_of
+from seedcore.discovery.watch import Position, events, require_feed
+
+router = APIRouter(tags=["fleet"])
+
+_MAX_ETAGS = 20
+
+
+@router.get("/overview", responses=PROBLEMS)
+async def get_overview(replica: Replica) -> OverviewAnswer:
+    """A summary of the fleet, of the registry and of the database."""
+    return await replica.overviews.now()
+
+
+@router.get(
+    "/instances",
+    responses={**PROBLEMS, 304: {"description": "No wanted instance has changed"}},
+    response_model=InstancePage,
+)
+async def list_instances(
+    replica: Replica,
+    request: Request,
+    wanted: Wanted,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
+    cursor: Annotated[str | None, Query(description="next_cursor of the previous page")] = None,
+    consistent: Annotated[bool, Query(description="ask the registry itself, not a cache up to 4 s old")] = False,
+    since: Annotated[
+        str | None, Query(description="STREAM:VERSION of an earlier answer: 304 unless a wanted instance has changed")
+    ] = None,
+    if_none_match: Annotated[
+        list[str] | None, Header(description="ETags of earlier answers, separated by commas: as `since`")
+    ] = None,
+) -> Response:
+    """A page of instances in the order of logical id.
+
+    It has fewer than `limit` if they would have more than 1 MiB of JSON: then `next_cursor` continues.
+    """
+    known = [Position.parsed(since)] if since is not None else _positions_of(if_none_match or [])
+    reader = replica.reader
+    view = None if consistent else reader.view()
+    if view is None or not view.knows(wanted):
+        return json_answer(page_json(await reader.list_instances(wanted, limit, cursor, consistent=consistent)))
+    headers = {"ETag": f'W/"{view.stream}:{view.version}"', "Cache-Control": "no-cache"}
+    if any(reader.is_unchanged(position.stream, position.version, wanted) for position in known):
+        return Response(status_code=304, headers=headers)
+    # the same query about the same version has the same answer
+    query = (request.url.query, view.stream, view.version, view.as_of)
+    body = replica.answers.get(query)
+    if body is None:
+        body = page_json(await reader.list_instances(wanted, limit, cursor))
+        replica.answers.put(query, body)
+    return json_answer(body, headers)
+
+
+@router.get("/instances/{instance_id}", responses={**PROBLEMS, **NOT_FOUND})
+async def get_instance(replica: Replica, instance_id: str) -> InstanceAnswer:
+    """One instance, dead or alive."""
+    answer = await replica.reader.instance(instance_id)
+    return InstanceAnswer(instance=instance_out(answer.value), **stamp_of(answer))
+
+
+@router.get(
+    "/watch",
+    responses={**PROBLEMS, 200: {"content": {"text/event-stream": {}}, "description": "events, without an end"}},
+    response_class=StreamingResponse,
+)
+async def watch(
+    replica: Replica,
+    request: Request,
+    wanted: WantedChanges,
+    after: Annotated[str | None, Query(description="STREAM:VERSION of an answer; default: from now on")] = None,
+    last_event_id: Annotated[str | None, Header(description="where to resume; overrides `after`")] = None,
+) -> StreamingResponse:
+    """The changes as server-sent events: of live instances in every status, unless `status` names some.
+
+    `change` has the instance, or null if it has died (with its `cause`) or does not match any more. `reset`: earlier
+    changes are not available, list again. `state`, every two seconds: whether the registry confirms what this
+    deployment knows. The id of each event can be sent as Last-Event-ID.
+    """
+    if replica.rates.open_feeds > replica.max_watchers:
+        raise FollowersFullError(replica.max_watchers)
+    feed = require_feed(replica.reader)
+    position = last_event_id if last_event_id is not None else after
+    start = Position.parsed(position) if position is not None else None
+    return StreamingResponse(
+        events(replica.reader, feed, start, wanted, request.scope["state"][STILL]),
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+    )
+
+
+@router.get("/deaths", responses=PROBLEMS, response_model=InstancePage)
+async def get_deaths(
+    replica: Replica,
+    within_s: Annotated[
+        float | None, Query(gt=0, le=MAX_KEPT_S, description="only deaths of the last so many seconds")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
+    cursor: Annotated[str | None, Query(description="next_cursor of the previous page")] = None,
+) -> Response:
+    """Dead instances and their causes, of every recorded agent and epoch, the latest death first.
+
+    It has fewer than `limit` if they would have more than 1 MiB of JSON: then `next_cursor` continues.
+    """
+    return json_answer(page_json(await replica.reader.deaths(limit, cursor, within_s), encode_death_cursor))
+
+
+@router.get("/epoch", responses=PROBLEMS)
+async def get_epoch(replica: Replica) -> EpochAnswer:
+    """The current epoch."""
+    answer = await replica.reader.epoch()
+    return EpochAnswer(epoch=answer.value.name, number=answer.value.number, **stamp_of(answer))
+
+
+def _positions_of(headers: Sequence[str]) -> list[Position]:
+    """The positions in ETags of this service."""
+    positions: list[Position] = []
+    for etag in islice((etag for header in headers for etag in header.split(",")), _MAX_ETAGS):
+        with suppress(InvalidInputError):
+            positions.append(Position.parsed(etag.strip().removeprefix("W/").strip('"')))
+    return positions

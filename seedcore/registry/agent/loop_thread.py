@@ -1,0 +1,81 @@
+"""The thread of the blocking reporters: one event loop for all of a process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import wait
+from typing import Any, TypeVar
+
+from seedcore.core.errors import RegistryUnavailableError
+from seedcore.core.timeouts import end
+
+T = TypeVar("T")
+
+_END_S = 30.0
+
+
+class LoopThread:
+    """An event loop on a thread of its own, for all reporters of the process; it ends when the last one leaves."""
+
+    _shared: LoopThread | None = None
+    _door = threading.RLock()  # a signal's handler may come in while its thread is inside
+
+    def __init__(self) -> None:
+        self._users = 0
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._serve, name="seedcore-reporters", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def joined(cls) -> LoopThread:
+        """The thread, with one user more."""
+        with cls._door:
+            if cls._shared is None:
+                cls._shared = cls()
+            cls._shared._users += 1
+            return cls._shared
+
+    def leave(self) -> None:
+        """One user less: the last one ends the thread."""
+        with self._door:
+            self._users -= 1
+            if self._users > 0:
+                return
+            if LoopThread._shared is self:
+                LoopThread._shared = None
+        self._end()
+
+    def run(self, work: Coroutine[Any, Any, T], patience_s: float) -> T:
+        """The result of `work` on the thread. Raises RegistryUnavailableError after `patience_s` seconds."""
+        asked = asyncio.run_coroutine_threadsafe(work, self._loop)
+        done, _ = wait([asked], patience_s)
+        if not done:
+            asked.cancel()
+            raise RegistryUnavailableError(f"the reporter's thread has not answered within {patience_s:g} s")
+        return asked.result()
+
+    def _end(self) -> None:
+        """Cancel what runs on it, and end it."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_END_S)
+
+    def _serve(self) -> None:
+        try:
+            self._loop.run_forever()
+            self._loop.run_until_complete(self._end_tasks())
+        finally:
+            self._loop.close()
+
+    async def _end_tasks(self) -> None:
+        await end(*(asyncio.all_tasks() - {asyncio.current_task()}))
+
+    @classmethod
+    def _note_fork(cls) -> None:
+        # a forked child has none of its parent's threads, and one of them may have held the door
+        cls._shared, cls._door = None, threading.RLock()
+
+
+os.register_at_fork(after_in_child=LoopThread._note_fork)

@@ -1,0 +1,141 @@
+"""A Reporter for classes whose methods block: it beats on a thread of its own."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from seedcore.core.answers import Receipt
+from seedcore.core.errors import ForkedProcessError, RegistryUnavailableError
+from seedcore.core.limits import Json, check_detail
+from seedcore.registry.agent.loop_thread import LoopThread
+from seedcore.registry.agent.reporter import Reporter, stop_reason
+from seedcore.registry.ray_support.session import refuse_forked
+from seedcore.settings import Settings, get_settings
+
+T = TypeVar("T")
+
+_PATIENCE_S = 30.0
+_CALLS_PER_STEP = 6  # to find the registry, greet it and call it, and once more with the one that replaced it
+_OF_PARENT = "this reporter runs in the process that this one was forked from: make another reporter in this process"
+
+
+class ThreadReporter:
+    """A Reporter on a thread beside the caller's, for classes whose methods block:
+
+        self.reporter = ThreadReporter("my_agent")
+        self.reporter.start()
+
+    Its beats prove that the process lives, not that its methods answer. Use it from any thread; calls run one after
+    the other. All of a process share one thread, which ends with the last of them. `with` starts and stops it.
+    """
+
+    def __init__(
+        self,
+        logical_id: str,
+        *,
+        actor_name: str | None = None,
+        organ_id: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        metadata: Mapping[str, Json] | None = None,
+        serve_route: str | None = None,
+        settings: Settings | None = None,
+        on_retired: Callable[[str], object] | None = None,
+    ) -> None:
+        """As Reporter. `on_retired` is called on the reporters' thread."""
+        settings = settings if settings is not None else get_settings()
+        self._make = partial(
+            Reporter,
+            logical_id,
+            actor_name=actor_name,
+            organ_id=organ_id,
+            labels=labels,
+            metadata=metadata,
+            serve_route=serve_route,
+            settings=settings,
+            on_retired=on_retired,
+        )
+        # a value beyond its limits is refused here; each start makes a reporter of its own, since dead is final
+        self._make()
+        self._patience_s = max(_PATIENCE_S, _CALLS_PER_STEP * settings.call_timeout_s)
+        self._thread: LoopThread | None = None
+        self._turn = threading.Lock()
+        self._pid = os.getpid()
+        self._reporter: Reporter | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop(stop_reason(error))
+
+    @property
+    def reporter(self) -> Reporter | None:
+        """The reporter on the thread, while it runs."""
+        return self._reporter
+
+    def start(self) -> None:
+        """As Reporter.start, blocking. After `stop()` it starts over, as a new instance."""
+        with self._alone():
+            if self._reporter is not None and self._thread is not None:
+                # raises where it has stopped since its epoch is retired
+                self._thread.run(self._reporter.start(), self._patience_s)
+                return
+            reporter, thread = self._make(), LoopThread.joined()
+            try:
+                thread.run(reporter.start(), self._patience_s)
+            except BaseException:
+                thread.leave()
+                raise
+            self._reporter, self._thread = reporter, thread
+
+    def drain(self, reason: str | None = None) -> Receipt | None:
+        """As Reporter.drain, blocking."""
+        return self._run(lambda reporter: reporter.drain(reason))
+
+    def undrain(self, reason: str | None = None) -> Receipt | None:
+        """As Reporter.undrain, blocking."""
+        return self._run(lambda reporter: reporter.undrain(reason))
+
+    def stop(self, reason: str = "stopped") -> Receipt | None:
+        """As Reporter.stop, blocking."""
+        check_detail(reason)
+        with self._alone():
+            reporter, thread = self._reporter, self._thread
+            if reporter is None or thread is None:
+                return None
+            self._reporter, self._thread = None, None
+            try:
+                return thread.run(reporter.stop(reason), self._patience_s)
+            finally:
+                thread.leave()
+
+    def _run(self, call: Callable[[Reporter], Coroutine[Any, Any, T]]) -> T | None:
+        with self._alone():
+            if self._reporter is None or self._thread is None:
+                return None
+            return self._thread.run(call(self._reporter), self._patience_s)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        refuse_forked()
+        if self._pid != os.getpid():
+            if self._thread is not None:
+                raise ForkedProcessError(_OF_PARENT)
+            # made before the fork, never started; a thread that the child does not have may have held its turn
+            self._pid, self._turn = os.getpid(), threading.Lock()
+        # bounded, since a signal's handler may call while the call that it interrupted holds the turn
+        if not self._turn.acquire(timeout=self._patience_s):
+            raise RegistryUnavailableError("another call to this reporter has not ended")
+        try:
+            yield
+        finally:
+            self._turn.release()

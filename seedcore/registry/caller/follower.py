@@ -1,0 +1,240 @@
+"""Keeps a local cache of the live agents (LiveView) current, by the registry's change feed.
+
+Owns one task. The cache is trusted for at most `max_age_s` after the registry last confirmed it: readers check
+`is_current` first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from seedcore.core.answers import InstanceFilter, Listing
+from seedcore.core.backoff import Backoff, supervise
+from seedcore.core.clock import Clock
+from seedcore.core.errors import FollowersFullError, RegistryError, RegistryUnavailableError
+from seedcore.core.feed import Feed, FeedBatch
+from seedcore.core.instances import Instance
+from seedcore.core.limits import MAX_PAGE
+from seedcore.core.loops import LoopsEvent
+from seedcore.core.timeouts import end, is_running, within
+from seedcore.core.view import LiveView
+from seedcore.registry.caller.metrics import CallerMetrics
+from seedcore.registry.protocol.connection import RegistryConnection
+from seedcore.registry.ray_support import session
+from seedcore.registry.ray_support.metrics import PERIOD_S
+
+logger = logging.getLogger(__name__)
+
+MAX_AGE_S = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class FollowTimes:
+    """The times of a follower, in seconds. `wait_s` is how long the registry may wait for a change, and `call_s` the
+    time that the answer may take on its way. `retry_s` grows to `retry_longest_s`; `full_s` to `full_longest_s` while
+    the registry has no place for another follower."""
+
+    max_age_s: float = MAX_AGE_S
+    wait_s: float = 2.0
+    call_s: float = 1.0
+    retry_s: float = 0.1
+    retry_longest_s: float = 2.0
+    full_s: float = 2.0
+    full_longest_s: float = 30.0
+
+
+class Follower:
+    """`view` is the cache. The event loop that first started the follower runs it, as long as that loop runs, and only
+    that loop may read the cache. A start in a later loop begins with an empty cache."""
+
+    def __init__(
+        self,
+        connection: RegistryConnection,
+        *,
+        organ_id: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        on_change: Callable[[str], None] | None = None,
+        on_reset: Callable[[], None] | None = None,
+        feed: Feed | None = None,
+        metrics: CallerMetrics | None = None,
+        times: FollowTimes | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """Follows the instances that match organ and labels. `on_change` is called with each logical id whose
+        instances, or the verdict on them, changed; `on_reset` when all of them may have. `feed` becomes a copy of the
+        registry's feed, for watchers in this process. `metrics` are exported while it follows. Opens no connection."""
+        self._connection = connection
+        # the registry keeps a place for this name from question to question
+        self._name = uuid.uuid4().hex
+        self._wanted = InstanceFilter(
+            statuses=None, organ_id=organ_id, labels=labels if labels is not None else {}, fresh_only=False
+        )
+        self._on_change = on_change
+        self._on_reset = on_reset
+        self.feed = feed
+        self._metrics = metrics
+        self._times = times if times is not None else FollowTimes()
+        self._clock = clock if clock is not None else Clock()
+        self._retry = Backoff(self._times.retry_s, self._times.retry_longest_s)
+        self._full = Backoff(self._times.full_s, self._times.full_longest_s)
+        self._between_resets = Backoff(2 * self._times.retry_s, self._times.retry_longest_s)
+        self._exports_at_s = 0.0
+        self._confirmed_s: float | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._trusted_until_s = 0.0
+        self._session: session.Session | None = None
+        self._confirmed = LoopsEvent()
+        self.view = LiveView()
+        self.resets = 0
+        self.failures = 0
+        self._is_after_reset = False
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the registry has confirmed the cache within `max_age_s`, in the current Ray session."""
+        return self._clock.monotonic() < self._trusted_until_s and session.current() is self._session
+
+    def start(self) -> None:
+        """Follow from now on, in the running event loop, unless it follows already. Idempotent."""
+        if not is_running(self._task):
+            self._distrust()
+            self.view = LiveView()
+            self._confirmed = LoopsEvent()
+            following = supervise(self._step, Backoff(self._times.retry_s, self._times.retry_longest_s), "follower")
+            self._task = asyncio.create_task(following, name="follower")
+
+    @property
+    def is_readable_here(self) -> bool:
+        """Whether the cache is current, and the running event loop the one that changes it."""
+        task = self._task
+        return self.is_current and task is not None and task.get_loop() is asyncio.get_running_loop()
+
+    async def until_current(self, timeout_s: float) -> bool:
+        """Wait until the cache is current. Returns whether it is within `timeout_s` seconds."""
+        if not self.is_current:
+            self._confirmed.clear()
+            try:
+                await within(self._confirmed.wait(), timeout_s)
+            except TimeoutError:
+                return False
+        return True
+
+    async def stop(self) -> None:
+        """Stop following."""
+        task, self._task = self._task, None
+        self._distrust()
+        await end(task)
+
+    async def _step(self) -> float:
+        self._export_metrics()
+        try:
+            await self._advance()
+        except FollowersFullError as error:
+            # no retry helps before another follower leaves: callers ask the registry meanwhile
+            logger.info("no cache is kept: %s", error)
+            pause_s = self._full.next_s()
+        except RegistryError as error:
+            logger.debug("the feed is not read: %s", error)
+            pause_s = self._retry.next_s()
+        except Exception:
+            # the cache may be half changed
+            self.view = LiveView()
+            self._note_failure()
+            raise
+        else:
+            self._retry.reset()
+            self._full.reset()
+            return 0.0
+        self._note_failure()
+        return pause_s
+
+    def _note_failure(self) -> None:
+        self.failures += 1
+        self._distrust()
+
+    async def _advance(self) -> None:
+        entered = session.current()
+        if entered is not self._session:
+            # it may be the registry of another cluster; handles belong to one session in any case
+            self._distrust()
+            self._session, self.view = entered, LiveView()
+        view = self.view
+        wait_s = 0.0 if view.stream is None else self._times.wait_s
+        asked_s = self._clock.monotonic()
+        batch = await self._connection.changes(self._wanted, view.stream, view.version, wait_s, self._name)
+        if not batch.complete:
+            raise RegistryUnavailableError("it is still recovering, or superseded")
+        if batch.is_reset:
+            await self._pause_between_resets()
+            await self._load(batch)
+            return
+        self._is_after_reset = False
+        if self.feed is not None:
+            self._repeat(self.feed, batch)
+        for logical_id in view.apply(batch):
+            if self._on_change is not None:
+                self._on_change(logical_id)
+        # it was true when it was sent: no later than its wait allows, however late this process reads it
+        self._trust(min(self._clock.monotonic(), asked_s + wait_s + self._times.call_s))
+
+    def _export_metrics(self) -> None:
+        now_s = self._clock.monotonic()
+        if self._metrics is None or now_s < self._exports_at_s:
+            return
+        self._exports_at_s = now_s + PERIOD_S
+        try:
+            self._metrics.export(None if self._confirmed_s is None else now_s - self._confirmed_s)
+        except Exception:
+            logger.exception("the metrics were not exported; following goes on")
+
+    def _repeat(self, feed: Feed, batch: FeedBatch) -> None:
+        # a batch may have several changes of one instance: each begins where the one before ended
+        seen: dict[str, Instance | None] = {}
+        for change in batch.changes:
+            before = seen.get(change.instance_id, self.view.get(change.instance_id))
+            seen[change.instance_id] = change.instance
+            if before is not None or change.instance is not None:
+                feed.append(before, change.instance, change.verdict, change.cause, change.version)
+        feed.version = batch.version
+
+    async def _pause_between_resets(self) -> None:
+        """If there are more changes than the feed remembers, every follower lists again and again: not all at once."""
+        if self._is_after_reset:
+            await asyncio.sleep(self._between_resets.next_s())
+        else:
+            self._between_resets.reset()
+        self._is_after_reset = True
+
+    async def _load(self, reset: FeedBatch) -> None:
+        """List all instances. The earlier content stays readable meanwhile, and is not trusted."""
+        self._distrust()
+        pages: list[Listing] = []
+        cursor: str | None = None
+        while not pages or cursor is not None:
+            page = await self._connection.page(self._wanted, MAX_PAGE, cursor)
+            if page.stream != reset.stream:
+                raise RegistryUnavailableError("it restarted during the listing")
+            if not page.complete:
+                raise RegistryUnavailableError("it is still recovering, or superseded")
+            pages.append(page)
+            cursor = page.next_cursor
+        self.view.load(reset, pages)
+        if self.feed is not None:
+            self.feed.become(reset.stream, reset.version, reset.epoch)
+        self.resets += 1
+        if self._on_reset is not None:
+            self._on_reset()
+        # trusted from the next answer on: that has the changes during the listing
+
+    def _trust(self, sent_s: float) -> None:
+        self._confirmed_s = sent_s
+        self._trusted_until_s = sent_s + self._times.max_age_s
+        self.view.as_of = self._clock.utc()
+        self._confirmed.set()
+
+    def _distrust(self) -> None:
+        self._trusted_until_s = 0.0

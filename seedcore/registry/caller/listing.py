@@ -1,0 +1,50 @@
+"""Listings of all agents, page by page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from seedcore.core.answers import Listing
+from seedcore.core.lifecycle import Status
+from seedcore.registry.protocol.connection import RegistryConnection, shared_connection
+from seedcore.settings import Settings, get_settings
+
+
+async def list_active_instances(
+    organ_id: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    *,
+    settings: Settings | None = None,
+) -> Listing:
+    """Every alive instance of the current epoch, from the registry: all pages.
+
+    Raises RegistryUnavailableError if the registry does not answer: an empty list means that there are no agents.
+    """
+    settings = settings if settings is not None else get_settings()
+    connection = shared_connection(settings.namespace, settings.call_timeout_s)
+    return await every_page(connection, organ_id=organ_id, labels=labels)
+
+
+async def every_page(
+    connection: RegistryConnection,
+    statuses: tuple[Status, ...] | None = (Status.ALIVE,),
+    organ_id: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    *,
+    fresh_only: bool = True,
+    page_size: int = 1000,
+) -> Listing:
+    """All pages of `list_active` as one listing. It is as old, and as complete, as its first page."""
+    pages: list[Listing] = []
+    cursor: str | None = None
+    while not pages or cursor is not None:
+        page = await connection.list_active(statuses, organ_id, labels, page_size, cursor, fresh_only=fresh_only)
+        pages.append(page)
+        cursor = page.next_cursor
+    return replace(
+        pages[0],
+        items=tuple(instance for page in pages for instance in page.items),
+        complete=all(page.complete for page in pages),
+        next_cursor=None,
+    )

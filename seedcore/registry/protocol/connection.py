@@ -1,0 +1,314 @@
+"""A process's connection to the registry actor: finds it by name, bounds every call, names every failure."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from weakref import WeakKeyDictionary
+
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
+
+from seedcore.core.answers import BeatAnswer, Receipt
+from seedcore.core.changes import RegisterChange, SequencedChange
+from seedcore.core.circuit import Circuit
+from seedcore.core.clock import Clock
+from seedcore.core.errors import (
+    DirectoryUnavailableError,
+    RegistryError,
+    RegistryReplacedError,
+    RegistryUnavailableError,
+    SessionError,
+    VersionMismatchError,
+    first_line,
+)
+from seedcore.core.timeouts import end, is_running, within
+from seedcore.registry.protocol.api import Answered, RegistryApi, Repeats, Rules, Shorthands, rules_of
+from seedcore.registry.protocol.messages import PROTOCOL, Hello
+from seedcore.registry.protocol.outbox import ChangeBox
+from seedcore.registry.protocol.relay_client import RelayFinder, RelayTimes, cause_of
+from seedcore.registry.ray_support import session
+from seedcore.registry.ray_support.directory import RESERVED_PREFIX
+from seedcore.registry.ray_support.lookup import ActorHandle, find_actor
+
+logger = logging.getLogger(__name__)
+
+REGISTRY_NAME = RESERVED_PREFIX + "registry"
+_IN_DOUBT = "; it may have been carried out: look before you repeat it"
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+FindActor = Callable[[str, str, float], Awaitable[ActorHandle | None]]
+"""Finds an actor by name and namespace within so many seconds, as lookup.find_actor does."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionTimes:
+    """Seconds. `linger_s`: a message of changes leaves so long after its first one. `silent_pause_s`: while the
+    registry is silent it is tried once in so long, and readers fail at once in between. `relay`: see RelayTimes."""
+
+    linger_s: float = 0.001
+    silent_pause_s: float = 1.0
+    relay: RelayTimes = field(default_factory=RelayTimes)
+
+
+def forwarded(
+    method: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate[RegistryConnection, P], Coroutine[Any, Any, R]]:
+    """The method of a connection that calls this method of the contract, by its rules and with its types."""
+    rules = rules_of(method)
+
+    @functools.wraps(method)
+    async def call(self: RegistryConnection, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        answer: R = await self._call(rules, *args, **kwargs)
+        return answer
+
+    return call
+
+
+class RegistryConnection(Shorthands):
+    """Implements RegistryApi from anywhere in the cluster.
+
+    Every method raises what RegistryApi declares; RegistryUnavailableError where the registry does not answer within
+    the bound of the method (a change may have been made then: send it again, with its number); VersionMismatchError;
+    and ForkedProcessError in a process forked from a connected one. The handle is cached, weak, and looked up again
+    when the actor has died and in each Ray session. After one timeout of the registry itself, readers fail at once
+    until it answers again. Changes taken at the same time share a message. With `by_relay` beats and changes go to the
+    relay of this node where there is one, and to the registry itself while the relay is silent.
+
+    `async with` closes it at the end. It may be used from several event loops.
+    """
+
+    def __init__(
+        self,
+        namespace: str,
+        call_timeout_s: float = 5.0,
+        *,
+        by_relay: bool = False,
+        clock: Clock | None = None,
+        times: ConnectionTimes | None = None,
+        find: FindActor = find_actor,
+    ) -> None:
+        """Tries no connection. `find` finds the registry and the relays."""
+        self._namespace = namespace
+        self._call_timeout_s = call_timeout_s
+        self._clock = clock if clock is not None else Clock()
+        self._times = times if times is not None else ConnectionTimes()
+        self._find = find
+        self._relays = (
+            RelayFinder(namespace, call_timeout_s, self._clock, self._times.relay, find) if by_relay else None
+        )
+        self._boxes: WeakKeyDictionary[asyncio.AbstractEventLoop, ChangeBox] = WeakKeyDictionary()
+        self._session: session.Session | None = None
+        self._handle: ActorHandle | None = None
+        self._greeted: ActorHandle | None = None
+        self._protocol = PROTOCOL
+        self._agent_call_s: float | None = None
+        self._circuit = Circuit(self._times.silent_pause_s)
+        self._silent_why = ""
+        self._probing: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End what runs in the background. A later call opens it again."""
+        await end(self._probing)
+        if self._relays is not None:
+            await self._relays.close()
+
+    @property
+    def uses_relay(self) -> bool:
+        """Whether beats and changes go to the relay of this node now."""
+        return self._relays is not None and self._relays.relay is not None
+
+    async def hello(self) -> Hello:
+        """See RegistryApi.hello. Does not check the protocol."""
+        answer: Hello = await self._ask(await self._found(), rules_of(RegistryApi.hello))
+        return answer
+
+    async def take(self, change: SequencedChange) -> Receipt:
+        """See RegistryApi.take. A status is not sent to the registry that replaced the one called, which may not have
+        the changes before it; a registration is."""
+        box = self._box()
+        try:
+            return await box.take(change)
+        except RegistryReplacedError:
+            if not isinstance(change.change, RegisterChange):
+                raise
+            return await box.take(change)
+
+    deliver = forwarded(RegistryApi.deliver)
+    beat_many = forwarded(RegistryApi.beat_many)
+    drain = forwarded(RegistryApi.drain)
+    undrain = forwarded(RegistryApi.undrain)
+    deregister = forwarded(RegistryApi.deregister)
+    report_dead_call = forwarded(RegistryApi.report_dead_call)
+    resolve = forwarded(RegistryApi.resolve)
+    page = forwarded(RegistryApi.page)
+    changes = forwarded(RegistryApi.changes)
+    get_instance = forwarded(RegistryApi.get_instance)
+    current_epoch = forwarded(RegistryApi.current_epoch)
+    transitions = forwarded(RegistryApi.transitions)
+    deaths = forwarded(RegistryApi.deaths)
+    describe = forwarded(RegistryApi.describe)
+    health = forwarded(RegistryApi.health)
+    set_current_epoch = forwarded(RegistryApi.set_current_epoch)
+    stage_epoch = forwarded(RegistryApi.stage_epoch)
+    list_epochs = forwarded(RegistryApi.list_epochs)
+
+    def _box(self) -> ChangeBox:
+        """One for each event loop of the process."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._boxes:
+            self._boxes[loop] = ChangeBox(self.deliver, self._times.linger_s)
+        return self._boxes[loop]
+
+    async def _call(self, rules: Rules, *args: Any, **kwargs: Any) -> Any:
+        self._enter_session()
+        if rules.is_read:
+            self._require_answering()
+        if rules.by_relay and self._relays is not None:
+            try:
+                answer = await self._relays.ask(rules.name, *args, **kwargs)
+            except RegistryReplacedError:
+                if rules.repeats is not Repeats.CONNECTION:
+                    raise
+                answer = None
+            if answer is not None:
+                return answer
+        try:
+            answer = await self._ask_greeted(rules, *args, **kwargs)
+        except RegistryReplacedError:
+            if rules.repeats is not Repeats.CONNECTION:
+                raise
+            # the name may belong to a new actor by now
+            answer = await self._ask_greeted(rules, *args, **kwargs)
+        if self._relays is not None and isinstance(answer, BeatAnswer):
+            self._relays.learn(answer)
+        return answer
+
+    def _require_answering(self) -> None:
+        """Raise RegistryUnavailableError while the registry is silent. Whether it answers again is found out in the
+        background: no reader waits for that."""
+        if not self._circuit.is_open:
+            return
+        if self._circuit.allows(self._clock.monotonic()) and not is_running(self._probing):
+            self._probing = asyncio.create_task(self._probe(), name="registry-probed")
+        raise RegistryUnavailableError(self._silent_why)
+
+    async def _probe(self) -> None:
+        try:
+            await self._ask_greeted(rules_of(RegistryApi.hello))
+        except RegistryError as error:
+            logger.debug("the registry is still silent: %s", error)
+
+    async def _ask_greeted(self, rules: Rules, *args: Any, **kwargs: Any) -> Any:
+        handle = await self._found()
+        if self._greeted is not handle:
+            hello: Hello = await self._ask(handle, rules_of(RegistryApi.hello))
+            hello.require_understood()
+            self._greeted, self._protocol, self._agent_call_s = handle, hello.protocol, hello.agent_call_s
+        return await self._ask(handle, rules, *args, **kwargs)
+
+    async def _found(self) -> ActorHandle:
+        self._enter_session()
+        if self._handle is None:
+            try:
+                self._handle = await self._find(REGISTRY_NAME, self._namespace, self._call_timeout_s)
+            except DirectoryUnavailableError as error:
+                raise self._silent(error.why) from error
+        if self._handle is None:
+            raise RegistryUnavailableError(
+                f"no actor {REGISTRY_NAME!r} in namespace {self._namespace!r}; `serve run` or `seedcore demo` starts it"
+            )
+        return self._handle
+
+    def _enter_session(self) -> None:
+        """Start over where this process has another Ray session: handles and silences are of one session only."""
+        try:
+            entered = session.require()
+        except SessionError as error:
+            raise RegistryUnavailableError(error.why) from None
+        if entered is not self._session:
+            self._session, self._handle, self._greeted = entered, None, None
+            self._circuit.note_answer()
+            if self._relays is not None:
+                self._relays.reset()
+
+    async def _ask(self, handle: ActorHandle, rules: Rules, *args: Any, **kwargs: Any) -> Any:
+        """Call the actor once."""
+        bound_s = self._bound_s(rules, *args, **kwargs)
+        doubt = _IN_DOUBT if rules.repeats is Repeats.NEVER else ""
+        began = self._session
+        try:
+            answer = await within(session.ask(handle, rules.name, *args, **kwargs), bound_s)
+        except TimeoutError:
+            why = f"no answer to {rules.name} within {bound_s:g} s{doubt}"
+            if not _is_from_memory(rules, *args, **kwargs) or session.current() is not began:
+                # the database may be the silent one, while the registry answers others; or the session has ended
+                raise RegistryUnavailableError(why) from None
+            raise self._silent(why) from None
+        except RayTaskError as error:
+            self._circuit.note_answer()
+            raise cause_of(error, rules.name) from None
+        except ActorDiedError as error:
+            self._handle = None
+            raise RegistryReplacedError(first_line(error) + doubt) from error
+        except (RayError, SessionError) as error:
+            if isinstance(error, SessionError):
+                # a handle that Ray does not know is of no use
+                self._handle = None
+            raise RegistryUnavailableError(first_line(error) + doubt) from error
+        except (AttributeError, TypeError):
+            # Ray knows the methods that the actor was made with, and what they take
+            if self._protocol == PROTOCOL:
+                raise
+            raise VersionMismatchError(self._protocol, PROTOCOL) from None
+        self._circuit.note_answer()
+        return answer
+
+    def _bound_s(self, rules: Rules, *args: Any, **kwargs: Any) -> float:
+        if rules.agent_bound and self._agent_call_s is not None:
+            return self._agent_call_s
+        waits_s = 0.0 if rules.waits_s is None else rules.waits_s(*args, **kwargs)
+        return self._call_timeout_s + waits_s
+
+    def _silent(self, why: str) -> RegistryUnavailableError:
+        self._silent_why = why
+        self._circuit.note_silence(self._clock.monotonic())
+        return RegistryUnavailableError(why)
+
+
+def _is_from_memory(rules: Rules, *args: Any, **kwargs: Any) -> bool:
+    if rules.reads_database is not None and rules.reads_database(*args, **kwargs):
+        return False
+    return rules.answered is Answered.FROM_MEMORY
+
+
+class NoRegistry(RegistryConnection):
+    """The connection where the mode is ray: every method raises RegistryUnavailableError, and no actor is called."""
+
+    def _enter_session(self) -> None:
+        raise RegistryUnavailableError("the mode is ray")
+
+
+_connections: dict[tuple[str, float], RegistryConnection] = {}
+
+
+def shared_connection(namespace: str, call_timeout_s: float = 5.0) -> RegistryConnection:
+    """The process's connection to the registry of `namespace`: agents of one process share its handle."""
+    key = (namespace, call_timeout_s)
+    if key not in _connections:
+        _connections[key] = RegistryConnection(namespace, call_timeout_s, by_relay=True)
+    return _connections[key]

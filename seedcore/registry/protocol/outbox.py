@@ -1,0 +1,163 @@
+"""Batches the changes and beats of many callers into few messages.
+
+Every process uses these boxes for its agents, and the relay of a node uses them for its processes. They guarantee
+nothing: each caller waits for its own answer, and retries without one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+
+from seedcore.core.answers import BeatAnswer, Receipt
+from seedcore.core.changes import SequencedChange
+from seedcore.core.errors import BacklogFullError, RegistryError
+
+MAX_CHANGES_PER_MESSAGE = 1000
+MAX_BEATS_PER_MESSAGE = 10_000
+CAPACITY = 100_000
+MAX_IN_FLIGHT = 4
+
+Answered = Receipt | RegistryError
+
+
+class ChangeBox:
+    """Batches changes. Each change gets its own receipt or error. Use it from one event loop."""
+
+    def __init__(
+        self,
+        send: Callable[[Sequence[SequencedChange]], Awaitable[Sequence[Answered]]],
+        linger_s: float,
+        *,
+        capacity: int = CAPACITY,
+        max_in_flight: int = MAX_IN_FLIGHT,
+    ) -> None:
+        """`send` returns the answers in the order of the changes. If it raises, every caller of the message gets the
+        error. A message leaves `linger_s` seconds after its first change. `capacity` changes may wait, and
+        `max_in_flight` messages may be under way."""
+        self._send = send
+        self._linger_s = linger_s
+        self._capacity = capacity
+        self._max_in_flight = max_in_flight
+        self._waiting: deque[tuple[SequencedChange, asyncio.Future[Receipt]]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._sending: set[asyncio.Task[None]] = set()
+
+    async def take(self, change: SequencedChange) -> Receipt:
+        """Send a change and return its receipt. Raises the registry's error, or BacklogFullError if the box is full."""
+        if len(self._waiting) >= self._capacity:
+            raise BacklogFullError(self._capacity)
+        answer: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
+        self._waiting.append((change, answer))
+        self._plan()
+        return await answer
+
+    def _plan(self) -> None:
+        if self._timer is None and self._waiting and len(self._sending) < self._max_in_flight:
+            self._timer = asyncio.get_running_loop().call_later(self._linger_s, self._flush)
+
+    def _flush(self) -> None:
+        self._timer = None
+        message = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_CHANGES_PER_MESSAGE))]
+        task = asyncio.create_task(self._deliver(message), name="changes-sent")
+        self._sending.add(task)
+        task.add_done_callback(self._sent)
+        self._plan()
+
+    def _sent(self, task: asyncio.Task[None]) -> None:
+        self._sending.discard(task)
+        self._plan()
+
+    async def _deliver(self, message: Sequence[tuple[SequencedChange, asyncio.Future[Receipt]]]) -> None:
+        answers: Sequence[Answered | BaseException]
+        try:
+            answers = await self._send([change for change, _ in message])
+        except BaseException as error:
+            answers = [error] * len(message)
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            for (_, future), answer in zip(message, answers, strict=True):
+                if future.done():
+                    continue
+                if isinstance(answer, asyncio.CancelledError):
+                    future.cancel()
+                elif isinstance(answer, BaseException):
+                    future.set_exception(answer)
+                else:
+                    future.set_result(answer)
+
+
+class BeatBox:
+    """Batches beats: all beats within `linger_s` seconds share a message. Use it from one event loop."""
+
+    def __init__(
+        self,
+        send: Callable[[Sequence[str], Mapping[str, float]], Awaitable[BeatAnswer]],
+        linger_s: float,
+        *,
+        capacity: int = CAPACITY,
+        max_per_message: int = MAX_BEATS_PER_MESSAGE,
+    ) -> None:
+        """`send` receives at most `max_per_message` ids, and the loads of some of them. `capacity` beats may wait."""
+        self._send = send
+        self._linger_s = linger_s
+        self._capacity = capacity
+        self._max_per_message = max_per_message
+        self._beats: dict[str, float | None] = {}
+        self._round: asyncio.Task[BeatAnswer] | None = None
+
+    async def renew(self, instance_ids: Sequence[str], loads: Mapping[str, float] | None = None) -> BeatAnswer:
+        """Send beats and return the answer, without the lost instances of other callers. Raises the error of the
+        message, or BacklogFullError if the box is full."""
+        if len(self._beats) + len(instance_ids) > self._capacity:
+            raise BacklogFullError(self._capacity)
+        for instance_id in instance_ids:
+            self._beats.setdefault(instance_id)
+        if loads:
+            self._beats.update(loads)
+        if self._round is None:
+            self._round = asyncio.create_task(self._deliver(), name="beats-sent")
+            self._round.add_done_callback(_note_read)
+        # the cancellation of one caller must not cancel the message of the others
+        return _answer_for(instance_ids, await asyncio.shield(self._round))
+
+    async def _deliver(self) -> BeatAnswer:
+        await asyncio.sleep(self._linger_s)
+        self._round = None
+        beats, self._beats = self._beats, {}
+        waiting = iter(beats.items())
+        answer = await self._send_some(dict(islice(waiting, self._max_per_message)))
+        while more := dict(islice(waiting, self._max_per_message)):
+            answer = _joined(answer, await self._send_some(more))
+        return answer
+
+    async def _send_some(self, beats: Mapping[str, float | None]) -> BeatAnswer:
+        return await self._send(list(beats), {beat: load for beat, load in beats.items() if load is not None})
+
+
+def _note_read(ended: asyncio.Task[BeatAnswer]) -> None:
+    # retrieve the error: all callers may have been cancelled
+    if not ended.cancelled():
+        ended.exception()
+
+
+def _answer_for(instance_ids: Sequence[str], answer: BeatAnswer) -> BeatAnswer:
+    if not answer.unknown and not answer.dead:
+        return answer
+    own_ids = set(instance_ids)
+    return answer.with_lost(
+        tuple(instance_id for instance_id in answer.unknown if instance_id in own_ids),
+        tuple(instance_id for instance_id in answer.dead if instance_id in own_ids),
+        {instance_id: epoch for instance_id, epoch in answer.retired.items() if instance_id in own_ids},
+    )
+
+
+def _joined(earlier: BeatAnswer, later: BeatAnswer) -> BeatAnswer:
+    joined = later.with_lost(
+        earlier.unknown + later.unknown, earlier.dead + later.dead, {**earlier.retired, **later.retired}
+    )
+    return replace(joined, is_recovering=earlier.is_recovering or later.is_recovering)

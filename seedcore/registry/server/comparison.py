@@ -1,0 +1,119 @@
+"""Memory and database compared, and healed where they differ.
+
+Owns the rule of which of the two is right. An instance with a change under way is left alone: the change settles it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from itertools import islice
+
+from seedcore.core.causes import Cause, CauseKind
+from seedcore.core.changes import HoldChange, StatusChange
+from seedcore.core.clock import Clock
+from seedcore.core.instances import Instance, LiveState
+from seedcore.core.lifecycle import Status
+from seedcore.core.members import Members
+from seedcore.core.paging import decode_cursor
+from seedcore.registry.server.backlog import Backlog
+from seedcore.registry.server.config import RegistryConfig
+from seedcore.registry.server.database import DatabaseSession
+
+logger = logging.getLogger(__name__)
+
+_PAGE = 1000
+
+
+class Comparison:
+    """Compares every `compare_s` seconds, and after the database was away. Use it from the write loop."""
+
+    def __init__(
+        self, config: RegistryConfig, members: Members, backlog: Backlog, database: DatabaseSession, clock: Clock
+    ) -> None:
+        self._config = config
+        self._members = members
+        self._backlog = backlog
+        self._database = database
+        self._clock = clock
+        self._next_s = 0.0
+        self.healed = 0
+        self.compared_at: datetime | None = None
+
+    def request(self) -> None:
+        """Compare in the next round of the write loop."""
+        self._next_s = 0.0
+
+    async def compare_if_due(self, between_pages: Callable[[], Awaitable[None]]) -> None:
+        """Compare where it is time to. `between_pages` runs after each page, so that nothing waits long."""
+        now_s = self._clock.monotonic()
+        if now_s < self._next_s:
+            return
+        self._next_s = now_s + self._config.compare_s
+        before = self.healed
+        await self._compare(between_pages)
+        self.compared_at = self._clock.utc()
+        if self.healed > before:
+            logger.warning("memory and database differed and were healed", extra={"instances": self.healed - before})
+
+    async def correct(self, instance_id: str) -> None:
+        """Replace the state of an instance in memory by the database's, unless it changed while it was read."""
+        members, backlog = self._members, self._backlog
+        before = members.get(instance_id), backlog.unsettled(instance_id)
+        row = await self._database.writable.get_instance(instance_id)
+        known, under_way = members.get(instance_id), backlog.unsettled(instance_id)
+        if known is not before[0] or under_way != before[1]:
+            # the change that came in between settles it
+            return
+        if row is None:
+            members.forget(instance_id)
+        else:
+            members.overwrite(row, self._clock.monotonic())
+
+    async def _compare(self, between_pages: Callable[[], Awaitable[None]]) -> None:
+        only_here = {row.instance_id for row in self._members if not self._backlog.unsettled(row.instance_id)}
+        after = decode_cursor(None)
+        while True:
+            page = await self._database.writable.live_states(after, _PAGE)
+            for state in page:
+                only_here.discard(state.instance_id)
+                await self._heal(state)
+            if len(page) < _PAGE:
+                break
+            after = page[-1][:2]
+            await between_pages()
+        for instance_id in islice(only_here, self._config.sweep_limit):
+            if instance_id in self._members and not self._backlog.unsettled(instance_id):
+                await self.correct(instance_id)
+                self.healed += 1
+
+    async def _heal(self, state: LiveState) -> None:
+        members, backlog, instance_id = self._members, self._backlog, state.instance_id
+        if backlog.unsettled(instance_id):
+            return
+        known = members.get(instance_id)
+        if known is not None and LiveState.of(known) == state:
+            return
+        self.healed += 1
+        if known is None and instance_id in members.deaths:
+            # dead is final, also where a database restored from a backup has forgotten it
+            cause = members.deaths.cause_of(instance_id)
+            again = Cause(CauseKind.RESTORED, None if cause is None else str(cause))
+            backlog.offer_death(StatusChange(instance_id, Status.DEAD, cause=again, number=backlog.next_number()))
+        elif known is not None and known.seq > state.seq:
+            self._write_again(known, state)
+        else:
+            await self.correct(instance_id)
+
+    def _write_again(self, known: Instance, state: LiveState) -> None:
+        """Send the database what the agent reported, and the holds that it lost. A hold that only the database has
+        stays: it may have been placed there."""
+        backlog = self._backlog
+        # the cause that memory has is the last one: of a hold, where there are any
+        cause = Cause(CauseKind.RESTORED) if known.holds else known.cause
+        backlog.offer(StatusChange(known.instance_id, known.reported_status, known.seq, cause))
+        stored = {hold.kind: hold for hold in state.holds}
+        for hold in known.holds:
+            if not hold.is_same(stored.get(hold.kind)):
+                backlog.offer(HoldChange(known.instance_id, hold.kind, hold, backlog.next_number()))

@@ -1,0 +1,238 @@
+"""The registry's session with its database: joined as the writer of a term, away, or taken over by a newer registry.
+
+    unread ----- join -------> writing ----- an error -----> failing
+                                  ^  ^---- an answer ---------- |
+                                  |
+    superseded <--- newer term ---+
+    superseded ---- the newer registry is gone ----> writing
+    writing ------- the database was restored from before our term ----> unread
+
+Owns the store, and what is known of it. It commits no changes: the flusher does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeAlias
+
+from seedcore.core.backoff import Backoff
+from seedcore.core.clock import Clock
+from seedcore.core.errors import FencedError, StoreUnavailableError, first_line
+from seedcore.core.lease import BeatRate
+from seedcore.core.members import Members
+from seedcore.core.ports import Store
+from seedcore.core.timeouts import within
+from seedcore.registry.server.backlog import Backlog
+from seedcore.registry.server.config import RegistryConfig
+
+logger = logging.getLogger(__name__)
+
+StoreFactory: TypeAlias = Callable[[], Awaitable[Store]]
+
+_ONLY_LOOK_S = 1e9
+_CLAIMS_GROW_TO = 4
+
+
+class DatabaseSession:
+    """Use it from one event loop. `on_answer` is called each time that the database answers after it was unread or
+    away."""
+
+    def __init__(
+        self,
+        config: RegistryConfig,
+        store_factory: StoreFactory,
+        members: Members,
+        backlog: Backlog,
+        rate: BeatRate,
+        clock: Clock,
+    ) -> None:
+        """Opens no connection."""
+        self._config = config
+        self._store_factory = store_factory
+        self._members = members
+        self._backlog = backlog
+        self._rate = rate
+        self._clock = clock
+        self._store: Store | None = None
+        self._is_read = asyncio.Event()
+        self._unread_since_s = clock.monotonic()
+        self._refused_since_s: float | None = None
+        # ever more rarely, since the database logs each refusal
+        longest_s = _CLAIMS_GROW_TO * config.epoch_check_s
+        self._claims = Backoff(config.epoch_check_s, longest_s, jitter=0.2)
+        self.recovered_s = 0.0
+        self.problem: str | None = "not connected to the database yet"
+        self.is_failing = False
+        self.failures = 0
+        self.fenced_by: FencedError | None = None
+        self.fences = 0
+        self.on_answer: Callable[[], None] = _ignore
+
+    # What is known
+
+    @property
+    def recovered(self) -> bool:
+        """Whether the database has been read."""
+        return self._is_read.is_set()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether memory has every live instance: the database has been read, and no newer registry writes to it."""
+        return self.recovered and self.fenced_by is None
+
+    @property
+    def may_know_more(self) -> bool:
+        """Whether the database may have instances that memory does not have: it is still to be read, or a newer
+        registry writes to it. One that has been away for a whole lease does not count: agents must register again, so
+        that memory has them."""
+        if self.fenced_by is not None:
+            return True
+        unread_s = self._clock.monotonic() - self._unread_since_s
+        return not self.recovered and not (self.is_failing and unread_s > self._members.silence.terms.lease_s)
+
+    @property
+    def patience_s(self) -> float:
+        """How long a caller waits for the database: hardly at all while it is known to be away."""
+        return self._config.linger_s if self.is_failing else self._config.durable_wait_s
+
+    async def until_read(self) -> bool:
+        """Wait up to `patience_s` until the database has been read. Returns whether it has."""
+        try:
+            await within(self._is_read.wait(), self.patience_s)
+        except TimeoutError:
+            return False
+        return True
+
+    @property
+    def term(self) -> int | None:
+        """The term of this registry; None before it has joined the database."""
+        return self._store.term if self._store is not None else None
+
+    @property
+    def pool(self) -> Mapping[str, int]:
+        """The store's connections by their state."""
+        return {} if self._store is None else self._store.pool
+
+    def readable(self) -> Store:
+        """The store. Raises StoreUnavailableError at once while it is known to be away."""
+        if self._store is None or not self.recovered or self.is_failing:
+            raise StoreUnavailableError(self.problem or "still recovering")
+        return self._store
+
+    @property
+    def writable(self) -> Store:
+        """The store, for the write loop after `prepare`."""
+        assert self._store is not None
+        return self._store
+
+    # What happens to it
+
+    async def prepare(self) -> None:
+        """Make the store writable: join the database, reconnect, or wait for the term. Raises RegistryError."""
+        if self.fenced_by is not None:
+            await self._claim_the_term()
+        elif not self.recovered:
+            await self._join()
+            self.note_answer()
+        elif self.is_failing:
+            await self.writable.open()
+
+    def note_problem(self, error: Exception) -> None:
+        """Record that a round of the write loop failed."""
+        if not self.is_failing:
+            logger.warning("the registry goes on from memory: %s", error)
+        self.failures += 1
+        self.is_failing = True
+        self._refused_since_s = None
+        self.problem = error.why if isinstance(error, StoreUnavailableError) else first_line(error)
+
+    def note_answer(self) -> None:
+        """Record that the database answers."""
+        if self.is_failing:
+            logger.info("the database answers again", extra={"pending_changes": self._backlog.pending_changes})
+            self.on_answer()
+        self.is_failing = False
+        self.problem = None
+
+    def note_fenced(self, error: FencedError) -> None:
+        """Record that the database refused our term."""
+        if self.fenced_by is not None:
+            # it answers: what was wrong with it before is over
+            self.note_answer()
+            if self._refused_since_s is None:
+                self._refused_since_s = self._clock.monotonic()
+        elif self.recovered and error.in_force < error.term:
+            # no newer registry writes: the database was created again, or restored from before our term
+            logger.warning("the database has forgotten term %d; joining it again", error.term)
+            self._is_read.clear()
+            self._unread_since_s = self._clock.monotonic()
+        else:
+            self._give_way(error)
+
+    async def close(self) -> None:
+        """Release the store."""
+        if self._store is not None:
+            await self._store.close()
+
+    def _give_way(self, error: FencedError) -> None:
+        """A newer registry writes to the database."""
+        logger.error("%s", error, extra={"pending_changes": self._backlog.pending_changes})
+        self.fenced_by = error
+        self.fences += 1
+        self._claims.reset()
+        self._refused_since_s = None
+        self.problem = None
+        self.is_failing = False
+        self._backlog.close(error)
+
+    async def _claim_the_term(self) -> None:
+        """Superseded: take the next term once the registry that took over is no longer seen at work.
+
+        It may be of the same Ray cluster, replaced by Ray and started late, or of another cluster that has ended.
+        Raises FencedError while it is at work.
+        """
+        await asyncio.sleep(self._claims.next_s())
+        # while a database is away no registry is seen at work in it: its holder gets the time to be seen again
+        idle_s = self._config.term_idle_s
+        refused_s = 0.0 if self._refused_since_s is None else self._clock.monotonic() - self._refused_since_s
+        await self._join(idle_s=idle_s if refused_s >= idle_s else _ONLY_LOOK_S)
+        logger.warning("the newer registry is gone; this one writes again", extra={"term": self.term})
+        self.fenced_by = None
+        self._backlog.reopen()
+
+    async def _join(self, idle_s: float | None = None) -> None:
+        """Join the database: take a term and the epoch, then read every live instance. What agents reported meanwhile
+        stays."""
+        if self._store is None:
+            self._store = await self._store_factory()
+        store = self._store
+        await store.open()
+        epoch = await store.begin(self._config.ray_cluster, self._config.epoch, self._config.lease_s, idle_s)
+        while await store.expire_old_epochs(self._config.sweep_limit):
+            pass
+        loaded = [instance async for instance in store.load_live()]
+        self._members.set_epoch(epoch.name, epoch.number, is_reset=True)
+        # an agent whose call was under way when the last registry ended may notice it that much later
+        seen_s = self._clock.monotonic() + self._config.reconnect_grace_s
+        if self.fenced_by is not None:
+            # another registry may have changed what memory has, or it never was committed
+            self._members.forget_all()
+        for instance in loaded:
+            self._members.adopt(instance, seen_s)
+        self._rate.remember(store.lease_before_s, seen_s)
+        # instances that were seen before must not stand out among them as silent
+        self._members.silence.credit(math.inf, seen_s)
+        self.on_answer()
+        self._is_read.set()
+        self.recovered_s = self._clock.monotonic()
+        logger.info(
+            "registry recovered from the database",
+            extra={"instances": len(loaded), "epoch": epoch.name, "epoch_number": epoch.number},
+        )
+
+
+def _ignore() -> None:
+    """The default of a callback."""

@@ -1,0 +1,107 @@
+"""Receipts: the answers to changes, when they are committed or when the wait for that is over.
+
+Owns their contents. The backlog has the outcomes, the members the state.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from seedcore.core.answers import Outcome, OutcomeKind, Receipt
+from seedcore.core.changes import Change, HoldChange, RegisterChange, StatusChange
+from seedcore.core.errors import (
+    EpochLimitError,
+    FencedError,
+    ForbiddenTransitionError,
+    InstanceConflictError,
+    InstanceDeadError,
+    RetiredEpochError,
+    StoreRejectedError,
+    UnknownInstanceError,
+)
+from seedcore.core.holds import effective_status
+from seedcore.core.instances import Instance
+from seedcore.core.lease import BeatRate
+from seedcore.core.lifecycle import Status
+from seedcore.core.members import Members
+from seedcore.registry.server.backlog import key_of
+from seedcore.registry.server.writer import Writer
+
+
+class Receipts:
+    """Makes receipts for one registry."""
+
+    def __init__(self, members: Members, writer: Writer, rate: BeatRate) -> None:
+        self._members = members
+        self._writer = writer
+        self._rate = rate
+
+    async def when_settled(self, change: Change) -> Receipt:
+        """The receipt of an accepted change: durable once it is committed, not durable after the bounded wait.
+
+        Raises the refusal of the database.
+        """
+        settled = await self._writer.backlog.settled(key_of(change), self._writer.database.patience_s)
+        if isinstance(settled, (StoreRejectedError, FencedError)):
+            raise settled
+        if settled is not None:
+            raise_refusal(change, settled)
+        known = self._members.get(change.instance_id)
+        status = settled.status if settled is not None and settled.status is not None else _wanted(change)
+        return self._receipt(
+            change.instance_id,
+            known.status if known is not None else status,
+            0 if isinstance(change, HoldChange) else change.seq or 0,
+            durable=settled is not None,
+            epoch=known.cluster_epoch if known is not None else None,
+        )
+
+    def of_replay(self, known: Instance, seq: int) -> Receipt:
+        """The receipt of a change that the instance has had already."""
+        durable = self.is_settled(known.instance_id)
+        return self._receipt(known.instance_id, known.status, seq, durable=durable, epoch=known.cluster_epoch or None)
+
+    def is_settled(self, instance_id: str) -> bool:
+        """Whether the database has everything that memory has of an instance."""
+        return self._writer.database.recovered and not self._writer.backlog.unsettled(instance_id)
+
+    def _receipt(self, instance_id: str, status: Status, seq: int, *, durable: bool, epoch: str | None) -> Receipt:
+        return Receipt(
+            instance_id=instance_id,
+            status=status,
+            seq=seq,
+            durable=durable,
+            epoch=epoch,
+            why=None if durable else (self._writer.problem or "the database is slow"),
+            registry=self._members.feed.stream,
+            beat_interval_s=self._rate.asked.beat_interval_s,
+            lease_s=self._rate.asked.lease_s,
+        )
+
+
+def raise_refusal(change: Change, outcome: Outcome) -> None:
+    """Raise the error of an outcome that changed nothing."""
+    instance_id = change.instance_id
+    kind = outcome.kind
+    if kind is OutcomeKind.APPLIED or kind is OutcomeKind.UNCHANGED:
+        return
+    if kind is OutcomeKind.UNKNOWN:
+        raise UnknownInstanceError(instance_id)
+    if kind is OutcomeKind.DEAD:
+        raise InstanceDeadError(instance_id, outcome.cause)
+    if kind is OutcomeKind.FORBIDDEN:
+        raise ForbiddenTransitionError(instance_id, str(outcome.status), str(_wanted(change)))
+    if kind is OutcomeKind.CONFLICT:
+        assert isinstance(change, RegisterChange)
+        raise InstanceConflictError(instance_id, change.registration.logical_id)
+    if kind is OutcomeKind.RETIRED_EPOCH:
+        raise RetiredEpochError(str(outcome.cluster_epoch))
+    if kind is OutcomeKind.EPOCH_LIMIT:
+        raise EpochLimitError(str(outcome.cluster_epoch))
+    assert_never(kind)
+
+
+def _wanted(change: Change) -> Status:
+    if isinstance(change, HoldChange):
+        return Status.ALIVE if change.hold is None else effective_status(Status.ALIVE, [change.kind])
+    return change.status if isinstance(change, StatusChange) else Status.STARTING

@@ -1,0 +1,230 @@
+"""The registry itself: memory in front, one write loop behind. A plain class; `actor.py` puts it on Ray.
+
+Owns its life, and what agents change: registrations, statuses, beats; and the epochs. `operations` has what operators
+change, `queries` answers the questions; the rules are in core.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+
+from seedcore import __version__
+from seedcore.core.answers import BeatAnswer, Receipt
+from seedcore.core.changes import RegisterChange, Registration, SequencedChange, StatusChange
+from seedcore.core.clock import Clock
+from seedcore.core.errors import (
+    InvalidInputError,
+    RegistryError,
+    RegistryReplacedError,
+    RegistryUnavailableError,
+)
+from seedcore.core.feed import Feed
+from seedcore.core.instances import Verdict
+from seedcore.core.lease import BeatRate, LeaseTerms
+from seedcore.core.limits import (
+    check_beats,
+    check_cause,
+    check_epoch,
+    check_instance_id,
+    check_kind,
+    check_seq,
+    check_status,
+)
+from seedcore.core.members import Members
+from seedcore.core.ports import DeathWitness, OnDeath
+from seedcore.core.timeouts import end
+from seedcore.registry.protocol.messages import OLDEST_PROTOCOL, PROTOCOL, Hello
+from seedcore.registry.protocol.outbox import MAX_BEATS_PER_MESSAGE, MAX_CHANGES_PER_MESSAGE
+from seedcore.registry.server.backlog import key_of
+from seedcore.registry.server.config import RegistryConfig
+from seedcore.registry.server.database import StoreFactory
+from seedcore.registry.server.expiry import Expiry
+from seedcore.registry.server.operations import Operations
+from seedcore.registry.server.receipts import raise_refusal
+from seedcore.registry.server.writer import Writer
+
+logger = logging.getLogger(__name__)
+
+
+class Registry(Operations):
+    """See the module. `start()` and `stop()` are idempotent; every other method may be called at any time."""
+
+    def __init__(
+        self,
+        config: RegistryConfig,
+        store_factory: StoreFactory,
+        *,
+        watch_factory: Callable[[OnDeath], DeathWitness],
+        clock: Clock | None = None,
+    ) -> None:
+        """Opens no connection, and needs no event loop yet."""
+        clock = clock if clock is not None else Clock()
+        rate = BeatRate(LeaseTerms(config.beat_interval_s, config.lease_s), config.max_beats_per_s)
+        members = Members(rate.judged, config.max_instances, Feed(uuid.uuid4().hex, config.feed_capacity))
+        writer = Writer(config, store_factory, members, rate, clock)
+        expiry = Expiry(config, clock, members, writer, rate, watch_factory)
+        hello = Hello(
+            PROTOCOL,
+            __version__,
+            os.getpid(),
+            config.node_id,
+            clock.utc(),
+            oldest_protocol=OLDEST_PROTOCOL,
+            agent_call_s=config.agent_call_s,
+        )
+        super().__init__(config, clock, members, writer, expiry, rate, hello)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._is_stopping = False
+
+    # Life
+
+    def start(self) -> None:
+        """Serve from memory at once; the database is joined in the background, however long that takes.
+
+        Call it in the event loop that will serve.
+        """
+        if not self._tasks:
+            self.expiry.start()
+            self._tasks = [
+                asyncio.create_task(self.writer.run(), name="registry-write"),
+                asyncio.create_task(self.expiry.run(), name="registry-expiry"),
+            ]
+
+    async def stop(self) -> None:
+        """Commit what waits, within a deadline, and release the database."""
+        if self._is_stopping:
+            return
+        self._is_stopping = True
+        await end(*self._tasks)
+        await self.expiry.stop()
+        await self.writer.close()
+
+    # Changes
+
+    async def take(self, change: SequencedChange) -> Receipt:
+        """See RegistryApi.take."""
+        inner = check_kind("change", change, SequencedChange).change
+        if isinstance(inner, RegisterChange):
+            return await self._register(inner)
+        if not isinstance(inner, StatusChange):
+            raise InvalidInputError("change", f"must be of an agent, not of type {type(inner).__name__}")
+        if change.after is not None and change.after != self.members.feed.stream:
+            raise RegistryReplacedError("it was restarted between two changes")
+        if inner.seq is None:
+            raise InvalidInputError("seq", "must be the agent's number of the change")
+        return await self._set_status(inner, inner.seq)
+
+    async def _register(self, change: RegisterChange) -> Receipt:
+        registration = check_kind("registration", change.registration, Registration).validated()
+        seq = change.seq
+        check_seq(seq)
+        if not self.writer.backlog.is_waiting(key_of(change)):
+            self.writer.backlog.require_room()
+            self.expiry.require_node(registration.node_id)
+            known = self.members.get(registration.instance_id)
+            outcome = self.members.register(change, self._clock.monotonic(), self._clock.utc())
+            raise_refusal(change, outcome)
+            # at or below the known number it is a replay; a newer change of the instance may still wait
+            if known is not None and seq <= known.seq:
+                return self._receipts.of_replay(known, seq)
+            self.writer.backlog.offer(change)
+        return await self._receipts.when_settled(change)
+
+    async def _set_status(self, sent: StatusChange, seq: int) -> Receipt:
+        instance_id = check_instance_id(sent.instance_id)
+        check_seq(seq)
+        change = StatusChange(instance_id, check_status(sent.status), seq, check_cause(sent.cause))
+        if instance_id not in self.members and instance_id not in self.members.deaths:
+            await self.writer.require_read()
+        if not self.writer.backlog.is_waiting(key_of(change)):
+            self.writer.backlog.require_room()
+            known = self.members.get(instance_id)
+            outcome = self.members.set_status(change, self._clock.monotonic(), self._clock.utc())
+            raise_refusal(change, outcome)
+            # unchanged by a newer number: it was reported under a hold
+            if known is not None and seq <= known.seq:
+                return self._receipts.of_replay(known, seq)
+            self.writer.backlog.offer(change)
+        return await self._receipts.when_settled(change)
+
+    async def deliver(self, changes: Sequence[SequencedChange]) -> list[Receipt | RegistryError]:
+        """See RegistryApi.deliver."""
+        if not isinstance(changes, (list, tuple)) or len(changes) > MAX_CHANGES_PER_MESSAGE:
+            raise InvalidInputError("changes", f"must be a list of at most {MAX_CHANGES_PER_MESSAGE} changes")
+        return await asyncio.gather(*(self._taken(change) for change in changes))
+
+    async def _taken(self, change: SequencedChange) -> Receipt | RegistryError:
+        try:
+            return await self.take(change)
+        except RegistryError as error:
+            return error
+        except Exception as error:
+            # one agent's trouble with a fault of ours is not the others'
+            logger.exception("a change failed")
+            return RegistryUnavailableError(f"it failed inside the actor: {error!r}")
+
+    # Beats
+
+    async def beat_many(self, instance_ids: Sequence[str], loads: Mapping[str, float] | None = None) -> BeatAnswer:
+        """Renew many leases in one call, at most MAX_BEATS_PER_MESSAGE. `loads` of some of them, by instance id, in a
+        unit that the agents of a logical id share."""
+        loads = loads if loads is not None else {}
+        check_beats(instance_ids, loads, MAX_BEATS_PER_MESSAGE)
+        now_s = self._clock.monotonic()
+        database = self.writer.database
+        renewal = self.members.renew(instance_ids, now_s)
+        is_recovering = bool(renewal.unknown) and database.may_know_more
+        if renewal.unknown or renewal.dead:
+            for instance_id in renewal.unknown:
+                check_instance_id(instance_id)
+            lost = {*renewal.unknown, *renewal.dead}
+            instance_ids = [instance_id for instance_id in instance_ids if instance_id not in lost]
+        self.members.note_loads(loads)
+        self.writer.backlog.offer_beats(instance_ids, now_s)
+        return BeatAnswer(
+            () if is_recovering else renewal.unknown,
+            renewal.dead,
+            self._rate.asked.beat_interval_s,
+            self._rate.asked.lease_s,
+            is_fenced=database.fenced_by is not None,
+            relay=self._relay_for(instance_ids),
+            is_recovering=is_recovering,
+            retired=renewal.retired,
+        )
+
+    def _relay_for(self, instance_ids: Sequence[str]) -> str | None:
+        """The relay that the sender of a message may use from now on: its instances are all on one node."""
+        known = self.members.get(instance_ids[0]) if instance_ids else None
+        return None if known is None or known.node_id is None else self.expiry.watch.relay_of(known.node_id)
+
+    async def report_dead_call(self, instance_id: str) -> Verdict:
+        """A caller's call found the instance's actor dead: ask Ray, which decides. Returns the verdict after it.
+
+        Raises InvalidInputError or FencedError.
+        """
+        check_instance_id(instance_id)
+        self.writer.backlog.require_open()
+        return await self.expiry.check_reported(instance_id)
+
+    # Epochs
+
+    async def set_current_epoch(self, epoch: str) -> str:
+        """Flip discovery to `epoch` in one step; instances of the epoch before are declared dead after it.
+
+        Raises RetiredEpochError, EpochLimitError, FencedError, or StoreUnavailableError: a flip needs the database.
+        """
+        check_epoch(epoch)
+        self.writer.backlog.require_open()
+        flipped = await self.writer.database.readable().set_current_epoch(epoch)
+        self.members.set_epoch(flipped.name, flipped.number)
+        return flipped.name
+
+    async def stage_epoch(self, epoch: str) -> bool:
+        """Name an epoch that agents can register in before it is shown. Returns whether it is new. Raises as a flip."""
+        check_epoch(epoch)
+        self.writer.backlog.require_open()
+        return await self.writer.database.readable().stage_epoch(epoch)

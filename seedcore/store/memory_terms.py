@@ -1,0 +1,98 @@
+"""Terms and epochs of tables in memory: which store may write, and which generation of the fleet is current."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+from seedcore.core.answers import OutcomeKind
+from seedcore.core.changes import Registration
+from seedcore.core.errors import EpochLimitError, FencedError, RetiredEpochError
+from seedcore.core.instances import Epoch
+from seedcore.core.limits import check_epoch, check_lease
+from seedcore.store.memory_reader import MemoryReader
+from seedcore.store.tables import Tables
+
+
+class MemoryTerms(MemoryReader):
+    """Implements the part of core.ports.Store that is about terms and epochs."""
+
+    def __init__(self, now: Callable[[], datetime], tables: Tables) -> None:
+        super().__init__(now, tables)
+        self._term: int | None = None
+        self._lease_before_s: float | None = None
+
+    async def begin(self, ray_cluster: str, epoch: str | None, lease_s: float, idle_s: float | None = None) -> Epoch:
+        check_lease(lease_s)
+        wanted = epoch
+        if wanted is not None:
+            check_epoch(wanted)
+        tables, now = self.tables, self._now()
+        is_at_work = idle_s is None or (now - tables.term_seen_at).total_seconds() < idle_s
+        if is_at_work and (idle_s is not None or ray_cluster in tables.superseded):
+            raise FencedError(self._term or 0, tables.term)
+        is_new = tables.ray_cluster not in {None, ray_cluster}
+        if is_new and wanted is None:
+            wanted = tables.next_epoch_name()
+        before = tables.epochs[tables.current_epoch]
+        if wanted is not None:
+            tables.flip(wanted, now)
+        if epoch is None:
+            before.continued_by = wanted
+        if is_new and tables.ray_cluster is not None:
+            tables.superseded.add(tables.ray_cluster)
+            tables.superseded.discard(ray_cluster)
+        self._lease_before_s = None if tables.ray_cluster is None else tables.lease_s
+        tables.ray_cluster = ray_cluster
+        tables.lease_s = lease_s
+        tables.leases_from = now
+        tables.term_seen_at = now
+        tables.term += 1
+        self._term = tables.term
+        return await self.current_epoch()
+
+    @property
+    def term(self) -> int | None:
+        return self._term
+
+    @property
+    def lease_before_s(self) -> float | None:
+        return self._lease_before_s
+
+    def fence(self) -> None:
+        """Raise FencedError once another store has begun."""
+        if self._term is not None and self._term != self.tables.term:
+            raise FencedError(self._term, self.tables.term)
+
+    async def renew_term(self, lease_s: float) -> None:
+        check_lease(lease_s)
+        self.fence()
+        self.tables.term_seen_at = self._now()
+        self.tables.lease_s = lease_s
+
+    async def renew_every_lease(self) -> None:
+        self.fence()
+        self.tables.leases_from = self._now()
+
+    async def set_current_epoch(self, epoch: str) -> Epoch:
+        check_epoch(epoch)
+        self.fence()
+        self.tables.flip(epoch, self._now())
+        return await self.current_epoch()
+
+    async def stage_epoch(self, epoch: str) -> bool:
+        check_epoch(epoch)
+        self.fence()
+        is_new = epoch not in self.tables.epochs
+        problem = self.tables.stage(epoch, self._now())
+        if problem is OutcomeKind.RETIRED_EPOCH:
+            raise RetiredEpochError(epoch)
+        if problem is not None:
+            raise EpochLimitError(epoch)
+        return is_new
+
+    async def epochs_of(self, registrations: Sequence[Registration]) -> list[str | None]:
+        return [
+            self.tables.continuing(one.started_epoch or self.tables.epoch_of_actor(one.logical_id, one.actor_id))
+            for one in registrations
+        ]
