@@ -289,8 +289,12 @@ class Forker:
         return answer
 
     def in_pool(self) -> list[str]:
-        with multiprocessing.get_context("fork").Pool(2) as pool:
+        pool = multiprocessing.get_context("fork").Pool(2)
+        try:
             return pool.map(_list_in_child, [self.settings] * 4)
+        finally:
+            pool.close()  # leaving `with` would send SIGTERM, and Ray's handler in a child can end the actor itself
+            pool.join()
 
     def problem(self) -> str | None:
         return self.reporter.reporter.problem if self.reporter.reporter is not None else "not started"
