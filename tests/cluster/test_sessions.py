@@ -159,10 +159,10 @@ async def test_without_ray_nothing_is_called_and_ray_stays_down(
     await eventually(lambda: "not connected to Ray" in (program.problem or ""))
     # a shutdown between the check and the call
     for call in (
-        lambda: session._submitted(handle.ping, (), {}),
-        lambda: session._submitted(ray.remote(Worker), ("other",), {}, num_cpus=0),
-        lambda: session._without_auto_init(ray.get_actor)("stays", namespace=settings.namespace),
-        lambda: session._without_auto_init(ray.kill)(handle),
+        lambda: session.submitted(handle.ping, (), {}),
+        lambda: session.submitted(ray.remote(Worker), ("other",), {}, num_cpus=0),
+        lambda: session.without_auto_init(ray.get_actor)("stays", namespace=settings.namespace),
+        lambda: session.without_auto_init(ray.kill)(handle),
     ):
         with pytest.raises((ray.exceptions.RaySystemError, AttributeError)):
             call()

@@ -116,7 +116,7 @@ async def test_task_that_returns_at_once_is_named_when_it_runs() -> None:
 
 
 class Waits(RayAgent):
-    """Works until it is told."""
+    """Works until `may_end` is set."""
 
     may_end: asyncio.Event
 
@@ -131,7 +131,7 @@ async def test_drain_in_one_loop_ends_with_the_last_task_of_another() -> None:
     await agent.start()
     with another_loop() as other:
         running = other.start(agent.execute_task("work"))
-        await eventually(lambda: agent._running == 1 and hasattr(agent, "may_end"))
+        await eventually(lambda: hasattr(agent, "may_end"))
         assert not await agent.drain(timeout_s=0.01)
         draining = asyncio.create_task(agent.drain(timeout_s=3600))
         other.loop.call_soon_threadsafe(agent.may_end.set)

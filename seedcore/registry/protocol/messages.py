@@ -14,9 +14,9 @@ from seedcore.core.instances import Instance, Transition, Verdict
 from seedcore.core.lifecycle import Status
 from seedcore.core.wire import wire
 
-PROTOCOL = 9
+PROTOCOL = 1
 """The protocol of this code. It grows with anything that another side can notice."""
-OLDEST_PROTOCOL = 8
+OLDEST_PROTOCOL = 1
 """The oldest protocol that this code works with; at least that of the release before."""
 INSTANCES_LIMIT = 20
 TRANSITIONS_LIMIT = 100

@@ -68,7 +68,7 @@ def worker_id_of(process_key: str) -> str | None:
 
 
 class Key(NamedTuple):
-    """A process key in its parts. Keys of versions before protocol 9 have no boot id."""
+    """A process key in its parts. `boot` is None where /proc did not show the id of the boot."""
 
     process: str
     worker: str | None
@@ -77,7 +77,6 @@ class Key(NamedTuple):
 
 def split_key(process_key: str) -> Key:
     process, _, behind = process_key.partition("/")
-    # the boot id stands last: relays of versions before read what is in front of it
     worker, _, boot = behind.partition("/")
     return Key(process, worker or None, boot or None)
 

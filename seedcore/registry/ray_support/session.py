@@ -122,7 +122,7 @@ async def ask(handle: ActorHandle, method: str, *args: object, **kwargs: object)
     the arguments do not fit; another RayError where the actor does not answer; and as `passing`.
     """
     with passing() as began:
-        return await in_session(_submitted(getattr(handle, method), args, kwargs), began)
+        return await in_session(submitted(getattr(handle, method), args, kwargs), began)
 
 
 async def in_session(answer: Awaitable[T], began: Session, check_s: float = _SESSION_CHECK_S) -> T:
@@ -141,7 +141,7 @@ async def in_session(answer: Awaitable[T], began: Session, check_s: float = _SES
 def send(handle: ActorHandle, method: str, *args: object) -> None:
     """Call an actor's method and do not wait for it. Raises as `passing`."""
     with passing():
-        _submitted(getattr(handle, method), args, {})
+        submitted(getattr(handle, method), args, {})
 
 
 def create(actor_class: Any, options: Mapping[str, Any], *args: object, **kwargs: object) -> ActorHandle:
@@ -149,39 +149,39 @@ def create(actor_class: Any, options: Mapping[str, Any], *args: object, **kwargs
     with passing():
         # validates the options
         actor_class.options(**options)
-        return _submitted(actor_class, args, kwargs, **options)
+        return submitted(actor_class, args, kwargs, **options)
 
 
 def get_actor(name: str, namespace: str) -> ActorHandle:
     """`ray.get_actor`, which blocks. Raises ValueError where there is none, and as `passing`."""
     with passing():
-        return _without_auto_init(ray.get_actor)(name, namespace=namespace)
+        return without_auto_init(ray.get_actor)(name, namespace=namespace)
 
 
 def kill(handle: ActorHandle) -> None:
     """`ray.kill`, for good. Raises as `passing`."""
     with passing():
-        _without_auto_init(ray.kill)(handle, no_restart=True)
+        without_auto_init(ray.kill)(handle, no_restart=True)
 
 
 def nodes() -> list[dict[str, Any]]:
     """`ray.nodes`, which blocks. Raises as `passing`."""
     with passing():
-        found: list[dict[str, Any]] = _without_auto_init(ray.nodes)()
+        found: list[dict[str, Any]] = without_auto_init(ray.nodes)()
         return found
 
 
 def list_named_actors() -> list[dict[str, str]]:
     """`ray.util.list_named_actors` of all namespaces, which blocks. Raises as `passing`."""
     with passing():
-        found: list[dict[str, str]] = _without_auto_init(ray.util.list_named_actors)(all_namespaces=True)
+        found: list[dict[str, str]] = without_auto_init(ray.util.list_named_actors)(all_namespaces=True)
         return found
 
 
 def context() -> RuntimeContext:
     """`ray.get_runtime_context`. Its methods raise as `passing` only within `passing`."""
     with passing():
-        found: RuntimeContext = _without_auto_init(ray.get_runtime_context)()
+        found: RuntimeContext = without_auto_init(ray.get_runtime_context)()
         return found
 
 
@@ -202,16 +202,16 @@ def is_ray_client() -> bool:
     return bool(ray_client.is_connected())
 
 
-def _submitted(stub: Any, args: Sequence[object], kwargs: Mapping[str, object], **options: Any) -> Any:
+def submitted(stub: Any, args: Sequence[object], kwargs: Mapping[str, object], **options: Any) -> Any:
     submit = getattr(type(stub), "_remote", None)
-    inner = _without_auto_init(submit)
+    inner = without_auto_init(submit)
     if inner is submit:
         # a stub of Ray Client has no auto-init
         return (stub.options(**options) if options else stub).remote(*args, **kwargs)
     return inner(stub, args, kwargs, **options)
 
 
-def _without_auto_init(api: Any) -> Any:
+def without_auto_init(api: Any) -> Any:
     """The function beneath Ray's auto-init, or the function itself where it has none."""
     is_wrapped = getattr(getattr(api, "__code__", None), "co_name", None) == _AUTO_INIT
     return api.__wrapped__ if is_wrapped else api
