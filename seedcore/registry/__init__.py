@@ -1,4 +1,4 @@
-"""The registry on Ray: the actor, and what agents and callers use to reach it."""
+"""What agents and callers use to reach the registry. The registry itself is `server`."""
 
 from seedcore.registry.agent.client import RegistryClient
 from seedcore.registry.agent.identity import end_own_actor

@@ -1,7 +1,6 @@
 """Rows become values here, and values parameters: the only module that names the columns.
 
-A column is added in the schema, here, in the value (core.instances, core.changes) and in docs/reference/sql.md;
-tests/postgres/test_columns.py fails where one of them is missing.
+CONTRIBUTING.md lists the places where a column is added; tests/postgres/test_columns.py fails where one is missing.
 """
 
 from __future__ import annotations

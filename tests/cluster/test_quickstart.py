@@ -43,7 +43,7 @@ async def test_serve_demo_list_interrupt_and_serve_again(newcomer: Newcomer) -> 
         "register",
         "source: registry; it counted 7 words",
         "it is draining",
-        "declared dead; cause: its process ",
+        "declared dead; cause: process ",
     ):
         assert step in shown
     page = newcomer.get("/v1/instances")
@@ -56,7 +56,7 @@ async def test_serve_demo_list_interrupt_and_serve_again(newcomer: Newcomer) -> 
     assert newcomer.environment["RAY_ADDRESS"] in health["cluster"]
     gone = json.loads(newcomer.run("seedcore", "ls", "--all", "--status", "dead", "--json").stdout)
     assert [item["logical_id"] for item in gone["items"]] == ["demo-vision-2"]
-    assert "its process " in newcomer.run("seedcore", "get", "demo-vision-2").stdout
+    assert "process " in newcomer.run("seedcore", "get", "demo-vision-2").stdout
     nobody = newcomer.run("seedcore", "get", "nobody", check=False)
     (told,) = errors_of(nobody)
     assert nobody.returncode == 3
@@ -93,10 +93,10 @@ async def test_serve_demo_list_interrupt_and_serve_again(newcomer: Newcomer) -> 
     await newcomer.ready()
     assert newcomer.get("/v1/instances")["items"] == []
     assert newcomer.get("/v1/epoch")["epoch"] == "epoch-2"
-    history = newcomer.get("/v1/agents/demo-memory-2")["history"]
-    assert [(old["status"], old["cause"]) for old in history] == [
-        ("dead", "epoch epoch-1 retired"),
-        ("dead", "stopped"),
+    instances = newcomer.get("/v1/agents/demo-memory-2")["instances"]
+    assert [(old["status"], old["cause"]["kind"]) for old in instances] == [
+        ("dead", "epoch_retired"),
+        ("dead", "agent"),
     ]
     newcomer.interrupt()
 

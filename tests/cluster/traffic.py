@@ -58,13 +58,14 @@ class Traffic:
         return [
             str(cause)
             for (cause,) in self._ask(
-                "select cause from registry_transition where logical_id = 'turns' and cause is not null order by id"
+                "select cause_detail from registry_transition"
+                " where logical_id = 'turns' and cause_detail is not null order by id"
             )
         ]
 
     def deaths(self) -> list[tuple[object, ...]]:
         """Who is dead in the database, and why."""
-        return self._ask("select logical_id, cause from registry_instance where status = 'dead'")
+        return self._ask("select logical_id, cause_detail from registry_instance where status = 'dead'")
 
     async def end(self) -> None:
         """The agent that turned is gone."""

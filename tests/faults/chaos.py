@@ -161,7 +161,7 @@ async def many(folder: Path, seeds: range) -> Summary:
                     print("what follows would only repeat it", flush=True)
                     break
                 it.said.clear()
-        dead = Counter((row.cause or "").split("(")[0].split(":")[0].strip() for row in it.rows() if row.stopped_at)
+        dead = Counter(str(row.cause) for row in it.rows() if row.stopped_at)
     return Summary(
         done, len(broken), round((time.monotonic() - began_s) / 60, 1), dict(faults), dict(totals), dict(dead)
     )

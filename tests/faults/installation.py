@@ -32,6 +32,7 @@ from ray.exceptions import RayError
 from seedcore.agents import RayAgent
 from seedcore.composition import start_registry
 from seedcore.core.answers import Receipt
+from seedcore.core.causes import CauseKind
 from seedcore.core.errors import RegistryError
 from seedcore.core.lifecycle import Status
 from seedcore.core.timeouts import end, within
@@ -54,7 +55,7 @@ _FAR = {"far": 0.001}
 _SETTLED_S = 90.0
 _POLL_S = 0.25
 _CALL_S = 0.3
-_CAUSES_OF_THE_LIVING = ("stopped", "epoch")
+_CAUSES_OF_THE_LIVING = {CauseKind.AGENT, CauseKind.EPOCH_RETIRED}
 
 
 def in_own_environment(module: str) -> Path:
@@ -174,7 +175,7 @@ class Row:
     seq: int
     pid: int
     process_key: str
-    cause: str | None
+    cause: CauseKind | None
     stopped_at: datetime | None
 
     @property
@@ -198,7 +199,7 @@ def false_deaths(rows: Iterable[Row]) -> dict[str, str]:
         row.instance_id: f"false death: {row.logical_id} (pid {row.pid}) lives, and is dead: {row.cause}"
         for row in rows
         if row.status is Status.DEAD
-        and not (row.cause or "").startswith(_CAUSES_OF_THE_LIVING)
+        and row.cause not in _CAUSES_OF_THE_LIVING
         and row.lives
         and not _hangs_on_a_dead_node(row)
     }
@@ -206,7 +207,7 @@ def false_deaths(rows: Iterable[Row]) -> dict[str, str]:
 
 def _hangs_on_a_dead_node(row: Row) -> bool:
     # it ends as soon as it notices; who is stopped, as soon as it goes on
-    if row.cause != "its node died":
+    if row.cause is not CauseKind.NODE_DIED:
         return False
     try:
         process = psutil.Process(row.pid)
@@ -345,10 +346,13 @@ class Installation:
 
     def rows(self) -> list[Row]:
         found = self.query(
-            "select instance_id::text, logical_id, status::text, seq, pid, process_key, cause, stopped_at"
+            "select instance_id::text, logical_id, status::text, seq, pid, process_key, cause_kind::text, stopped_at"
             " from registry_instance"
         )
-        return [Row(row[0], row[1], Status(row[2]), *row[3:]) for row in found]
+        return [
+            Row(*row[:2], Status(row[2]), *row[3:6], None if row[6] is None else CauseKind(row[6]), row[7])
+            for row in found
+        ]
 
     async def say(self, agent_id: str, status: Status, cause: str) -> Receipt | None:
         """Let an agent change its status; what was acknowledged is remembered."""
@@ -364,7 +368,7 @@ class Installation:
         rows = self.rows()
         found = list(false_deaths(rows).values())
         for row in rows:
-            if row.status is Status.DEAD and not row.cause:
+            if row.status is Status.DEAD and row.cause is None:
                 found.append(f"{row.logical_id} is dead without a cause")
         numbers_of = {row.instance_id: row.seq for row in rows}
         steps: dict[str, list[tuple[int | None, Status]]] = {}

@@ -11,6 +11,7 @@ import psutil
 import psycopg
 import pytest
 
+from seedcore.core.causes import CauseKind
 from seedcore.core.lifecycle import Status
 from seedcore.registry.ray_support.process_keys import process_key_of
 from tests.builders import START, iid
@@ -25,7 +26,7 @@ def living() -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
-def row(process: subprocess.Popen[bytes] | psutil.Process, cause: str | None = "silent for 9 s") -> Row:
+def row(process: subprocess.Popen[bytes] | psutil.Process, cause: CauseKind | None = CauseKind.LEASE_EXPIRED) -> Row:
     key = process_key_of(process.pid)
     assert key is not None
     return Row(iid(1), "agent", Status.DEAD, 3, process.pid, key, cause, START)
@@ -57,11 +58,11 @@ async def test_a_false_death_is_seen_though_a_real_one_follows(living: subproces
         seen = rounds
         await eventually(lambda: rounds > seen + 1)
     assert false_deaths(rows()) == {}
-    assert "lives, and is dead: silent for 9 s" in watch.found[iid(1)]
+    assert "lives, and is dead: lease_expired" in watch.found[iid(1)]
 
 
-@pytest.mark.parametrize("cause", ["stopped", "epoch one retired"])
-def test_who_was_asked_to_end_may_live_on(living: subprocess.Popen[bytes], cause: str) -> None:
+@pytest.mark.parametrize("cause", [CauseKind.AGENT, CauseKind.EPOCH_RETIRED])
+def test_who_was_asked_to_end_may_live_on(living: subprocess.Popen[bytes], cause: CauseKind) -> None:
     assert false_deaths([row(living, cause)]) == {}
 
 
@@ -78,16 +79,16 @@ async def test_who_hangs_on_a_dead_node_ends_when_it_notices(raylet: subprocess.
     assert raylet.stdout is not None
     worker = psutil.Process(int(raylet.stdout.readline()))
     try:
-        assert false_deaths([row(worker, "its node died")])
+        assert false_deaths([row(worker, CauseKind.NODE_DIED)])
         worker.suspend()
         await eventually(lambda: psutil.Process(worker.pid).status() == psutil.STATUS_STOPPED)
-        assert false_deaths([row(worker, "its node died")]) == {}
+        assert false_deaths([row(worker, CauseKind.NODE_DIED)]) == {}
         assert false_deaths([row(worker)])
         worker.resume()
         raylet.kill()
         raylet.wait()
         # an orphan: the node is gone, even where Ray still lists it
-        assert false_deaths([row(worker, "its node died")]) == {}
+        assert false_deaths([row(worker, CauseKind.NODE_DIED)]) == {}
         assert false_deaths([row(worker)])
     finally:
         worker.kill()

@@ -38,7 +38,7 @@ async def test_everything_up_the_registry_answers_over_http_and_by_handle(world:
     assert (await world.get(f"/v1/instances/{one['instance_id']}"))["instance"]["logical_id"] == "cat"
     agent = await world.get("/v1/agents/cat")
     assert agent["live"][0]["verdict"] == "fresh"
-    assert agent["history"][0]["instance_id"] == one["instance_id"]
+    assert agent["instances"][0]["instance_id"] == one["instance_id"]
     assert (await world.get("/v1/epoch"))["epoch"] == "epoch-1"
     assert (await world.get("/healthz"))["registry"]["recovered"]
     assert (await world.get("/readyz"))["sources"] == {"registry": "ok", "postgres": "ok", "ray": "ok"}
@@ -155,7 +155,7 @@ async def test_row_with_bad_labels_fails_no_answer(world: World) -> None:
         assert by_name["live-hand"]["labels"] == shown
         assert (await world.get(f"/v1/instances/{instance_id}"))["instance"]["labels"] == shown
         described = await world.get("/v1/agents/live-hand")
-        assert described["history"][0]["labels"] == shown
+        assert described["instances"][0]["labels"] == shown
         async with httpx.AsyncClient(timeout=30) as client:
             answer = await client.post(world.url + "/v1/resolve", json={"logical_ids": ["live-hand"]})
         assert answer.json()["results"][0]["instance"]["labels"] == shown
@@ -227,7 +227,7 @@ async def test_the_registry_is_killed_and_comes_back_with_every_agent(world: Wor
     await eventually(is_back)
     assert sources <= {"registry", "postgres"}
     assert await instances(world) == before
-    assert world.rows("select status::text, cause from registry_instance where logical_id = 'dog'") == [
+    assert world.rows("select status::text, cause_detail from registry_instance where logical_id = 'dog'") == [
         ("draining", "acknowledged")
     ]
     await client.set_status("dead")
@@ -286,7 +286,7 @@ async def test_without_the_database_agents_and_discovery_go_on_and_changes_arriv
     async def is_committed() -> bool:
         await asyncio.gather(client.beat(), newcomer.beat())
         rows = world.rows(
-            "select logical_id, status::text, cause from registry_instance "
+            "select logical_id, status::text, cause_detail from registry_instance "
             "where logical_id in ('elk', 'fox') order by 1"
         )
         assert rows == [("elk", "draining", "while it was away"), ("fox", "alive", None)], await world.registry.health()
@@ -348,7 +348,7 @@ async def test_without_both_rays_listing_answers_and_everything_heals(world: Wor
     assert await instances(world) == before
 
     async def is_committed() -> bool:
-        found = world.rows("select status::text, cause from registry_instance where logical_id = 'gnu'")
+        found = world.rows("select status::text, cause_detail from registry_instance where logical_id = 'gnu'")
         assert found == [("draining", "while both were away")], found
         return True
 
@@ -381,6 +381,6 @@ async def test_the_database_is_killed_under_a_load_of_changes_and_none_is_lost(w
 
     await eventually(is_committed)
     assert world.rows(
-        "select distinct status::text, cause, seq from registry_instance where logical_id like 'h-%%'"
+        "select distinct status::text, cause_detail, seq from registry_instance where logical_id like 'h-%%'"
     ) == [("alive", "turn 9", 12)]
     await asyncio.gather(*(client.set_status("dead") for client in clients))

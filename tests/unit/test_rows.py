@@ -8,11 +8,14 @@ from datetime import UTC, datetime
 from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.changes import RegisterChange, Registration
 from seedcore.core.holds import Hold, HoldKind
-from seedcore.core.instances import Instance
+from seedcore.core.instances import Instance, Transition
 from seedcore.core.rules import first_registration
+from seedcore.discovery.api import InstanceOut, TransitionOut
 from seedcore.store.rows import InstanceRow, instance_of
 from tests.builders import START, iid
 
+# what the registry needs to order changes and to recognise a process; it means nothing to a client of HTTP
+NOT_SHOWN = {"seq", "process_key"}
 LATER = datetime(2024, 1, 2, tzinfo=UTC)
 ROW = InstanceRow(
     instance_id=iid(1),
@@ -60,6 +63,11 @@ def test_every_column_becomes_the_field_of_the_value_with_its_name() -> None:
     assert value.cause == Cause(CauseKind.OUT_OF_MEMORY, "of its node", "bob")
     of_the_row = {name for name in InstanceRow._fields if not name.startswith("cause_")} | {"cause"}
     assert {field.name for field in fields(Instance)} == of_the_row
+
+
+def test_http_shows_every_field_of_an_instance_and_of_a_transition() -> None:
+    assert set(InstanceOut.model_fields) == {field.name for field in fields(Instance)} - NOT_SHOWN | {"verdict"}
+    assert set(TransitionOut.model_fields) == {field.name for field in fields(Transition)} - {"logical_id"}
 
 
 def test_columns_that_a_newer_schema_appends_are_left_out() -> None:

@@ -25,8 +25,8 @@ runs one on a thread that all blocking agents of the process share (`loop_thread
 
 What it trusts, and for how long:
 
-- The interval and the lease of the last answer, until the next one. Before the first answer it beats at the setting's
-  pace, but after at most 5 s, since its registration may have been taken.
+- The interval and the lease of the last answer, until the next one. Before the first answer it beats after pauses
+  that grow from 1 s to the setting, 5 s at most, since its registration may have been taken.
 - A receipt without `durable` means only that one registry process has the change in memory. The change is sent again,
   and `after` names that process, so that another one refuses a change whose predecessor it does not have.
 - What Ray knows of this process (`identity`) is asked for again until it is complete, and in each Ray session.

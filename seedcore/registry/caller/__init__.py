@@ -13,7 +13,7 @@ complete answer proves that an agent is not routable: NotResolvableError, with i
 CannotKnowError is raised: an outage never looks like an empty fleet.
 
 **Handles.** `locator` uses the same ladder for one agent and proves the handle (`handles`, `proofs`). A manager also
-remembers agents (`known_agents`), for while the registry is away. `handle_cache` keeps proven handles:
+remembers agents (`known_agents`), for while the registry is away. `handle_cache` keeps handles:
 
     not cached --locate by the followed cache, fresh--> cached, proof pending --proof yes--> cached, proven
          ^                                                     |                                  |
@@ -24,9 +24,10 @@ A cached handle is used only while the follower is current, so a resolution from
 
 **The follower** keeps the cache of live agents:
 
-    empty --list all pages--> loaded, not trusted --next answer--> current --no answer for 4 s--> not trusted
-      ^                                                               |                               |
-      +---- another Ray session, another stream, an unexpected error -+------ the registry answers ---+
+    empty --list all pages--> loaded, not trusted --next answer--> current --a call failed, or 4 s old--> not trusted
+      ^                            ^                                  |                                     |
+      |                            +-- a reset: list again -----------+---------- the registry answers -----+
+      +---- another Ray session, an unexpected error -----------------+
 
 **Trust.** The followed cache: 4 s (`MAX_AGE_S`) after the registry sent its last answer. A registry's or database's
 record: until the actor's own answer contradicts it. A remembered agent, or a name in Ray's listing: not at all; only

@@ -56,7 +56,7 @@ class PostgresSource:
 
     async def page(self, wanted: InstanceFilter, limit: int, cursor: str | None) -> Listing:
         if wanted.verdicts is not None:
-            raise NoAnswerError("the database has no verdicts, because it receives no beats")
+            raise NoAnswerError("the database has no verdicts: only a registry compares beats with the time")
         async with self._read() as reader:
             return await reader.list_instances(wanted, limit, cursor)
 

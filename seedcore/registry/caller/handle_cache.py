@@ -1,4 +1,4 @@
-"""What a caller keeps of its look-ups: proven handles by agent, and the last handle of each name in Ray's table.
+"""What a caller keeps of its look-ups: handles by agent, and the last handle of each name in Ray's table.
 
 Handles found by name are weak: a cached handle never keeps an agent alive.
 """

@@ -27,10 +27,11 @@ actor that this process has called. What cannot be read is no evidence.
 **When a neighbour is away.**
 
 - The registry: reports wait here, one for each instance, and are repeated until they are acknowledged. Beats and
-  changes are refused at once, and the agents send them to the registry directly, which they retry.
+  changes are refused: at once if its actor is gone, after the time limit of a call if it hangs. The agents then send
+  them to the registry directly, and retry.
 - Ray (GCS): processes are watched as before. Instances that only Ray can see are `unwatched`, and Ray's reason for an
   end is left out.
 - An agent: its process ends, which is reported; or it hangs, which only its missing beats show.
 - The relay itself: its node's instances live by their beats alone until there is another. A lost relay is no evidence
-  of any death. Callers of a relay that does not answer use the registry directly for a few seconds.
+  of any death. Agents whose relay does not answer use the registry directly, for pauses that grow to a minute.
 """

@@ -117,8 +117,8 @@ class Health:
     """The registry's own state. `store_problem` None means that the database answers.
 
     `term` is its writer's number, None before it has joined the database; `fenced_by` is the term of a newer registry
-    that took the database over, after which this one only reads. `is_frozen`: so many leases are over at once that
-    none expires unless Ray confirms the death. `deaths_reported` counts the reports of the relays and of Ray's node
+    that took the database over, after which this one only reads. `is_frozen`: so many instances miss their
+    beats at once that no lease ends by silence alone. `deaths_reported` counts the reports of the relays and of Ray's node
     table; `watch_problem` names those that cannot report, and why. So many `relays` are at work, and watch `watched`
     of the instances; the others are judged by their beats alone, and `unwatched` counts them by reason (see Unwatched).
     So many `followers` wait for a change. `silent` instances are not fresh now; `became_silent` counts how often an

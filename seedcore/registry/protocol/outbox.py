@@ -1,7 +1,7 @@
 """Batches the changes and beats of many callers into few messages.
 
-Every process uses these boxes for its agents, and the relay of a node uses them for its processes. They guarantee
-nothing: each caller waits for its own answer, and retries without one.
+A `ChangeBox` collects the changes of a process's agents, and in the relay those of its node. A `BeatBox` collects beats
+in the relay. They guarantee nothing: each caller waits for its own answer, and retries without one.
 """
 
 from __future__ import annotations

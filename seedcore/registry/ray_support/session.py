@@ -1,4 +1,4 @@
-"""The gate to Ray: SeedCore calls Ray through this module alone, and only in the Ray session of this process.
+"""The gate to Ray: SeedCore makes every call to a cluster through this module, in the Ray session of this process.
 
 A session is one connection of this process to Ray, from `ray.init` to `ray.shutdown`; an actor has one for its life. A
 handle belongs to the session in which it was found, even where the next session is of the same cluster.

@@ -34,7 +34,7 @@ do not end it; the status that callers see follows from both (`core.holds`).
     fresh ---> late ---> suspect ---> dead: lease        beats
       any of these ----> dead: process, node, actor      a witness
 
-All evidence is judged at once, in one place. A death by a witness is declared at once; expired leases are declared by
+All that is known of an instance is judged at once, in one place. A death by a witness is declared at once; expired leases are declared by
 the sweep, a bounded number at a time, and not while expiry is frozen.
 
 **What it trusts, and for how long.** A beat: until the lease ends (`lease_s`), with every stall of this process
@@ -51,7 +51,8 @@ memory's, unless memory is ahead by a newer sequence number or knows a death. It
 - Ray (GCS): nodes, relays and actors are not asked; what was known stays. Calls to Ray run in threads, so that the
   event loop never waits.
 - An agent: its verdict becomes late, then suspect, and its lease ends.
-- A large part of the fleet: expiry is frozen, and only deaths that Ray confirms are declared.
+- A large part of the fleet: expiry is frozen. A death is declared if it has a witness: a relay, Ray, or a newer
+  instance of the same actor that beats.
 - This process itself: Ray starts it again. It joins the database, every instance gets a whole lease, and agents repeat
   what was not acknowledged.
 """

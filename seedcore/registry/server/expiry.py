@@ -122,7 +122,8 @@ class Expiry:
         """Judge the instances whose lease has expired, and declare a bounded number of them dead. Does nothing before
         the database was read.
 
-        While too many miss their beats at once, only those die whose death Ray confirms.
+        While too many miss their beats at once, only those die whose end has a witness: Ray, or a newer instance of the
+        same actor that beats.
         """
         if not self._database.is_complete:
             return

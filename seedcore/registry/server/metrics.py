@@ -1,4 +1,4 @@
-"""Prometheus metrics: the state of the registry, and the resolutions of callers. Ray's agent on each node exports them.
+"""Prometheus metrics of the registry. Ray's agent on each node exports them.
 
 Every name begins with `seedcore_` (Ray adds the prefix `ray_`). No label names an agent.
 """
