@@ -91,7 +91,8 @@ async def test_every_acknowledged_change_is_there_in_order_once(
     await eventually(is_delivered, within_s=60)
     with psycopg.connect(settings.pg_dsn.get_secret_value(), autocommit=True) as connection:
         steps = connection.execute(
-            "select logical_id, instance_id::text, seq, to_status::text, cause_detail from registry_transition order by id"
+            "select logical_id, instance_id::text, seq, to_status::text, cause_detail"
+            " from registry_transition order by id"
         ).fetchall()
     times = Counter((instance_id, seq, status) for _, instance_id, seq, status, _ in steps)
     assert [change for change in acknowledged if times[change] != 1] == []

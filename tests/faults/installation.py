@@ -350,8 +350,17 @@ class Installation:
             " from registry_instance"
         )
         return [
-            Row(*row[:2], Status(row[2]), *row[3:6], None if row[6] is None else CauseKind(row[6]), row[7])
-            for row in found
+            Row(
+                instance_id,
+                logical_id,
+                Status(status),
+                seq,
+                pid,
+                process_key,
+                None if cause is None else CauseKind(cause),
+                stopped_at,
+            )
+            for instance_id, logical_id, status, seq, pid, process_key, cause, stopped_at in found
         ]
 
     async def say(self, agent_id: str, status: Status, cause: str) -> Receipt | None:

@@ -118,9 +118,10 @@ class Health:
 
     `term` is its writer's number, None before it has joined the database; `fenced_by` is the term of a newer registry
     that took the database over, after which this one only reads. `is_frozen`: so many instances miss their
-    beats at once that no lease ends by silence alone. `deaths_reported` counts the reports of the relays and of Ray's node
-    table; `watch_problem` names those that cannot report, and why. So many `relays` are at work, and watch `watched`
-    of the instances; the others are judged by their beats alone, and `unwatched` counts them by reason (see Unwatched).
+    beats at once that no lease ends by silence alone. `deaths_reported` counts the reports of the relays and of Ray's
+    node table; `watch_problem` names those that cannot report, and why. So many `relays` are at work, and watch
+    `watched` of the instances; the others are judged by their beats alone, and `unwatched` counts them by reason (see
+    Unwatched).
     So many `followers` wait for a change. `silent` instances are not fresh now; `became_silent` counts how often an
     instance became so, `came_back` how often one of them beat again; `deaths_declared` counts the registry's own
     verdicts. `healed` counts instances that differed between memory and database at their comparison, the last one at

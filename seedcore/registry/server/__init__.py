@@ -34,8 +34,8 @@ do not end it; the status that callers see follows from both (`core.holds`).
     fresh ---> late ---> suspect ---> dead: lease        beats
       any of these ----> dead: process, node, actor      a witness
 
-All that is known of an instance is judged at once, in one place. A death by a witness is declared at once; expired leases are declared by
-the sweep, a bounded number at a time, and not while expiry is frozen.
+All that is known of an instance is judged at once, in one place. A death by a witness is declared at once; expired
+leases are declared by the sweep, a bounded number at a time, and not while expiry is frozen.
 
 **What it trusts, and for how long.** A beat: until the lease ends (`lease_s`), with every stall of this process
 credited. A relay's or Ray's report of an end: at once and for good. A caller's report that an actor is dead: as a
