@@ -43,8 +43,6 @@ class NotResolved(StrEnum):
     """It has registered, and has not reported alive yet."""
     DRAINING = "draining"
     """It is draining."""
-    HELD = "held"
-    """A hold keeps it out of discovery."""
     LATE = "late"
     """It missed one beat."""
     SUSPECT = "suspect"

@@ -139,8 +139,8 @@ def check_statuses(values: Sequence[Status | str] | None) -> frozenset[Status] |
 
 
 def check_detail(value: str | None) -> str | None:
-    """What an agent reports as the cause of its status: a short free text, None for none, or InvalidInputError."""
-    return None if value is None else check_text("cause", value, MAX_TEXT_CHARS)
+    """What an agent reports as the reason of its status: a short free text, None for none, or InvalidInputError."""
+    return None if value is None else check_text("reason", value, MAX_TEXT_CHARS)
 
 
 def check_cause(value: Cause | None) -> Cause | None:

@@ -168,7 +168,7 @@ async def _open_the_way(connection: psycopg.AsyncConnection[Any], role: sql.Iden
     for text in (
         "grant connect on database {database} to {role}",
         "grant usage on schema {schema} to {role}",
-        # an earlier version granted rights on everything that this owner would create
+        # rights are named one by one: none on everything that this owner will create
         "alter default privileges in schema {schema} revoke select, insert, update, delete on tables from {role}",
         "alter default privileges in schema {schema} revoke usage, select on sequences from {role}",
         "alter default privileges in schema {schema} revoke execute on functions from {role}",

@@ -269,7 +269,7 @@ def test_reported_cause_is_optional_short_text() -> None:
     assert check_detail(None) is None
     assert check_detail("x" * 1024) == "x" * 1024
     for bad in ("", "  ", "x" * 1025, "a\x00b", 7):
-        with pytest.raises(InvalidInputError, match=r"^cause: "):
+        with pytest.raises(InvalidInputError, match=r"^reason: "):
             check_detail(bad)  # type: ignore[arg-type]
 
 

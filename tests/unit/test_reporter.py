@@ -231,7 +231,7 @@ async def test_a_stopped_reporter_does_not_start_again(registry: Registry) -> No
 async def test_a_cause_beyond_its_limits_stops_nothing(registry: Registry) -> None:
     reporter = make_reporter(registry)
     await reporter.start()
-    with pytest.raises(InvalidInputError, match="cause"):
+    with pytest.raises(InvalidInputError, match="reason"):
         await reporter.stop("x" * 2000)
     assert await statuses(registry) == [Status.ALIVE]
     assert (await reporter.drain("still here")) is not None
