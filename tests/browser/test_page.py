@@ -48,7 +48,7 @@ async def create(world: World, name: str) -> int:
     return pid
 
 
-async def test_an_agent_appears_dies_and_its_timeline_says_why(page: Page, world: World) -> None:
+async def test_an_agent_appears_dies_and_its_timeline_shows_the_cause(page: Page, world: World) -> None:
     await opened(page, world)
     loads: list[str] = []
     page.on("load", lambda _: loads.append("again"))
@@ -111,7 +111,7 @@ async def test_who_may_only_read_is_asked_for_a_token_before_anything_is_changed
     assert (await world.get("/v1/agents/bee"))["live"][0]["instance"]["status"] == "alive"
 
 
-async def test_who_may_not_read_is_told_so_and_asked_for_a_token(page: Page, world: World) -> None:
+async def test_caller_without_the_read_right_is_asked_for_a_token(page: Page, world: World) -> None:
     await opened(page, world)
     await page.evaluate("token => sessionStorage.setItem('seedcore:token', token)", world.tokens.expired)
     await page.reload()
@@ -169,7 +169,7 @@ async def test_a_planned_end_is_shown_as_no_failure(page: Page, world: World) ->
     await expect(page.locator("#agent-headline")).to_contain_text("its work is done")
 
 
-async def test_it_says_that_the_database_is_away_and_that_it_is_back(page: Page, world: World) -> None:
+async def test_it_shows_that_the_database_is_away_and_that_it_is_back(page: Page, world: World) -> None:
     await opened(page, world)
     world.server.stop()
     banner = page.locator('#banners [data-problem="database"]')
@@ -184,7 +184,7 @@ async def test_it_says_that_the_database_is_away_and_that_it_is_back(page: Page,
     await client.set_status(Status.DEAD)
 
 
-async def test_it_says_that_the_registry_is_away_and_keeps_the_last_list(page: Page, world: World) -> None:
+async def test_it_shows_that_the_registry_is_away_and_keeps_the_last_list(page: Page, world: World) -> None:
     await opened(page, world, "#/agent/ant")
     await stop_registry(world.settings.namespace)
     banner = page.locator('#banners [data-problem="registry"]')

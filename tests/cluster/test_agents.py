@@ -84,7 +84,7 @@ async def live(registry: RegistryConnection, logical_id: str) -> list[tuple[Stat
     return [(row.instance.status, row.instance.cause) for row in (await registry.describe(logical_id)).live]
 
 
-async def test_an_agent_drained_before_its_start_says_so_when_it_starts(
+async def test_an_agent_drained_before_its_start_reports_it_when_it_starts(
     registry: RegistryConnection, settings: Settings
 ) -> None:
     agent = Worker("early-drain", settings=settings)
@@ -175,7 +175,7 @@ async def test_a_thread_reporter_is_stopped_by_many_at_once(registry: RegistryCo
     assert not any(thread.name == "seedcore-reporters" for thread in threading.enumerate())
 
 
-async def test_the_base_class_says_what_to_override(settings: Settings) -> None:
+async def test_the_base_class_names_what_to_override(settings: Settings) -> None:
     agent = RayAgent("bare", settings=settings.model_copy(update={"registry_enabled": False}))
     await agent.start()
     with pytest.raises(InvalidInputError, match="override handle_task"):

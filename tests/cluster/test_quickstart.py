@@ -125,7 +125,7 @@ def test_wrong_setting_is_one_line_that_names_it(environment: dict[str, str], co
 
 
 @pytest.mark.parametrize("word", ["ls", "demo"])
-def test_without_the_cluster_that_is_named_a_command_says_how_to_start_one(word: str) -> None:
+def test_without_the_named_cluster_a_command_prints_how_to_start_one(word: str) -> None:
     answer = command(word, RAY_ADDRESS="127.0.0.1:1")
     assert answer.code == 4
     assert "serve run serve_config.yaml" in answer.stderr

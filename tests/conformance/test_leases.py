@@ -38,7 +38,7 @@ async def test_beat_renews_the_lease_and_nothing_else(world: World) -> None:
     assert (row.status, row.seq, row.status_changed_at) == (before.status, before.seq, before.status_changed_at)
 
 
-async def test_beat_counts_from_when_it_was_heard(world: World) -> None:
+async def test_beat_counts_from_its_arrival(world: World) -> None:
     await enter(world, 1)
     await world.age(iid(1), 100.0)
     before = await row_of(world, 1)
@@ -64,7 +64,7 @@ async def test_of_several_beats_in_one_batch_the_newest_wins(world: World, ages_
     assert ((await row_of(world, 1)).last_heartbeat - before.last_heartbeat).total_seconds() >= 199.0
 
 
-async def test_batch_renews_whom_it_can_and_names_the_rest_once(world: World) -> None:
+async def test_batch_renews_the_known_and_names_the_rest_once(world: World) -> None:
     await enter(world, 1)
     await enter(world, 2, status="dead")
     await enter(world, 3, status="starting")
@@ -165,7 +165,7 @@ async def test_sweep_without_a_legal_bound_is_refused(world: World, limit: int) 
 
 
 @pytest.mark.parametrize("lease_s", [0.0, -5.0, float("nan"), float("inf")])
-async def test_sweep_with_a_lease_that_is_none_is_refused_and_ends_nobody(world: World, lease_s: float) -> None:
+async def test_sweep_with_an_invalid_lease_is_refused_and_ends_no_instance(world: World, lease_s: float) -> None:
     await enter(world, 1)
     await somebody_beats(world)
     with pytest.raises(StoreRejectedError):
@@ -184,7 +184,7 @@ async def test_lease_is_the_one_the_registry_began_with_unless_a_sweep_names_ano
     assert await world.store.expire_stale(30.0, 10) == []
 
 
-async def test_while_nobody_records_beats_nobody_expires_and_nobody_looks_late(world: World) -> None:
+async def test_while_no_registry_records_beats_no_instance_expires_or_is_late(world: World) -> None:
     await enter(world, 1)
     await enter(world, 2)
     for number in (1, 2):

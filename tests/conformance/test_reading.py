@@ -83,7 +83,7 @@ async def test_listing_goes_on_behind_its_cursor_whatever_happened_to_the_row_it
     assert [row.instance_id for row in second] == [iid(3), iid(5)]
 
 
-async def test_empty_store_lists_nothing_and_says_what_that_is_worth(world: World) -> None:
+async def test_empty_store_lists_nothing_and_marks_that_as_complete(world: World) -> None:
     page = await world.store.list_instances(EVERYONE, 10)
     assert list(page) == []
     assert (page.source, page.complete, page.next_cursor) == (Origin.POSTGRES, True, None)

@@ -122,7 +122,7 @@ async def test_a_start_gives_every_lease_its_whole_length_again(world: World) ->
     assert await world.store.expire_stale(None, 10) == []
 
 
-async def test_an_absence_is_counted_to_nobody(world: World) -> None:
+async def test_an_absence_counts_against_no_instance(world: World) -> None:
     await enter(world, 1)
     await world.age(iid(1), LEASE_S + 5)
     await world.store.renew_every_lease()

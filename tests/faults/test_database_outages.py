@@ -515,7 +515,7 @@ async def test_connections_that_are_silently_dead_are_given_up_together_and_leav
     await eventually(lambda: len(asyncio.all_tasks()) <= tasks)
 
 
-async def test_readers_that_hold_every_connection_delay_nobody_for_long(stage: Stage) -> None:
+async def test_readers_that_hold_every_connection_delay_no_writer_for_long(stage: Stage) -> None:
     await asyncio.to_thread(locked, stage)
     reads = [asyncio.create_task(stage.registry.describe("agent-1")) for _ in range(4 * LIMITS.max_size)]
     answers = await asyncio.gather(*(timed(stage.turn(number, Status.DRAINING)) for number in range(FLEET)))
@@ -567,19 +567,17 @@ async def test_server_that_goes_deaf_while_the_schema_is_looked_at_does_not_hold
 # What is lost with the database
 
 
-async def test_dropped_table_is_told_to_the_operator_until_it_is_restored(stage: Stage) -> None:
-    stage.run("create table backup as table registry_transition", "drop table registry_transition")
+async def test_dropped_table_is_shown_as_the_problem_until_it_is_restored(stage: Stage) -> None:
+    stage.run(
+        "create table backup (like registry_transition including all)",
+        "insert into backup overriding system value table registry_transition",
+        "select setval(pg_get_serial_sequence('backup', 'id'), (select max(id) from backup))",
+        "drop table registry_transition",
+    )
     assert not (await stage.turn(0, Status.DRAINING)).durable
     await eventually(lambda: stage.names_the_problem('"registry_transition" does not exist .*restore it'))
     await stage.require_everybody()
-    stage.run(
-        "create table registry_transition (id bigint generated always as identity primary key, instance_id uuid,"
-        " logical_id text, from_status instancestatus, to_status instancestatus, seq bigint, cause text,"
-        " at timestamptz default now(), until timestamptz)",
-        "insert into registry_transition overriding system value table backup",
-        "select setval(pg_get_serial_sequence('registry_transition', 'id'), (select max(id) from backup))",
-        "drop table backup",
-    )
+    stage.run("alter table backup rename to registry_transition")
     await eventually(stage.is_ready, within_s=HEALED_WITHIN_S)
     stage.require_history()
 

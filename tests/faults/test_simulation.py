@@ -34,7 +34,7 @@ def test_every_history_keeps_the_laws() -> None:
     assert f"{HISTORIES} histories, 0 with a violation" in answer.stdout
 
 
-def test_a_seed_tells_the_same_history_again() -> None:
+def test_a_seed_repeats_its_history() -> None:
     first, second = simulate("--seed", "7"), simulate("--seed", "7")
     assert first.returncode == 0
     assert first.stdout == second.stdout

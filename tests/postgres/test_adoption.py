@@ -495,7 +495,7 @@ async def test_registry_adopts_nothing_by_itself_and_names_the_command(bare_dsn:
 
 
 @one_server
-def test_command_adopts_and_tells_what_it_does(bare_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_adopts_and_prints_what_it_does(bare_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     make_earlier(bare_dsn, 5)
     monkeypatch.setenv("SEEDCORE_PG_DSN", bare_dsn)
     result = CliRunner().invoke(app, ["migrate", "--end-old-calls"])
@@ -506,7 +506,7 @@ def test_command_adopts_and_tells_what_it_does(bare_dsn: str, monkeypatch: pytes
 
 
 @one_server
-async def test_doctor_says_what_adopts_it_and_what_does_not(bare_dsn: str) -> None:
+async def test_doctor_names_the_command_that_adopts_it(bare_dsn: str) -> None:
     settings = Settings(pg_dsn=SecretStr(bare_dsn))
     make_earlier(bare_dsn, 3)
     [schema] = [finding for finding in await look_at_database(settings) if finding.check == "schema"]

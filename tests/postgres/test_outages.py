@@ -101,14 +101,14 @@ def closed_port() -> Iterator[int]:
 # Never reached
 
 
-async def test_store_that_is_not_open_says_so(dsn: str) -> None:
+async def test_store_that_is_not_open_is_an_error_of_its_own(dsn: str) -> None:
     store = PostgresStore(dsn)
     with pytest.raises(StoreUnavailableError, match="not open"):
         await store.current_epoch()
     await store.close()
 
 
-async def test_nobody_listening_is_told_soon_and_without_the_password(
+async def test_address_without_a_server_is_an_error_soon_and_without_the_password(
     closed_port: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -130,7 +130,7 @@ async def test_missing_socket_folder_is_an_absent_database(tmp_path: Path) -> No
         await migrate_database(f"host={tmp_path} dbname=postgres user=postgres")
 
 
-async def test_unknown_database_is_told_by_name(server: PostgresServer) -> None:
+async def test_error_names_an_unknown_database(server: PostgresServer) -> None:
     store = PostgresStore(server.dsn("no_such_database"), SOON)
     with pytest.raises(StoreUnavailableError, match='"no_such_database" does not exist'):
         await store.open()
@@ -138,7 +138,7 @@ async def test_unknown_database_is_told_by_name(server: PostgresServer) -> None:
 
 
 @pytest.mark.parametrize("read_only", [False, True])
-async def test_wrong_password_is_told_soon_and_not_repeated(
+async def test_wrong_password_is_an_error_soon_and_not_in_its_text(
     server: PostgresServer, shared_database: str, read_only: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -228,11 +228,11 @@ async def test_part_of_a_password_that_is_read_as_something_else_is_in_no_messag
         "",
     ],
 )
-def test_dsn_that_says_what_was_meant_is_taken(dsn: str) -> None:
+def test_dsn_that_is_complete_is_accepted(dsn: str) -> None:
     assert checked_dsn(dsn) == dsn
 
 
-async def test_database_without_our_tables_is_told(bare_dsn: str) -> None:
+async def test_database_without_our_tables_is_an_error_of_its_own(bare_dsn: str) -> None:
     store = PostgresStore(bare_dsn, SOON, read_only=True)
     await store.open()
     with pytest.raises(StoreUnavailableError, match="does not exist"):
@@ -243,7 +243,7 @@ async def test_database_without_our_tables_is_told(bare_dsn: str) -> None:
 # Gone and back
 
 
-async def test_every_call_tells_that_the_server_stopped_and_works_again_after_its_return(
+async def test_every_call_fails_while_the_server_is_stopped_and_works_after_its_return(
     server: PostgresServer, fresh_dsn: str
 ) -> None:
     store = PostgresStore(fresh_dsn, PoolLimits(max_size=2, connect_timeout_s=0.15))
@@ -417,7 +417,7 @@ async def test_connection_lost_after_any_message_leaves_nothing_locked(
         Registration(iid(2), "a\x00b"),
     ],
 )
-async def test_value_that_the_database_refuses_is_told_and_the_batch_leaves_nothing(
+async def test_value_that_the_database_refuses_is_an_error_and_the_batch_leaves_nothing(
     store: PostgresStore, bad: Registration
 ) -> None:
     with pytest.raises(StoreRejectedError):

@@ -123,7 +123,7 @@ async def test_owner_inspects_grants_and_ends_old_calls_through_it(
             admin.execute(f'drop role "{ROLE}"')
 
 
-async def test_options_that_a_pooler_refuses_are_told_with_what_to_do(pooler: str, bare: str) -> None:
+async def test_options_that_a_pooler_refuses_are_an_error_with_a_remedy(pooler: str, bare: str) -> None:
     dsn = conninfo.make_conninfo(through(pooler, bare), options="-c work_mem=5MB")
     with pytest.raises(StoreUnavailableError, match="remove options from the DSN and PGOPTIONS from the environment"):
         await migrate_database(dsn)

@@ -160,7 +160,7 @@ async def test_every_table_and_view_is_granted_for_what_the_registry_does_with_i
     }
 
 
-async def test_a_role_that_finds_an_old_schema_says_who_must_migrate(server: PostgresServer, owner: str) -> None:
+async def test_a_role_that_finds_an_old_schema_names_who_must_migrate(server: PostgresServer, owner: str) -> None:
     await grant_on_database(owner, ROLE, None)
     with psycopg.connect(owner, autocommit=True) as connection:
         connection.execute("delete from schema_migration where number = (select max(number) from schema_migration)")
@@ -292,7 +292,7 @@ async def test_role_that_may_more_than_a_registry_needs_is_refused(
         run(server.dsn(), f'drop role "{ROLE}"', 'drop role "mighty"')
 
 
-async def test_owner_who_may_make_no_role_is_told_what_to_do_before_anything_is_migrated(
+async def test_owner_that_may_make_no_role_gets_a_remedy_before_anything_is_migrated(
     server: PostgresServer, plain_owner: str
 ) -> None:
     for given in (False, True):

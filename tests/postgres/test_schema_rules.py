@@ -131,7 +131,7 @@ def test_file_that_would_stop_older_registries_is_noticed(
     assert any(expected in problem for problem in problems) if expected else problems == [], problems
 
 
-def test_file_that_takes_away_says_so_in_its_name(baseline: psycopg.Connection) -> None:
+def test_file_that_takes_away_is_named_for_it(baseline: psycopg.Connection) -> None:
     text = HEAD + "alter table cluster_epoch alter column staged_at set default now()"
     problems = problems_of(baseline, Migration(BASELINE + 1, f"{NEXT}_contract_more.sql", text))
     assert [problem for problem in problems if "takes nothing away" in problem] == problems != []

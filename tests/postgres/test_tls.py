@@ -67,7 +67,7 @@ async def test_a_store_works_over_a_connection_that_is_verified(secured: dict[st
         (None, {"sslmode": "disable"}, "pg_hba.conf rejects"),
     ],
 )
-async def test_whoever_is_not_proven_to_be_the_server_is_told_nothing(
+async def test_server_without_a_valid_certificate_receives_no_password(
     secured: dict[str, str], authority: str | None, more: dict[str, str], expected: str
 ) -> None:
     with pytest.raises(StoreUnavailableError, match=expected) as refused:
@@ -103,5 +103,5 @@ async def test_a_root_certificate_that_is_not_there_is_named(secured: dict[str, 
         ("service=registry sslmode=verify-full", False),
     ],
 )
-def test_a_server_on_a_network_that_nobody_verifies_is_noticed(dsn: str, unverified: bool) -> None:
+def test_unverified_server_on_a_network_is_noticed(dsn: str, unverified: bool) -> None:
     assert is_unverified(dsn) is unverified

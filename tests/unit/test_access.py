@@ -194,7 +194,7 @@ def test_an_open_deployment_on_a_network_is_refused_unless_it_is_meant(host: str
         ("not an address", "write", 401),
     ],
 )
-async def test_only_a_trusted_proxy_says_what_a_caller_may(peer: str, said: str | None, expected: int) -> None:
+async def test_only_a_trusted_proxy_grants_rights_to_a_caller(peer: str, said: str | None, expected: int) -> None:
     access = Access(settings_of(SEEDCORE_HTTP_TRUSTED_PROXIES="10.0.0.0/8, fd00::/8"), PUBLIC)
     headers = {} if said is None else {"X-SeedCore-Right": said}
     assert (await asker(access, peer=peer)(*WRITE, **headers)).status_code == expected
@@ -243,7 +243,7 @@ def test_no_proxy_is_trusted_where_haproxy_hides_the_addresses(monkeypatch: pyte
     assert not is_behind_haproxy()
 
 
-async def test_where_addresses_are_hidden_callers_are_told_apart_by_their_tokens(tokens: dict[str, str]) -> None:
+async def test_where_addresses_are_hidden_callers_differ_by_their_tokens(tokens: dict[str, str]) -> None:
     settings = settings_of(SEEDCORE_HTTP_TOKENS_FILE=tokens["file"], SEEDCORE_HTTP_TRUSTED_PROXIES="10.0.0.0/8")
     access, rates = Access(settings, PUBLIC, knows_peers=False), Rates(2)
     believed = await asker(access, rates, peer="10.0.0.1")(*READ, **{"X-SeedCore-Right": "write"})
@@ -437,7 +437,7 @@ def test_what_is_wrong_with_the_file_is_logged_once(tmp_path: Path, caplog: pyte
     assert len(caplog.records) == 3
 
 
-def test_a_file_that_everybody_may_write_is_told(tmp_path: Path) -> None:
+def test_a_world_writable_file_is_reported(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     file.write_text(new_token("ci", Right.WRITE)[1].line())
     file.chmod(0o666)

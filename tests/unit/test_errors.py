@@ -67,7 +67,7 @@ def test_subclass_of_an_error_survives_pickling_and_is_still_caught_as_its_paren
 
 
 @pytest.mark.parametrize("kind", CLASSES)
-def test_error_says_what_it_knows_in_one_line(kind: type[RegistryError]) -> None:
+def test_error_is_one_line_with_all_it_has(kind: type[RegistryError]) -> None:
     error = sample(kind)
     assert str(error)
     assert "\n" not in str(error)
@@ -106,6 +106,6 @@ def test_last_line_is_as_plain(error: Exception, line: str) -> None:
     assert last_line(error) == line
 
 
-def test_who_has_stopped_is_told_to_be_replaced() -> None:
+def test_dead_agent_that_gets_work_names_the_remedy() -> None:
     assert str(NotAcceptingWorkError("a", "draining")) == "agent 'a' is draining and takes no new work"
     assert "dead is final, make a new one" in str(NotAcceptingWorkError("a", "dead"))

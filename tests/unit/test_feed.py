@@ -137,7 +137,7 @@ def test_epoch_flip_wakes_every_follower_with_a_reset() -> None:
     assert not feed.since("here", 3, ALL).is_reset
 
 
-def test_a_feed_remembers_so_many_bytes_of_instances_and_says_how_far_it_reaches_back() -> None:
+def test_a_feed_keeps_a_bounded_number_of_bytes_and_shows_its_oldest_version() -> None:
     feed = Feed("stream", 10_000, max_bytes=1_000_000)
     heavy = replace(instance(1, "heavy"), metadata={"notes": ["x" * 1000] * 14})
     for _ in range(200):

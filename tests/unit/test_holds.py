@@ -60,7 +60,7 @@ def test_status_follows_from_the_reported_one_and_the_holds_after_any_changes(
             assert row == before
 
 
-def test_replaced_hold_says_why_and_a_release_needs_its_own_cause() -> None:
+def test_replaced_hold_has_a_cause_and_a_release_needs_its_own() -> None:
     placed = holds(1, "upkeep", by="ann")
     outcome, row = apply_hold(instance(), placed, START)
     assert (outcome.kind, row.cause) == (OutcomeKind.APPLIED, hold("upkeep", by="ann").cause)

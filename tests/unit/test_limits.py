@@ -363,7 +363,7 @@ def test_good_filter_is_taken_as_it_is() -> None:
         (InstanceFilter(labels={"missing": ""}), False),
     ],
 )
-def test_filter_wants_what_it_says(wanted: InstanceFilter, matches: bool) -> None:
+def test_filter_matches_its_fields(wanted: InstanceFilter, matches: bool) -> None:
     row = instance(organ_id="vision", labels={"zone": "a", "tier": "1"})
     assert wanted.matches(row, "epoch-1") is matches
 

@@ -223,7 +223,7 @@ def test_json_is_printed_without_them_and_means_the_same(capsys: pytest.CaptureF
     assert InstancePage.model_validate_json(told).items[0].logical_id == HOSTILE
 
 
-def test_an_error_is_one_line_whatever_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_is_one_line_whatever_its_text(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         output.fail(f"no such agent: {HOSTILE}\nsecond", 3)
     told = capsys.readouterr().err

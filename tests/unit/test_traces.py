@@ -30,7 +30,7 @@ child.wait()
 QUICK = ((signal.SIGINT, 0.1), (signal.SIGTERM, 0.1), (signal.SIGKILL, 10.0))
 
 
-def test_a_process_and_a_file_that_a_run_leaves_are_told_and_gone(
+def test_a_process_and_a_file_that_a_run_leaves_are_reported_and_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("ray", "forgotten"):

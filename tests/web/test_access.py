@@ -96,7 +96,7 @@ async def test_every_route_gives_each_caller_what_was_granted_and_no_more(world:
             assert answer.headers["x-frame-options"] == "DENY"
 
 
-async def test_who_may_not_read_is_told_that_it_works_and_nothing_else(world: World) -> None:
+async def test_caller_without_the_read_right_sees_only_that_it_works(world: World) -> None:
     async with httpx.AsyncClient(base_url=world.url, timeout=30) as stranger:
         alive = (await stranger.get("/healthz")).json()
         ready = (await stranger.get("/readyz")).json()
@@ -110,7 +110,7 @@ async def test_who_may_not_read_is_told_that_it_works_and_nothing_else(world: Wo
     assert (await world.ask("GET", "/readyz")).json()["sources"]["postgres"] == "ok"
 
 
-async def test_the_proxy_of_this_machine_says_what_its_callers_may(world: World) -> None:
+async def test_the_proxy_of_this_machine_grants_rights_to_its_callers(world: World) -> None:
     async with httpx.AsyncClient(base_url=world.url, timeout=30) as proxy:
         for said, expected in (("read", 403), ("write", 404), ("none", 403)):
             drained = await proxy.post("/v1/agents/nobody/drain", json={}, headers={"X-SeedCore-Right": said})
@@ -144,7 +144,7 @@ async def test_a_feed_ends_with_the_token_that_it_was_opened_with(world: World) 
         world.tokens.file.write_text(before)
 
 
-async def test_who_sends_a_body_too_slowly_is_told_so_and_lets_others_by(world: World) -> None:
+async def test_body_that_arrives_too_slowly_is_refused_and_blocks_no_other_request(world: World) -> None:
     host, port = world.url.removeprefix("http://").split(":")
     head = f"POST /v1/resolve HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {world.tokens.read}\r\n"
     reader, writer = await asyncio.open_connection(host, int(port))

@@ -206,7 +206,7 @@ async def test_what_cannot_be_done_is_refused_and_changes_nothing(world: World) 
     assert (await world.get("/v1/instances?consistent=true"))["version"] == version
 
 
-async def test_a_deregistered_agent_is_gone_for_good_and_its_history_says_why(world: World) -> None:
+async def test_a_deregistered_agent_is_gone_for_good_and_its_history_has_the_cause(world: World) -> None:
     client = await world.join("goner/with a slash")
     path, instance_id = quote("goner/with a slash", safe=""), client.instance_id
     answer = await world.ask("DELETE", f"/v1/agents/{path}?reason=no+longer+needed")
@@ -226,7 +226,7 @@ async def test_a_deregistered_agent_is_gone_for_good_and_its_history_says_why(wo
     await client.set_status(Status.DEAD)
 
 
-async def test_watchers_are_told_what_they_want_and_go_on_where_they_were(world: World) -> None:
+async def test_watchers_receive_what_they_filter_for_and_resume(world: World) -> None:
     await eventually(lambda: _is_listed(world, *FLEET))
     page = await world.get("/v1/instances?status=alive")
     at = f"{page['stream']}:{page['version']}"
@@ -294,7 +294,7 @@ async def test_a_registry_that_hangs_hides_neither_the_database_nor_the_list(wor
         os.kill(pid, signal.SIGCONT)
 
 
-async def test_watchers_are_told_that_the_registry_is_away_and_then_what_changed(world: World) -> None:
+async def test_watchers_receive_that_the_registry_is_away_and_then_the_changes(world: World) -> None:
     await eventually(lambda: _is_listed(world, *FLEET))
     async with watching(world) as events:
         await stop_registry(world.settings.namespace)
@@ -307,7 +307,7 @@ async def test_watchers_are_told_that_the_registry_is_away_and_then_what_changed
             pass
 
 
-async def test_the_overview_counts_the_fleet_and_tells_how_everything_is(world: World) -> None:
+async def test_the_overview_counts_the_fleet_and_shows_the_state_of_each_part(world: World) -> None:
     client = await world.join("counted", organ_id="heart")
 
     async def overview() -> dict[str, Any]:
@@ -325,7 +325,7 @@ async def test_the_overview_counts_the_fleet_and_tells_how_everything_is(world: 
     await client.set_status(Status.DEAD)
 
 
-async def test_the_overview_tells_of_what_is_away(world: World) -> None:
+async def test_the_overview_shows_what_is_away(world: World) -> None:
     await eventually(lambda: _is_listed(world, *FLEET))
     world.server.stop()
 
