@@ -47,6 +47,20 @@ comment on column cluster_metadata.term is 'The number of the registry that may 
 comment on column cluster_metadata.term_seen_at is 'When the registry of this term was last seen at work, to a few seconds.';
 comment on column cluster_metadata.updated_at is 'When a registry started or the current epoch changed.';
 
+create table registry_writer (
+    id         smallint primary key default 1 check (id = 1),
+    writer_id  text,
+    commits    bigint not null default 0
+);
+comment on table registry_writer is
+    'One row: which registry process writes, and how often registries have committed. A table of its own, so that no other session '
+    'waits for the row.';
+comment on column registry_writer.id is 'Always 1.';
+comment on column registry_writer.writer_id is 'The registry process that took the term last.';
+comment on column registry_writer.commits is
+    'The number of the last commit of a registry. A registry that finds a lower number than it remembers knows that the database '
+    'has lost commits.';
+
 create table cluster_epoch (
     epoch         text primary key check (length(epoch) between 1 and 128),
     number        bigint not null unique,
@@ -66,6 +80,7 @@ comment on column cluster_epoch.continued_by is
 
 insert into cluster_epoch (epoch, number, current_at) values ('epoch-1', 1, now());
 insert into cluster_metadata (current_epoch, epoch_number) values ('epoch-1', 1);
+insert into registry_writer default values;
 
 create table superseded_cluster (
     ray_cluster    text primary key,

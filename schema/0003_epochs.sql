@@ -76,34 +76,45 @@ $$;
 comment on function set_current_epoch(text) is
     'Flips discovery to an epoch in one step and retires the one before. Returns its number. Raises SC004.';
 
-create function fenced(p_term bigint, p_value anyelement) returns anyelement
+create function begin_write(p_term bigint, p_writer_id text, p_commits bigint, p_counts boolean) returns bigint
 language plpgsql as $$
 declare
     in_force bigint;
+    writer   registry_writer;
 begin
-    if p_term is null then
-        return p_value;
-    end if;
     -- held to the end of the transaction: a registry that starts waits for writes that have passed here
     perform pg_advisory_xact_lock_shared(1592639711);
-    -- a statement of its own, so that it sees what was committed during the wait for the lock
+    -- statements of their own, so that they see what was committed during the wait for the lock
     select m.term into strict in_force from cluster_metadata m where m.id = 1;
-    if p_term <> in_force then
+    select * into strict writer from registry_writer w where w.id = 1;
+    if in_force > p_term or (in_force = p_term and writer.writer_id is distinct from p_writer_id) then
         raise exception 'the registry of term % is superseded by that of term %', p_term, in_force
             using errcode = 'SC006', detail = in_force::text;
+    elsif in_force < p_term or writer.commits < p_commits then
+        raise exception 'the database has lost commits: it has % and had %', writer.commits, p_commits
+            using errcode = 'SC007', detail = writer.commits::text;
     end if;
-    return p_value;
+    if p_counts then
+        update registry_writer w set commits = w.commits + 1 where w.id = 1 returning w.commits into writer.commits;
+    end if;
+    return writer.commits;
 end
 $$;
-comment on function fenced(bigint, anyelement) is
-    'Returns p_value, or raises SC006 where a newer registry has started. A null term is not checked.';
+comment on function begin_write(bigint, text, bigint, boolean) is
+    'The first statement of each transaction of a registry. p_commits is the last commit that it knows; p_counts: this transaction '
+    'is another one. Returns its number. Raises SC006 where a newer registry has started, and SC007 where the database has lost '
+    'commits that this registry knows.';
 
 create function begin_registry(
-    p_ray_cluster text, p_epoch text, p_lease_s double precision, p_idle_s double precision default null)
-returns table (epoch text, number bigint, term bigint, lease_before_s double precision)
+    p_ray_cluster text, p_epoch text, p_lease_s double precision, p_idle_s double precision default null,
+    p_writer_id text default null, p_term bigint default null, p_commits bigint default null)
+returns table (
+    epoch text, number bigint, term bigint, lease_before_s double precision, commits bigint, found_commits bigint)
 language plpgsql as $$
 declare
     meta       cluster_metadata;
+    found      bigint;
+    counted    bigint;
     wanted     text := p_epoch;
     serial     bigint;
     is_at_work boolean;
@@ -139,38 +150,43 @@ begin
         update cluster_epoch e set continued_by = wanted where e.epoch = meta.current_epoch;
     end if;
     update cluster_metadata m
-       set ray_cluster = p_ray_cluster, lease_s = p_lease_s, term = m.term + 1, leases_from = now(),
+       set ray_cluster = p_ray_cluster, lease_s = p_lease_s, term = greatest(m.term, p_term) + 1, leases_from = now(),
            term_seen_at = now(), updated_at = now()
      where m.id = 1;
+    select w.commits into strict found from registry_writer w where w.id = 1;
+    -- also where commits were lost, so that no number is used twice
+    update registry_writer w set writer_id = p_writer_id, commits = greatest(w.commits, p_commits) + 1
+     where w.id = 1 returning w.commits into counted;
     return query
-        select m.current_epoch, m.epoch_number, m.term, case when meta.ray_cluster is not null then meta.lease_s end
+        select m.current_epoch, m.epoch_number, m.term, case when meta.ray_cluster is not null then meta.lease_s end,
+               counted, found
           from cluster_metadata m where m.id = 1;
 end
 $$;
-comment on function begin_registry(text, text, double precision, double precision) is
+comment on function begin_registry(text, text, double precision, double precision, text, bigint, bigint) is
     'A registry starts: it takes the next term and renews every lease. The same Ray cluster keeps the epoch, another one makes a '
     'new epoch that continues it; p_epoch flips to that epoch instead. A replaced cluster takes the database back only with '
-    'p_idle_s, where the registry in force was not seen at work for so long. Returns also the lease before. Raises SC004, SC006.';
+    'p_idle_s, where the registry in force was not seen at work for so long. p_term and p_commits are the last ones that this '
+    'process knows: terms and commits only grow, also where the database has lost some. Returns also the lease before, the number '
+    'of this commit, and that of the last one before it. Raises SC004, SC006.';
 
-create function renew_term(p_term bigint, p_lease_s double precision default null) returns boolean
+create function renew_term(p_lease_s double precision default null) returns boolean
 language plpgsql as $$
 begin
-    perform fenced(p_term, true);
     update cluster_metadata set term_seen_at = now(), lease_s = coalesce(p_lease_s, lease_s) where id = 1;
     return true;
 end
 $$;
-comment on function renew_term(bigint, double precision) is
-    'The registry of this term is at work; p_lease_s is the lease from now on (null: as before). Raises SC006.';
+comment on function renew_term(double precision) is
+    'The registry in force is at work; p_lease_s is the lease from now on (null: as before).';
 
-create function renew_every_lease(p_term bigint default null) returns timestamptz
+create function renew_every_lease() returns timestamptz
 language plpgsql as $$
 declare
     renewed_at timestamptz;
 begin
-    perform fenced(p_term, true);
     update cluster_metadata set leases_from = now() where id = 1 returning leases_from into renewed_at;
     return renewed_at;
 end
 $$;
-comment on function renew_every_lease(bigint) is 'Renews every lease after the registry was down. Returns when. Raises SC006.';
+comment on function renew_every_lease() is 'Renews every lease after the registry was down. Returns when.';

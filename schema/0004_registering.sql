@@ -108,13 +108,16 @@ begin
     select m.current_epoch into strict current_name from cluster_metadata m where m.id = 1;
     -- in the order of their keys, so that two batches cannot deadlock
     for r in
-        select e.ord, jsonb_populate_record(newcomer, e.element - array[
+        select e.ord, coalesce((e.element ->> 'age_s')::double precision, 0) as age_s,
+               jsonb_populate_record(newcomer, e.element - array[
                    'status', 'reported_status', 'holds', 'cause_kind', 'cause_detail', 'cause_by', 'started_at',
                    'status_changed_at', 'last_heartbeat', 'stopped_at', 'writer_id', 'writer_seq']) as registration
           from jsonb_array_elements(p_rows) with ordinality as e (element, ord)
          order by (e.element ->> 'instance_id')::uuid, e.ord
     loop
         fresh := r.registration;
+        fresh.started_at := now() - make_interval(secs => r.age_s);
+        fresh.status_changed_at := fresh.started_at;
         fresh.labels := coalesce(fresh.labels, '{}');
         fresh.metadata := coalesce(fresh.metadata, '{}');
         fresh.seq := coalesce(fresh.seq, 0);
@@ -156,7 +159,8 @@ end
 $$;
 comment on function register_instances(jsonb) is
     'Registers a batch: a JSON array of objects with the names of the columns; instance_id and logical_id are required. Outcomes: '
-    'applied, unchanged (was registered; its details are refreshed), dead, conflict, retired_epoch, epoch_limit.';
+    'applied, unchanged (was registered; its details are refreshed), dead, conflict, retired_epoch, epoch_limit. age_s: how many '
+    'seconds ago it happened.';
 
 create function register_instance(
     p_instance_id uuid, p_logical_id text, p_cluster_epoch text default null, p_actor_name text default null,

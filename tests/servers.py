@@ -239,6 +239,7 @@ def forget_everything(connection: psycopg.Connection) -> None:
         "update cluster_metadata set current_epoch = 'epoch-1', epoch_number = 1, ray_cluster = null, lease_s = 15,"
         " beats_seen_at = now(), leases_from = now() - interval '1 day', term = 0, term_seen_at = now()"
     )
+    connection.execute("update registry_writer set writer_id = null, commits = 0")
     connection.execute("delete from superseded_cluster")
     connection.execute("delete from cluster_epoch where epoch <> 'epoch-1'")
     connection.execute("update cluster_epoch set current_at = now(), retired_at = null, continued_by = null")

@@ -142,10 +142,11 @@ class HoldChange:
 @wire
 @dataclass(frozen=True, slots=True)
 class RegisterChange:
-    """A registration on its way to the store, with the client's sequence number."""
+    """A registration on its way to the store, with the client's sequence number. It happened `age_s` seconds ago."""
 
     registration: Registration
     seq: int = 0
+    age_s: float = 0.0
 
     @property
     def instance_id(self) -> str:

@@ -19,6 +19,16 @@ class StoreDoubtError(StoreUnavailableError):
     Only a batch raises it, and it does not leave the registry's process."""
 
 
+class CommitsLostError(StoreUnavailableError):
+    """The database has lost commits that this store had made: `found` is the last one that it has, `known` the last one
+    that it had. A standby was promoted that did not have them, or a backup was restored. `begin` makes it usable."""
+
+    def __init__(self, known: int, found: int) -> None:
+        super().__init__(f"the database has lost commits: it has {found} and had {known}")
+        self.known = known
+        self.found = found
+
+
 class InstanceReader(Protocol):
     """The reading side of a store: what discovery needs while the registry is down.
 
@@ -75,7 +85,8 @@ class Store(InstanceReader, Protocol):
     the sequence numbers of agents, and the numbers of this store's own changes, make each change count once. Changes of
     one instance must be sent in the order of their numbers. A batch with a value that the store refuses changes nothing
     and raises StoreRejectedError or StoreDoubtError. After `begin`, every write raises FencedError and changes nothing
-    once another store has begun on the same database.
+    once another store has begun on the same database, and CommitsLostError where the database has lost commits that
+    this store knows.
     """
 
     async def open(self) -> None:
@@ -89,7 +100,8 @@ class Store(InstanceReader, Protocol):
         Takes the next term, which every later write of this store carries, and renews every lease. `epoch` names the
         epoch that must be current. Raises RetiredEpochError for an epoch that is retired, and FencedError for a cluster
         that another one has replaced. With `idle_s` it raises FencedError while the registry in force was seen at work
-        in the last `idle_s` seconds, and accepts any cluster after that.
+        in the last `idle_s` seconds, and accepts any cluster after that. Terms and commits only grow: a database that
+        has lost some continues behind the last ones that this store knows.
         """
         ...
 
@@ -100,6 +112,17 @@ class Store(InstanceReader, Protocol):
     @property
     def term(self) -> int | None:
         """The writer's term, None before `begin`."""
+        ...
+
+    @property
+    def commits(self) -> int:
+        """The number of the last commit of a registry that this store knows; 0 before `begin`."""
+        ...
+
+    @property
+    def found_commits(self) -> int:
+        """The number of the last commit that the database had when this store began; 0 before that. Where the store had
+        begun before, a lower number than `commits` was then means that the database had lost commits."""
         ...
 
     @property
@@ -130,8 +153,13 @@ class Store(InstanceReader, Protocol):
         """Every instance that is not dead, in any order, read in bounded pages."""
         ...
 
+    async def read_instance(self, instance_id: str) -> Instance | None:
+        """One instance, dead or alive, to act on: raises also what a write raises."""
+        ...
+
     async def live_states(self, after: tuple[str, str], limit: int) -> list[LiveState]:
-        """The next `limit` instances that are not dead behind the key `after`, in (logical_id, instance_id) order."""
+        """The next `limit` instances that are not dead behind the key `after`, in (logical_id, instance_id) order, to
+        act on: raises also what a write raises."""
         ...
 
     async def last_beats(self, instance_ids: Sequence[str]) -> dict[str, datetime]:

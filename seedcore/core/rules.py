@@ -29,13 +29,14 @@ _REGISTERED = tuple(
 def first_registration(change: RegisterChange, epoch: str, now: datetime) -> Instance:
     """The instance that a registration of an unknown id makes."""
     details = {name: _kept(name, getattr(change.registration, name)) for name in _REGISTERED}
+    at = now - timedelta(seconds=change.age_s) if change.age_s else now
     return Instance(
         **details,
         status=Status.STARTING,
         reported_status=Status.STARTING,
         cluster_epoch=intern(epoch),
-        started_at=now,
-        status_changed_at=now,
+        started_at=at,
+        status_changed_at=at,
         last_heartbeat=now,
         seq=change.seq,
     )

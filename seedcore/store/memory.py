@@ -138,7 +138,7 @@ class MemoryStore(MemoryTerms):
         return refined
 
     async def beat_many(self, beats: Sequence[Beat]) -> list[LostBeat]:
-        self.fence()
+        self.fence(counts=False)
         if not all(-_CLOCK_ERROR_S <= beat.age_s <= MAX_AGE_S for beat in beats):
             raise StoreRejectedError(f"ages of beats must be from 0 to {MAX_AGE_S:g} seconds")
         now = self._now()
@@ -182,7 +182,7 @@ class MemoryStore(MemoryTerms):
         self._set_status(StatusChange(row.instance_id, Status.DEAD, cause=cause))
 
     async def prune_history(self, keep_s: float, limit: int) -> int:
-        self.fence()
+        self.fence(counts=False)
         if not 0 <= keep_s <= 1e11:
             raise StoreRejectedError(f"history must be kept for 0 to 1e11 seconds, not {keep_s:g}")
         if limit < 1:
@@ -195,8 +195,13 @@ class MemoryStore(MemoryTerms):
         for row in self.tables.live():
             yield row
 
+    async def read_instance(self, instance_id: str) -> Instance | None:
+        self.fence(counts=False)
+        return await self.get_instance(instance_id)
+
     async def live_states(self, after: tuple[str, str], limit: int) -> list[LiveState]:
         check_limit(limit)
+        self.fence(counts=False)
         return sorted(state for state in map(LiveState.of, self.tables.live()) if state[:2] > after)[:limit]
 
     async def last_beats(self, instance_ids: Sequence[str]) -> dict[str, datetime]:

@@ -10,6 +10,7 @@ from seedcore.core.changes import Registration
 from seedcore.core.errors import EpochLimitError, FencedError, RetiredEpochError
 from seedcore.core.instances import Epoch
 from seedcore.core.limits import check_epoch, check_lease
+from seedcore.core.ports import CommitsLostError
 from seedcore.store.memory_reader import MemoryReader
 from seedcore.store.tables import Tables
 
@@ -20,6 +21,8 @@ class MemoryTerms(MemoryReader):
     def __init__(self, now: Callable[[], datetime], tables: Tables) -> None:
         super().__init__(now, tables)
         self._term: int | None = None
+        self._commits = 0
+        self._found_commits = 0
         self._lease_before_s: float | None = None
 
     async def begin(self, ray_cluster: str, epoch: str | None, lease_s: float, idle_s: float | None = None) -> Epoch:
@@ -47,8 +50,11 @@ class MemoryTerms(MemoryReader):
         tables.lease_s = lease_s
         tables.leases_from = now
         tables.term_seen_at = now
-        tables.term += 1
+        tables.term = max(tables.term, self._term or 0) + 1
         self._term = tables.term
+        self._found_commits = tables.commits
+        tables.writer, tables.commits = self, max(tables.commits, self._commits) + 1
+        self._commits = tables.commits
         return await self.current_epoch()
 
     @property
@@ -59,19 +65,35 @@ class MemoryTerms(MemoryReader):
     def lease_before_s(self) -> float | None:
         return self._lease_before_s
 
-    def fence(self) -> None:
-        """Raise FencedError once another store has begun."""
-        if self._term is not None and self._term != self.tables.term:
-            raise FencedError(self._term, self.tables.term)
+    @property
+    def commits(self) -> int:
+        return self._commits
+
+    @property
+    def found_commits(self) -> int:
+        return self._found_commits
+
+    def fence(self, *, counts: bool = True) -> None:
+        """Begin a write; `counts`: it is another commit. Raises FencedError once another store has begun, and
+        CommitsLostError where the tables have lost commits."""
+        tables = self.tables
+        if self._term is None:
+            return
+        if tables.term > self._term or (tables.term == self._term and tables.writer is not self):
+            raise FencedError(self._term, tables.term)
+        if tables.term < self._term or tables.commits < self._commits:
+            raise CommitsLostError(self._commits, tables.commits)
+        tables.commits += counts
+        self._commits = tables.commits
 
     async def renew_term(self, lease_s: float) -> None:
         check_lease(lease_s)
-        self.fence()
+        self.fence(counts=False)
         self.tables.term_seen_at = self._now()
         self.tables.lease_s = lease_s
 
     async def renew_every_lease(self) -> None:
-        self.fence()
+        self.fence(counts=False)
         self.tables.leases_from = self._now()
 
     async def set_current_epoch(self, epoch: str) -> Epoch:
@@ -92,6 +114,7 @@ class MemoryTerms(MemoryReader):
         return is_new
 
     async def epochs_of(self, registrations: Sequence[Registration]) -> list[str | None]:
+        self.fence(counts=False)
         return [
             self.tables.continuing(one.started_epoch or self.tables.epoch_of_actor(one.logical_id, one.actor_id))
             for one in registrations

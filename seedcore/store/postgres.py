@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 
@@ -12,7 +11,7 @@ from seedcore.core.answers import BeatOutcome, LostBeat, Outcome
 from seedcore.core.causes import Cause
 from seedcore.core.changes import HoldChange, RegisterChange, Registration, StatusChange
 from seedcore.core.instances import Beat, Epoch, Instance, LiveState
-from seedcore.core.limits import check_epoch, check_lease
+from seedcore.core.limits import check_epoch, check_instance_id, check_lease
 from seedcore.core.paging import check_limit, decode_cursor
 from seedcore.store.dsn import checked_dsn
 from seedcore.store.maintenance import migrate_database
@@ -60,7 +59,7 @@ class PostgresStore(PostgresReader):
         self._load_page = load_page
         self._opening = asyncio.Lock()
         self._lease_before_s: float | None = None
-        self._writer_id = uuid.uuid4().hex
+        self._found_commits = 0
 
     async def open(self) -> None:
         async with self._opening:
@@ -84,10 +83,20 @@ class PostgresStore(PostgresReader):
             check_epoch(epoch)
         if self._claim is not None:
             self._claim(ray_cluster)
-        rows = await self._statements.run(
-            "begin_registry", {"ray_cluster": ray_cluster, "epoch": epoch, "lease_s": lease_s, "idle_s": idle_s}
+        statements = self._statements
+        rows = await statements.run(
+            "begin_registry",
+            {
+                "ray_cluster": ray_cluster,
+                "epoch": epoch,
+                "lease_s": lease_s,
+                "idle_s": idle_s,
+                "writer_id": statements.writer_id,
+                "term": statements.term,
+                "commits": statements.commits,
+            },
         )
-        name, number, self._statements.term, self._lease_before_s = rows[0]
+        name, number, statements.term, self._lease_before_s, statements.commits, self._found_commits = rows[0]
         self._makes_schema = False
         return Epoch(name=name, number=number)
 
@@ -96,25 +105,33 @@ class PostgresStore(PostgresReader):
         return self._statements.term
 
     @property
+    def commits(self) -> int:
+        return self._statements.commits
+
+    @property
+    def found_commits(self) -> int:
+        return self._found_commits
+
+    @property
     def lease_before_s(self) -> float | None:
         return self._lease_before_s
 
     async def renew_term(self, lease_s: float) -> None:
-        await self._statements.write("renew_term", {"lease_s": check_lease(lease_s)})
+        await self._statements.as_writer("renew_term", {"lease_s": check_lease(lease_s)})
 
     async def renew_every_lease(self) -> None:
-        await self._statements.write("renew_every_lease", {})
+        await self._statements.as_writer("renew_every_lease", {})
 
     async def set_current_epoch(self, epoch: str) -> Epoch:
-        rows = await self._statements.write("set_current_epoch", {"epoch": check_epoch(epoch)})
+        rows = await self._statements.as_writer("set_current_epoch", {"epoch": check_epoch(epoch)})
         return Epoch(name=epoch, number=rows[0][0])
 
     async def stage_epoch(self, epoch: str) -> bool:
-        rows = await self._statements.write("stage_epoch", {"epoch": check_epoch(epoch)})
+        rows = await self._statements.as_writer("stage_epoch", {"epoch": check_epoch(epoch)})
         return bool(rows[0][0])
 
     async def epochs_of(self, registrations: Sequence[Registration]) -> list[str | None]:
-        rows = await self._statements.run(
+        rows = await self._statements.as_writer(
             "epochs_of",
             {
                 "logical_ids": [registration.logical_id for registration in registrations],
@@ -128,37 +145,37 @@ class PostgresStore(PostgresReader):
     # Changes
 
     async def register_many(self, changes: Sequence[RegisterChange]) -> list[Outcome]:
-        rows = await self._statements.write("register_many", registrations(changes))
+        rows = await self._statements.as_writer("register_many", registrations(changes))
         return [outcome_of(row) for row in rows]
 
     async def set_status_many(self, changes: Sequence[StatusChange]) -> list[Outcome]:
-        parameters = {**statuses(changes), "writer_id": self._writer_id}
-        return [outcome_of(row) for row in await self._statements.write("set_status_many", parameters)]
+        parameters = {**statuses(changes), "writer_id": self._statements.writer_id}
+        return [outcome_of(row) for row in await self._statements.as_writer("set_status_many", parameters)]
 
     async def hold_many(self, changes: Sequence[HoldChange]) -> list[Outcome]:
-        parameters = {**holds(changes), "writer_id": self._writer_id}
-        return [outcome_of(row) for row in await self._statements.write("hold_many", parameters)]
+        parameters = {**holds(changes), "writer_id": self._statements.writer_id}
+        return [outcome_of(row) for row in await self._statements.as_writer("hold_many", parameters)]
 
     async def refine_causes(self, causes: Mapping[str, Cause]) -> list[str]:
-        return [row[0] for row in await self._statements.write("refine_causes", refined(causes))]
+        return [row[0] for row in await self._statements.as_writer("refine_causes", refined(causes))]
 
     async def beat_many(self, beats: Sequence[Beat]) -> list[LostBeat]:
         # one literal takes a third of the time that a list of ids does
         ids = "{" + ",".join([beat.instance_id for beat in beats]) + "}"
         ages_s = "{" + ",".join([repr(beat.age_s) for beat in beats]) + "}"
-        rows = await self._statements.write("beat_many", {"ids": ids, "ages_s": ages_s})
+        rows = await self._statements.as_writer("beat_many", {"ids": ids, "ages_s": ages_s})
         return [LostBeat(row[0], BeatOutcome(row[1])) for row in rows]
 
     async def expire_stale(self, lease_s: float | None, limit: int) -> list[str]:
-        rows = await self._statements.write("expire_stale", {"lease_s": lease_s, "limit": check_limit(limit)})
+        rows = await self._statements.as_writer("expire_stale", {"lease_s": lease_s, "limit": check_limit(limit)})
         return [row[0] for row in rows]
 
     async def expire_old_epochs(self, limit: int) -> list[str]:
-        rows = await self._statements.write("expire_old_epochs", {"limit": check_limit(limit)})
+        rows = await self._statements.as_writer("expire_old_epochs", {"limit": check_limit(limit)})
         return [row[0] for row in rows]
 
     async def prune_history(self, keep_s: float, limit: int) -> int:
-        rows = await self._statements.write("prune_history", {"keep_s": keep_s, "limit": limit})
+        rows = await self._statements.as_writer("prune_history", {"keep_s": keep_s, "limit": limit})
         return int(rows[0][0])
 
     # What the registry has in memory
@@ -177,8 +194,12 @@ class PostgresStore(PostgresReader):
                 return
             after = (last.logical_id, last.instance_id)
 
+    async def read_instance(self, instance_id: str) -> Instance | None:
+        rows = await self._statements.as_writer("get_instance", {"instance_id": check_instance_id(instance_id)})
+        return instance_of(rows[0]) if rows else None
+
     async def live_states(self, after: tuple[str, str], limit: int) -> list[LiveState]:
-        rows = await self._statements.run(
+        rows = await self._statements.as_writer(
             "live_states",
             {"after_logical_id": after[0], "after_instance_id": after[1], "limit": check_limit(limit)},
         )

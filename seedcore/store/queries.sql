@@ -1,16 +1,20 @@
 -- Every statement that the store sends, by name. Parsed by seedcore/store/queries.py.
 
--- begin_registry: a registry starts; returns its epoch, its term, and the lease before
-select epoch, number, term, lease_before_s from begin_registry(%(ray_cluster)s, %(epoch)s, %(lease_s)s, %(idle_s)s);
+-- begin_registry: a registry starts; returns its epoch, its term, the lease before, its commit and the one before
+select epoch, number, term, lease_before_s, commits, found_commits
+  from begin_registry(%(ray_cluster)s, %(epoch)s, %(lease_s)s, %(idle_s)s, %(writer_id)s, %(term)s, %(commits)s);
+
+-- begin_write: the first statement of each transaction of a registry; returns the number of the commit
+select begin_write(%(term)s, %(writer_id)s, %(commits)s, %(counts)s);
 
 -- renew_term: the registry of this term is at work, with this lease
-select renew_term(%(term)s, %(lease_s)s);
+select renew_term(%(lease_s)s);
 
 -- set_current_epoch: flip discovery in one step
-select set_current_epoch(fenced(%(term)s::bigint, %(epoch)s::text));
+select set_current_epoch(%(epoch)s::text);
 
 -- stage_epoch: name an epoch that will become current later
-select stage_epoch(fenced(%(term)s::bigint, %(epoch)s::text));
+select stage_epoch(%(epoch)s::text);
 
 -- list_epochs: the newest epochs with the number of their live instances
 select e.epoch, e.number, e.staged_at, e.current_at, e.retired_at,
@@ -20,7 +24,7 @@ select e.epoch, e.number, e.staged_at, e.current_at, e.retired_at,
  limit %(limit)s;
 
 -- renew_every_lease: renew every lease, because the registry was down
-select renew_every_lease(%(term)s);
+select renew_every_lease();
 
 -- stamp: the time, the version and the epoch of an answer
 select now(), f.version, f.current_epoch, f.epoch_number from fleet f;
@@ -45,12 +49,12 @@ with recursive asked as materialized (
 select ord, epoch from line where retired_at is null or continued_by is null;
 
 -- register_many: one batch of registrations
-select o.* from register_instances(fenced(%(term)s::bigint, %(rows)s::jsonb)) as o order by o.ord;
+select o.* from register_instances(%(rows)s::jsonb) as o order by o.ord;
 
 -- set_status_many: one batch of reported statuses
 select o.*
   from set_instance_statuses(
-      fenced(%(term)s::bigint, %(ids)s::uuid[]), %(statuses)s::instancestatus[], %(seqs)s::bigint[],
+      %(ids)s::uuid[], %(statuses)s::instancestatus[], %(seqs)s::bigint[],
       %(cause_kinds)s::causekind[], %(cause_details)s::text[], %(cause_by)s::text[],
       %(writer_id)s::text, %(writer_seqs)s::bigint[], %(ages_s)s::double precision[]) as o
  order by o.ord;
@@ -58,27 +62,27 @@ select o.*
 -- hold_many: one batch of holds that are placed, replaced or released
 select o.*
   from hold_instances(
-      fenced(%(term)s::bigint, %(ids)s::uuid[]), %(kinds)s::holdkind[], %(holds)s::text[]::jsonb[],
+      %(ids)s::uuid[], %(kinds)s::holdkind[], %(holds)s::text[]::jsonb[],
       %(cause_kinds)s::causekind[], %(cause_details)s::text[], %(cause_by)s::text[],
       %(writer_id)s::text, %(writer_seqs)s::bigint[], %(ages_s)s::double precision[]) as o
  order by o.ord;
 
 -- refine_causes: store better known causes of deaths
 select refined
-  from refine_causes(fenced(%(term)s::bigint, %(ids)s::uuid[]), %(cause_kinds)s::causekind[], %(cause_details)s::text[])
+  from refine_causes(%(ids)s::uuid[], %(cause_kinds)s::causekind[], %(cause_details)s::text[])
        as refined;
 
 -- beat_many: one batch of beats
-select instance_id, outcome from beat_many(fenced(%(term)s::bigint, %(ids)s::uuid[]), %(ages_s)s::double precision[]);
+select instance_id, outcome from beat_many(%(ids)s::uuid[], %(ages_s)s::double precision[]);
 
 -- expire_stale: declare instances dead whose lease has expired
-select instance_id from expire_stale_instances(%(lease_s)s, fenced(%(term)s::bigint, %(limit)s::integer));
+select instance_id from expire_stale_instances(%(lease_s)s, %(limit)s::integer);
 
 -- expire_old_epochs: declare instances of retired epochs dead
-select instance_id from expire_old_epoch_instances(fenced(%(term)s::bigint, %(limit)s::integer));
+select instance_id from expire_old_epoch_instances(%(limit)s::integer);
 
 -- prune_history: delete what ended long ago
-select prune_history(%(keep_s)s::double precision, fenced(%(term)s::bigint, %(limit)s::integer));
+select prune_history(%(keep_s)s::double precision, %(limit)s::integer);
 
 -- list_instances: a page in the order of the keys
 -- (no join with the fleet: the planner misjudges its size and then sorts the whole table for each page)

@@ -16,7 +16,7 @@ from seedcore.store.sessions import transaction
 _ROLE = re.compile(r"[a-z_][a-z0-9_-]{0,62}")
 
 # rows of these tables are never deleted; rows of the others are pruned
-_KEPT = ("cluster_epoch", "cluster_metadata")
+_KEPT = ("cluster_epoch", "cluster_metadata", "registry_writer")
 _RECORD = "schema_migration"
 
 _RIGHTS = ("select", "insert", "update", "delete")

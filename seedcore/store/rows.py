@@ -151,7 +151,10 @@ def _time_or_none(text: str | None) -> datetime | None:
 
 def registrations(changes: Sequence[RegisterChange]) -> dict[str, object]:
     """The parameters of register_many. Raises StoreRejectedError for what cannot be JSON."""
-    rows = [dict(zip(_SENT, _sent(change.registration), strict=True), seq=change.seq) for change in changes]
+    rows = [
+        dict(zip(_SENT, _sent(change.registration), strict=True), seq=change.seq, age_s=change.age_s)
+        for change in changes
+    ]
     try:
         return {"rows": json.dumps(rows, default=_plain)}
     except (ValueError, TypeError, RecursionError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping, Sequence
 
 import psycopg
@@ -14,7 +15,7 @@ from seedcore.core.errors import (
     StoreUnavailableError,
     first_line,
 )
-from seedcore.core.ports import StoreDoubtError
+from seedcore.core.ports import CommitsLostError, StoreDoubtError
 from seedcore.core.timeouts import within
 from seedcore.store.connections import Connections
 from seedcore.store.queries import queries
@@ -24,6 +25,18 @@ Parameters = Mapping[str, object]
 
 _TOO_LARGE = "54"
 _BATCHES = frozenset({"register_many", "set_status_many", "hold_many", "refine_causes", "beat_many"})
+# reads, and writes that repeat themselves: where one is lost, nothing is
+_NOT_COUNTED = frozenset(
+    {
+        "beat_many",
+        "epochs_of",
+        "get_instance",
+        "live_states",
+        "prune_history",
+        "renew_every_lease",
+        "renew_term",
+    }
+)
 _OUR_KEYS = frozenset(
     {
         "cluster_epoch_pkey",
@@ -32,6 +45,7 @@ _OUR_KEYS = frozenset(
         "registry_instance_pkey",
         "registry_instance_cluster_epoch_fkey",
         "registry_transition_pkey",
+        "registry_writer_pkey",
         "superseded_cluster_pkey",
     }
 )
@@ -47,8 +61,12 @@ class Statements:
     def __init__(self, dsn: str, limits: PoolLimits, *, read_only: bool) -> None:
         """`dsn` can be parsed. No connection is tried yet."""
         self.connections = Connections(dsn, limits, read_only=read_only)
+        self.writer_id = uuid.uuid4().hex
+        """The writer: this object."""
         self.term: int | None = None
-        """The term of the writer, which `write` sends."""
+        """The term of the writer, under which it writes."""
+        self.commits = 0
+        """The number of the last commit that it knows."""
         self.is_schema_known = False
         """Whether the schema was up to date when it was last looked at."""
         self.count = 0
@@ -58,9 +76,20 @@ class Statements:
         """Run one statement; its rows."""
         return (await self.run_all([(name, parameters)]))[0]
 
-    async def write(self, name: str, parameters: Parameters) -> list[Row]:
-        """Run one statement under the term. Raises FencedError once a newer registry has started."""
-        return await self.run(name, {**parameters, "term": self.term})
+    async def as_writer(self, name: str, parameters: Parameters) -> list[Row]:
+        """Run one statement as the writer, if this is one: a write, or a read on which it acts. Raises FencedError once
+        a newer registry has started, and CommitsLostError where the database has lost commits."""
+        if self.term is None:
+            return await self.run(name, parameters)
+        writer = {
+            "term": self.term,
+            "writer_id": self.writer_id,
+            "commits": self.commits,
+            "counts": name not in _NOT_COUNTED,
+        }
+        (commits,), rows = await self.run_all([("begin_write", writer), (name, parameters)])
+        self.commits = max(self.commits, commits[0])
+        return rows
 
     async def run_all(self, statements: Sequence[tuple[str, Parameters]]) -> list[list[Row]]:
         """Run statements in one transaction; the rows of each."""
@@ -85,6 +114,8 @@ class Statements:
             return EpochLimitError(str(parameters["epoch"]))
         if error.sqlstate == "SC006":
             return FencedError(self.term or 0, int(error.diag.message_detail or 0))
+        if error.sqlstate == "SC007":
+            return CommitsLostError(self.commits, int(error.diag.message_detail or 0))
         if is_of_schema(error):
             # the database may have been emptied
             self.is_schema_known = False

@@ -40,6 +40,9 @@ class Tables:
         self.ray_cluster: str | None = None
         self.superseded: set[str] = set()
         self.term = 0
+        self.writer: object | None = None
+        """The store that took the term last."""
+        self.commits = 0
         self.term_seen_at = now
         self.lease_s = 15.0
         self.leases_from = now

@@ -155,7 +155,7 @@ async def test_every_table_and_view_is_granted_for_what_the_registry_does_with_i
     read, kept, pruned = (True, False, False, False), (True, True, True, False), (True, True, True, True)
     assert {str(name): tuple(may) for name, *may in found} == {
         **dict.fromkeys(("schema_migration", "instance_row", "fleet", "active_instances", "active_instance"), read),
-        **dict.fromkeys(("cluster_epoch", "cluster_metadata"), kept),
+        **dict.fromkeys(("cluster_epoch", "cluster_metadata", "registry_writer"), kept),
         **dict.fromkeys(("registry_instance", "registry_transition", "superseded_cluster"), pruned),
     }
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 import re
 
-from seedcore.store import postgres, reader
+from seedcore.store import postgres, reader, statements
 from seedcore.store.queries import queries
 
-_SOURCE = inspect.getsource(postgres) + inspect.getsource(reader)
+_SOURCE = inspect.getsource(postgres) + inspect.getsource(reader) + inspect.getsource(statements)
 
 
 def test_every_statement_is_one_and_is_sent_by_name() -> None:
@@ -19,7 +19,7 @@ def test_every_statement_is_one_and_is_sent_by_name() -> None:
 
 
 def test_every_statement_that_is_sent_has_a_name_in_the_file() -> None:
-    sent = set(re.findall(r'(?:\.run\(|\.write\(|\.run_all\(\s*\[\(|\}\), \()\s*"([a-z_]+)"', _SOURCE))
+    sent = set(re.findall(r'(?:\.run\(|\.as_writer\(|\.run_all\(\s*\[\(|\}\), \()\s*"([a-z_]+)"', _SOURCE))
     assert sent == set(queries())
 
 

@@ -113,6 +113,21 @@ class FlushCounts:
 
 @wire
 @dataclass(frozen=True, slots=True)
+class DatabaseLoss:
+    """The database had lost `commits` commits of this registry, which was noticed and mended at `at`: a standby without
+    them was promoted, or a backup was restored. `written_again` counts what was written again, `refused` what the
+    database did not take again. `has_whole_history` False: the states are restored, and the oldest of the lost
+    transitions are not."""
+
+    at: datetime
+    commits: int
+    written_again: int
+    refused: int
+    has_whole_history: bool
+
+
+@wire
+@dataclass(frozen=True, slots=True)
 class Health:
     """The registry's own state. `store_problem` None means that the database answers.
 
@@ -126,7 +141,8 @@ class Health:
     instance became so, `came_back` how often one of them beat again; `deaths_declared` counts the registry's own
     verdicts. `healed` counts instances that differed between memory and database at their comparison, the last one at
     `compared_at`; `pruned` counts rows that were deleted from the past. `beats_per_s` is the present rate; `fences`
-    counts how often a newer registry took over.
+    counts how often a newer registry took over. `losses` counts how often the database had lost commits, the last time
+    as in `last_loss`.
     """
 
     hello: Hello
@@ -161,6 +177,8 @@ class Health:
     deaths_declared: int = 0
     notes: tuple[str, ...] = field(default=())
     unwatched: Mapping[str, int] = field(default_factory=dict)
+    losses: int = 0
+    last_loss: DatabaseLoss | None = None
 
     @property
     def is_ready(self) -> bool:

@@ -61,7 +61,7 @@ class Comparison:
         """Replace the state of an instance in memory by the database's, unless it changed while it was read."""
         members, backlog = self._members, self._backlog
         before = members.get(instance_id), backlog.unsettled(instance_id)
-        row = await self._database.writable.get_instance(instance_id)
+        row = await self._database.writable.read_instance(instance_id)
         known, under_way = members.get(instance_id), backlog.unsettled(instance_id)
         if known is not before[0] or under_way != before[1]:
             # the change that came in between settles it

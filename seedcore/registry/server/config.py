@@ -32,6 +32,7 @@ class RegistryConfig:
     change_capacity: int = 100_000
     max_instances: int = 250_000
     feed_capacity: int = 10_000
+    journal_capacity: int = 20_000
     max_followers: int = 500
     place_kept_s: float = 10.0
     retry_max_s: float = 5.0

@@ -5,7 +5,7 @@
                                   |
     superseded <--- newer term ---+
     superseded ---- the newer registry is gone ----> writing
-    writing ------- the database was restored from before our term ----> unread
+    writing ------- the database has lost commits ----> unread (what was lost is written again at the join)
 
 Owns the store, and what is known of it. It commits no changes: the flusher does.
 """
@@ -21,12 +21,15 @@ from typing import TypeAlias
 from seedcore.core.backoff import Backoff
 from seedcore.core.clock import Clock
 from seedcore.core.errors import FencedError, StoreUnavailableError, first_line
+from seedcore.core.instances import Epoch
 from seedcore.core.lease import BeatRate
 from seedcore.core.members import Members
-from seedcore.core.ports import Store
+from seedcore.core.ports import CommitsLostError, Store
 from seedcore.core.timeouts import within
 from seedcore.registry.server.backlog import Backlog
 from seedcore.registry.server.config import RegistryConfig
+from seedcore.registry.server.journal import Journal
+from seedcore.registry.server.restoration import Restoration
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +50,7 @@ class DatabaseSession:
         members: Members,
         backlog: Backlog,
         rate: BeatRate,
+        journal: Journal,
         clock: Clock,
     ) -> None:
         """Opens no connection."""
@@ -56,6 +60,9 @@ class DatabaseSession:
         self._backlog = backlog
         self._rate = rate
         self._clock = clock
+        self.restoration = Restoration(config, members, backlog, journal, clock)
+        self._lost_after: int | None = None
+        self._known_before_loss = 0
         self._store: Store | None = None
         self._is_read = asyncio.Event()
         self._unread_since_s = clock.monotonic()
@@ -164,13 +171,15 @@ class DatabaseSession:
             self.note_answer()
             if self._refused_since_s is None:
                 self._refused_since_s = self._clock.monotonic()
-        elif self.recovered and error.in_force < error.term:
-            # no newer registry writes: the database was created again, or restored from before our term
-            logger.warning("the database has forgotten term %d; joining it again", error.term)
-            self._is_read.clear()
-            self._unread_since_s = self._clock.monotonic()
         else:
             self._give_way(error)
+
+    def note_lost(self, error: CommitsLostError) -> None:
+        """Record that the database has lost commits of ours: the next round joins it again and writes them again."""
+        logger.error("%s; this registry joins it again and writes what it had acknowledged", error.why)
+        self._note_found(error.known, error.found)
+        self._is_read.clear()
+        self._unread_since_s = self._clock.monotonic()
 
     async def close(self) -> None:
         """Release the store."""
@@ -203,14 +212,38 @@ class DatabaseSession:
         self.fenced_by = None
         self._backlog.reopen()
 
+    def _note_found(self, known: int, found: int) -> None:
+        if found < known:
+            self._known_before_loss = max(known, self._known_before_loss)
+            self._lost_after = found if self._lost_after is None else min(found, self._lost_after)
+
     async def _join(self, idle_s: float | None = None) -> None:
-        """Join the database: take a term and the epoch, then read every live instance. What agents reported meanwhile
-        stays."""
+        """Join the database: take a term and the epoch, then read every live instance; or, where the database has lost
+        commits of ours, write them again."""
         if self._store is None:
             self._store = await self._store_factory()
         store = self._store
         await store.open()
+        known = store.commits
         epoch = await store.begin(self._config.ray_cluster, self._config.epoch, self._config.lease_s, idle_s)
+        self._note_found(known, store.found_commits)
+        if self._lost_after is not None and self.fenced_by is None:
+            await self.restoration.restore(store, self._known_before_loss, self._lost_after)
+            epoch = await store.current_epoch()
+            self._members.set_epoch(epoch.name, epoch.number, is_reset=True)
+        else:
+            await self._load(store, epoch)
+        self._lost_after = None
+        self.on_answer()
+        self._is_read.set()
+        self.recovered_s = self._clock.monotonic()
+        logger.info(
+            "registry recovered from the database",
+            extra={"instances": len(self._members), "epoch": epoch.name, "epoch_number": epoch.number},
+        )
+
+    async def _load(self, store: Store, epoch: Epoch) -> None:
+        """Read every live instance. What agents reported meanwhile stays."""
         while await store.expire_old_epochs(self._config.sweep_limit):
             pass
         loaded = [instance async for instance in store.load_live()]
@@ -225,13 +258,6 @@ class DatabaseSession:
         self._rate.remember(store.lease_before_s, seen_s)
         # instances that were seen before must not stand out among them as silent
         self._members.silence.credit(math.inf, seen_s)
-        self.on_answer()
-        self._is_read.set()
-        self.recovered_s = self._clock.monotonic()
-        logger.info(
-            "registry recovered from the database",
-            extra={"instances": len(loaded), "epoch": epoch.name, "epoch_number": epoch.number},
-        )
 
 
 def _ignore() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
@@ -26,11 +26,11 @@ from seedcore.registry.server.backlog import Backlog, Key, key_of
 from seedcore.registry.server.comparison import Comparison
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.registry.server.database import DatabaseSession
+from seedcore.registry.server.journal import Journal, RefinedCause
+from seedcore.registry.server.parts import in_parts
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-R = TypeVar("R")
 C = TypeVar("C", RegisterChange, StatusChange, HoldChange)
 D = TypeVar("D", StatusChange, HoldChange)
 
@@ -61,6 +61,7 @@ class Flusher:
         backlog: Backlog,
         database: DatabaseSession,
         comparison: Comparison,
+        journal: Journal,
         clock: Clock,
     ) -> None:
         self._config = config
@@ -68,6 +69,7 @@ class Flusher:
         self._backlog = backlog
         self._database = database
         self._comparison = comparison
+        self._journal = journal
         self._clock = clock
         self._next_beats_s = 0.0
         self._counts = FlushCounts()
@@ -147,10 +149,12 @@ class Flusher:
         """Commit what became known of deaths, whose changes the database has by now."""
         refined = self._backlog.refined(self._config.batch_limit)
         statements = 0
-        async for part, answer in _in_parts(list(refined.items()), self._refine_many):
+        async for part, answer in in_parts(list(refined.items()), self._refine_many):
             statements += 1
             if isinstance(answer, (StoreRejectedError, StoreDoubtError)):
                 logger.warning("the database refused the refined cause of a death: %s", answer)
+            else:
+                self._journal.note(self._database.writable.commits, [RefinedCause(*one) for one in part])
             self._backlog.discard_refined(part)
         return statements
 
@@ -212,13 +216,14 @@ class Flusher:
         self, batch: Sequence[C], write: Callable[[Sequence[C]], Awaitable[list[Outcome]]], commit: _Commit
     ) -> None:
         """Commit a batch but for those that the database refuses, and note what became of it."""
-        async for part, answer in _in_parts(batch, write):
+        async for part, answer in in_parts(batch, write):
             commit.statements += 1
             if isinstance(answer, StoreDoubtError):
                 commit.doubts.append((part[0], answer))
             elif isinstance(answer, StoreRejectedError):
                 await self._refuse(part[0], answer, commit)
             else:
+                self._journal.note_changes(self._database.writable.commits, part, answer)
                 await self._take_outcomes(part, answer)
                 commit.applied += sum(outcome.kind is OutcomeKind.APPLIED for outcome in answer)
 
@@ -265,7 +270,7 @@ class Flusher:
         refused: list[RegistryError] = []
         taken = 0
         try:
-            async for part, answer in _in_parts(beats, self._database.writable.beat_many):
+            async for part, answer in in_parts(beats, self._database.writable.beat_many):
                 if isinstance(answer, (StoreRejectedError, StoreDoubtError)):
                     refused.append(answer)
                 else:
@@ -288,28 +293,6 @@ class Flusher:
             if not self._backlog.unsettled(beat.instance_id) and beat.instance_id in self._members:
                 await self._comparison.correct(beat.instance_id)
         self._counts = replace(self._counts, beats_committed=self._counts.beats_committed + taken - len(lost))
-
-
-async def _in_parts(
-    batch: Sequence[T], write: Callable[[Sequence[T]], Awaitable[R]]
-) -> AsyncIterator[tuple[Sequence[T], R | StoreRejectedError | StoreDoubtError]]:
-    """Write a batch: its parts as they are taken, each with the answer; alone, found by halving, each value that is
-    refused, with the refusal."""
-    if not batch:
-        return
-    try:
-        answer = await write(batch)
-    except (StoreRejectedError, StoreDoubtError) as error:
-        if len(batch) == 1:
-            yield batch, error
-            return
-    else:
-        yield batch, answer
-        return
-    middle = len(batch) // 2
-    for half in (batch[:middle], batch[middle:]):
-        async for part in _in_parts(half, write):
-            yield part
 
 
 def _ignore(_seconds: float, _rows: int) -> None:

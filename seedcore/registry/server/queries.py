@@ -273,6 +273,8 @@ class Queries:
             flush=writer.counts,
             beats_per_s=writer.flusher.beats_per_s,
             fences=database.fences,
+            losses=database.restoration.losses,
+            last_loss=database.restoration.last,
             came_back=silence.came_back,
             deaths_declared=expiry.deaths_declared,
             notes=self._config.notes,

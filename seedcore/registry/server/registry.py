@@ -43,6 +43,7 @@ from seedcore.registry.server.backlog import key_of
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.registry.server.database import StoreFactory
 from seedcore.registry.server.expiry import Expiry
+from seedcore.registry.server.journal import EpochStep
 from seedcore.registry.server.operations import Operations
 from seedcore.registry.server.receipts import raise_refusal
 from seedcore.registry.server.writer import Writer
@@ -219,7 +220,9 @@ class Registry(Operations):
         """
         check_epoch(epoch)
         self.writer.backlog.require_open()
-        flipped = await self.writer.database.readable().set_current_epoch(epoch)
+        store = self.writer.database.readable()
+        flipped = await store.set_current_epoch(epoch)
+        self.writer.journal.note(store.commits, [EpochStep(epoch, is_current=True)])
         self.members.set_epoch(flipped.name, flipped.number)
         return flipped.name
 
@@ -227,4 +230,7 @@ class Registry(Operations):
         """Name an epoch that agents can register in before it is shown. Returns whether it is new. Raises as a flip."""
         check_epoch(epoch)
         self.writer.backlog.require_open()
-        return await self.writer.database.readable().stage_epoch(epoch)
+        store = self.writer.database.readable()
+        is_new = await store.stage_epoch(epoch)
+        self.writer.journal.note(store.commits, [EpochStep(epoch, is_current=False)])
+        return is_new

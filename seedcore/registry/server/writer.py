@@ -14,6 +14,7 @@ from seedcore.core.clock import Clock
 from seedcore.core.errors import FencedError, RegistryError, RegistryUnavailableError
 from seedcore.core.lease import BeatRate
 from seedcore.core.members import Members
+from seedcore.core.ports import CommitsLostError
 from seedcore.core.timeouts import within
 from seedcore.registry.protocol.messages import FlushCounts
 from seedcore.registry.server.backlog import Backlog
@@ -22,6 +23,7 @@ from seedcore.registry.server.config import RegistryConfig
 from seedcore.registry.server.database import DatabaseSession, StoreFactory
 from seedcore.registry.server.flusher import Flusher
 from seedcore.registry.server.housekeeping import Housekeeping
+from seedcore.registry.server.journal import Journal
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +38,11 @@ class Writer:
     ) -> None:
         self._config = config
         self.backlog = Backlog(config.change_capacity, config.max_instances, clock)
-        self.database = DatabaseSession(config, store_factory, members, self.backlog, rate, clock)
+        self.journal = Journal(config.journal_capacity, clock)
+        self.database = DatabaseSession(config, store_factory, members, self.backlog, rate, self.journal, clock)
         self.comparison = Comparison(config, members, self.backlog, self.database, clock)
         self.housekeeping = Housekeeping(config, members, self.database, clock)
-        self.flusher = Flusher(config, members, self.backlog, self.database, self.comparison, clock)
+        self.flusher = Flusher(config, members, self.backlog, self.database, self.comparison, self.journal, clock)
         self.database.on_answer = self.comparison.request
         self._retries = Backoff(_RETRY_S, config.retry_max_s)
 
@@ -77,6 +80,9 @@ class Writer:
             await self._work()
         except FencedError as error:
             self.database.note_fenced(error)
+            return 0.0
+        except CommitsLostError as error:
+            self.database.note_lost(error)
             return 0.0
         except RegistryError as error:
             self.database.note_problem(error)

@@ -1,0 +1,92 @@
+"""What this registry has committed lately, in order: where the database loses commits, it is written again from here.
+
+Owns the order and the bound. `restoration` writes it again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from seedcore.core.answers import Outcome, OutcomeKind
+from seedcore.core.causes import Cause
+from seedcore.core.changes import Change, RegisterChange
+from seedcore.core.clock import Clock
+
+
+@dataclass(frozen=True, slots=True)
+class RefinedCause:
+    """The better known cause of a death."""
+
+    instance_id: str
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class EpochStep:
+    """An epoch that was staged, or made current."""
+
+    epoch: str
+    is_current: bool
+
+
+Work: TypeAlias = Change | RefinedCause | EpochStep
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A piece of work, the number of its commit, and the monotonic second of that."""
+
+    number: int
+    at_s: float
+    work: Work
+
+
+class Journal:
+    """The last `capacity` pieces of work. Use it from one event loop."""
+
+    def __init__(self, capacity: int, clock: Clock) -> None:
+        self._entries: deque[Committed] = deque()
+        self._capacity = capacity
+        self._clock = clock
+        self.complete_after = 0
+        """Every commit of this process with a higher number is here; those before were left out for the bound."""
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def note(self, number: int, works: Iterable[Work]) -> None:
+        """Record what commit `number` has written."""
+        now_s = self._clock.monotonic()
+        self.put_back([Committed(number, now_s, work) for work in works])
+
+    def note_changes(self, number: int, changes: Sequence[Change], outcomes: Sequence[Outcome]) -> None:
+        """Record those changes of a batch that the database has taken, each registration in the epoch that it got."""
+        self.note(
+            number,
+            [
+                _placed(change, outcome)
+                for change, outcome in zip(changes, outcomes, strict=True)
+                if outcome.kind in (OutcomeKind.APPLIED, OutcomeKind.UNCHANGED)
+            ],
+        )
+
+    def take_after(self, number: int) -> list[Committed]:
+        """Remove and return what was committed after commit `number`, in its order."""
+        taken = [entry for entry in self._entries if entry.number > number]
+        self._entries = deque(entry for entry in self._entries if entry.number <= number)
+        return taken
+
+    def put_back(self, entries: Sequence[Committed]) -> None:
+        """Append entries in their order. The oldest make room."""
+        self._entries.extend(entries)
+        while len(self._entries) > self._capacity:
+            self.complete_after = max(self.complete_after, self._entries.popleft().number)
+
+
+def _placed(change: Change, outcome: Outcome) -> Change:
+    if not isinstance(change, RegisterChange) or outcome.cluster_epoch is None:
+        return change
+    return replace(change, registration=replace(change.registration, cluster_epoch=outcome.cluster_epoch))

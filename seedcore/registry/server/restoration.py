@@ -1,0 +1,260 @@
+"""Writes again what the database has lost: memory and the journal have what this registry has acknowledged.
+
+A standby is promoted that did not have the last commits, or a backup is restored under a registry that lives on. Owns
+the rule for that case: memory wins. Where nothing was lost, `comparison` lets the database win.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import fields, replace
+from typing import Any, TypeVar
+
+from seedcore.core.answers import Outcome, OutcomeKind
+from seedcore.core.causes import Cause, CauseKind
+from seedcore.core.changes import Change, HoldChange, RegisterChange, Registration, StatusChange
+from seedcore.core.clock import Clock
+from seedcore.core.errors import EpochLimitError, RetiredEpochError
+from seedcore.core.holds import Hold
+from seedcore.core.instances import Instance, LiveState
+from seedcore.core.lifecycle import Status
+from seedcore.core.members import Members
+from seedcore.core.paging import decode_cursor
+from seedcore.core.ports import Store
+from seedcore.registry.protocol.messages import DatabaseLoss
+from seedcore.registry.server.backlog import Backlog
+from seedcore.registry.server.config import RegistryConfig
+from seedcore.registry.server.journal import Committed, EpochStep, Journal, RefinedCause, Work
+from seedcore.registry.server.parts import in_parts
+
+logger = logging.getLogger(__name__)
+
+C = TypeVar("C", RegisterChange, StatusChange, HoldChange)
+
+_PAGE = 1000
+_TAKEN = (OutcomeKind.APPLIED, OutcomeKind.UNCHANGED)
+
+
+class Restoration:
+    """Use it from the write loop, between the join and the first answer that is complete."""
+
+    def __init__(
+        self, config: RegistryConfig, members: Members, backlog: Backlog, journal: Journal, clock: Clock
+    ) -> None:
+        self._config = config
+        self._members = members
+        self._backlog = backlog
+        self._journal = journal
+        self._clock = clock
+        self._written = 0
+        self._refused = 0
+        self.losses = 0
+        self.last: DatabaseLoss | None = None
+
+    async def restore(self, store: Store, known: int, found: int) -> None:
+        """Write again what was committed after commit `found`, up to `known`, in order and under the same numbers; then
+        whatever else memory has and the database does not. Raises RegistryError; call it again then, with the lowest
+        `found`: what was written counts once."""
+        self._written = self._refused = 0
+        is_whole = found >= self._journal.complete_after
+        await self._replay(store, found)
+        await self._restore_epoch(store)
+        await self._compare(store)
+        self.losses += 1
+        self.last = DatabaseLoss(
+            self._clock.utc(), known - found, self._written, self._refused, has_whole_history=is_whole
+        )
+        logger.error(
+            "the database had lost commits; what this registry had acknowledged is written again",
+            extra={
+                "lost_commits": known - found,
+                "written_again": self._written,
+                "refused": self._refused,
+                "has_whole_history": is_whole,
+            },
+        )
+
+    # The journal
+
+    async def _replay(self, store: Store, found: int) -> None:
+        left = self._journal.take_after(found)
+        try:
+            while left:
+                batch = _first_of_one_kind(left, self._config.batch_limit)
+                await self._write(store, [self._aged(entry) for entry in batch])
+                left = left[len(batch) :]
+        finally:
+            # what was not written keeps its place behind what was
+            self._journal.put_back(left)
+
+    def _aged(self, entry: Committed) -> Work:
+        """The work with its age: the history gets the time when it happened."""
+        work = entry.work
+        if isinstance(work, (RefinedCause, EpochStep)):
+            return work
+        return replace(work, age_s=work.age_s + max(0.0, self._clock.monotonic() - entry.at_s))
+
+    async def _write(self, store: Store, works: Sequence[Work]) -> None:
+        """Write works of one kind."""
+        first = works[0]
+        if isinstance(first, EpochStep):
+            await self._write_epoch(store, first)
+        elif isinstance(first, RefinedCause):
+            await self._write_causes(store, [work for work in works if isinstance(work, RefinedCause)])
+        elif isinstance(first, RegisterChange):
+            await self._write_changes(store, store.register_many, [w for w in works if isinstance(w, RegisterChange)])
+        elif isinstance(first, StatusChange):
+            await self._write_changes(store, store.set_status_many, [w for w in works if isinstance(w, StatusChange)])
+        else:
+            await self._write_changes(store, store.hold_many, [w for w in works if isinstance(w, HoldChange)])
+
+    async def _write_changes(
+        self, store: Store, write: Callable[[Sequence[C]], Awaitable[list[Outcome]]], changes: Sequence[C]
+    ) -> None:
+        async for part, answer in in_parts(changes, write):
+            if isinstance(answer, Exception):
+                self._note_refused(part[0].instance_id, answer)
+                continue
+            self._journal.note_changes(store.commits, part, answer)
+            for change, outcome in zip(part, answer, strict=True):
+                if outcome.kind in _TAKEN:
+                    self._written += 1
+                else:
+                    self._note_refused(change.instance_id, outcome.kind.value)
+
+    async def _write_causes(self, store: Store, causes: Sequence[RefinedCause]) -> None:
+        async def refine(some: Sequence[RefinedCause]) -> list[str]:
+            return await store.refine_causes({one.instance_id: one.cause for one in some})
+
+        async for part, answer in in_parts(causes, refine):
+            if isinstance(answer, Exception):
+                self._note_refused(part[0].instance_id, answer)
+            else:
+                self._journal.note(store.commits, part)
+                self._written += len(part)
+
+    async def _write_epoch(self, store: Store, step: EpochStep) -> None:
+        try:
+            if step.is_current:
+                await store.set_current_epoch(step.epoch)
+            else:
+                await store.stage_epoch(step.epoch)
+        except (RetiredEpochError, EpochLimitError) as error:
+            self._note_refused(None, error)
+            return
+        self._journal.note(store.commits, [step])
+        self._written += 1
+
+    def _note_refused(self, instance_id: str | None, why: object) -> None:
+        self._refused += 1
+        logger.warning("the database refuses what it had before: %s", why, extra={"instance_id": instance_id})
+
+    # Memory
+
+    async def _restore_epoch(self, store: Store) -> None:
+        """Show the epoch that this registry has shown, also where the journal does not reach back to its flip."""
+        shown = self._members.epoch
+        if shown and (await store.current_epoch()).name != shown:
+            await self._write_epoch(store, EpochStep(shown, is_current=True))
+
+    async def _compare(self, store: Store) -> None:
+        """Write what memory has and the database does not, and adopt what only the database has."""
+        missing = {row.instance_id for row in self._members}
+        after = decode_cursor(None)
+        while True:
+            page = await store.live_states(after, _PAGE)
+            missing.difference_update(state.instance_id for state in page)
+            await self._write_all(store, [work for state in page for work in self._differences(state)])
+            for state in page:
+                if state.instance_id not in self._members and state.instance_id not in self._members.deaths:
+                    await self._adopt(store, state.instance_id)
+            if len(page) < _PAGE:
+                break
+            after = page[-1][:2]
+        rows = [row for row in map(self._members.get, missing) if row is not None]
+        await self._write_all(store, [work for row in rows for work in self._registered_again(row)])
+
+    async def _write_all(self, store: Store, works: Sequence[Change]) -> None:
+        """Registrations first, then statuses, then holds: each instance has at most one of the first two."""
+        for kind in (RegisterChange, StatusChange, HoldChange):
+            some = [work for work in works if isinstance(work, kind)]
+            for start in range(0, len(some), self._config.batch_limit):
+                await self._write(store, some[start : start + self._config.batch_limit])
+
+    async def _adopt(self, store: Store, instance_id: str) -> None:
+        """Take over an instance that memory does not have. It died beyond our memory, or was registered by SQL: it is
+        routed to once it beats."""
+        row = await store.read_instance(instance_id)
+        if row is not None and row.status is not Status.DEAD:
+            self._members.adopt(row, self._clock.monotonic() - self._members.silence.terms.lease_s)
+
+    def _differences(self, state: LiveState) -> Iterator[Change]:
+        """What the database has to get of an instance that it has."""
+        instance_id, number = state.instance_id, self._backlog.next_number
+        known = self._members.get(instance_id)
+        if known is None:
+            if instance_id in self._members.deaths:
+                yield StatusChange(instance_id, Status.DEAD, None, self._members.deaths.cause_of(instance_id), number())
+            return
+        if LiveState.of(known) == state or self._backlog.unsettled(instance_id):
+            # a change that is under way settles it
+            return
+        if known.seq > state.seq or known.reported_status is not state.reported_status:
+            is_new = known.seq > state.seq
+            yield StatusChange(
+                instance_id,
+                known.reported_status,
+                known.seq if is_new else None,
+                _cause_of(known),
+                None if is_new else number(),
+            )
+        yield from self._holds_again(known, state.holds)
+
+    def _registered_again(self, known: Instance) -> Iterator[Change]:
+        """What the database has to get of an instance that it does not have."""
+        age_s = max(0.0, (self._clock.utc() - known.started_at).total_seconds())
+        yield RegisterChange(_registration_of(known), 0, age_s)
+        if self._backlog.unsettled(known.instance_id):
+            return
+        if known.reported_status is not Status.STARTING or known.seq > 0:
+            yield StatusChange(known.instance_id, known.reported_status, known.seq, _cause_of(known))
+        yield from self._holds_again(known, ())
+
+    def _holds_again(self, known: Instance, stored: Sequence[Hold]) -> Iterator[Change]:
+        has = {hold.kind: hold for hold in stored}
+        for hold in known.holds:
+            if not hold.is_same(has.pop(hold.kind, None)):
+                yield HoldChange(known.instance_id, hold.kind, hold, self._backlog.next_number())
+        for kind in has:
+            yield HoldChange(
+                known.instance_id, kind, None, self._backlog.next_number(), Cause(CauseKind.RESTORED, "it was released")
+            )
+
+
+def _cause_of(known: Instance) -> Cause | None:
+    # the cause that memory has is the last one: of a hold, where there are any
+    return Cause(CauseKind.RESTORED) if known.holds else known.cause
+
+
+def _registration_of(known: Instance) -> Registration:
+    details: dict[str, Any] = {field.name: getattr(known, field.name, None) for field in fields(Registration)}
+    return Registration(**details)
+
+
+def _first_of_one_kind(entries: Sequence[Committed], limit: int) -> list[Committed]:
+    """The entries at the front that may be written together: of one kind, and each of another instance."""
+    first = entries[0]
+    batch: list[Committed] = []
+    seen: set[str] = set()
+    for entry in entries[:limit]:
+        work = entry.work
+        if type(work) is not type(first.work):
+            break
+        if isinstance(work, EpochStep):
+            return [entry]
+        if work.instance_id in seen:
+            break
+        seen.add(work.instance_id)
+        batch.append(entry)
+    return batch
