@@ -209,6 +209,15 @@ def _of_health(health: Health, settings: Settings) -> list[Finding]:
         found = f"superseded by the registry of term {health.fenced_by}: this one only reads"
         remedy = "another cluster writes to this database; end one of them, or give each its own SEEDCORE_PG_DSN"
         findings.append(Finding("writer", Grade.FAILED, found, remedy))
+    if health.epoch_problem is not None:
+        remedy = "`seedcore epoch show` shows the epochs"
+        findings.append(Finding("epoch", Grade.FAILED, health.epoch_problem, remedy))
+    if health.last_loss is not None:
+        loss = health.last_loss
+        missing = "" if loss.has_whole_history else "; the oldest of the lost transitions are missing"
+        found = f"it lost {loss.commits} commits; {loss.written_again} changes were written again{missing}"
+        remedy = "replicate synchronously: see deploy/README.md"
+        findings.append(Finding("lost commits", Grade.WARNING, found, remedy))
     if health.store_problem is not None:
         remedy = "restore the database; until then the registry works from memory"
         findings.append(Finding("registry's database", Grade.FAILED, health.store_problem, remedy))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Generic, overload
 
 from seedcore.core.causes import Cause
-from seedcore.core.errors import NotDurableError
-from seedcore.core.instances import Instance, Verdict
+from seedcore.core.errors import InvalidInputError, NotDurableError
+from seedcore.core.instances import Epoch, Instance, Verdict
 from seedcore.core.lifecycle import Status
 from seedcore.core.limits import (
     T,
@@ -18,6 +18,7 @@ from seedcore.core.limits import (
     check_key,
     check_kind,
     check_labels,
+    check_seq,
 )
 from seedcore.core.selector import Requirement, Selector
 from seedcore.core.wire import wire
@@ -39,6 +40,8 @@ class NotResolved(StrEnum):
     """No live instance is registered under this logical id."""
     OTHER_EPOCH = "other_epoch"
     """Its instances belong to another epoch than the current one."""
+    EPOCH_UNCONFIRMED = "epoch_unconfirmed"
+    """The database has lost a flip that agents know of: an operator must confirm which epoch is current."""
     STARTING = "starting"
     """It has registered, and has not reported alive yet."""
     DRAINING = "draining"
@@ -138,6 +141,8 @@ class BeatAnswer:
     on the instances' node that collects beats and changes, if there is one. `is_recovering`: some of the ids are not
     known yet, because the registry has not read its database. They are in neither list, and nothing is to be done.
     `retired` are the dead ids that ended with their epoch, each with the epoch's name: they do not register again.
+    `behind` are the ids of which the sender knows later durable changes (see KnownBefore): it sends them again.
+    `registry` identifies the registry process, and `epoch` is the current one, None where that is not known yet.
     """
 
     unknown: tuple[str, ...] = ()
@@ -148,10 +153,58 @@ class BeatAnswer:
     relay: str | None = None
     is_recovering: bool = False
     retired: Mapping[str, str] = field(default_factory=dict)
+    behind: tuple[str, ...] = ()
+    registry: str | None = None
+    epoch: Epoch | None = None
 
-    def with_lost(self, unknown: tuple[str, ...], dead: tuple[str, ...], retired: Mapping[str, str]) -> BeatAnswer:
-        """The same answer with other ids that renewed no lease."""
-        return replace(self, unknown=unknown, dead=dead, retired=retired)
+    def about(self, instance_ids: Set[str]) -> BeatAnswer:
+        """The same answer, about these instances only."""
+        return replace(
+            self,
+            unknown=tuple(one for one in self.unknown if one in instance_ids),
+            dead=tuple(one for one in self.dead if one in instance_ids),
+            retired={one: epoch for one, epoch in self.retired.items() if one in instance_ids},
+            behind=tuple(one for one in self.behind if one in instance_ids),
+        )
+
+    def joined(self, later: BeatAnswer) -> BeatAnswer:
+        """The answer to both of two messages."""
+        return replace(
+            later,
+            unknown=self.unknown + later.unknown,
+            dead=self.dead + later.dead,
+            retired={**self.retired, **later.retired},
+            behind=self.behind + later.behind,
+            is_recovering=self.is_recovering or later.is_recovering,
+        )
+
+
+@wire
+@dataclass(frozen=True, slots=True)
+class KnownBefore:
+    """What the sender of beats knows from registries before, for one that has not answered it yet: by instance id, the
+    number of the last change that was durable, and the epoch that was current. A database that has lost commits shows
+    by a lower number."""
+
+    seqs: Mapping[str, int] = field(default_factory=dict)
+    epoch: Epoch | None = None
+
+    def validated(self, instance_ids: Sequence[str]) -> KnownBefore:
+        """The same, or InvalidInputError; its instances are some of those that beat."""
+        check_kind("known", self, KnownBefore)
+        if not check_kind("seqs", self.seqs, Mapping).keys() <= set(instance_ids):
+            raise InvalidInputError("seqs", "must be of some of the instance ids")
+        for seq in self.seqs.values():
+            check_seq(seq)
+        if self.epoch is not None:
+            check_epoch(check_kind("epoch", self.epoch, Epoch).name)
+            check_seq(self.epoch.number)
+        return self
+
+    def joined(self, later: KnownBefore) -> KnownBefore:
+        """What two senders know."""
+        epochs = [epoch for epoch in (self.epoch, later.epoch) if epoch is not None]
+        return KnownBefore({**self.seqs, **later.seqs}, max(epochs, key=lambda epoch: epoch.number, default=None))
 
 
 @wire

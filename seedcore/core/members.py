@@ -57,6 +57,8 @@ class Members:
         self.on_vanish: Callable[[Instance], None] = _ignore
         self._capacity = capacity
         self._epoch_number = 0
+        self.unconfirmed: Epoch | None = None
+        """An epoch that agents knew as current, with a higher number than the database has: a flip is lost."""
         self._expiring: dict[str, datetime] = {}
         self._loads: dict[str, float] = {}
 
@@ -198,6 +200,18 @@ class Members:
     # Epochs
 
     @property
+    def listed_epoch(self) -> str:
+        """The epoch whose instances are listed and resolved: none while it is not confirmed which one is current."""
+        return self.epoch if self.unconfirmed is None else ""
+
+    def note_agents_epoch(self, epoch: Epoch) -> None:
+        """Note an epoch that agents knew as current before this registry answered them."""
+        doubted = self.unconfirmed if self.unconfirmed is not None else self.known_epoch
+        if epoch.number > doubted.number and epoch.name != self.epoch:
+            self.unconfirmed = epoch
+            self.feed.start_over("")
+
+    @property
     def known_epoch(self) -> Epoch:
         """The epoch that listings show, as the database returned it last."""
         return Epoch(self.epoch, self._epoch_number)
@@ -211,14 +225,19 @@ class Members:
         if number < self._epoch_number and not is_reset:
             return
         self._epoch_number = number
+        was_unconfirmed, unconfirmed = self.unconfirmed is not None, self.unconfirmed
+        if unconfirmed is not None and (number > unconfirmed.number or epoch == unconfirmed.name):
+            self.unconfirmed = None
         if epoch == self.epoch:
+            if was_unconfirmed and self.unconfirmed is None:
+                self.feed.start_over(epoch)
             return
         if self.epoch == "":
             for instance in self:
                 if instance.cluster_epoch == "":
                     self.index.put(replace(instance, cluster_epoch=epoch))
         self.epoch = epoch
-        self.feed.start_over(epoch)
+        self.feed.start_over(self.listed_epoch)
 
     def move(self, instance_id: str, epoch: str) -> None:
         """Apply the epoch that the store has decided for an instance."""

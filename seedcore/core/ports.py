@@ -145,8 +145,9 @@ class Store(InstanceReader, Protocol):
         Raises RetiredEpochError or EpochLimitError."""
         ...
 
-    async def set_current_epoch(self, epoch: str) -> Epoch:
-        """Flip discovery to `epoch` in one step, or raise RetiredEpochError."""
+    async def set_current_epoch(self, epoch: str, above: int = 0) -> Epoch:
+        """Flip discovery to `epoch` in one step, or raise RetiredEpochError. Its number becomes higher than `above`:
+        an epoch that is confirmed after a flip was lost has a higher number than the lost one."""
         ...
 
     def load_live(self) -> AsyncIterator[Instance]:

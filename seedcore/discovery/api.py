@@ -251,6 +251,20 @@ class ServiceOut(BaseModel):
     namespace: str
 
 
+class LossOut(BaseModel):
+    """The database had lost commits, which was noticed at `at`. What this registry had acknowledged was written again;
+    `refused` counts what the database did not take. `has_whole_history` false: the oldest of the lost transitions are
+    missing."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    at: datetime
+    commits: int
+    written_again: int
+    refused: int
+    has_whole_history: bool
+
+
 class RegistryOut(BaseModel):
     """The registry actor's own report. Times in seconds."""
 
@@ -281,6 +295,8 @@ class RegistryOut(BaseModel):
     compared_at: datetime | None
     notes: list[str]
     unwatched: dict[str, int]
+    last_loss: LossOut | None = None
+    epoch_problem: str | None = Field(None, description="a flip is lost: what an operator must do")
 
 
 class EpochOut(BaseModel):

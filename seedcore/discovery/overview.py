@@ -16,7 +16,7 @@ from seedcore.core.errors import CannotKnowError, RegistryError
 from seedcore.core.limits import NOTHING
 from seedcore.core.timeouts import within
 from seedcore.core.view import FleetCounts, LiveView
-from seedcore.discovery.api import EpochOut, OverviewAnswer, RegistryOut, ServiceOut
+from seedcore.discovery.api import EpochOut, LossOut, OverviewAnswer, RegistryOut, ServiceOut
 from seedcore.discovery.reader import DiscoveryReader, SourceStates
 from seedcore.discovery.rendering import sources_out
 from seedcore.registry.caller.live_sources import registry_problem
@@ -183,4 +183,6 @@ def _registry_out(health: Health) -> RegistryOut:
         compared_at=health.compared_at,
         notes=list(health.notes),
         unwatched=dict(health.unwatched),
+        last_loss=None if health.last_loss is None else LossOut.model_validate(health.last_loss),
+        epoch_problem=health.epoch_problem,
     )

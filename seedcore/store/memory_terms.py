@@ -96,10 +96,10 @@ class MemoryTerms(MemoryReader):
         self.fence(counts=False)
         self.tables.leases_from = self._now()
 
-    async def set_current_epoch(self, epoch: str) -> Epoch:
+    async def set_current_epoch(self, epoch: str, above: int = 0) -> Epoch:
         check_epoch(epoch)
         self.fence()
-        self.tables.flip(epoch, self._now())
+        self.tables.flip(epoch, self._now(), above)
         return await self.current_epoch()
 
     async def stage_epoch(self, epoch: str) -> bool:

@@ -122,8 +122,8 @@ class PostgresStore(PostgresReader):
     async def renew_every_lease(self) -> None:
         await self._statements.as_writer("renew_every_lease", {})
 
-    async def set_current_epoch(self, epoch: str) -> Epoch:
-        rows = await self._statements.as_writer("set_current_epoch", {"epoch": check_epoch(epoch)})
+    async def set_current_epoch(self, epoch: str, above: int = 0) -> Epoch:
+        rows = await self._statements.as_writer("set_current_epoch", {"epoch": check_epoch(epoch), "above": above})
         return Epoch(name=epoch, number=rows[0][0])
 
     async def stage_epoch(self, epoch: str) -> bool:

@@ -11,7 +11,7 @@ select begin_write(%(term)s, %(writer_id)s, %(commits)s, %(counts)s);
 select renew_term(%(lease_s)s);
 
 -- set_current_epoch: flip discovery in one step
-select set_current_epoch(%(epoch)s::text);
+select set_current_epoch(%(epoch)s::text, %(above)s::bigint);
 
 -- stage_epoch: name an epoch that will become current later
 select stage_epoch(%(epoch)s::text);

@@ -51,15 +51,17 @@ class Tables:
 
     # Epochs
 
-    def flip(self, epoch: str, now: datetime) -> None:
-        """Make an epoch current and retire the one before. Raises RetiredEpochError."""
-        if epoch == self.current_epoch:
-            return
-        if self.stage(epoch, now, will_wait=False) is not None:
-            raise RetiredEpochError(epoch)
-        self.epochs[self.current_epoch].retired_at = now
-        self.epochs[epoch].current_at = now
-        self.current_epoch = epoch
+    def flip(self, epoch: str, now: datetime, above: int = 0) -> None:
+        """Make an epoch current, with a number higher than `above`, and retire the one before. Raises
+        RetiredEpochError."""
+        if epoch != self.current_epoch:
+            if self.stage(epoch, now, will_wait=False) is not None:
+                raise RetiredEpochError(epoch)
+            self.epochs[self.current_epoch].retired_at = now
+            self.epochs[epoch].current_at = now
+            self.current_epoch = epoch
+        if self.epochs[epoch].number <= above:
+            self.epochs[epoch].number = max(above, *(row.number for row in self.epochs.values())) + 1
 
     def stage(self, epoch: str, now: datetime, *, will_wait: bool = True) -> OutcomeKind | None:
         """Record an epoch that is not known yet. None where it is usable, else why it is not."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from seedcore.core.answers import BeatAnswer, Receipt
+from seedcore.core.answers import BeatAnswer, KnownBefore, Receipt
 from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.changes import RegisterChange, SequencedChange
 from seedcore.core.errors import BacklogFullError, InstanceDeadError, RegistryError, RegistryUnavailableError
+from seedcore.core.instances import Epoch
 from seedcore.core.lifecycle import Status
 from seedcore.registry.protocol.outbox import MAX_IN_FLIGHT, BeatBox, ChangeBox
 from tests.builders import iid, joins
@@ -24,6 +25,7 @@ class Registry:
 
     def __init__(self) -> None:
         self.messages: list[list[str]] = []
+        self.known: list[KnownBefore | None] = []
         self.may_answer = asyncio.Event()
         self.may_answer.set()
         self.dead: set[str] = set()
@@ -43,7 +45,10 @@ class Registry:
             return InstanceDeadError(instance_id, Cause(CauseKind.LEASE_EXPIRED))
         return Receipt(instance_id, Status.STARTING, change.change.seq, durable=True)
 
-    async def beat_many(self, instance_ids: Sequence[str], loads: Mapping[str, float]) -> BeatAnswer:
+    async def beat_many(
+        self, instance_ids: Sequence[str], loads: Mapping[str, float], known: KnownBefore | None
+    ) -> BeatAnswer:
+        self.known.append(known)
         self.messages.append([f"{instance_id[-1]}{loads.get(instance_id, '')}" for instance_id in instance_ids])
         await self.may_answer.wait()
         if self.error is not None:
@@ -121,6 +126,20 @@ async def test_beats_within_the_linger_share_a_message_and_each_caller_gets_its_
     assert [answer.dead for answer in answers] == [(), (iid(2),), ()]
     await box.renew([iid(1)], {iid(1): 0.5})
     assert registry.messages[-1] == ["10.5"]
+
+
+async def test_what_senders_know_from_before_shares_the_message_of_their_beats() -> None:
+    registry = Registry()
+    box = BeatBox(registry.beat_many, 0.001, max_per_message=2)
+    await asyncio.gather(
+        box.renew([iid(1)], None, KnownBefore({iid(1): 4}, Epoch("green", 2))),
+        box.renew([iid(2)]),
+        box.renew([iid(3)], None, KnownBefore({iid(3): 7}, Epoch("teal", 3))),
+    )
+    teal = Epoch("teal", 3)
+    assert registry.known == [KnownBefore({iid(1): 4}, teal), KnownBefore({iid(3): 7}, teal)]
+    await box.renew([iid(1)])
+    assert registry.known[-1] is None
 
 
 async def test_beats_beyond_the_size_of_a_message_are_sent_in_several() -> None:

@@ -154,6 +154,29 @@ function addOfRegistry(add, registry, now) {
         "No agent expires because of this: every lease starts again.",
     );
   }
+  if (registry.epoch_problem) {
+    add(
+      "epoch",
+      "bad",
+      "Epoch not confirmed",
+      "An operator must confirm which epoch is current.",
+      "The database has lost a flip that agents know of. Until then no agent is resolved.",
+      registry.epoch_problem,
+    );
+  }
+  if (registry.last_loss) {
+    const loss = registry.last_loss;
+    add(
+      "loss",
+      "warn",
+      "Database lost commits",
+      "The database had lost commits.",
+      `It went back by ${plural(loss.commits, "commit", "commits")} ${longSpan(now - parseTime(loss.at))} ago; the registry has ` +
+        `written ${plural(loss.written_again, "change", "changes")} again.` +
+        (loss.refused ? ` The database refused ${count(loss.refused)} of them.` : "") +
+        (loss.has_whole_history ? "" : " The oldest of the lost transitions are missing in the history."),
+    );
+  }
   if (registry.is_frozen) {
     add(
       "frozen",

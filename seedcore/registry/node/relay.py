@@ -12,7 +12,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from seedcore.core.answers import BeatAnswer, Receipt
+from seedcore.core.answers import BeatAnswer, KnownBefore, Receipt
 from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.changes import SequencedChange
 from seedcore.core.errors import DirectoryUnavailableError, RegistryError, RegistryUnavailableError
@@ -95,7 +95,9 @@ class Relay:
                 return []
         return list(self._exits)
 
-    async def beat_many(self, instance_ids: Sequence[str], loads: Mapping[str, float] | None = None) -> BeatAnswer:
+    async def beat_many(
+        self, instance_ids: Sequence[str], loads: Mapping[str, float] | None = None, known: KnownBefore | None = None
+    ) -> BeatAnswer:
         """See RelayApi.beat_many. Answers when the registry has received the beats, together with others of the node.
 
         Raises what the registry raises, or RegistryUnavailableError where it does not answer.
@@ -104,7 +106,7 @@ class Relay:
         check_beats(instance_ids, loads if loads is not None else {}, MAX_BEATS_PER_MESSAGE)
         for instance_id in instance_ids:
             check_instance_id(instance_id)
-        return await self._beats.renew(instance_ids, loads)
+        return await self._beats.renew(instance_ids, loads, None if known is None else known.validated(instance_ids))
 
     async def deliver(self, changes: Sequence[SequencedChange]) -> list[Receipt | RegistryError]:
         """See RelayApi.deliver; raises as `beat_many`."""
@@ -116,8 +118,10 @@ class Relay:
         except RegistryError as error:
             return error
 
-    async def _forward_beats(self, instance_ids: Sequence[str], loads: Mapping[str, float]) -> BeatAnswer:
-        return await self._upstream().beat_many(instance_ids, loads)
+    async def _forward_beats(
+        self, instance_ids: Sequence[str], loads: Mapping[str, float], known: KnownBefore | None
+    ) -> BeatAnswer:
+        return await self._upstream().beat_many(instance_ids, loads, known)
 
     async def _forward_changes(self, changes: Sequence[SequencedChange]) -> Sequence[Receipt | RegistryError]:
         return await self._upstream().deliver(changes)

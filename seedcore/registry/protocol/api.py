@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ParamSpec, Protocol, TypeVar
 
-from seedcore.core.answers import Answer, BeatAnswer, InstanceFilter, Listing, Receipt, Resolution
+from seedcore.core.answers import Answer, BeatAnswer, InstanceFilter, KnownBefore, Listing, Receipt, Resolution
 from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.changes import RegisterChange, Registration, SequencedChange, StatusChange
 from seedcore.core.errors import RegistryError
@@ -116,9 +116,11 @@ class RelayApi(Protocol):
         ...
 
     @rules(Answered.FROM_MEMORY, by_relay=True, agent_bound=True)
-    async def beat_many(self, instance_ids: Sequence[str], loads: Mapping[str, float] | None = None) -> BeatAnswer:
+    async def beat_many(
+        self, instance_ids: Sequence[str], loads: Mapping[str, float] | None = None, known: KnownBefore | None = None
+    ) -> BeatAnswer:
         """Renew many leases, at most MAX_BEATS_PER_MESSAGE. `loads` are those of some of them, by instance id, in the
-        unit that the agents of a logical id share."""
+        unit that the agents of a logical id share. `known` goes to a registry that has not answered the sender yet."""
         ...
 
 

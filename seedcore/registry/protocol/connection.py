@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
@@ -13,8 +13,8 @@ from weakref import WeakKeyDictionary
 
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
-from seedcore.core.answers import BeatAnswer, Receipt
-from seedcore.core.changes import RegisterChange, SequencedChange
+from seedcore.core.answers import BeatAnswer, KnownBefore, Receipt
+from seedcore.core.changes import Change, RegisterChange, SequencedChange
 from seedcore.core.circuit import Circuit
 from seedcore.core.clock import Clock
 from seedcore.core.errors import (
@@ -28,6 +28,7 @@ from seedcore.core.errors import (
 )
 from seedcore.core.timeouts import end, is_running, within
 from seedcore.registry.protocol.api import Answered, RegistryApi, Repeats, Rules, Shorthands, rules_of
+from seedcore.registry.protocol.durable_words import DurableWords
 from seedcore.registry.protocol.messages import PROTOCOL, Hello
 from seedcore.registry.protocol.outbox import ChangeBox
 from seedcore.registry.protocol.relay_client import RelayFinder, RelayTimes, cause_of
@@ -112,6 +113,7 @@ class RegistryConnection(Shorthands):
         self._circuit = Circuit(self._times.silent_pause_s)
         self._silent_why = ""
         self._probing: asyncio.Task[None] | None = None
+        self._words = DurableWords()
 
     async def __aenter__(self) -> Self:
         return self
@@ -142,14 +144,42 @@ class RegistryConnection(Shorthands):
         the changes before it; a registration is."""
         box = self._box()
         try:
-            return await box.take(change)
+            receipt = await box.take(change)
         except RegistryReplacedError:
             if not isinstance(change.change, RegisterChange):
                 raise
-            return await box.take(change)
+            receipt = await box.take(change)
+        self._words.note_receipt(change, receipt)
+        return receipt
+
+    async def beat_many(
+        self, instance_ids: Sequence[str], loads: Mapping[str, float] | None = None, known: KnownBefore | None = None
+    ) -> BeatAnswer:
+        """See RegistryApi.beat_many. A registry that is new to this process gets what it knows from before; changes
+        that it turns out not to have are sent again."""
+        sent = self._words.known_before(instance_ids) if known is None else known
+        # without it the message is as short as it can be
+        answer = await (self._beat_many(instance_ids, loads, sent) if sent else self._beat_many(instance_ids, loads))
+        lost = self._words.note_answer(sent, answer)
+        if lost:
+            logger.warning(
+                "the registry does not have what was durable: the database has lost commits",
+                extra={"agents": len(lost)},
+            )
+            await asyncio.gather(*(self._take_again(changes) for changes in lost))
+        return answer
+
+    async def _take_again(self, changes: Sequence[Change]) -> None:
+        """Send changes of one instance again, in order and under their numbers."""
+        try:
+            for change in changes:
+                await self.take(SequencedChange(change))
+        except RegistryError as error:
+            # it is still behind at the next beat
+            logger.info("a change is not restored yet: %s", error, extra={"instance_id": changes[0].instance_id})
 
     deliver = forwarded(RegistryApi.deliver)
-    beat_many = forwarded(RegistryApi.beat_many)
+    _beat_many = forwarded(RegistryApi.beat_many)
     drain = forwarded(RegistryApi.drain)
     undrain = forwarded(RegistryApi.undrain)
     deregister = forwarded(RegistryApi.deregister)

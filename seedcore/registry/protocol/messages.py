@@ -141,8 +141,8 @@ class Health:
     instance became so, `came_back` how often one of them beat again; `deaths_declared` counts the registry's own
     verdicts. `healed` counts instances that differed between memory and database at their comparison, the last one at
     `compared_at`; `pruned` counts rows that were deleted from the past. `beats_per_s` is the present rate; `fences`
-    counts how often a newer registry took over. `losses` counts how often the database had lost commits, the last time
-    as in `last_loss`.
+    counts how often a newer registry took over. `losses` counts how often the database had lost commits,
+    `lost_commits` how many in all; `last_loss` is the last time. `epoch_problem`: a flip is lost, no agent is resolved, and what an operator must do.
     """
 
     hello: Hello
@@ -178,12 +178,14 @@ class Health:
     notes: tuple[str, ...] = field(default=())
     unwatched: Mapping[str, int] = field(default_factory=dict)
     losses: int = 0
+    lost_commits: int = 0
     last_loss: DatabaseLoss | None = None
+    epoch_problem: str | None = None
 
     @property
     def is_ready(self) -> bool:
-        """Whether answers are complete and changes become durable."""
-        return self.recovered and self.store_problem is None and self.fenced_by is None
+        """Whether answers are complete, changes become durable, and it is known which epoch is current."""
+        return self.recovered and self.store_problem is None and self.fenced_by is None and self.epoch_problem is None
 
 
 @wire

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 
-from seedcore.core.answers import BeatAnswer, Receipt
+from seedcore.core.answers import BeatAnswer, KnownBefore, Receipt
 from seedcore.core.changes import SequencedChange
 from seedcore.core.errors import BacklogFullError, RegistryError
 
@@ -96,21 +96,25 @@ class BeatBox:
 
     def __init__(
         self,
-        send: Callable[[Sequence[str], Mapping[str, float]], Awaitable[BeatAnswer]],
+        send: Callable[[Sequence[str], Mapping[str, float], KnownBefore | None], Awaitable[BeatAnswer]],
         linger_s: float,
         *,
         capacity: int = CAPACITY,
         max_per_message: int = MAX_BEATS_PER_MESSAGE,
     ) -> None:
-        """`send` receives at most `max_per_message` ids, and the loads of some of them. `capacity` beats may wait."""
+        """`send` receives at most `max_per_message` ids, the loads of some of them, and what their senders know from
+        before. `capacity` beats may wait."""
         self._send = send
         self._linger_s = linger_s
         self._capacity = capacity
         self._max_per_message = max_per_message
         self._beats: dict[str, float | None] = {}
+        self._known: KnownBefore | None = None
         self._round: asyncio.Task[BeatAnswer] | None = None
 
-    async def renew(self, instance_ids: Sequence[str], loads: Mapping[str, float] | None = None) -> BeatAnswer:
+    async def renew(
+        self, instance_ids: Sequence[str], loads: Mapping[str, float] | None = None, known: KnownBefore | None = None
+    ) -> BeatAnswer:
         """Send beats and return the answer, without the lost instances of other callers. Raises the error of the
         message, or BacklogFullError if the box is full."""
         if len(self._beats) + len(instance_ids) > self._capacity:
@@ -119,6 +123,8 @@ class BeatBox:
             self._beats.setdefault(instance_id)
         if loads:
             self._beats.update(loads)
+        if known is not None:
+            self._known = known if self._known is None else self._known.joined(known)
         if self._round is None:
             self._round = asyncio.create_task(self._deliver(), name="beats-sent")
             self._round.add_done_callback(_note_read)
@@ -129,14 +135,17 @@ class BeatBox:
         await asyncio.sleep(self._linger_s)
         self._round = None
         beats, self._beats = self._beats, {}
+        known, self._known = self._known, None
         waiting = iter(beats.items())
-        answer = await self._send_some(dict(islice(waiting, self._max_per_message)))
+        answer = await self._send_some(dict(islice(waiting, self._max_per_message)), known)
         while more := dict(islice(waiting, self._max_per_message)):
-            answer = _joined(answer, await self._send_some(more))
+            answer = answer.joined(await self._send_some(more, known))
         return answer
 
-    async def _send_some(self, beats: Mapping[str, float | None]) -> BeatAnswer:
-        return await self._send(list(beats), {beat: load for beat, load in beats.items() if load is not None})
+    async def _send_some(self, beats: Mapping[str, float | None], known: KnownBefore | None) -> BeatAnswer:
+        if known is not None:
+            known = replace(known, seqs={beat: seq for beat, seq in known.seqs.items() if beat in beats})
+        return await self._send(list(beats), {beat: load for beat, load in beats.items() if load is not None}, known)
 
 
 def _note_read(ended: asyncio.Task[BeatAnswer]) -> None:
@@ -146,18 +155,6 @@ def _note_read(ended: asyncio.Task[BeatAnswer]) -> None:
 
 
 def _answer_for(instance_ids: Sequence[str], answer: BeatAnswer) -> BeatAnswer:
-    if not answer.unknown and not answer.dead:
+    if not answer.unknown and not answer.dead and not answer.behind:
         return answer
-    own_ids = set(instance_ids)
-    return answer.with_lost(
-        tuple(instance_id for instance_id in answer.unknown if instance_id in own_ids),
-        tuple(instance_id for instance_id in answer.dead if instance_id in own_ids),
-        {instance_id: epoch for instance_id, epoch in answer.retired.items() if instance_id in own_ids},
-    )
-
-
-def _joined(earlier: BeatAnswer, later: BeatAnswer) -> BeatAnswer:
-    joined = later.with_lost(
-        earlier.unknown + later.unknown, earlier.dead + later.dead, {**earlier.retired, **later.retired}
-    )
-    return replace(joined, is_recovering=earlier.is_recovering or later.is_recovering)
+    return answer.about(set(instance_ids))

@@ -46,6 +46,9 @@ class RegistryMetrics:
         gauge("recovered", "1 once the registry has read the database").set(health.recovered)
         gauge("term", "Term of the registry").set(health.term or 0)
         gauge("fenced", "1 while a newer registry writes to the database").set(health.fenced_by is not None)
+        gauge("epoch_unconfirmed", "1 while an operator must confirm which epoch is current").set(
+            health.epoch_problem is not None
+        )
         gauge("expiry_frozen", "1 while no lease expires unless Ray confirms the death").set(health.is_frozen)
         gauge("relays", "Running relays").set(health.relays)
         gauge("watched_instances", "Instances whose process a relay watches").set(health.watched)
@@ -68,6 +71,8 @@ class RegistryMetrics:
         counter("changes_committed_total", "Registrations and status changes committed", flush.changes_committed)
         counter("flush_failures_total", "Rounds of the write loop that failed", flush.failures)
         counter("fences_total", "Takeovers by a newer registry", health.fences)
+        counter("database_losses_total", "Times that the database had lost commits", health.losses)
+        counter("lost_commits_total", "Commits that the database had lost", health.lost_commits)
         counter("lease_credit_seconds_total", "Seconds of its own absence credited to every lease", health.credited_s)
         counter("deaths_pushed_total", "Deaths reported by relays or by Ray's node table", health.deaths_reported)
         counter("deaths_declared_total", "Deaths declared by the registry, for any cause", health.deaths_declared)

@@ -31,7 +31,7 @@ from seedcore.core.limits import (
     check_kind,
     check_text,
 )
-from seedcore.core.member_queries import count_by_status, observed, page, resolve, verdicts_of
+from seedcore.core.member_queries import count_by_status, observed, page, resolve, unconfirmed_epoch, verdicts_of
 from seedcore.core.members import Members
 from seedcore.core.paging import check_limit, check_within_s, decode_cursor, decode_death_cursor, encode_cursor
 from seedcore.core.places import Places
@@ -274,7 +274,9 @@ class Queries:
             beats_per_s=writer.flusher.beats_per_s,
             fences=database.fences,
             losses=database.restoration.losses,
+            lost_commits=database.restoration.lost_commits,
             last_loss=database.restoration.last,
+            epoch_problem=unconfirmed_epoch(self.members),
             came_back=silence.came_back,
             deaths_declared=expiry.deaths_declared,
             notes=self._config.notes,

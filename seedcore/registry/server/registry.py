@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 
 from seedcore import __version__
-from seedcore.core.answers import BeatAnswer, Receipt
+from seedcore.core.answers import BeatAnswer, KnownBefore, Receipt
 from seedcore.core.changes import RegisterChange, Registration, SequencedChange, StatusChange
 from seedcore.core.clock import Clock
 from seedcore.core.errors import (
@@ -170,11 +170,13 @@ class Registry(Operations):
 
     # Beats
 
-    async def beat_many(self, instance_ids: Sequence[str], loads: Mapping[str, float] | None = None) -> BeatAnswer:
-        """Renew many leases in one call, at most MAX_BEATS_PER_MESSAGE. `loads` of some of them, by instance id, in a
-        unit that the agents of a logical id share."""
+    async def beat_many(
+        self, instance_ids: Sequence[str], loads: Mapping[str, float] | None = None, known: KnownBefore | None = None
+    ) -> BeatAnswer:
+        """See RelayApi.beat_many."""
         loads = loads if loads is not None else {}
         check_beats(instance_ids, loads, MAX_BEATS_PER_MESSAGE)
+        behind = () if known is None else self._compare_known(known.validated(instance_ids))
         now_s = self._clock.monotonic()
         database = self.writer.database
         renewal = self.members.renew(instance_ids, now_s)
@@ -195,7 +197,17 @@ class Registry(Operations):
             relay=self._relay_for(instance_ids),
             is_recovering=is_recovering,
             retired=renewal.retired,
+            behind=behind,
+            registry=self.members.feed.stream,
+            epoch=self.members.known_epoch if database.recovered else None,
         )
+
+    def _compare_known(self, known: KnownBefore) -> tuple[str, ...]:
+        """Note what agents know from a registry before. Returns the instances of which they know later changes."""
+        if known.epoch is not None and self.writer.database.is_complete:
+            self.members.note_agents_epoch(known.epoch)
+        instances = ((self.members.get(instance_id), seq) for instance_id, seq in known.seqs.items())
+        return tuple(row.instance_id for row, seq in instances if row is not None and row.seq < seq)
 
     def _relay_for(self, instance_ids: Sequence[str]) -> str | None:
         """The relay that the sender of a message may use from now on: its instances are all on one node."""
@@ -221,7 +233,8 @@ class Registry(Operations):
         check_epoch(epoch)
         self.writer.backlog.require_open()
         store = self.writer.database.readable()
-        flipped = await store.set_current_epoch(epoch)
+        lost = self.members.unconfirmed
+        flipped = await store.set_current_epoch(epoch, above=0 if lost is None else lost.number)
         self.writer.journal.note(store.commits, [EpochStep(epoch, is_current=True)])
         self.members.set_epoch(flipped.name, flipped.number)
         return flipped.name

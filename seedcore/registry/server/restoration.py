@@ -50,6 +50,7 @@ class Restoration:
         self._written = 0
         self._refused = 0
         self.losses = 0
+        self.lost_commits = 0
         self.last: DatabaseLoss | None = None
 
     async def restore(self, store: Store, known: int, found: int) -> None:
@@ -62,6 +63,7 @@ class Restoration:
         await self._restore_epoch(store)
         await self._compare(store)
         self.losses += 1
+        self.lost_commits += known - found
         self.last = DatabaseLoss(
             self._clock.utc(), known - found, self._written, self._refused, has_whole_history=is_whole
         )

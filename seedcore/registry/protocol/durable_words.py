@@ -1,0 +1,74 @@
+"""What agents of this process have had committed, for a registry that may not have it.
+
+A new registry process knows what its database has. Where that has lost commits, only the agents still have their own
+last changes: their first beats to a new registry carry the numbers, and it answers which of them are behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from seedcore.core.answers import BeatAnswer, KnownBefore, Receipt
+from seedcore.core.changes import Change, RegisterChange, SequencedChange, StatusChange
+from seedcore.core.instances import Epoch
+from seedcore.core.lifecycle import Status
+from seedcore.registry.protocol.outbox import CAPACITY
+
+
+class DurableWords:
+    """By instance, the last durable registration and the last durable status. Bounded: the oldest make room."""
+
+    def __init__(self, capacity: int = CAPACITY) -> None:
+        self._capacity = capacity
+        self._words: dict[str, dict[type[Change], Change]] = {}
+        self._registry: str | None = None
+        self._unconfirmed: set[str] = set()
+        self._epoch: Epoch | None = None
+        self._is_epoch_confirmed = True
+
+    def note_receipt(self, change: SequencedChange, receipt: Receipt) -> None:
+        """Keep a change that is durable."""
+        inner = change.change
+        if not receipt.durable:
+            return
+        if isinstance(inner, StatusChange) and inner.status is Status.DEAD:
+            self._forget(inner.instance_id)
+            return
+        if inner.instance_id not in self._words and len(self._words) >= self._capacity:
+            self._forget(next(iter(self._words)))
+        self._words.setdefault(inner.instance_id, {})[type(inner)] = inner
+
+    def known_before(self, instance_ids: Sequence[str]) -> KnownBefore | None:
+        """What goes with beats of these to a registry that has not confirmed it; None where there is nothing."""
+        if not self._unconfirmed and self._is_epoch_confirmed:
+            return None
+        ids = [one for one in instance_ids if one in self._unconfirmed]
+        seqs = {one: max(_seq(change) for change in words.values()) for one in ids if (words := self._words.get(one))}
+        return KnownBefore(seqs, None if self._is_epoch_confirmed else self._epoch)
+
+    def note_answer(self, sent: KnownBefore | None, answer: BeatAnswer) -> list[list[Change]]:
+        """Note the answer to beats. Returns, for each instance that is behind, the changes to send again in order."""
+        for one in answer.dead:
+            self._forget(one)
+        if answer.registry is None:
+            return []
+        if answer.registry != self._registry:
+            # the next beats to it carry what is known
+            self._registry = answer.registry
+            self._unconfirmed = set(self._words)
+            self._is_epoch_confirmed = self._epoch is None
+        elif sent is not None and not answer.is_recovering:
+            self._unconfirmed.difference_update(sent.seqs.keys() - set(answer.behind))
+            self._is_epoch_confirmed |= sent.epoch is not None and answer.epoch is not None
+        if answer.epoch is not None and (self._epoch is None or answer.epoch.number >= self._epoch.number):
+            self._epoch = answer.epoch
+        return [sorted(words.values(), key=_seq) for one in answer.behind if (words := self._words.get(one))]
+
+    def _forget(self, instance_id: str) -> None:
+        self._words.pop(instance_id, None)
+        self._unconfirmed.discard(instance_id)
+
+
+def _seq(change: Change) -> int:
+    assert isinstance(change, (RegisterChange, StatusChange))
+    return change.seq or 0

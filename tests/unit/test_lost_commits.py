@@ -1,0 +1,327 @@
+"""A database that has lost commits gets them again: from the memory of the registry, or from its agents."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+
+from seedcore.core.answers import InstanceFilter, KnownBefore, NotResolved
+from seedcore.core.causes import Cause, CauseKind
+from seedcore.core.changes import Registration
+from seedcore.core.errors import InvalidInputError, StoreUnavailableError
+from seedcore.core.holds import HoldKind
+from seedcore.core.instances import Epoch, Transition
+from seedcore.core.lifecycle import Status
+from seedcore.registry.protocol.connection import REGISTRY_NAME, RegistryConnection
+from seedcore.registry.server.config import RegistryConfig
+from seedcore.store.memory import MemoryStore, Tables
+from tests.builders import START, iid
+from tests.local import LocalRegistry
+from tests.local import Snapshot as Earlier
+from tests.unit.registries import joined_registry
+from tests.unit.test_relay_client import Actor
+from tests.waiting import eventually
+
+CONFIG = RegistryConfig("cluster", flush_interval_s=0.01, linger_s=0.0, epoch_check_s=0.01, compare_s=0.01)
+EVERY = InstanceFilter(statuses=None)
+
+
+@pytest.fixture
+def tables() -> Tables:
+    return Tables(START)
+
+
+async def enter(registry: LocalRegistry, number: int, *, epoch: str | None = None) -> str:
+    """An agent registers and is alive, durably."""
+    registration = Registration(iid(number), f"agent-{number}", cluster_epoch=epoch, labels={"n": str(number)})
+    assert (await registry.register(registration, 1)).durable
+    assert (await registry.set_status(iid(number), "alive", 2)).durable
+    return iid(number)
+
+
+async def has_mended(registry: LocalRegistry, times: int = 1) -> bool:
+    health = await registry.health()
+    return health.is_ready and health.losses == times
+
+
+def story(tables: Tables) -> list[Transition]:
+    """The history without its times."""
+    return [replace(one, at=START) for one in tables.transitions]
+
+
+async def test_everything_that_was_acknowledged_is_written_again_in_order(tables: Tables) -> None:
+    async with joined_registry(CONFIG, tables) as registry:
+        for number in (1, 2, 3):
+            await enter(registry, number)
+        earlier = Earlier(tables)
+        await enter(registry, 4)
+        await registry.set_status(iid(2), "draining", 3, "enough")
+        await registry.set_status(iid(2), "alive", 4)
+        await registry.drain(["agent-1"], "a new kernel", "ann", 3600.0)
+        await registry.deregister(["agent-3"], "it is gone", "bob")
+        await registry.stage_epoch("green")
+        before, rows = story(tables), dict(tables.rows)
+        lost = tables.commits
+        earlier.restore()
+        assert tables.commits < lost
+        await eventually(partial(has_mended, registry))
+        assert story(tables) == before
+        assert tables.rows.keys() == rows.keys()
+        for instance_id, row in rows.items():
+            again = tables.rows[instance_id]
+            assert (again.status, again.reported_status, again.holds, again.cause, again.seq, again.labels) == (
+                *(row.status, row.reported_status, row.holds, row.cause, row.seq, row.labels),
+            )
+        assert tables.rows[iid(3)].cause == Cause(CauseKind.OPERATOR, "it is gone", "bob")
+        assert "green" in tables.epochs
+        assert tables.commits > lost
+        loss = (await registry.health()).last_loss
+        assert loss is not None
+        assert (loss.refused, loss.has_whole_history) == (0, True)
+        assert loss.written_again >= 8
+        # nothing differs: the comparison has nothing to heal
+        assert (await registry.health()).healed == 0
+
+
+async def test_the_holds_and_deaths_of_memory_win_over_an_older_database_all_the_time(tables: Tables) -> None:
+    async with joined_registry(CONFIG, tables) as registry:
+        await enter(registry, 1)
+        await enter(registry, 2)
+        earlier = Earlier(tables)
+        await registry.drain(["agent-1"])
+        await registry.deregister(["agent-2"])
+        earlier.restore()
+        for _ in range(200):
+            answer = await registry.resolve(["agent-1", "agent-2"])
+            assert [one.instance for one in answer.value] == [None, None]
+            await asyncio.sleep(0)
+        await eventually(partial(has_mended, registry))
+        assert tables.rows[iid(1)].hold(HoldKind.OPERATOR) is not None
+        assert tables.rows[iid(2)].status is Status.DEAD
+
+
+async def test_a_lost_flip_is_made_again(tables: Tables) -> None:
+    async with joined_registry(CONFIG, tables) as registry:
+        await enter(registry, 1)
+        await registry.stage_epoch("blue")
+        await enter(registry, 2, epoch="blue")
+        earlier = Earlier(tables)
+        await registry.set_current_epoch("blue")
+        number = tables.epochs["blue"].number
+        earlier.restore()
+        assert tables.current_epoch == "epoch-1"
+        await eventually(partial(has_mended, registry))
+        assert (tables.current_epoch, tables.epochs["blue"].number) == ("blue", number)
+        assert tables.epochs["epoch-1"].retired_at is not None
+        assert (await registry.current_epoch()).value == Epoch("blue", number)
+        await eventually(lambda: tables.rows[iid(1)].status is Status.DEAD)
+
+
+async def test_states_are_restored_where_the_journal_does_not_reach_back(tables: Tables) -> None:
+    config = replace(CONFIG, journal_capacity=1)
+    async with joined_registry(config, tables) as registry:
+        await enter(registry, 1)
+        await enter(registry, 2)
+        earlier = Earlier(tables)
+        await enter(registry, 3)
+        await registry.drain(["agent-3"], "upkeep", "ann")
+        await registry.drain(["agent-1"], "upkeep", "ann")
+        await registry.undrain(["agent-1"])
+        await registry.set_status(iid(2), "draining", 3)
+        await registry.set_current_epoch("blue")
+        states = {one: (row.status, row.reported_status, row.seq) for one, row in tables.rows.items()}
+        holds = {one: row.holds for one, row in tables.rows.items()}
+        earlier.restore()
+        await eventually(partial(has_mended, registry))
+        assert tables.current_epoch == "blue"
+        await eventually(lambda: all(row.status is Status.DEAD for row in tables.rows.values()))
+        loss = (await registry.health()).last_loss
+        assert loss is not None
+        assert not loss.has_whole_history
+        assert states[iid(3)] == (Status.DRAINING, Status.ALIVE, 2)
+        assert holds[iid(1)] == ()
+
+
+class Fails(MemoryStore):
+    """Its next writes fail after so many."""
+
+    fails_after: int | None = None
+
+    def fence(self, *, counts: bool = True) -> None:
+        if counts and self.fails_after is not None:
+            if self.fails_after == 0:
+                raise StoreUnavailableError("for the test")
+            self.fails_after -= 1
+        super().fence(counts=counts)
+
+
+@pytest.mark.parametrize("fails_after", range(4))
+@pytest.mark.parametrize("is_lost_twice", [False, True])
+async def test_a_restoration_that_is_interrupted_is_repeated_from_its_start(
+    tables: Tables, fails_after: int, is_lost_twice: bool
+) -> None:
+    store = Fails(lambda: START, tables)
+    async with joined_registry(CONFIG, tables, store=store) as registry:
+        await enter(registry, 1)
+        earlier = Earlier(tables)
+        await enter(registry, 2)
+        await registry.set_status(iid(1), "draining", 3)
+        await registry.drain(["agent-2"])
+        await registry.stage_epoch("green")
+        before = story(tables)
+        store.fails_after = fails_after
+        earlier.restore()
+        failures = (await registry.health()).flush.failures
+
+        async def has_failed() -> bool:
+            return (await registry.health()).flush.failures > failures
+
+        await eventually(has_failed)
+        assert not (await registry.resolve(["agent-1"])).complete
+        if is_lost_twice:
+            earlier.restore()
+        store.fails_after = None
+        await eventually(partial(has_mended, registry))
+        assert story(tables) == before
+        assert "green" in tables.epochs
+
+
+async def test_an_instance_that_only_the_older_database_has_is_routed_to_once_it_beats(tables: Tables) -> None:
+    config = replace(CONFIG, journal_capacity=1)
+    async with joined_registry(config, tables) as registry:
+        await enter(registry, 1)
+        await enter(registry, 2)
+        earlier = Earlier(tables)
+        await registry.deregister(["agent-1"])
+        # memory keeps a bounded number of deaths
+        registry.members.deaths.clear()
+        earlier.restore()
+        await eventually(partial(has_mended, registry))
+        assert (await registry.resolve(["agent-1"])).value[0].reason in {NotResolved.LEASE_EXPIRED, NotResolved.DIED}
+        assert (await registry.resolve(["agent-2"])).value[0].instance is not None
+
+
+# A registry that starts on a database that has lost commits
+
+
+@asynccontextmanager
+async def called(registry: LocalRegistry) -> AsyncIterator[tuple[RegistryConnection, Callable[[LocalRegistry], None]]]:
+    """A connection to a registry, and what replaces that by another."""
+    actor = Actor(registry)
+
+    async def find(name: str, namespace: str, timeout_s: float) -> Any:
+        return actor if name == REGISTRY_NAME else None
+
+    def replace_by(other: LocalRegistry) -> None:
+        actor.inner = other
+
+    connection = RegistryConnection("nowhere", 1.0, find=find)
+    yield connection, replace_by
+    await connection.close()
+
+
+async def test_agents_repeat_their_last_words_to_a_registry_that_does_not_have_them(
+    tables: Tables, connected: object
+) -> None:
+    async with joined_registry(CONFIG, tables) as first, called(first) as (connection, replace_by):
+        for number in (1, 2, 3):
+            await connection.register(Registration(iid(number), f"agent-{number}"), 1)
+        await connection.beat_many([iid(1), iid(2), iid(3)])
+        earlier = Earlier(tables)
+        await connection.set_status(iid(1), "alive", 2)
+        await connection.set_status(iid(2), "alive", 2)
+        await connection.set_status(iid(2), "draining", 3, "enough")
+        await connection.set_status(iid(3), "dead", 2, "done")
+        earlier.restore()
+    async with joined_registry(CONFIG, tables) as second:
+        replace_by(second)
+        for _ in range(2):
+            await connection.beat_many([iid(1), iid(2)])
+        rows = tables.rows
+        assert [(rows[iid(n)].status, rows[iid(n)].seq) for n in (1, 2)] == [(Status.ALIVE, 2), (Status.DRAINING, 3)]
+        assert rows[iid(2)].cause == Cause(CauseKind.AGENT, "enough")
+        # it asks no more
+        taken = tables.version
+        await connection.beat_many([iid(1), iid(2)])
+        assert tables.version == taken
+
+
+async def test_a_registry_that_lacks_nothing_asks_for_nothing(tables: Tables, connected: object) -> None:
+    async with joined_registry(CONFIG, tables) as first, called(first) as (connection, replace_by):
+        await connection.register(Registration(iid(1), "agent-1"), 1)
+        await connection.beat(iid(1))
+        answer = await connection.beat(iid(1))
+        assert (answer.behind, answer.registry) == ((), first.members.feed.stream)
+    async with joined_registry(CONFIG, tables) as second:
+        replace_by(second)
+        for _ in range(3):
+            answer = await connection.beat(iid(1))
+            assert (answer.unknown, answer.behind) == ((), ())
+
+
+async def test_after_a_lost_flip_no_mixture_of_epochs_is_resolved_until_it_is_confirmed(
+    tables: Tables, connected: object
+) -> None:
+    async with joined_registry(CONFIG, tables) as first, called(first) as (connection, replace_by):
+        await connection.register(Registration(iid(1), "blue"), 1)
+        await connection.set_status(iid(1), "alive", 2)
+        await connection.register(Registration(iid(2), "green", cluster_epoch="green"), 1)
+        await connection.set_status(iid(2), "alive", 2)
+        earlier = Earlier(tables)
+        await connection.set_current_epoch("green")
+        await connection.beat(iid(2))
+        earlier.restore()
+    async with joined_registry(CONFIG, tables) as second:
+        replace_by(second)
+        await connection.beat(iid(2))
+        await connection.beat(iid(2))
+        answer = await second.resolve(["blue", "green"])
+        assert answer.complete
+        assert [one.reason for one in answer.value] == [NotResolved.EPOCH_UNCONFIRMED] * 2
+        assert "seedcore epoch flip" in (answer.value[0].detail or "")
+        assert list(await second.page(EVERY)) == []
+        assert "seedcore epoch flip" in ((await second.health()).epoch_problem or "")
+        number = tables.epochs["green"].number
+        await second.set_current_epoch("green")
+        answer = await second.resolve(["blue", "green"])
+        assert [one.instance is not None for one in answer.value] == [False, True]
+        assert tables.epochs["green"].number > number
+        assert (await second.health()).is_ready
+        await connection.beat(iid(2))
+    async with joined_registry(CONFIG, tables) as third:
+        replace_by(third)
+        for _ in range(2):
+            await connection.beat(iid(2))
+        assert (await third.health()).is_ready
+
+
+async def test_the_epoch_that_the_database_shows_can_be_confirmed_too(tables: Tables) -> None:
+    async with joined_registry(CONFIG, tables) as registry:
+        await enter(registry, 1)
+        await registry.beat_many([iid(1)], None, KnownBefore({}, Epoch("green", 7)))
+        assert (await registry.resolve(["agent-1"])).value[0].reason is NotResolved.EPOCH_UNCONFIRMED
+        await registry.set_current_epoch("epoch-1")
+        assert (await registry.resolve(["agent-1"])).value[0].instance is not None
+        assert tables.epochs["epoch-1"].number == 8
+        await registry.beat_many([iid(1)], None, KnownBefore({}, Epoch("green", 7)))
+        assert (await registry.health()).is_ready
+
+
+async def test_what_is_known_from_before_is_checked(tables: Tables) -> None:
+    bad: list[Any] = [
+        {"seqs": {iid(1): 1}},
+        KnownBefore({iid(2): 1}),
+        KnownBefore({iid(1): -1}),
+        KnownBefore({}, Epoch("", 1)),
+        KnownBefore({}, Epoch("green", -1)),
+    ]
+    async with joined_registry(CONFIG, tables) as registry:
+        for known in bad:
+            with pytest.raises(InvalidInputError):
+                await registry.beat_many([iid(1)], None, known)
