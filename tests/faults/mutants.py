@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 from unittest import mock
 
-from seedcore.core.answers import InstanceFilter, Outcome, Receipt
+from seedcore.core.answers import InstanceFilter, Listing, Outcome, Receipt
 from seedcore.core.batch import ChangeBatch
-from seedcore.core.changes import Change, HoldChange, Registration, StatusChange
-from seedcore.core.errors import StoreRejectedError, StoreUnavailableError
+from seedcore.core.changes import Change, HoldChange, Registration, SequencedChange, StatusChange
+from seedcore.core.errors import RegistryReplacedError, StoreRejectedError, StoreUnavailableError
 from seedcore.core.feed import Feed, FeedBatch
 from seedcore.core.holds import HoldKind, effective_status
 from seedcore.core.instances import Instance, Verdict
@@ -24,8 +24,15 @@ from seedcore.core.members import Members
 from seedcore.core.rules import apply_hold, apply_status
 from seedcore.core.silence import Silence
 from seedcore.core.verdict import Death, Evidence, Witness, judge
+from seedcore.core.view import LiveView
 from seedcore.registry.agent.client import RegistryClient
 from seedcore.registry.agent.delivery import Delivery
+from seedcore.registry.caller.follower import Follower
+from seedcore.registry.caller.handle_cache import HandleCache
+from seedcore.registry.protocol.api import Repeats, Rules
+from seedcore.registry.protocol.connection import RegistryConnection
+from seedcore.registry.ray_support.actors import Proof
+from seedcore.registry.ray_support.lookup import ActorHandle
 from seedcore.registry.server.backlog import Backlog
 from seedcore.registry.server.comparison import Comparison
 from seedcore.registry.server.database import DatabaseSession
@@ -68,7 +75,7 @@ def _patch_no_new_lease() -> Iterator[None]:
 
 def _revive(known: Instance, change: StatusChange, now: datetime) -> tuple[Outcome, Instance]:
     if known.status is Status.DEAD:
-        known = replace(known, status=Status.STARTING, stopped_at=None)
+        known = replace(known, status=Status.STARTING, reported_status=Status.STARTING, stopped_at=None)
     return apply_status(known, change, now)
 
 
@@ -179,6 +186,65 @@ def _offer_death_in_the_queue(backlog: Backlog, change: StatusChange) -> None:
     backlog.offer(change)
 
 
+_load = LiveView.load
+
+
+def _load_once(view: LiveView, reset: FeedBatch, pages: Iterable[Listing]) -> None:
+    """At the next reset the cache goes on with what it had."""
+    if view.stream is None:
+        _load(view, reset, pages)
+    view.stream, view.version, view.epoch = reset.stream, reset.version, reset.epoch
+
+
+def _is_confirmed_once(follower: Follower) -> bool:
+    return follower._confirmed_s is not None
+
+
+def _get_any(cache: HandleCache, logical_id: str) -> ActorHandle | None:
+    return cache._handles.get(logical_id)
+
+
+@contextmanager
+def _patch_no_eviction() -> Iterator[None]:
+    with (
+        mock.patch.multiple(HandleCache, evict=_nothing, clear=_nothing, get=_get_any),
+        mock.patch.object(HandleCache, "evict_other", _nothing),
+    ):
+        yield
+
+
+_changes = RegistryConnection.changes
+
+
+async def _changes_complete(connection: RegistryConnection, *args: Any, **kwargs: Any) -> FeedBatch:
+    return replace(await _changes(connection, *args, **kwargs), complete=True)
+
+
+_page = RegistryConnection.page
+
+
+async def _page_complete(connection: RegistryConnection, *args: Any, **kwargs: Any) -> Listing:
+    return replace(await _page(connection, *args, **kwargs), complete=True)
+
+
+_call = RegistryConnection._call
+
+
+async def _call_repeatedly(connection: RegistryConnection, rules: Rules, *args: Any, **kwargs: Any) -> Any:
+    return await _call(connection, replace(rules, repeats=Repeats.CONNECTION), *args, **kwargs)
+
+
+async def _take_repeatedly(connection: RegistryConnection, change: SequencedChange) -> Receipt:
+    try:
+        return await connection._box().take(change)
+    except RegistryReplacedError:
+        return await connection._box().take(change)
+
+
+async def _prove_nothing(*_: object) -> Proof:
+    return Proof.YES
+
+
 @dataclass(frozen=True)
 class Mutant:
     """A way to break the code, and a seed whose history notices it: where a search does well to begin."""
@@ -234,5 +300,22 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "memory and database are not compared": Mutant(
         84, lambda: mock.patch.object(Comparison, "_compare", _compare_nothing)
+    ),
+    "a follower lists only once": Mutant(0, lambda: mock.patch.object(LiveView, "load", _load_once)),
+    "a cache is trusted for ever": Mutant(
+        0, lambda: mock.patch.object(Follower, "is_current", property(_is_confirmed_once))
+    ),
+    "a cache of a registry that does not know all is trusted": Mutant(
+        0, lambda: mock.patch.multiple(RegistryConnection, changes=_changes_complete, page=_page_complete)
+    ),
+    "a cached handle is never evicted": Mutant(0, _patch_no_eviction),
+    "an actor need not answer": Mutant(
+        0, lambda: mock.patch.multiple("seedcore.registry.caller.handles", prove=_prove_nothing, probe=_prove_nothing)
+    ),
+    "the connection repeats every call": Mutant(
+        0, lambda: mock.patch.object(RegistryConnection, "_call", _call_repeatedly)
+    ),
+    "a status is sent to the registry that replaced the one called": Mutant(
+        0, lambda: mock.patch.object(RegistryConnection, "take", _take_repeatedly)
     ),
 }

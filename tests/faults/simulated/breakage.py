@@ -109,7 +109,8 @@ class Breakage:
         old = world.office()
         if old is None:
             return
-        for component in [one.name for one in (*self._fleet.living(), *world.callers)]:
+        components = [process.name for process in self._fleet.living()] + [caller.name for caller in world.callers]
+        for component in components:
             if world.random.random() < 0.5:
                 old.keeps[component] = world.now_s + world.random.uniform(0.2, 2.0)
         self.start_registry()

@@ -1,5 +1,5 @@
-"""Owns the callers: processes that follow the registry, resolve agents and prove their handles, as a manager or a replica
-of discovery does. Nothing in them is simulated."""
+"""Owns the callers: processes that follow the registry, resolve agents and prove their handles, as a manager or a replica of
+discovery does. Nothing in them is simulated."""
 
 from __future__ import annotations
 
@@ -61,9 +61,7 @@ class Caller:
         self._registry = registry
         self._locator = Locator(
             self._resolver,
-            HandleFinder(
-                NAMESPACE, _PROBE_S, table=ActorTable(_PROBE_S, clock=clock, find=directory.find_actor)
-            ),
+            HandleFinder(NAMESPACE, _PROBE_S, table=ActorTable(_PROBE_S, clock=clock, find=directory.find_actor)),
             self._cache,
             CallerMetrics("simulated"),
             known=KnownAgents(100) if is_manager else None,
@@ -86,7 +84,7 @@ class Caller:
         return answer.value[0].instance if isinstance(answer, Answer) else None
 
     async def _reader(self) -> Any:
-        reader = SimReader(self._world)
+        reader = SimReader(self._world, self._laws.note_instance)
         await reader.open()
         return reader
 
@@ -117,8 +115,9 @@ class Caller:
         found = answer.value[0].instance
         world.counts[f"resolved: {answer.source if found is not None else 'none'}"] += 1
         if found is not None:
-            self._laws.check_found(found, asked_s, f"{self.name} by {answer.source}")
-            if world.random.random() < 0.1:
+            how = f"{self.name} by {answer.source}"
+            self._laws.check_found(found, asked_s, how, is_complete=answer.complete)
+            if world.happens(0.1):
                 # a call that failed for whatever reason: the registry believes Ray
                 await self._registry.report_gone(found)
 
@@ -148,4 +147,4 @@ class Caller:
             answered_s = max((handle.answered_s.get(one, 0.0) for one in instance_ids), default=0.0)
             self._world.check(answered_s >= asked_s, 15, f"{how}: {handle.actor_id} has not answered")
         elif instance is not None:
-            self._laws.check_found(instance, asked_s, how)
+            self._laws.check_found(instance, asked_s, how, is_complete=located.source is Origin.SNAPSHOT)

@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
-from seedcore.core.answers import OutcomeKind
+from seedcore.core.answers import Listing, OutcomeKind
 from seedcore.core.changes import HoldChange, StatusChange
 from seedcore.core.errors import FencedError, StoreRejectedError, StoreUnavailableError
 from seedcore.core.instances import Instance
@@ -26,8 +26,10 @@ _WRITES = frozenset({"begin", "register_many", "set_status_many", "hold_many", "
 class SimReader:
     """The database for a caller, which only reads (core.ports.InstanceReader)."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, note: Callable[[Instance], None] = lambda _: None) -> None:
+        """`note` is called with each instance that a caller may choose from."""
         self._world = world
+        self._note = note
         self._inner = MemoryStore(world.utc, world.tables)
 
     async def open(self) -> None:
@@ -52,6 +54,12 @@ class SimReader:
     async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         await self._travel()
         result = await getattr(self._inner, method)(*args, **kwargs)
+        if method == "best_instances":
+            for row in result.value.values():
+                self._note(row)
+        if isinstance(result, Listing):
+            for row in result:
+                self._note(row)
         await self._travel()
         return result
 

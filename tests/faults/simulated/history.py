@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from seedcore.registry.protocol.connection import RegistryConnection
 from tests.faults.simulated.breakage import Breakage
-from tests.faults.simulated.caller_laws import LOOKED_EVERY_S, CallerLaws
+from tests.faults.simulated.caller_laws import CallerLaws
 from tests.faults.simulated.callers import Caller
 from tests.faults.simulated.fleet import Fleet
 from tests.faults.simulated.laws import Laws
@@ -102,11 +102,10 @@ class History:
 
     async def _until(self, is_over: Callable[[], bool], watched: Sequence[asyncio.Task[None]]) -> None:
         while not is_over():
-            await asyncio.sleep(LOOKED_EVERY_S)
+            await asyncio.sleep(0.25)
             self._raise_violation()
             self._laws.check_history()
             self._laws.check_memory()
-            self._caller_laws.look()
             for task in watched:
                 if task.done():
                     task.result()

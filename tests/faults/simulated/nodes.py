@@ -15,7 +15,7 @@ from seedcore.registry.node.relay import Relay
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.protocol.messages import Watched
 from seedcore.registry.ray_support import session
-from tests.faults.simulated.ray import SimActor, SimDirectory, as_raised_there, lost
+from tests.faults.simulated.ray import SimActor, SimDirectory, as_raised_there, lose
 from tests.faults.simulated.virtual import COMPONENT
 from tests.faults.simulated.world import BEAT_S, CALL_TIMEOUT_S, NAMESPACE, World
 
@@ -72,7 +72,7 @@ class SimRelay(SimActor):
         world, caller = self._world, COMPONENT.get()
         await asyncio.sleep(world.random.uniform(0.001, 0.01))
         if self.is_up and world.is_cut(caller):
-            await lost(world, caller)
+            await lose(world, caller)
         if not self.is_up:
             await asyncio.sleep(world.random.uniform(0.0, 0.2))
             raise ActorDiedError

@@ -6,16 +6,20 @@ The real connection, relay client, handle cache and proofs call these handles as
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
-from seedcore.core.errors import DirectoryUnavailableError, RegistryError
+from seedcore.core.errors import DirectoryUnavailableError
+from seedcore.registry.protocol.api import RegistryApi, RelayApi
 from seedcore.registry.protocol.connection import REGISTRY_NAME
 from seedcore.registry.ray_support import session
 from tests.faults.simulated.virtual import COMPONENT
@@ -40,7 +44,7 @@ class _Connection:
 def joined() -> Iterator[None]:
     """This process, and with it every simulated one, is in a Ray session."""
     connection = _Connection()
-    with mock.patch.object(session, "ray_connection", lambda: connection):
+    with mock.patch.object(session, "ray_connection", return_value=connection):
         yield
 
 
@@ -53,7 +57,7 @@ class SimMethod:
         self._actor = actor
         self._name = name
 
-    def remote(self, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
+    def remote(self, *args: Any, **kwargs: Any) -> Awaitable[Any]:
         return self._actor.call(self._name, args, kwargs)
 
 
@@ -68,14 +72,20 @@ class SimActor(ABC):
         raise AttributeError(name)
 
     @abstractmethod
-    async def call(self, method: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    def call(self, method: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Awaitable[Any]:
         """As a call by Ray: returns the answer, raises a RayError, or never returns."""
 
 
-async def lost(world: World, caller: str) -> Any:
-    """A call that does not arrive, or whose answer does not: Ray reports that, or is silent."""
-    is_silent = world.is_cut(caller) or any(caller == one.name for one in world.callers)
-    if is_silent and world.random.random() < 0.5:
+def is_silent(world: World, caller: str) -> bool:
+    """Whether Ray never reports a message of this caller that was lost. A message of an agent is reported, unless it is
+    cut off: three silences in a row are a lease."""
+    may_be = world.is_cut(caller) or any(caller == one.name for one in world.callers)
+    return may_be and world.random.random() < 0.5
+
+
+async def lose(world: World, caller: str) -> None:
+    """Raise ActorUnavailableError, or never return."""
+    if is_silent(world, caller):
         await world.loop.create_future()
     raise ActorUnavailableError("simulated", None)
 
@@ -85,41 +95,53 @@ def as_raised_there(method: str, error: Exception) -> RayTaskError:
     return RayTaskError(method, "simulated", error, proctitle="simulated", pid=1, ip="10.0.0.1")
 
 
+@dataclass(eq=False)
+class _Call:
+    """One call of a registry, and its answer."""
+
+    caller: str
+    method: str
+    args: Sequence[Any]
+    kwargs: dict[str, Any]
+    reply: asyncio.Future[Any]
+
+    def fail(self, error: Exception) -> None:
+        if not self.reply.done():
+            self.reply.set_exception(error)
+
+
 class RegistryHandle(SimActor):
     """The actor of one registry."""
 
-    METHODS = frozenset(
-        "hello take deliver beat_many drain undrain deregister report_dead_call resolve page changes get_instance"
-        " current_epoch transitions deaths describe health set_current_epoch stage_epoch list_epochs".split()
-    )
+    METHODS = frozenset(name for name in vars(RegistryApi) | vars(RelayApi) if not name.startswith("_"))
 
     def __init__(self, world: World, office: Office) -> None:
         self._world = world
         self._office = office
+        self._network = contextvars.copy_context()
+        self._network.run(COMPONENT.set, "network")
 
-    async def call(self, method: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        world, office, caller = self._world, self._office, COMPONENT.get()
+    def call(self, method: str, args: Sequence[Any], kwargs: dict[str, Any]) -> asyncio.Future[Any]:
+        world, office = self._world, self._office
+        made = _Call(COMPONENT.get(), method, args, kwargs, world.loop.create_future())
+        made.reply.add_done_callback(_note_read)
         sent = SENT.get()
         if sent is not None and method != "hello":
             sent.append(office.name)
-        await asyncio.sleep(world.random.uniform(0.001, 0.02))
-        if not world.serves(office, caller):
-            raise ActorDiedError
-        if world.is_cut(caller) or world.happens(world.lost_share):
-            await lost(world, caller)
-        reply: asyncio.Future[Any] = world.loop.create_future()
-        office.replies.add(reply)
-        reply.add_done_callback(lambda done: None if done.cancelled() else done.exception())
-        for delay_s in self._deliveries(caller):
-            world.loop.run_in("network", self._deliver(caller, delay_s, reply, method, args, kwargs))
-        try:
-            return await reply
-        finally:
-            office.replies.discard(reply)
+        if not world.serves(office, made.caller):
+            self._later(made.fail, ActorDiedError())
+        elif world.is_cut(made.caller) or world.happens(world.lost_share):
+            self._lose(made)
+        else:
+            office.calls.add(made.reply)
+            made.reply.add_done_callback(office.calls.discard)
+            for delay_s in self._deliveries(made.caller):
+                world.loop.call_later(delay_s, self._arrive, made, context=self._network)
+        return made.reply
 
     def _deliveries(self, caller: str) -> list[float]:
         world = self._world
-        delays_s = [world.random.uniform(0.001, 0.02)]
+        delays_s = [world.random.uniform(0.002, 0.04)]
         if world.happens(world.slow_share):
             delays_s = [world.random.uniform(0.1, 3.0)]
         # Ray repeats no call, and an operator's has no number
@@ -127,40 +149,35 @@ class RegistryHandle(SimActor):
             delays_s.append(world.random.uniform(0.001, 4.0))
         return delays_s
 
-    async def _deliver(
-        self,
-        caller: str,
-        delay_s: float,
-        reply: asyncio.Future[Any],
-        method: str,
-        args: Sequence[Any],
-        kwargs: dict[str, Any],
-    ) -> None:
-        world, office = self._world, self._office
-        await asyncio.sleep(delay_s)
-        if not office.is_up:
+    def _later(self, step: Callable[..., object], *args: Any) -> None:
+        world = self._world
+        world.loop.call_later(world.random.uniform(0.001, 0.02), step, *args, context=self._network)
+
+    def _lose(self, made: _Call) -> None:
+        if not is_silent(self._world, made.caller):
+            self._later(made.fail, ActorUnavailableError("simulated", None))
+
+    def _arrive(self, made: _Call) -> None:
+        office = self._office
+        if office.is_up:
+            answer = self._world.loop.run_in(office.name, office.serve(made.method, made.args, made.kwargs))
+            answer.add_done_callback(functools.partial(self._later, self._answer, made), context=self._network)
+
+    def _answer(self, made: _Call, answer: asyncio.Task[Any]) -> None:
+        error = None if answer.cancelled() else answer.exception()
+        if answer.cancelled() or made.reply.done():
             return
-        work = world.loop.run_in(office.name, office.serve(method, args, kwargs))
-        error: Exception | None = None
-        result = None
-        try:
-            result = await work
-        except RegistryError as raised:
-            error = as_raised_there(method, raised)
-        await asyncio.sleep(world.random.uniform(0.001, 0.02))
-        if reply.done():
-            return
-        if world.is_cut(caller) or world.happens(world.lost_share):
-            try:
-                await lost(world, caller)
-            except ActorUnavailableError as raised:
-                error = raised
-        if reply.done():
-            return
-        if error is not None:
-            reply.set_exception(error)
+        if self._world.is_cut(made.caller) or self._world.happens(self._world.lost_share):
+            self._lose(made)
+        elif isinstance(error, Exception):
+            made.fail(as_raised_there(made.method, error))
         else:
-            reply.set_result(result)
+            made.reply.set_result(answer.result())
+
+
+def _note_read(reply: asyncio.Future[Any]) -> None:
+    if not reply.cancelled():
+        reply.exception()
 
 
 class AgentHandle(SimActor):
@@ -194,7 +211,7 @@ class AgentHandle(SimActor):
         if process is None or process.ended_s is not None:
             raise ActorDiedError
         if world.is_cut(process.name) or world.is_cut(caller) or world.happens(world.lost_share):
-            await lost(world, caller)
+            await lose(world, caller)
         answer = await world.loop.run_in(process.name, self._answer(process, method))
         if process.ended_s is not None:
             raise ActorDiedError

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import ActorDiedError
 
-from seedcore.core.answers import BeatAnswer, Receipt
+from seedcore.core.answers import BeatAnswer, Listing, Receipt
 from seedcore.core.causes import Cause
 from seedcore.core.changes import SequencedChange, StatusChange
 from seedcore.core.errors import RegistryError, UnknownInstanceError
@@ -43,7 +43,7 @@ class Office:
         self.name = f"registry-{len(world.offices) + 1}"
         self.handle = RegistryHandle(world, self)
         self.is_up = True
-        self.replies: set[asyncio.Future[Any]] = set()
+        self.calls: set[asyncio.Future[Any]] = set()
         self.keeps: dict[str, float] = {}
         self.began_s = world.now_s
         self.buried: set[str] = set()
@@ -116,18 +116,23 @@ class Office:
                     laws.check_receipt(receipt, _status_of(sequenced))
         if isinstance(result, FeedBatch):
             self._caller_laws.note_feed(self, result)
+        if isinstance(result, Listing):
+            for row in result:
+                self._caller_laws.note_instance(row, is_complete=result.complete)
         if method == "resolve":
             laws.operators.check_resolved(self, result.value)
             for found in result.value:
                 resolved = None if found.instance is None else found.instance.instance_id
                 self.world.check(resolved not in self.buried, 8, f"{resolved} is resolved")
+                if found.instance is not None:
+                    self._caller_laws.note_instance(found.instance, is_complete=result.complete)
         return result
 
     def kill(self) -> None:
         self.is_up = False
         self.world.loop.kill(self.name)
         self.world.note(f"{self.name} is killed")
-        for reply in list(self.replies):
+        for reply in list(self.calls):
             if not reply.done():
                 reply.set_exception(ActorDiedError())
 

@@ -99,19 +99,8 @@ class World:
         is_last = office is self.offices[-1]
         return office.is_up and (is_last or office.keeps.get(component, 0.0) > self.now_s)
 
-    def asked_offices(self) -> list[Office]:
-        """The registries that any process may still get an answer of."""
-        return [
-            office
-            for office in self.offices
-            if office.is_up and (office is self.offices[-1] or max(office.keeps.values(), default=0.0) > self.now_s)
-        ]
-
     def is_cut(self, component: str) -> bool:
         return max(self.all_cut_s, self.cut_s.get(component, 0.0)) > self.now_s
-
-    def is_in_epoch(self, process_epoch: str, shown: str) -> bool:
-        return self.line_of(process_epoch) == self.line_of(shown)
 
     def line_of(self, epoch: str) -> str:
         """The epoch that continues this one in the end."""
