@@ -1,8 +1,9 @@
 """A fleet, its relays, its registries and their database in one process, under faults drawn from a seed.
 
-Everything of ours is the real code: agents' clients and reporters, the connections of every process, relays, death watch,
-registry, write loop, followers, resolvers and the proofs of handles. Simulated are time, Ray (actors and the network between
-them), the processes and the database (the memory store, which the conformance suite holds to PostgreSQL): see `simulated`.
+Everything of ours is the real code: the connection of every process, agents' clients and reporters, relays, death
+watch, registry and write loop, callers' followers, resolvers and handles. Simulated are time, Ray (the actors and the
+network between them), the processes and the database (the memory store, which the conformance suite holds to
+PostgreSQL): see `simulated`.
 
     python -m tests.faults.simulation --seed 17            # one history, with what happened in it
     python -m tests.faults.simulation --count 10000        # many
@@ -17,7 +18,7 @@ The laws, checked all the time and at the end of every history:
 6. At the end of all faults every process that ended is dead in the database, with a cause.
 7. Then every process that lives is live once, with the status that it reported, in memory and in the database alike,
    and no client keeps an undelivered change, also where the database refused a value of another.
-8. A registry resolves no instance whose death it has committed.
+8. A registry resolves no instance whose death it has committed, and has none in its lists and its feed.
 9. A follower's cache, while it is trusted, equals the state of its registry at the version that it has, verdicts
    included. When all is quiet it is trusted, and equals what the registry has.
 10. A registry that has not read its database, or that a newer one has superseded, calls no instance unknown that the
@@ -28,10 +29,11 @@ The laws, checked all the time and at the end of every history:
     reports, and no registry that knows it resolves the instance.
 13. The effective status of every instance, in memory and in the database, follows from its reported status and holds.
 14. A registry refuses no report of a death, however full its backlog is.
-15. No caller gets an instance, or a handle of its actor, that no source has had as routable for longer than an answer may
-    be on its way and a cache be trusted; where no source with records answers, and for an agent that reports to none, the
-    actor itself has answered. When all is quiet, every agent is found exactly where it is routable.
-16. A call that may not be repeated is sent to one registry at most, once.
+15. A caller gets an instance, or a handle of its actor, only if a registry or the database has named it as routable
+    shortly before, which is the time that an answer may take and a cache is trusted. Where neither answers, and for an
+    agent that does not report, the actor itself has answered. When all is quiet, every routable agent is found, and no
+    other.
+16. A call that may not be repeated is sent at most once.
 """
 
 from __future__ import annotations

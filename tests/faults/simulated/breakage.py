@@ -49,6 +49,7 @@ class Breakage:
             self._registry_dies,
             self._registry_hangs,
             self._rival_starts,
+            self._two_start,
             self._cluster_is_replaced,
             self._database_goes,
             self._gcs_goes,
@@ -64,7 +65,7 @@ class Breakage:
             self._epoch_flips,
             self._caller_dies,
         ]
-        weights = [3, 2, 2, 0.4, 3, 2, 1, 2, 2, 0.7, 2, 2, 2, 3, 1, 0.7, 0.5]
+        weights = [3, 2, 2, 0.5, 0.4, 3, 2, 1, 2, 2, 0.7, 2, 2, 2, 3, 1, 0.7, 0.5]
         while True:
             await asyncio.sleep(world.random.uniform(0.5, 8.0))
             await world.random.choices(faults, weights)[0]()
@@ -115,6 +116,16 @@ class Breakage:
                 old.keeps[component] = world.now_s + world.random.uniform(0.2, 2.0)
         self.start_registry()
         world.loop.run_in("world", self._old_ends(old, world.random.uniform(0.5, 10.0)))
+
+    async def _two_start(self) -> None:
+        """Ray starts a registry, and then another one, while the database is away: either may join it last."""
+        world, before = self._world, self._world.office()
+        world.database_back_s = max(world.database_back_s, world.now_s + world.random.uniform(0.5, 5.0))
+        world.note(f"two registries start, without the database until {world.database_back_s:.1f}")
+        if before is not None:
+            before.kill()
+        self.start_registry()
+        await self._rival_starts()
 
     async def _old_ends(self, old: Office, after_s: float) -> None:
         await asyncio.sleep(after_s)

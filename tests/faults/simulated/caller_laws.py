@@ -47,6 +47,7 @@ class CallerLaws:
         """A registry answers a follower, and so confirms all that it has at that version."""
         held = self._held_at[batch.stream, batch.version] = _of_members(office.registry.members)
         for instance_id, (status, _, verdict) in held.items():
+            office.check_lives(instance_id)
             if status is Status.ALIVE and verdict in {Verdict.FRESH, Verdict.LATE}:
                 self._note(instance_id, is_complete=batch.complete)
 

@@ -1,5 +1,5 @@
-"""Owns the callers: processes that follow the registry, resolve agents and prove their handles, as a manager or a replica of
-discovery does. Nothing in them is simulated."""
+"""Owns the callers: processes that follow the registry, resolve agents and prove their handles, as a manager or a
+replica of discovery does. Nothing in them is simulated."""
 
 from __future__ import annotations
 

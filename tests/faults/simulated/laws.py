@@ -1,4 +1,4 @@
-"""Owns the laws of agents, registries and the database (1 to 8, 10 to 14): what is checked of them, and when all is well."""
+"""Owns the laws of agents, registries and the database (1 to 8, 10, 11, 13), and whether all of them have settled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns the processes of the registry: each is the real registry over a simulated database, with every answer checked."""
+"""Owns the processes of the registry: the real registry over a simulated database, with every answer checked."""
 
 from __future__ import annotations
 
@@ -118,15 +118,20 @@ class Office:
             self._caller_laws.note_feed(self, result)
         if isinstance(result, Listing):
             for row in result:
+                self.check_lives(row.instance_id)
                 self._caller_laws.note_instance(row, is_complete=result.complete)
         if method == "resolve":
             laws.operators.check_resolved(self, result.value)
             for found in result.value:
-                resolved = None if found.instance is None else found.instance.instance_id
-                self.world.check(resolved not in self.buried, 8, f"{resolved} is resolved")
                 if found.instance is not None:
+                    self.check_lives(found.instance.instance_id)
                     self._caller_laws.note_instance(found.instance, is_complete=result.complete)
         return result
+
+    def check_lives(self, instance_id: str) -> None:
+        """Law 8."""
+        if instance_id in self.buried:
+            self.world.check(False, 8, f"{self.name} names {instance_id}, whose death it has committed")
 
     def kill(self) -> None:
         self.is_up = False

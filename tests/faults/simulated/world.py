@@ -1,4 +1,4 @@
-"""Owns what all parts of a history share: the chance, the time, what is broken now, what runs, and the first violation."""
+"""Owns what all parts of a history share: chance, time, the faults in force, what runs, and the first violation."""
 
 from __future__ import annotations
 
