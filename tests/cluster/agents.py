@@ -159,7 +159,7 @@ class OldRegistry:
     async def hello(self) -> Hello:
         from datetime import datetime
 
-        return Hello(0, "0.0.0", os.getpid(), "", datetime.now(UTC))
+        return Hello(0, "0.0.1", os.getpid(), "", datetime.now(UTC))
 
 
 class Host:

@@ -52,7 +52,8 @@ async def type_in(folder: Path, commands: list[str]) -> None:
     process = await asyncio.create_subprocess_exec(
         *("bash", "-c", "\n".join(["set -e", seedcore, *commands])),
         cwd=folder,
-        env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+        # the page's scripts use a token, which this cluster does not ask for
+        env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address, "RAY_AUTH_TOKEN": "of this test"},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )

@@ -15,6 +15,7 @@ import ray
 from seedcore.agents import RayAgent
 from seedcore.cli.why import reason_of
 from seedcore.composition import start_registry
+from seedcore.core.causes import CauseKind
 from seedcore.discovery.rendering import agent_answer
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.server.actor import stop_registry
@@ -74,7 +75,8 @@ async def test_cause_of_an_agent_that_ray_kills_for_memory_names_the_memory(sett
 
         async def is_explained() -> bool:
             reason = reason_of(agent_answer(await registry.describe("hungry")))
-            assert reason.why.endswith("Ray killed it since its node ran low on memory"), reason
+            assert reason.cause is not None
+            assert reason.cause.kind is CauseKind.OUT_OF_MEMORY, reason
             return reason.state == "dead"
 
         await eventually(is_explained, within_s=60)

@@ -107,7 +107,7 @@ async def test_the_readmes_agents_join_the_running_cluster_and_the_demo_leaves_o
     snippets = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     assert len(snippets) == 2
     # the variable that the newcomer's environment has
-    assert "`RAY_AUTH_MODE=token python counter.py`" in readme
+    assert "`export RAY_AUTH_MODE=token`" in readme
     for number, snippet in enumerate(snippets):
         # RAY_ADDRESS, which names our cluster here, hides that a newcomer's Ray would start one of its own
         assert 'ray.init(address="auto", namespace="seedcore")' in snippet

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 from unittest import mock
 
-from seedcore.core.answers import InstanceFilter, Outcome, Receipt
+from seedcore.core.answers import InstanceFilter, Listing, Outcome, Receipt
 from seedcore.core.batch import ChangeBatch
 from seedcore.core.changes import Change, HoldChange, Registration, StatusChange
 from seedcore.core.errors import StoreRejectedError, StoreUnavailableError
@@ -24,8 +24,16 @@ from seedcore.core.members import Members
 from seedcore.core.rules import apply_hold, apply_status
 from seedcore.core.silence import Silence
 from seedcore.core.verdict import Death, Evidence, Witness, judge
+from seedcore.core.view import LiveView
 from seedcore.registry.agent.client import RegistryClient
 from seedcore.registry.agent.delivery import Delivery
+from seedcore.registry.caller.follower import Follower
+from seedcore.registry.caller.handle_cache import HandleCache
+from seedcore.registry.protocol.api import Repeats, Rules
+from seedcore.registry.protocol.connection import RegistryConnection
+from seedcore.registry.protocol.relay_client import RelayFinder
+from seedcore.registry.ray_support.actors import Proof
+from seedcore.registry.ray_support.lookup import ActorHandle
 from seedcore.registry.server.backlog import Backlog
 from seedcore.registry.server.comparison import Comparison
 from seedcore.registry.server.database import DatabaseSession
@@ -68,7 +76,7 @@ def _patch_no_new_lease() -> Iterator[None]:
 
 def _revive(known: Instance, change: StatusChange, now: datetime) -> tuple[Outcome, Instance]:
     if known.status is Status.DEAD:
-        known = replace(known, status=Status.STARTING, stopped_at=None)
+        known = replace(known, status=Status.STARTING, reported_status=Status.STARTING, stopped_at=None)
     return apply_status(known, change, now)
 
 
@@ -179,6 +187,67 @@ def _offer_death_in_the_queue(backlog: Backlog, change: StatusChange) -> None:
     backlog.offer(change)
 
 
+_load = LiveView.load
+
+
+def _load_once(view: LiveView, reset: FeedBatch, pages: Iterable[Listing]) -> None:
+    """At the next reset the cache goes on with what it had."""
+    if view.stream is None:
+        _load(view, reset, pages)
+    view.stream, view.version, view.epoch = reset.stream, reset.version, reset.epoch
+
+
+def _is_confirmed_once(follower: Follower) -> bool:
+    return follower._confirmed_s is not None
+
+
+def _get_any(cache: HandleCache, logical_id: str) -> ActorHandle | None:
+    return cache._handles.get(logical_id)
+
+
+@contextmanager
+def _patch_no_eviction() -> Iterator[None]:
+    with (
+        mock.patch.multiple(HandleCache, evict=_nothing, clear=_nothing, get=_get_any),
+        mock.patch.object(HandleCache, "evict_other", _nothing),
+    ):
+        yield
+
+
+_changes = RegistryConnection.changes
+
+
+async def _changes_complete(connection: RegistryConnection, *args: Any, **kwargs: Any) -> FeedBatch:
+    return replace(await _changes(connection, *args, **kwargs), complete=True)
+
+
+_page = RegistryConnection.page
+
+
+async def _page_complete(connection: RegistryConnection, *args: Any, **kwargs: Any) -> Listing:
+    return replace(await _page(connection, *args, **kwargs), complete=True)
+
+
+_call = RegistryConnection._call
+
+
+async def _call_repeatedly(connection: RegistryConnection, rules: Rules, *args: Any, **kwargs: Any) -> Any:
+    return await _call(connection, replace(rules, repeats=Repeats.CONNECTION), *args, **kwargs)
+
+
+_ask_relay = RelayFinder.ask
+
+
+async def _ask_no_resting_relay(
+    relays: RelayFinder, method: str, *args: Any, is_last: bool = False, **kwargs: Any
+) -> Any:
+    return None if is_last else await _ask_relay(relays, method, *args, **kwargs)
+
+
+async def _prove_nothing(*_: object) -> Proof:
+    return Proof.YES
+
+
 @dataclass(frozen=True)
 class Mutant:
     """A way to break the code, and a seed whose history notices it: where a search does well to begin."""
@@ -188,51 +257,68 @@ class Mutant:
 
 
 MUTANTS: dict[str, Mutant] = {
-    "the term is not checked": Mutant(1, lambda: mock.patch.object(MemoryStore, "fence", _nothing)),
+    "the term is not checked": Mutant(2, lambda: mock.patch.object(MemoryStore, "fence", _nothing)),
     "acknowledged before the commit": Mutant(0, lambda: mock.patch.object(Receipts, "when_settled", _acknowledge)),
-    "a replay is acknowledged at once": Mutant(2, lambda: mock.patch.object(Receipts, "is_settled", return_value=True)),
-    "no credit for our own stalls": Mutant(375, lambda: mock.patch.object(Silence, "credit", _nothing)),
-    "no new lease after a restart": Mutant(60, _patch_no_new_lease),
-    "the dead may live again": Mutant(25, lambda: mock.patch("seedcore.store.memory.apply_status", _revive)),
+    "a replay is acknowledged at once": Mutant(
+        51, lambda: mock.patch.object(Receipts, "is_settled", return_value=True)
+    ),
+    "no credit for our own stalls": Mutant(11, lambda: mock.patch.object(Silence, "credit", _nothing)),
+    "no new lease after a restart": Mutant(1, _patch_no_new_lease),
+    "the dead may live again": Mutant(4, lambda: mock.patch("seedcore.store.memory.apply_status", _revive)),
     "sequence numbers are ignored": Mutant(
-        67, lambda: mock.patch("seedcore.store.memory.apply_status", _ignore_numbers)
+        29, lambda: mock.patch("seedcore.store.memory.apply_status", _ignore_numbers)
     ),
-    "an agent's report ends a hold": Mutant(0, lambda: _patch_both("apply_status", _end_the_hold)),
+    "an agent's report ends a hold": Mutant(1, lambda: _patch_both("apply_status", _end_the_hold)),
     "the registry forgets a hold at a report": Mutant(
-        10, lambda: mock.patch("seedcore.core.members.apply_status", _end_the_hold)
+        54, lambda: mock.patch("seedcore.core.members.apply_status", _end_the_hold)
     ),
-    "a release restores the wrong status": Mutant(0, lambda: _patch_both("apply_hold", _release_to_alive)),
+    "a release restores the wrong status": Mutant(1, lambda: _patch_both("apply_hold", _release_to_alive)),
     "no lease ends": Mutant(7, lambda: mock.patch("seedcore.registry.server.expiry.judge", _judge_no_lease)),
     "no death is decided": Mutant(0, lambda: mock.patch("seedcore.registry.server.expiry.judge", _judge_no_witness)),
     "a freeze is no evidence": Mutant(0, lambda: mock.patch("seedcore.registry.server.expiry.judge", _judge_unfrozen)),
     "a full backlog refuses a death": Mutant(
-        0, lambda: mock.patch.object(Backlog, "offer_death", _offer_death_in_the_queue)
+        13, lambda: mock.patch.object(Backlog, "offer_death", _offer_death_in_the_queue)
     ),
     "expiry never freezes": Mutant(0, lambda: mock.patch.object(MassLateness, "note", _forget_seconds)),
-    "no grace at the end of a freeze": Mutant(245, lambda: mock.patch.object(MassLateness, "is_spent", True)),
-    "the client keeps nothing": Mutant(61, lambda: mock.patch.object(Delivery, "_send_all", _send_and_forget)),
+    "no grace at the end of a freeze": Mutant(27, lambda: mock.patch.object(MassLateness, "is_spent", True)),
+    "the client keeps nothing": Mutant(5, lambda: mock.patch.object(Delivery, "_send_all", _send_and_forget)),
     "a failed batch returns reversed": Mutant(
-        110, lambda: mock.patch.object(ChangeBatch, "put_back", _put_back_reversed)
+        189, lambda: mock.patch.object(ChangeBatch, "put_back", _put_back_reversed)
     ),
-    "fenced for ever": Mutant(430, lambda: mock.patch.object(DatabaseSession, "_claim_the_term", _stay_fenced)),
+    "fenced for ever": Mutant(52, lambda: mock.patch.object(DatabaseSession, "_claim_the_term", _stay_fenced)),
     "the feed forgets a change": Mutant(0, lambda: mock.patch.object(Feed, "append", _append_most)),
     "the feed starts over without a reset": Mutant(0, lambda: mock.patch.object(Feed, "since", _since_never_reset)),
     "an instance that is not read yet is unknown": Mutant(
         0, lambda: mock.patch.object(DatabaseSession, "may_know_more", False)
     ),
     "agents beat at the interval of their own environment": Mutant(
-        0, lambda: mock.patch.object(RegistryClient, "beat_interval_s", property(_own_interval_s))
+        18, lambda: mock.patch.object(RegistryClient, "beat_interval_s", property(_own_interval_s))
     ),
     "an agent that ended with its epoch comes back in the next": Mutant(
-        12, lambda: mock.patch.object(MemoryStore, "epochs_of", _belong_to_none)
+        45, lambda: mock.patch.object(MemoryStore, "epochs_of", _belong_to_none)
     ),
     "a registry that takes over retires the fleet": Mutant(
-        0, lambda: mock.patch.object(Tables, "continuing", lambda _, epoch: epoch)
+        4, lambda: mock.patch.object(Tables, "continuing", lambda _, epoch: epoch)
     ),
     "a refused value keeps its batch": Mutant(
-        0, lambda: mock.patch("seedcore.registry.server.flusher._in_parts", _keep_the_batch)
+        1, lambda: mock.patch("seedcore.registry.server.flusher._in_parts", _keep_the_batch)
     ),
     "memory and database are not compared": Mutant(
-        84, lambda: mock.patch.object(Comparison, "_compare", _compare_nothing)
+        5, lambda: mock.patch.object(Comparison, "_compare", _compare_nothing)
     ),
+    "a follower lists only once": Mutant(0, lambda: mock.patch.object(LiveView, "load", _load_once)),
+    "a cache is trusted for ever": Mutant(
+        0, lambda: mock.patch.object(Follower, "is_current", property(_is_confirmed_once))
+    ),
+    "a cache of a registry that does not know all is trusted": Mutant(
+        2, lambda: mock.patch.multiple(RegistryConnection, changes=_changes_complete, page=_page_complete)
+    ),
+    "a cached handle is never evicted": Mutant(0, _patch_no_eviction),
+    "an actor need not answer": Mutant(
+        3, lambda: mock.patch.multiple("seedcore.registry.caller.handles", prove=_prove_nothing, probe=_prove_nothing)
+    ),
+    "the connection repeats every call": Mutant(
+        4, lambda: mock.patch.object(RegistryConnection, "_call", _call_repeatedly)
+    ),
+    "a relay that rests is not called": Mutant(0, lambda: mock.patch.object(RelayFinder, "ask", _ask_no_resting_relay)),
 }

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tests.faults import mutants
 from tests.faults.mutants import MUTANTS
-from tests.faults.simulation import run_seed
+from tests.faults.simulated.history import run_seed
 
 ENOUGH_TO_NOTICE = 600
 

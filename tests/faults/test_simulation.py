@@ -13,11 +13,11 @@ import pytest
 from tests.children import run, started
 from tests.faults.mutants import MUTANTS
 
-# a history is a quarter of a second of one core; a busy machine may need many times that
+# a history is half a second of one core; a busy machine may need many times that
 pytestmark = pytest.mark.timeout(300)
 
 ROOT = Path(__file__).resolve().parents[2]
-HISTORIES = 100
+HISTORIES = 80
 # without it the modules would start themselves again
 ENVIRONMENT = {**os.environ, "PYTHONHASHSEED": "0"}
 

@@ -103,12 +103,15 @@ class World:
         self.registry = Actor(self.inner)
         self.relay = Actor(Relay((), RegistryConnection("nowhere", 1.0, find=self.find), gather_s=0.001))
         self.named: list[str] = []
+        self.is_directory_away = False
         self._now_s = 0.0
         self.connection = RegistryConnection(
             "nowhere", 1.0, by_relay=True, clock=Clock(lambda: self._now_s), times=TIMES, find=self.find
         )
 
     async def find(self, name: str, namespace: str, timeout_s: float) -> Any:
+        if self.is_directory_away:
+            raise DirectoryUnavailableError("for the test")
         if name == REGISTRY_NAME:
             return self.registry
         self.named.append(name)
@@ -186,6 +189,24 @@ async def test_a_registry_that_is_away_is_asked_once_more_by_the_agent_itself(wo
     with pytest.raises(RegistryUnavailableError, match="away for the test"):
         await world.connection.beat_many([iid(1)])
     assert world.registry.count("beat_many") == 3
+
+
+async def test_a_relay_that_rests_is_called_where_the_registry_is_not_found(world: World) -> None:
+    await world.use_relay()
+    # another registry takes the name: the relay finds it, and this process does not before Ray's tables are away
+    world.registry.is_dead = True
+    world.registry = Actor(world.inner)
+    await world.connection.beat_many([iid(1)])
+    world.is_directory_away = world.relay.is_hung = True
+    with pytest.raises(RegistryUnavailableError, match="for the test"):
+        await world.connection.beat_many([iid(1)])
+    assert not world.connection.uses_relay
+    world.relay.is_hung = False
+    calls = world.registry.count("beat_many")
+    assert (await world.connection.beat_many([iid(1)])).dead == ()
+    assert world.registry.count("beat_many") == calls + 1
+    # it has answered
+    assert world.connection.uses_relay
 
 
 async def test_a_change_that_needs_the_registry_before_it_is_not_sent_to_another(world: World) -> None:

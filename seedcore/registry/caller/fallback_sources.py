@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from seedcore.core.answers import Answer, InstanceFilter, Listing, NotResolved, Origin, Resolution
-from seedcore.core.clock import utc_now
+from seedcore.core.clock import Clock
 from seedcore.core.errors import UnknownInstanceError
 from seedcore.core.instances import Epoch, Instance, Transition
 from seedcore.core.limits import T
@@ -25,9 +25,12 @@ class PostgresSource:
 
     origin = Origin.POSTGRES
 
-    def __init__(self, reader_factory: ReaderFactory, slots: asyncio.Semaphore | None = None) -> None:
+    def __init__(
+        self, reader_factory: ReaderFactory, slots: asyncio.Semaphore | None = None, clock: Clock | None = None
+    ) -> None:
         self._reader_factory = reader_factory
         self._slots = slots
+        self._clock = clock if clock is not None else Clock()
         self._reader: InstanceReader | None = None
         self._opening = asyncio.Lock()
 
@@ -69,7 +72,7 @@ class PostgresSource:
             (),
             tuple(instances),
             Origin.POSTGRES,
-            utc_now(),
+            self._clock.utc(),
             0,
             complete=True,
             transitions=tuple(transitions),
@@ -77,7 +80,7 @@ class PostgresSource:
 
     async def transitions(self, logical_id: str, limit: int) -> Answer[list[Transition]]:
         async with self._read() as reader:
-            return _recorded(await reader.transitions(logical_id, limit))
+            return self._recorded(await reader.transitions(logical_id, limit))
 
     async def deaths(self, limit: int, cursor: str | None, within_s: float | None) -> Listing:
         async with self._read() as reader:
@@ -88,14 +91,17 @@ class PostgresSource:
             found = await reader.get_instance(instance_id)
         if found is None:
             raise UnknownInstanceError(instance_id)
-        return _recorded(found)
+        return self._recorded(found)
 
     async def epoch(self) -> Answer[Epoch]:
         async with self._read() as reader:
-            return _recorded(await reader.current_epoch())
+            return self._recorded(await reader.current_epoch())
 
     async def report_gone(self, instance: Instance) -> None:
         """Nothing: the registry alone accepts reports."""
+
+    def _recorded(self, value: T) -> Answer[T]:
+        return Answer(value, Origin.POSTGRES, self._clock.utc(), 0, complete=True)
 
     @asynccontextmanager
     async def _read(self) -> AsyncIterator[InstanceReader]:
@@ -111,8 +117,9 @@ class RayListing:
 
     origin = Origin.RAY
 
-    def __init__(self, directory: ActorDirectory) -> None:
+    def __init__(self, directory: ActorDirectory, clock: Clock | None = None) -> None:
         self._directory = directory
+        self._clock = clock if clock is not None else Clock()
 
     async def names(self) -> Sequence[str]:
         """The names of all agents' actors, sorted."""
@@ -128,7 +135,7 @@ class RayListing:
 
     async def resolve(self, logical_ids: Sequence[str], choice: Choice) -> NameListing:
         listed = set(await self.names())
-        return NameListing(tuple(name for name in logical_ids if name in listed), utc_now(), None)
+        return NameListing(tuple(name for name in logical_ids if name in listed), self._clock.utc(), None)
 
     async def page(self, wanted: InstanceFilter, limit: int, cursor: str | None) -> NameListing:
         if wanted != InstanceFilter(logical_id=wanted.logical_id, fresh_only=wanted.fresh_only):
@@ -140,11 +147,7 @@ class RayListing:
             if name > after and (wanted.logical_id is None or name == wanted.logical_id)
         ]
         page = tuple(names[:limit])
-        return NameListing(page, utc_now(), encode_name_cursor(page[-1]) if len(names) > limit else None)
-
-
-def _recorded(value: T) -> Answer[T]:
-    return Answer(value, Origin.POSTGRES, utc_now(), 0, complete=True)
+        return NameListing(page, self._clock.utc(), encode_name_cursor(page[-1]) if len(names) > limit else None)
 
 
 def _in_the_database(logical_id: str, instance: Instance | None) -> Resolution:

@@ -6,12 +6,12 @@ Handles found by name are weak: a cached handle never keeps an agent alive.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from seedcore.core.circuit import Circuit
+from seedcore.core.clock import Clock
 from seedcore.core.errors import DirectoryUnavailableError, SessionError
 from seedcore.core.instances import Instance
 from seedcore.core.timeouts import end
@@ -111,7 +111,7 @@ class ActorTable:
         *,
         circuit: Circuit | None = None,
         capacity: int = 10_000,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Clock | None = None,
         find: Callable[[str, str, float], Awaitable[ActorHandle | None]] = find_actor,
     ) -> None:
         """`timeout_s` bounds each look-up, in seconds."""
@@ -119,19 +119,19 @@ class ActorTable:
         self._timeout_s = timeout_s
         self._circuit = circuit if circuit is not None else Circuit(_RETRY_S)
         self._capacity = capacity
-        self._clock = clock
+        self._clock = clock if clock is not None else Clock()
         self._last: OrderedDict[tuple[session.Session | None, str, str], ActorHandle] = OrderedDict()
 
     async def find(self, name: str, namespace: str) -> NamedHandle | None:
         """The named actor, or None if there is certainly none. Raises DirectoryUnavailableError if the table does not
         answer and there is no earlier handle."""
         key = (session.current(), namespace, name)
-        if not self._circuit.allows(self._clock()) and key in self._last:
+        if not self._circuit.allows(self._clock.monotonic()) and key in self._last:
             return NamedHandle(self._last[key], is_old=True)
         try:
             handle = await self._find(name, namespace, self._timeout_s)
         except DirectoryUnavailableError:
-            self._circuit.note_silence(self._clock())
+            self._circuit.note_silence(self._clock.monotonic())
             if key in self._last:
                 return NamedHandle(self._last[key], is_old=True)
             raise

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from seedcore.core.answers import Answer, InstanceFilter, Listing, Origin, Resolution
-from seedcore.core.clock import utc_now
+from seedcore.core.clock import Clock
 from seedcore.core.errors import FencedError, RegistryUnavailableError
 from seedcore.core.instances import Epoch, Instance, Transition, Verdict
 from seedcore.core.limits import MAX_PAGE
@@ -26,8 +26,9 @@ class SnapshotSource:
 
     origin = Origin.SNAPSHOT
 
-    def __init__(self, follower: Follower) -> None:
+    def __init__(self, follower: Follower, clock: Clock | None = None) -> None:
         self.follower = follower
+        self._clock = clock if clock is not None else Clock()
 
     def view(self) -> LiveView | None:
         """The cache while it is current. Starts the follower."""
@@ -47,7 +48,7 @@ class SnapshotSource:
             if chosen is None:
                 raise NoAnswerError(f"the cache has no routable instance of {logical_id!r}")
             found.append(Resolution(logical_id, chosen, verdict=view.verdict(chosen.instance_id)))
-        return Answer(found, Origin.SNAPSHOT, _as_of(view), view.version, complete=True)
+        return Answer(found, Origin.SNAPSHOT, self._as_of(view), view.version, complete=True)
 
     async def page(self, wanted: InstanceFilter, limit: int, cursor: str | None) -> Listing:
         view = self._current_view()
@@ -57,7 +58,7 @@ class SnapshotSource:
         return Listing(
             items=tuple(rows),
             source=Origin.SNAPSHOT,
-            as_of=_as_of(view),
+            as_of=self._as_of(view),
             version=view.version,
             complete=True,
             next_cursor=encode_cursor(rows[-1]) if has_more else None,
@@ -71,15 +72,21 @@ class SnapshotSource:
             raise NoAnswerError("the cache is not confirmed by the registry now")
         return view
 
+    def _as_of(self, view: LiveView) -> datetime:
+        return view.as_of if view.as_of is not None else self._clock.utc()
+
 
 class RegistrySource:
     """The registry actor. `slots` bounds the answers that are held at once."""
 
     origin = Origin.REGISTRY
 
-    def __init__(self, connection: RegistryConnection, slots: asyncio.Semaphore | None = None) -> None:
+    def __init__(
+        self, connection: RegistryConnection, slots: asyncio.Semaphore | None = None, clock: Clock | None = None
+    ) -> None:
         self._connection = connection
         self._slots = slots
+        self._clock = clock if clock is not None else Clock()
 
     async def health(self) -> Health | str:
         """The registry's own report, or why there is none."""
@@ -124,7 +131,7 @@ class RegistrySource:
     async def transitions(self, logical_id: str, limit: int) -> Answer[list[Transition]]:
         async with asked(self._slots):
             found = await self._connection.transitions(logical_id, limit)
-        return Answer(found, Origin.REGISTRY, utc_now(), 0, complete=True)
+        return Answer(found, Origin.REGISTRY, self._clock.utc(), 0, complete=True)
 
     async def deaths(self, limit: int, cursor: str | None, within_s: float | None) -> Listing:
         async with asked(self._slots):
@@ -153,7 +160,3 @@ def registry_problem(health: Health | str) -> str | None:
     if health.fenced_by is not None:
         return f"superseded by the registry of term {health.fenced_by}: it only reads"
     return None if health.recovered else "the registry is still recovering"
-
-
-def _as_of(view: LiveView) -> datetime:
-    return view.as_of if view.as_of is not None else utc_now()

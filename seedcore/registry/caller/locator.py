@@ -16,7 +16,7 @@ from datetime import datetime
 from functools import partial
 
 from seedcore.core.answers import Answer, InstanceFilter, Listing, NotResolved, Origin, Resolution
-from seedcore.core.clock import utc_now
+from seedcore.core.clock import Clock
 from seedcore.core.errors import ActorGoneError, CannotKnowError, NotResolvableError
 from seedcore.core.instances import Instance, Verdict
 from seedcore.core.lifecycle import Status
@@ -69,6 +69,7 @@ class Locator:
         finds_unreported: bool = False,
         on_confirmed: Callable[[], None] = lambda: None,
         on_outage: Callable[[], None] = lambda: None,
+        clock: Clock | None = None,
     ) -> None:
         """`known` is used while no source with records answers. `finds_unreported`: Ray's listing also finds agents
         that do not report to the registry. `on_confirmed` is called after each handle that the registry confirmed,
@@ -81,6 +82,7 @@ class Locator:
         self._finds_unreported = finds_unreported
         self._on_confirmed = on_confirmed
         self._on_outage = on_outage
+        self._clock = clock if clock is not None else Clock()
 
     def cached(self, logical_id: str) -> ActorHandle | None:
         """The proven handle of an agent that has not changed since. Only for a caller whose follower is current."""
@@ -198,7 +200,7 @@ class Locator:
             handle = await self._finder.of_name(logical_id)
         except NotResolvableError as error:
             raise NotResolvableError(logical_id, reason, f"{refusal.detail}; {error.detail}") from error
-        return Located(logical_id, handle, Origin.RAY, utc_now(), None)
+        return Located(logical_id, handle, Origin.RAY, self._clock.utc(), None)
 
     async def by_actor(self, logical_id: str, why: str | None) -> Located:
         """By the manager's memory, or by Ray's listing: only the actor's own answer proves it. `why` no source with
@@ -223,10 +225,10 @@ class Locator:
             # an agent whose actor has another name than its logical id is not in the listing under it
             raise CannotKnowError(logical_id, f"{why}; and {error.detail}") from error
         if known is not None and known.instance is not None:
-            return Located(logical_id, handle, Origin.SNAPSHOT, utc_now(), known.instance)
+            return Located(logical_id, handle, Origin.SNAPSHOT, self._clock.utc(), known.instance)
         if known is None and self._known is not None:
             self._known.remember(KnownAgent(logical_id, logical_id, Origin.RAY, None))
-        return Located(logical_id, handle, Origin.RAY, utc_now(), None)
+        return Located(logical_id, handle, Origin.RAY, self._clock.utc(), None)
 
     async def _of_memory(self, logical_id: str, known: KnownAgent | None) -> ActorHandle:
         if known is None:

@@ -80,7 +80,7 @@ class RegistryConnection(Shorthands):
     and ForkedProcessError in a process forked from a connected one. The handle is cached, weak, and looked up again
     when the actor has died and in each Ray session. After one timeout of the registry itself, readers fail at once
     until it answers again. Changes taken at the same time share a message. With `by_relay` beats and changes go to the
-    relay of this node where there is one, and to the registry itself while the relay is silent.
+    relay of this node where there is one, and to the registry itself while the relay is silent, unless it is not found.
 
     `async with` closes it at the end. It may be used from several event loops.
     """
@@ -218,15 +218,29 @@ class RegistryConnection(Shorthands):
             if answer is not None:
                 return answer
         try:
-            answer = await self._ask_greeted(rules, *args, **kwargs)
+            answer = await self._ask_directly(rules, *args, **kwargs)
+        except RegistryReplacedError:
+            raise
+        except RegistryUnavailableError:
+            # where the registry is not found, as while Ray's tables are away, a relay that rests may still reach it
+            if not rules.by_relay or self._relays is None or self._handle is not None:
+                raise
+            answer = await self._relays.ask(rules.name, *args, is_last=True, **kwargs)
+            if answer is None:
+                raise
+            return answer
+        if self._relays is not None and isinstance(answer, BeatAnswer):
+            self._relays.learn(answer)
+        return answer
+
+    async def _ask_directly(self, rules: Rules, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await self._ask_greeted(rules, *args, **kwargs)
         except RegistryReplacedError:
             if rules.repeats is not Repeats.CONNECTION:
                 raise
             # the name may belong to a new actor by now
-            answer = await self._ask_greeted(rules, *args, **kwargs)
-        if self._relays is not None and isinstance(answer, BeatAnswer):
-            self._relays.learn(answer)
-        return answer
+            return await self._ask_greeted(rules, *args, **kwargs)
 
     def _require_answering(self) -> None:
         """Raise RegistryUnavailableError while the registry is silent. Whether it answers again is found out in the

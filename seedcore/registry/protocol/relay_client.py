@@ -98,12 +98,13 @@ class RelayFinder:
         logger.info("the relay of this node is not used for %.1f s: %s", rest_s, error.why)
         self._rests_until_s = self._clock.monotonic() + rest_s
 
-    async def ask(self, method: str, *args: object, **kwargs: object) -> Any:
+    async def ask(self, method: str, *args: object, is_last: bool = False, **kwargs: object) -> Any:
         """The relay's answer; None where there is no relay to call now, or it gives no answer, and then it rests.
+        `is_last`: there is no other way to the registry, so that a relay that rests is called too.
 
         Raises what the registry raises through it.
         """
-        relay = self.relay
+        relay = self._relay if is_last else self.relay
         if relay is None:
             return None
         try:
@@ -115,6 +116,7 @@ class RelayFinder:
             self._rest(error)
             return None
         self._rests.reset()
+        self._rests_until_s = 0.0
         return answer
 
     async def _answer(self, relay: ActorHandle, method: str, *args: object, **kwargs: object) -> Any:

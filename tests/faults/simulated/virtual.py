@@ -80,6 +80,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.Handle:
+        if not self._dead and not self._thaws_s:
+            return super().call_soon(callback, *args, context=context)
         component = COMPONENT.get() if context is None else context.get(COMPONENT, "world")
         if component in self._dead:
             handle = asyncio.Handle(callback, args, self, context)

@@ -1,0 +1,140 @@
+"""Owns the laws of callers (9, 15, 16): what a follower's cache may have, and which instances a caller may get."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from seedcore.core.answers import InstanceFilter
+from seedcore.core.feed import FeedBatch
+from seedcore.core.holds import Hold
+from seedcore.core.instances import Instance, Verdict
+from seedcore.core.lifecycle import Status
+from seedcore.core.limits import MAX_PAGE
+from seedcore.core.members import Members
+from seedcore.core.paging import decode_cursor
+from seedcore.core.view import LiveView
+from seedcore.registry.caller.follower import Follower, FollowTimes
+from tests.faults.simulated.registries import Office
+from tests.faults.simulated.world import World
+
+if TYPE_CHECKING:
+    from tests.faults.simulated.callers import Caller
+
+FOLLOW = FollowTimes(max_age_s=2.0, wait_s=1.0, call_s=0.5)
+STALE_S = FOLLOW.max_age_s + FOLLOW.wait_s + FOLLOW.call_s
+"""A caller gets what some source answered at most so long ago: an answer that was sent in the moment of its question is
+read as late as a follower reads one, and then trusted."""
+
+_ANY = InstanceFilter(statuses=None, fresh_only=False)
+
+Followed = tuple[Status, tuple[Hold, ...], Verdict]
+"""What a follower has of an instance."""
+
+
+class CallerLaws:
+    """Each check raises Violation."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._held_at: dict[tuple[str, int], dict[str, Followed]] = {}
+        self._named_s: dict[str, float] = {}
+        self._known_s: dict[str, float] = {}
+
+    # What the sources have
+
+    def note_feed(self, office: Office, batch: FeedBatch) -> None:
+        """A registry answers a follower, and so confirms all that it has at that version."""
+        held = self._held_at[batch.stream, batch.version] = _of_members(office.registry.members)
+        for instance_id, (status, _, verdict) in held.items():
+            office.check_lives(instance_id)
+            if status is Status.ALIVE and verdict in {Verdict.FRESH, Verdict.LATE}:
+                self._note(instance_id, is_complete=batch.complete)
+
+    def note_instance(self, instance: Instance, *, is_complete: bool = True) -> None:
+        """A registry or the database names an instance to a caller. `is_complete`: it knows every agent."""
+        if instance.status is Status.ALIVE:
+            self._note(instance.instance_id, is_complete=is_complete)
+
+    def _note(self, instance_id: str, *, is_complete: bool) -> None:
+        self._named_s[instance_id] = self._world.now_s
+        if is_complete:
+            self._known_s[instance_id] = self._world.now_s
+
+    # Laws
+
+    def check_found(self, instance: Instance, asked_s: float, how: str, *, is_complete: bool) -> None:
+        """Law 15, for an instance that a caller got. `is_complete`: by an answer that claims to know every agent."""
+        last_s = (self._known_s if is_complete else self._named_s).get(instance.instance_id, -math.inf)
+        self._world.check(
+            last_s >= asked_s - STALE_S,
+            15,
+            f"{how}: got {instance.instance_id}, which no source has named since {last_s:.3f}",
+        )
+
+    def check_handle(self, logical_id: str, actor_id: str, asked_s: float, how: str) -> None:
+        """Law 15, for a cached handle: of an instance that the actor ran."""
+        last_s = max(
+            (
+                self._known_s.get(instance_id, -math.inf)
+                for process in self._world.processes
+                if process.actor_id == actor_id and process.logical_id == logical_id
+                for instance_id in process.instance_ids
+            ),
+            default=-math.inf,
+        )
+        self._world.check(
+            last_s >= asked_s - STALE_S,
+            15,
+            f"{how}: got actor {actor_id}, which no source has named since {last_s:.3f}",
+        )
+
+    def check_cache(self, name: str, follower: Follower) -> None:
+        """Law 9: a cache that is trusted is the state of the registry that it follows, at the version that it has."""
+        if not follower.is_current:
+            return
+        view = follower.view
+        assert view.stream is not None
+        there, held = self._held_at[view.stream, view.version], _of_view(view)
+        if held != there:
+            self._world.check(False, 9, f"{name} has {held} at {view.version}, the registry had {there}")
+        self._world.counts["caches compared"] += 1
+
+    def unsettled(self) -> str | None:
+        """Why a follower is not yet as law 9 wants it when all is quiet; None when all are."""
+        office = self._world.office()
+        if office is None:
+            return "no registry"
+        there = _of_members(office.registry.members)
+        for caller in self._world.callers:
+            if not caller.follower.is_current:
+                return f"the cache of {caller.name} is not current"
+            if _of_view(caller.follower.view) != there:
+                return f"{caller.name} has {_of_view(caller.follower.view)}, the registry has {there}"
+        return None
+
+    async def check_answers(self, caller: Caller) -> None:
+        """Law 15, when all is quiet: every agent is found exactly where it is routable."""
+        world = self._world
+        rows = world.tables.rows.values()
+        epoch = world.tables.current_epoch
+        routable = {row.logical_id for row in rows if row.status is Status.ALIVE and row.cluster_epoch == epoch}
+        for number in range(world.agents):
+            logical_id = f"agent-{number}"
+            found = await caller.resolved(logical_id)
+            is_found = found is not None
+            world.check(is_found == (logical_id in routable), 15, f"{caller.name} has {found} for {logical_id}")
+
+
+def _of_view(view: LiveView) -> dict[str, Followed]:
+    rows, _ = view.page(_ANY, decode_cursor(None), MAX_PAGE)
+    return {row.instance_id: (row.status, row.holds, view.verdict(row.instance_id)) for row in rows}
+
+
+def _of_members(members: Members) -> dict[str, Followed]:
+    verdicts = members.silence.known_verdicts
+    return {
+        row.instance_id: (row.status, row.holds, verdicts.get(row.instance_id, Verdict.FRESH))
+        for row in members
+        if row.cluster_epoch == members.epoch
+    }

@@ -1,0 +1,146 @@
+"""Owns the processes of the registry: the real registry over a simulated database, with every answer checked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ray.exceptions import ActorDiedError
+
+from seedcore.core.answers import BeatAnswer, Listing, Receipt
+from seedcore.core.causes import Cause
+from seedcore.core.changes import SequencedChange, StatusChange
+from seedcore.core.errors import RegistryError, UnknownInstanceError
+from seedcore.core.feed import FeedBatch
+from seedcore.core.lifecycle import Status
+from seedcore.core.ports import OnDeath
+from seedcore.core.verdict import Death, Witness
+from seedcore.registry.server.config import RegistryConfig
+from seedcore.registry.server.death_watch import DeathWatch
+from tests.faults.simulated.database import SimStore
+from tests.faults.simulated.nodes import SimCluster
+from tests.faults.simulated.ray import RegistryHandle, SimDirectory
+from tests.faults.simulated.world import BEAT_S, CALL_TIMEOUT_S, LEASE_S, World
+from tests.local import LocalRegistry as Registry
+
+if TYPE_CHECKING:
+    from tests.faults.simulated.caller_laws import CallerLaws
+    from tests.faults.simulated.laws import Laws
+
+OPERATIONS = frozenset({"drain", "undrain", "deregister"})
+
+
+class Office:
+    """One process of the registry. Ray reports its end to the components in `keeps` only after so many seconds."""
+
+    def __init__(
+        self, world: World, directory: SimDirectory, laws: Laws, caller_laws: CallerLaws, ray_cluster: str
+    ) -> None:
+        self.world = world
+        self.laws = laws
+        self._caller_laws = caller_laws
+        self.name = f"registry-{len(world.offices) + 1}"
+        self.handle = RegistryHandle(world, self)
+        self.is_up = True
+        self.calls: set[asyncio.Future[Any]] = set()
+        self.keeps: dict[str, float] = {}
+        self.began_s = world.now_s
+        self.buried: set[str] = set()
+        config = RegistryConfig(
+            ray_cluster=ray_cluster,
+            beat_interval_s=BEAT_S,
+            lease_s=LEASE_S,
+            flush_interval_s=0.5,
+            durable_wait_s=1.0,
+            reconnect_grace_s=CALL_TIMEOUT_S + BEAT_S / 4,
+            retry_max_s=1.0,
+            epoch_check_s=2.0,
+            term_idle_s=6.0,
+            compare_s=7.0,
+            freeze_share=0.4,
+            feed_capacity=12,
+            change_capacity=world.change_capacity,
+            agent_call_s=CALL_TIMEOUT_S,
+        )
+        cluster = SimCluster(world, directory)
+        self.registry = Registry(
+            config,
+            self._store,
+            clock=world.clock,
+            watch_factory=lambda on_death: DeathWatch(self._checked(on_death), cluster, clock=world.clock),
+        )
+        declare_dead = self.registry.expiry.declare_dead
+
+        def decide(instance_id: str, death: Death, cause: Cause) -> None:
+            laws.note_decision(instance_id, is_alone=len(self.registry.members) == 1)
+            declare_dead(instance_id, death, cause)
+
+        self.registry.expiry.declare_dead = decide  # type: ignore[method-assign]
+        world.offices.append(self)
+        world.loop.run_in(self.name, self._start())
+        world.note(f"{self.name} starts in {ray_cluster}")
+
+    def _checked(self, on_death: OnDeath) -> OnDeath:
+        def report(instance_id: str, process: Witness, node: Witness, cause: Cause) -> None:
+            try:
+                on_death(instance_id, process, node, cause)
+            except RegistryError as error:
+                self.world.check(False, 14, f"{self.name} refused the death of {instance_id}: {error}")
+
+        return report
+
+    async def _store(self) -> Any:
+        return SimStore(self.world, self)
+
+    async def _start(self) -> None:
+        self.registry.start()
+
+    async def serve(self, method: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        laws = self.laws
+        try:
+            result = await getattr(self.registry, method)(*args, **kwargs)
+        except UnknownInstanceError as error:
+            laws.check_unknown(self, error.instance_id)
+            raise
+        if isinstance(result, BeatAnswer):
+            for instance_id in result.unknown:
+                laws.check_unknown(self, instance_id)
+        if isinstance(result, Receipt):
+            laws.check_receipt(result, _status_of(args[0]))
+        if method in OPERATIONS:
+            laws.operators.note_answer(self, method, result)
+        if method == "deliver":
+            for sequenced, receipt in zip(args[0], result, strict=True):
+                if isinstance(receipt, Receipt):
+                    laws.check_receipt(receipt, _status_of(sequenced))
+        if isinstance(result, FeedBatch):
+            self._caller_laws.note_feed(self, result)
+        if isinstance(result, Listing):
+            for row in result:
+                self.check_lives(row.instance_id)
+                self._caller_laws.note_instance(row, is_complete=result.complete)
+        if method == "resolve":
+            laws.operators.check_resolved(self, result.value)
+            for found in result.value:
+                if found.instance is not None:
+                    self.check_lives(found.instance.instance_id)
+                    self._caller_laws.note_instance(found.instance, is_complete=result.complete)
+        return result
+
+    def check_lives(self, instance_id: str) -> None:
+        """Law 8."""
+        if instance_id in self.buried:
+            self.world.check(False, 8, f"{self.name} names {instance_id}, whose death it has committed")
+
+    def kill(self) -> None:
+        self.is_up = False
+        self.world.loop.kill(self.name)
+        self.world.note(f"{self.name} is killed")
+        for reply in list(self.calls):
+            if not reply.done():
+                reply.set_exception(ActorDiedError())
+
+
+def _status_of(change: SequencedChange) -> Status | None:
+    return change.change.status if isinstance(change.change, StatusChange) else None
