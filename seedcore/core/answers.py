@@ -191,7 +191,6 @@ class KnownBefore:
 
     def validated(self, instance_ids: Sequence[str]) -> KnownBefore:
         """The same, or InvalidInputError; its instances are some of those that beat."""
-        check_kind("known", self, KnownBefore)
         if not check_kind("seqs", self.seqs, Mapping).keys() <= set(instance_ids):
             raise InvalidInputError("seqs", "must be of some of the instance ids")
         for seq in self.seqs.values():

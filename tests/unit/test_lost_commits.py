@@ -83,8 +83,7 @@ async def test_everything_that_was_acknowledged_is_written_again_in_order(tables
         assert tables.commits > lost
         loss = (await registry.health()).last_loss
         assert loss is not None
-        assert (loss.refused, loss.has_whole_history) == (0, True)
-        assert loss.written_again >= 8
+        assert (loss.written_again, loss.refused, loss.has_whole_history) == (7, 0, True)
         # nothing differs: the comparison has nothing to heal
         assert (await registry.health()).healed == 0
 

@@ -16,7 +16,7 @@ from seedcore.core.answers import BeatAnswer, KnownBefore, Receipt
 from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.changes import SequencedChange
 from seedcore.core.errors import DirectoryUnavailableError, RegistryError, RegistryUnavailableError
-from seedcore.core.limits import check_beats, check_instance_id
+from seedcore.core.limits import check_beats, check_instance_id, check_kind
 from seedcore.core.timeouts import within
 from seedcore.registry.node.process_watch import (
     ActorStateWatch,
@@ -106,7 +106,9 @@ class Relay:
         check_beats(instance_ids, loads if loads is not None else {}, MAX_BEATS_PER_MESSAGE)
         for instance_id in instance_ids:
             check_instance_id(instance_id)
-        return await self._beats.renew(instance_ids, loads, None if known is None else known.validated(instance_ids))
+        if known is not None:
+            check_kind("known", known, KnownBefore).validated(instance_ids)
+        return await self._beats.renew(instance_ids, loads, known)
 
     async def deliver(self, changes: Sequence[SequencedChange]) -> list[Receipt | RegistryError]:
         """See RelayApi.deliver; raises as `beat_many`."""

@@ -141,8 +141,9 @@ class Health:
     instance became so, `came_back` how often one of them beat again; `deaths_declared` counts the registry's own
     verdicts. `healed` counts instances that differed between memory and database at their comparison, the last one at
     `compared_at`; `pruned` counts rows that were deleted from the past. `beats_per_s` is the present rate; `fences`
-    counts how often a newer registry took over. `losses` counts how often the database had lost commits,
-    `lost_commits` how many in all; `last_loss` is the last time. `epoch_problem`: a flip is lost, no agent is resolved, and what an operator must do.
+    counts how often a newer registry took over. `losses` counts how often the database had lost commits, `lost_commits`
+    how many in all; `last_loss` is the last time. `epoch_problem`: a flip is lost, no agent is resolved, and what an
+    operator must do.
     """
 
     hello: Hello
