@@ -201,7 +201,7 @@ class Registry(Operations):
             relay=self._relay_for(instance_ids),
             is_recovering=is_recovering,
             retired=renewal.retired,
-            behind=behind,
+            behind=() if known is None else self._compare_known(known),
             registry=self.members.feed.stream,
             epoch=self.members.known_epoch if database.recovered else None,
         )
