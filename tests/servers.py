@@ -60,7 +60,10 @@ def embedded_binaries() -> Path:
 class PostgresServer:
     """One server in a folder of its own. `dsn()` reaches it whether it runs or not."""
 
-    def __init__(self, binaries: Path, folder: Path, *initdb_options: str) -> None:
+    def __init__(
+        self, binaries: Path, folder: Path, *initdb_options: str, primary: PostgresServer | None = None
+    ) -> None:
+        """A new cluster; with `primary` a standby of that one, which gets everything asynchronously."""
         self.binaries = binaries
         self.folder = folder
         # PostgreSQL refuses to run as root
@@ -68,6 +71,11 @@ class PostgresServer:
         if self._user is not None:
             shutil.chown(folder, self._user)
             folder.chmod(0o755)
+        if primary is not None:
+            self._run("pg_basebackup", "-h", str(primary.folder), "-U", "postgres", "-R", "-X", "stream", "-c", "fast")
+            with (self._data / "postgresql.conf").open("a") as settings:
+                settings.write(f"unix_socket_directories = '{folder}'\n")
+            return
         self._run(
             "initdb", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", *initdb_options
         )  # fmt: skip
@@ -133,8 +141,32 @@ class PostgresServer:
         self._run("pg_ctl", "start", "-w", "-l", str(self.folder / "server.log"), "-o", setting)
 
     def promote(self) -> None:
-        """Take writes again after `become_standby`."""
+        """Take writes, as a standby that becomes the primary."""
         self._run("pg_ctl", "promote", "-w")
+
+    def catch_up(self, primary: PostgresServer) -> None:
+        """Wait until this standby has everything that its primary has."""
+        with psycopg.connect(primary.dsn(), autocommit=True) as connection:
+            wanted = connection.execute("select pg_current_wal_lsn()::text").fetchone()
+        assert wanted is not None
+        with psycopg.connect(self.dsn(), autocommit=True) as connection:
+            for _ in range(1000):
+                has = connection.execute("select pg_last_wal_replay_lsn() >= %s::pg_lsn", wanted).fetchone()
+                if has == (True,):
+                    return
+                time.sleep(0.01)
+        raise RuntimeError("the standby does not catch up")
+
+    def stop_receiving(self) -> None:
+        """Get no more from the primary: what it commits from now on is lost when this standby is promoted."""
+        with psycopg.connect(self.dsn(), autocommit=True) as connection:
+            connection.execute("alter system set primary_conninfo = ''")
+            connection.execute("select pg_reload_conf()")
+            for _ in range(1000):
+                if connection.execute("select from pg_stat_wal_receiver").fetchone() is None:
+                    return
+                time.sleep(0.01)
+        raise RuntimeError("the standby goes on receiving")
 
     def is_running(self) -> bool:
         """Whether its pid file is there: a crash removes it too, since only we crash it."""

@@ -259,9 +259,21 @@ async def _database(settings: Settings) -> list[Finding]:
         found = "the identity of the server is not verified"
         remedy = "add sslmode=verify-full&sslrootcert=FILE to SEEDCORE_PG_DSN"
         findings.append(Finding("TLS", Grade.WARNING, found, remedy))
+    if settings.pg_dsn is not None:
+        findings.append(_replication(state))
     findings.append(_schema(state))
     findings.append(_clock("clock of the database", asked_at, state.now))
     return findings
+
+
+def _replication(state: ServerState) -> Finding:
+    if state.is_synchronous:
+        return Finding("replication", Grade.OK, "synchronous: a failover loses no commit")
+    if state.standbys == 0:
+        return Finding("replication", Grade.OK, "no standby")
+    found = f"asynchronous, {state.standbys} standbys: a failover can lose the last commits"
+    remedy = "set synchronous_standby_names: see deploy/README.md"
+    return Finding("replication", Grade.WARNING, found, remedy)
 
 
 def _schema(state: ServerState) -> Finding:

@@ -29,7 +29,8 @@ _EMPTIED = (
 @dataclass(frozen=True, slots=True)
 class ServerState:
     """The state of a database. `missing`: migrations that it lacks; `unknown`: migrations that this code does not know;
-    `is_earlier`: it is a database of the earlier SeedCore, to be adopted."""
+    `is_earlier`: it is a database of the earlier SeedCore, to be adopted. `standbys` replicate it now;
+    `is_synchronous`: a commit waits for one of them."""
 
     version: str
     version_number: int
@@ -37,6 +38,8 @@ class ServerState:
     missing: tuple[str, ...]
     unknown: tuple[str, ...]
     is_earlier: bool
+    standbys: int
+    is_synchronous: bool
 
 
 @asynccontextmanager
@@ -56,14 +59,18 @@ async def inspect_database(dsn: str) -> ServerState:
         async with _one_session(dsn, PoolLimits(connect_timeout_s=5.0), read_only=True) as connection:
             cursor = await connection.execute(
                 "select current_setting('server_version'), current_setting('server_version_num')::int, "
-                "clock_timestamp()"
+                "clock_timestamp(), (select count(*) from pg_stat_replication), "
+                "current_setting('synchronous_standby_names') <> '' "
+                "and current_setting('synchronous_commit') not in ('off', 'local')"
             )
-            version, number, now = (await cursor.fetchall())[0]
+            version, number, now, standbys, is_synchronous = (await cursor.fetchall())[0]
             missing, unknown = await compare(connection)
             is_earlier = bool(missing) and await is_earlier_database(connection)
     except psycopg.Error as error:
         raise StoreUnavailableError(explained(error)) from error
-    return ServerState(version, number, now, tuple(missing), tuple(unknown), is_earlier)
+    return ServerState(
+        version, number, now, tuple(missing), tuple(unknown), is_earlier, standbys, is_synchronous
+    )
 
 
 async def migrate_database(

@@ -17,7 +17,7 @@ from tests.postgres.test_reference import PAGE
 
 # what the registry writes and never reads back
 WRITTEN_ONLY = {"writer_id", "writer_seq", "version"}
-TABLES = ("registry_instance", "registry_transition", "cluster_epoch", "cluster_metadata")
+TABLES = ("registry_instance", "registry_transition", "cluster_epoch", "cluster_metadata", "registry_writer")
 
 
 def columns(db: psycopg.Connection, relation: str) -> list[str]:
