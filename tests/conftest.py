@@ -43,21 +43,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-promtool", action="store_true", help="fail, not skip, where it is not installed")
 
 
-# modules that share one Ray cluster: one after the other in one worker. Every other file is a group of its own.
+# modules that share a Ray cluster, of two: one after the other in one worker. Every other file is a group of its own.
 _SHARE_A_CLUSTER = {
-    "test_agents.py",
-    "test_causes.py",
-    "test_embedded_registry.py",
-    "test_epochs.py",
-    "test_following.py",
-    "test_manager.py",
-    "test_mixed_versions.py",
-    "test_phases.py",
-    "test_public_interface.py",
-    "test_registry_actor.py",
-    "test_registry_kills.py",
-    "test_thousand.py",
-    "test_upgrade.py",
+    "test_agents.py": "ray-agents",
+    "test_causes.py": "ray-agents",
+    "test_embedded_registry.py": "ray-agents",
+    "test_epochs.py": "ray-agents",
+    "test_following.py": "ray-callers",
+    "test_manager.py": "ray-callers",
+    "test_mixed_versions.py": "ray-callers",
+    "test_phases.py": "ray-callers",
+    "test_public_interface.py": "ray-callers",
+    "test_registry_actor.py": "ray-agents",
+    "test_registry_kills.py": "ray-agents",
+    "test_thousand.py": "ray-agents",
+    "test_upgrade.py": "ray-callers",
 }
 
 
@@ -67,19 +67,21 @@ def _group_of(nodeid: str) -> str:
     path = PurePath(nodeid.partition("::")[0])
     if path.parent.name in {"web", "browser"}:
         return "serve"
-    return "ray" if path.parent.name == "cluster" and path.name in _SHARE_A_CLUSTER else path.name
+    return _SHARE_A_CLUSTER.get(path.name, path.name) if path.parent.name == "cluster" else path.name
 
 
-# the long ones first: then both workers end at about the same time
+# the long ones first: then the workers end at about the same time
 _FIRST = (
-    "ray",
     "test_quickstart.py",
     "serve",
     "test_docs.py",
-    "test_ladder.py",
-    "test_deaths.py",
-    "test_sessions.py",
+    "ray-agents",
+    "ray-callers",
     "test_simulation.py",
+    "test_deaths.py",
+    "test_embedded.py",
+    "test_ladder.py",
+    "test_sessions.py",
     "test_processes.py",
     "test_database_outages.py",
     "test_adoption.py",
@@ -111,7 +113,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class _Groups(LoadScopeScheduling):  # type: ignore[misc]
-    """Two workers share the tests: a group at a time, and at most one Ray cluster each."""
+    """The workers share the tests: a group at a time, and at most one Ray cluster each. There are more workers than
+    cores, because most tests wait more than they compute."""
 
     def _split_scope(self, nodeid: str) -> str:
         return _group_of(nodeid)

@@ -30,6 +30,7 @@ def newcomer() -> Iterator[Newcomer]:
         yield newcomer
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 async def test_serve_demo_list_interrupt_and_serve_again(newcomer: Newcomer) -> None:
     newcomer.serve()

@@ -31,7 +31,6 @@ from seedcore.registry.caller.follower import Follower
 from seedcore.registry.caller.handle_cache import HandleCache
 from seedcore.registry.protocol.api import Repeats, Rules
 from seedcore.registry.protocol.connection import RegistryConnection
-from seedcore.registry.protocol.relay_client import RelayFinder
 from seedcore.registry.ray_support.actors import Proof
 from seedcore.registry.ray_support.lookup import ActorHandle
 from seedcore.registry.server.backlog import Backlog
@@ -235,15 +234,6 @@ async def _call_repeatedly(connection: RegistryConnection, rules: Rules, *args: 
     return await _call(connection, replace(rules, repeats=Repeats.CONNECTION), *args, **kwargs)
 
 
-_ask_relay = RelayFinder.ask
-
-
-async def _ask_no_resting_relay(
-    relays: RelayFinder, method: str, *args: Any, is_last: bool = False, **kwargs: Any
-) -> Any:
-    return None if is_last else await _ask_relay(relays, method, *args, **kwargs)
-
-
 async def _prove_nothing(*_: object) -> Proof:
     return Proof.YES
 
@@ -275,36 +265,36 @@ MUTANTS: dict[str, Mutant] = {
     "a release restores the wrong status": Mutant(1, lambda: _patch_both("apply_hold", _release_to_alive)),
     "no lease ends": Mutant(7, lambda: mock.patch("seedcore.registry.server.expiry.judge", _judge_no_lease)),
     "no death is decided": Mutant(0, lambda: mock.patch("seedcore.registry.server.expiry.judge", _judge_no_witness)),
-    "a freeze is no evidence": Mutant(0, lambda: mock.patch("seedcore.registry.server.expiry.judge", _judge_unfrozen)),
+    "a freeze is no evidence": Mutant(13, lambda: mock.patch("seedcore.registry.server.expiry.judge", _judge_unfrozen)),
     "a full backlog refuses a death": Mutant(
-        13, lambda: mock.patch.object(Backlog, "offer_death", _offer_death_in_the_queue)
+        10, lambda: mock.patch.object(Backlog, "offer_death", _offer_death_in_the_queue)
     ),
-    "expiry never freezes": Mutant(0, lambda: mock.patch.object(MassLateness, "note", _forget_seconds)),
+    "expiry never freezes": Mutant(13, lambda: mock.patch.object(MassLateness, "note", _forget_seconds)),
     "no grace at the end of a freeze": Mutant(27, lambda: mock.patch.object(MassLateness, "is_spent", True)),
-    "the client keeps nothing": Mutant(5, lambda: mock.patch.object(Delivery, "_send_all", _send_and_forget)),
+    "the client keeps nothing": Mutant(9, lambda: mock.patch.object(Delivery, "_send_all", _send_and_forget)),
     "a failed batch returns reversed": Mutant(
-        189, lambda: mock.patch.object(ChangeBatch, "put_back", _put_back_reversed)
+        179, lambda: mock.patch.object(ChangeBatch, "put_back", _put_back_reversed)
     ),
     "fenced for ever": Mutant(52, lambda: mock.patch.object(DatabaseSession, "_claim_the_term", _stay_fenced)),
     "the feed forgets a change": Mutant(0, lambda: mock.patch.object(Feed, "append", _append_most)),
     "the feed starts over without a reset": Mutant(0, lambda: mock.patch.object(Feed, "since", _since_never_reset)),
     "an instance that is not read yet is unknown": Mutant(
-        0, lambda: mock.patch.object(DatabaseSession, "may_know_more", False)
+        3, lambda: mock.patch.object(DatabaseSession, "may_know_more", False)
     ),
     "agents beat at the interval of their own environment": Mutant(
-        18, lambda: mock.patch.object(RegistryClient, "beat_interval_s", property(_own_interval_s))
+        12, lambda: mock.patch.object(RegistryClient, "beat_interval_s", property(_own_interval_s))
     ),
     "an agent that ended with its epoch comes back in the next": Mutant(
         45, lambda: mock.patch.object(MemoryStore, "epochs_of", _belong_to_none)
     ),
     "a registry that takes over retires the fleet": Mutant(
-        4, lambda: mock.patch.object(Tables, "continuing", lambda _, epoch: epoch)
+        11, lambda: mock.patch.object(Tables, "continuing", lambda _, epoch: epoch)
     ),
     "a refused value keeps its batch": Mutant(
-        1, lambda: mock.patch("seedcore.registry.server.flusher._in_parts", _keep_the_batch)
+        2, lambda: mock.patch("seedcore.registry.server.flusher._in_parts", _keep_the_batch)
     ),
     "memory and database are not compared": Mutant(
-        5, lambda: mock.patch.object(Comparison, "_compare", _compare_nothing)
+        1, lambda: mock.patch.object(Comparison, "_compare", _compare_nothing)
     ),
     "a follower lists only once": Mutant(0, lambda: mock.patch.object(LiveView, "load", _load_once)),
     "a cache is trusted for ever": Mutant(
@@ -320,5 +310,4 @@ MUTANTS: dict[str, Mutant] = {
     "the connection repeats every call": Mutant(
         4, lambda: mock.patch.object(RegistryConnection, "_call", _call_repeatedly)
     ),
-    "a relay that rests is not called": Mutant(0, lambda: mock.patch.object(RelayFinder, "ask", _ask_no_resting_relay)),
 }

@@ -22,6 +22,7 @@ import psycopg
 import pytest
 
 from seedcore.store.embedded.claim import Claim
+from seedcore.store.embedded.cluster import remove_leftover
 from seedcore.store.embedded.layout import EmbeddedPostgresError, layout_of
 from seedcore.store.embedded.postgres import GUARDIAN_MODULE, EmbeddedPostgres, dsn_if_running
 from seedcore.store.embedded.processes import own_key, runs
@@ -402,6 +403,15 @@ class TestDeaths:
         assert not (new_folder / "pg18").exists()
         note(new_server.hold(), "made")
         assert not list(new_folder.glob("*new-*"))
+
+    def test_folder_in_which_a_process_still_ends_is_removed(self, tmp_path: Path) -> None:
+        folder = tmp_path / "pg18.new-1"
+        script = "for number in $(seq 100); do mkdir -p base; echo x > base/$number; rm base/$number; done"
+        folder.mkdir()
+        with subprocess.Popen(["sh", "-c", script], cwd=folder) as process:
+            remove_leftover(folder)
+            assert not folder.exists()
+            process.kill()
 
     def test_guardian_shuts_the_server_down_at_sigterm(self, server: EmbeddedPostgres, folder: Path) -> None:
         note(server.hold(), "before")
