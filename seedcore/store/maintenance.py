@@ -68,9 +68,7 @@ async def inspect_database(dsn: str) -> ServerState:
             is_earlier = bool(missing) and await is_earlier_database(connection)
     except psycopg.Error as error:
         raise StoreUnavailableError(explained(error)) from error
-    return ServerState(
-        version, number, now, tuple(missing), tuple(unknown), is_earlier, standbys, is_synchronous
-    )
+    return ServerState(version, number, now, tuple(missing), tuple(unknown), is_earlier, standbys, is_synchronous)
 
 
 async def migrate_database(

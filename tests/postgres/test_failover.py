@@ -208,7 +208,10 @@ async def test_agents_bring_their_words_to_a_registry_that_starts_after_the_fail
             ("draining", "draining", 3),
             ("ready", "alive", 2),
         ]
-        assert [one.instance is not None for one in (await second.resolve(["ready", "draining"])).value] == [True, False]
+        assert [one.instance is not None for one in (await second.resolve(["ready", "draining"])).value] == [
+            True,
+            False,
+        ]
 
 
 async def promotion(binaries: PostgresServer, seed: int) -> int:

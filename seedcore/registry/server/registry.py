@@ -176,11 +176,8 @@ class Registry(Operations):
         """See RelayApi.beat_many."""
         loads = loads if loads is not None else {}
         check_beats(instance_ids, loads, MAX_BEATS_PER_MESSAGE)
-        behind = (
-            ()
-            if known is None
-            else self._compare_known(check_kind("known", known, KnownBefore).validated(instance_ids))
-        )
+        if known is not None:
+            check_kind("known", known, KnownBefore).validated(instance_ids)
         now_s = self._clock.monotonic()
         database = self.writer.database
         renewal = self.members.renew(instance_ids, now_s)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import fields, replace
+from itertools import takewhile
 from typing import Any, TypeVar
 
 from seedcore.core.answers import Outcome, OutcomeKind
@@ -83,7 +84,7 @@ class Restoration:
         left = self._journal.take_after(found)
         try:
             while left:
-                batch = _first_of_one_kind(left, self._config.batch_limit)
+                batch = _first_commit(left)
                 await self._write(store, [self._aged(entry) for entry in batch])
                 left = left[len(batch) :]
         finally:
@@ -244,19 +245,7 @@ def _registration_of(known: Instance) -> Registration:
     return Registration(**details)
 
 
-def _first_of_one_kind(entries: Sequence[Committed], limit: int) -> list[Committed]:
-    """The entries at the front that may be written together: of one kind, and each of another instance."""
+def _first_commit(entries: Sequence[Committed]) -> list[Committed]:
+    """What the first commit among the entries has written: of one kind, and at most once of each instance."""
     first = entries[0]
-    batch: list[Committed] = []
-    seen: set[str] = set()
-    for entry in entries[:limit]:
-        work = entry.work
-        if type(work) is not type(first.work):
-            break
-        if isinstance(work, EpochStep):
-            return [entry]
-        if work.instance_id in seen:
-            break
-        seen.add(work.instance_id)
-        batch.append(entry)
-    return batch
+    return list(takewhile(lambda entry: entry.number == first.number and type(entry.work) is type(first.work), entries))
