@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
+from seedcore.core.answers import Outcome
+from seedcore.core.changes import HoldChange, RegisterChange, StatusChange
+from seedcore.core.errors import StoreUnavailableError
 from seedcore.core.ports import DeathWitness, OnDeath
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.store.memory import MemoryStore, Tables
@@ -12,6 +15,36 @@ from tests.builders import START
 from tests.local import LocalRegistry as Registry
 from tests.unit.test_registry import NoWitness
 from tests.waiting import eventually
+
+
+class Away(MemoryStore):
+    """A database that can be away, from the start too."""
+
+    is_there = True
+
+    async def open(self) -> None:
+        self._require()
+        await super().open()
+
+    async def register_many(self, changes: Sequence[RegisterChange]) -> list[Outcome]:
+        self._require()
+        return await super().register_many(changes)
+
+    async def set_status_many(self, changes: Sequence[StatusChange]) -> list[Outcome]:
+        self._require()
+        return await super().set_status_many(changes)
+
+    async def hold_many(self, changes: Sequence[HoldChange]) -> list[Outcome]:
+        self._require()
+        return await super().hold_many(changes)
+
+    async def renew_term(self, lease_s: float) -> None:
+        self._require()
+        await super().renew_term(lease_s)
+
+    def _require(self) -> None:
+        if not self.is_there:
+            raise StoreUnavailableError("away for the test")
 
 
 @asynccontextmanager

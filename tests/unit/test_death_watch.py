@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -14,11 +14,10 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError
 
-from seedcore.core.answers import Outcome
 from seedcore.core.causes import Cause, CauseKind
-from seedcore.core.changes import RegisterChange, Registration, StatusChange, new_instance_id
+from seedcore.core.changes import Registration, new_instance_id
 from seedcore.core.clock import Clock
-from seedcore.core.errors import BacklogFullError, DirectoryUnavailableError, NodeDeadError, StoreUnavailableError
+from seedcore.core.errors import BacklogFullError, DirectoryUnavailableError, NodeDeadError
 from seedcore.core.instances import Verdict
 from seedcore.core.lifecycle import Status
 from seedcore.core.recent_deaths import RecentDeath
@@ -34,9 +33,9 @@ from seedcore.registry.server.config import RegistryConfig
 from seedcore.registry.server.death_watch import DeathWatch
 from seedcore.registry.server.watched_node import WatchTimes
 from seedcore.settings import Settings
-from seedcore.store.memory import MemoryStore, Tables
+from seedcore.store.memory import Tables
 from tests.builders import START, iid, instance
-from tests.unit.registries import joined_registry
+from tests.unit.registries import Away, joined_registry
 from tests.waiting import eventually
 
 
@@ -345,28 +344,6 @@ async def test_result_that_arrives_as_its_waiter_is_cancelled_goes_to_on_late(co
 
 
 # Reports and the backlog
-
-
-class Away(MemoryStore):
-    """A database that takes changes only while it is there."""
-
-    is_there = True
-
-    async def register_many(self, changes: Sequence[RegisterChange]) -> list[Outcome]:
-        self._require()
-        return await super().register_many(changes)
-
-    async def set_status_many(self, changes: Sequence[StatusChange]) -> list[Outcome]:
-        self._require()
-        return await super().set_status_many(changes)
-
-    async def renew_term(self, lease_s: float) -> None:
-        self._require()
-        await super().renew_term(lease_s)
-
-    def _require(self) -> None:
-        if not self.is_there:
-            raise StoreUnavailableError("away for the test")
 
 
 async def test_a_reported_death_is_taken_while_the_backlog_is_full(cluster: LocalCluster) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
 
-from seedcore.core.answers import Outcome
 from seedcore.core.causes import Cause, CauseKind
-from seedcore.core.changes import HoldChange, StatusChange
-from seedcore.core.errors import StoreUnavailableError
 from seedcore.core.holds import HoldKind
 from seedcore.core.instances import Instance, LiveState
 from seedcore.core.lifecycle import Status
@@ -19,6 +16,7 @@ from seedcore.registry.server.config import RegistryConfig
 from seedcore.store.memory import MemoryStore, Tables
 from tests.builders import hold, holds, iid, joins
 from tests.local import LocalRegistry
+from tests.unit.registries import Away
 from tests.unit.test_registry import Elapsed, NoWitness
 from tests.waiting import eventually
 
@@ -31,32 +29,6 @@ CONFIG = RegistryConfig(
     durable_wait_s=0.05,
     retry_max_s=0.05,
 )
-
-
-class Away(MemoryStore):
-    """A database that can be away, from the start too."""
-
-    is_there = True
-
-    async def open(self) -> None:
-        self._require()
-        await super().open()
-
-    async def set_status_many(self, changes: Sequence[StatusChange]) -> list[Outcome]:
-        self._require()
-        return await super().set_status_many(changes)
-
-    async def hold_many(self, changes: Sequence[HoldChange]) -> list[Outcome]:
-        self._require()
-        return await super().hold_many(changes)
-
-    async def renew_term(self, lease_s: float) -> None:
-        self._require()
-        await super().renew_term(lease_s)
-
-    def _require(self) -> None:
-        if not self.is_there:
-            raise StoreUnavailableError("away for the test")
 
 
 class World:
