@@ -22,7 +22,7 @@ def resolve(members: Members, logical_id: str, now_s: float, *, allow_late: bool
     """The best instance of an agent, or why there is none: alive, of the current epoch, and fresh, or late where that
     is allowed and none is fresh."""
     silence = members.silence
-    rows = [row for row in members.instances_of(logical_id) if row.cluster_epoch == members.listed_epoch]
+    rows = [row for row in members.instances_of(logical_id) if row.cluster_epoch == members.shown.listed]
     for verdict in (Verdict.FRESH, Verdict.LATE) if allow_late else (Verdict.FRESH,):
         chosen = best(
             row for row in rows if row.status is Status.ALIVE and silence.verdict(row.instance_id, now_s) is verdict
@@ -50,7 +50,7 @@ def resolve(members: Members, logical_id: str, now_s: float, *, allow_late: bool
 
 def _without_rows(members: Members, logical_id: str) -> Resolution:
     """Why an agent without an instance in the current epoch is not resolved."""
-    if members.unconfirmed is not None:
+    if members.shown.unconfirmed is not None:
         return Resolution(logical_id, None, NotResolved.EPOCH_UNCONFIRMED, unconfirmed_epoch(members))
     if members.index.has_agent(logical_id):
         return Resolution(logical_id, None, NotResolved.OTHER_EPOCH, "its instances are of another epoch")
@@ -63,12 +63,12 @@ def _without_rows(members: Members, logical_id: str) -> Resolution:
 
 def unconfirmed_epoch(members: Members) -> str | None:
     """What an operator must do about a lost flip, in one line; None where none is lost."""
-    lost = members.unconfirmed
+    lost = members.shown.unconfirmed
     if lost is None:
         return None
     return (
         f"the database has lost the flip to epoch {lost.name} (number {lost.number}) and shows {members.epoch} "
-        f"(number {members.known_epoch.number}): confirm one of them with `seedcore epoch flip NAME`"
+        f"(number {members.shown.number}): confirm one of them with `seedcore epoch flip NAME`"
     )
 
 
@@ -77,7 +77,7 @@ def page(
 ) -> tuple[list[Instance], bool]:
     """Up to `limit` matching instances after a key, in key order, and whether there are more."""
     silence = members.silence
-    rows = members.index.wanted(wanted, members.listed_epoch, after)
+    rows = members.index.wanted(wanted, members.shown.listed, after)
     if wanted.fresh_only:
         rows = (row for row in rows if not silence.terms.has_lapsed(silence.silence_s(row.instance_id, now_s)))
     verdicts = wanted.verdicts

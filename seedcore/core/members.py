@@ -19,12 +19,13 @@ from seedcore.core.errors import RegistryFullError
 from seedcore.core.feed import Feed
 from seedcore.core.holds import HoldKind, effective_status
 from seedcore.core.index import InstanceIndex
-from seedcore.core.instances import Epoch, Instance, Verdict
+from seedcore.core.instances import Instance, Verdict
 from seedcore.core.lease import LeaseTerms
 from seedcore.core.lifecycle import Status
 from seedcore.core.recent_deaths import RecentDeaths
 from seedcore.core.rules import apply_hold, apply_registration, apply_status, first_registration, sorted_holds
 from seedcore.core.selection import best
+from seedcore.core.shown_epoch import ShownEpoch
 from seedcore.core.silence import Silence
 
 
@@ -48,17 +49,14 @@ class Members:
     def __init__(
         self, terms: LeaseTerms, capacity: int, feed: Feed | None = None, deaths: RecentDeaths | None = None
     ) -> None:
-        self.epoch = ""  # unknown until the store has returned it; instances then count as current
         self.feed = feed if feed is not None else Feed("", 0)
+        self.shown = ShownEpoch(self.feed)
         self.index = InstanceIndex()
         self.silence = Silence(terms, self._publish_verdict)
         self.deaths = deaths if deaths is not None else RecentDeaths()
         self.on_appear: Callable[[Instance], None] = _ignore
         self.on_vanish: Callable[[Instance], None] = _ignore
         self._capacity = capacity
-        self._epoch_number = 0
-        self.unconfirmed: Epoch | None = None
-        """An epoch that agents knew as current, with a higher number than the database has: a flip is lost."""
         self._expiring: dict[str, datetime] = {}
         self._loads: dict[str, float] = {}
 
@@ -200,44 +198,17 @@ class Members:
     # Epochs
 
     @property
-    def listed_epoch(self) -> str:
-        """The epoch whose instances are listed and resolved: none while it is not confirmed which one is current."""
-        return self.epoch if self.unconfirmed is None else ""
-
-    def note_agents_epoch(self, epoch: Epoch) -> None:
-        """Note an epoch that agents knew as current before this registry answered them."""
-        doubted = self.unconfirmed if self.unconfirmed is not None else self.known_epoch
-        if epoch.number > doubted.number and epoch.name != self.epoch:
-            self.unconfirmed = epoch
-            self.feed.start_over("")
-
-    @property
-    def known_epoch(self) -> Epoch:
-        """The epoch that listings show, as the database returned it last."""
-        return Epoch(self.epoch, self._epoch_number)
+    def epoch(self) -> str:
+        """The current epoch, as the database returned it last; empty before that."""
+        return self.shown.name
 
     def set_epoch(self, epoch: str, number: int = 0, *, is_reset: bool = False) -> None:
-        """Make `epoch` the one that listings and resolution show, in one step.
-
-        An answer that was under way during a flip may arrive after it: a lower number than the known one is old, unless
-        `is_reset`: the database was joined again.
-        """
-        if number < self._epoch_number and not is_reset:
-            return
-        self._epoch_number = number
-        was_unconfirmed, unconfirmed = self.unconfirmed is not None, self.unconfirmed
-        if unconfirmed is not None and (number > unconfirmed.number or epoch == unconfirmed.name):
-            self.unconfirmed = None
-        if epoch == self.epoch:
-            if was_unconfirmed and self.unconfirmed is None:
-                self.feed.start_over(epoch)
-            return
-        if self.epoch == "":
+        """Make `epoch` the one that listings and resolution show, in one step: see ShownEpoch.set."""
+        if self.epoch == "" and epoch:
             for instance in self:
                 if instance.cluster_epoch == "":
                     self.index.put(replace(instance, cluster_epoch=epoch))
-        self.epoch = epoch
-        self.feed.start_over(self.listed_epoch)
+        self.shown.set(epoch, number, is_reset=is_reset)
 
     def move(self, instance_id: str, epoch: str) -> None:
         """Apply the epoch that the store has decided for an instance."""

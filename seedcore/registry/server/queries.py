@@ -234,7 +234,7 @@ class Queries:
             if self.members.epoch == "":
                 raise
             # no epoch is flipped while the database is away
-            epoch = self.members.known_epoch
+            epoch = self.members.shown.known
         return Answer(epoch, Origin.REGISTRY, self._clock.utc(), self.members.feed.version, complete=True)
 
     async def list_epochs(self, limit: int = 20) -> list[EpochRecord]:

@@ -200,13 +200,13 @@ class Registry(Operations):
             retired=renewal.retired,
             behind=() if known is None else self._compare_known(known),
             registry=self.members.feed.stream,
-            epoch=self.members.known_epoch if database.recovered else None,
+            epoch=self.members.shown.known if database.recovered else None,
         )
 
     def _compare_known(self, known: KnownBefore) -> tuple[str, ...]:
         """Note what agents know from a registry before. Returns the instances of which they know later changes."""
         if known.epoch is not None and self.writer.database.is_complete:
-            self.members.note_agents_epoch(known.epoch)
+            self.members.shown.note_agents_epoch(known.epoch)
         instances = ((self.members.get(instance_id), seq) for instance_id, seq in known.seqs.items())
         return tuple(row.instance_id for row, seq in instances if row is not None and row.seq < seq)
 
@@ -234,7 +234,7 @@ class Registry(Operations):
         check_epoch(epoch)
         self.writer.backlog.require_open()
         store = self.writer.database.readable()
-        lost = self.members.unconfirmed
+        lost = self.members.shown.unconfirmed
         flipped = await store.set_current_epoch(epoch, above=0 if lost is None else lost.number)
         self.writer.journal.note(store.commits, [EpochStep(epoch, is_current=True)])
         self.members.set_epoch(flipped.name, flipped.number)

@@ -1,0 +1,49 @@
+"""The epoch whose instances a registry lists and resolves, and whether it is certain which one that is."""
+
+from __future__ import annotations
+
+from seedcore.core.feed import Feed
+from seedcore.core.instances import Epoch
+
+
+class ShownEpoch:
+    """Follows the database, and notices where agents know of a flip that it has lost. The feed starts over whenever
+    what is shown changes. Use it from one event loop."""
+
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
+        self.name = ""
+        """As the database returned it last; empty before that: instances then count as current."""
+        self.number = 0
+        self.unconfirmed: Epoch | None = None
+        """An epoch that agents knew as current, with a higher number than the database has: a flip is lost."""
+
+    @property
+    def known(self) -> Epoch:
+        """As the database returned it last."""
+        return Epoch(self.name, self.number)
+
+    @property
+    def listed(self) -> str:
+        """The epoch whose instances are listed and resolved: none while an operator must confirm which is current."""
+        return self.name if self.unconfirmed is None else ""
+
+    def note_agents_epoch(self, epoch: Epoch) -> None:
+        """Note an epoch that agents knew as current before this registry answered them."""
+        highest = self.known if self.unconfirmed is None else self.unconfirmed
+        if epoch.number > highest.number and epoch.name != self.name:
+            self.unconfirmed = epoch
+            self._feed.start_over(self.listed)
+
+    def set(self, name: str, number: int, *, is_reset: bool) -> None:
+        """Show another epoch in one step, if that has a higher number, or `is_reset`: an answer that was under way
+        during a flip may arrive after it."""
+        if number < self.number and not is_reset:
+            return
+        before = self.name, self.listed
+        self.name, self.number = name, number
+        lost = self.unconfirmed
+        if lost is not None and (number > lost.number or name == lost.name):
+            self.unconfirmed = None
+        if before != (self.name, self.listed):
+            self._feed.start_over(self.listed)
