@@ -93,10 +93,12 @@ _SLOW_FOLDERS = {"browser", "docs", "web"}
 _SLOW_FILES = {
     "test_causes.py",
     "test_dashboard.py",
+    "test_ladder.py",
     "test_memory.py",
     "test_metrics.py",
     "test_mixed_versions.py",
     "test_processes.py",
+    "test_registry_kills.py",
     "test_upgrade.py",
 }
 
@@ -106,10 +108,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         path = PurePath(item.nodeid.partition("::")[0])
         is_soak = item.get_closest_marker("soak") is not None
-        if not is_soak and (path.parent.name in _SLOW_FOLDERS or path.name in _SLOW_FILES):
+        is_slow = path.parent.name in _SLOW_FOLDERS or path.name in _SLOW_FILES or _is_of_postgres15(item)
+        if is_slow and not is_soak:
             item.add_marker(pytest.mark.slow)
     order = {group: place for place, group in enumerate(_FIRST)}
     items.sort(key=lambda item: order.get(_group_of(item.nodeid), len(_FIRST)))
+
+
+def _is_of_postgres15(item: pytest.Item) -> bool:
+    """What runs on the oldest PostgreSQL too: by default the tests use the one of the wheel."""
+    spec = getattr(item, "callspec", None)
+    return spec is not None and any(value in ("postgres15", "dsn15") for value in spec.params.values())
 
 
 class _Groups(LoadScopeScheduling):  # type: ignore[misc]

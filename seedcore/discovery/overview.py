@@ -26,13 +26,14 @@ from seedcore.settings import Settings
 
 MAX_ORGANS = 50
 _MAX_AGE_S = 1.0
-_TIMEOUT_S = 1.5
 
 
 class Overviews:
     """Computes the summary and shares it among callers. Use it from one event loop."""
 
-    def __init__(self, settings: Settings, reader: DiscoveryReader) -> None:
+    def __init__(self, settings: Settings, reader: DiscoveryReader, timeout_s: float = 1.5) -> None:
+        """Each source gets `timeout_s` seconds to answer."""
+        self._timeout_s = timeout_s
         self._service = ServiceOut(version=__version__, mode=settings.mode.value, namespace=settings.namespace)
         self._reader = reader
         self._made: asyncio.Task[OverviewAnswer] | None = None
@@ -56,15 +57,15 @@ class Overviews:
             self._made_s = time.monotonic()
 
     async def _look(self) -> OverviewAnswer:
-        answer: Health | str = await _in_time(self._reader.registry.health())
+        answer: Health | str = await self._in_time(self._reader.registry.health())
         health = answer if isinstance(answer, Health) else None
         if health is not None:
             self._answered_at = health.as_of
             # the registry reports the state of its database
-            postgres, ray_listing = health.store_problem, await _in_time(self._reader.listing.problem())
+            postgres, ray_listing = health.store_problem, await self._in_time(self._reader.listing.problem())
         else:
             postgres, ray_listing = await asyncio.gather(
-                _in_time(self._reader.postgres.problem()), _in_time(self._reader.listing.problem())
+                self._in_time(self._reader.postgres.problem()), self._in_time(self._reader.listing.problem())
             )
         return OverviewAnswer(
             service=self._service,
@@ -106,6 +107,12 @@ class Overviews:
         except NoAnswerError as error:
             raise CannotKnowError("*", error.why) from error
 
+    async def _in_time(self, question: Awaitable[Any]) -> Any:
+        try:
+            return await within(question, self._timeout_s)
+        except TimeoutError:
+            return f"no answer within {self._timeout_s:g} s"
+
     def _counts_of(self, view: LiveView) -> FleetCounts:
         # counting 100,000 instances takes time, and usually nothing has changed
         key = (view.stream, view.version)
@@ -122,13 +129,6 @@ class Overviews:
             return self._epoch
         self._epoch = EpochOut(name=epoch.name, number=epoch.number)
         return self._epoch
-
-
-async def _in_time(question: Awaitable[Any]) -> Any:
-    try:
-        return await within(question, _TIMEOUT_S)
-    except TimeoutError:
-        return f"no answer within {_TIMEOUT_S:g} s"
 
 
 def _counted(

@@ -270,10 +270,10 @@ MUTANTS: dict[str, Mutant] = {
         10, lambda: mock.patch.object(Backlog, "offer_death", _offer_death_in_the_queue)
     ),
     "expiry never freezes": Mutant(13, lambda: mock.patch.object(MassLateness, "note", _forget_seconds)),
-    "no grace at the end of a freeze": Mutant(27, lambda: mock.patch.object(MassLateness, "is_spent", True)),
+    "no grace at the end of a freeze": Mutant(50, lambda: mock.patch.object(MassLateness, "is_spent", True)),
     "the client keeps nothing": Mutant(9, lambda: mock.patch.object(Delivery, "_send_all", _send_and_forget)),
     "a failed batch returns reversed": Mutant(
-        179, lambda: mock.patch.object(ChangeBatch, "put_back", _put_back_reversed)
+        229, lambda: mock.patch.object(ChangeBatch, "put_back", _put_back_reversed)
     ),
     "fenced for ever": Mutant(52, lambda: mock.patch.object(DatabaseSession, "_claim_the_term", _stay_fenced)),
     "the feed forgets a change": Mutant(0, lambda: mock.patch.object(Feed, "append", _append_most)),

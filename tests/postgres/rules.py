@@ -139,6 +139,7 @@ def problems_of(connection: psycopg.Connection, migration: Migration) -> list[st
     problems += _of_constraints(before, after, text)
     problems += _of_what_older_writes_meet(before, after, text)
     problems += _of_waits(text)
+    problems += _of_registrations(connection)
     is_whole = not any("is gone, which older registries read" in problem for problem in taken) and not any(
         "rewrites" in text for text in problems
     )
@@ -146,6 +147,17 @@ def problems_of(connection: psycopg.Connection, migration: Migration) -> list[st
         written = {row[0] for row in set(rows) - set(connection.execute(_ROW_VERSIONS).fetchall())}
         problems += [f"it writes rows of {name}: say `-- safe: ` and why above" for name in sorted(written)]
     return problems
+
+
+def _of_registrations(connection: psycopg.Connection) -> list[str]:
+    """Registering writes whole rows: it leaves no column to its default."""
+    try:
+        with connection.transaction(force_rollback=True):
+            connection.execute("select register_instance(gen_random_uuid(), 'of-the-rules')")
+    except psycopg.Error as error:
+        why = str(error).splitlines()[0]
+        return [f"a registration fails after it ({why}): let a new column be null, or set it in register_instances"]
+    return []
 
 
 def _of_columns(before: _Seen, after: _Seen) -> list[str]:

@@ -121,6 +121,10 @@ def test_every_file_after_the_baseline_keeps_the_rules(baseline: psycopg.Connect
         (HEAD + "do $$ begin lock table registry_instance; end $$", "locks a table by hand"),
         (HEAD + "do $$ begin execute 'lock registry_instance'; end $$", "locks a table by hand"),
         (HEAD + "select pg_sleep(0)", "sleeps while it holds"),
+        (
+            HEAD + "alter table registry_instance add column more int not null default 7",
+            "a registration fails after it",
+        ),
         (HEAD + "do $$ begin perform pg_sleep_for('0'); end $$", "sleeps while it holds"),
     ],
 )
@@ -143,7 +147,7 @@ def test_file_that_takes_away_is_named_for_it(baseline: psycopg.Connection) -> N
     "text",
     [
         "-- safe: few rows have one\ncreate index more on registry_instance (node_id) where reported_status <> status",
-        "alter table registry_instance add column more int not null default 7",
+        "alter table registry_instance add column more int default 7",
         "-- safe: no pid is\nalter table registry_instance add constraint more check (pid < 1e9) not valid",
         "-- safe: the column is new and empty\nalter table registry_instance add column more int check (more > 0)",
         "create table more (id int primary key, of text check (of <> '')); create index more_of on more (of)",

@@ -40,7 +40,9 @@ class Release:
     def lay_out(self, folder: Path) -> None:
         """Unpack the package as it was released."""
         with tarfile.open(self.folder / "package.tar.gz") as archive:
-            archive.extractall(folder, filter="data")
+            # Python before 3.11.4 has no filters
+            filters: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+            archive.extractall(folder, **filters)
 
 
 def releases(folder: Path = FOLDER) -> list[Release]:

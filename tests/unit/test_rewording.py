@@ -97,7 +97,8 @@ def served(world: World) -> Iterator[httpx.AsyncClient]:
         rates=rates,
         max_watchers=10,
         answers=AnswerCache(),
-        overviews=Overviews(settings, world.reader),
+        # a busy machine is no source that is away
+        overviews=Overviews(settings, world.reader, timeout_s=60.0),
     )
     api = FastAPI()
     install(api)

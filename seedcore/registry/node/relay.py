@@ -1,4 +1,4 @@
-"""The relay: a small actor on each node that watches the processes of agents and reports their ends, and that gathers
+"""The relay: a small actor on each node with agents: it watches their processes and reports their ends, and it gathers
 the messages of the node's agents.
 
 Owns no state of an instance: the registry creates it, sends it the instances to watch, and replaces it when it is lost.
