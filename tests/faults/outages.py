@@ -138,9 +138,7 @@ async def _man(it: Installation) -> None:
         await asyncio.sleep(0.5)
 
 
-async def matrix(
-    folder: Path, wanted: list[tuple[str, ...]], seconds: float, into: Path | None
-) -> list[Outage]:
+async def matrix(folder: Path, wanted: list[tuple[str, ...]], seconds: float, into: Path | None) -> list[Outage]:
     """Each outage, one after another in one installation. `into` keeps the histories of the calls."""
     found = []
     async with installed(folder, BEAT_S, LEASE_S, flush_interval_s=1.0) as it:

@@ -197,7 +197,7 @@ async def take(
 
 def recorded(
     method: Callable[Concatenate[RegistryConnection, P], Coroutine[Any, Any, R]],
-    note: Callable[[Call, R], Call] | None = None
+    note: Callable[[Call, R], Call] | None = None,
 ) -> Callable[Concatenate[RegistryConnection, P], Coroutine[Any, Any, R]]:
     """A method of a connection that records its calls."""
 

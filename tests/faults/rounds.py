@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -74,11 +75,9 @@ class Round:
         journal = Journal(self._it.history, "test")
         try:
             while True:
-                try:
+                # while the database is away there is nothing to see
+                with suppress(psycopg.Error):
                     await look(journal, self._rows)
-                except psycopg.Error:
-                    # the database is away: the next look sees it
-                    pass
                 await asyncio.sleep(_LOOK_EVERY_S)
         finally:
             journal.close()

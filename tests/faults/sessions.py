@@ -153,16 +153,16 @@ class Sessions:
         )
 
     def _check_committed(self, read: Call, seen: Seen, life: _Life) -> None:
+        """The end of law 1."""
         final = life.final
         assert seen.seq is not None
         if final is not None and (final.seq or 0) >= seen.seq:
             return
+        # the registry shows a change before it is committed, and a cache has it from there
+        is_from_memory = read.source in {Source.REGISTRY, Source.SNAPSHOT}
         was_settled = any(number >= seen.seq for _, number in life.settled)
-        is_lost_with_its_agent = final is None or final.status is Status.DEAD
-        if was_settled or not is_lost_with_its_agent or read.source is not Source.REGISTRY:
-            # a cache is fed by the registry's memory: what was never committed may have been in both
-            if read.source is Source.SNAPSHOT and is_lost_with_its_agent and not was_settled:
-                return
+        has_died = final is None or final.status is Status.DEAD
+        if was_settled or not has_died or not is_from_memory:
             self._found(read, f"{seen}, newer than what the database has in the end: {final}")
 
     def _check_absent(self, read: Call) -> None:

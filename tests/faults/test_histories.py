@@ -40,7 +40,7 @@ async def test_recorded_histories_keep_the_laws_and_can_be_checked_again(stage: 
 
 
 async def test_a_store_that_acknowledges_before_it_commits_is_caught(stage: Stage) -> None:
-    found = []
+    found: list[str] = []
     for seed in EARLY_SEEDS:
         found += check_history(await stage.history(seed, store="early", faults=["killed"])).violations
         if any("not linearizable" in violation for violation in found):
@@ -123,9 +123,7 @@ def test_reads_that_keep_the_laws_are_accepted(history: History) -> None:
             "version 8 after 9",
         ),
         (
-            _history(
-                _read(3.5, LAST, Source.SNAPSHOT, stream="s"), _read(4.0, _A, Source.SNAPSHOT, stream="s")
-            ),
+            _history(_read(3.5, LAST, Source.SNAPSHOT, stream="s"), _read(4.0, _A, Source.SNAPSHOT, stream="s")),
             "after Seen",
         ),
     ],
