@@ -142,15 +142,18 @@ class Registries:
         self._folder = folder
         self._forker = forker
         self._serial = itertools.count(1)
+        # one after the other: each answer belongs to the question before it
+        self._asking = asyncio.Lock()
 
     async def start(self, dsn: str, store: str = "real") -> RegistryProcess:
         """A new one, which serves as soon as it can be reached."""
         socket = self._folder / f"registry-{next(self._serial)}.sock"
         assert self._forker.stdin is not None
         assert self._forker.stdout is not None
-        self._forker.stdin.write(f"{json.dumps({'socket': str(socket), 'dsn': dsn, 'store': store})}\n")
-        self._forker.stdin.flush()
-        pid = int(await asyncio.to_thread(self._forker.stdout.readline))
+        async with self._asking:
+            self._forker.stdin.write(f"{json.dumps({'socket': str(socket), 'dsn': dsn, 'store': store})}\n")
+            self._forker.stdin.flush()
+            pid = int(await asyncio.to_thread(self._forker.stdout.readline))
         return RegistryProcess(pid, socket)
 
 
