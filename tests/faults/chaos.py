@@ -6,7 +6,7 @@
 A run breaks one to three things at once, or after one another, lets agents change their status meanwhile, mends
 everything, waits until all is as it shall be, and looks for what never may have happened: a living agent declared
 dead, a dead one that is not, an acknowledged change lost, repeated or out of order, life after death, a caller of an
-untouched agent refused.
+untouched agent refused. The calls of all clients are recorded, and checked too (see `histories.py`).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from seedcore.core.errors import RegistryError
 from seedcore.core.lifecycle import Status
 from tests.faults.breakages import WEIGHTS, Breakage
 from tests.faults.installation import Calls, Installation, Watch, in_own_environment, installed
+from tests.faults.rounds import Round
 
 BEAT_S = 1.0
 LEASE_S = 8.0
@@ -47,8 +48,8 @@ class Run:
     problems: list[str]
 
 
-async def run(it: Installation, seed: int) -> Run:
-    """Break, mend, wait, look."""
+async def run(it: Installation, seed: int, into: Path | None = None) -> Run:
+    """Break, mend, wait, look. `into` keeps the history of the calls."""
     chance = random.Random(seed)
     count = chance.choices([1, 2, 3], [5, 4, 1])[0]
     makers = chance.choices(list(WEIGHTS), list(WEIGHTS.values()), k=count)
@@ -57,7 +58,7 @@ async def run(it: Installation, seed: int) -> Run:
     await it.caller.take.remote()
     it.take_http()
     problems: list[str] = []
-    async with Watch(it.rows) as watch:
+    async with Watch(it.rows) as watch, Round(it, "chaos", seed, into) as history:
         changes = asyncio.create_task(_turn(it, chance))
         for outcome in await asyncio.gather(*(_inflict(fault, chance) for fault in faults), return_exceptions=True):
             if isinstance(outcome, BaseException):
@@ -65,6 +66,7 @@ async def run(it: Installation, seed: int) -> Run:
         turns, durable = await changes
         problems += await _mend(it)
         settled_s, problem = await it.settle()
+        problems += await history.finish()
     if problem is not None:
         problems.append(f"not settled after {settled_s:.0f} s: {problem}")
     at_the_end = it.violations()
@@ -132,8 +134,8 @@ class Summary:
     deaths_by_cause: dict[str, int]
 
 
-async def many(folder: Path, seeds: range) -> Summary:
-    """Run each seed."""
+async def many(folder: Path, seeds: range, into: Path | None) -> Summary:
+    """Run each seed. `into` keeps their histories."""
     broken: list[Run] = []
     done = 0
     faults: Counter[str] = Counter()
@@ -142,8 +144,9 @@ async def many(folder: Path, seeds: range) -> Summary:
     async with installed(
         folder, BEAT_S, LEASE_S, flush_interval_s=0.3, durable_wait_s=1.0, call_timeout_s=2.0, probe_timeout_s=1.0
     ) as it:
+        await it.settle()
         for seed in seeds:
-            one = await run(it, seed)
+            one = await run(it, seed, into)
             done += 1
             faults.update(one.faults)
             totals.update(turns=one.turns, durable=one.durable, calls=one.calls.asked, http=one.http.asked)
@@ -173,6 +176,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="one run")
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--histories", type=Path, metavar="FOLDER", help="where to keep the histories of the calls")
     parser.add_argument("--report", type=Path, help="where to write the summary, as JSON")
     options = parser.parse_args()
     folder = in_own_environment("tests.faults.chaos")
@@ -181,7 +185,9 @@ def main() -> int:
         if options.seed is not None
         else range(options.first, options.first + options.runs)
     )
-    summary = asyncio.run(many(folder, seeds))
+    if options.histories is not None:
+        options.histories.mkdir(parents=True, exist_ok=True)
+    summary = asyncio.run(many(folder, seeds, options.histories))
     text = json.dumps(asdict(summary), indent=2)
     print(text)
     if options.report is not None:

@@ -14,7 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -35,17 +35,29 @@ from seedcore.core.answers import Receipt
 from seedcore.core.causes import CauseKind
 from seedcore.core.errors import RegistryError
 from seedcore.core.lifecycle import Status
+from seedcore.core.limits import MAX_PAGE
 from seedcore.core.timeouts import end, within
 from seedcore.discovery.app import Discovery
 from seedcore.discovery.routes import api
+from seedcore.registry.agent.client import RegistryClient
+from seedcore.registry.agent.reporter import Reporter
 from seedcore.registry.caller.listing import every_page
-from seedcore.registry.protocol.connection import RegistryConnection
+from seedcore.registry.caller.live_sources import SnapshotSource
 from seedcore.registry.ray_support.lookup import ActorHandle
 from seedcore.registry.ray_support.process_keys import lives
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
 from seedcore.tier0.answers import AgentSpec
+from tests.faults.history import Step
 from tests.faults.proxy import Proxy
+from tests.faults.recording import (
+    EVERY,
+    Journal,
+    RecordedConnection,
+    read_cache,
+    with_http_page,
+    with_located,
+)
 from tests.servers import PostgresServer, embedded_binaries, running_server
 from tests.traces import short_folder
 
@@ -99,7 +111,13 @@ class Account:
 
 
 class Teller(RayAgent):
-    """Takes the status that the test asks for."""
+    """Takes the status that the test asks for. Its calls are recorded."""
+
+    def __init__(self, agent_id: str, *, history: Path, settings: Settings, **details: Any) -> None:
+        super().__init__(agent_id, settings=settings, **details)
+        connection = _recorded(history, agent_id, settings, by_relay=True)
+        client = RegistryClient(agent_id, settings=settings, connection=connection)
+        self._reporter = Reporter(agent_id, settings=settings, client=client, on_retired=self._note_retired)
 
     async def say(self, status: str, cause: str) -> Receipt | None:
         """Change the status; the answer."""
@@ -131,10 +149,12 @@ class Calls:
 
 
 class Caller:
-    """Another process that resolves agents all the time, and calls each."""
+    """Another process that resolves agents all the time, and calls each; and that lists all, by the registry and by its
+    own cache. What it is answered is recorded."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._manager = Tier0MemoryManager(settings)
+    def __init__(self, settings: Settings, history: Path) -> None:
+        self._connection = _recorded(history, "caller", settings, by_relay=True)
+        self._manager = Tier0MemoryManager(settings, connection=self._connection)
         self._calls = Calls()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -142,6 +162,7 @@ class Caller:
         """Call these from now on, each in its own loop."""
         await end(*self._tasks)
         self._tasks = [asyncio.create_task(self._call_for_ever(agent_id)) for agent_id in ids]
+        self._tasks.append(asyncio.create_task(self._list_for_ever()))
 
     async def take(self) -> Calls:
         """What became of the calls since the last time."""
@@ -153,11 +174,23 @@ class Caller:
             calls, began_s = self._calls, time.monotonic()
             calls.asked += 1
             try:
-                located = await self._manager.locate(agent_id)
+                async with self._connection.journal.call("locate", logical_id=agent_id) as called:
+                    located = await self._manager.locate(agent_id)
+                    called[0] = with_located(called[0], located)
                 said = await within(_answer(located.handle), 2.0)
                 calls.note(agent_id, said, str(located.source), time.monotonic() - began_s)
             except (TimeoutError, RegistryError, RayError) as error:
                 calls.failed[f"{agent_id}: {type(error).__name__}: {str(error)[:160]}"] += 1
+            await asyncio.sleep(_CALL_S)
+
+    async def _list_for_ever(self) -> None:
+        assert self._manager.follower is not None
+        cache = SnapshotSource(self._manager.follower)
+        while True:
+            with suppress(RegistryError):
+                await self._connection.page(EVERY, MAX_PAGE)
+            with suppress(RegistryError):
+                await read_cache(self._connection.journal, cache)
             await asyncio.sleep(_CALL_S)
 
 
@@ -250,14 +283,18 @@ class Watch:
 class Installation:
     """Everything, and what must be true of it. `bystanders` are never touched by a fault."""
 
-    def __init__(self, server: PostgresServer, proxy: Proxy, settings: Settings, cluster: Cluster) -> None:
+    def __init__(
+        self, server: PostgresServer, proxy: Proxy, settings: Settings, cluster: Cluster, history: Path
+    ) -> None:
+        """Every process records its calls in the folder `history`."""
         self.server = server
+        self.history = history
         self.proxy = proxy
         self.settings = settings
         self.cluster = cluster
         self.far_node: Any = None
-        self.registry = RegistryConnection(settings.namespace, settings.call_timeout_s)
-        self.manager = Tier0MemoryManager(settings)
+        self.registry = _recorded(history, "test", settings)
+        self.manager = Tier0MemoryManager(settings, connection=_recorded(history, "manager", settings, by_relay=True))
         self.bystanders = ["steady-0", "steady-1"]
         self.restarting = ["near-0", "far-0"]
         self.mortal = ["near-1", "near-2", "far-1", "far-2"]
@@ -285,7 +322,7 @@ class Installation:
         await start_registry(self.settings)
         await self.man()
         caller_class: Any = ray.remote(Caller)
-        self.caller = caller_class.options(num_cpus=0, resources=_HEAD).remote(self.settings)
+        self.caller = caller_class.options(num_cpus=0, resources=_HEAD).remote(self.settings, self.history)
         await self.caller.begin.remote(self.bystanders)
         self._polling = asyncio.create_task(self._poll())
 
@@ -302,7 +339,7 @@ class Installation:
                 AgentSpec(
                     name,
                     agent_class=Teller,
-                    arguments={"settings": self.settings},
+                    arguments={"settings": self.settings, "history": self.history},
                     resources=_FAR if name.startswith("far") else _HEAD,
                     max_restarts=-1 if name in self.restarting else 0,
                 )
@@ -362,6 +399,19 @@ class Installation:
             )
             for instance_id, logical_id, status, seq, pid, process_key, cause, stopped_at in found
         ]
+
+    def last_transition(self) -> int:
+        """The place of the newest row of the history."""
+        return int(self.query("select coalesce(max(id), 0) from registry_transition")[0][0])
+
+    def steps(self, after: int) -> tuple[Step, ...]:
+        """The rows of the history behind a place."""
+        found = self.query(
+            "select instance_id::text, seq, to_status::text, hold is not null from registry_transition"
+            " where id > %s order by id",
+            after,
+        )
+        return tuple(Step(one, seq, Status(status), is_hold) for one, seq, status, is_hold in found)
 
     async def say(self, agent_id: str, status: Status, cause: str) -> Receipt | None:
         """Let an agent change its status; what was acknowledged is remembered."""
@@ -447,13 +497,16 @@ class Installation:
         return time.monotonic() - began_s, problem
 
     async def _poll(self) -> None:
+        journal = Journal(self.history, "http")
         async with httpx.AsyncClient(timeout=5) as client:
             while True:
                 calls, began_s = self.http, time.monotonic()
                 calls.asked += 1
                 try:
-                    answer = await client.get(f"{self.url}/v1/instances")
-                    answer.raise_for_status()
+                    async with journal.call("http") as called:
+                        answer = await client.get(f"{self.url}/v1/instances")
+                        answer.raise_for_status()
+                        called[0] = with_http_page(called[0], answer.json())
                     calls.answered[answer.json()["source"]] += 1
                     calls.slowest_s = max(calls.slowest_s, time.monotonic() - began_s)
                 except httpx.HTTPError as error:
@@ -493,13 +546,20 @@ async def installed(folder: Path, beat_s: float, lease_s: float, **settings: Any
         stack.callback(cluster.shutdown)
         ray.init(address=cluster.address, namespace="faults", log_to_driver=False, logging_level="error")
         stack.callback(ray.shutdown)
-        it = Installation(server, proxy, known, cluster)
+        history = folder / "calls"
+        history.mkdir()
+        it = Installation(server, proxy, known, cluster, history)
         await it.begin()
         try:
             yield it
         finally:
             await it.close()
             serve.shutdown()
+
+
+def _recorded(history: Path, process: str, settings: Settings, *, by_relay: bool = False) -> RecordedConnection:
+    journal = Journal(history, process)
+    return RecordedConnection(journal, settings.namespace, settings.call_timeout_s, by_relay=by_relay)
 
 
 async def _account(handle: ActorHandle) -> Account:

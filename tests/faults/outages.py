@@ -27,6 +27,7 @@ from seedcore.core.errors import RegistryError
 from seedcore.core.lifecycle import Status
 from tests.faults.breakages import GcsKilled, Maker, PostgresKilled, RegistryAway, ServeStopped
 from tests.faults.installation import Calls, Installation, Watch, in_own_environment, installed
+from tests.faults.rounds import Round
 
 BEAT_S = 5.0
 LEASE_S = 15.0
@@ -75,14 +76,16 @@ HEADER = (
 )
 
 
-async def outage(it: Installation, away: tuple[str, ...], seconds: float) -> Outage:
+async def outage(
+    it: Installation, away: tuple[str, ...], seconds: float, number: int = 0, into: Path | None = None
+) -> Outage:
     """Take parts away for so long, kill an agent meanwhile, give them back, and look."""
     chance = random.Random(0)
     faults = [PARTS[part](it, chance) for part in away]
     victim = await it.account_of(VICTIM)
     await it.caller.take.remote()
     it.take_http()
-    async with Watch(it.rows) as watch:
+    async with Watch(it.rows) as watch, Round(it, "outage", number, into) as history:
         for fault in faults:
             await fault.begin()
         await asyncio.sleep(seconds / 2)
@@ -101,6 +104,7 @@ async def outage(it: Installation, away: tuple[str, ...], seconds: float) -> Out
         settled_s, problem = await it.settle()
         if problem is not None:
             problems.append(f"not settled: {problem}")
+        problems += await history.finish()
     at_the_end = it.violations()
     problems += [text for text in watch.found.values() if text not in at_the_end]
     problems += at_the_end
@@ -134,13 +138,14 @@ async def _man(it: Installation) -> None:
         await asyncio.sleep(0.5)
 
 
-async def matrix(folder: Path, wanted: list[tuple[str, ...]], seconds: float) -> list[Outage]:
-    """Each outage, one after another in one installation."""
+async def matrix(folder: Path, wanted: list[tuple[str, ...]], seconds: float, into: Path | None) -> list[Outage]:
+    """Each outage, one after another in one installation. `into` keeps the histories of the calls."""
     found = []
     async with installed(folder, BEAT_S, LEASE_S, flush_interval_s=1.0) as it:
+        await it.settle()
         print(HEADER, flush=True)
-        for away in wanted:
-            one = await outage(it, away, seconds)
+        for number, away in enumerate(wanted):
+            one = await outage(it, away, seconds, number, into)
             found.append(one)
             print(one.row, flush=True)
             for problem in one.problems:
@@ -161,6 +166,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.outages", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0, help="length of each outage")
     parser.add_argument("--only", help="such as registry+gcs")
+    parser.add_argument("--histories", type=Path, metavar="FOLDER", help="where to keep the histories of the calls")
     parser.add_argument("--write", type=Path, help="replace the table in this file")
     options = parser.parse_args()
     wanted = _combinations()
@@ -170,7 +176,9 @@ def main() -> int:
         if not wanted:
             parser.error(f"--only takes one or two of {', '.join(PARTS)}, joined by +")
     folder = in_own_environment("tests.faults.outages")
-    found = asyncio.run(matrix(folder, wanted, options.seconds))
+    if options.histories is not None:
+        options.histories.mkdir(parents=True, exist_ok=True)
+    found = asyncio.run(matrix(folder, wanted, options.seconds, options.histories))
     if options.write is not None:
         text = options.write.read_text()
         before, _, rest = text.partition(BEGIN)
