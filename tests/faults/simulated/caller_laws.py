@@ -136,5 +136,5 @@ def _of_members(members: Members) -> dict[str, Followed]:
     return {
         row.instance_id: (row.status, row.holds, verdicts.get(row.instance_id, Verdict.FRESH))
         for row in members
-        if row.cluster_epoch == members.epoch
+        if row.cluster_epoch == members.listed_epoch
     }

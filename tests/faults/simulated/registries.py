@@ -46,6 +46,8 @@ class Office:
         self.calls: set[asyncio.Future[Any]] = set()
         self.keeps: dict[str, float] = {}
         self.began_s = world.now_s
+        self.wrote_s = 0.0
+        self.must_join = False
         self.buried: set[str] = set()
         config = RegistryConfig(
             ray_cluster=ray_cluster,
@@ -62,6 +64,7 @@ class Office:
             feed_capacity=12,
             change_capacity=world.change_capacity,
             agent_call_s=CALL_TIMEOUT_S,
+            journal_capacity=world.losses.journal_capacity,
         )
         cluster = SimCluster(world, directory)
         self.registry = Registry(
