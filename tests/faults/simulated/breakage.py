@@ -300,5 +300,6 @@ class Breakage:
             hold = Hold(HoldKind.NODE, "by hand", None, world.utc())
             await MemoryStore(world.utc, world.tables).hold_many([HoldChange(row.instance_id, hold.kind, hold)])
             process.held_by_hand = row.instance_id
+            world.held_by_hand.add(row.instance_id)
             world.note(f"{process.name} is held by hand")
             return

@@ -68,7 +68,8 @@ class Laws:
             was_so = was_held or status in {step.to_status for step in steps}
             if row.seq == receipt.seq:
                 was_so = row.reported_status is status
-            if not was_so:
+            # agents repeat their last word only
+            if not was_so and not world.losses.count:
                 world.check(False, 1, f"{receipt} was acknowledged as {status} and never was so")
         world.counts["acknowledged"] += 1
 

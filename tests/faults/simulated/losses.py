@@ -122,7 +122,7 @@ class Losses:
 
     def _note_truth(self, earlier: Earlier) -> None:
         """What the registry in force knows and the database has."""
-        holder, tables = self._holder, self._world.tables
+        world, holder, tables = self._world, self._holder, self._world.tables
         if holder is None:
             return
         members = holder.registry.members
@@ -134,7 +134,8 @@ class Losses:
             self._truth.epoch = tables.current_epoch
         for step in tables.transitions:
             seq, _ = self._words.get(step.instance_id, (-1, None))
-            if step.seq is not None and step.seq <= seq:
+            # a hold by hand may be lost, and then what was no transition under it becomes one, or the other way round
+            if step.seq is not None and step.seq <= seq and step.instance_id not in world.held_by_hand:
                 self._truth.steps[step.instance_id, step.seq, step.to_status] = None
 
     @property
@@ -175,8 +176,13 @@ class Losses:
         self.on_mended(not lives_on)
 
     def _check_words(self, office: Office) -> None:
+        loss = office.registry.writer.database.restoration.last
+        is_whole = loss is not None and loss.has_whole_history
         for instance_id, (seq, status) in self._words.items():
             row = self._world.tables.rows.get(instance_id)
+            if row is None and not is_whole and instance_id in office.registry.members.deaths:
+                # it has no row that could be live
+                continue
             is_there = row is not None and (
                 row.status is Status.DEAD
                 or row.seq > seq

@@ -43,7 +43,8 @@ class Office:
         self.name = f"registry-{len(world.offices) + 1}"
         self.handle = RegistryHandle(world, self)
         self.is_up = True
-        self.calls: set[asyncio.Future[Any]] = set()
+        # in their order: that of a set is not a part of the seed
+        self.calls: dict[asyncio.Future[Any], None] = {}
         self.keeps: dict[str, float] = {}
         self.began_s = world.now_s
         self.wrote_s = 0.0

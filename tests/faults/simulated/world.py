@@ -58,6 +58,7 @@ class World:
         self.offices: list[Office] = []
         self.relays: list[SimRelay] = []
         self.callers: list[Caller] = []
+        self.held_by_hand: set[str] = set()
         self.lost_share = self.random.choice([0.0, 0.01, 0.03])
         self.twice_share = self.random.choice([0.0, 0.02])
         self.slow_share = self.random.choice([0.0, 0.01])
