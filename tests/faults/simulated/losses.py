@@ -62,6 +62,7 @@ class Losses:
         self.journal_capacity = self.random.choice([4, 20_000, 20_000]) if self.happen else 20_000
         self._kept: deque[Earlier] = deque()
         self._words: dict[str, Word] = {}
+        self._unchecked: dict[str, Word] = {}
         self._truth = Truth()
         self._holder: Office | None = None
         self._holder_fences = 0
@@ -158,6 +159,8 @@ class Losses:
     def look(self) -> None:
         """Note whether the loss is mended, and check what must be there then."""
         world = self._world
+        if self._unchecked and not self.is_lossy:
+            self._check_words()
         office = self._in_force() if self.is_lossy else None
         if office is None or office.registry.writer.database.recovered_s <= self._loss_s or office.must_join:
             return
@@ -166,19 +169,29 @@ class Losses:
         world.note(f"{office.name}, {'which lives on' if lives_on else 'which is new'}, has mended the database")
         world.counts[f"losses mended by {'the same' if lives_on else 'another'} registry"] += 1
         if lives_on:
-            self._check_words(office)
+            self._unchecked = dict(self._words)
+            self._check_words()
             self._check_truth(office)
         else:
             self.taken_over += 1
             self._words.clear()
+            self._unchecked.clear()
             # a registry that did not live through the loss cannot know the states that were abandoned
             self._kept.clear()
         self.on_mended(not lives_on)
 
-    def _check_words(self, office: Office) -> None:
+    def _check_words(self) -> None:
+        """Of each instance, once the registry has no change of it under way."""
+        office = self._holder
+        if office is None or not office.is_up or not self.lives_on(office):
+            self._unchecked.clear()
+            return
         loss = office.registry.writer.database.restoration.last
         is_whole = loss is not None and loss.has_whole_history
-        for instance_id, (seq, status) in self._words.items():
+        for instance_id, (seq, status) in list(self._unchecked.items()):
+            if office.registry.writer.backlog.unsettled(instance_id):
+                continue
+            del self._unchecked[instance_id]
             row = self._world.tables.rows.get(instance_id)
             if row is None and not is_whole and instance_id in office.registry.members.deaths:
                 # it has no row that could be live
