@@ -14,7 +14,7 @@ from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.store.memory import MemoryStore
 from tests.faults.simulated.callers import Caller
 from tests.faults.simulated.fleet import Fleet
-from tests.faults.simulated.losses import EVERY_S
+from tests.faults.simulated.losses import EVERY_S, Earlier
 from tests.faults.simulated.registries import Office
 from tests.faults.simulated.world import OPERATOR, World
 
@@ -84,8 +84,7 @@ class Breakage:
         world, losses = self._world, self._world.losses
         while losses.happen:
             await asyncio.sleep(losses.random.uniform(4.0, 25.0))
-            is_restored = losses.random.random() < 0.3
-            earlier = losses.some_earlier(10.0, 30.0) if is_restored else losses.some_earlier(0.0, 4.0)
+            earlier = await self._earlier()
             if earlier is None:
                 continue
             office = world.office()
@@ -100,6 +99,19 @@ class Breakage:
                 office.kill()
             if fate != "lives":
                 world.loop.run_in("world", self._start_later(losses.random.uniform(0.1, 8.0)))
+
+    async def _earlier(self) -> Earlier | None:
+        """The state that a loss leaves: of a moment ago, a restored one, or the one before a flip that agents know."""
+        losses, began_s = self._world.losses, self._world.now_s
+        chance = losses.random.random()
+        if chance < 0.4:
+            return losses.some_earlier(0.0, 4.0)
+        if chance < 0.7:
+            return losses.some_earlier(10.0, 30.0)
+        await self._epoch_flips()
+        await asyncio.sleep(losses.random.uniform(0.5, 4.0))
+        age_s = self._world.now_s - began_s
+        return losses.some_earlier(age_s, age_s + 4.0)
 
     async def confirm_for_ever(self) -> None:
         """An operator confirms an epoch where a flip is lost, some time after the registry has asked for that."""

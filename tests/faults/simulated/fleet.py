@@ -138,7 +138,9 @@ class Fleet:
         world = self._world
         process.is_retired = True
         goes_on = process.epoch is None and not world.is_retired(world.line_of(epoch))
-        world.check(not goes_on or world.losses.are_recent, 11, f"{process.name} is retired, and its epoch {epoch} goes on")
+        world.check(
+            not goes_on or world.losses.are_recent, 11, f"{process.name} is retired, and its epoch {epoch} goes on"
+        )
         world.note(f"{process.name} is retired")
         if world.random.random() < 0.7:
             world.loop.run_in("world", self._ended(process))

@@ -1,5 +1,5 @@
-"""Owns what the database loses: earlier states of its tables, the loss itself, and law 17, which says what must be there
-again once a registry has mended it.
+"""Owns what the database loses: earlier states of its tables, the loss itself, and law 17: what must be there again once
+a registry has mended it.
 
 A loss lasts until a registry in force is complete that joined the database after it. Where that is the registry that
 was in force before, all that it had acknowledged is there again, with its history. Where it is another one, the agents
@@ -99,6 +99,8 @@ class Losses:
             self._holder = self._in_force()
             self._holder_fences = 0 if self._holder is None else self._holder.registry.writer.database.fences
             self._truth = Truth()
+            # of the dead, what is known of their deaths counts
+            self._words = {one: word for one, word in self._words.items() if world.living_row(one)}
         self._note_truth(earlier)
         earlier.tables.restore()
         self.count += 1
