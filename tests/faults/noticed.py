@@ -15,11 +15,12 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.faults import loss_mutants, mutants
+from tests.faults.loss_mutants import LOSS_MUTANTS
 from tests.faults.mutants import MUTANTS
 from tests.faults.simulated.history import run_seed
 
 ENOUGH_TO_NOTICE = 600
+FOLDER = Path(__file__).parent
 
 
 _broken = contextlib.ExitStack()
@@ -60,7 +61,7 @@ def _write_seeds() -> int:
     """The exit code: 1 if a mutant is not noticed."""
     missed = 0
     for mutant in MUTANTS:
-        file = Path((loss_mutants if mutant in loss_mutants.LOSS_MUTANTS else mutants).__file__)
+        file = FOLDER / ("loss_mutants.py" if mutant in LOSS_MUTANTS else "mutants.py")
         seeds = [MUTANTS[mutant].seed, *range(2 * ENOUGH_TO_NOTICE)]
         found = search(mutant, seeds, os.cpu_count() or 1)
         _answer(f"{mutant}: {'not noticed' if found is None else f'seed {found[0]}'}")
