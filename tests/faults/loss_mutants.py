@@ -105,37 +105,37 @@ def _patch_no_deaths() -> Iterator[None]:
 
 LOSS_MUTANTS: dict[str, Mutant] = {
     "a registry does not compare commits": Mutant(
-        0, lambda: mock.patch.object(MemoryTerms, "fence", _fence_by_term), law=17
+        2, lambda: mock.patch.object(MemoryTerms, "fence", _fence_by_term), law=17
     ),
     "numbers of commits are used twice": Mutant(
         0, lambda: mock.patch.object(MemoryTerms, "begin", _begin_with_old_number), law=17
     ),
     "the database wins after a loss": Mutant(
-        0, lambda: mock.patch.object(DatabaseSession, "_note_found", _nothing), law=17
+        2, lambda: mock.patch.object(DatabaseSession, "_note_found", _nothing), law=17
     ),
-    "the journal is not replayed": Mutant(0, lambda: mock.patch.object(Restoration, "_replay", _do_nothing), law=17),
+    "the journal is not replayed": Mutant(7, lambda: mock.patch.object(Restoration, "_replay", _do_nothing), law=17),
     "the journal is replayed from a later commit": Mutant(
-        0, lambda: mock.patch.object(Journal, "take_after", _take_later), law=17
+        11, lambda: mock.patch.object(Journal, "take_after", _take_later), law=17
     ),
     "a history is called whole that another registry began": Mutant(
-        0, lambda: mock.patch.object(Journal, "begin_after", _nothing), law=17
+        13, lambda: mock.patch.object(Journal, "begin_after", _nothing), law=17
     ),
     "memory is not compared after the replay": Mutant(
-        0, lambda: mock.patch.object(Restoration, "_compare", _do_nothing), law=17
+        2, lambda: mock.patch.object(Restoration, "_compare", _do_nothing), law=17
     ),
     "holds are not restored": Mutant(0, _patch_no_holds, law=17),
-    "deaths are not restored": Mutant(0, _patch_no_deaths, law=17),
+    "deaths are not restored": Mutant(2, _patch_no_deaths, law=17),
     "the epoch is not restored": Mutant(
-        0, lambda: mock.patch.object(Restoration, "_restore_epoch", _do_nothing), law=17
+        60, lambda: mock.patch.object(Restoration, "_restore_epoch", _do_nothing), law=17
     ),
     "agents do not repeat their last changes": Mutant(
-        0, lambda: mock.patch.object(RegistryConnection, "_take_again", _do_nothing), law=17
+        37, lambda: mock.patch.object(RegistryConnection, "_take_again", _do_nothing), law=17
     ),
     "a new registry asks agents for nothing": Mutant(
-        0, lambda: mock.patch.object(Registry, "_compare_known", _ask_for_nothing), law=17
+        37, lambda: mock.patch.object(Registry, "_compare_known", _ask_for_nothing), law=17
     ),
-    "a lost flip is ignored": Mutant(0, lambda: mock.patch.object(Members, "note_agents_epoch", _nothing), law=18),
+    "a lost flip is ignored": Mutant(1, lambda: mock.patch.object(Members, "note_agents_epoch", _nothing), law=18),
     "an epoch that is not confirmed is listed": Mutant(
-        0, lambda: mock.patch.object(Members, "listed_epoch", property(lambda members: members.epoch)), law=18
+        1, lambda: mock.patch.object(Members, "listed_epoch", property(lambda members: members.epoch)), law=18
     ),
 }
