@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 from unittest import mock
 
 from seedcore.core.answers import KnownBefore, Outcome
 from seedcore.core.changes import Change, HoldChange, StatusChange
 from seedcore.core.errors import FencedError
-from seedcore.core.instances import Epoch, LiveState
+from seedcore.core.instances import LiveState
 from seedcore.core.lifecycle import Status
 from seedcore.core.members import Members
 from seedcore.registry.protocol.connection import RegistryConnection
@@ -42,15 +41,6 @@ def _fence_by_term(store: MemoryTerms, *, counts: bool = True) -> None:
         raise FencedError(term, tables.term)
     tables.commits += counts
     store._commits = tables.commits
-
-
-_begin = MemoryTerms.begin
-
-
-async def _begin_with_old_number(store: MemoryTerms, *args: Any, **kwargs: Any) -> Epoch:
-    epoch = await _begin(store, *args, **kwargs)
-    store._commits = store.tables.commits = store.found_commits + 1
-    return epoch
 
 
 _note_changes, _take_after, _differences = Journal.note_changes, Journal.take_after, Restoration._differences
@@ -107,9 +97,6 @@ LOSS_MUTANTS: dict[str, Mutant] = {
     "a registry does not compare commits": Mutant(
         2, lambda: mock.patch.object(MemoryTerms, "fence", _fence_by_term), law=17
     ),
-    "numbers of commits are used twice": Mutant(
-        0, lambda: mock.patch.object(MemoryTerms, "begin", _begin_with_old_number), law=17
-    ),
     "the database wins after a loss": Mutant(
         2, lambda: mock.patch.object(DatabaseSession, "_note_found", _nothing), law=17
     ),
@@ -123,7 +110,7 @@ LOSS_MUTANTS: dict[str, Mutant] = {
     "memory is not compared after the replay": Mutant(
         2, lambda: mock.patch.object(Restoration, "_compare", _do_nothing), law=17
     ),
-    "holds are not restored": Mutant(0, _patch_no_holds, law=17),
+    "holds are not restored": Mutant(37, _patch_no_holds, law=17),
     "deaths are not restored": Mutant(2, _patch_no_deaths, law=17),
     "the epoch is not restored": Mutant(
         60, lambda: mock.patch.object(Restoration, "_restore_epoch", _do_nothing), law=17
