@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 from unittest import mock
@@ -38,6 +38,8 @@ from seedcore.registry.server.comparison import Comparison
 from seedcore.registry.server.database import DatabaseSession
 from seedcore.registry.server.receipts import Receipts
 from seedcore.store.memory import MemoryStore, Tables
+from tests.faults.loss_mutants import LOSS_MUTANTS
+from tests.faults.mutant import Mutant
 
 
 def _nothing(*_: object) -> None:
@@ -238,14 +240,6 @@ async def _prove_nothing(*_: object) -> Proof:
     return Proof.YES
 
 
-@dataclass(frozen=True)
-class Mutant:
-    """A way to break the code, and a seed whose history notices it: where a search does well to begin."""
-
-    seed: int
-    patch: Callable[[], AbstractContextManager[object]]
-
-
 MUTANTS: dict[str, Mutant] = {
     "the term is not checked": Mutant(2, lambda: mock.patch.object(MemoryStore, "fence", _nothing)),
     "acknowledged before the commit": Mutant(0, lambda: mock.patch.object(Receipts, "when_settled", _acknowledge)),
@@ -310,4 +304,5 @@ MUTANTS: dict[str, Mutant] = {
     "the connection repeats every call": Mutant(
         4, lambda: mock.patch.object(RegistryConnection, "_call", _call_repeatedly)
     ),
+    **LOSS_MUTANTS,
 }

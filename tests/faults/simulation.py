@@ -34,6 +34,16 @@ The laws, checked all the time and at the end of every history:
     agent that does not report, the actor itself has answered. When all is quiet, every routable agent is found, and no
     other.
 16. A call that may not be repeated is sent at most once.
+17. Nothing is lost that a living party holds, where the database loses its last commits or is restored to an earlier
+    time. A registry that lives on writes nothing to it before it has joined it again; when it is complete, the
+    registrations, statuses, holds, deaths with their causes and flips that it had acknowledged are there again, and
+    their history where it claims so. A registry that is new gets the last registration and status of every agent that
+    lives. When all is quiet, database, registry and agents agree (law 7).
+18. Never a mixture of epochs: one answer of a registry, or one trusted cache, has instances of one epoch; a registry
+    names none of an epoch that it has left; and once an agent has brought it a later epoch than its database has, it
+    names none until an operator has confirmed an epoch.
+
+Between a loss and its end laws 1, 10, 11 and 12 do not hold for the database, but law 12 for a registry that lives on.
 """
 
 from __future__ import annotations

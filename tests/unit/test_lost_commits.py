@@ -206,6 +206,37 @@ async def test_an_instance_that_only_the_older_database_has_is_routed_to_once_it
         assert (await registry.resolve(["agent-2"])).value[0].instance is not None
 
 
+async def test_the_history_of_a_registry_before_is_not_called_whole(tables: Tables) -> None:
+    async with joined_registry(CONFIG, tables) as first:
+        earlier = Earlier(tables)
+        await enter(first, 1)
+    async with joined_registry(CONFIG, tables) as second:
+        earlier.restore()
+        await eventually(partial(has_mended, second))
+        loss = (await second.health()).last_loss
+        assert loss is not None
+        assert not loss.has_whole_history
+        assert tables.rows[iid(1)].status is Status.ALIVE
+
+
+async def test_a_change_that_is_under_way_keeps_no_other_from_being_restored(tables: Tables) -> None:
+    store = Fails(lambda: START, tables)
+    config = replace(CONFIG, journal_capacity=1)
+    async with joined_registry(config, tables, store=store) as registry:
+        await enter(registry, 1)
+        earlier = Earlier(tables)
+        await registry.set_status(iid(1), "draining", 3)
+        await enter(registry, 2)
+        store.fails_after = 0
+        [held] = await registry.drain(["agent-1"])
+        assert not held.durable
+        earlier.restore()
+        store.fails_after = None
+        await eventually(partial(has_mended, registry))
+        assert (tables.rows[iid(1)].reported_status, tables.rows[iid(1)].seq) == (Status.DRAINING, 3)
+        await eventually(lambda: tables.rows[iid(1)].hold(HoldKind.OPERATOR) is not None)
+
+
 # A registry that starts on a database that has lost commits
 
 

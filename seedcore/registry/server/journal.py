@@ -52,10 +52,14 @@ class Journal:
         self._capacity = capacity
         self._clock = clock
         self.complete_after = 0
-        """Every commit of this process with a higher number is here; those before were left out for the bound."""
+        """Every commit with a higher number is here. Those before were made by another registry, or made room."""
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def begin_after(self, number: int) -> None:
+        """Note that commit `number` and those before it may be of another registry."""
+        self.complete_after = max(self.complete_after, number)
 
     def note(self, number: int, works: Iterable[Work]) -> None:
         """Record what commit `number` has written."""

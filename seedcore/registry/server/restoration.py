@@ -200,8 +200,8 @@ class Restoration:
             if instance_id in self._members.deaths:
                 yield StatusChange(instance_id, Status.DEAD, None, self._members.deaths.cause_of(instance_id), number())
             return
-        if LiveState.of(known) == state or self._backlog.unsettled(instance_id):
-            # a change that is under way settles it
+        # also where a change is under way: it may not be the one that is lost, and it counts once
+        if LiveState.of(known) == state:
             return
         if known.seq > state.seq or known.reported_status is not state.reported_status:
             is_new = known.seq > state.seq
@@ -218,8 +218,6 @@ class Restoration:
         """What the database has to get of an instance that it does not have."""
         age_s = max(0.0, (self._clock.utc() - known.started_at).total_seconds())
         yield RegisterChange(_registration_of(known), 0, age_s)
-        if self._backlog.unsettled(known.instance_id):
-            return
         if known.reported_status is not Status.STARTING or known.seq > 0:
             yield StatusChange(known.instance_id, known.reported_status, known.seq, _cause_of(known))
         yield from self._holds_again(known, ())

@@ -14,8 +14,9 @@ from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.store.memory import MemoryStore
 from tests.faults.simulated.callers import Caller
 from tests.faults.simulated.fleet import Fleet
+from tests.faults.simulated.losses import EVERY_S, Earlier
 from tests.faults.simulated.registries import Office
-from tests.faults.simulated.world import World
+from tests.faults.simulated.world import OPERATOR, World
 
 _CALLERS_SHARE = 0.25
 
@@ -69,6 +70,69 @@ class Breakage:
         while True:
             await asyncio.sleep(world.random.uniform(0.5, 8.0))
             await world.random.choices(faults, weights)[0]()
+
+    async def keep_for_ever(self) -> None:
+        """Remember earlier states of the database."""
+        losses = self._world.losses
+        while losses.happen:
+            losses.keep()
+            await asyncio.sleep(EVERY_S)
+
+    async def lose_for_ever(self) -> None:
+        """The database loses its last commits, or is restored to an earlier time; now and then the registry ends, too.
+        Often it is away meanwhile."""
+        world, losses = self._world, self._world.losses
+        while losses.happen:
+            await asyncio.sleep(losses.random.uniform(4.0, 25.0))
+            earlier = await self._earlier()
+            if earlier is None:
+                continue
+            office = world.office()
+            fate = losses.random.choice(["lives", "lives", "ends before", "ends after"])
+            if fate == "ends before" and office is not None:
+                office.kill()
+            if losses.random.random() < 0.5:
+                world.database_back_s = max(world.database_back_s, world.now_s + losses.random.uniform(0.2, 5.0))
+            losses.lose(earlier)
+            if fate == "ends after" and office is not None and office.is_up:
+                await asyncio.sleep(losses.random.uniform(0.0, 3.0))
+                office.kill()
+            if fate != "lives":
+                world.loop.run_in("world", self._start_later(losses.random.uniform(0.1, 8.0)))
+
+    async def _earlier(self) -> Earlier | None:
+        """The state that a loss leaves: of a moment ago, a restored one, or the one before a flip that agents know."""
+        losses, began_s = self._world.losses, self._world.now_s
+        chance = losses.random.random()
+        if chance < 0.4:
+            return losses.some_earlier(0.0, 4.0)
+        if chance < 0.7:
+            return losses.some_earlier(10.0, 30.0)
+        await self._epoch_flips()
+        await asyncio.sleep(losses.random.uniform(0.5, 4.0))
+        age_s = self._world.now_s - began_s
+        return losses.some_earlier(age_s, age_s + 4.0)
+
+    async def confirm_for_ever(self) -> None:
+        """An operator confirms an epoch where a flip is lost, some time after the registry has asked for that."""
+        world, losses = self._world, self._world.losses
+        while losses.happen:
+            await asyncio.sleep(1.0 if world.is_calm else losses.random.uniform(1.0, 12.0))
+            office = world.office()
+            lost = None if office is None else office.registry.members.unconfirmed
+            if office is None or lost is None:
+                continue
+            shown = office.registry.members.epoch
+            names = [shown, lost.name] if not world.is_calm and losses.random.random() < 0.2 else [lost.name, shown]
+            for name in names:
+                with contextlib.suppress(RegistryError):
+                    world.note(f"an operator confirms {name}")
+                    await world.loop.run_in(OPERATOR, self._confirm(name))
+                    world.counts["epochs confirmed"] += 1
+                    break
+
+    async def _confirm(self, name: str) -> None:
+        await self._operator.set_current_epoch(name)
 
     def heal(self) -> None:
         """End all faults."""
@@ -248,5 +312,6 @@ class Breakage:
             hold = Hold(HoldKind.NODE, "by hand", None, world.utc())
             await MemoryStore(world.utc, world.tables).hold_many([HoldChange(row.instance_id, hold.kind, hold)])
             process.held_by_hand = row.instance_id
+            world.held_by_hand.add(row.instance_id)
             world.note(f"{process.name} is held by hand")
             return

@@ -1,8 +1,9 @@
-"""Owns the laws of callers (9, 15, 16): what a follower's cache may have, and which instances a caller may get."""
+"""Owns the laws of callers (9, 15, 16, 18): what a follower's cache may have, and which instances a caller may get."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from seedcore.core.answers import InstanceFilter
@@ -46,6 +47,8 @@ class CallerLaws:
     def note_feed(self, office: Office, batch: FeedBatch) -> None:
         """A registry answers a follower, and so confirms all that it has at that version."""
         held = self._held_at[batch.stream, batch.version] = _of_members(office.registry.members)
+        if held:
+            self.note_shown(office, office.registry.members.epoch)
         for instance_id, (status, _, verdict) in held.items():
             office.check_lives(instance_id)
             if status is Status.ALIVE and verdict in {Verdict.FRESH, Verdict.LATE}:
@@ -62,6 +65,28 @@ class CallerLaws:
             self._known_s[instance_id] = self._world.now_s
 
     # Laws
+
+    def note_shown(self, office: Office, epoch: str) -> None:
+        """Law 18, where a registry names an instance of this epoch to a caller."""
+        check, database = self._world.check, office.registry.writer.database
+        doubt, number = office.doubt, office.registry.members.known_epoch.number
+        if doubt is not None:
+            is_confirmed = epoch == doubt.name or number > doubt.number
+            check(is_confirmed, 18, f"{office.name} names instances of {epoch}, and an agent knows {doubt}")
+            office.doubt = None
+        if office.shown_before and office.shown_fences != database.fences:
+            # it has read its database again, whose flips another registry made
+            office.shown_before.clear()
+        office.shown_fences = database.fences
+        office.shown_before.setdefault(epoch)
+        check(next(reversed(office.shown_before)) == epoch, 18, f"{office.name} names instances of {epoch} again")
+
+    def check_one_epoch(self, office: Office, instances: Iterable[Instance]) -> None:
+        """Law 18, for one answer of a registry."""
+        epochs = {row.cluster_epoch for row in instances if row.status is not Status.DEAD}
+        self._world.check(len(epochs) <= 1, 18, f"{office.name} names instances of {epochs}")
+        for epoch in epochs:
+            self.note_shown(office, epoch)
 
     def check_found(self, instance: Instance, asked_s: float, how: str, *, is_complete: bool) -> None:
         """Law 15, for an instance that a caller got. `is_complete`: by an answer that claims to know every agent."""
@@ -96,6 +121,8 @@ class CallerLaws:
         view = follower.view
         assert view.stream is not None
         there, held = self._held_at[view.stream, view.version], _of_view(view)
+        epochs = {row.cluster_epoch for row in _rows_of(view)}
+        self._world.check(len(epochs) <= 1, 18, f"{name} has instances of {epochs}")
         if held != there:
             self._world.check(False, 9, f"{name} has {held} at {view.version}, the registry had {there}")
         self._world.counts["caches compared"] += 1
@@ -127,8 +154,12 @@ class CallerLaws:
 
 
 def _of_view(view: LiveView) -> dict[str, Followed]:
+    return {row.instance_id: (row.status, row.holds, view.verdict(row.instance_id)) for row in _rows_of(view)}
+
+
+def _rows_of(view: LiveView) -> Sequence[Instance]:
     rows, _ = view.page(_ANY, decode_cursor(None), MAX_PAGE)
-    return {row.instance_id: (row.status, row.holds, view.verdict(row.instance_id)) for row in rows}
+    return rows
 
 
 def _of_members(members: Members) -> dict[str, Followed]:
@@ -136,5 +167,5 @@ def _of_members(members: Members) -> dict[str, Followed]:
     return {
         row.instance_id: (row.status, row.holds, verdicts.get(row.instance_id, Verdict.FRESH))
         for row in members
-        if row.cluster_epoch == members.epoch
+        if row.cluster_epoch == members.listed_epoch
     }

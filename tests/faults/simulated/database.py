@@ -13,6 +13,7 @@ from seedcore.core.changes import HoldChange, StatusChange
 from seedcore.core.errors import FencedError, StoreRejectedError, StoreUnavailableError
 from seedcore.core.instances import Instance
 from seedcore.core.lifecycle import Status
+from seedcore.core.ports import CommitsLostError
 from seedcore.store.memory import MemoryStore
 from tests.faults.simulated.operators import UNSTORABLE
 from tests.faults.simulated.world import World
@@ -20,7 +21,10 @@ from tests.faults.simulated.world import World
 if TYPE_CHECKING:
     from tests.faults.simulated.registries import Office
 
-_WRITES = frozenset({"begin", "register_many", "set_status_many", "hold_many", "beat_many", "expire_old_epochs"})
+_WRITES = frozenset(
+    {"begin", "register_many", "set_status_many", "hold_many", "beat_many", "expire_old_epochs"}
+    | {"set_current_epoch", "stage_epoch"}
+)
 
 
 class SimReader:
@@ -70,6 +74,15 @@ class SimStore(SimReader):
     def __init__(self, world: World, office: Office) -> None:
         super().__init__(world)
         self._office = office
+        self._answered_commits = 0
+
+    @property
+    def commits(self) -> int:
+        return self._inner.commits
+
+    @property
+    def found_commits(self) -> int:
+        return self._inner.found_commits
 
     @property
     def term(self) -> int | None:
@@ -85,25 +98,41 @@ class SimStore(SimReader):
             yield row
 
     async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        world = self._world
+        world, losses = self._world, self._world.losses.count
         await self._travel()
+        if world.losses.count != losses:
+            raise StoreUnavailableError("simulated: the server that was asked has ended")
         if world.happens(world.database_lost_share):
             fate = world.random.choice(["before", "after", "later"])
             if fate == "after":
                 await self._apply(method, *args, **kwargs)
+                self._forget_commits()
             if fate == "later" and method not in {"begin", "set_current_epoch"}:
                 # the server goes on with what its client has given up
                 delay_s = world.random.uniform(0.05, 4.0)
                 world.loop.run_in("database", self._apply_later(delay_s, method, *args, **kwargs))
             raise StoreUnavailableError(f"simulated: connection lost ({fate})")
         result = await self._apply(method, *args, **kwargs)
+        commits, applied_s = self._inner.commits, world.now_s
+        self._forget_commits()
         await self._travel()
+        if commits > self._answered_commits:
+            self._answered_commits = self._inner._commits = commits
+            self._office.wrote_s = applied_s
         return result
 
+    def _forget_commits(self) -> None:
+        """Only an answer tells a store the number of its commit."""
+        self._inner._commits = self._answered_commits
+
     async def _apply_later(self, delay_s: float, method: str, *args: Any, **kwargs: Any) -> None:
+        losses = self._world.losses.count
         await asyncio.sleep(delay_s)
-        with contextlib.suppress(FencedError, StoreRejectedError):
+        if losses != self._world.losses.count:
+            return
+        with contextlib.suppress(FencedError, StoreRejectedError, CommitsLostError):
             await self._apply(method, *args, **kwargs)
+            self._forget_commits()
 
     async def _apply(self, method: str, *args: Any, **kwargs: Any) -> Any:
         if method in {"set_status_many", "hold_many"} and any(map(_is_unstorable, args[0])):
@@ -111,6 +140,10 @@ class SimStore(SimReader):
             raise StoreRejectedError("simulated")
         # the memory store never yields, so this is one transaction
         result = await getattr(self._inner, method)(*args, **kwargs)
+        if method == "begin":
+            self._office.must_join = False
+        elif method in _WRITES:
+            self._world.losses.check_write(self._office)
         if method == "set_status_many":
             for change, outcome in zip(args[0], result, strict=True):
                 if change.status is Status.DEAD and outcome.kind is OutcomeKind.APPLIED:

@@ -137,8 +137,10 @@ class Fleet:
     def _note_retired(self, process: Process, epoch: str) -> None:
         world = self._world
         process.is_retired = True
-        goes_on = process.epoch is None and world.tables.epochs[world.line_of(epoch)].retired_at is None
-        world.check(not goes_on, 11, f"{process.name} is retired, and its epoch {epoch} goes on")
+        goes_on = process.epoch is None and not world.is_retired(world.line_of(epoch))
+        world.check(
+            not goes_on or world.losses.are_recent, 11, f"{process.name} is retired, and its epoch {epoch} goes on"
+        )
         world.note(f"{process.name} is retired")
         if world.random.random() < 0.7:
             world.loop.run_in("world", self._ended(process))

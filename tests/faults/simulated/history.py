@@ -65,7 +65,10 @@ class History:
         watched: list[asyncio.Task[None]] = [
             world.loop.run_in("world", self._fleet.act_for_ever()),
             world.loop.run_in("world", self._breakage.break_for_ever()),
+            world.loop.run_in("world", self._breakage.lose_for_ever()),
+            world.loop.run_in("world", self._breakage.keep_for_ever()),
         ]
+        world.loop.run_in("world", self._breakage.confirm_for_ever())
         await self._until(lambda: world.now_s >= FAULTS_S, watched)
         for task in watched:
             task.cancel()
@@ -79,7 +82,7 @@ class History:
         # and stays so
         await asyncio.sleep(LEASE_S + 2)
         why = self._laws.unsettled() or self._caller_laws.unsettled()
-        world.check(why is None, 7, f"it did not last: {why}")
+        world.check(why is None, 17 if world.losses.count else 7, f"it did not last: {why}")
         for caller in world.callers:
             await world.loop.run_in(caller.name, self._caller_laws.check_answers(caller))
         self._laws.check_deaths()
@@ -91,7 +94,8 @@ class History:
         ends_s = world.now_s + CALM_S
         while (why := self._laws.unsettled()) is not None or (cache := self._caller_laws.unsettled()) is not None:
             if world.now_s > ends_s:
-                law = 9 if why is None else 6 if "ended" in why or "cause" in why else 7
+                settled = 17 if world.losses.count else 7
+                law = 9 if why is None else 6 if "ended" in why or "cause" in why else settled
                 raise Violation(f"law {law}: after {CALM_S:g} s of calm: {cache if why is None else why}")
             await asyncio.sleep(0.5)
             self._raise_violation()
@@ -104,6 +108,7 @@ class History:
         while not is_over():
             await asyncio.sleep(0.25)
             self._raise_violation()
+            self.world.losses.look()
             self._laws.check_history()
             self._laws.check_memory()
             for task in watched:

@@ -25,6 +25,17 @@ class Laws:
         self._epoch_of: dict[str, str] = {}
         self._terms: list[int] = []
         self._writers: dict[int, str] = {}
+        world.losses.on_loss = self._note_loss
+        world.losses.on_mended = operators.note_mended
+
+    def _note_loss(self) -> None:
+        """The database is as it was: what it does not have any more counts as never seen."""
+        tables = self._world.tables
+        self._terms = [term for term in self._terms if term <= tables.term]
+        self._writers = {term: name for term, name in self._writers.items() if term <= tables.term}
+        self._seen_dead = {key for key, row in tables.rows.items() if row.status is Status.DEAD} & self._seen_dead
+        self._rows_seen = 0
+        self._epoch_of.clear()
 
     def note_decision(self, instance_id: str, *, is_alone: bool) -> None:
         """A registry declares an instance dead; `is_alone`: the only one that it has."""
@@ -38,7 +49,11 @@ class Laws:
         if not receipt.durable:
             return
         world = self._world
+        world.losses.note_receipt(receipt, status)
         row = world.tables.rows.get(receipt.instance_id)
+        if world.losses.is_lossy:
+            # law 17 looks at it later
+            return
         if row is None:
             world.check(False, 1, f"{receipt} was acknowledged and is not there")
             return
@@ -53,7 +68,8 @@ class Laws:
             was_so = was_held or status in {step.to_status for step in steps}
             if row.seq == receipt.seq:
                 was_so = row.reported_status is status
-            if not was_so:
+            # agents repeat their last word only
+            if not was_so and not world.losses.count:
                 world.check(False, 1, f"{receipt} was acknowledged as {status} and never was so")
         world.counts["acknowledged"] += 1
 
@@ -62,7 +78,7 @@ class Laws:
         world, database = self._world, office.registry.writer.database
         is_patient = database.fenced_by is not None or world.now_s - office.began_s <= LEASE_S
         world.check(
-            database.is_complete or not (world.living_row(instance_id) and is_patient),
+            database.is_complete or world.losses.is_lossy or not (world.living_row(instance_id) and is_patient),
             10,
             f"{office.name} does not know {instance_id}",
         )
@@ -76,9 +92,11 @@ class Laws:
         last = self._terms[-1] if self._terms else 0
         world.check(term >= last, 4, f"{office.name} wrote with term {term} after {last}")
         self._terms.append(term)
+        world.losses.look()
         self.check_deaths()
-        self._check_epochs()
-        self.operators.check_holds()
+        if not world.losses.is_lossy:
+            self._check_epochs()
+            self.operators.check_holds()
         self.operators.check_derived(world.tables.rows.values(), "the database")
 
     def check_deaths(self) -> None:
@@ -97,7 +115,7 @@ class Laws:
         if process.ended_s is not None or cause in {CauseKind.AGENT, CauseKind.OPERATOR}:
             return
         if cause is CauseKind.EPOCH_RETIRED:
-            is_retired = world.tables.epochs[epoch].retired_at is not None
+            is_retired = world.is_retired(epoch) or world.losses.is_lossy
             world.check(is_retired, 5, f"{process.name} lives, and is dead: {cause}, which is current")
             return
         if instance_id in self._alone and cause is CauseKind.LEASE_EXPIRED:
@@ -110,6 +128,9 @@ class Laws:
         # registry that died before the commit lives on as another instance, and the next registry finds that
         has_moved_on = process.reporter is not None and process.reporter.client.instance_id != instance_id
         if has_moved_on and instance_id in self.operators.deregistered:
+            return
+        if world.losses.taken_over and (has_moved_on or process.is_retired):
+            # its death, and what it was told of it, were lost
             return
         is_excused = silent and (cause is CauseKind.LEASE_EXPIRED or has_moved_on)
         world.check(is_excused, 5, f"{process.name} lives, and {instance_id} is dead: {cause}")
@@ -155,6 +176,8 @@ class Laws:
         writer, members = office.registry.writer, office.registry.members
         if writer.problem is not None or not writer.database.recovered or writer.backlog.pending_changes:
             return "the registry has not settled"
+        if members.unconfirmed is not None:
+            return f"no operator has confirmed an epoch: {members.unconfirmed}"
         wanted: dict[str, tuple[Status, set[HoldKind]]] = {}
         for process in world.processes:
             if process.ended_s is not None:

@@ -114,6 +114,9 @@ class Operators:
                 continue
             if self._uncertain_until_s.get(result.instance_id, 0.0) > world.now_s:
                 continue
+            if world.losses.is_lossy:
+                self._note_while_lossy(office, method, result.instance_id)
+                continue
             row = world.tables.rows.get(result.instance_id)
             world.check(row is not None, 1, f"{result} was acknowledged and is not there")
             assert row is not None
@@ -125,7 +128,31 @@ class Operators:
                 if hold is not None:
                     self._acknowledged[row.instance_id] = Acknowledged(hold, office, world.now_s)
                 else:
-                    world.check(result.status is not Status.DRAINING or self._may_have_expired(row), 12, f"{row}")
+                    has_ended = self._may_have_expired(row) or world.losses.taken_over > 0
+                    world.check(result.status is not Status.DRAINING or has_ended, 12, f"{row}")
+
+    def _note_while_lossy(self, office: Office, method: str, instance_id: str) -> None:
+        """A registry whose database has lost commits acknowledges a hold: its memory has it."""
+        known = office.registry.members.get(instance_id)
+        hold = None if known is None else known.hold(HoldKind.OPERATOR)
+        if method == "drain" and hold is not None:
+            self._acknowledged[instance_id] = Acknowledged(hold, office, self._world.now_s)
+
+    def note_mended(self, is_new: bool) -> None:
+        """A loss is mended. A registry that is new knows nothing of the holds that the database has lost."""
+        rows = self._world.tables.rows
+        if is_new:
+            for instance_id, known in list(self._acknowledged.items()):
+                row = rows.get(instance_id)
+                if row is None or not known.hold.is_same(row.hold(HoldKind.OPERATOR)):
+                    del self._acknowledged[instance_id]
+        else:
+            self.check_holds(17)
+        for process in self._world.processes:
+            # a registry may have noticed what was done by hand, or not
+            row = None if process.held_by_hand is None else rows.get(process.held_by_hand)
+            if row is None or row.hold(HoldKind.NODE) is None:
+                process.held_by_hand = None
 
     def _may_have_expired(self, row: Instance) -> bool:
         """Whether a hold of the instance was placed that has expired."""
@@ -136,7 +163,7 @@ class Operators:
             for step in self._world.tables.transitions
         )
 
-    def check_holds(self) -> None:
+    def check_holds(self, law: int = 12) -> None:
         """Law 12, in the database: whatever the agent reports, an acknowledged hold is there."""
         world = self._world
         for instance_id, known in list(self._acknowledged.items()):
@@ -146,7 +173,7 @@ class Operators:
             if row is None or row.status is Status.DEAD or has_expired:
                 del self._acknowledged[instance_id]
                 continue
-            world.check(known.hold.is_same(row.hold(HoldKind.OPERATOR)), 12, f"{known.hold} has ended: {row}")
+            world.check(known.hold.is_same(row.hold(HoldKind.OPERATOR)), law, f"{known.hold} has ended: {row}")
 
     def check_resolved(self, office: Office, found: Sequence[Resolution]) -> None:
         """Law 12, in memory: the registry that acknowledged a hold, or read it, does not resolve the instance."""
@@ -155,6 +182,8 @@ class Operators:
             instance = resolution.instance
             known = None if instance is None else self._acknowledged.get(instance.instance_id)
             if known is None or not database.is_complete:
+                continue
+            if self._world.losses.is_lossy and not (known.office is office and self._world.losses.lives_on(office)):
                 continue
             expires_at = known.hold.expires_at
             has_it = known.office is office or database.recovered_s > known.at_s

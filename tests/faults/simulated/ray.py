@@ -133,8 +133,8 @@ class RegistryHandle(SimActor):
         elif world.is_cut(made.caller) or world.happens(world.lost_share):
             self._lose(made)
         else:
-            office.calls.add(made.reply)
-            made.reply.add_done_callback(office.calls.discard)
+            office.calls[made.reply] = None
+            made.reply.add_done_callback(functools.partial(_discard, office.calls))
             for delay_s in self._deliveries(made.caller):
                 world.loop.call_later(delay_s, self._arrive, made, context=self._network)
         return made.reply
@@ -173,6 +173,10 @@ class RegistryHandle(SimActor):
             made.fail(as_raised_there(made.method, error))
         else:
             made.reply.set_result(answer.result())
+
+
+def _discard(calls: dict[asyncio.Future[Any], None], reply: asyncio.Future[Any]) -> None:
+    calls.pop(reply, None)
 
 
 def _note_read(reply: asyncio.Future[Any]) -> None:

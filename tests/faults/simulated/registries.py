@@ -13,6 +13,7 @@ from seedcore.core.causes import Cause
 from seedcore.core.changes import SequencedChange, StatusChange
 from seedcore.core.errors import RegistryError, UnknownInstanceError
 from seedcore.core.feed import FeedBatch
+from seedcore.core.instances import Epoch
 from seedcore.core.lifecycle import Status
 from seedcore.core.ports import OnDeath
 from seedcore.core.verdict import Death, Witness
@@ -43,9 +44,16 @@ class Office:
         self.name = f"registry-{len(world.offices) + 1}"
         self.handle = RegistryHandle(world, self)
         self.is_up = True
-        self.calls: set[asyncio.Future[Any]] = set()
+        # in their order: that of a set is not a part of the seed
+        self.calls: dict[asyncio.Future[Any], None] = {}
         self.keeps: dict[str, float] = {}
         self.began_s = world.now_s
+        self.wrote_s = 0.0
+        self.must_join = False
+        # what an agent knows of an epoch that this registry has not shown, and the epochs that it has, in their order
+        self.doubt: Epoch | None = None
+        self.shown_before: dict[str, None] = {}
+        self.shown_fences = 0
         self.buried: set[str] = set()
         config = RegistryConfig(
             ray_cluster=ray_cluster,
@@ -62,6 +70,7 @@ class Office:
             feed_capacity=12,
             change_capacity=world.change_capacity,
             agent_call_s=CALL_TIMEOUT_S,
+            journal_capacity=world.losses.journal_capacity,
         )
         cluster = SimCluster(world, directory)
         self.registry = Registry(
@@ -104,6 +113,7 @@ class Office:
             laws.check_unknown(self, error.instance_id)
             raise
         if isinstance(result, BeatAnswer):
+            self._note_known(args, kwargs)
             for instance_id in result.unknown:
                 laws.check_unknown(self, instance_id)
         if isinstance(result, Receipt):
@@ -117,16 +127,29 @@ class Office:
         if isinstance(result, FeedBatch):
             self._caller_laws.note_feed(self, result)
         if isinstance(result, Listing):
+            self._caller_laws.check_one_epoch(self, result)
             for row in result:
                 self.check_lives(row.instance_id)
                 self._caller_laws.note_instance(row, is_complete=result.complete)
         if method == "resolve":
             laws.operators.check_resolved(self, result.value)
+            self._caller_laws.check_one_epoch(self, [one.instance for one in result.value if one.instance is not None])
             for found in result.value:
                 if found.instance is not None:
                     self.check_lives(found.instance.instance_id)
                     self._caller_laws.note_instance(found.instance, is_complete=result.complete)
         return result
+
+    def _note_known(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        """An agent brings the epoch that a registry before this one has shown it."""
+        known = kwargs.get("known", args[2] if len(args) > 2 else None)
+        members = self.registry.members
+        if known is None or known.epoch is None or not self.registry.writer.database.is_complete:
+            return
+        doubted = members.known_epoch.number if self.doubt is None else self.doubt.number
+        if known.epoch.number > doubted and known.epoch.name != members.epoch:
+            self.doubt = known.epoch
+            self.world.counts["lost flips brought by agents"] += 1
 
     def check_lives(self, instance_id: str) -> None:
         """Law 8."""

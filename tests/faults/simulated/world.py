@@ -11,6 +11,7 @@ from seedcore.core.clock import Clock
 from seedcore.core.lifecycle import Status
 from seedcore.store.memory import Tables
 from tests.builders import START
+from tests.faults.simulated.losses import Losses
 from tests.faults.simulated.virtual import VirtualLoop
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class World:
         self.loop = VirtualLoop()
         self.log: list[str] = []
         self.tables = Tables(START)
+        self._continued: dict[str, str | None] = {}
+        self.losses = Losses(self, seed)
         self.clock_offset_s = 0.0
         self.clock = Clock(lambda: self.now_s, self.utc)
         self.database_back_s = 0.0
@@ -55,6 +58,7 @@ class World:
         self.offices: list[Office] = []
         self.relays: list[SimRelay] = []
         self.callers: list[Caller] = []
+        self.held_by_hand: set[str] = set()
         self.lost_share = self.random.choice([0.0, 0.01, 0.03])
         self.twice_share = self.random.choice([0.0, 0.02])
         self.slow_share = self.random.choice([0.0, 0.01])
@@ -104,8 +108,15 @@ class World:
 
     def line_of(self, epoch: str) -> str:
         """The epoch that continues this one in the end."""
-        following = self.tables.epochs[epoch].continued_by
+        # also of an epoch that the database has lost
+        self._continued.update((name, row.continued_by) for name, row in self.tables.epochs.items())
+        following = self._continued.get(epoch)
         return epoch if following is None else self.line_of(following)
+
+    def is_retired(self, epoch: str) -> bool:
+        """Whether the database has the epoch as one that ended."""
+        row = self.tables.epochs.get(epoch)
+        return row is not None and row.retired_at is not None
 
     def living_row(self, instance_id: str) -> bool:
         row = self.tables.rows.get(instance_id)
