@@ -1,0 +1,142 @@
+"""What is done to the hosts, each with its end."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from tests.hosts.line import Line, Quality
+from tests.hosts.world import World
+
+VICTIM = "left"
+
+
+@dataclass
+class Fault(ABC):
+    """A fault: `begin`, so many seconds, `end`. The agents of the hosts in `unreachable` cannot reach the registry."""
+
+    seconds: float
+    unreachable: frozenset[str] = frozenset()
+    needs_tolerance: bool = True
+    replaces_cluster: bool = False
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """How the table names it."""
+
+    @abstractmethod
+    async def begin(self, it: World) -> None:
+        """Break it."""
+
+    @abstractmethod
+    async def end(self, it: World) -> None:
+        """Mend it."""
+
+
+@dataclass
+class LinkDown(Fault):
+    """The link of a worker is down."""
+
+    unreachable: frozenset[str] = frozenset({VICTIM})
+
+    @property
+    def name(self) -> str:
+        return f"link of a worker down, {self.seconds:g} s"
+
+    async def begin(self, it: World) -> None:
+        it.network.cut(VICTIM)
+
+    async def end(self, it: World) -> None:
+        it.network.join(VICTIM)
+
+
+@dataclass
+class BadLine(Fault):
+    """The link of a worker loses or delays frames."""
+
+    title: str = ""
+    quality: Quality = Quality()
+    line: Line | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.title}, {self.seconds:g} s"
+
+    async def begin(self, it: World) -> None:
+        it.network.degrade(VICTIM, self.quality)
+
+    async def end(self, it: World) -> None:
+        self.line = it.network.restore(VICTIM)
+
+
+@dataclass
+class DatabaseAway(Fault):
+    """The link of the database's host is down."""
+
+    @property
+    def name(self) -> str:
+        return f"database cut off, {self.seconds:g} s"
+
+    async def begin(self, it: World) -> None:
+        it.network.cut("base")
+
+    async def end(self, it: World) -> None:
+        it.network.join("base")
+
+
+@dataclass
+class HeadKilled(Fault):
+    """The host of Ray's head and the registry loses its power, and starts again."""
+
+    @property
+    def name(self) -> str:
+        tables = "tables in RocksDB" if self.needs_tolerance else "tables in memory"
+        return f"head host killed, {self.seconds:g} s; Ray's {tables}"
+
+    async def begin(self, it: World) -> None:
+        await asyncio.to_thread(it.head.kill)
+
+    async def end(self, it: World) -> None:
+        await asyncio.to_thread(it.head.start)
+        await asyncio.to_thread(it.head.start_head)
+
+
+def one_way(seconds: float, direction: str) -> Fault:
+    """Frames of one direction are lost: "out" from the worker, or "in" to it."""
+    is_out = direction == "out"
+    quality = Quality(lost_out=1.0) if is_out else Quality(lost_in=1.0)
+    title = f"one direction only: a worker {'receives and cannot send' if is_out else 'sends and cannot receive'}"
+    return BadLine(seconds, frozenset({VICTIM}), title=title, quality=quality)
+
+
+def lossy(seconds: float, share: float) -> Fault:
+    """A share of the frames of a worker is lost, in each direction."""
+    return BadLine(seconds, title=f"{share:.0%} loss in each direction", quality=Quality(share, share))
+
+
+def slow(seconds: float, delay_s: float) -> Fault:
+    """The frames of a worker are delayed, in each direction."""
+    return BadLine(seconds, title=f"{delay_s * 1000:g} ms delay in each direction", quality=Quality(delay_s=delay_s))
+
+
+def every_fault() -> list[Fault]:
+    """The whole set."""
+    return [
+        LinkDown(20),
+        LinkDown(60),
+        LinkDown(120),
+        one_way(60, "out"),
+        one_way(60, "in"),
+        lossy(60, 0.3),
+        slow(60, 0.5),
+        DatabaseAway(60),
+        HeadKilled(30),
+        HeadKilled(30, needs_tolerance=False, replaces_cluster=True),
+    ]
+
+
+def short_set() -> list[Fault]:
+    """What CI runs: a link that is down for longer than a lease, and the database cut off."""
+    return [LinkDown(20), DatabaseAway(10)]
