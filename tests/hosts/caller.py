@@ -86,6 +86,7 @@ class Caller:
         answers = await asyncio.gather(*(self._ask(agent_id) for agent_id in agent_ids))
         look = Look(
             problem=None if is_settled else f"the registry is not settled: {health}",
+            is_store_away=health.store_problem is not None,
             listed={one.instance_id: one.logical_id for one in listing.items},
             in_ray=sorted(one["name"] for one in names if one["namespace"] == self._settings.namespace),
             answered_by=dict(zip(agent_ids, answers, strict=True)),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tests.hosts.line import Line, Quality
+from tests.hosts.records import Call
 from tests.hosts.world import World
 
 VICTIM = "left"
@@ -34,6 +36,10 @@ class Fault(ABC):
     async def end(self, it: World) -> None:
         """Mend it."""
 
+    @abstractmethod
+    async def has_effect(self, it: World, calls: Sequence[Call]) -> bool:
+        """Whether the fault can be seen, shortly before its end: a fault without one proves nothing."""
+
 
 @dataclass
 class LinkDown(Fault):
@@ -50,6 +56,9 @@ class LinkDown(Fault):
 
     async def end(self, it: World) -> None:
         it.network.join(VICTIM)
+
+    async def has_effect(self, it: World, calls: Sequence[Call]) -> bool:
+        return _has_unanswered(calls)
 
 
 @dataclass
@@ -70,6 +79,9 @@ class BadLine(Fault):
     async def end(self, it: World) -> None:
         self.line = it.network.restore(VICTIM)
 
+    async def has_effect(self, it: World, calls: Sequence[Call]) -> bool:
+        return _has_unanswered(calls) or _slowest_s(calls) > 2 * self.quality.delay_s
+
 
 @dataclass
 class DatabaseAway(Fault):
@@ -84,6 +96,9 @@ class DatabaseAway(Fault):
 
     async def end(self, it: World) -> None:
         it.network.join("base")
+
+    async def has_effect(self, it: World, calls: Sequence[Call]) -> bool:
+        return (await it.look()).is_store_away
 
 
 @dataclass
@@ -101,6 +116,17 @@ class HeadKilled(Fault):
     async def end(self, it: World) -> None:
         await asyncio.to_thread(it.head.start)
         await asyncio.to_thread(it.head.start_head)
+
+    async def has_effect(self, it: World, calls: Sequence[Call]) -> bool:
+        return not it.head.is_running
+
+
+def _has_unanswered(calls: Sequence[Call]) -> bool:
+    return any(call.answered_at is None for call in calls if call.agent_id.startswith(VICTIM))
+
+
+def _slowest_s(calls: Sequence[Call]) -> float:
+    return max((call.answered_at - call.began_at for call in calls if call.answered_at is not None), default=0.0)
 
 
 def one_way(seconds: float, direction: str) -> Fault:

@@ -43,7 +43,8 @@ class Host:
         self._number = number
         self._network = network
         self._own = folder / name
-        self._shared = folder / "ray"
+        # short: the path of a socket has about 100 characters at most
+        self._shared = folder.parent / "r"
         self._own.mkdir()
         self._shared.mkdir(exist_ok=True)
         self._env = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(self._shared), **env}

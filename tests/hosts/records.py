@@ -52,6 +52,7 @@ class Look:
     """What the registry and Ray have, and the instance whose process answers for each agent."""
 
     problem: str | None
+    is_store_away: bool
     listed: dict[str, str]
     in_ray: list[str]
     answered_by: dict[str, str]

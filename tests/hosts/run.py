@@ -118,9 +118,9 @@ async def broken(it: World, fault: Fault) -> Outcome:
         began_at = time.time()
         await fault.begin(it)
         await asyncio.sleep(fault.seconds)
-        if fault.replaces_cluster:
-            # the caller may not survive its cluster
-            await _collect(it, seen)
+        # the caller may not survive its cluster
+        await _collect(it, seen)
+        has_effect = await fault.has_effect(it, seen.calls)
         await fault.end(it)
         ended_at = time.time()
         healed_s, problem = await _settle(it, seen, fault)
@@ -133,6 +133,8 @@ async def broken(it: World, fault: Fault) -> Outcome:
     stale = laws.stale_handles(seen)
     now = time.time()
     problems = [*false_deaths, *stale, *laws.wrong_handles(seen), *laws.late_ends(seen, now)]
+    if not has_effect:
+        problems.append("the fault had no effect")
     if problem is not None:
         problems.append(f"not settled: {problem}")
     others = set(it.fleet) - set(left)

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests import traces
 from tests.children import end_session
-from tests.traces import short_folder
 
 MARK = "SEEDCORE_TEST_HOSTS_FOLDER"
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,10 +47,11 @@ def own_folder() -> Path | None:
 
 def run_in_own_space(module: str, arguments: Sequence[str]) -> int:
     """Run a module again in new namespaces; its exit code. Nothing of it is left, however it ends."""
-    folder = short_folder("h-")
+    folder = traces.short_folder("h-")
     folder.chmod(0o755)
     ours = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SEEDCORE_"))}
-    ours |= {MARK: str(folder), "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    # temporary folders of servers are made in the run's, too
+    ours |= {MARK: str(folder), traces.MARK: str(folder), "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     command = [*_UNSHARE, *_AS_FIRST, sys.executable, "-m", module, *arguments]
     # a session of its own: an interrupt reaches this process alone, which then ends all of it
     with subprocess.Popen(command, env=ours, start_new_session=True) as process:

@@ -16,7 +16,7 @@ FLEET = {"a": "10.77.0.2", "b": "10.77.0.3"}
 A = Row("ia", "a", Status.ALIVE, None, "left", "1-10-100/w/boot", None)
 B = Row("ib", "b", Status.ALIVE, None, "right", "2-10-100/w/boot", None)
 LIVING = {"1-10-100", "2-10-100"}
-LOOK = Look(None, {"ia": "a", "ib": "b"}, ["a", "b"], {"a": "ia", "b": "ib"}, 3)
+LOOK = Look(None, False, {"ia": "a", "ib": "b"}, ["a", "b"], {"a": "ia", "b": "ib"}, 3)
 
 
 def dead(row: Row, at: float, cause: CauseKind = CauseKind.LEASE_EXPIRED) -> Row:

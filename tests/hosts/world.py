@@ -59,7 +59,7 @@ class World:
             "SEEDCORE_LEASE_SEC": f"{LEASE_S:g}",
             "REGISTRY_BEAT_SEC": f"{BEAT_S:g}",
         }
-        on_disk = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": f"{folder}/ray/gcs"} if is_tolerant else {}
+        on_disk = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": f"{folder.parent}/r/gcs"} if is_tolerant else {}
         self.is_tolerant = is_tolerant
         self.hosts = {
             name: Host(name, number, folder, network, {**env, **on_disk} if name == "head" else env)
@@ -114,7 +114,7 @@ class World:
             self._caller = await asyncio.create_subprocess_exec(
                 *command, stdin=pipe, stdout=pipe, stderr=log, env=right.env, limit=_LINE_BYTES
             )
-        await self._answer(_COMMAND_S)
+        await self._answer(_BEGIN_S)
         await self._ask("begin", self.fleet, within_s=_BEGIN_S)
 
     async def end_caller(self) -> None:
