@@ -12,6 +12,7 @@ from tests.hosts.records import Call
 from tests.hosts.world import World
 
 VICTIM = "left"
+_PERFECT = Quality()
 
 
 @dataclass
@@ -66,7 +67,7 @@ class BadLine(Fault):
     """The link of a worker loses or delays frames."""
 
     title: str = ""
-    quality: Quality = Quality()
+    quality: Quality = _PERFECT
     line: Line | None = None
 
     @property

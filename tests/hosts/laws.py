@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from seedcore.core.causes import CauseKind
 from seedcore.core.lifecycle import Status
@@ -140,7 +141,7 @@ def longest_outage_s(seen: Observed, agent_ids: Iterable[str], began_at: float, 
             call.answered_at for call in seen.calls if call.agent_id == agent_id and call.answered_at is not None
         )
         marks = [began_at, *(at for at in answered if began_at <= at <= ended_at), ended_at]
-        longest_s = max(longest_s, *(after - before for before, after in zip(marks, marks[1:], strict=False)))
+        longest_s = max(longest_s, *(after - before for before, after in pairwise(marks)))
     return longest_s
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import sys
 import time
 from collections.abc import Iterable
@@ -26,8 +27,11 @@ from seedcore.core.timeouts import end
 from tests.hosts import laws
 from tests.hosts.faults import VICTIM, BadLine, Fault, every_fault, short_set
 from tests.hosts.laws import Absence, Observed
+from tests.hosts.records import Row
 from tests.hosts.space import missing, own_folder, run_in_own_space
 from tests.hosts.world import LEASE_S, NoAnswerError, World, world
+
+logger = logging.getLogger(__name__)
 
 MODULE = "tests.hosts.run"
 BEGIN, END = "<!-- hosts: begin -->", "<!-- hosts: end -->"
@@ -74,9 +78,9 @@ class Watch:
 
     def __init__(self, it: World) -> None:
         self._it = it
-        self._seen: dict[str, laws.Row] = {}
+        self._seen: dict[str, Row] = {}
         self._watching: asyncio.Task[None] | None = None
-        self.living_dead: dict[str, laws.Row] = {}
+        self.living_dead: dict[str, Row] = {}
         self.doubled_s = 0.0
         self.raylet_ended_at: float | None = None
 
@@ -190,6 +194,7 @@ async def _settle(it: World, seen: Observed, fault: Fault) -> tuple[float, str |
         except (NoAnswerError, RuntimeError) as error:
             problem = f"{type(error).__name__}: {error}"
         if problem is not None:
+            logger.info("%s: not settled: %s", fault.name, problem)
             await asyncio.sleep(_LOOK_S)
     healed_s = time.monotonic() - began_s
     with suppress(NoAnswerError):
@@ -216,7 +221,9 @@ def _rays_share(it: World, fault: Fault, seen: Observed, watch: Watch, began_at:
         if dead and min(dead) > began_at:
             shares.append(f"{name} dead in its table after {min(dead) - began_at:.0f} s")
     if watch.raylet_ended_at is not None:
-        shares.append(f"its node on the host ended after {watch.raylet_ended_at - began_at:.0f} s and was started again")
+        shares.append(
+            f"its node there ended after {watch.raylet_ended_at - began_at:.0f} s and was started again"
+        )
     if watch.doubled_s:
         shares.append(f"two processes of one agent for {watch.doubled_s:.0f} s")
     if isinstance(fault, BadLine) and fault.line is not None:
@@ -248,15 +255,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)
     parser.add_argument("--short", action="store_true", help="only the faults that CI runs")
     parser.add_argument("--only", help="only the faults whose name contains this")
+    parser.add_argument("--verbose", action="store_true", help="print what is not settled yet")
     parser.add_argument("--write", type=Path, help="replace the table in this file")
     options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(asctime)s %(message)s")
     folder = own_folder()
     if folder is None:
         why_not = missing()
         if why_not is not None:
             parser.error(why_not)
         return run_in_own_space(MODULE, sys.argv[1:])
-    faults = [fault for fault in (short_set() if options.short else every_fault())]
+    faults = short_set() if options.short else every_fault()
     if options.only is not None:
         faults = [fault for fault in faults if options.only in fault.name]
     found = asyncio.run(every(folder, faults))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,7 +19,8 @@ from tests.children import end_session
 
 MARK = "SEEDCORE_TEST_HOSTS_FOLDER"
 ROOT = Path(__file__).resolve().parents[2]
-_UNSHARE = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+# the first program ends with the process that started it, and the others with the first one
+_UNSHARE = ("setpriv", "--pdeathsig", "KILL", "--", "unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 # a shell is the first process: it also collects the processes whose parent has ended
 _AS_FIRST = ("sh", "-c", '"$@"; exit $?', "sh")
 _PROBE = "ip link add p0 type veth peer name p1 && ip link add b0 type bridge && test -c /dev/net/tun"
@@ -30,7 +32,7 @@ def missing() -> str | None:
         return "hosts are made of Linux namespaces"
     if os.geteuid() != 0:
         return "hosts need root: they are made of namespaces"
-    for program in ("ip", "unshare", "nsenter"):
+    for program in ("ip", "setpriv", "unshare", "nsenter"):
         if shutil.which(program) is None:
             return f"hosts need the program `{program}` (apt-get install iproute2 util-linux)"
     done = subprocess.run([*_UNSHARE, "sh", "-c", _PROBE], capture_output=True, text=True, timeout=30, check=False)
@@ -54,10 +56,16 @@ def run_in_own_space(module: str, arguments: Sequence[str]) -> int:
     ours |= {MARK: str(folder), traces.MARK: str(folder), "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     command = [*_UNSHARE, *_AS_FIRST, sys.executable, "-m", module, *arguments]
     # a session of its own: an interrupt reaches this process alone, which then ends all of it
+    before = signal.signal(signal.SIGTERM, _interrupt)
     with subprocess.Popen(command, env=ours, start_new_session=True) as process:
         try:
             return process.wait()
         finally:
+            signal.signal(signal.SIGTERM, before)
             process.kill()
             end_session(process)
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt

@@ -69,7 +69,9 @@ def test_an_outage_reaches_from_one_answer_to_the_next() -> None:
 
 
 def test_settled_is_one_living_instance_of_each_and_the_same_on_every_side() -> None:
-    assert laws.unsettled(FLEET, [A, B, dead(replace(A, instance_id="old", process_key="1-9-9"), T)], LIVING, LOOK) is None
+    assert (
+        laws.unsettled(FLEET, [A, B, dead(replace(A, instance_id="old", process_key="1-9-9"), T)], LIVING, LOOK) is None
+    )
     wrong = {
         "another process": ([A, B, dead(replace(A, instance_id="old", process_key="2-11-100"), T)], LIVING, LOOK),
         "missing": ([A, dead(B, T)], LIVING, LOOK),

@@ -1,8 +1,8 @@
 """An installation on hosts: a head, two workers, a database on a host of its own beside the head, and a caller.
 
-    head (Ray's head, the registry)   left (agents)   right (agents, the caller)   base (PostgreSQL)
-        10.77.0.1                       10.77.0.2       10.77.0.3                    10.77.0.9
-            +-------------------------------+---------------+----------------------------+  one bridge
+head (Ray's head, the registry)   left (agents)   right (agents, the caller)   base (PostgreSQL)
+    10.77.0.1                       10.77.0.2       10.77.0.3                    10.77.0.9
+        +-------------------------------+---------------+----------------------------+  one bridge
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class World:
         self.network = network
         self._database = server.create_database()
         self._folder = folder
+        folder.mkdir()
         dsn = conninfo.make_conninfo(host=address_of(_NUMBERS["base"]), user="postgres", dbname=self._database)
         env = {
             "RAY_AUTH_MODE": "disabled",
@@ -59,7 +60,9 @@ class World:
             "SEEDCORE_LEASE_SEC": f"{LEASE_S:g}",
             "REGISTRY_BEAT_SEC": f"{BEAT_S:g}",
         }
-        on_disk = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": f"{folder.parent}/r/gcs"} if is_tolerant else {}
+        on_disk = (
+            {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": f"{folder.parent}/r/gcs"} if is_tolerant else {}
+        )
         self.is_tolerant = is_tolerant
         self.hosts = {
             name: Host(name, number, folder, network, {**env, **on_disk} if name == "head" else env)
@@ -205,7 +208,6 @@ def _row(
 async def world(folder: Path, *, is_tolerant: bool = True) -> AsyncIterator[World]:
     """An installation for as long as the block lasts; nothing of it is left after it."""
     with ExitStack() as stack:
-        folder.mkdir()
         server = stack.enter_context(running_server(embedded_binaries()))
         network = Network()
         stack.callback(network.close)
