@@ -115,6 +115,11 @@ class HeadKilled(Fault):
         await asyncio.to_thread(it.head.kill)
 
     async def end(self, it: World) -> None:
+        if self.replaces_cluster:
+            # their Ray nodes neither join the new cluster nor end: an operator starts these hosts again
+            for name in ("left", "right"):
+                await asyncio.to_thread(it.hosts[name].kill)
+                await asyncio.to_thread(it.hosts[name].start)
         await asyncio.to_thread(it.head.start)
         await asyncio.to_thread(it.head.start_head)
 

@@ -19,6 +19,7 @@ import psutil
 
 from tests.hosts.network import Network, address_of
 from tests.hosts.space import ROOT
+from tests.traces import lives
 
 T = TypeVar("T")
 
@@ -107,15 +108,21 @@ class Host:
         )
         with self._log.open("ab") as log:
             done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.env, timeout=_RAY_START_S, check=False
-            )  # fmt: skip
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._env,
+                timeout=_RAY_START_S,
+                check=False,
+            )
         if done.returncode:
             raise RuntimeError(f"ray start on {self.name} failed:\n{self._log.read_text()[-3000:]}")
 
     @property
     def has_ray(self) -> bool:
         """Whether its raylet runs."""
-        return any(process.name() == "raylet" for process in self.processes())
+        return any(process.info["name"] == "raylet" and lives(process) for process in self.processes())
 
     def processes(self) -> list[psutil.Process]:
         """All processes of the host."""

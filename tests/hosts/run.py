@@ -221,9 +221,7 @@ def _rays_share(it: World, fault: Fault, seen: Observed, watch: Watch, began_at:
         if dead and min(dead) > began_at:
             shares.append(f"{name} dead in its table after {min(dead) - began_at:.0f} s")
     if watch.raylet_ended_at is not None:
-        shares.append(
-            f"its node there ended after {watch.raylet_ended_at - began_at:.0f} s and was started again"
-        )
+        shares.append(f"its node there ended after {watch.raylet_ended_at - began_at:.0f} s and was started again")
     if watch.doubled_s:
         shares.append(f"two processes of one agent for {watch.doubled_s:.0f} s")
     if isinstance(fault, BadLine) and fault.line is not None:

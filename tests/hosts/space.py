@@ -20,7 +20,19 @@ from tests.children import end_session
 MARK = "SEEDCORE_TEST_HOSTS_FOLDER"
 ROOT = Path(__file__).resolve().parents[2]
 # the first program ends with the process that started it, and the others with the first one
-_UNSHARE = ("setpriv", "--pdeathsig", "KILL", "--", "unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+_UNSHARE = (
+    "setpriv",
+    "--pdeathsig",
+    "KILL",
+    "--",
+    "unshare",
+    "--net",
+    "--mount",
+    "--pid",
+    "--fork",
+    "--kill-child",
+    "--mount-proc",
+)
 # a shell is the first process: it also collects the processes whose parent has ended
 _AS_FIRST = ("sh", "-c", '"$@"; exit $?', "sh")
 _PROBE = "ip link add p0 type veth peer name p1 && ip link add b0 type bridge && test -c /dev/net/tun"

@@ -173,7 +173,8 @@ class World:
                     if "problem" in answer:
                         raise NoAnswerError(answer["problem"])
                     return answer["result"]
-        raise NoAnswerError(f"the caller has ended:\n{(self._folder / 'caller.log').read_text()[-2000:]}")
+        *_, last = ["", *(self._folder / "caller.log").read_text().strip().split("\n")]
+        raise NoAnswerError(f"the caller has ended: {last}")
 
     # Truth
 
