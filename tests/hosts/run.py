@@ -248,13 +248,26 @@ async def every(folder: Path, faults: Iterable[Fault]) -> list[Outcome]:
     return found
 
 
+def with_rows(text: str, rows: Iterable[str]) -> str:
+    """A page with these rows in its table; rows of other faults stay."""
+    before, _, rest = text.partition(BEGIN)
+    old, _, after = rest.partition(END)
+    by_fault = {_first_cell(row): row for row in [*old.split("\n"), *rows] if row.startswith("| ")}
+    table = "\n".join([HEADER, *(by_fault[one.name] for one in every_fault() if one.name in by_fault)])
+    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+
+
+def _first_cell(row: str) -> str:
+    return row.split("|")[1].strip()
+
+
 def main() -> int:
     """See the module."""
     parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)
     parser.add_argument("--short", action="store_true", help="only the faults that CI runs")
     parser.add_argument("--only", help="only the faults whose name contains this")
     parser.add_argument("--verbose", action="store_true", help="print what is not settled yet")
-    parser.add_argument("--write", type=Path, help="replace the table in this file")
+    parser.add_argument("--write", type=Path, help="put the rows into the table of this file")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(asctime)s %(message)s")
     folder = own_folder()
@@ -268,11 +281,7 @@ def main() -> int:
         faults = [fault for fault in faults if options.only in fault.name]
     found = asyncio.run(every(folder, faults))
     if options.write is not None:
-        text = options.write.read_text()
-        before, _, rest = text.partition(BEGIN)
-        _, _, after = rest.partition(END)
-        table = "\n".join([HEADER, *(one.row for one in found)])
-        options.write.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
+        options.write.write_text(with_rows(options.write.read_text(), [one.row for one in found]))
     return 1 if any(one.problems for one in found) else 0
 
 

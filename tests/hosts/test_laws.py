@@ -9,7 +9,9 @@ from seedcore.core.causes import CauseKind
 from seedcore.core.lifecycle import Status
 from tests.hosts import laws
 from tests.hosts.laws import Absence, Observed
+from tests.hosts.faults import every_fault
 from tests.hosts.records import Call, Ended, Look, Node, Row
+from tests.hosts.run import BEGIN, END, with_rows
 
 T = 1_000_000.0
 FLEET = {"a": "10.77.0.2", "b": "10.77.0.3"}
@@ -84,3 +86,14 @@ def test_settled_is_one_living_instance_of_each_and_the_same_on_every_side() -> 
     }
     for name, (rows, living, look) in wrong.items():
         assert laws.unsettled(FLEET, rows, {*living, "2-11-100"} if name == "another process" else living, look), name
+
+
+def test_a_run_of_one_fault_keeps_the_rows_of_the_others() -> None:
+    first, second = (fault.name for fault in every_fault()[:2])
+    page = with_rows(f"before\n{BEGIN}\n{END}\nafter", [f"| {second} | 1 |"])
+    page = with_rows(page, [f"| {first} | 2 |"])
+    page = with_rows(page, [f"| {second} | 3 |"])
+    rows = [line for line in page.split("\n") if line.startswith("| link")]
+    assert rows == [f"| {first} | 2 |", f"| {second} | 3 |"]
+    assert page.startswith("before\n")
+    assert page.endswith("\nafter")
