@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tests.hosts.line import Line, Quality
+from tests.hosts.line import Quality
 from tests.hosts.records import Call
 from tests.hosts.world import World
+
+logger = logging.getLogger(__name__)
 
 VICTIM = "left"
 _PERFECT = Quality()
@@ -68,7 +71,6 @@ class BadLine(Fault):
 
     title: str = ""
     quality: Quality = _PERFECT
-    line: Line | None = None
 
     @property
     def name(self) -> str:
@@ -78,10 +80,13 @@ class BadLine(Fault):
         it.network.degrade(VICTIM, self.quality)
 
     async def end(self, it: World) -> None:
-        self.line = it.network.restore(VICTIM)
+        it.network.restore(VICTIM)
 
     async def has_effect(self, it: World, calls: Sequence[Call]) -> bool:
-        return _has_unanswered(calls) or _slowest_s(calls) > 2 * self.quality.delay_s
+        line = it.network.line_of(VICTIM)
+        logger.info("%s: frames out %s, in %s", self.name, line.out, line.into)
+        loses = self.quality.lost_out + self.quality.lost_in > 0
+        return line.out.lost + line.into.lost > 0 if loses else _slowest_s(calls) > 2 * self.quality.delay_s
 
 
 @dataclass

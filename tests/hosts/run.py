@@ -25,7 +25,7 @@ import psycopg
 
 from seedcore.core.timeouts import end
 from tests.hosts import laws
-from tests.hosts.faults import VICTIM, BadLine, Fault, every_fault, short_set
+from tests.hosts.faults import VICTIM, Fault, every_fault, short_set
 from tests.hosts.laws import Absence, Observed
 from tests.hosts.records import Row
 from tests.hosts.space import missing, own_folder, run_in_own_space
@@ -150,7 +150,7 @@ async def broken(it: World, fault: Fault) -> Outcome:
         laws.longest_outage_s(seen, others, began_at, settled_at),
         max((laws.took_s(one, now) - one.work_s for one in seen.ended), default=0.0),
         healed_s,
-        _rays_share(it, fault, seen, watch, began_at),
+        _rays_share(it, seen, watch, began_at),
         problems,
     )
 
@@ -213,20 +213,17 @@ async def _await_ends(it: World, seen: Observed) -> None:
             return
 
 
-def _rays_share(it: World, fault: Fault, seen: Observed, watch: Watch, began_at: float) -> str:
+def _rays_share(it: World, seen: Observed, watch: Watch, began_at: float) -> str:
     shares = []
     address_of = {node.node_id: node.address for node in seen.nodes}
     for name, host in it.hosts.items():
         dead = [at for node_id, at in seen.dead_nodes.items() if address_of[node_id] == host.address]
         if dead and min(dead) > began_at:
-            shares.append(f"{name} dead in its table after {min(dead) - began_at:.0f} s")
+            shares.append(f"{'head' if name == 'head' else 'worker'} dead in its table after {min(dead) - began_at:.0f} s")
     if watch.raylet_ended_at is not None:
         shares.append(f"its node there ended after {watch.raylet_ended_at - began_at:.0f} s and was started again")
     if watch.doubled_s:
         shares.append(f"two processes of one agent for {watch.doubled_s:.0f} s")
-    if isinstance(fault, BadLine) and fault.line is not None:
-        into, out = fault.line.into, fault.line.out
-        print(f"{fault.name}: frames out {out}, in {into}", flush=True)
     return "; ".join(shares) or "none: the node stayed in its table"
 
 
