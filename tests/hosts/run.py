@@ -1,6 +1,6 @@
 """Faults of real hosts: three network namespaces with a Ray node each, a database beside them, and a table.
 
-    python -m tests.hosts.run                                  # every fault, about 15 minutes
+    python -m tests.hosts.run                                  # every fault, about 20 minutes
     python -m tests.hosts.run --only "link of a worker down"   # the faults whose name contains this
     python -m tests.hosts.run --short                          # what CI runs, about 90 seconds
     python -m tests.hosts.run --write docs/reliability.md      # put the table where it belongs
@@ -219,7 +219,8 @@ def _rays_share(it: World, seen: Observed, watch: Watch, began_at: float) -> str
     for name, host in it.hosts.items():
         dead = [at for node_id, at in seen.dead_nodes.items() if address_of[node_id] == host.address]
         if dead and min(dead) > began_at:
-            shares.append(f"{'head' if name == 'head' else 'worker'} dead in its table after {min(dead) - began_at:.0f} s")
+            what = "head" if name == "head" else "worker"
+            shares.append(f"{what} dead in its table after {min(dead) - began_at:.0f} s")
     if watch.raylet_ended_at is not None:
         shares.append(f"its node there ended after {watch.raylet_ended_at - began_at:.0f} s and was started again")
     if watch.doubled_s:

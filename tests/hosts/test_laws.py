@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from seedcore.core.causes import CauseKind
 from seedcore.core.lifecycle import Status
 from tests.hosts import laws
-from tests.hosts.laws import Absence, Observed
 from tests.hosts.faults import every_fault
+from tests.hosts.laws import Absence, Observed
 from tests.hosts.records import Call, Ended, Look, Node, Row
 from tests.hosts.run import BEGIN, END, with_rows
 
