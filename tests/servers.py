@@ -128,6 +128,13 @@ class PostgresServer:
         self.start()
         return port
 
+    def listen(self, address: str, network: str) -> None:
+        """Also listen on an address, for all clients of a network, from the next start on."""
+        with (self._data / "postgresql.conf").open("a") as settings:
+            settings.write(f"listen_addresses = '{address}'\n")
+        with (self._data / "pg_hba.conf").open("a") as access:
+            access.write(f"host all all {network} trust\n")
+
     def stop(self) -> None:
         """Stop the server at once, as a crash would, unless it is stopped."""
         if self.is_running():

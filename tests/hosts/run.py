@@ -1,0 +1,287 @@
+"""Faults of real hosts: three network namespaces with a Ray node each, a database beside them, and a table.
+
+    python -m tests.hosts.run                                  # every fault, about 20 minutes
+    python -m tests.hosts.run --only "link of a worker down"   # the faults whose name contains this
+    python -m tests.hosts.run --short                          # what CI runs, about 90 seconds
+    python -m tests.hosts.run --write docs/reliability.md      # put the table where it belongs
+
+It needs root, and ends with everything that it has started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import psycopg
+
+from seedcore.core.timeouts import end
+from tests.hosts import laws
+from tests.hosts.faults import VICTIM, Fault, every_fault, short_set
+from tests.hosts.laws import Absence, Observed
+from tests.hosts.records import Row
+from tests.hosts.space import missing, own_folder, run_in_own_space
+from tests.hosts.world import LEASE_S, NoAnswerError, World, world
+
+logger = logging.getLogger(__name__)
+
+MODULE = "tests.hosts.run"
+BEGIN, END = "<!-- hosts: begin -->", "<!-- hosts: end -->"
+HEADER = (
+    "| fault | false deaths | stale handles | longest outage for callers: agents of that host, others "
+    "| calls under way ended within | time to heal | Ray's share |\n|---|---|---|---|---|---|---|"
+)
+_SETTLED_S = 180.0
+_WORK_S = 30.0
+_LOOK_S = 1.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A row of the table, and the laws that were broken."""
+
+    fault: str
+    false_deaths: int
+    stale: int
+    outage_s: float
+    others_outage_s: float
+    longest_call_s: float
+    healed_s: float
+    rays_share: str
+    problems: list[str]
+
+    @property
+    def row(self) -> str:
+        cells = [
+            self.fault,
+            str(self.false_deaths),
+            str(self.stale),
+            f"{self.outage_s:.1f} s, {self.others_outage_s:.1f} s",
+            f"{self.longest_call_s:.1f} s",
+            f"{self.healed_s:.1f} s",
+            self.rays_share,
+        ]
+        return f"| {' | '.join(cells)} |"
+
+
+class Watch:
+    """Looks at processes and database continuously: for the living that were declared dead, and for agents with two
+    processes."""
+
+    def __init__(self, it: World) -> None:
+        self._it = it
+        self._seen: dict[str, Row] = {}
+        self._watching: asyncio.Task[None] | None = None
+        self.living_dead: dict[str, Row] = {}
+        self.doubled_s = 0.0
+        self.raylet_ended_at: float | None = None
+
+    async def __aenter__(self) -> Self:
+        self._watching = asyncio.create_task(self._watch())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await end(self._watching)
+
+    async def _watch(self) -> None:
+        before_s = time.monotonic()
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            with suppress(psycopg.Error):
+                rows = await asyncio.to_thread(self._it.rows)
+                living = await asyncio.to_thread(self._it.living)
+                dead = laws.living_dead(rows, living)
+                # twice: a process whose end was just reported may still be ending
+                self.living_dead |= {key: row for key, row in dead.items() if key in self._seen}
+                self._seen = dead
+                now_s = time.monotonic()
+                if laws.doubles(rows, living):
+                    self.doubled_s += now_s - before_s
+                before_s = now_s
+            if self.raylet_ended_at is None and not self._it.hosts[VICTIM].has_ray:
+                self.raylet_ended_at = time.time()
+
+
+async def broken(it: World, fault: Fault) -> Outcome:
+    """Do it, end it, wait until all is settled again, and check the laws."""
+    seen = Observed()
+    await _collect(it, seen)
+    node_of = {node.node_id: node.address for node in seen.nodes if node.is_alive}
+    left = [agent_id for agent_id, address in it.fleet.items() if address == it.hosts[VICTIM].address]
+    seen.calls, seen.ended = [], []
+    async with Watch(it) as watch:
+        await it.work(left, _WORK_S)
+        began_at = time.time()
+        await fault.begin(it)
+        await asyncio.sleep(fault.seconds)
+        # the caller may not survive its cluster
+        await _collect(it, seen)
+        has_effect = await fault.has_effect(it, seen.calls)
+        await fault.end(it)
+        ended_at = time.time()
+        healed_s, problem = await _settle(it, seen, fault)
+        # calls that were under way may end later than everything else
+        await _await_ends(it, seen)
+    settled_at = ended_at + healed_s
+    seen.rows = await asyncio.to_thread(it.rows)
+    seen.living_dead = watch.living_dead
+    false_deaths = laws.false_deaths(seen, _absence(it, fault, node_of, began_at, ended_at))
+    stale = laws.stale_handles(seen)
+    now = time.time()
+    problems = [*false_deaths, *stale, *laws.wrong_handles(seen), *laws.late_ends(seen, now)]
+    if not has_effect:
+        problems.append("the fault had no effect")
+    if problem is not None:
+        problems.append(f"not settled: {problem}")
+    others = set(it.fleet) - set(left)
+    return Outcome(
+        fault.name,
+        len(false_deaths),
+        len(stale),
+        laws.longest_outage_s(seen, left, began_at, settled_at),
+        laws.longest_outage_s(seen, others, began_at, settled_at),
+        max((laws.took_s(one, now) - one.work_s for one in seen.ended), default=0.0),
+        healed_s,
+        _rays_share(it, seen, watch, began_at),
+        problems,
+    )
+
+
+def _absence(it: World, fault: Fault, node_of: dict[str, str], began_at: float, ended_at: float) -> Absence | None:
+    """Whose agents could not reach the registry: until their first beat afterwards, for which a lease is allowed. A
+    cluster that was replaced is out of reach for good."""
+    if fault.replaces_cluster:
+        return Absence(frozenset(node_of), began_at, float("inf"))
+    if not fault.unreachable:
+        return None
+    addresses = {it.hosts[name].address for name in fault.unreachable}
+    node_ids = frozenset(node_id for node_id, address in node_of.items() if address in addresses)
+    return Absence(node_ids, began_at, ended_at + LEASE_S)
+
+
+async def _collect(it: World, seen: Observed) -> None:
+    calls, ended, nodes = await it.take()
+    seen.calls += calls
+    seen.ended = [one for one in seen.ended if one.ended_at is not None] + ended
+    seen.nodes += nodes
+
+
+async def _settle(it: World, seen: Observed, fault: Fault) -> tuple[float, str | None]:
+    """Wait until all is as it shall be; how long that took, and what is not so at the end. Meanwhile do what a
+    supervisor of the hosts does: start Ray again where it has ended, and the fleet if its cluster was replaced."""
+    began_s = time.monotonic()
+    problem: str | None = "never asked"
+    is_caller_new = not fault.replaces_cluster
+    while problem is not None and time.monotonic() - began_s < _SETTLED_S:
+        try:
+            for host in await asyncio.to_thread(it.hosts_without_ray):
+                await asyncio.to_thread(host.start_worker, it.head.address)
+            if not is_caller_new:
+                await it.end_caller()
+                await it.start_caller()
+                is_caller_new = True
+            look = await it.look()
+            rows, living = await asyncio.to_thread(it.rows), await asyncio.to_thread(it.living)
+            problem = laws.unsettled(it.fleet, rows, living, look)
+        except (NoAnswerError, RuntimeError) as error:
+            problem = f"{type(error).__name__}: {error}"
+        if problem is not None:
+            logger.info("%s: not settled: %s", fault.name, problem)
+            await asyncio.sleep(_LOOK_S)
+    healed_s = time.monotonic() - began_s
+    with suppress(NoAnswerError):
+        await _collect(it, seen)
+    return healed_s, problem
+
+
+async def _await_ends(it: World, seen: Observed) -> None:
+    while any(
+        one.ended_at is None and laws.took_s(one, time.time()) < one.work_s + laws.RAYS_BOUND_S for one in seen.ended
+    ):
+        await asyncio.sleep(_LOOK_S)
+        await _collect(it, seen)
+        # new ones begin all the time
+        if all(laws.took_s(one, time.time()) < _LOOK_S * 3 for one in seen.ended if one.ended_at is None):
+            return
+
+
+def _rays_share(it: World, seen: Observed, watch: Watch, began_at: float) -> str:
+    shares = []
+    address_of = {node.node_id: node.address for node in seen.nodes}
+    for name, host in it.hosts.items():
+        dead = [at for node_id, at in seen.dead_nodes.items() if address_of[node_id] == host.address]
+        if dead and min(dead) > began_at:
+            what = "head" if name == "head" else "worker"
+            shares.append(f"{what} dead in its table after {min(dead) - began_at:.0f} s")
+    if watch.raylet_ended_at is not None:
+        shares.append(f"its node there ended after {watch.raylet_ended_at - began_at:.0f} s and was started again")
+    if watch.doubled_s:
+        shares.append(f"two processes of one agent for {watch.doubled_s:.0f} s")
+    return "; ".join(shares) or "none: the node stayed in its table"
+
+
+async def every(folder: Path, faults: Iterable[Fault]) -> list[Outcome]:
+    """One fault after another, each in an installation of its own unless nothing has moved in the one before."""
+    found: list[Outcome] = []
+    waiting = list(faults)
+    while waiting:
+        kind = waiting[0].needs_tolerance
+        async with world(folder / f"w{len(found)}", is_tolerant=kind) as it:
+            is_as_new = True
+            while waiting and waiting[0].needs_tolerance == kind and is_as_new:
+                one = await broken(it, waiting.pop(0))
+                found.append(one)
+                print(one.row, flush=True)
+                for problem in one.problems:
+                    print(f"VIOLATION: {one.fault}: {problem}", flush=True)
+                is_as_new = one.rays_share.startswith("none") and not one.problems
+    return found
+
+
+def with_rows(text: str, rows: Iterable[str]) -> str:
+    """A page with these rows in its table; rows of other faults stay."""
+    before, _, rest = text.partition(BEGIN)
+    old, _, after = rest.partition(END)
+    by_fault = {_first_cell(row): row for row in [*old.split("\n"), *rows] if row.startswith("| ")}
+    table = "\n".join([HEADER, *(by_fault[one.name] for one in every_fault() if one.name in by_fault)])
+    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+
+
+def _first_cell(row: str) -> str:
+    return row.split("|")[1].strip()
+
+
+def main() -> int:
+    """See the module."""
+    parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)
+    parser.add_argument("--short", action="store_true", help="only the faults that CI runs")
+    parser.add_argument("--only", help="only the faults whose name contains this")
+    parser.add_argument("--verbose", action="store_true", help="print what is not settled yet")
+    parser.add_argument("--write", type=Path, help="put the rows into the table of this file")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(asctime)s %(message)s")
+    folder = own_folder()
+    if folder is None:
+        why_not = missing()
+        if why_not is not None:
+            parser.error(why_not)
+        return run_in_own_space(MODULE, sys.argv[1:])
+    faults = short_set() if options.short else every_fault()
+    if options.only is not None:
+        faults = [fault for fault in faults if options.only in fault.name]
+    found = asyncio.run(every(folder, faults))
+    if options.write is not None:
+        options.write.write_text(with_rows(options.write.read_text(), [one.row for one in found]))
+    return 1 if any(one.problems for one in found) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,220 @@
+"""An installation on hosts: a head, two workers, a database on a host of its own beside the head, and a caller.
+
+head (Ray's head, the registry)   left (agents)   right (agents, the caller)   base (PostgreSQL)
+    10.77.0.1                       10.77.0.2       10.77.0.3                    10.77.0.9
+        +-------------------------------+---------------+----------------------------+  one bridge
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg import conninfo
+
+from seedcore.core.causes import CauseKind
+from seedcore.core.lifecycle import Status
+from tests.hosts.caller import MARK
+from tests.hosts.host import RAY_PORT, Host
+from tests.hosts.network import NETWORK, Network, address_of
+from tests.hosts.records import Call, Ended, Look, Node, Row
+from tests.servers import PostgresServer, embedded_binaries, running_server
+
+BEAT_S = 5.0
+LEASE_S = 15.0
+_NUMBERS = {"head": 1, "left": 2, "right": 3, "base": 9}
+_RAY_HOSTS = ("head", "left", "right")
+_KINDS = ("one", "two", "reporting")
+_LINE_BYTES = 2**26
+_COMMAND_S = 60.0
+_BEGIN_S = 120.0
+
+
+class NoAnswerError(Exception):
+    """The caller has ended, or failed, or did not answer in time."""
+
+
+class World:
+    """The hosts and what runs on them. `cluster` counts the Ray clusters that it has had."""
+
+    def __init__(self, folder: Path, server: PostgresServer, network: Network, *, is_tolerant: bool) -> None:
+        """`is_tolerant`: Ray's tables are in RocksDB on the head's disk, so that they outlive the head."""
+        self.server = server
+        self.network = network
+        self._database = server.create_database()
+        self._folder = folder
+        folder.mkdir()
+        dsn = conninfo.make_conninfo(host=address_of(_NUMBERS["base"]), user="postgres", dbname=self._database)
+        env = {
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+            "SEEDCORE_NS": "hosts",
+            "SEEDCORE_PG_DSN": dsn,
+            "SEEDCORE_LEASE_SEC": f"{LEASE_S:g}",
+            "REGISTRY_BEAT_SEC": f"{BEAT_S:g}",
+        }
+        on_disk = (
+            {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": f"{folder.parent}/r/gcs"} if is_tolerant else {}
+        )
+        self.is_tolerant = is_tolerant
+        self.hosts = {
+            name: Host(name, number, folder, network, {**env, **on_disk} if name == "head" else env)
+            for name, number in _NUMBERS.items()
+        }
+        if is_tolerant:
+            (folder / "head" / "gcs").mkdir()
+        self.fleet = {f"{host}-{kind}": self.hosts[host].address for host in ("left", "right") for kind in _KINDS}
+        self._caller: asyncio.subprocess.Process | None = None
+        self._asking = asyncio.Lock()
+
+    @property
+    def head(self) -> Host:
+        """The host with Ray's head and the registry."""
+        return self.hosts["head"]
+
+    async def begin(self) -> None:
+        """Start the hosts, the database, Ray, the caller and the fleet."""
+        for host in self.hosts.values():
+            await asyncio.to_thread(host.start)
+        await asyncio.to_thread(self.move_database)
+        await asyncio.to_thread(self.head.start_head)
+        for name in ("left", "right"):
+            await asyncio.to_thread(self.hosts[name].start_worker, self.head.address)
+        await self.start_caller()
+
+    def move_database(self) -> None:
+        """Let the server listen on the network of its host."""
+        base = self.hosts["base"]
+        self.server.listen(base.address, NETWORK)
+        self.server.stop()
+        base.in_network(self.server.start)
+
+    def end(self) -> None:
+        """Kill every host."""
+        for host in self.hosts.values():
+            host.kill()
+
+    def hosts_without_ray(self) -> list[Host]:
+        """The workers whose Ray node has ended."""
+        return [self.hosts[name] for name in ("left", "right") if not self.hosts[name].has_ray]
+
+    # The caller
+
+    async def start_caller(self) -> None:
+        """Start the caller on the right host, and let it make the fleet and call it."""
+        right = self.hosts["right"]
+        command = right.inside("python", "-m", "tests.hosts.caller", f"{self.head.address}:{RAY_PORT}")
+        log = (self._folder / "caller.log").open("ab")
+        pipe = asyncio.subprocess.PIPE
+        with log:
+            self._caller = await asyncio.create_subprocess_exec(
+                *command, stdin=pipe, stdout=pipe, stderr=log, env=right.env, limit=_LINE_BYTES
+            )
+        await self._answer(_BEGIN_S)
+        await self._ask("begin", self.fleet, within_s=_BEGIN_S)
+
+    async def end_caller(self) -> None:
+        """End the caller, also one that no longer answers."""
+        if self._caller is not None:
+            if self._caller.returncode is None:
+                self._caller.kill()
+            await self._caller.wait()
+            self._caller = None
+
+    async def work(self, agent_ids: Sequence[str], work_s: float) -> None:
+        """Let the caller begin calls that take so long."""
+        await self._ask("work", list(agent_ids), work_s)
+
+    async def take(self) -> tuple[list[Call], list[Ended], list[Node]]:
+        """What the caller observed since the last time."""
+        taken = await self._ask("take")
+        return (
+            [Call(**one) for one in taken["calls"]],
+            [Ended(**one) for one in taken["ended"]],
+            [Node(**one) for one in taken["nodes"]],
+        )
+
+    async def look(self) -> Look:
+        """What registry and Ray have, and who answers. Raises NoAnswerError."""
+        return Look(**await self._ask("look", list(self.fleet)))
+
+    async def make_fleet(self) -> None:
+        """Let the caller start the registry and make the agents that are missing."""
+        await self._ask("begin", self.fleet, within_s=_BEGIN_S)
+
+    async def _ask(self, name: str, *arguments: object, within_s: float = _COMMAND_S) -> Any:
+        async with self._asking:
+            caller = self._caller
+            if caller is None or caller.stdin is None:
+                raise NoAnswerError("there is no caller")
+            try:
+                caller.stdin.write(f"{json.dumps([name, arguments])}\n".encode())
+                await caller.stdin.drain()
+                return await self._answer(within_s)
+            except (OSError, TimeoutError) as error:
+                # an answer that comes later would be taken for the next one's
+                await self.end_caller()
+                raise NoAnswerError(f"{name}: {error!r}") from error
+
+    async def _answer(self, within_s: float) -> Any:
+        assert self._caller is not None
+        assert self._caller.stdout is not None
+        async with asyncio.timeout(within_s):
+            while line := (await self._caller.stdout.readline()).decode():
+                if line.startswith(MARK):
+                    answer = json.loads(line.removeprefix(MARK))
+                    if "problem" in answer:
+                        raise NoAnswerError(answer["problem"])
+                    return answer["result"]
+        *_, last = ["", *(self._folder / "caller.log").read_text().strip().split("\n")]
+        raise NoAnswerError(f"the caller has ended: {last}")
+
+    # Truth
+
+    def rows(self) -> list[Row]:
+        """Every instance, from the database by its socket, which no fault of the network reaches."""
+        with psycopg.connect(self.server.dsn(self._database), autocommit=True) as connection:
+            found = connection.execute(
+                "select instance_id::text, logical_id, status::text, cause_kind::text, node_id, process_key, stopped_at"
+                " from registry_instance"
+            ).fetchall()
+        return [_row(*columns) for columns in found]
+
+    def living(self) -> set[str]:
+        """What names each living process of all hosts in a process key."""
+        return set().union(*(self.hosts[name].keys() for name in _RAY_HOSTS))
+
+
+def _row(
+    instance_id: str,
+    agent_id: str,
+    status: str,
+    cause: str | None,
+    node_id: str | None,
+    process_key: str | None,
+    stopped_at: datetime | None,
+) -> Row:
+    kind = None if cause is None else CauseKind(cause)
+    return Row(instance_id, agent_id, Status(status), kind, node_id, process_key, stopped_at)
+
+
+@asynccontextmanager
+async def world(folder: Path, *, is_tolerant: bool = True) -> AsyncIterator[World]:
+    """An installation for as long as the block lasts; nothing of it is left after it."""
+    with ExitStack() as stack:
+        server = stack.enter_context(running_server(embedded_binaries()))
+        network = Network()
+        stack.callback(network.close)
+        it = World(folder, server, network, is_tolerant=is_tolerant)
+        stack.callback(it.end)
+        async with AsyncExitStack() as later:
+            later.push_async_callback(it.end_caller)
+            await it.begin()
+            yield it
