@@ -11,7 +11,7 @@ from seedcore.core.changes import Change, HoldChange, StatusChange
 from seedcore.core.errors import FencedError
 from seedcore.core.instances import LiveState
 from seedcore.core.lifecycle import Status
-from seedcore.core.members import Members
+from seedcore.core.shown_epoch import ShownEpoch
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.server.database import DatabaseSession
 from seedcore.registry.server.journal import Committed, Journal
@@ -71,7 +71,7 @@ def _take_later(journal: Journal, number: int) -> list[Committed]:
 
 def _ask_for_nothing(registry: Registry, known: KnownBefore) -> tuple[str, ...]:
     if known.epoch is not None and registry.writer.database.is_complete:
-        registry.members.note_agents_epoch(known.epoch)
+        registry.members.shown.note_agents_epoch(known.epoch)
     return ()
 
 
@@ -121,8 +121,8 @@ LOSS_MUTANTS: dict[str, Mutant] = {
     "a new registry asks agents for nothing": Mutant(
         37, lambda: mock.patch.object(Registry, "_compare_known", _ask_for_nothing), law=17
     ),
-    "a lost flip is ignored": Mutant(1, lambda: mock.patch.object(Members, "note_agents_epoch", _nothing), law=18),
+    "a lost flip is ignored": Mutant(1, lambda: mock.patch.object(ShownEpoch, "note_agents_epoch", _nothing), law=18),
     "an epoch that is not confirmed is listed": Mutant(
-        1, lambda: mock.patch.object(Members, "listed_epoch", property(lambda members: members.epoch)), law=18
+        1, lambda: mock.patch.object(ShownEpoch, "listed", property(lambda shown: shown.name)), law=18
     ),
 }

@@ -119,7 +119,7 @@ class Breakage:
         while losses.happen:
             await asyncio.sleep(1.0 if world.is_calm else losses.random.uniform(1.0, 12.0))
             office = world.office()
-            lost = None if office is None else office.registry.members.unconfirmed
+            lost = None if office is None else office.registry.members.shown.unconfirmed
             if office is None or lost is None:
                 continue
             shown = office.registry.members.epoch

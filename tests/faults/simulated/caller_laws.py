@@ -69,7 +69,7 @@ class CallerLaws:
     def note_shown(self, office: Office, epoch: str) -> None:
         """Law 18, where a registry names an instance of this epoch to a caller."""
         check, database = self._world.check, office.registry.writer.database
-        doubt, number = office.doubt, office.registry.members.known_epoch.number
+        doubt, number = office.doubt, office.registry.members.shown.known.number
         if doubt is not None:
             is_confirmed = epoch == doubt.name or number > doubt.number
             check(is_confirmed, 18, f"{office.name} names instances of {epoch}, and an agent knows {doubt}")
@@ -167,5 +167,5 @@ def _of_members(members: Members) -> dict[str, Followed]:
     return {
         row.instance_id: (row.status, row.holds, verdicts.get(row.instance_id, Verdict.FRESH))
         for row in members
-        if row.cluster_epoch == members.listed_epoch
+        if row.cluster_epoch == members.shown.listed
     }

@@ -176,8 +176,8 @@ class Laws:
         writer, members = office.registry.writer, office.registry.members
         if writer.problem is not None or not writer.database.recovered or writer.backlog.pending_changes:
             return "the registry has not settled"
-        if members.unconfirmed is not None:
-            return f"no operator has confirmed an epoch: {members.unconfirmed}"
+        if members.shown.unconfirmed is not None:
+            return f"no operator has confirmed an epoch: {members.shown.unconfirmed}"
         wanted: dict[str, tuple[Status, set[HoldKind]]] = {}
         for process in world.processes:
             if process.ended_s is not None:

@@ -146,7 +146,7 @@ class Office:
         members = self.registry.members
         if known is None or known.epoch is None or not self.registry.writer.database.is_complete:
             return
-        doubted = members.known_epoch.number if self.doubt is None else self.doubt.number
+        doubted = members.shown.known.number if self.doubt is None else self.doubt.number
         if known.epoch.number > doubted and known.epoch.name != members.epoch:
             self.doubt = known.epoch
             self.world.counts["lost flips brought by agents"] += 1
