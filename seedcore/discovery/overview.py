@@ -25,15 +25,18 @@ from seedcore.registry.protocol.messages import Health
 from seedcore.settings import Settings
 
 MAX_ORGANS = 50
-_MAX_AGE_S = 1.0
+MAX_AGE_S = 1.0
 
 
 class Overviews:
     """Computes the summary and shares it among callers. Use it from one event loop."""
 
-    def __init__(self, settings: Settings, reader: DiscoveryReader, timeout_s: float = 1.5) -> None:
-        """Each source gets `timeout_s` seconds to answer."""
+    def __init__(
+        self, settings: Settings, reader: DiscoveryReader, timeout_s: float = 1.5, max_age_s: float = MAX_AGE_S
+    ) -> None:
+        """Each source gets `timeout_s` seconds to answer; a summary is shared for `max_age_s` seconds."""
         self._timeout_s = timeout_s
+        self._max_age_s = max_age_s
         self._service = ServiceOut(version=__version__, mode=settings.mode.value, namespace=settings.namespace)
         self._reader = reader
         self._made: asyncio.Task[OverviewAnswer] | None = None
@@ -45,7 +48,7 @@ class Overviews:
     async def now(self) -> OverviewAnswer:
         """Return the current summary. Raises CannotKnowError if no source answers."""
         made = self._made
-        if made is None or (made.done() and time.monotonic() - self._made_s > _MAX_AGE_S):
+        if made is None or (made.done() and time.monotonic() - self._made_s >= self._max_age_s):
             made = self._made = asyncio.create_task(self._make(), name="overview")
         # the cancellation of one caller must not cancel it for the others
         return await asyncio.shield(made)

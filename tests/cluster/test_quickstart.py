@@ -58,10 +58,10 @@ async def test_serve_demo_list_interrupt_and_serve_again(newcomer: Newcomer) -> 
     gone = json.loads(newcomer.run("seedcore", "ls", "--all", "--status", "dead", "--json").stdout)
     assert [item["logical_id"] for item in gone["items"]] == ["demo-vision-2"]
     assert "process " in newcomer.run("seedcore", "get", "demo-vision-2").stdout
-    nobody = newcomer.run("seedcore", "get", "nobody", check=False)
-    (told,) = errors_of(nobody)
-    assert nobody.returncode == 3
-    assert told.startswith("seedcore: no agent has ever registered as 'nobody'; nor does Ray know an actor")
+    absent = newcomer.run("seedcore", "get", "absent", check=False)
+    (error,) = errors_of(absent)
+    assert absent.returncode == 3
+    assert error.startswith("seedcore: no agent has ever registered as 'absent'; nor does Ray know an actor")
 
     again = newcomer.run("seedcore", "demo", "--agents", "4").stdout
     assert "Stopped 3 agents of an earlier demo." in again

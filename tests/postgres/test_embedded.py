@@ -22,7 +22,7 @@ import psycopg
 import pytest
 
 from seedcore.store.embedded.claim import Claim
-from seedcore.store.embedded.cluster import remove_leftover
+from seedcore.store.embedded.fresh import remove_leftover
 from seedcore.store.embedded.layout import EmbeddedPostgresError, layout_of
 from seedcore.store.embedded.postgres import GUARDIAN_MODULE, EmbeddedPostgres, dsn_if_running
 from seedcore.store.embedded.processes import own_key, runs

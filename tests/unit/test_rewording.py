@@ -97,8 +97,8 @@ def served(world: World) -> Iterator[httpx.AsyncClient]:
         rates=rates,
         max_watchers=10,
         answers=AnswerCache(),
-        # a busy machine is no source that is away
-        overviews=Overviews(settings, world.reader, timeout_s=60.0),
+        # what is answered depends on the outage alone, not on how fast this machine is
+        overviews=Overviews(settings, world.reader, timeout_s=60.0, max_age_s=0.0),
     )
     api = FastAPI()
     install(api)

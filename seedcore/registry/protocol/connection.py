@@ -208,9 +208,10 @@ class RegistryConnection(Shorthands):
         self._enter_session()
         if rules.is_read:
             self._require_answering()
-        if rules.by_relay and self._relays is not None:
+        relays = self._relays if rules.by_relay else None
+        if relays is not None:
             try:
-                answer = await self._relays.ask(rules.name, *args, **kwargs)
+                answer = await relays.ask(rules.name, *args, **kwargs)
             except RegistryReplacedError:
                 if rules.repeats is not Repeats.CONNECTION:
                     raise
@@ -223,9 +224,9 @@ class RegistryConnection(Shorthands):
             raise
         except RegistryUnavailableError:
             # where the registry is not found, as while Ray's tables are away, a relay that rests may still reach it
-            if not rules.by_relay or self._relays is None or self._handle is not None:
+            if relays is None or self._handle is not None:
                 raise
-            answer = await self._relays.ask(rules.name, *args, is_last=True, **kwargs)
+            answer = await relays.ask(rules.name, *args, is_last=True, **kwargs)
             if answer is None:
                 raise
             return answer

@@ -6,26 +6,21 @@ import hashlib
 import os
 import re
 import shutil
-import tempfile
-import time
 from contextlib import suppress
 from pathlib import Path
 
+from seedcore.store.embedded.fresh import fresh_beside
 from seedcore.store.embedded.layout import ROLE, SOCKET_NAME, EmbeddedPostgresError, Layout, last_of
 from seedcore.store.embedded.programs import ServerUser
 
 _MAX_SOCKET_PATH_BYTES = 103  # macOS; Linux allows 107
-_STILL_ENDING_S = 10.0
-_POLL_S = 0.05
 
 
 def create_cluster(user: ServerUser, layout: Layout, programs: Path) -> None:
     """Run initdb in a sibling folder, then rename it: an interrupted run leaves nothing that looks like data."""
     if (layout.cluster / "PG_VERSION").exists():
         return
-    for leftover in layout.data_dir.glob(f"{layout.cluster.name}.new-*"):
-        remove_leftover(leftover)
-    fresh = Path(tempfile.mkdtemp(prefix=f"{layout.cluster.name}.new-", dir=layout.data_dir))
+    fresh = fresh_beside(layout.cluster)
     user.own(fresh)
     done = user.run([str(programs / "initdb"), "-D", str(fresh), "-U", ROLE, "-A", "trust", "-E", "UTF8", "--locale=C"])
     if done.returncode:
@@ -37,19 +32,6 @@ def create_cluster(user: ServerUser, layout: Layout, programs: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def remove_leftover(folder: Path, within_s: float = _STILL_ENDING_S) -> None:
-    """Remove a folder in which initdb was interrupted. A process that it has left may still be ending there, and then
-    writes and removes files of its own. Raises OSError if it goes on after `within_s` seconds."""
-    ends_s = time.monotonic() + within_s
-    while folder.exists():
-        try:
-            shutil.rmtree(folder)
-        except OSError:
-            if time.monotonic() > ends_s:
-                raise
-            time.sleep(_POLL_S)
 
 
 def create_socket_dir(user: ServerUser, layout: Layout) -> Path:

