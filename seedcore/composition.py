@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from seedcore.core.errors import RegistryUnavailableError, SessionError, StoreUnavailableError
+from seedcore.core.memory_bound import MIB
 from seedcore.core.ports import Store
 from seedcore.core.wire import wire
 from seedcore.registry.agent.identity import was_restarted
@@ -34,6 +35,7 @@ from seedcore.store.postgres import PostgresStore
 from seedcore.store.sessions import PoolLimits
 
 _ANSWER_MARGIN_S = 1.0
+_SERVER_AGAIN_S = 10.0
 _EMBEDDED_NOTE = (
     "embedded PostgreSQL: it serves one node, the head node, where its data and the registry are; "
     "set SEEDCORE_PG_DSN before you add nodes"
@@ -56,7 +58,7 @@ class StoreRecipe:
             PoolLimits(max_size=self.pool_size),
             # a restarted actor has used this database before: without a schema, its data is gone
             makes_schema=self.dsn is None or not was_restarted(),
-            ensure_server=self._writable_dsn if self.dsn is None else None,
+            ensure_server=self._ensure_server if self.dsn is None else None,
             claim=Claim(self.data_dir).take if self.dsn is None else None,
         )
 
@@ -108,6 +110,10 @@ class StoreRecipe:
             )
         return found
 
+    async def _ensure_server(self) -> str:
+        # repeated by the registry: soon, so that its health has the reason
+        return await asyncio.to_thread(EmbeddedPostgres(self.data_dir).hold, _SERVER_AGAIN_S)
+
     async def _writable_dsn(self) -> str:
         if self.dsn is not None:
             return self.dsn.get_secret_value()
@@ -154,5 +160,6 @@ async def start_registry(settings: Settings, *, epoch_check_s: float = 5.0) -> H
         log_format=settings.log_format,
         agent_call_s=agent_call_s,
         epoch_check_s=epoch_check_s,
+        max_instance_bytes=settings.max_instances_mib * MIB,
     )
     return await ensure_registry(config, recipe, RelayActor, settings.namespace)

@@ -273,6 +273,11 @@ class Settings(BaseSettings):
     max_instances: Annotated[int, Field(ge=1, le=5_000_000)] = Field(
         250_000, validation_alias=AliasChoices("SEEDCORE_MAX_INSTANCES"), description="maximum number of live instances"
     )
+    max_instances_mib: Annotated[int, Field(ge=16, le=1_048_576)] = Field(
+        1024,
+        validation_alias=AliasChoices("SEEDCORE_MAX_INSTANCES_MIB"),
+        description="MiB of memory of the registry for live instances, with labels and metadata; then it refuses more",
+    )
     pg_pool_size: Annotated[int, Field(ge=1, le=100)] = Field(
         4, validation_alias=AliasChoices("SEEDCORE_PG_POOL_SIZE"), description="database connections of the registry"
     )

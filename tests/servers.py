@@ -115,18 +115,26 @@ class PostgresServer:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = int(probe.getsockname()[1])
-        for name, content in (("server.crt", certificate), ("server.key", key)):
-            file = self._data / name
-            file.write_bytes(content)
-            if self._user is not None:
-                shutil.chown(file, self._user)
-            file.chmod(0o600)
+        self._write_tls(certificate, key)
         with (self._data / "postgresql.conf").open("a") as settings:
             settings.write(f"ssl = on\nlisten_addresses = '127.0.0.1'\nport = {port}\n")
         access = self._data / "pg_hba.conf"
         access.write_text(f"hostnossl all all all reject\n{access.read_text()}")
         self.start()
         return port
+
+    def renew_tls(self, certificate: bytes, key: bytes) -> None:
+        """Use another certificate for new connections, from now on."""
+        self._write_tls(certificate, key)
+        self._run("pg_ctl", "reload")
+
+    def _write_tls(self, certificate: bytes, key: bytes) -> None:
+        for name, content in (("server.crt", certificate), ("server.key", key)):
+            file = self._data / name
+            file.write_bytes(content)
+            if self._user is not None:
+                shutil.chown(file, self._user)
+            file.chmod(0o600)
 
     def listen(self, address: str, network: str) -> None:
         """Also listen on an address, for all clients of a network, from the next start on."""

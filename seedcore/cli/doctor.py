@@ -221,6 +221,9 @@ def _of_health(health: Health, settings: Settings) -> list[Finding]:
     if health.store_problem is not None:
         remedy = "restore the database; until then the registry works from memory"
         findings.append(Finding("registry's database", Grade.FAILED, health.store_problem, remedy))
+    if health.capacity_problem is not None:
+        remedy = "see deploy/runbook/nearly-full.md"
+        findings.append(Finding("capacity", Grade.WARNING, health.capacity_problem, remedy))
     if health.is_frozen:
         found = f"frozen: {health.silent} agents are silent at once"
         remedy = "look for a common cause: a network, a node, a stalled process"

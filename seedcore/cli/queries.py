@@ -144,6 +144,8 @@ def troubles(overview: OverviewAnswer) -> list[str]:
             found.append("expiry is frozen: too many agents went silent at once; only deaths that Ray confirms count")
         if report.watch_problem is not None:
             found.append(f"deaths are not reported by every node: {report.watch_problem}")
+        if report.capacity_problem is not None:
+            found.append(f"the registry is nearly full: {report.capacity_problem}")
         if report.beats_dropped:
             found.append(f"{report.beats_dropped} beats were dropped")
     return found

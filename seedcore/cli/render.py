@@ -165,6 +165,8 @@ def show_overview(console: Console, overview: OverviewAnswer, place: str) -> Non
         table.add_row("deaths", f"{counted(report.watched, 'agent')} watched by {counted(report.relays, 'relay')}")
         if report.watch_problem is not None:
             table.add_row("", Text(report.watch_problem, style="red"))
+        if report.capacity_problem is not None:
+            table.add_row("capacity", Text(report.capacity_problem, style="red"))
         table.add_row("expiry", Text("frozen", style="red") if report.is_frozen else "active")
         table.add_row("actor", f"pid {report.pid}, term {report.term}, version {report.code_version}")
         for note in report.notes:

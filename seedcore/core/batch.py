@@ -14,6 +14,9 @@ from itertools import islice
 from seedcore.core.changes import Change, HoldChange, RegisterChange, StatusChange
 from seedcore.core.errors import BacklogFullError
 from seedcore.core.lifecycle import Status
+from seedcore.core.memory_bound import MIB, weight_of_change
+
+MAX_BATCH_BYTES = 32 * MIB
 
 
 @dataclass(slots=True)
@@ -104,8 +107,9 @@ class ChangeBatch:
     that it takes no room of other changes. It is taken after the changes of its instance and before those of others.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, max_batch_bytes: int = MAX_BATCH_BYTES) -> None:
         self._capacity = capacity
+        self._max_batch_bytes = max_batch_bytes
         self._changes: deque[Change] = deque()
         self._queued: Counter[str] = Counter()
         self._deaths: dict[str, StatusChange] = {}
@@ -133,17 +137,19 @@ class ChangeBatch:
         front of the queue.
 
         A batch executes its registrations first, then its changes of statuses, then those of holds. So it ends before a
-        change that would be executed before an earlier one of its instance.
+        change that would be executed before an earlier one of its instance, and before it has too many bytes.
         """
         ready = (instance_id for instance_id in self._deaths if instance_id not in self._queued)
         taken: list[Change] = [self._deaths[instance_id] for instance_id in islice(ready, limit)]
         for change in taken:
             del self._deaths[change.instance_id]
         stages: dict[str, int] = {}
+        left = self._max_batch_bytes
         while self._changes and len(taken) < limit:
             change = self._changes[0]
             stage = _STAGES[type(change)]
-            if stage < stages.get(change.instance_id, 0):
+            left -= weight_of_change(change)
+            if stage < stages.get(change.instance_id, 0) or (left < 0 and taken):
                 break
             if stage:
                 stages[change.instance_id] = stage

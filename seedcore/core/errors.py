@@ -280,14 +280,15 @@ class AgentCallError(RegistryError):
 
 
 class RegistryFullError(RegistryError):
-    """The registry holds as many live instances as it may; nothing was taken."""
+    """The registry has as many live instances, or uses as much memory for them, as it may; nothing was taken."""
 
-    def __init__(self, limit: int) -> None:
-        super().__init__(limit)
+    def __init__(self, limit: str, remedy: str) -> None:
+        super().__init__(limit, remedy)
         self.limit = limit
+        self.remedy = remedy
 
     def __str__(self) -> str:
-        return f"the registry holds its limit of {self.limit} live instances; raise SEEDCORE_MAX_INSTANCES"
+        return f"the registry has reached its limit of {self.limit}: {self.remedy}"
 
 
 class FollowersFullError(RegistryError):

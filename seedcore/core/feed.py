@@ -8,20 +8,18 @@ flipped. A beat is not a change; a new verdict (`late`, `suspect`, `fresh`) is o
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import takewhile
-from sys import getsizeof
 from typing import NamedTuple
 
 from seedcore.core.answers import InstanceFilter
 from seedcore.core.causes import Cause
 from seedcore.core.instances import Instance, Verdict
+from seedcore.core.memory_bound import MIB, weight_of
 from seedcore.core.wire import wire
 
-MAX_REMEMBERED_BYTES = 64 * 1024 * 1024
-# an instance without labels and metadata
-_ROW_BYTES = 1024
+MAX_REMEMBERED_BYTES = 64 * MIB
 
 
 @wire
@@ -169,14 +167,4 @@ def _is_wanted(instance: Instance | None, wanted: InstanceFilter, epoch: str) ->
 
 
 def _weight(instance: Instance | None) -> int:
-    """Bytes of memory that an instance takes, about."""
-    return 0 if instance is None else _ROW_BYTES + _size(instance.labels) + _size(instance.metadata)
-
-
-def _size(value: object) -> int:
-    if isinstance(value, Mapping):
-        # all that have none have the same one
-        return getsizeof(value) + sum(getsizeof(key) + _size(child) for key, child in value.items()) if value else 0
-    if isinstance(value, (list, tuple)):
-        return getsizeof(value) + sum(map(_size, value))
-    return getsizeof(value)
+    return 0 if instance is None else weight_of(instance)

@@ -18,10 +18,10 @@ from seedcore.core.changes import HoldChange, RegisterChange, Registration, Stat
 from seedcore.core.errors import RegistryFullError
 from seedcore.core.feed import Feed
 from seedcore.core.holds import HoldKind, effective_status
-from seedcore.core.index import InstanceIndex
 from seedcore.core.instances import Instance, Verdict
 from seedcore.core.lease import LeaseTerms
 from seedcore.core.lifecycle import Status
+from seedcore.core.memory_bound import PLACES_BYTES, MemoryBound, WeighedIndex, growth
 from seedcore.core.recent_deaths import RecentDeaths
 from seedcore.core.rules import apply_hold, apply_registration, apply_status, first_registration, sorted_holds
 from seedcore.core.selection import best
@@ -47,11 +47,17 @@ class Members:
     """
 
     def __init__(
-        self, terms: LeaseTerms, capacity: int, feed: Feed | None = None, deaths: RecentDeaths | None = None
+        self,
+        terms: LeaseTerms,
+        capacity: int,
+        feed: Feed | None = None,
+        deaths: RecentDeaths | None = None,
+        memory: MemoryBound | None = None,
     ) -> None:
+        self.memory = memory if memory is not None else MemoryBound()
         self.feed = feed if feed is not None else Feed("", 0)
         self.shown = ShownEpoch(self.feed)
-        self.index = InstanceIndex()
+        self.index = WeighedIndex(self.memory)
         self.silence = Silence(terms, self._publish_verdict)
         self.deaths = deaths if deaths is not None else RecentDeaths()
         self.on_appear: Callable[[Instance], None] = _ignore
@@ -90,12 +96,15 @@ class Members:
             if instance_id in self.deaths:
                 return Outcome(OutcomeKind.DEAD, Status.DEAD, None, self.deaths.cause_of(instance_id))
             if len(self.index) >= self._capacity:
-                raise RegistryFullError(self._capacity)
+                raise RegistryFullError(f"{self._capacity} live instances", "raise SEEDCORE_MAX_INSTANCES")
             epoch = _epoch_for(self, change.registration)
-            self._put(first_registration(change, epoch, at), now_s)
+            first = first_registration(change, epoch, at)
+            self.memory.require(growth(None, first) + PLACES_BYTES)
+            self._put(first, now_s)
             return Outcome(OutcomeKind.APPLIED, Status.STARTING, epoch)
         outcome, row = apply_registration(known, change, at)
         if outcome.kind is OutcomeKind.UNCHANGED:
+            self.memory.require(growth(known, row))
             # a replay shows that the instance lives, too
             self.silence.note_own_message(instance_id)
             self._put(row, now_s)

@@ -297,6 +297,7 @@ class RegistryOut(BaseModel):
     unwatched: dict[str, int]
     last_loss: LossOut | None = None
     epoch_problem: str | None = Field(None, description="a flip is lost: what an operator must do")
+    capacity_problem: str | None = Field(None, description="the registry is nearly full: what an operator must do")
 
 
 class EpochOut(BaseModel):

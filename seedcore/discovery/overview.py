@@ -188,4 +188,5 @@ def _registry_out(health: Health) -> RegistryOut:
         unwatched=dict(health.unwatched),
         last_loss=None if health.last_loss is None else LossOut.model_validate(health.last_loss),
         epoch_problem=health.epoch_problem,
+        capacity_problem=health.capacity_problem,
     )

@@ -29,13 +29,19 @@ READ_ONLY = "25006"
 _SCHEMA = frozenset({"3F000", "42703", "42704", "42883", "42P01"})
 _HINTS = {
     READ_ONLY: "is it a standby, or is default_transaction_read_only on?",
+    "53100": "free some space on its disk: the registry then commits what waits",
+    "58030": "its disk fails: see the kernel's log of that machine",
+    "57P05": "the registry needs an idle_session_timeout of 10 s or more, or none",
     "57014": "does another session hold a lock?",
     **dict.fromkeys(
         _SCHEMA, "our schema is missing or damaged: restore it, or empty the database and run `seedcore migrate`"
     ),
 }
-# the refusals of a pooler share one SQLSTATE and differ in their text alone
-_POOLER_HINTS = {
+# refusals that have no SQLSTATE of their own
+_HINTS_BY_TEXT = {
+    "password authentication failed": "was it changed? write the new one to the file that passfile= in the DSN names, "
+    "or start the registry again with a new DSN",
+    "certificate verify failed": "renew the server's certificate, or the file that sslrootcert= in the DSN names",
     "statement pooling mode": "the registry needs transactions: set the pooler to transaction or session mode",
     "unsupported startup parameter": "the pooler passes on no such setting: remove options from the DSN and PGOPTIONS "
     "from the environment, or name the server itself",
@@ -104,7 +110,7 @@ def explained(error: psycopg.Error) -> str:
     """The message of an error in one line, with a hint for the operator."""
     message = first_line(error)
     hint = _HINTS.get(error.sqlstate or "") or next(
-        (hint for text, hint in _POOLER_HINTS.items() if text in message), None
+        (hint for text, hint in _HINTS_BY_TEXT.items() if text in message), None
     )
     return f"{message} ({hint})" if hint else message
 

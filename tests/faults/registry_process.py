@@ -30,7 +30,7 @@ from seedcore.core.timeouts import end, within
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.store.postgres import PostgresStore
 from seedcore.store.sessions import PoolLimits
-from tests.faults.test_database_outages import NoWitness
+from tests.faults.stage import NoWitness
 from tests.local import LocalRegistry
 
 LIMITS = PoolLimits(max_size=3, connect_timeout_s=0.5, statement_timeout_s=0.5)

@@ -1,322 +1,50 @@
-"""The database is lost in every way it can be, under a registry at work: callers hear it soon and why, nobody dies of
-it, the attempts to come back are few, and afterwards everything is committed, in order and once, without a restart.
+"""The database fails in many ways under a registry at work. Callers get the reason soon, no agent is declared dead, the
+attempts to reconnect are few, and afterwards every change is committed, in order and once, without a restart.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import os
 import re
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
 
-from seedcore.core.answers import Receipt
-from seedcore.core.changes import Registration
 from seedcore.core.errors import StoreUnavailableError
-from seedcore.core.instances import Instance, Verdict
+from seedcore.core.instances import Verdict
 from seedcore.core.lifecycle import Status
-from seedcore.core.ports import OnExplained, OnLostNodes, OnUnwatched
-from seedcore.core.timeouts import end
-from seedcore.core.verdict import Witness
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.store.maintenance import migrate_database
 from seedcore.store.postgres import PostgresStore
 from seedcore.store.sessions import PoolLimits
-from tests.builders import iid
 from tests.faults.proxy import Proxy
-from tests.local import LocalRegistry as Registry
+from tests.faults.stage import (
+    BEAT_S,
+    CONNECTIONS_PER_TRY,
+    DURABLE_WAIT_S,
+    FLEET,
+    HEALED_WITHIN_S,
+    LIMITS,
+    OUTAGE_S,
+    PAUSE_S,
+    RETRY_MAX_S,
+    STATEMENTS_PER_TRY,
+    Stage,
+    timed,
+)
 from tests.postgres.dumps import dump, restore
 from tests.servers import PostgresServer
 from tests.traces import short_folder
 from tests.waiting import eventually
 
 logger = logging.getLogger(__name__)
-
-FLEET = 6
-BEAT_S = 0.3
-LEASE_S = 1.5
-OUTAGE_S = 1.2 * LEASE_S
-DURABLE_WAIT_S = 0.8
-RETRY_MAX_S = 1.0
-CONNECTIONS_PER_TRY = 3  # to see it answer, to use it, and to look at the schema
-STATEMENTS_PER_TRY = 5  # the term, the epoch, those who left with it, registrations and changes
-LIMITS = PoolLimits(max_size=3, connect_timeout_s=0.5, statement_timeout_s=0.5)
-PAUSE_S = 1.5  # that a busy machine may take of any measured time
-HEALED_WITHIN_S = 6.0
-CONFIG = RegistryConfig(
-    ray_cluster="outages",
-    beat_interval_s=BEAT_S,
-    lease_s=LEASE_S,
-    flush_interval_s=0.1,
-    durable_wait_s=DURABLE_WAIT_S,
-    reconnect_grace_s=0.5,
-    retry_max_s=RETRY_MAX_S,
-    epoch_check_s=0.5,
-    stop_deadline_s=2.0,
-)
-
-
-class NoWitness:
-    """Implements core.ports.DeathWitness: sees nothing, so that beats alone decide."""
-
-    problem: str | None = None
-    relays = watched = 0
-    on_refined: OnExplained
-    on_lost_nodes: OnLostNodes
-    on_unwatched: OnUnwatched
-
-    def relay_of(self, node_id: str) -> None: ...
-
-    def start(self) -> None:
-        """Nothing to begin."""
-
-    async def stop(self) -> None:
-        """Nothing to end."""
-
-    def add(self, instance: Instance) -> None:
-        """Watches nobody."""
-
-    def drop(self, instance: Instance) -> None:
-        """Watches nobody."""
-
-    async def ask_ray(self, instance: Instance, timeout_s: float) -> Witness:
-        """Knows nothing."""
-        return Witness.UNKNOWN
-
-
-class Attempts(logging.Handler):
-    """Counts the connections that are tried, also those that reach nobody."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.DEBUG)
-        self.count = 0
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.count += str(record.msg).startswith("connection attempt")
-
-
-def _registration(number: int, **details: Any) -> Registration:
-    return Registration(iid(number), f"agent-{number}", **details)
-
-
-class Stage:
-    """A registry at work over a database that can be lost, and agents that beat."""
-
-    def __init__(
-        self,
-        server: PostgresServer,
-        proxy: Proxy,
-        database: str,
-        config: RegistryConfig = CONFIG,
-        limits: PoolLimits = LIMITS,
-    ) -> None:
-        """Nothing is started yet."""
-        self.server = server
-        self.proxy = proxy
-        self.database = database
-        self.store = PostgresStore(proxy.dsn(database), limits)
-        self.registry = Registry(config, self._make_store, watch_factory=lambda on_death: NoWitness())
-        self.attempts = Attempts()
-        self.beating: list[str] = []
-        self.lost: set[str] = set()
-        self.comes_back = False
-        self.parts = 1
-        self._beat_s = config.beat_interval_s
-        self._beats: asyncio.Task[None] | None = None
-        self._last_seq: dict[str, int] = {}
-        self._told: dict[str, list[tuple[str, int | None]]] = {}
-        self.undo = ExitStack()
-        self.mend = ExitStack()
-
-    async def _make_store(self) -> PostgresStore:
-        return self.store
-
-    def open(self) -> None:
-        """Start the registry, and count what it tries."""
-        log = logging.getLogger("psycopg")
-        log.addHandler(self.attempts)
-        self.undo.callback(log.removeHandler, self.attempts)
-        self.undo.callback(log.setLevel, log.level)
-        self.undo.callback(setattr, log, "propagate", log.propagate)
-        log.setLevel(logging.DEBUG)
-        log.propagate = False
-        self.registry.start()
-        self._beats = asyncio.create_task(self._beat_for_ever())
-
-    async def start(self, fleet: int = FLEET) -> None:
-        """Until the whole fleet is alive, and durably so."""
-        self.open()
-        await eventually(self.is_ready)
-        await asyncio.gather(*(self.register(number) for number in range(fleet)))
-        await asyncio.gather(*(self.turn(number, Status.ALIVE) for number in range(fleet)))
-        for number in range(fleet):
-            await self.until_durable(number)
-        self.require_history()
-
-    async def stop(self) -> None:
-        """End the registry and mend what a test broke."""
-        beats_went_on = self._beats is None or not self._beats.done()
-        await end(self._beats)
-        self.mend.close()
-        await self.registry.stop()
-        self.undo.close()
-        assert beats_went_on
-
-    # Agents
-
-    async def register(self, number: int, **details: Any) -> Receipt:
-        """The number-th agent registers, and beats from then on."""
-        self._remember(number, Status.STARTING, 1)
-        receipt = await self.registry.register(_registration(number, **details), 1)
-        if iid(number) not in self.beating:
-            self.beating.append(iid(number))
-        return receipt
-
-    async def register_until_not_durable(self, first: int) -> int:
-        """New agents register, with much to tell, until a change is not committed; the number of the next."""
-        for number in range(first, first + 50):
-            receipt, took_s = await timed(self.register(number, metadata={"ballast": os.urandom(6000).hex()}))
-            assert took_s < DURABLE_WAIT_S + PAUSE_S
-            if not receipt.durable:
-                assert receipt.why
-                return number + 1
-        raise AssertionError("everything is durable")
-
-    async def turn(self, number: int, status: Status) -> Receipt:
-        """The number-th agent changes its status."""
-        seq = self._last_seq[iid(number)] + 1
-        self._remember(number, status, seq)
-        return await self.registry.set_status(iid(number), status, seq)
-
-    async def repeat(self, number: int) -> Receipt:
-        """The number-th agent sends its last change again, as clients do until it is durable."""
-        status, seq = self._told[iid(number)][-1]
-        assert seq is not None
-        return await self.registry.set_status(iid(number), status, seq)
-
-    async def until_durable(self, number: int) -> None:
-        """Until the number-th agent is told that its last change is committed."""
-
-        async def is_durable() -> bool:
-            return (await self.repeat(number)).durable
-
-        await eventually(is_durable)
-
-    def _remember(self, number: int, status: Status, seq: int) -> None:
-        self._last_seq[iid(number)] = seq
-        self._told.setdefault(iid(number), []).append((status.value, seq))
-
-    async def _beat_for_ever(self) -> None:
-        for part in itertools.cycle(range(self.parts)):
-            answer = await self.registry.beat_many(self.beating[part :: self.parts])
-            self.lost |= {*answer.unknown, *answer.dead}
-            if self.comes_back:
-                for instance_id in answer.unknown:
-                    seq = self._last_seq[instance_id]
-                    await self.registry.register(_registration(int(instance_id[-12:])), seq)
-                    await self.registry.set_status(instance_id, self._told[instance_id][-1][0], seq + 1)
-                    self._last_seq[instance_id] = seq + 1
-            await asyncio.sleep(self._beat_s / self.parts)
-
-    # Questions
-
-    @property
-    def effort(self) -> tuple[int, int]:
-        """The connections and the statements that were tried so far."""
-        return self.attempts.count, self.store.statements
-
-    async def is_ready(self) -> bool:
-        """Whether everything is committed and the registry knows it."""
-        health = await self.registry.health()
-        assert health.is_ready, health.store_problem
-        assert health.pending_changes == 0
-        return True
-
-    async def names_the_problem(self, says: str) -> bool:
-        """Whether health says in one line what is wrong."""
-        problem = (await self.registry.health()).store_problem
-        assert problem is not None
-        assert re.search(says, problem), problem
-        assert "\n" not in problem
-        return True
-
-    async def require_everybody(self) -> None:
-        """Everybody who beats is listed and resolved as who they are; nobody heard anything else."""
-        listed = await self.registry.list_active(None, limit=1000)
-        assert {instance.instance_id for instance in listed} == set(self.beating)
-        found = await self.registry.resolve([f"agent-{int(instance_id[-12:])}" for instance_id in self.beating])
-        for instance_id, resolution in zip(self.beating, found.value, strict=True):
-            status = self._told[instance_id][-1][0]
-            if status == Status.ALIVE.value:
-                assert resolution.instance is not None, resolution
-                assert (resolution.instance.instance_id, resolution.verdict) == (instance_id, Verdict.FRESH)
-        assert found.complete
-        assert not self.lost
-
-    def admin(self, database: str | None = None) -> psycopg.Connection:
-        """A session beside the proxy that may write whatever is set."""
-        dsn = self.server.dsn(database if database is not None else self.database)
-        return psycopg.connect(dsn, autocommit=True, options="-c default_transaction_read_only=off")
-
-    def run(self, *statements: str) -> None:
-        """Run statements by hand."""
-        with self.admin() as connection:
-            for statement in statements:
-                connection.execute(statement)
-
-    def require_history(self) -> None:
-        """Every change was committed, in its order, once."""
-        with self.admin() as connection:
-            rows = connection.execute(
-                "select instance_id::text, to_status::text, seq from registry_transition order by id"
-            )
-            history: dict[str, list[tuple[str, int | None]]] = {}
-            for instance_id, status, seq in rows.fetchall():
-                history.setdefault(instance_id, []).append((status, seq))
-            assert history == self._told
-            states = connection.execute("select instance_id::text, status::text, seq from registry_instance").fetchall()
-        assert {row[0]: row[1:] for row in states} == {who: told[-1] for who, told in self._told.items()}
-
-
-@pytest.fixture
-def proxy(server: PostgresServer) -> Iterator[Proxy]:
-    proxy = Proxy(server.socket)
-    proxy.start()
-    yield proxy
-    proxy.stop()
-
-
-@pytest.fixture
-async def idle(server: PostgresServer, proxy: Proxy) -> AsyncIterator[Stage]:
-    """A registry that is not started."""
-    database = server.create_database()
-    stage = Stage(server, proxy, database)
-    yield stage
-    await stage.stop()
-    server.drop_database(database)
-
-
-@pytest.fixture
-async def stage(idle: Stage) -> Stage:
-    """The fleet at work."""
-    await idle.start()
-    return idle
-
-
-async def timed(call: Awaitable[Receipt]) -> tuple[Receipt, float]:
-    """A receipt and the seconds that it took."""
-    started_s = time.monotonic()
-    return await call, time.monotonic() - started_s
-
 
 # The outages: each begins, and ends when what it left in `mend` is done
 
@@ -460,7 +188,7 @@ async def test_registry_goes_on_from_memory_and_then_commits_everything_in_order
         assert (receipt.durable, took_s < DURABLE_WAIT_S + PAUSE_S) == (False, True), (receipt, took_s)
         assert re.search(says, str(receipt.why)), receipt
     while time.monotonic() < began_s + OUTAGE_S:
-        await stage.require_everybody()
+        await stage.require_fleet()
         await asyncio.sleep(BEAT_S / 3)
     lasted_s, cpu_s = time.monotonic() - began_s, time.process_time() - cpu_s
     connections, statements = (now - then for now, then in zip(stage.effort, before, strict=True))
@@ -477,7 +205,7 @@ async def test_registry_goes_on_from_memory_and_then_commits_everything_in_order
     assert connections <= CONNECTIONS_PER_TRY * tries
     assert statements <= STATEMENTS_PER_TRY * tries
     stage.require_history()
-    await stage.require_everybody()
+    await stage.require_fleet()
     await stage.turn(2, Status.DRAINING)
     await stage.until_durable(2)
     stage.require_history()
@@ -511,7 +239,7 @@ async def test_connections_that_are_silently_dead_are_given_up_together_and_leav
     # one deadline, not one for each connection
     assert time.monotonic() - began_s < LIMITS.answer_s + 1.0 + PAUSE_S
     stage.require_history()
-    await stage.require_everybody()
+    await stage.require_fleet()
     await eventually(lambda: len(asyncio.all_tasks()) <= tasks)
 
 
@@ -548,7 +276,7 @@ async def test_registry_that_starts_without_its_database_serves_and_joins_it_lat
     await asyncio.to_thread(idle.mend.close)
     await eventually(idle.is_ready, within_s=HEALED_WITHIN_S)
     idle.require_history()
-    await idle.require_everybody()
+    await idle.require_fleet()
 
 
 async def test_server_that_goes_deaf_while_the_schema_is_looked_at_does_not_hold_the_start(idle: Stage) -> None:
@@ -576,7 +304,7 @@ async def test_dropped_table_is_shown_as_the_problem_until_it_is_restored(stage:
     )
     assert not (await stage.turn(0, Status.DRAINING)).durable
     await eventually(lambda: stage.names_the_problem('"registry_transition" does not exist .*restore it'))
-    await stage.require_everybody()
+    await stage.require_fleet()
     stage.run("alter table backup rename to registry_transition")
     await eventually(stage.is_ready, within_s=HEALED_WITHIN_S)
     stage.require_history()
@@ -592,7 +320,7 @@ async def test_emptied_database_is_left_alone_until_it_is_restored_or_begun_anew
     await asyncio.to_thread(dump, stage.server, dsn, backup, "plain")
     stage.run("drop schema public cascade", "create schema public")
     await eventually(lambda: stage.names_the_problem("the database is empty.* restore a backup, or run `seedcore migr"))
-    await stage.require_everybody()
+    await stage.require_fleet()
     # tried again and again meanwhile, it made nothing
     tried = stage.attempts.count
     await eventually(lambda: stage.attempts.count > tried)
@@ -626,7 +354,7 @@ async def test_database_restored_from_before_our_term_is_joined_again(stage: Sta
     await eventually(stage.is_ready, within_s=HEALED_WITHIN_S)
     await stage.until_durable(0)
     assert (await stage.registry.health()).fenced_by is None
-    await stage.require_everybody()
+    await stage.require_fleet()
     stage.require_history()
 
 
@@ -675,7 +403,7 @@ async def test_long_outage_costs_less_than_a_healthy_database(
         """Of one core, over so much time; everybody is there all the while."""
         cpu_s, ends_s = time.thread_time(), time.monotonic() + seconds
         while time.monotonic() < ends_s:
-            await stage.require_everybody()
+            await stage.require_fleet()
             await asyncio.sleep(min(30.0, seconds / 3))
         return (time.thread_time() - cpu_s) / seconds
 
@@ -698,7 +426,7 @@ async def test_long_outage_costs_less_than_a_healthy_database(
         time.monotonic() - ended_s,
     )  # fmt: skip
     stage.require_history()
-    await stage.require_everybody()
+    await stage.require_fleet()
     await stage.stop()
     server.drop_database(database)
     assert away < healthy

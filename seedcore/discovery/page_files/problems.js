@@ -177,6 +177,16 @@ function addOfRegistry(add, registry, now) {
         (loss.has_whole_history ? "" : " The oldest of the lost transitions are missing in the history."),
     );
   }
+  if (registry.capacity_problem) {
+    add(
+      "capacity",
+      "warn",
+      "Registry nearly full",
+      "The registry is nearly full.",
+      "At its bound it refuses registrations. Agents that are registered keep working.",
+      registry.capacity_problem,
+    );
+  }
   if (registry.is_frozen) {
     add(
       "frozen",

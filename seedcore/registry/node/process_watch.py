@@ -45,6 +45,8 @@ _EXIT_STATUS_FIELD = 49
 _PROBES_AT_ONCE = 100
 _PROBE_S = 2.0
 _RETRY_MAX_S = 5.0
+# for what Ray and this process open themselves, so that a relay at its limit goes on working
+_RESERVED_DESCRIPTORS = 256
 
 
 class Watch(Protocol):
@@ -66,6 +68,8 @@ class Watch(Protocol):
 def why_unwatched(watched: Watched) -> Unwatched:
     """Why no watch of this process can see an instance."""
     key, pid = watched.process_key, watched.pid
+    if not has_descriptors():
+        return Unwatched.DESCRIPTORS
     if key is None or pid is None or not hasattr(os, "pidfd_open") or not is_here(key):
         if watched.actor_id is not None:
             return Unwatched.RAY
@@ -89,6 +93,18 @@ def take_all_descriptors() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
+def has_descriptors() -> bool:
+    """Whether this process may watch one more process: the last of its descriptors are reserved for its own work."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        # the lowest free number: all below it are in use
+        free = os.open(os.devnull, os.O_RDONLY)
+    except OSError:
+        return False
+    os.close(free)
+    return limit == resource.RLIM_INFINITY or free < limit - min(_RESERVED_DESCRIPTORS, limit // 4)
+
+
 class PidfdWatch:
     """One descriptor for each process, however many instances live in it (pidfd_open(2), Linux 5.3)."""
 
@@ -104,6 +120,8 @@ class PidfdWatch:
             return False
         self.discard(watched.instance_id)
         if key not in self._descriptors:
+            if not has_descriptors():
+                return False
             try:
                 descriptor = _open(pid, key)
             except OSError:
@@ -158,7 +176,8 @@ class ActorStateWatch:
         self._free = asyncio.Semaphore(_PROBES_AT_ONCE)
 
     async def add(self, watched: Watched) -> bool:
-        if watched.actor_name is None or watched.namespace is None or watched.actor_id is None:
+        # each actor that is called takes a connection
+        if watched.actor_name is None or watched.namespace is None or watched.actor_id is None or not has_descriptors():
             return False
         try:
             handle = await find_actor(watched.actor_name, watched.namespace, self._timeout_s)

@@ -143,7 +143,8 @@ class Health:
     `compared_at`; `pruned` counts rows that were deleted from the past. `beats_per_s` is the present rate; `fences`
     counts how often a newer registry took over. `losses` counts how often the database had lost commits, `lost_commits`
     how many in all; `last_loss` is the last time. `epoch_problem`: a flip is lost, no agent is resolved, and what an
-    operator must do.
+    operator must do. `capacity_used` is the used share of each bound of the registry, from 0 to 1; `capacity_problem`:
+    one is nearly reached, and what an operator must do; `registrations_refused` counts those refused at a bound.
     """
 
     hello: Hello
@@ -182,6 +183,9 @@ class Health:
     lost_commits: int = 0
     last_loss: DatabaseLoss | None = None
     epoch_problem: str | None = None
+    capacity_problem: str | None = None
+    capacity_used: Mapping[str, float] = field(default_factory=dict)
+    registrations_refused: int = 0
 
     @property
     def is_ready(self) -> bool:

@@ -18,6 +18,7 @@ from seedcore.core.causes import Cause
 from seedcore.core.changes import Change, HoldChange, RegisterChange, StatusChange
 from seedcore.core.clock import Clock
 from seedcore.core.errors import FencedError, StoreRejectedError
+from seedcore.core.memory_bound import MemoryBound, weight_of_change
 from seedcore.core.timeouts import within
 
 Key: TypeAlias = tuple[str, int]
@@ -26,10 +27,11 @@ Settled: TypeAlias = Outcome | StoreRejectedError | FencedError
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    """A change that is accepted and not committed, since a monotonic second."""
+    """A change that is accepted and not committed, since a monotonic second. It uses `weight` bytes."""
 
     settled: asyncio.Future[Settled]
     since_s: float
+    weight: int
 
 
 class Backlog:
@@ -38,7 +40,9 @@ class Backlog:
     Once `close` was called it accepts nothing until `reopen`: a newer registry writes to the database.
     """
 
-    def __init__(self, change_capacity: int, max_instances: int, clock: Clock) -> None:
+    def __init__(self, change_capacity: int, max_instances: int, clock: Clock, memory: MemoryBound) -> None:
+        """`memory` counts the bytes of the changes that wait."""
+        self._memory = memory
         self.beats = BeatBatch(max_instances)
         self._changes = ChangeBatch(change_capacity)
         self._change_capacity = change_capacity
@@ -74,7 +78,11 @@ class Backlog:
 
     def _note_waiting(self, change: Change) -> Key:
         key = key_of(change)
-        self._waiting[key] = _Waiting(asyncio.get_running_loop().create_future(), self._clock.monotonic())
+        settled: asyncio.Future[Settled] = asyncio.get_running_loop().create_future()
+        weight = weight_of_change(change)
+        replaced = self._waiting.get(key)
+        self._memory.waiting += weight - (0 if replaced is None else replaced.weight)
+        self._waiting[key] = _Waiting(settled, self._clock.monotonic(), weight)
         self._unsettled[change.instance_id] += 1
         self._has_work.set()
         return key
@@ -151,6 +159,7 @@ class Backlog:
         waiting = self._waiting.pop(key_of(change), None)
         if waiting is None:
             return
+        self._memory.waiting -= waiting.weight
         if not waiting.settled.done():
             waiting.settled.set_result(outcome)
         self._unsettled[change.instance_id] -= 1
@@ -178,6 +187,7 @@ class Backlog:
                 waiting.settled.set_result(error)
         self._waiting.clear()
         self._unsettled.clear()
+        self._memory.waiting = 0
 
     def reopen(self) -> None:
         """This registry writes again."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from seedcore.core.memory_bound import MAX_INSTANCE_BYTES
 from seedcore.core.wire import wire
 
 
@@ -49,3 +50,4 @@ class RegistryConfig:
     notes: tuple[str, ...] = ()
     log_format: Literal["text", "json"] = "text"
     agent_call_s: float = 5.0
+    max_instance_bytes: int = MAX_INSTANCE_BYTES

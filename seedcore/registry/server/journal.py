@@ -14,6 +14,10 @@ from seedcore.core.answers import Outcome, OutcomeKind
 from seedcore.core.causes import Cause
 from seedcore.core.changes import Change, RegisterChange
 from seedcore.core.clock import Clock
+from seedcore.core.feed import MAX_REMEMBERED_BYTES
+from seedcore.core.memory_bound import weight_of_cause, weight_of_change
+
+_SMALL_WORK_BYTES = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +41,22 @@ Work: TypeAlias = Change | RefinedCause | EpochStep
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """A piece of work, the number of its commit, and the monotonic second of that."""
+    """A piece of work, the number of its commit, and the monotonic second of that. It uses `weight` bytes."""
 
     number: int
     at_s: float
     work: Work
+    weight: int
 
 
 class Journal:
-    """The last `capacity` pieces of work. Use it from one event loop."""
+    """The last `capacity` pieces of work, of at most `max_bytes` of memory. Use it from one event loop."""
 
-    def __init__(self, capacity: int, clock: Clock) -> None:
+    def __init__(self, capacity: int, clock: Clock, max_bytes: int = MAX_REMEMBERED_BYTES) -> None:
         self._entries: deque[Committed] = deque()
         self._capacity = capacity
+        self._max_bytes = max_bytes
+        self.bytes = 0
         self._clock = clock
         self.complete_after = 0
         """Every commit with a higher number is here. Those before were made by another registry, or made room."""
@@ -64,7 +71,7 @@ class Journal:
     def note(self, number: int, works: Iterable[Work]) -> None:
         """Record what commit `number` has written."""
         now_s = self._clock.monotonic()
-        self.put_back([Committed(number, now_s, work) for work in works])
+        self.put_back([Committed(number, now_s, work, _weight(work)) for work in works])
 
     def note_changes(self, number: int, changes: Sequence[Change], outcomes: Sequence[Outcome]) -> None:
         """Record those changes of a batch that the database has taken, each registration in the epoch that it got."""
@@ -81,13 +88,23 @@ class Journal:
         """Remove and return what was committed after commit `number`, in its order."""
         taken = [entry for entry in self._entries if entry.number > number]
         self._entries = deque(entry for entry in self._entries if entry.number <= number)
+        self.bytes -= sum(entry.weight for entry in taken)
         return taken
 
     def put_back(self, entries: Sequence[Committed]) -> None:
         """Append entries in their order. The oldest make room."""
         self._entries.extend(entries)
-        while len(self._entries) > self._capacity:
-            self.complete_after = max(self.complete_after, self._entries.popleft().number)
+        self.bytes += sum(entry.weight for entry in entries)
+        while len(self._entries) > self._capacity or self.bytes > self._max_bytes:
+            oldest = self._entries.popleft()
+            self.bytes -= oldest.weight
+            self.complete_after = max(self.complete_after, oldest.number)
+
+
+def _weight(work: Work) -> int:
+    if isinstance(work, RefinedCause):
+        return _SMALL_WORK_BYTES + weight_of_cause(work.cause)
+    return _SMALL_WORK_BYTES if isinstance(work, EpochStep) else weight_of_change(work)
 
 
 def _placed(change: Change, outcome: Outcome) -> Change:

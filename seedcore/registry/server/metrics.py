@@ -49,6 +49,9 @@ class RegistryMetrics:
         gauge("epoch_unconfirmed", "1 while an operator must confirm which epoch is current").set(
             health.epoch_problem is not None
         )
+        used = gauge("capacity_used_ratio", "Used share of a bound of the registry", ("bound",))
+        for bound, share in health.capacity_used.items():
+            used.set(share, {"bound": bound})
         gauge("expiry_frozen", "1 while no lease expires unless Ray confirms the death").set(health.is_frozen)
         gauge("relays", "Running relays").set(health.relays)
         gauge("watched_instances", "Instances whose process a relay watches").set(health.watched)
@@ -70,6 +73,8 @@ class RegistryMetrics:
         counter("beats_total", beats, flush.beats_dropped, outcome="dropped")
         counter("changes_committed_total", "Registrations and status changes committed", flush.changes_committed)
         counter("flush_failures_total", "Rounds of the write loop that failed", flush.failures)
+        refused = "Registrations that were refused because the registry was full"
+        counter("registrations_refused_total", refused, health.registrations_refused)
         counter("fences_total", "Takeovers by a newer registry", health.fences)
         counter("database_losses_total", "Times that the database had lost commits", health.losses)
         counter("lost_commits_total", "Commits that the database had lost", health.lost_commits)

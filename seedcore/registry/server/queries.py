@@ -46,6 +46,7 @@ from seedcore.registry.protocol.messages import (
 )
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.registry.server.expiry import Expiry
+from seedcore.registry.server.fullness import Fullness
 from seedcore.registry.server.writer import Writer
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ class Queries:
         self._rate = rate
         self._hello = hello
         self._places = Places(config.max_followers)
+        self.fullness = Fullness(config, members)
 
     async def hello(self) -> Hello:
         """The handshake: which registry answers."""
@@ -243,6 +245,8 @@ class Queries:
 
     async def health(self) -> Health:
         """The registry's own state."""
+        # instances come from the database too
+        self.fullness.look()
         writer, database, expiry, silence = self.writer, self.writer.database, self.expiry, self.members.silence
         return Health(
             hello=self._hello,
@@ -281,4 +285,7 @@ class Queries:
             deaths_declared=expiry.deaths_declared,
             notes=self._config.notes,
             unwatched=expiry.unwatched,
+            capacity_problem=self.fullness.problem,
+            capacity_used=self.fullness.shares,
+            registrations_refused=self.fullness.refused,
         )

@@ -13,12 +13,13 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 
 from seedcore import __version__
-from seedcore.core.answers import BeatAnswer, KnownBefore, Receipt
+from seedcore.core.answers import BeatAnswer, KnownBefore, Outcome, Receipt
 from seedcore.core.changes import RegisterChange, Registration, SequencedChange, StatusChange
 from seedcore.core.clock import Clock
 from seedcore.core.errors import (
     InvalidInputError,
     RegistryError,
+    RegistryFullError,
     RegistryReplacedError,
     RegistryUnavailableError,
 )
@@ -35,6 +36,7 @@ from seedcore.core.limits import (
     check_status,
 )
 from seedcore.core.members import Members
+from seedcore.core.memory_bound import MemoryBound
 from seedcore.core.ports import DeathWitness, OnDeath
 from seedcore.core.timeouts import end
 from seedcore.registry.protocol.messages import OLDEST_PROTOCOL, PROTOCOL, Hello
@@ -65,7 +67,9 @@ class Registry(Operations):
         """Opens no connection, and needs no event loop yet."""
         clock = clock if clock is not None else Clock()
         rate = BeatRate(LeaseTerms(config.beat_interval_s, config.lease_s), config.max_beats_per_s)
-        members = Members(rate.judged, config.max_instances, Feed(uuid.uuid4().hex, config.feed_capacity))
+        feed = Feed(uuid.uuid4().hex, config.feed_capacity)
+        memory = MemoryBound(config.max_instance_bytes)
+        members = Members(rate.judged, config.max_instances, feed, memory=memory)
         writer = Writer(config, store_factory, members, rate, clock)
         expiry = Expiry(config, clock, members, writer, rate, watch_factory)
         hello = Hello(
@@ -127,13 +131,23 @@ class Registry(Operations):
             self.writer.backlog.require_room()
             self.expiry.require_node(registration.node_id)
             known = self.members.get(registration.instance_id)
-            outcome = self.members.register(change, self._clock.monotonic(), self._clock.utc())
+            outcome = self._enter(change)
             raise_refusal(change, outcome)
             # at or below the known number it is a replay; a newer change of the instance may still wait
             if known is not None and seq <= known.seq:
                 return self._receipts.of_replay(known, seq)
             self.writer.backlog.offer(change)
         return await self._receipts.when_settled(change)
+
+    def _enter(self, change: RegisterChange) -> Outcome:
+        """Apply a registration to memory. Raises RegistryFullError."""
+        try:
+            outcome = self.members.register(change, self._clock.monotonic(), self._clock.utc())
+        except RegistryFullError as error:
+            self.fullness.note_refused(error)
+            raise
+        self.fullness.look()
+        return outcome
 
     async def _set_status(self, sent: StatusChange, seq: int) -> Receipt:
         instance_id = check_instance_id(sent.instance_id)

@@ -37,7 +37,7 @@ class Writer:
         self, config: RegistryConfig, store_factory: StoreFactory, members: Members, rate: BeatRate, clock: Clock
     ) -> None:
         self._config = config
-        self.backlog = Backlog(config.change_capacity, config.max_instances, clock)
+        self.backlog = Backlog(config.change_capacity, config.max_instances, clock, members.memory)
         self.journal = Journal(config.journal_capacity, clock)
         self.database = DatabaseSession(config, store_factory, members, self.backlog, rate, self.journal, clock)
         self.comparison = Comparison(config, members, self.backlog, self.database, clock)

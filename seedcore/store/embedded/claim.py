@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from seedcore.core.errors import StoreUnavailableError
-from seedcore.store.embedded.layout import CLAIM_NAME, layout_of
+from seedcore.store.embedded.layout import CLAIM_NAME, layout_of, unusable
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,11 @@ class Claim:
         """
         if self._file is not None:
             return
-        descriptor = os.open(self._lock(), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        lock = self._lock()
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise unusable(self._folder, error) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -47,8 +51,13 @@ class Claim:
             if holder is None or holder.ray_cluster != ray_cluster:
                 raise StoreUnavailableError(self._taken_by(holder)) from None
             return
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, json.dumps(asdict(Holder(ray_cluster, os.getpid()))).encode())
+        try:
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, json.dumps(asdict(Holder(ray_cluster, os.getpid()))).encode())
+        except OSError as error:
+            # the lock of this descriptor would refuse the next try
+            os.close(descriptor)
+            raise unusable(self._folder, error) from error
         self._file = descriptor
 
     def require_free_for(self, ray_cluster: str) -> None:

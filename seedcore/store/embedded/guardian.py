@@ -7,6 +7,7 @@ the next holder starts another guardian.
 from __future__ import annotations
 
 import argparse
+import errno
 import fcntl
 import logging
 import os
@@ -23,7 +24,7 @@ from types import FrameType
 
 from seedcore.core.backoff import Backoff
 from seedcore.store.embedded.cluster import create_cluster, create_socket_dir
-from seedcore.store.embedded.layout import EmbeddedPostgresError, Layout, last_lines, layout_of
+from seedcore.store.embedded.layout import EmbeddedPostgresError, Layout, last_lines, layout_of, unusable
 from seedcore.store.embedded.processes import is_alive, own_key
 from seedcore.store.embedded.programs import programs_for, server_user
 from seedcore.store.embedded.record import Record, State
@@ -91,6 +92,8 @@ class Guardian:
         self._wakeups = Wakeups()
         self._key = own_key()
         self._restarts = Backoff(bounds.first_restart_s, bounds.longest_restart_s)
+        self._unpublished: Record | None = None
+        self._is_disk_full = False
 
     def run(self, on_ready: Callable[[], None]) -> None:
         """Run the server until no holder has lived for `linger_s` seconds, or SIGTERM. Calls `on_ready` once.
@@ -136,6 +139,7 @@ class Guardian:
     def _guard(self, server: Server) -> None:
         held_s = started_s = time.monotonic()
         while not self._must_stop():
+            self._publish_again()
             is_held = self._is_held()
             if is_held:
                 held_s = time.monotonic()
@@ -198,7 +202,24 @@ class Guardian:
         return is_held
 
     def _publish(self, state: State, socket_dir: Path, problem: str | None = None) -> None:
-        Record(state, self._key, str(socket_dir), problem).write(self._layout)
+        """Publish the state: at once, or when the disk has space for it. Raises FileNotFoundError if there is no folder
+        for it."""
+        self._unpublished = Record(state, self._key, str(socket_dir), problem)
+        self._publish_again()
+
+    def _publish_again(self) -> None:
+        if self._unpublished is None:
+            return
+        try:
+            self._unpublished.write(self._layout)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            if not self._is_disk_full:
+                logger.warning("the state %s is not published yet: %s", self._unpublished.state, error.strerror)
+            self._is_disk_full = True
+        else:
+            self._unpublished, self._is_disk_full = None, False
 
 
 def _reset_priorities() -> None:
@@ -214,9 +235,14 @@ def _reset_priorities() -> None:
 
 def _rotate(log: Path, max_bytes: int) -> None:
     """Copy a log that is too long, and empty it in place: its writers append, and keep their descriptors."""
+    copy = log.with_name(f"{log.name}.1")
     with suppress(FileNotFoundError):
         if log.stat().st_size > max_bytes:
-            shutil.copyfile(log, log.with_name(f"{log.name}.1"))
+            try:
+                shutil.copyfile(log, copy)
+            except OSError:
+                # on a full disk the space is worth more than the copy
+                copy.unlink(missing_ok=True)
             os.truncate(log, 0)
 
 
@@ -268,6 +294,10 @@ def main() -> None:
     except EmbeddedPostgresError as error:
         logger.exception("the embedded server cannot run")
         answer.send(error.why)
+        sys.exit(1)
+    except OSError as error:
+        logger.exception("the guardian cannot work in its folder")
+        answer.send(unusable(layout.data_dir, error).why)
         sys.exit(1)
     except Exception as error:
         logger.exception("the guardian failed")

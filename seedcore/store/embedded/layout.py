@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import grp
 import os
 import pwd
 import re
+import shutil
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +21,9 @@ ROLE = "postgres"
 PORT = 5432
 CLAIM_NAME = "registry.lock"
 SOCKET_NAME = f".s.PGSQL.{PORT}"
+# PostgreSQL needs a new file of 16 MiB for its log, and some more to recover
+_MIN_FREE_BYTES = 32 * 1024**2
+_FREE_SPACE = "free some space there: the server then starts again by itself, and nothing is lost"
 _OUR_FOLDER = re.compile(r"pg\d+|pgsql-\d")
 
 
@@ -175,10 +180,25 @@ def layout_of(data_dir: Path) -> Layout:
 def unusable(data_dir: Path, error: OSError) -> EmbeddedPostgresError:
     """Return the error for a data folder that cannot be written."""
     where = f" at {error.filename}" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return EmbeddedPostgresError(f"no space is left for {data_dir} ({error.strerror}{where}); {_FREE_SPACE}")
+    if error.errno == errno.EIO:
+        return EmbeddedPostgresError(
+            f"the disk of {data_dir} fails ({error.strerror}{where}): see the kernel's log, and repair the disk"
+        )
     return EmbeddedPostgresError(
         f"{data_dir} is not writable for user {os.geteuid()} ({error.strerror}{where}); "
         "set SEEDCORE_DATA_DIR to a folder that is"
     )
+
+
+def space_problem(data_dir: Path) -> str | None:
+    """Return that the disk of the data folder is full; None if PostgreSQL can write there."""
+    try:
+        free = shutil.disk_usage(data_dir).free
+    except OSError:
+        return None
+    return f"only {free // 1024**2} MiB are free for {data_dir}; {_FREE_SPACE}" if free < _MIN_FREE_BYTES else None
 
 
 def open_log(log: Path) -> int:

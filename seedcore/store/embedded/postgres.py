@@ -9,7 +9,15 @@ import sys
 import time
 from pathlib import Path
 
-from seedcore.store.embedded.layout import EmbeddedPostgresError, Layout, last_lines, layout_of, open_log, unusable
+from seedcore.store.embedded.layout import (
+    EmbeddedPostgresError,
+    Layout,
+    last_lines,
+    layout_of,
+    open_log,
+    space_problem,
+    unusable,
+)
 from seedcore.store.embedded.processes import own_key
 from seedcore.store.embedded.record import State, read_record
 
@@ -76,7 +84,9 @@ class EmbeddedPostgres:
             if record is not None and record.state is State.READY and record.accepts():
                 return record.dsn
             if time.monotonic() >= ends_s:
-                why = record.problem if record is not None and record.problem else "it is not ready yet"
+                why = space_problem(self._layout.data_dir)
+                if why is None:
+                    why = record.problem if record is not None and record.problem else "it is not ready yet"
                 raise EmbeddedPostgresError(
                     f"no connection within {timeout_s:g} s: {why}; "
                     f"see {self._layout.guard_log} and {self._layout.postgres_log}"

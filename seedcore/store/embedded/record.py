@@ -38,12 +38,16 @@ class Record:
         return f"host={self.socket_dir} port={PORT} user={ROLE} dbname={DATABASE}"
 
     def write(self, layout: Layout) -> None:
-        """Replace the record atomically. Only the guardian that holds the lock may do this."""
+        """Replace the record atomically. Only the guardian that holds the lock may do this. Raises OSError."""
         # a guardian whose folder was renamed may still write to the same path
         fresh = layout.record.with_suffix(f".new-{os.getpid()}")
-        fresh.write_text(json.dumps(asdict(self)))
-        fresh.chmod(0o644)
-        fresh.replace(layout.record)
+        try:
+            fresh.write_text(json.dumps(asdict(self)))
+            fresh.chmod(0o644)
+            fresh.replace(layout.record)
+        except OSError:
+            fresh.unlink(missing_ok=True)
+            raise
 
     def accepts(self) -> bool:
         """Whether a server listens. True also if this user may not connect: the connection then fails with a reason."""
