@@ -44,10 +44,20 @@ class FailingDisk(Disk):
     def __init__(self, folder: Path, image: Path) -> None:
         super().__init__(folder)
         self._image = image
+        self._device = ""
 
     def mount(self) -> None:
-        """Mount it, with a loop device of its own."""
-        _mount("-o", "loop", self._image, self.folder)
+        """Mount it, with a loop device of its own: a failed one that is still in use stays as it is."""
+        done = subprocess.run(["losetup", "--find", "--show", self._image], check=False, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"there is no loop device, which takes root: {done.stderr.strip()}")
+        self._device = done.stdout.strip()
+        _mount(self._device, self.folder)
+
+    def unmount(self) -> None:
+        """Take it away, once no process has a file there any more."""
+        _unmount(self.folder)
+        subprocess.run(["losetup", "--detach", self._device], check=True)
 
     def fail(self) -> None:
         """From now on every access is an I/O error, as when the device is gone. What was not synced is lost."""
@@ -59,7 +69,7 @@ class FailingDisk(Disk):
 
     def repair(self) -> None:
         """Mount it again. Processes that still have files of the failed one keep those."""
-        _unmount(self.folder)
+        self.unmount()
         self.mount()
 
 
@@ -88,7 +98,7 @@ def failing_disk(megabytes: int) -> Iterator[FailingDisk]:
         subprocess.run(["mkfs.ext4", "-q", "-F", "-E", "nodiscard", image], check=True, capture_output=True)
         disk = FailingDisk(folder, image)
         disk.mount()
-        stack.callback(_unmount, folder)
+        stack.callback(disk.unmount)
         folder.chmod(0o755)
         yield disk
 

@@ -66,6 +66,7 @@ class PostgresServer:
         """A new cluster; with `primary` a standby of that one, which gets everything asynchronously."""
         self.binaries = binaries
         self.folder = folder
+        self.port = 5432
         # PostgreSQL refuses to run as root
         self._user = "nobody" if os.geteuid() == 0 else None
         if self._user is not None:
@@ -114,7 +115,7 @@ class PostgresServer:
         self._run("pg_ctl", "stop", "-w", "-m", "fast")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
+            port = self.port = int(probe.getsockname()[1])
         self._write_tls(certificate, key)
         with (self._data / "postgresql.conf").open("a") as settings:
             settings.write(f"ssl = on\nlisten_addresses = '127.0.0.1'\nport = {port}\n")
@@ -190,11 +191,12 @@ class PostgresServer:
     @property
     def socket(self) -> Path:
         """Where it listens."""
-        return self.folder / ".s.PGSQL.5432"
+        return self.folder / f".s.PGSQL.{self.port}"
 
     def dsn(self, database: str = "postgres", user: str = "postgres", password: str | None = None) -> str:
         """A connection string for one of its databases."""
-        return conninfo.make_conninfo(host=str(self.folder), dbname=database, user=user, password=password)
+        place = {"host": str(self.folder), "port": None if self.port == 5432 else self.port}
+        return conninfo.make_conninfo(**place, dbname=database, user=user, password=password)
 
     def make_template(self) -> None:
         """Make the database that `create_database` copies, and a role that needs a password and may do nothing."""

@@ -31,7 +31,7 @@ SHAPES: dict[str, Any] = {
     "keys": {f"key-{number}": f"value-{number}" for number in range(600)},
     "none": {},
 }
-_AT_ONCE = 200
+_AT_ONCE = 20
 
 
 async def fill(shape: str, limit_mib: int, most: int) -> dict[str, object]:
@@ -55,7 +55,7 @@ async def fill(shape: str, limit_mib: int, most: int) -> dict[str, object]:
     while refusal is None and count < most:
         sent = [SequencedChange(_registration(number, shape)) for number in range(count, count + _AT_ONCE)]
         # as they arrive from other processes: no two have a part in common
-        answers = await registry.deliver(pickle.loads(pickle.dumps(sent)))
+        answers = await registry.deliver([pickle.loads(pickle.dumps(change)) for change in sent])
         refused = [answer for answer in answers if isinstance(answer, RegistryFullError)]
         refusal = str(refused[0]) if refused else None
         count += len(answers) - len(refused)

@@ -134,8 +134,13 @@ async def test_timeouts_of_the_server_for_idle_sessions_cost_no_change_and_no_ag
     is_of_a_transaction = "transaction" in timeout
     busy.mend.callback(busy.run, f"alter system reset {timeout}", "select pg_reload_conf()")
     busy.run(f"alter system set {timeout} = '{20 if is_of_a_transaction else 2000}ms'", "select pg_reload_conf()")
+    failures = (await busy.registry.health()).flush.failures
     busy.proxy.cut()
-    await eventually(busy.is_ready)
+
+    async def is_connected_again() -> bool:
+        return (await busy.registry.health()).flush.failures > failures and await busy.is_ready()
+
+    await eventually(is_connected_again)
     failures = (await busy.registry.health()).flush.failures
     ends_s = time.monotonic() + LASTS_S
     for number in itertools.cycle(range(AGENTS)):
@@ -151,6 +156,6 @@ async def test_timeouts_of_the_server_for_idle_sessions_cost_no_change_and_no_ag
 async def test_timeout_for_idle_transactions_ends_no_migration(server: PostgresServer) -> None:
     name = server.create_database(template="template0")
     with psycopg.connect(server.dsn(), autocommit=True) as admin:
-        admin.execute(f"alter database {name} set idle_in_transaction_session_timeout = '1ms'")
+        admin.execute(f"alter database {name} set idle_in_transaction_session_timeout = '100ms'")
     assert await migrate_database(server.dsn(name))
     server.drop_database(name)

@@ -25,7 +25,8 @@ def test_process_of_a_full_registry_uses_no_more_than_its_bound(shape: str) -> N
     )  # fmt: skip
     found = json.loads(done.stdout.splitlines()[-1])
     assert "raise SEEDCORE_MAX_INSTANCES_MIB" in found["refusal"]
-    assert 0.8 <= found["warned_at"] < 1.0
+    # what waited for its commit counted too when the warning was given
+    assert 0.75 <= found["warned_at"] < 1.0
     assert found["goes_on"]
     assert found["rss_mib"] <= LIMIT_MIB + MARGIN_MIB
     # nor is it refused long before

@@ -104,10 +104,9 @@ async def at_work_embedded(folder: Path) -> Stage:
 
 def exhaust(stage: Stage) -> None:
     """Use up what the server has allocated of its log, until it ends its sessions."""
-    with suppress(psycopg.Error):
-        with stage.admin() as session:
-            for _ in range(400):
-                session.execute("select pg_logical_emit_message(false, 'filler', repeat('x', 500000))")
+    with suppress(psycopg.Error), stage.admin() as session:
+        for _ in range(400):
+            session.execute("select pg_logical_emit_message(false, 'filler', repeat('x', 500000))")
 
 
 async def require_work_from_memory(stage: Stage, problem: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tracemalloc
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seedcore.core.answers import Outcome, OutcomeKind
+from seedcore.core.answers import Outcome, OutcomeKind, Receipt
 from seedcore.core.batch import ChangeBatch
 from seedcore.core.causes import Cause, CauseKind
-from seedcore.core.changes import Change, RegisterChange, Registration, StatusChange
+from seedcore.core.changes import Change, RegisterChange, Registration, SequencedChange, StatusChange
 from seedcore.core.clock import Clock
-from seedcore.core.errors import RegistryFullError
+from seedcore.core.errors import RegistryFullError, StoreUnavailableError
 from seedcore.core.instances import Instance
 from seedcore.core.lease import LeaseTerms
 from seedcore.core.lifecycle import Status
@@ -328,3 +329,35 @@ def heaviest() -> Instance:
 
 def test_one_instance_is_small_beside_the_bound() -> None:
     assert weight_of(heaviest()) < MemoryBound().limit / 1000
+
+
+class Slow(Away):
+    """A database that commits no more than ten changes in time."""
+
+    largest = 0
+
+    async def set_status_many(self, changes: Sequence[StatusChange]) -> list[Outcome]:
+        if len(changes) > 10:
+            raise StoreUnavailableError("canceling statement due to statement timeout")
+        self.largest = max(self.largest, len(changes))
+        return await super().set_status_many(changes)
+
+
+async def test_database_that_is_too_slow_for_a_whole_batch_gets_smaller_ones() -> None:
+    store = Slow(lambda: START, Tables(START))
+    config = replace(CONFIG, durable_wait_s=0.1, retry_max_s=0.05, batch_limit=400)
+    async with joined_registry(config, Tables(START), store=store) as registry:
+        for number in range(200):
+            await registry.register(Registration(iid(number), f"agent-{number}"), 1)
+        turned = [SequencedChange(turns(number, Status.ALIVE, 2)) for number in range(200)]
+        receipts = await registry.deliver(turned)
+        assert not all(isinstance(receipt, Receipt) and receipt.durable for receipt in receipts)
+
+        async def is_written() -> bool:
+            return (await registry.health()).pending_changes == 0
+
+        await eventually(is_written)
+        assert 5 < store.largest <= 10
+        for receipt in await registry.deliver(turned):
+            assert isinstance(receipt, Receipt)
+            assert receipt.durable

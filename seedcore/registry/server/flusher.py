@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
@@ -16,7 +17,7 @@ from seedcore.core.answers import LostBeat, Outcome, OutcomeKind
 from seedcore.core.causes import Cause
 from seedcore.core.changes import Change, HoldChange, RegisterChange, StatusChange
 from seedcore.core.clock import Clock
-from seedcore.core.errors import RegistryError, StoreRejectedError
+from seedcore.core.errors import RegistryError, StoreRejectedError, StoreUnavailableError
 from seedcore.core.instances import Beat
 from seedcore.core.lifecycle import Status
 from seedcore.core.members import Members
@@ -36,6 +37,7 @@ D = TypeVar("D", StatusChange, HoldChange)
 
 _RATE_S = 10.0
 _MAX_REFUSED_BEATS = 100
+_LEAST_SHARE = 1 / 4096
 
 
 @dataclass(slots=True)
@@ -73,6 +75,7 @@ class Flusher:
         self._clock = clock
         self._next_beats_s = 0.0
         self._counts = FlushCounts()
+        self._share = 1.0
         self._offered: deque[tuple[float, int]] = deque([(clock.monotonic(), 0)])
         self.on_flush: Callable[[float, int], None] = _ignore
 
@@ -118,9 +121,10 @@ class Flusher:
         before = self._counts
         statements = 0
         doubt: StoreDoubtError | None = None
-        while doubt is None and (changes := self._backlog.take_changes(self._config.batch_limit)):
+        while doubt is None and (changes := self._backlog.take_changes(self._part_of(self._config.batch_limit))):
             try:
-                statements += await self._commit_changes(changes)
+                with self._sized():
+                    statements += await self._commit_changes(changes)
             except StoreDoubtError as error:
                 # refined causes and beats do not wait for it
                 doubt = error
@@ -128,8 +132,9 @@ class Flusher:
         # only the beats that are here now: those that come meanwhile must not keep changes waiting
         beats = self._backlog.beats
         waiting = len(beats) if beats_due else 0
-        while waiting > 0 and (received := beats.take(self._config.beat_batch_limit)):
-            await self._commit_beats(received)
+        while waiting > 0 and (received := beats.take(self._part_of(self._config.beat_batch_limit))):
+            with self._sized():
+                await self._commit_beats(received)
             waiting -= len(received)
             statements += 1
         if statements:
@@ -144,6 +149,22 @@ class Flusher:
             self.on_flush(counts.last_flush_s, rows)
         if doubt is not None:
             raise doubt
+
+    def _part_of(self, limit: int) -> int:
+        return max(1, int(limit * self._share))
+
+    @contextmanager
+    def _sized(self) -> Iterator[None]:
+        """Halve the size of later batches if this one is not committed, and double it again if it is. A database that
+        is too slow for a whole batch would else never commit it in time."""
+        try:
+            yield
+        except StoreDoubtError:
+            raise
+        except StoreUnavailableError:
+            self._share = max(_LEAST_SHARE, self._share / 2)
+            raise
+        self._share = min(1.0, 2 * self._share)
 
     async def _commit_refined(self) -> int:
         """Commit what became known of deaths, whose changes the database has by now."""
