@@ -195,8 +195,8 @@ class PostgresServer:
 
     def dsn(self, database: str = "postgres", user: str = "postgres", password: str | None = None) -> str:
         """A connection string for one of its databases."""
-        place = {"host": str(self.folder), "port": None if self.port == 5432 else self.port}
-        return conninfo.make_conninfo(**place, dbname=database, user=user, password=password)
+        port = None if self.port == 5432 else self.port
+        return conninfo.make_conninfo(host=str(self.folder), port=port, dbname=database, user=user, password=password)
 
     def make_template(self) -> None:
         """Make the database that `create_database` copies, and a role that needs a password and may do nothing."""

@@ -70,7 +70,7 @@ def crashed(stage: Stage) -> None:
 
 
 def locked(stage: Stage) -> None:
-    """Every statement waits for somebody who does not come back."""
+    """Every statement waits for a session that keeps its lock."""
     session = stage.admin()
     stage.mend.callback(session.close)
     session.execute("begin")
@@ -115,7 +115,7 @@ def out_of_connections(stage: Stage) -> None:
 
 
 def out_of_disk(stage: Stage) -> None:
-    """The tables move to a disk of their own, and somebody fills it."""
+    """The tables move to a disk of their own, which is filled."""
     disk = short_folder("disk-")
     stage.mend.callback(disk.rmdir)
     owner = stage.server.folder.stat().st_uid
@@ -167,15 +167,15 @@ OUTAGES: dict[Callable[[Stage], None], str] = {
 }
 
 
-@pytest.mark.parametrize(("begin", "says"), OUTAGES.items(), ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize(("begin", "pattern"), OUTAGES.items(), ids=lambda value: getattr(value, "__name__", ""))
 async def test_registry_goes_on_from_memory_and_then_commits_everything_in_order_and_once(
-    stage: Stage, begin: Callable[[Stage], None], says: str
+    stage: Stage, begin: Callable[[Stage], None], pattern: str
 ) -> None:
     await asyncio.to_thread(begin, stage)
     began_s, before, cpu_s = time.monotonic(), stage.effort, time.process_time()
 
     newcomer = await stage.register_until_not_durable(FLEET)
-    await eventually(lambda: stage.names_the_problem(says), within_s=3.0)
+    await eventually(lambda: stage.names_the_problem(pattern), within_s=3.0)
     # all at once: they do not wait for one another
     newcomers = range(newcomer, newcomer + FLEET)
     answers = await asyncio.gather(
@@ -186,7 +186,7 @@ async def test_registry_goes_on_from_memory_and_then_commits_everything_in_order
     )
     for receipt, took_s in answers:
         assert (receipt.durable, took_s < DURABLE_WAIT_S + PAUSE_S) == (False, True), (receipt, took_s)
-        assert re.search(says, str(receipt.why)), receipt
+        assert re.search(pattern, str(receipt.why)), receipt
     while time.monotonic() < began_s + OUTAGE_S:
         await stage.require_fleet()
         await asyncio.sleep(BEAT_S / 3)
@@ -216,7 +216,7 @@ def most_tries(lasted_s: float) -> float:
     return 4 + lasted_s / (RETRY_MAX_S / 2)
 
 
-# Losses that nobody mends: it comes back by itself
+# Losses that end by themselves
 
 
 async def test_connections_that_were_cut_cost_a_moment(stage: Stage) -> None:
@@ -310,8 +310,8 @@ async def test_dropped_table_is_shown_as_the_problem_until_it_is_restored(stage:
     stage.require_history()
 
 
-@pytest.mark.parametrize("how", ["restored", "begun anew"])
-async def test_emptied_database_is_left_alone_until_it_is_restored_or_begun_anew(
+@pytest.mark.parametrize("how", ["restored", "reset"])
+async def test_emptied_database_is_left_alone_until_it_is_restored_or_reset(
     stage: Stage, tmp_path: Path, how: str
 ) -> None:
     stage.comes_back = True
@@ -337,11 +337,11 @@ async def test_emptied_database_is_left_alone_until_it_is_restored_or_begun_anew
             rows = connection.execute("select instance_id::text from registry_instance where status = 'alive'")
             return {row[0] for row in rows}
 
-    async def everybody_is_stored() -> bool:
+    async def the_fleet_is_stored() -> bool:
         assert await asyncio.to_thread(stored) == set(stage.beating)
         return True
 
-    await eventually(everybody_is_stored)
+    await eventually(the_fleet_is_stored)
     await eventually(stage.is_ready)
     found = await stage.registry.resolve([f"agent-{number}" for number in range(FLEET)])
     assert [resolution.verdict for resolution in found.value] == [Verdict.FRESH] * FLEET
@@ -361,7 +361,7 @@ async def test_database_restored_from_before_our_term_is_joined_again(stage: Sta
 # Readers beside the registry
 
 
-async def test_many_readers_of_a_lost_database_hear_why_at_once_and_try_it_seldom(
+async def test_many_readers_of_a_lost_database_get_the_reason_at_once_and_try_it_seldom(
     server: PostgresServer, proxy: Proxy
 ) -> None:
     store = PostgresStore(proxy.dsn("postgres"), LIMITS, read_only=True)
@@ -390,7 +390,7 @@ async def test_many_readers_of_a_lost_database_hear_why_at_once_and_try_it_seldo
 async def test_long_outage_costs_less_than_a_healthy_database(
     server: PostgresServer, proxy: Proxy, begin: Callable[[Stage], None]
 ) -> None:
-    """As long as `OUTAGE_SEC` says: ten minutes."""
+    """As long as `OUTAGE_SEC` pattern: ten minutes."""
     lasts_s = float(os.environ.get("OUTAGE_SEC", "600"))
     fleet = 900
     database = server.create_database()
@@ -400,7 +400,7 @@ async def test_long_outage_costs_less_than_a_healthy_database(
     await stage.start(fleet)
 
     async def cpu_share(seconds: float) -> float:
-        """Of one core, over so much time; everybody is there all the while."""
+        """Of one core, over so much time, with the whole fleet at work."""
         cpu_s, ends_s = time.thread_time(), time.monotonic() + seconds
         while time.monotonic() < ends_s:
             await stage.require_fleet()

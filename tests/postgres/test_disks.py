@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -54,6 +55,8 @@ def server_on(disk: Disk, *settings: str) -> Iterator[PostgresServer]:
     server.start()
     try:
         server.make_template()
+        # initdb of the tests syncs nothing
+        subprocess.run(["sync", "--file-system", disk.folder], check=True)
         yield server
     finally:
         kill(disk.folder / "data")
