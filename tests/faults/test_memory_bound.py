@@ -12,7 +12,7 @@ from tests.faults.filling import SHAPES
 
 pytestmark = pytest.mark.slow
 
-LIMIT_MIB = 96
+LIMIT_MIB = 64
 # buffers that are held for a moment, and what the allocator keeps
 MARGIN_MIB = 48
 
