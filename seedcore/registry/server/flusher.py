@@ -38,6 +38,7 @@ D = TypeVar("D", StatusChange, HoldChange)
 _RATE_S = 10.0
 _MAX_REFUSED_BEATS = 100
 _LEAST_SHARE = 1 / 4096
+_GROWTH = 1.1
 
 
 @dataclass(slots=True)
@@ -155,8 +156,8 @@ class Flusher:
 
     @contextmanager
     def _sized(self) -> Iterator[None]:
-        """Halve the size of later batches if this one is not committed, and double it again if it is. A database that
-        is too slow for a whole batch would else never commit it in time."""
+        """Halve the size of later batches if this one is not committed, and let it grow again, slowly, if it is. A
+        database that is too slow for a whole batch would else never commit it in time."""
         try:
             yield
         except StoreDoubtError:
@@ -164,7 +165,7 @@ class Flusher:
         except StoreUnavailableError:
             self._share = max(_LEAST_SHARE, self._share / 2)
             raise
-        self._share = min(1.0, 2 * self._share)
+        self._share = min(1.0, _GROWTH * self._share)
 
     async def _commit_refined(self) -> int:
         """Commit what became known of deaths, whose changes the database has by now."""
