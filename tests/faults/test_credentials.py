@@ -52,7 +52,10 @@ async def granted(server: PostgresServer) -> AsyncIterator[str]:
 
 
 async def at_work(server: PostgresServer, name: str, dsn: str) -> Stage:
-    stage = Stage(server, Proxy(server.socket), name, store=PostgresStore(dsn, SHORT_LIVED))
+    proxy = Proxy(server.socket)
+    proxy.start()
+    stage = Stage(server, proxy, name, store=PostgresStore(dsn, SHORT_LIVED))
+    stage.undo.callback(proxy.stop)
     await stage.start()
     return stage
 

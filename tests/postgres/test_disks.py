@@ -40,6 +40,7 @@ class EmbeddedServer(PostgresServer):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.port = 5432
         self.holder = EmbeddedPostgres(folder, LINGER_S)
 
     def dsn(self, database: str = "postgres", user: str = "postgres", password: str | None = None) -> str:
@@ -100,7 +101,10 @@ async def at_work_embedded(folder: Path) -> Stage:
     dsn = await asyncio.to_thread(server.holder.hold)
     hold = partial(asyncio.to_thread, server.holder.hold, HOLD_S)
     store = PostgresStore(dsn, LIMITS, ensure_server=hold, claim=Claim(folder).take)
-    stage = Stage(server, Proxy(folder), "seedcore", store=store)
+    proxy = Proxy(server.socket)
+    proxy.start()
+    stage = Stage(server, proxy, "seedcore", store=store)
+    stage.undo.callback(proxy.stop)
     await stage.start()
     return stage
 
