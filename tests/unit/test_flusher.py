@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from seedcore.core.instances import Beat, LostBeat
+from seedcore.core.answers import LostBeat
+from seedcore.core.instances import Beat
 from seedcore.core.lifecycle import Status
 from seedcore.store.memory import MemoryStore, Tables
 from tests.builders import START, iid, joins
