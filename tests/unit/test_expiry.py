@@ -1,8 +1,7 @@
-"""What keeps live instances from being declared dead: leases that begin again, freezes in time, evidence that counts."""
+"""What keeps live instances from being declared dead: new leases, freezes that begin in time, and what is evidence."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
@@ -20,7 +19,7 @@ __all__ = ["database", "elapsed", "registry", "tables"]
 
 
 @pytest.fixture
-async def restarted_actor(registry: Registry) -> AsyncIterator[Instance]:
+async def restarted_actor(registry: Registry) -> Instance:
     """An instance of an actor that has a newer instance, which is alive too."""
     for number in (2, 3):
         row = replace(joins(number, "restarted").registration, actor_id="ab", actor_name="actor", namespace="ns")
@@ -28,7 +27,7 @@ async def restarted_actor(registry: Registry) -> AsyncIterator[Instance]:
         await registry.set_status(iid(number), Status.ALIVE, 2)
     older = registry.members.get(iid(2))
     assert older is not None
-    yield older
+    return older
 
 
 async def pass_time(registry: Registry, elapsed: Elapsed, seconds: float, *beating: int) -> None:
