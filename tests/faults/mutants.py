@@ -285,7 +285,7 @@ MUTANTS: dict[str, Mutant] = {
         11, lambda: mock.patch.object(Tables, "continuing", lambda _, epoch: epoch)
     ),
     "a refused value keeps its batch": Mutant(
-        2, lambda: mock.patch("seedcore.registry.server.flusher._in_parts", _keep_the_batch)
+        2, lambda: mock.patch("seedcore.registry.server.flusher.in_parts", _keep_the_batch)
     ),
     "memory and database are not compared": Mutant(
         1, lambda: mock.patch.object(Comparison, "_compare", _compare_nothing)
