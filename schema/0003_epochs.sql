@@ -65,7 +65,7 @@ begin
     if meta.current_epoch = p_epoch and meta.epoch_number > p_above then
         return meta.epoch_number;
     end if;
-    if meta.current_epoch <> p_epoch then
+    if meta.current_epoch is distinct from p_epoch then
         perform raise_for_epoch(p_epoch, record_epoch(p_epoch, p_will_wait => false));
         update cluster_epoch set retired_at = now() where epoch = meta.current_epoch;
         update cluster_epoch set current_at = now() where epoch = p_epoch;

@@ -117,6 +117,11 @@ class ChangeBatch:
     def __len__(self) -> int:
         return len(self._changes) + len(self._deaths)
 
+    @property
+    def registrations(self) -> list[RegisterChange]:
+        """The registrations that wait, in order."""
+        return [change for change in self._changes if isinstance(change, RegisterChange)]
+
     def offer(self, change: Change) -> None:
         """Append a change. Raises BacklogFullError, and then nothing has changed."""
         self.require_room()

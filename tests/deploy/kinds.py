@@ -188,10 +188,24 @@ class ManagedRoles(_Strict):
     roles: list[ManagedRole]
 
 
+class Synchronous(_Strict):
+    """How many standbys have a commit before it is acknowledged."""
+
+    method: Literal["any", "first"]
+    number: Annotated[int, Field(ge=1, strict=True)]
+
+
+class DatabaseSettings(_Strict):
+    """The settings of PostgreSQL."""
+
+    synchronous: Synchronous
+
+
 class DatabaseClusterSpec(_Strict):
     """The spec of a Cluster."""
 
     instances: Annotated[int, Field(ge=1, strict=True)]
+    postgresql: DatabaseSettings
     imageName: Text
     storage: Storage
     resources: Resources

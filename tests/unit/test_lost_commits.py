@@ -235,6 +235,28 @@ async def test_a_change_that_is_under_way_keeps_no_other_from_being_restored(tab
         await eventually(partial(has_mended, registry))
         assert (tables.rows[iid(1)].reported_status, tables.rows[iid(1)].seq) == (Status.DRAINING, 3)
         await eventually(lambda: tables.rows[iid(1)].hold(HoldKind.OPERATOR) is not None)
+        # all was restored at once: no comparison had to find it
+        assert (await registry.health()).healed == 0
+
+
+async def test_a_registration_that_is_not_committed_yet_stays_in_the_epoch_of_its_actor(tables: Tables) -> None:
+    store = Fails(lambda: START, tables)
+    async with joined_registry(CONFIG, tables, store=store) as registry:
+        first = Registration(iid(1), "agent-1", actor_id="aa" * 16, actor_name="agent-1", namespace="n")
+        assert (await registry.register(first, 1)).durable
+        await registry.set_status(iid(1), "dead", 2)
+        await registry.set_current_epoch("green")
+        earlier = Earlier(tables)
+        await enter(registry, 2, epoch="green")
+        store.fails_after = 0
+        # Ray has restarted the actor: its epoch is retired, which only the database knows
+        assert not (await registry.register(replace(first, instance_id=iid(3)), 1)).durable
+        earlier.restore()
+        store.fails_after = None
+        await eventually(partial(has_mended, registry))
+        await eventually(lambda: iid(3) not in registry.members)
+        assert iid(3) not in tables.rows
+        assert tables.rows[iid(2)].cluster_epoch == "green"
 
 
 # A registry that starts on a database that has lost commits

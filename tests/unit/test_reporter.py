@@ -453,6 +453,19 @@ async def test_an_agent_that_ended_with_its_epoch_is_refused_however_often_it_re
             await client.register()
 
 
+async def test_what_a_client_repeats_keeps_its_number(registry: Registry) -> None:
+    connection: Any = Switched(registry)
+    client = make_client(connection)
+    await client.set_status(Status.ALIVE)
+    sent = (await client.set_status(Status.DRAINING)).seq
+    async with joined_registry(CONFIG, Tables(START)) as elsewhere:
+        # it does not know the instance: the client registers again, and repeats its last status
+        connection.to = elsewhere
+        await client.beat()
+        [row] = (await elsewhere.describe("agent")).live
+        assert (row.instance.reported_status, row.instance.seq) == (Status.DRAINING, sent)
+
+
 async def test_a_registry_restarted_between_two_changes_gets_both_again(
     registry: Registry, without_database: Registry
 ) -> None:

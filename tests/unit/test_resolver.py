@@ -10,9 +10,15 @@ import pytest
 from seedcore.core.answers import Answer, InstanceFilter, Listing, NotResolved, Origin
 from seedcore.core.errors import CannotKnowError, InvalidInputError
 from seedcore.core.instances import Verdict
+from seedcore.registry.caller.fallback_sources import RayListing
+from seedcore.registry.caller.handle_cache import HandleCache
 from seedcore.registry.caller.known_agents import KnownAgent
+from seedcore.registry.caller.live_sources import RegistrySource
+from seedcore.registry.caller.locator import Locator
+from seedcore.registry.caller.metrics import CallerMetrics
+from seedcore.registry.caller.resolver import Resolver
 from seedcore.registry.caller.sources import NameListing
-from tests.builders import iid
+from tests.builders import iid, instance
 from tests.unit.callers import AGENTS, World, outcome, world_of
 
 
@@ -56,6 +62,18 @@ async def test_caller_that_finds_an_actor_gone_reports_it(world: World) -> None:
     await outcome(world.strict.locate("actor-gone"))
     (found,) = (await world.registry.resolve(["actor-gone"])).value
     assert found.reason in {NotResolved.REPORTED_DEAD, NotResolved.DIED}
+
+
+async def test_a_newer_instance_evicts_the_cached_handle_of_the_earlier_one(world: World) -> None:
+    cached: Any = "handle of the earlier instance"
+    cache = HandleCache(0.01, max_proofs=0)
+    cache.put(instance(20, "alive"), cached)
+    finder: Any = world.actors
+    sources = Resolver(records=[RegistrySource(world.connection)], listing=RayListing(world.listing))
+    locator = Locator(sources, finder, cache, CallerMetrics("manager"), known=None, finds_unreported=False)
+    assert cache.get("alive") is cached
+    assert (await locator.locate("alive")).handle == "alive"
+    assert cache.get("alive") is None
 
 
 async def test_without_the_registry_only_an_actors_own_answer_counts(world: World) -> None:

@@ -145,6 +145,15 @@ class Backlog:
 
     # Committing
 
+    @property
+    def unplaced(self) -> set[str]:
+        """The instances whose registration waits, and whose epoch its commit decides: memory has only a guess."""
+        return {
+            change.instance_id
+            for change in self._changes.registrations
+            if change.registration.cluster_epoch is None and change.registration.started_epoch is None
+        }
+
     def take_changes(self, limit: int) -> list[Change]:
         """Remove and return up to `limit` changes that fit in one batch; `put_back` or `settle` each of them."""
         now_s = self._clock.monotonic()

@@ -175,7 +175,7 @@ class Restoration:
             if len(page) < _PAGE:
                 break
             after = page[-1][:2]
-        rows = [row for row in map(self._members.get, missing) if row is not None]
+        rows = [row for row in map(self._members.get, missing - self._backlog.unplaced) if row is not None]
         await self._write_all(store, [work for row in rows for work in self._registered_again(row)])
 
     async def _write_all(self, store: Store, works: Sequence[Change]) -> None:

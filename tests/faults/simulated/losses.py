@@ -194,8 +194,8 @@ class Losses:
                 continue
             del self._unchecked[instance_id]
             row = self._world.tables.rows.get(instance_id)
-            if row is None and not is_whole and instance_id in office.registry.members.deaths:
-                # it has no row that could be live
+            if row is None and not is_whole and not self._could_live(office, instance_id):
+                # it is written again only from the journal, which does not reach back to it
                 continue
             is_there = row is not None and (
                 row.status is Status.DEAD
@@ -203,6 +203,12 @@ class Losses:
                 or (row.seq == seq and (status is None or row.reported_status is status))
             )
             self._world.check(is_there, 17, f"{office.name} acknowledged {seq} of {instance_id} as {status}: {row}")
+
+    def _could_live(self, office: Office, instance_id: str) -> bool:
+        """Whether a registry has an instance that the database accepts: alive, and of an epoch that is not retired."""
+        known = office.registry.members.get(instance_id)
+        epoch = None if known is None else self._world.tables.epochs.get(known.cluster_epoch)
+        return epoch is not None and epoch.retired_at is None
 
     def _check_truth(self, office: Office) -> None:
         tables = self._world.tables
