@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from seedcore.core.errors import StoreUnavailableError
-from seedcore.store.embedded.layout import CLAIM_NAME, layout_of, unusable
+from seedcore.store.embedded.layout import CLAIM_NAME, is_of_disk, layout_of, unusable
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,8 @@ class Claim:
         try:
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
+            if not is_of_disk(error):
+                raise
             raise unusable(self._folder, error) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -177,6 +177,11 @@ def layout_of(data_dir: Path) -> Layout:
         raise EmbeddedPostgresError(f"{data_dir}: {error} Set SEEDCORE_DATA_DIR to another folder.") from error
 
 
+def is_of_disk(error: OSError) -> bool:
+    """Whether the disk is full, or fails."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+
+
 def unusable(data_dir: Path, error: OSError) -> EmbeddedPostgresError:
     """Return the error for a data folder that cannot be written."""
     where = f" at {error.filename}" if error.filename else ""
