@@ -31,17 +31,19 @@ SHAPES: dict[str, Any] = {
     "keys": {f"key-{number}": f"value-{number}" for number in range(600)},
     "none": {},
 }
-_AT_ONCE = 20
 
 
-async def fill(shape: str, limit_mib: int, most: int) -> dict[str, object]:
+async def fill(shape: str, limit_mib: int, most: int, at_once: int) -> dict[str, object]:
     """Register until the registry refuses, or `most` live; then use those that are registered."""
     tables = Tables(START)
 
     async def store() -> MemoryStore:
         return MemoryStore(lambda: START, tables)
 
-    config = RegistryConfig("cluster", max_instance_bytes=limit_mib * MIB, flush_interval_s=0.01, linger_s=0.0)
+    # no agent beats here, and none must die of it
+    config = RegistryConfig(
+        "cluster", lease_s=86_400.0, max_instance_bytes=limit_mib * MIB, flush_interval_s=0.01, linger_s=0.0
+    )
     registry = Registry(config, store, watch_factory=lambda on_death: NoWitness())
     registry.start()
 
@@ -53,7 +55,7 @@ async def fill(shape: str, limit_mib: int, most: int) -> dict[str, object]:
     before = process.memory_info().rss
     count, refusal, warned_at = 0, None, None
     while refusal is None and count < most:
-        sent = [SequencedChange(_registration(number, shape)) for number in range(count, count + _AT_ONCE)]
+        sent = [SequencedChange(_registration(number, shape)) for number in range(count, count + at_once)]
         # as they arrive from other processes: no two have a part in common
         answers = await registry.deliver([pickle.loads(pickle.dumps(change)) for change in sent])
         refused = [answer for answer in answers if isinstance(answer, RegistryFullError)]
@@ -87,8 +89,9 @@ def main() -> None:
     parser.add_argument("--mib", type=int, default=1024)
     parser.add_argument("--shape", choices=SHAPES, default="text")
     parser.add_argument("--most", type=int, default=250_000)
+    parser.add_argument("--at-once", type=int, default=20)
     chosen = parser.parse_args()
-    print(json.dumps(asyncio.run(fill(chosen.shape, chosen.mib, chosen.most))))
+    print(json.dumps(asyncio.run(fill(chosen.shape, chosen.mib, chosen.most, chosen.at_once))))
 
 
 if __name__ == "__main__":
