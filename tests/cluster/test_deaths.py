@@ -304,7 +304,7 @@ asyncio.run(main())
 """
 
 
-def test_a_watch_without_descriptors_reports_no_death_and_keeps_some_for_the_relay() -> None:
+def test_a_watch_without_descriptors_reports_no_death() -> None:
     answer = subprocess.run([sys.executable, "-c", AT_THE_LIMIT], capture_output=True, text=True, check=True)
     assert answer.stdout.split() == ["True", "False", "[]", "{'descriptors'}", "True", "True"]
 
