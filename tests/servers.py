@@ -97,7 +97,8 @@ class PostgresServer:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not first.exists():
                 self._run("initdb", *arguments)
-                self._data.rename(first)
+                # its folder may be on another disk
+                subprocess.run(["mv", self._data, first], check=True)
         self._execute("cp", "-a", first, self._data)
 
     @property
