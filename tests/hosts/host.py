@@ -149,7 +149,7 @@ class Host:
         return [process for process in psutil.process_iter(["name"]) if _space_of(process.pid) == space]
 
     def keys(self) -> set[str]:
-        """What names each living process of the host in a process key: PID namespace, id in it, start time."""
+        """The part of a process key that names each living process: PID namespace, id in it, start time."""
         found = set()
         for process in self.processes():
             with suppress(OSError, LookupError):

@@ -73,8 +73,8 @@ class Outcome:
 
 
 class Watch:
-    """Looks at processes and database continuously: for the living that were declared dead, and for agents with two
-    processes."""
+    """Looks at processes and database continuously: for living processes that were declared dead, and for agents with
+    two processes."""
 
     def __init__(self, it: World) -> None:
         self._it = it
@@ -153,8 +153,8 @@ async def broken(it: World, fault: Fault) -> Outcome:
 
 
 def _absence(it: World, fault: Fault, node_of: dict[str, str], began_at: float, ended_at: float) -> Absence | None:
-    """Whose agents could not reach the registry: until their first beat afterwards, for which a lease is allowed. A
-    cluster that was replaced is out of reach for good."""
+    """The nodes whose agents could not reach the registry, from the fault until their first beat after it: a lease is
+    allowed for that. The nodes of a cluster that was replaced never reach it again."""
     if fault.replaces_cluster:
         return Absence(frozenset(node_of), began_at, float("inf"))
     if not fault.unreachable:
@@ -172,8 +172,8 @@ async def _collect(it: World, seen: Observed) -> None:
 
 
 async def _settle(it: World, seen: Observed, fault: Fault) -> tuple[float, str | None]:
-    """Wait until all is as it shall be; how long that took, and what is not so at the end. Meanwhile do what those who
-    run the hosts do: start hosts again, and the caller if it has ended or its cluster was replaced."""
+    """Wait until the installation is settled; how long that took, and what is not settled at the end. Meanwhile act
+    as an operator: start hosts again, and the caller if it has ended or its cluster was replaced."""
     began_s = time.monotonic()
     problem: str | None = "never asked"
     if fault.replaces_cluster:

@@ -139,7 +139,7 @@ class World:
         return self._caller is not None and self._caller.returncode is None
 
     async def start_caller(self) -> None:
-        """Start the caller on the right host, and let it make the fleet and call it."""
+        """Start the caller on the right host, and let it create the fleet and call it."""
         right = self.hosts[_CALLERS_HOST]
         command = right.inside("python", "-m", "tests.hosts.caller", f"{self.head.address}:{RAY_PORT}")
         log = (self._folder / "caller.log").open("ab")
@@ -177,7 +177,7 @@ class World:
         )
 
     async def look(self) -> Look:
-        """What registry and Ray have, and who answers. Raises NoAnswerError."""
+        """What registry and Ray have, and the instances that answer. Raises NoAnswerError."""
         return Look(**await self._ask("look", list(self.fleet)))
 
     async def _ask(self, name: str, *arguments: object, within_s: float = _COMMAND_S) -> Any:
@@ -190,7 +190,7 @@ class World:
                 await caller.stdin.drain()
                 return await self._answer(within_s)
             except (OSError, TimeoutError) as error:
-                # an answer that comes later would be taken for the next one's
+                # a late answer must not be read as the answer to the next command
                 await self.end_caller()
                 raise NoAnswerError(f"{name}: {error!r}") from error
 
@@ -219,7 +219,7 @@ class World:
         return [_row(*columns) for columns in found]
 
     def living(self) -> set[str]:
-        """What names each living process of all hosts in a process key."""
+        """The part of a process key that names each living process of all hosts."""
         return set().union(*(self.hosts[name].keys() for name in _RAY_HOSTS))
 
 
