@@ -21,13 +21,16 @@ _PERFECT = Quality()
 @dataclass
 class Fault(ABC):
     """A fault: `begin`, so many seconds, `end`. The agents of the hosts in `unreachable` cannot reach the registry.
-    Calls that work for `work_s` are under way when it begins."""
+    Calls that work for `work_s` are under way when it begins. Ray may still react to it for `aftermath_s` after its end.
+    """
 
     seconds: float
     unreachable: frozenset[str] = frozenset()
     needs_tolerance: bool = True
     replaces_cluster: bool = False
     work_s: float = 30.0
+    # Ray counts the health checks that failed until one succeeds
+    aftermath_s: float = 20.0
 
     @property
     @abstractmethod
@@ -95,6 +98,8 @@ class BadLine(Fault):
 class DatabaseAway(Fault):
     """The link of the database's host is down."""
 
+    aftermath_s: float = 0.0
+
     @property
     def name(self) -> str:
         return f"database cut off, {self.seconds:g} s"
@@ -112,6 +117,8 @@ class DatabaseAway(Fault):
 @dataclass
 class HeadKilled(Fault):
     """The host of Ray's head and the registry loses its power, and starts again."""
+
+    aftermath_s: float = 0.0
 
     @property
     def name(self) -> str:
@@ -173,4 +180,4 @@ def every_fault() -> list[Fault]:
 
 def short_set() -> list[Fault]:
     """What CI runs: a link that is down for longer than a lease, and the database cut off."""
-    return [LinkDown(20, work_s=5.0), DatabaseAway(10, work_s=5.0)]
+    return [LinkDown(20, work_s=5.0, aftermath_s=0.0), DatabaseAway(10, work_s=5.0)]

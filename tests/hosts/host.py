@@ -143,9 +143,11 @@ class Host:
 
     def processes(self) -> list[psutil.Process]:
         """All processes of the host."""
-        if self._first is None:
+        # another thread may end the host meanwhile
+        first = self._first
+        if first is None:
             return []
-        space = _space_of(self._first.pid)
+        space = _space_of(first.pid)
         return [process for process in psutil.process_iter(["name"]) if _space_of(process.pid) == space]
 
     def keys(self) -> set[str]:

@@ -1,4 +1,4 @@
-"""What a run observes, as values: calls, nodes, rows and instances that answered. They cross the caller's pipe as JSON."""
+"""What a run observes, as values: calls, nodes, rows, instances that answered. They cross the caller's pipe as JSON."""
 
 from __future__ import annotations
 

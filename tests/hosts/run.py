@@ -40,6 +40,7 @@ HEADER = (
     "| fault | false deaths | stale handles | longest outage for callers: agents of that host, others "
     "| calls under way ended within | time to heal | Ray's share |\n|---|---|---|---|---|---|---|"
 )
+UNMOVED = "none: the node stayed in its table"
 _SETTLED_S = 180.0
 _LOOK_S = 1.0
 
@@ -125,6 +126,10 @@ async def broken(it: World, fault: Fault) -> Outcome:
         await fault.end(it)
         ended_at = time.time()
         healed_s, problem = await _settle(it, seen, fault)
+        if problem is None and fault.aftermath_s:
+            await asyncio.sleep(fault.aftermath_s)
+            again_s, problem = await _settle(it, seen, fault)
+            healed_s += fault.aftermath_s + again_s if again_s else 0.0
         # calls that were under way may end later than everything else
         await _await_ends(it, seen)
     settled_at = ended_at + healed_s
@@ -172,9 +177,11 @@ async def _collect(it: World, seen: Observed) -> None:
 
 
 async def _settle(it: World, seen: Observed, fault: Fault) -> tuple[float, str | None]:
-    """Wait until the installation is settled; how long that took, and what is not settled at the end. Meanwhile act
-    as an operator: start hosts again, and the caller if it has ended or its cluster was replaced."""
+    """Wait until a look finds the installation settled: the time until that look, 0 if it is the first, and what is not
+    settled. Meanwhile act as an operator: start hosts again, and the caller if it has ended or its cluster was replaced.
+    """
     began_s = time.monotonic()
+    healed_s = 0.0
     problem: str | None = "never asked"
     if fault.replaces_cluster:
         await it.end_caller()
@@ -191,7 +198,7 @@ async def _settle(it: World, seen: Observed, fault: Fault) -> tuple[float, str |
         if problem is not None:
             logger.info("%s: not settled: %s", fault.name, problem)
             await asyncio.sleep(_LOOK_S)
-    healed_s = time.monotonic() - began_s
+            healed_s = time.monotonic() - began_s
     with suppress(NoAnswerError):
         await _collect(it, seen)
     return healed_s, problem
@@ -222,7 +229,7 @@ def _rays_share(it: World, seen: Observed, watch: Watch, began_at: float, ended_
             shares.append(f"a worker's node {what}, started again {one.at - ended_at:.0f} s after the fault")
     if watch.doubled_s:
         shares.append(f"two processes of one agent for {watch.doubled_s:.0f} s")
-    return "; ".join(shares) or "none: the node stayed in its table"
+    return "; ".join(shares) or UNMOVED
 
 
 async def every(folder: Path, faults: Iterable[Fault], report: Callable[[Outcome], None]) -> bool:
@@ -238,7 +245,7 @@ async def every(folder: Path, faults: Iterable[Fault], report: Callable[[Outcome
                 one = await broken(it, waiting.pop(0))
                 report(one)
                 is_lawful = is_lawful and not one.problems
-                is_as_new = one.rays_share.startswith("none") and not one.problems
+                is_as_new = not it.restarts and not one.problems and one.rays_share == UNMOVED
     return is_lawful
 
 
