@@ -16,13 +16,14 @@ logger = logging.getLogger(__name__)
 
 VICTIM = "left"
 _PERFECT = Quality()
+# the registry writes at each beat, and waits 15 s for an answer
+_STORE_NOTICED_S = 25.0
 
 
 @dataclass
 class Fault(ABC):
     """A fault: `begin`, so many seconds, `end`. The agents of the hosts in `unreachable` cannot reach the registry.
-    Calls that work for `work_s` are under way when it begins. Ray may still react to it for `aftermath_s` after its end.
-    """
+    Calls that work for `work_s` are under way when it begins. Ray may react to it up to `aftermath_s` after its end."""
 
     seconds: float
     unreachable: frozenset[str] = frozenset()
@@ -111,7 +112,9 @@ class DatabaseAway(Fault):
         it.network.join("base")
 
     async def has_effect(self, it: World, calls: Sequence[Call]) -> bool:
-        return (await it.look()).is_store_away
+        if self.seconds > _STORE_NOTICED_S:
+            return (await it.look()).is_store_away
+        return not await asyncio.to_thread(it.head.in_network, it.accepts_connections)
 
 
 @dataclass

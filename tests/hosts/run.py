@@ -178,8 +178,7 @@ async def _collect(it: World, seen: Observed) -> None:
 
 async def _settle(it: World, seen: Observed, fault: Fault) -> tuple[float, str | None]:
     """Wait until a look finds the installation settled: the time until that look, 0 if it is the first, and what is not
-    settled. Meanwhile act as an operator: start hosts again, and the caller if it has ended or its cluster was replaced.
-    """
+    settled. Meanwhile act as an operator: start hosts again, and the caller if it has ended or the cluster is new."""
     began_s = time.monotonic()
     healed_s = 0.0
     problem: str | None = "never asked"

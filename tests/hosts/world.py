@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
@@ -36,6 +37,7 @@ _RAY_HOSTS = ("head", "left", "right")
 _WORKERS = ("left", "right")
 _CALLERS_HOST = "right"
 _KINDS = ("one", "two", "reporting")
+_DATABASE_PORT = 5432
 _LINE_BYTES = 2**26
 _COMMAND_S = 60.0
 _BEGIN_S = 120.0
@@ -206,6 +208,14 @@ class World:
                     return answer["result"]
         *_, last = ["", *(self._folder / "caller.log").read_text().strip().split("\n")]
         raise NoAnswerError(f"the caller has ended: {last}")
+
+    def accepts_connections(self) -> bool:
+        """Whether the database's host accepts a connection from the network of the calling thread."""
+        try:
+            socket.create_connection((self.hosts["base"].address, _DATABASE_PORT), timeout=2.0).close()
+        except OSError:
+            return False
+        return True
 
     # Truth
 
