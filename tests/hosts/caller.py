@@ -1,4 +1,4 @@
-"""A driver on one of the hosts: makes the fleet, resolves and calls each agent continuously, and looks around.
+"""A driver on one of the hosts: it creates the fleet, resolves and calls each agent continuously, and looks at Ray.
 
 It takes commands as lines on its standard input and answers each with a line that begins with `MARK`.
 """
@@ -77,7 +77,7 @@ class Caller:
         return taken
 
     async def look(self, agent_ids: list[str]) -> dict[str, Any]:
-        """What the registry and Ray have now, and who answers."""
+        """What the registry and Ray have now, and the instances that answer."""
         health = await self._registry.health()
         is_settled = health.is_ready and not health.is_frozen and not health.pending_changes
         listing = await every_page(self._registry, statuses=None, fresh_only=False)

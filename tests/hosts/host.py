@@ -6,12 +6,14 @@ each has files of its own there.
 
 from __future__ import annotations
 
+import http.client
 import os
 import subprocess
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from ctypes import CDLL, get_errno
+from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,6 +35,16 @@ _FIRST = (
 _SPACES = ("--net", "--mount", "--uts", "--ipc", "--pid")
 _OBJECT_STORE_BYTES = 80_000_000
 _RAY_START_S = 90
+# the liveness probe of KubeRay
+_HEALTH_PORT, _HEALTH_PATH, _HEALTH_S = 52365, "/api/local_raylet_healthz", 2.0
+
+
+class RayState(StrEnum):
+    """The Ray node of a host. `DEAD_IN_TABLE`: it runs, but Ray's tables do not have it as alive."""
+
+    RUNS = "runs"
+    ENDED = "ended"
+    DEAD_IN_TABLE = "dead in the table"
 
 
 class Host:
@@ -119,20 +131,27 @@ class Host:
         if done.returncode:
             raise RuntimeError(f"ray start on {self.name} failed:\n{self._log.read_text()[-3000:]}")
 
-    @property
-    def has_ray(self) -> bool:
-        """Whether its raylet runs."""
+    def ray_state(self) -> RayState:
+        """Look at its Ray node. The node's agent reports what Ray's tables have; a node that cannot reach them runs."""
+        if not self._has_raylet():
+            return RayState.ENDED
+        is_dead = self.in_network(_status_of_node) == http.HTTPStatus.SERVICE_UNAVAILABLE
+        return RayState.DEAD_IN_TABLE if is_dead else RayState.RUNS
+
+    def _has_raylet(self) -> bool:
         return any(process.info["name"] == "raylet" and lives(process) for process in self.processes())
 
     def processes(self) -> list[psutil.Process]:
         """All processes of the host."""
-        if self._first is None:
+        # another thread may end the host meanwhile
+        first = self._first
+        if first is None:
             return []
-        space = _space_of(self._first.pid)
+        space = _space_of(first.pid)
         return [process for process in psutil.process_iter(["name"]) if _space_of(process.pid) == space]
 
     def keys(self) -> set[str]:
-        """What names each living process of the host in a process key: PID namespace, id in it, start time."""
+        """The part of a process key that names each living process: PID namespace, id in it, start time."""
         found = set()
         for process in self.processes():
             with suppress(OSError, LookupError):
@@ -162,6 +181,18 @@ class Host:
         # the namespace belongs to the thread, which ends with this call
         with ThreadPoolExecutor(1) as thread:
             return thread.submit(enter).result()
+
+
+def _status_of_node() -> int | None:
+    connection = http.client.HTTPConnection("127.0.0.1", _HEALTH_PORT, timeout=_HEALTH_S)
+    try:
+        connection.request("GET", _HEALTH_PATH)
+        return connection.getresponse().status
+    except (OSError, http.client.HTTPException):
+        # the agent starts after its node
+        return None
+    finally:
+        connection.close()
 
 
 def _space_of(pid: int) -> int | None:

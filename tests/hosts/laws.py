@@ -80,7 +80,8 @@ def doubles(rows: Iterable[Row], living: Collection[str]) -> set[str]:
 
 
 def false_deaths(seen: Observed, absence: Absence | None) -> list[str]:
-    """No agent that lives and can reach the registry is declared dead. Ray's word on a node counts: its agents end."""
+    """No agent that lives and can reach the registry is declared dead, unless its node is dead in Ray's table: then its
+    agents end."""
     found = []
     for row in seen.living_dead.values():
         is_rays = row.cause is CauseKind.NODE_DIED and row.node_id in seen.dead_nodes

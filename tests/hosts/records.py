@@ -1,4 +1,4 @@
-"""What a run observes, as values: calls, nodes, rows, and who answered. They cross the caller's pipe as JSON."""
+"""What a run observes, as values: calls, nodes, rows, instances that answered. They cross the caller's pipe as JSON."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Ended:
-    """A call that Ray was given, however long it then took. `work_s` is the time that its work takes."""
+    """A call that was given to Ray, however long it takes. `work_s` is the time that its work takes."""
 
     agent_id: str
     began_at: float

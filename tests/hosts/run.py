@@ -15,7 +15,7 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ import psycopg
 from seedcore.core.timeouts import end
 from tests.hosts import laws
 from tests.hosts.faults import VICTIM, Fault, every_fault, short_set
+from tests.hosts.host import RayState
 from tests.hosts.laws import Absence, Observed
 from tests.hosts.records import Row
 from tests.hosts.space import missing, own_folder, run_in_own_space
@@ -39,8 +40,8 @@ HEADER = (
     "| fault | false deaths | stale handles | longest outage for callers: agents of that host, others "
     "| calls under way ended within | time to heal | Ray's share |\n|---|---|---|---|---|---|---|"
 )
+UNMOVED = "none: the node stayed in its table"
 _SETTLED_S = 180.0
-_WORK_S = 30.0
 _LOOK_S = 1.0
 
 
@@ -73,8 +74,8 @@ class Outcome:
 
 
 class Watch:
-    """Looks at processes and database continuously: for the living that were declared dead, and for agents with two
-    processes."""
+    """Looks at processes and database continuously: for living processes that were declared dead, and for agents with
+    two processes."""
 
     def __init__(self, it: World) -> None:
         self._it = it
@@ -82,7 +83,6 @@ class Watch:
         self._watching: asyncio.Task[None] | None = None
         self.living_dead: dict[str, Row] = {}
         self.doubled_s = 0.0
-        self.raylet_ended_at: float | None = None
 
     async def __aenter__(self) -> Self:
         self._watching = asyncio.create_task(self._watch())
@@ -106,8 +106,6 @@ class Watch:
                 if laws.doubles(rows, living):
                     self.doubled_s += now_s - before_s
                 before_s = now_s
-            if self.raylet_ended_at is None and not self._it.hosts[VICTIM].has_ray:
-                self.raylet_ended_at = time.time()
 
 
 async def broken(it: World, fault: Fault) -> Outcome:
@@ -118,7 +116,7 @@ async def broken(it: World, fault: Fault) -> Outcome:
     left = [agent_id for agent_id, address in it.fleet.items() if address == it.hosts[VICTIM].address]
     seen.calls, seen.ended = [], []
     async with Watch(it) as watch:
-        await it.work(left, _WORK_S)
+        await it.work(left, fault.work_s)
         began_at = time.time()
         await fault.begin(it)
         await asyncio.sleep(fault.seconds)
@@ -128,6 +126,10 @@ async def broken(it: World, fault: Fault) -> Outcome:
         await fault.end(it)
         ended_at = time.time()
         healed_s, problem = await _settle(it, seen, fault)
+        if problem is None and fault.aftermath_s:
+            await asyncio.sleep(fault.aftermath_s)
+            again_s, problem = await _settle(it, seen, fault)
+            healed_s += fault.aftermath_s + again_s if again_s else 0.0
         # calls that were under way may end later than everything else
         await _await_ends(it, seen)
     settled_at = ended_at + healed_s
@@ -150,14 +152,14 @@ async def broken(it: World, fault: Fault) -> Outcome:
         laws.longest_outage_s(seen, others, began_at, settled_at),
         max((laws.took_s(one, now) - one.work_s for one in seen.ended), default=0.0),
         healed_s,
-        _rays_share(it, seen, watch, began_at),
+        _rays_share(it, seen, watch, began_at, ended_at),
         problems,
     )
 
 
 def _absence(it: World, fault: Fault, node_of: dict[str, str], began_at: float, ended_at: float) -> Absence | None:
-    """Whose agents could not reach the registry: until their first beat afterwards, for which a lease is allowed. A
-    cluster that was replaced is out of reach for good."""
+    """The nodes whose agents could not reach the registry, from the fault until their first beat after it: a lease is
+    allowed for that. The nodes of a cluster that was replaced never reach it again."""
     if fault.replaces_cluster:
         return Absence(frozenset(node_of), began_at, float("inf"))
     if not fault.unreachable:
@@ -175,19 +177,18 @@ async def _collect(it: World, seen: Observed) -> None:
 
 
 async def _settle(it: World, seen: Observed, fault: Fault) -> tuple[float, str | None]:
-    """Wait until all is as it shall be; how long that took, and what is not so at the end. Meanwhile do what a
-    supervisor of the hosts does: start Ray again where it has ended, and the fleet if its cluster was replaced."""
+    """Wait until a look finds the installation settled: the time until that look, 0 if it is the first, and what is not
+    settled. Meanwhile act as an operator: start hosts again, and the caller if it has ended or the cluster is new."""
     began_s = time.monotonic()
+    healed_s = 0.0
     problem: str | None = "never asked"
-    is_caller_new = not fault.replaces_cluster
+    if fault.replaces_cluster:
+        await it.end_caller()
     while problem is not None and time.monotonic() - began_s < _SETTLED_S:
         try:
-            for host in await asyncio.to_thread(it.hosts_without_ray):
-                await asyncio.to_thread(host.start_worker, it.head.address)
-            if not is_caller_new:
-                await it.end_caller()
+            await it.supervise()
+            if not it.has_caller:
                 await it.start_caller()
-                is_caller_new = True
             look = await it.look()
             rows, living = await asyncio.to_thread(it.rows), await asyncio.to_thread(it.living)
             problem = laws.unsettled(it.fleet, rows, living, look)
@@ -196,7 +197,7 @@ async def _settle(it: World, seen: Observed, fault: Fault) -> tuple[float, str |
         if problem is not None:
             logger.info("%s: not settled: %s", fault.name, problem)
             await asyncio.sleep(_LOOK_S)
-    healed_s = time.monotonic() - began_s
+            healed_s = time.monotonic() - began_s
     with suppress(NoAnswerError):
         await _collect(it, seen)
     return healed_s, problem
@@ -213,7 +214,7 @@ async def _await_ends(it: World, seen: Observed) -> None:
             return
 
 
-def _rays_share(it: World, seen: Observed, watch: Watch, began_at: float) -> str:
+def _rays_share(it: World, seen: Observed, watch: Watch, began_at: float, ended_at: float) -> str:
     shares = []
     address_of = {node.node_id: node.address for node in seen.nodes}
     for name, host in it.hosts.items():
@@ -221,29 +222,30 @@ def _rays_share(it: World, seen: Observed, watch: Watch, began_at: float) -> str
         if dead and min(dead) > began_at:
             what = "head" if name == "head" else "worker"
             shares.append(f"{what} dead in its table after {min(dead) - began_at:.0f} s")
-    if watch.raylet_ended_at is not None:
-        shares.append(f"its node there ended after {watch.raylet_ended_at - began_at:.0f} s and was started again")
+    for one in it.restarts:
+        if one.at > began_at:
+            what = "ended by itself" if one.state is RayState.ENDED else "ran on"
+            shares.append(f"a worker's node {what}, started again {one.at - ended_at:.0f} s after the fault")
     if watch.doubled_s:
         shares.append(f"two processes of one agent for {watch.doubled_s:.0f} s")
-    return "; ".join(shares) or "none: the node stayed in its table"
+    return "; ".join(shares) or UNMOVED
 
 
-async def every(folder: Path, faults: Iterable[Fault]) -> list[Outcome]:
-    """One fault after another, each in an installation of its own unless nothing has moved in the one before."""
-    found: list[Outcome] = []
+async def every(folder: Path, faults: Iterable[Fault], report: Callable[[Outcome], None]) -> bool:
+    """One fault after another, each in an installation of its own unless nothing has moved in the one before. Whether
+    all laws were kept."""
+    is_lawful = True
     waiting = list(faults)
     while waiting:
         kind = waiting[0].needs_tolerance
-        async with world(folder / f"w{len(found)}", is_tolerant=kind) as it:
+        async with world(folder / f"w{len(waiting)}", is_tolerant=kind) as it:
             is_as_new = True
             while waiting and waiting[0].needs_tolerance == kind and is_as_new:
                 one = await broken(it, waiting.pop(0))
-                found.append(one)
-                print(one.row, flush=True)
-                for problem in one.problems:
-                    print(f"VIOLATION: {one.fault}: {problem}", flush=True)
-                is_as_new = one.rays_share.startswith("none") and not one.problems
-    return found
+                report(one)
+                is_lawful = is_lawful and not one.problems
+                is_as_new = not it.restarts and not one.problems and one.rays_share == UNMOVED
+    return is_lawful
 
 
 def with_rows(text: str, rows: Iterable[str]) -> str:
@@ -277,10 +279,15 @@ def main() -> int:
     faults = short_set() if options.short else every_fault()
     if options.only is not None:
         faults = [fault for fault in faults if options.only in fault.name]
-    found = asyncio.run(every(folder, faults))
-    if options.write is not None:
-        options.write.write_text(with_rows(options.write.read_text(), [one.row for one in found]))
-    return 1 if any(one.problems for one in found) else 0
+
+    def report(one: Outcome) -> None:
+        print(one.row, flush=True)
+        for problem in one.problems:
+            print(f"VIOLATION: {one.fault}: {problem}", flush=True)
+        if options.write is not None:
+            options.write.write_text(with_rows(options.write.read_text(), [one.row]))
+
+    return 0 if asyncio.run(every(folder, faults, report)) else 1
 
 
 if __name__ == "__main__":

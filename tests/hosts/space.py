@@ -1,5 +1,7 @@
 """Namespaces of our own for a run: what it needs, and how the run enters them.
 
+    python -m tests.hosts.space    # exits with 1, and prints why, where this machine does not permit it
+
 Network, processes and mounts of the run end with it, whatever ends it: the kernel kills every process of a PID
 namespace with its first one.
 """
@@ -35,18 +37,26 @@ _UNSHARE = (
 )
 # a shell is the first process: it also collects the processes whose parent has ended
 _AS_FIRST = ("sh", "-c", '"$@"; exit $?', "sh")
+_PROGRAMS = ("ip", "setpriv", "unshare", "nsenter")
 _PROBE = "ip link add p0 type veth peer name p1 && ip link add b0 type bridge && test -c /dev/net/tun"
 
 
 def missing() -> str | None:
     """Why hosts cannot be made here, in one line; None where they can."""
+    for program in _PROGRAMS:
+        if sys.platform.startswith("linux") and shutil.which(program) is None:
+            return f"hosts need the program `{program}` (apt-get install iproute2 util-linux)"
+    return not_permitted()
+
+
+def not_permitted() -> str | None:
+    """Why this machine does not permit hosts, whatever is installed; None where it does or it cannot be tried."""
     if not sys.platform.startswith("linux"):
         return "hosts are made of Linux namespaces"
     if os.geteuid() != 0:
         return "hosts need root: they are made of namespaces"
-    for program in ("ip", "setpriv", "unshare", "nsenter"):
-        if shutil.which(program) is None:
-            return f"hosts need the program `{program}` (apt-get install iproute2 util-linux)"
+    if any(shutil.which(program) is None for program in _PROGRAMS):
+        return None
     done = subprocess.run([*_UNSHARE, "sh", "-c", _PROBE], capture_output=True, text=True, timeout=30, check=False)
     if done.returncode:
         return f"this machine permits no namespaces, bridges or taps: {(done.stderr or 'no /dev/net/tun').strip()}"
@@ -81,3 +91,7 @@ def run_in_own_space(module: str, arguments: Sequence[str]) -> int:
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(not_permitted())

@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 from psycopg import conninfo
 
 from seedcore.core.causes import CauseKind
 from seedcore.core.lifecycle import Status
 from tests.hosts.caller import MARK
-from tests.hosts.host import RAY_PORT, Host
+from tests.hosts.host import RAY_PORT, Host, RayState
 from tests.hosts.network import NETWORK, Network, address_of
 from tests.hosts.records import Call, Ended, Look, Node, Row
 from tests.servers import PostgresServer, embedded_binaries, running_server
@@ -30,10 +34,22 @@ BEAT_S = 5.0
 LEASE_S = 15.0
 _NUMBERS = {"head": 1, "left": 2, "right": 3, "base": 9}
 _RAY_HOSTS = ("head", "left", "right")
+_WORKERS = ("left", "right")
+_CALLERS_HOST = "right"
 _KINDS = ("one", "two", "reporting")
+_DATABASE_PORT = 5432
 _LINE_BYTES = 2**26
 _COMMAND_S = 60.0
 _BEGIN_S = 120.0
+
+
+@dataclass(frozen=True)
+class Restart:
+    """A worker host that the supervisor has started again, and the state of its Ray node before."""
+
+    at: float
+    host: str
+    state: RayState
 
 
 class NoAnswerError(Exception):
@@ -41,7 +57,7 @@ class NoAnswerError(Exception):
 
 
 class World:
-    """The hosts and what runs on them. `cluster` counts the Ray clusters that it has had."""
+    """The hosts and what runs on them. `restarts` has the hosts that the supervisor has started again."""
 
     def __init__(self, folder: Path, server: PostgresServer, network: Network, *, is_tolerant: bool) -> None:
         """`is_tolerant`: Ray's tables are in RocksDB on the head's disk, so that they outlive the head."""
@@ -73,6 +89,7 @@ class World:
         self.fleet = {f"{host}-{kind}": self.hosts[host].address for host in ("left", "right") for kind in _KINDS}
         self._caller: asyncio.subprocess.Process | None = None
         self._asking = asyncio.Lock()
+        self.restarts: list[Restart] = []
 
     @property
     def head(self) -> Host:
@@ -83,10 +100,8 @@ class World:
         """Start the hosts, the database, Ray, the caller and the fleet."""
         for host in self.hosts.values():
             await asyncio.to_thread(host.start)
-        await asyncio.to_thread(self.move_database)
-        await asyncio.to_thread(self.head.start_head)
-        for name in ("left", "right"):
-            await asyncio.to_thread(self.hosts[name].start_worker, self.head.address)
+        await asyncio.gather(asyncio.to_thread(self.move_database), asyncio.to_thread(self.head.start_head))
+        await asyncio.gather(*(self._start_worker(self.hosts[name]) for name in _WORKERS))
         await self.start_caller()
 
     def move_database(self) -> None:
@@ -101,15 +116,33 @@ class World:
         for host in self.hosts.values():
             host.kill()
 
-    def hosts_without_ray(self) -> list[Host]:
-        """The workers whose Ray node has ended."""
-        return [self.hosts[name] for name in ("left", "right") if not self.hosts[name].has_ray]
+    async def supervise(self) -> None:
+        """Start each worker host again whose Ray node does not run, or not in Ray's tables, as KubeRay does with a pod.
+        The caller ends with its host."""
+        for name in _WORKERS:
+            host = self.hosts[name]
+            state = await asyncio.to_thread(host.ray_state)
+            if state is not RayState.RUNS:
+                self.restarts.append(Restart(time.time(), name, state))
+                if name == _CALLERS_HOST:
+                    await self.end_caller()
+                await asyncio.to_thread(host.kill)
+                await asyncio.to_thread(host.start)
+                await self._start_worker(host)
+
+    async def _start_worker(self, host: Host) -> None:
+        await asyncio.to_thread(host.start_worker, self.head.address)
 
     # The caller
 
+    @property
+    def has_caller(self) -> bool:
+        """Whether the caller runs."""
+        return self._caller is not None and self._caller.returncode is None
+
     async def start_caller(self) -> None:
-        """Start the caller on the right host, and let it make the fleet and call it."""
-        right = self.hosts["right"]
+        """Start the caller on the right host, and let it create the fleet and call it."""
+        right = self.hosts[_CALLERS_HOST]
         command = right.inside("python", "-m", "tests.hosts.caller", f"{self.head.address}:{RAY_PORT}")
         log = (self._folder / "caller.log").open("ab")
         pipe = asyncio.subprocess.PIPE
@@ -124,7 +157,11 @@ class World:
         """End the caller, also one that no longer answers."""
         if self._caller is not None:
             if self._caller.returncode is None:
-                self._caller.kill()
+                # the process is the child of the program that entered the host; its pipes stay open as long as it lives
+                for process in psutil.Process(self._caller.pid).children(recursive=True):
+                    process.kill()
+                with suppress(ProcessLookupError):
+                    self._caller.kill()
             await self._caller.wait()
             self._caller = None
 
@@ -142,12 +179,8 @@ class World:
         )
 
     async def look(self) -> Look:
-        """What registry and Ray have, and who answers. Raises NoAnswerError."""
+        """What registry and Ray have, and the instances that answer. Raises NoAnswerError."""
         return Look(**await self._ask("look", list(self.fleet)))
-
-    async def make_fleet(self) -> None:
-        """Let the caller start the registry and make the agents that are missing."""
-        await self._ask("begin", self.fleet, within_s=_BEGIN_S)
 
     async def _ask(self, name: str, *arguments: object, within_s: float = _COMMAND_S) -> Any:
         async with self._asking:
@@ -159,7 +192,7 @@ class World:
                 await caller.stdin.drain()
                 return await self._answer(within_s)
             except (OSError, TimeoutError) as error:
-                # an answer that comes later would be taken for the next one's
+                # a late answer must not be read as the answer to the next command
                 await self.end_caller()
                 raise NoAnswerError(f"{name}: {error!r}") from error
 
@@ -176,6 +209,14 @@ class World:
         *_, last = ["", *(self._folder / "caller.log").read_text().strip().split("\n")]
         raise NoAnswerError(f"the caller has ended: {last}")
 
+    def accepts_connections(self) -> bool:
+        """Whether the database's host accepts a connection from the network of the calling thread."""
+        try:
+            socket.create_connection((self.hosts["base"].address, _DATABASE_PORT), timeout=2.0).close()
+        except OSError:
+            return False
+        return True
+
     # Truth
 
     def rows(self) -> list[Row]:
@@ -188,7 +229,7 @@ class World:
         return [_row(*columns) for columns in found]
 
     def living(self) -> set[str]:
-        """What names each living process of all hosts in a process key."""
+        """The part of a process key that names each living process of all hosts."""
         return set().union(*(self.hosts[name].keys() for name in _RAY_HOSTS))
 
 
