@@ -44,7 +44,7 @@ class _Connection:
 def joined() -> Iterator[None]:
     """This process, and with it every simulated one, is in a Ray session."""
     connection = _Connection()
-    with mock.patch.object(session, "ray_connection", return_value=connection):
+    with mock.patch.object(session, "ray_connection", lambda: connection):
         yield
 
 
