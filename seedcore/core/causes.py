@@ -27,7 +27,7 @@ class CauseKind(StrEnum):
     LEASE_EXPIRED = "lease_expired"
     EPOCH_RETIRED = "epoch_retired"
     SUPERSEDED = "superseded"
-    """The agent registered its next instance."""
+    """It was silent while expiry was frozen, and a newer instance of the same actor sent beats."""
     RESTORED = "restored"
     """The registry wrote it again after the database was restored from a backup."""
 

@@ -45,6 +45,8 @@ class FeedBatch:
 
     `complete` False: the registry is recovering or superseded, and changes may be missing.
     `is_reset`: the changes after `since` are not available. List again, then continue from `version` of this `stream`.
+    `waited_s`: how long the registry had the question before it answered, in seconds. The answer was true so long after
+    the question was sent, at the earliest.
     """
 
     stream: str
@@ -54,6 +56,7 @@ class FeedBatch:
     changes: tuple[FeedChange, ...]
     is_reset: bool = False
     complete: bool = True
+    waited_s: float = 0.0
 
 
 class _Entry(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from datetime import datetime, timedelta
 from sys import intern
@@ -45,7 +45,7 @@ def _kept(name: str, value: Any) -> Any:
     """The value as an instance keeps it: what many instances have in common is in memory once."""
     if isinstance(value, str):
         return value if name in _OF_ONE_AGENT else one_object(value)
-    return value if value is None or isinstance(value, int) else dict(value) or NOTHING
+    return (dict(value) or NOTHING) if isinstance(value, Mapping) else value
 
 
 def apply_registration(known: Instance, change: RegisterChange, now: datetime) -> tuple[Outcome, Instance]:

@@ -1,7 +1,8 @@
 """The verdict on an instance: the truth table of docs/verdicts.md as one pure function.
 
 The first matching row applies. A death requires a witness, or an expired lease while expiry is not frozen. `judge` is
-the only place where the registry decides a verdict, or a death from evidence. A death by request (of the agent, of an
+the only place where the registry decides a death from evidence; of the verdicts only those of a beat (fresh) and of a
+caller's report (suspect) are set at once, without it. A death by request (of the agent, of an
 operator, by the end of its epoch) needs none.
 """
 

@@ -1,6 +1,6 @@
 """Rows become values here, and values parameters: the only module that names the columns.
 
-CONTRIBUTING.md lists the places where a column is added; tests/postgres/test_columns.py fails where one is missing.
+CONTRIBUTING.md lists the places where a column is added, and the tests of each.
 """
 
 from __future__ import annotations

@@ -200,6 +200,13 @@ def _is_confirmed_once(follower: Follower) -> bool:
     return follower._confirmed_s is not None
 
 
+_trust = Follower._trust
+
+
+def _trust_when_read(follower: Follower, _: float) -> None:
+    _trust(follower, follower._clock.monotonic())
+
+
 def _get_any(cache: HandleCache, logical_id: str) -> ActorHandle | None:
     return cache._handles.get(logical_id)
 
@@ -299,6 +306,9 @@ MUTANTS: dict[str, Mutant] = {
     "a follower lists only once": Mutant(0, lambda: mock.patch.object(LiveView, "load", _load_once)),
     "a cache is trusted for ever": Mutant(
         0, lambda: mock.patch.object(Follower, "is_current", property(_is_confirmed_once))
+    ),
+    "an answer is trusted from when it is read": Mutant(
+        0, lambda: mock.patch.object(Follower, "_trust", _trust_when_read)
     ),
     "a cache of a registry that does not know all is trusted": Mutant(
         2, lambda: mock.patch.multiple(RegistryConnection, changes=_changes_complete, page=_page_complete)

@@ -18,6 +18,7 @@ from seedcore.store import migrations
 from seedcore.store.maintenance import migrate_database
 from seedcore.store.migrations import STARTER_LOCK, Migration, Waits, known_migrations, migrate, schema_folder
 from seedcore.store.postgres import PostgresStore
+from seedcore.store.rows import InstanceRow
 from tests.builders import iid, joins, turns
 from tests.servers import GUARDED_PASSWORD, GUARDED_ROLE, PostgresServer
 from tests.waiting import eventually
@@ -211,13 +212,13 @@ async def test_rows_that_break_the_rules_of_the_functions_beat_and_are_read(fres
     await store.close()
 
 
-_LATER = """-- A column that a later release adds, as CONTRIBUTING.md allows.
+_COLUMNS = ", ".join(
+    "host(r.ip_address) as ip_address" if name == "ip_address" else f"r.{name}" for name in InstanceRow._fields
+)
+_LATER = f"""-- A column that a later release adds, as CONTRIBUTING.md allows.
 alter table registry_instance add column zone text check (length(zone) <= 255);
 create or replace view instance_row as
-select r.instance_id, r.logical_id, r.status, r.reported_status, r.holds, r.cluster_epoch, r.started_at,
-       r.status_changed_at, r.last_heartbeat, r.stopped_at, r.seq, r.cause_kind, r.cause_detail, r.cause_by,
-       r.actor_name, r.namespace, r.actor_id, r.serve_route, r.organ_id, r.labels, r.metadata, r.node_id,
-       host(r.ip_address) as ip_address, r.pid, r.process_key, r.zone
+select {_COLUMNS}, r.zone
   from registry_instance r;
 create or replace view active_instances as
 select r.*

@@ -19,6 +19,9 @@ from seedcore.store.postgres import PostgresStore
 from seedcore.store.tables import MAX_STAGED_EPOCHS
 from tests.builders import iid, joins, turns
 
+BASELINE = 7
+"""So many schema files are the baseline: CONTRIBUTING.md."""
+
 UNKNOWN_INSTANCE = "SC001"
 FORBIDDEN_TRANSITION = "SC002"
 ANOTHER_AGENT = "SC003"
@@ -527,10 +530,10 @@ def test_every_table_column_view_type_and_function_has_a_comment(db: psycopg.Con
     assert db.execute(_WITHOUT_COMMENT).fetchall() == []
 
 
-def test_no_function_stands_twice_in_the_schema() -> None:
+def test_no_function_stands_twice_in_the_baseline() -> None:
     made = [
         name
-        for migration in known_migrations()
+        for migration in known_migrations()[:BASELINE]
         for name in re.findall(r"^create (?:or replace )?function (\w+)", migration.sql, re.MULTILINE)
     ]
     assert len(made) > 30

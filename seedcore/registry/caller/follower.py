@@ -11,6 +11,7 @@ import logging
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 
 from seedcore.core.answers import InstanceFilter, Listing
 from seedcore.core.backoff import Backoff, supervise
@@ -34,13 +35,11 @@ MAX_AGE_S = 4.0
 
 @dataclass(frozen=True, slots=True)
 class FollowTimes:
-    """The times of a follower, in seconds. `wait_s` is how long the registry may wait for a change, and `call_s` the
-    time that the answer may take on its way. `retry_s` grows to `retry_longest_s`; `full_s` to `full_longest_s` while
-    the registry has no place for another follower."""
+    """The times of a follower, in seconds. `wait_s` is how long the registry may wait for a change. `retry_s` grows to
+    `retry_longest_s`; `full_s` to `full_longest_s` while the registry has no place for another follower."""
 
     max_age_s: float = MAX_AGE_S
     wait_s: float = 2.0
-    call_s: float = 1.0
     retry_s: float = 0.1
     retry_longest_s: float = 2.0
     full_s: float = 2.0
@@ -178,8 +177,8 @@ class Follower:
         for logical_id in view.apply(batch):
             if self._on_change is not None:
                 self._on_change(logical_id)
-        # it was true when it was sent: no later than its wait allows, however late this process reads it
-        self._trust(min(self._clock.monotonic(), asked_s + wait_s + self._times.call_s))
+        # it was true when it was sent, however late this process reads it
+        self._trust(asked_s + batch.waited_s)
 
     def _export_metrics(self) -> None:
         now_s = self._clock.monotonic()
@@ -233,7 +232,7 @@ class Follower:
     def _trust(self, sent_s: float) -> None:
         self._confirmed_s = sent_s
         self._trusted_until_s = sent_s + self._times.max_age_s
-        self.view.as_of = self._clock.utc()
+        self.view.as_of = self._clock.utc() - timedelta(seconds=self._clock.monotonic() - sent_s)
         self._confirmed.set()
 
     def _distrust(self) -> None:

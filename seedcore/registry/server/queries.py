@@ -134,7 +134,7 @@ class Queries:
             raise InvalidInputError("version", f"must be a whole number from 0, not {version!r}")
         if type(wait_s) not in {int, float} or not 0 <= wait_s <= MAX_FEED_WAIT_S:
             raise InvalidInputError("wait_s", f"must be from 0 to {MAX_FEED_WAIT_S:g} seconds, not {wait_s!r}")
-        feed = self.members.feed
+        feed, asked_s = self.members.feed, self._clock.monotonic()
         # before it lists, or is answered: one that will be refused is no burden until then
         if follower is not None:
             self._claim_place(check_text("follower", follower, MAX_ID_CHARS), wait_s + self._config.place_kept_s)
@@ -157,7 +157,8 @@ class Queries:
                 if passing is not None:
                     self._places.release(passing)
             batch = feed.since(stream, version, wanted)
-        return batch if self.writer.database.is_complete else replace(batch, complete=False)
+        waited_s = self._clock.monotonic() - asked_s
+        return replace(batch, complete=self.writer.database.is_complete, waited_s=waited_s)
 
     def _claim_place(self, follower: str, duration_s: float) -> None:
         if not self._places.claim(follower, duration_s, self._clock.monotonic()):
