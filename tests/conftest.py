@@ -18,7 +18,10 @@ from tests import traces  # noqa: E402
 
 _BEGAN_HERE = traces.begin()
 
-from collections.abc import Iterator  # noqa: E402
+import gc  # noqa: E402
+from collections.abc import Generator, Iterator  # noqa: E402
+from contextlib import suppress  # noqa: E402
+from importlib import import_module  # noqa: E402
 from pathlib import Path, PurePath  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -89,26 +92,69 @@ _FIRST = (
 
 
 # minutes of end-to-end work, for CI and after a change of what they test: `pytest -m slow`
-_SLOW_FOLDERS = {"browser", "docs", "web"}
-_SLOW_FILES = {
-    "test_causes.py",
-    "test_dashboard.py",
-    "test_ladder.py",
-    "test_memory.py",
-    "test_metrics.py",
-    "test_mixed_versions.py",
-    "test_processes.py",
-    "test_registry_kills.py",
-    "test_upgrade.py",
+_SLOW = {
+    "browser",
+    "cluster/test_causes.py",
+    "cluster/test_dashboard.py",
+    "cluster/test_memory.py",
+    "cluster/test_metrics.py",
+    "cluster/test_mixed_versions.py",
+    "cluster/test_registry_kills.py",
+    "cluster/test_upgrade.py",
+    "docs",
+    "faults/test_ladder.py",
+    "faults/test_processes.py",
+    "web",
 }
+_TESTS = Path(__file__).parent
+# the -m of pyproject.toml
+_DEFAULT_MARKS = "not soak and not slow"
+
+
+def _is_slow(path: Path) -> bool:
+    """Whether a folder or file of tests is, or is in, one of the slow ones."""
+    return not _SLOW.isdisjoint(str(part.relative_to(_TESTS)) for part in (path, path.parent) if part != _TESTS.parent)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """In a run without slow and soak tests import no file of theirs: each worker would import all that they need."""
+    return True if config.getoption("markexpr") == _DEFAULT_MARKS and _is_slow(collection_path) else None
+
+
+def pytest_xdist_setupnodes(config: pytest.Config, specs: Any) -> None:
+    """Before the workers start: what all of them import at first is compiled once."""
+    traces.compile_for_all(_TESTS.parent / "seedcore")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    # what is collected stays: the collector of garbage need not look at it, now and in every later run
+    gc.disable()
+    _import_in_turn(session.config)
+    answer = yield
+    gc.freeze()
+    gc.enable()
+    return answer
+
+
+def _import_in_turn(config: pytest.Config) -> None:
+    """Where nothing is compiled yet, let each worker begin with other files of tests, and find the rest compiled."""
+    worker = getattr(config, "workerinput", None)
+    if worker is None or not traces.compiles_anew():
+        return
+    files = sorted(path for path in _TESTS.glob("*/test_*.py") if not pytest_ignore_collect(path, config))
+    first = len(files) * int(worker["workerid"].removeprefix("gw")) // worker["workercount"]
+    for file in (*files[first:], *files[:first]):
+        # what is wrong with it is reported when it is collected
+        with suppress(Exception, pytest.skip.Exception):
+            import_module(f"tests.{file.parent.name}.{file.stem}")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        path = PurePath(item.nodeid.partition("::")[0])
         is_soak = item.get_closest_marker("soak") is not None
-        is_slow = path.parent.name in _SLOW_FOLDERS or path.name in _SLOW_FILES or _is_of_postgres15(item)
+        is_slow = _is_slow(item.path) or _is_of_postgres15(item)
         if is_slow and not is_soak:
             item.add_marker(pytest.mark.slow)
     order = {group: place for place, group in enumerate(_FIRST)}

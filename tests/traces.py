@@ -5,9 +5,11 @@ The process that begins the run makes both; all others inherit them. Imports not
 
 from __future__ import annotations
 
+import compileall
 import os
 import shutil
 import signal
+import sys
 import sysconfig
 import tempfile
 import threading
@@ -22,7 +24,9 @@ import psutil
 MARK = "PYTEST_RUN_OF_SEEDCORE"
 # what others make in temporary folders, and Ray's sessions
 _OTHERS = {"TMPDIR": "tmp", "RAY_TMPDIR": "ray"}
-_KEPT = {*_OTHERS.values(), "compiled"}
+# what the processes of the run make once for all of them
+_SHARED = "shared"
+_KEPT = {*_OTHERS.values(), _SHARED, "compiled"}
 Steps = Sequence[tuple[signal.Signals, float]]
 _STEPS: Steps = ((signal.SIGINT, 20.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0))
 _SHOWN_CHARS = 160
@@ -48,7 +52,8 @@ def begin() -> bool:
     # asked not to write beside the sources, hundreds of processes would compile them again each
     if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
         _link_compiled(folder / "compiled")
-        os.environ["PYTHONPYCACHEPREFIX"] = str(folder / "compiled")
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(folder / "compiled")
+        sys.dont_write_bytecode = False
     # it may have been asked for before
     tempfile.tempdir = None
     return True
@@ -66,9 +71,29 @@ def _link_compiled(folder: Path) -> None:
                     os.symlink(f"{here}/{file}", there / file)
 
 
+def compiles_anew() -> bool:
+    """Whether this run has a folder for bytecode of its own, in which none of our files is at first."""
+    return os.environ.get("PYTHONPYCACHEPREFIX") == f"{os.environ[MARK]}/compiled"
+
+
+def compile_for_all(package: Path) -> None:
+    """Compile a package for the processes of this run, if nothing is compiled yet."""
+    if compiles_anew():
+        compileall.compile_dir(package, quiet=2, workers=2)
+
+
 def short_folder(prefix: str) -> Path:
     """A new folder with a short path, in the run's; the caller removes it."""
     return Path(tempfile.mkdtemp(prefix=prefix, dir=os.environ.get(MARK, "/tmp")))
+
+
+def shared_folder(name: str) -> Path | None:
+    """A folder that all processes of the run share, until its end; None where there is no run."""
+    if MARK not in os.environ:
+        return None
+    folder = Path(os.environ[MARK]) / _SHARED / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def processes_of(folder: Path, mark: str | None = None) -> list[psutil.Process]:
