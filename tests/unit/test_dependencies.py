@@ -7,6 +7,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
@@ -41,12 +42,13 @@ def imported_modules(path: Path) -> Iterator[str]:
             yield str(node.module).partition(".")[0]
 
 
-def imported(folder: str) -> set[str]:
+@cache
+def imported(folder: str) -> frozenset[str]:
     """Return the distributions that a folder imports."""
     modules = {module for path in (ROOT / folder).rglob("*.py") for module in imported_modules(path)}
     third_party = modules - sys.stdlib_module_names - {"seedcore", "tests"}
     distributions = packages_distributions()
-    return {distributions[module][0].lower().replace("_", "-") for module in third_party}
+    return frozenset(distributions[module][0].lower().replace("_", "-") for module in third_party)
 
 
 def test_every_import_of_the_package_is_declared() -> None:
