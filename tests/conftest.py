@@ -8,6 +8,8 @@ import os
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+# there are none, and each of hundreds of processes would look for them in every installed package
+os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"
 _LEAKS = {"RAY_ADDRESS", "RAY_NAMESPACE", "RAY_NODE_ID", "REGISTRY_BEAT_SEC", "PG_DSN", "CLUSTER_EPOCH", "POD_IP"}
 _LEAKS |= {"ENABLE_RUNTIME_REGISTRY"}
 for _name in list(os.environ):
