@@ -1,10 +1,14 @@
-"""Agents and actors that the cluster tests bring up."""
+"""Agents and actors that the cluster tests bring up.
+
+Their processes import this module: a class in a module of tests would make them import all that those tests need.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import sys
+import time
 from datetime import UTC
 from pathlib import Path
 from typing import Any
@@ -13,7 +17,9 @@ import ray
 
 from seedcore.agents import RayAgent
 from seedcore.registry import RegistryClient, Reporter, ThreadReporter
+from seedcore.registry.agent.identity import Identity, identify
 from seedcore.registry.protocol.messages import Hello
+from seedcore.registry.ray_support.process_keys import own_process_key
 from seedcore.settings import Settings
 from tests.waiting import eventually
 
@@ -110,6 +116,24 @@ class Grouped(Worker):
         return "done"
 
 
+class Patient(Worker):
+    """Its work ends once there is a file."""
+
+    async def handle_task(self, task: Any) -> Any:
+        await eventually(Path(task).exists, within_s=60)
+        return "finished"
+
+
+class Stays(Worker):
+    """Goes on when its epoch is retired."""
+
+    async def on_retired(self, epoch: str) -> None:
+        self.retired = epoch
+
+    async def handle_task(self, task: Any) -> Any:
+        return self.retired
+
+
 class SlowToAnswer(Worker):
     """Its heartbeat takes for ever."""
 
@@ -151,6 +175,30 @@ class Stranger:
 
     def pid(self) -> int:
         return os.getpid()
+
+
+class Identifier:
+    """An actor that identifies itself, or another."""
+
+    async def identify(self, actor_name: str | None) -> Identity:
+        return await identify(actor_name, "watched", 5.0)
+
+
+class Quiet:
+    """An actor that does nothing."""
+
+    async def whereabouts(self) -> tuple[int, str | None]:
+        return os.getpid(), own_process_key()
+
+
+class Busy:
+    """An actor that works on one long task and answers no call meanwhile."""
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def work(self, seconds: float) -> None:
+        time.sleep(seconds)
 
 
 class OldRegistry:

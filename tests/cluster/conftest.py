@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
+from unittest import mock
 
 import pytest
 import pytest_asyncio
 import ray
+from ray._private.node import Node
 
 from seedcore.composition import start_registry
 from seedcore.registry.protocol.connection import RegistryConnection
@@ -16,6 +18,11 @@ from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
 from tests.cluster.sharing import Sharing, running
 from tests.servers import PostgresServer
+
+# Ray starts as many processes in advance, and the actors of the tests ask for no CPU
+CPUS = 2
+# the same cluster as start_cluster() makes, for ray.cluster_utils
+HEAD = {"num_cpus": CPUS, "include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
 
 
 @pytest.fixture(scope="package")
@@ -47,7 +54,13 @@ def own_cluster() -> Iterator[None]:
 
 
 def start_cluster() -> None:
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
+    # every process of a log monitor or an autoscaler takes seconds of a core, and no test has a use for them
+    with mock.patch.multiple(Node, start_log_monitor=_start_nothing, start_monitor=_start_nothing):
+        ray.init(address="local", num_cpus=CPUS, include_dashboard=False, log_to_driver=False, logging_level="error")
+
+
+def _start_nothing(_node: Node) -> None:
+    """Instead of a process."""
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,13 @@
 """One registry for many tests, one after the other, as long as each leaves it as it found it.
 
-A registry and its relay are two processes that take a second of a core each to start. A test that kills or stops the
-registry, or leaves agents behind, ends the sharing: the next test gets a new registry, namespace and database.
+A registry and its relay are two processes that take a second of a core each to start. Actors that a test leaves are
+ended. A test that kills or stops the registry, changes the epoch, or leaves an agent of this process, ends the sharing:
+the next test gets a new registry, namespace and database.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 
@@ -115,6 +117,7 @@ async def _is_as_new(registry: Running) -> bool:
             return False
         if not (await connection.health()).is_ready:
             return False
+        await _end_actors(settings.namespace)
         left = await connection.list_active(_LIVING)
         await connection.deregister(instance_ids=[row.instance_id for row in left])
 
@@ -133,6 +136,13 @@ async def _is_as_new(registry: Running) -> bool:
         epochs = database.execute("select count(*) from cluster_epoch").fetchone()
         forget_instances(database)
     return epochs == (1,)
+
+
+async def _end_actors(namespace: str) -> None:
+    for name in await RayDirectory(namespace).names():
+        # one that ends by itself is gone by now
+        with suppress(ValueError):
+            ray.kill(ray.get_actor(name, namespace=namespace))
 
 
 def _database_of(settings: Settings) -> str | None:

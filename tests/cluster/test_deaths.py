@@ -29,20 +29,20 @@ from seedcore.core.instances import Verdict
 from seedcore.core.lifecycle import Status
 from seedcore.core.timeouts import end
 from seedcore.registry import RegistryClient
-from seedcore.registry.agent.identity import Identity, identify
 from seedcore.registry.node.process_watch import ActorStateWatch, PidfdWatch, Watch, why_unwatched
 from seedcore.registry.node.relay import Relay, RelayActor
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.protocol.messages import Unwatched, Watched
 from seedcore.registry.ray_support.lookup import ActorHandle, actor_id_of
-from seedcore.registry.ray_support.process_keys import has_ended, own_process_key, process_key_of
+from seedcore.registry.ray_support.process_keys import has_ended, process_key_of
 from seedcore.registry.server.actor import stop_registry
 from seedcore.registry.server.death_watch import DeathWatch
 from seedcore.registry.server.ray_cluster import RayCluster
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
 from tests.builders import iid, instance
-from tests.cluster.agents import Worker
+from tests.cluster.agents import Busy, Identifier, Quiet, Worker
+from tests.cluster.conftest import HEAD
 from tests.waiting import eventually
 
 
@@ -53,11 +53,7 @@ def ray_cluster() -> Iterator[Cluster]:
     ray.shutdown()
     cluster = Cluster(
         initialize_head=True,
-        head_node_args={
-            "num_cpus": 4,
-            "include_dashboard": False,
-            "_system_config": {**quick, "health_check_failure_threshold": 4},
-        },
+        head_node_args={**HEAD, "_system_config": {**quick, "health_check_failure_threshold": 4}},
     )
     ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
     yield cluster
@@ -80,20 +76,6 @@ class Sleeper:
         self.kill = kill
 
 
-class Identifier:
-    """An actor that identifies itself, or another."""
-
-    async def identify(self, actor_name: str | None) -> Identity:
-        return await identify(actor_name, "watched", 5.0)
-
-
-class Patient:
-    """An actor that does nothing."""
-
-    async def whereabouts(self) -> tuple[int, str | None]:
-        return os.getpid(), own_process_key()
-
-
 @pytest.fixture(params=["pidfd", "actor state"])
 async def watch_and_sleeper(
     request: pytest.FixtureRequest, ray_cluster: Cluster
@@ -113,7 +95,7 @@ async def watch_and_sleeper(
         return Sleeper(Watched(new_instance_id(), child.pid, key, None, None, None), child.kill)
 
     def make_actor() -> Sleeper:
-        actor_class: Any = ray.remote(Patient)
+        actor_class: Any = ray.remote(Quiet)
         name = f"patient-{new_instance_id()}"
         handle = actor_class.options(name=name, namespace="watched", num_cpus=0).remote()
         ray.get(handle.whereabouts.remote())
@@ -325,16 +307,6 @@ async def test_a_hidden_process_is_not_called_dead_and_an_ended_one_is(monkeypat
     living.wait()
     ended.wait()
     await watch.close()
-
-
-class Busy:
-    """An actor that works on one long task and answers no call meanwhile."""
-
-    def pid(self) -> int:
-        return os.getpid()
-
-    def work(self, seconds: float) -> None:
-        time.sleep(seconds)
 
 
 class WithoutPidfd(RayCluster):
@@ -687,7 +659,7 @@ async def test_an_actor_that_is_not_made_yet_is_not_dead(registry: RegistryConne
 async def test_the_actor_of_another_is_not_taken_for_our_own(ray_cluster: Cluster) -> None:
     actor_class: Any = ray.remote(Identifier)
     identifier = actor_class.options(name="identifier", namespace="third", num_cpus=0).remote()
-    patient = ray.remote(Patient).options(name="other", namespace="watched", num_cpus=0).remote()
+    patient = ray.remote(Quiet).options(name="other", namespace="watched", num_cpus=0).remote()
     await patient.whereabouts.remote()
     mine, other, none = await asyncio.gather(*(identifier.identify.remote(name) for name in (None, "other", "none")))
     assert (mine.namespace, mine.actor_id, mine.is_proven) == ("third", actor_id_of(identifier), True)
@@ -698,7 +670,7 @@ async def test_the_actor_of_another_is_not_taken_for_our_own(ray_cluster: Cluste
 
 
 async def test_a_callers_error_is_a_hint_and_ray_decides(registry: RegistryConnection, settings: Settings) -> None:
-    actor_class: Any = ray.remote(Patient)
+    actor_class: Any = ray.remote(Quiet)
     handle = actor_class.options(name="called", namespace=settings.namespace, num_cpus=0).remote()
     await handle.whereabouts.remote()
     # no node and no process are known of it: only Ray knows

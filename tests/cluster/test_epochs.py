@@ -27,8 +27,7 @@ from seedcore.registry.server.actor import stop_registry
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
 from seedcore.tier0.answers import AgentSpec
-from tests.cluster.agents import Blocking, Worker
-from tests.docs.test_docs import FILE_NAME, blocks_of, commands_of
+from tests.cluster.agents import Blocking, Patient, Stays, Worker
 from tests.servers import PostgresServer
 from tests.waiting import eventually
 
@@ -80,6 +79,9 @@ async def are_gone(settings: Settings, *names: str) -> bool:
 async def test_the_page_as_it_is_written_leads_every_caller_to_green(
     ray_cluster: None, as_installed: Settings, tmp_path: Path
 ) -> None:
+    # here: it imports Ray Serve, which no other test of this file needs
+    from tests.docs.test_docs import FILE_NAME, blocks_of, commands_of
+
     blocks = blocks_of(PAGE)
     for block in blocks:
         file = FILE_NAME.match(block.text)
@@ -187,24 +189,6 @@ async def test_a_retired_agent_finishes_what_runs_and_takes_nothing_new(
     assert await work == "finished"
     await eventually(partial(are_gone, settings, "busy"))
     assert await is_retired(registry, "busy")
-
-
-class Patient(Worker):
-    """Its work ends once there is a file."""
-
-    async def handle_task(self, task: Any) -> Any:
-        await eventually(Path(task).exists, within_s=60)
-        return "finished"
-
-
-class Stays(Worker):
-    """Goes on when its epoch is retired."""
-
-    async def on_retired(self, epoch: str) -> None:
-        self.retired = epoch
-
-    async def handle_task(self, task: Any) -> Any:
-        return self.retired
 
 
 async def test_an_agent_decides_what_it_does_when_its_epoch_is_retired(

@@ -43,6 +43,7 @@ from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
 from seedcore.tier0.calls import bounded_call
 from tests.cluster.agents import Worker
+from tests.cluster.conftest import HEAD
 from tests.servers import PostgresServer
 from tests.serving import free_port
 from tests.waiting import eventually
@@ -52,7 +53,7 @@ from tests.waiting import eventually
 def cluster() -> Iterator[Cluster]:
     """A cluster that goes on when this process leaves it."""
     ray.shutdown()
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
+    cluster = Cluster(initialize_head=True, head_node_args=HEAD)
     yield cluster
     cluster.shutdown()
 
