@@ -60,11 +60,13 @@ def until(question: Callable[[], T], within_s: float = 30.0) -> T:
 def processes_of(folder: Path) -> list[psutil.Process]:
     """Guardian and main server process that work in `folder`."""
     found = []
-    for process in psutil.process_iter(["cmdline", "status"]):
-        line = process.info["cmdline"] or []
-        is_one = "-D" in line or GUARDIAN_MODULE in line
-        if is_one and process.info["status"] != psutil.STATUS_ZOMBIE and any(str(folder) in word for word in line):
-            found.append(process)
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            line = process.cmdline()
+            is_one = "-D" in line or GUARDIAN_MODULE in line
+            # the status last: asked for of every process of the machine, many times, it would cost as much again
+            if is_one and any(str(folder) in word for word in line) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
     return found
 
 
