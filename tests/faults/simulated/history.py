@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import random
 from collections import Counter
@@ -114,6 +115,8 @@ class History:
 def run_seed(seed: int) -> tuple[int, str | None, Counter[str], list[str]]:
     """One history: its violation, or None, with what happened."""
     logging.disable(logging.CRITICAL)
+    # when the garbage collector runs depends on every object of the process, and what it ends changes the history
+    gc.disable()
     history = History(seed)
     try:
         history.run()
