@@ -142,7 +142,7 @@ def pytest_collection(session: pytest.Session) -> Generator[None, object, object
 def _import_in_turn(config: pytest.Config) -> None:
     """Where nothing is compiled yet, let each worker begin with other files of tests, and find the rest compiled."""
     worker = getattr(config, "workerinput", None)
-    if worker is None or not traces.compiles_anew():
+    if worker is None or not traces.has_own_bytecode():
         return
     files = sorted(path for path in _TESTS.glob("*/test_*.py") if not pytest_ignore_collect(path, config))
     first = len(files) * int(worker["workerid"].removeprefix("gw")) // worker["workercount"]

@@ -71,14 +71,14 @@ def _link_compiled(folder: Path) -> None:
                     os.symlink(f"{here}/{file}", there / file)
 
 
-def compiles_anew() -> bool:
+def has_own_bytecode() -> bool:
     """Whether this run has a folder for bytecode of its own, in which none of our files is at first."""
     return os.environ.get("PYTHONPYCACHEPREFIX") == f"{os.environ[MARK]}/compiled"
 
 
 def compile_for_all(package: Path) -> None:
     """Compile a package for the processes of this run, if nothing is compiled yet."""
-    if compiles_anew():
+    if has_own_bytecode():
         compileall.compile_dir(package, quiet=2, workers=2)
 
 
