@@ -80,8 +80,8 @@ class LiveView:
 
     def page(self, wanted: InstanceFilter, after: tuple[str, str], limit: int) -> tuple[list[Instance], bool]:
         """Return up to `limit` matching instances after `after` in key order, and whether there are more. `fresh_only`
-        has no effect: when a lease ends, the instance is dead and the feed removes it. While expiry is frozen it is not,
-        and is listed as suspect."""
+        has no effect: when a lease ends, the instance is dead and the feed removes it. While expiry is frozen, it is
+        listed as suspect."""
         rows = self._instances.wanted(wanted, self.epoch, after)
         verdicts = wanted.verdicts
         if verdicts is not None:

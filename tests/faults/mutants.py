@@ -200,13 +200,6 @@ def _is_confirmed_once(follower: Follower) -> bool:
     return follower._confirmed_s is not None
 
 
-_trust = Follower._trust
-
-
-def _trust_when_read(follower: Follower, _: float) -> None:
-    _trust(follower, follower._clock.monotonic())
-
-
 def _get_any(cache: HandleCache, logical_id: str) -> ActorHandle | None:
     return cache._handles.get(logical_id)
 
@@ -259,25 +252,25 @@ MUTANTS: dict[str, Mutant] = {
     "a replay is acknowledged at once": Mutant(
         51, lambda: mock.patch.object(Receipts, "is_settled", return_value=True)
     ),
-    "no credit for our own stalls": Mutant(1, lambda: mock.patch.object(Silence, "credit", _nothing)),
-    "no new lease after a restart": Mutant(37, _patch_no_new_lease),
+    "no credit for our own stalls": Mutant(11, lambda: mock.patch.object(Silence, "credit", _nothing)),
+    "no new lease after a restart": Mutant(1, _patch_no_new_lease),
     "the dead may live again": Mutant(4, lambda: mock.patch("seedcore.store.memory.apply_status", _revive)),
     "sequence numbers are ignored": Mutant(
-        12, lambda: mock.patch("seedcore.store.memory.apply_status", _ignore_numbers)
+        29, lambda: mock.patch("seedcore.store.memory.apply_status", _ignore_numbers)
     ),
-    "an agent's report ends a hold": Mutant(0, lambda: _patch_both("apply_status", _end_the_hold)),
+    "an agent's report ends a hold": Mutant(1, lambda: _patch_both("apply_status", _end_the_hold)),
     "the registry forgets a hold at a report": Mutant(
-        242, lambda: mock.patch("seedcore.core.members.apply_status", _end_the_hold)
+        54, lambda: mock.patch("seedcore.core.members.apply_status", _end_the_hold)
     ),
-    "a release restores the wrong status": Mutant(2, lambda: _patch_both("apply_hold", _release_to_alive)),
-    "no lease ends": Mutant(9, lambda: mock.patch("seedcore.registry.server.expiry.judge", _judge_no_lease)),
+    "a release restores the wrong status": Mutant(1, lambda: _patch_both("apply_hold", _release_to_alive)),
+    "no lease ends": Mutant(7, lambda: mock.patch("seedcore.registry.server.expiry.judge", _judge_no_lease)),
     "no death is decided": Mutant(0, lambda: mock.patch("seedcore.registry.server.expiry.judge", _judge_no_witness)),
-    "a freeze is no evidence": Mutant(2, lambda: mock.patch("seedcore.registry.server.expiry.judge", _judge_unfrozen)),
+    "a freeze is no evidence": Mutant(13, lambda: mock.patch("seedcore.registry.server.expiry.judge", _judge_unfrozen)),
     "a full backlog refuses a death": Mutant(
-        13, lambda: mock.patch.object(Backlog, "offer_death", _offer_death_in_the_queue)
+        10, lambda: mock.patch.object(Backlog, "offer_death", _offer_death_in_the_queue)
     ),
-    "expiry never freezes": Mutant(2, lambda: mock.patch.object(MassLateness, "note", _forget_seconds)),
-    "no grace at the end of a freeze": Mutant(64, lambda: mock.patch.object(MassLateness, "is_spent", True)),
+    "expiry never freezes": Mutant(13, lambda: mock.patch.object(MassLateness, "note", _forget_seconds)),
+    "no grace at the end of a freeze": Mutant(50, lambda: mock.patch.object(MassLateness, "is_spent", True)),
     "the client keeps nothing": Mutant(9, lambda: mock.patch.object(Delivery, "_send_all", _send_and_forget)),
     "a failed batch returns reversed": Mutant(
         229, lambda: mock.patch.object(ChangeBatch, "put_back", _put_back_reversed)
@@ -298,7 +291,7 @@ MUTANTS: dict[str, Mutant] = {
         11, lambda: mock.patch.object(Tables, "continuing", lambda _, epoch: epoch)
     ),
     "a refused value keeps its batch": Mutant(
-        2, lambda: mock.patch("seedcore.registry.server.flusher.in_parts", _keep_the_batch)
+        2, lambda: mock.patch("seedcore.registry.server.flusher._in_parts", _keep_the_batch)
     ),
     "memory and database are not compared": Mutant(
         1, lambda: mock.patch.object(Comparison, "_compare", _compare_nothing)
@@ -306,9 +299,6 @@ MUTANTS: dict[str, Mutant] = {
     "a follower lists only once": Mutant(0, lambda: mock.patch.object(LiveView, "load", _load_once)),
     "a cache is trusted for ever": Mutant(
         0, lambda: mock.patch.object(Follower, "is_current", property(_is_confirmed_once))
-    ),
-    "an answer is trusted from when it is read": Mutant(
-        0, lambda: mock.patch.object(Follower, "_trust", _trust_when_read)
     ),
     "a cache of a registry that does not know all is trusted": Mutant(
         2, lambda: mock.patch.multiple(RegistryConnection, changes=_changes_complete, page=_page_complete)

@@ -24,7 +24,8 @@ _RETRY_S = 2.0
 
 
 class HandleCache:
-    """Handles by logical id, each proven or with its proof under way. Valid only while a follower evicts the agents that change.
+    """Handles by logical id, each proven or with its proof under way. Valid only while a follower evicts the agents
+    that change.
 
     A new handle is proven in the background: its first call also makes Ray report what becomes of the actor. A negative
     proof evicts it.

@@ -44,7 +44,12 @@ class _Connection:
 def joined() -> Iterator[None]:
     """This process, and with it every simulated one, is in a Ray session."""
     connection = _Connection()
-    with mock.patch.object(session, "ray_connection", lambda: connection):
+
+    def ray_connection() -> _Connection:
+        return connection
+
+    # a mock would record each of its thousands of calls
+    with mock.patch.object(session, "ray_connection", ray_connection):
         yield
 
 
