@@ -256,7 +256,7 @@ MUTANTS: dict[str, Mutant] = {
     "no new lease after a restart": Mutant(1, _patch_no_new_lease),
     "the dead may live again": Mutant(4, lambda: mock.patch("seedcore.store.memory.apply_status", _revive)),
     "sequence numbers are ignored": Mutant(
-        29, lambda: mock.patch("seedcore.store.memory.apply_status", _ignore_numbers)
+        47, lambda: mock.patch("seedcore.store.memory.apply_status", _ignore_numbers)
     ),
     "an agent's report ends a hold": Mutant(1, lambda: _patch_both("apply_status", _end_the_hold)),
     "the registry forgets a hold at a report": Mutant(
@@ -267,10 +267,10 @@ MUTANTS: dict[str, Mutant] = {
     "no death is decided": Mutant(0, lambda: mock.patch("seedcore.registry.server.expiry.judge", _judge_no_witness)),
     "a freeze is no evidence": Mutant(13, lambda: mock.patch("seedcore.registry.server.expiry.judge", _judge_unfrozen)),
     "a full backlog refuses a death": Mutant(
-        10, lambda: mock.patch.object(Backlog, "offer_death", _offer_death_in_the_queue)
+        12, lambda: mock.patch.object(Backlog, "offer_death", _offer_death_in_the_queue)
     ),
     "expiry never freezes": Mutant(13, lambda: mock.patch.object(MassLateness, "note", _forget_seconds)),
-    "no grace at the end of a freeze": Mutant(50, lambda: mock.patch.object(MassLateness, "is_spent", True)),
+    "no grace at the end of a freeze": Mutant(83, lambda: mock.patch.object(MassLateness, "is_spent", True)),
     "the client keeps nothing": Mutant(9, lambda: mock.patch.object(Delivery, "_send_all", _send_and_forget)),
     "a failed batch returns reversed": Mutant(
         229, lambda: mock.patch.object(ChangeBatch, "put_back", _put_back_reversed)
