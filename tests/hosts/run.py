@@ -182,12 +182,11 @@ async def _settle(it: World, seen: Observed, fault: Fault) -> tuple[float, str |
     began_s = time.monotonic()
     healed_s = 0.0
     problem: str | None = "never asked"
-    if fault.replaces_cluster:
-        await it.end_caller()
+    it.needs_caller |= fault.replaces_cluster
     while problem is not None and time.monotonic() - began_s < _SETTLED_S:
         try:
             await it.supervise()
-            if not it.has_caller:
+            if it.needs_caller:
                 await it.start_caller()
             look = await it.look()
             rows, living = await asyncio.to_thread(it.rows), await asyncio.to_thread(it.living)

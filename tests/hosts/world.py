@@ -57,7 +57,8 @@ class NoAnswerError(Exception):
 
 
 class World:
-    """The hosts and what runs on them. `restarts` has the hosts that the supervisor has started again."""
+    """The hosts and what runs on them. `restarts` has the hosts that the supervisor has started again. `needs_caller`:
+    the host of the caller or its cluster has ended, and the caller with it; if it ends otherwise, the run fails."""
 
     def __init__(self, folder: Path, server: PostgresServer, network: Network, *, is_tolerant: bool) -> None:
         """`is_tolerant`: Ray's tables are in RocksDB on the head's disk, so that they outlive the head."""
@@ -90,6 +91,7 @@ class World:
         self._caller: asyncio.subprocess.Process | None = None
         self._asking = asyncio.Lock()
         self.restarts: list[Restart] = []
+        self.needs_caller = True
 
     @property
     def head(self) -> Host:
@@ -125,7 +127,7 @@ class World:
             if state is not RayState.RUNS:
                 self.restarts.append(Restart(time.time(), name, state))
                 if name == _CALLERS_HOST:
-                    await self.end_caller()
+                    self.needs_caller = True
                 await asyncio.to_thread(host.kill)
                 await asyncio.to_thread(host.start)
                 await self._start_worker(host)
@@ -135,13 +137,9 @@ class World:
 
     # The caller
 
-    @property
-    def has_caller(self) -> bool:
-        """Whether the caller runs."""
-        return self._caller is not None and self._caller.returncode is None
-
     async def start_caller(self) -> None:
         """Start the caller on the right host, and let it create the fleet and call it."""
+        await self.end_caller()
         right = self.hosts[_CALLERS_HOST]
         command = right.inside("python", "-m", "tests.hosts.caller", f"{self.head.address}:{RAY_PORT}")
         log = (self._folder / "caller.log").open("ab")
@@ -152,15 +150,16 @@ class World:
             )
         await self._answer(_BEGIN_S)
         await self._ask("begin", self.fleet, within_s=_BEGIN_S)
+        self.needs_caller = False
 
     async def end_caller(self) -> None:
         """End the caller, also one that no longer answers."""
         if self._caller is not None:
             if self._caller.returncode is None:
                 # the process is the child of the program that entered the host; its pipes stay open as long as it lives
-                for process in psutil.Process(self._caller.pid).children(recursive=True):
-                    process.kill()
-                with suppress(ProcessLookupError):
+                with suppress(psutil.NoSuchProcess, ProcessLookupError):
+                    for process in psutil.Process(self._caller.pid).children(recursive=True):
+                        process.kill()
                     self._caller.kill()
             await self._caller.wait()
             self._caller = None
