@@ -19,6 +19,7 @@ from seedcore.cli.cluster import join_cluster
 from seedcore.cli.errors import NoClusterError
 from seedcore.cli.output import Text, counted, out
 from seedcore.cli.queries import answered
+from seedcore.cli.troubles import loss_text
 from seedcore.composition import store_recipe
 from seedcore.core.clock import utc_now
 from seedcore.core.errors import (
@@ -29,6 +30,7 @@ from seedcore.core.errors import (
     VersionMismatchError,
 )
 from seedcore.core.timeouts import within
+from seedcore.discovery.api import LossOut
 from seedcore.discovery.exposure import exposures
 from seedcore.discovery.tokens import TokenFile
 from seedcore.registry.protocol.connection import RegistryConnection
@@ -146,7 +148,7 @@ async def _look(settings: Settings, *, is_joined: bool) -> list[Finding]:
         return [*findings, Finding("registry", Grade.SKIPPED, "SEEDCORE_MODE is ray")]
     if is_joined:
         connection = RegistryConnection(settings.namespace, settings.call_timeout_s)
-        findings += await _checked("registry", lambda: _registry(connection, settings))
+        findings += await _checked("registry", lambda: registry_findings(connection, settings))
     else:
         findings.append(Finding("registry", Grade.SKIPPED, "not connected to a cluster"))
     if is_joined or settings.pg_dsn is not None:
@@ -180,7 +182,8 @@ async def _checked(check: str, look: Callable[[], Awaitable[list[Finding]]]) -> 
         return [Finding(check, Grade.FAILED, str(error), "`seedcore registry start`, or `serve run serve_config.yaml`")]
 
 
-async def _registry(connection: RegistryConnection, settings: Settings) -> list[Finding]:
+async def registry_findings(connection: RegistryConnection, settings: Settings) -> list[Finding]:
+    """Check the registry. Raises as `connection`."""
     hello: Hello = await connection.hello()
     upgrade = "`seedcore registry upgrade`, and the same version on every node"
     try:
@@ -210,13 +213,12 @@ def _of_health(health: Health, settings: Settings) -> list[Finding]:
         remedy = "another cluster writes to this database; end one of them, or give each its own SEEDCORE_PG_DSN"
         findings.append(Finding("writer", Grade.FAILED, found, remedy))
     if health.epoch_problem is not None:
-        remedy = "`seedcore epoch show` shows the epochs"
-        findings.append(Finding("epoch", Grade.FAILED, health.epoch_problem, remedy))
+        found = f"not confirmed, so no agent is resolved: {health.epoch_problem}"
+        remedy = "`seedcore epoch show` lists both epochs with their agents: see deploy/runbook/epoch-unconfirmed.md"
+        findings.append(Finding("epoch", Grade.FAILED, found, remedy))
     if health.last_loss is not None:
-        loss = health.last_loss
-        missing = "" if loss.has_whole_history else "; the oldest of the lost transitions are missing"
-        found = f"it lost {loss.commits} commits; {loss.written_again} changes were written again{missing}"
-        remedy = "replicate synchronously: see deploy/README.md"
+        found = loss_text(LossOut.model_validate(health.last_loss))
+        remedy = "see deploy/runbook/lost-commits.md; shown until the registry restarts"
         findings.append(Finding("lost commits", Grade.WARNING, found, remedy))
     if health.store_problem is not None:
         remedy = "restore the database; until then the registry works from memory"
