@@ -19,7 +19,7 @@ from seedcore.cli.cluster import join_cluster
 from seedcore.cli.errors import NoClusterError
 from seedcore.cli.output import Text, counted, out
 from seedcore.cli.queries import answered
-from seedcore.cli.troubles import loss_text
+from seedcore.cli.troubles import losses_of
 from seedcore.composition import store_recipe
 from seedcore.core.clock import utc_now
 from seedcore.core.errors import (
@@ -30,8 +30,8 @@ from seedcore.core.errors import (
     VersionMismatchError,
 )
 from seedcore.core.timeouts import within
-from seedcore.discovery.api import LossOut
 from seedcore.discovery.exposure import exposures
+from seedcore.discovery.overview import registry_out
 from seedcore.discovery.tokens import TokenFile
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.protocol.messages import Health, Hello
@@ -216,8 +216,7 @@ def _of_health(health: Health, settings: Settings) -> list[Finding]:
         found = f"not confirmed, so no agent is resolved: {health.epoch_problem}"
         remedy = "`seedcore epoch show` lists both epochs with their agents: see deploy/runbook/epoch-unconfirmed.md"
         findings.append(Finding("epoch", Grade.FAILED, found, remedy))
-    if health.last_loss is not None:
-        found = loss_text(LossOut.model_validate(health.last_loss))
+    for _, found in losses_of(registry_out(health)):
         remedy = "see deploy/runbook/lost-commits.md; shown until the registry restarts"
         findings.append(Finding("lost commits", Grade.WARNING, found, remedy))
     if health.store_problem is not None:

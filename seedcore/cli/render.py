@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from seedcore.cli.output import Text, counted
-from seedcore.cli.troubles import is_recent, loss_text
+from seedcore.cli.troubles import is_recent, losses_of
 from seedcore.cli.why import Reason, hold_text
 from seedcore.core.instances import EpochRecord
 from seedcore.discovery.api import (
@@ -159,9 +159,8 @@ def show_overview(console: Console, overview: OverviewAnswer, place: str) -> Non
     ):
         table.add_row(name, Text(state, style="green" if state == "ok" else "red"))
     if report is not None:
-        if report.last_loss is not None:
-            style = "yellow" if is_recent(report.last_loss, overview.as_of_registry) else ""
-            table.add_row("lost commits", Text(loss_text(report.last_loss), style=style))
+        for at, line in losses_of(report):
+            table.add_row("lost commits", Text(line, style="yellow" if is_recent(at, overview.as_of_registry) else ""))
         rate = "-" if report.beats_per_s is None else f"{report.beats_per_s:.0f} per second"
         table.add_row("beats", f"{rate}, every {report.beat_interval_s:g} s, lease {report.lease_s:g} s")
         table.add_row(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from seedcore.cli.output import counted
-from seedcore.discovery.api import LossOut, OverviewAnswer
+from seedcore.discovery.api import LossOut, OverviewAnswer, RegistryOut
 
 LOSS_IS_RECENT = timedelta(minutes=15)
 """How long a loss counts as a problem: as long as the alert SeedcoreDatabaseLostCommits."""
@@ -25,8 +25,7 @@ def troubles(overview: OverviewAnswer) -> list[str]:
     ]
     report = overview.registry
     if report is not None and overview.registry_problem is None:
-        if report.last_loss is not None and is_recent(report.last_loss, overview.as_of_registry):
-            found.append(f"the database had lost commits: {loss_text(report.last_loss)}")
+        found += [line for at, line in losses_of(report) if is_recent(at, overview.as_of_registry)]
         if report.is_frozen:
             found.append("expiry is frozen: too many agents went silent at once; only deaths that Ray confirms count")
         if report.watch_problem is not None:
@@ -38,16 +37,34 @@ def troubles(overview: OverviewAnswer) -> list[str]:
     return found
 
 
-def is_recent(loss: LossOut, now: datetime | None) -> bool:
-    """Whether a loss still counts as a problem. `now` is the registry's clock."""
-    return now is None or now - loss.at < LOSS_IS_RECENT
+def is_recent(at: datetime, now: datetime | None) -> bool:
+    """Whether a loss that was noticed at `at` still counts as a problem. `now` is the registry's clock."""
+    return now is None or now - at < LOSS_IS_RECENT
 
 
-def loss_text(loss: LossOut) -> str:
+def losses_of(report: RegistryOut) -> list[tuple[datetime, str]]:
+    """Return when the database was found to have lost commits, and what became of them."""
+    found = []
+    if report.last_loss is not None:
+        found.append((report.last_loss.at, _loss_text(report.last_loss)))
+    if report.agents_ahead_at is not None:
+        text = (
+            f"the database had lost commits before this registry started, noticed at {_time(report.agents_ahead_at)}; "
+            f"{counted(report.agents_ahead, 'agent')} knew later changes and sent them again"
+        )
+        found.append((report.agents_ahead_at, text))
+    return found
+
+
+def _loss_text(loss: LossOut) -> str:
     """When the loss was noticed, how many commits it was, what was written again, and what was refused."""
     refused = f", {loss.refused} refused (see the registry's log)" if loss.refused else ", none refused"
     missing = "" if loss.has_whole_history else "; the oldest of the lost transitions are missing in the history"
     return (
-        f"{counted(loss.commits, 'commit')} lost, noticed at {loss.at.astimezone():%Y-%m-%d %H:%M:%S}; "
+        f"the database had lost {counted(loss.commits, 'commit')}, noticed at {_time(loss.at)}; "
         f"{counted(loss.written_again, 'change')} written again{refused}{missing}"
     )
+
+
+def _time(at: datetime) -> str:
+    return f"{at.astimezone():%Y-%m-%d %H:%M:%S}"

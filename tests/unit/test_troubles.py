@@ -16,7 +16,7 @@ from seedcore.cli import doctor
 from seedcore.cli.doctor import Finding, Grade
 from seedcore.cli.output import Terminal
 from seedcore.cli.render import show_overview
-from seedcore.cli.troubles import LOSS_IS_RECENT, loss_text, troubles
+from seedcore.cli.troubles import LOSS_IS_RECENT, troubles
 from seedcore.cli.why import reason_of
 from seedcore.core.answers import KnownBefore
 from seedcore.core.instances import Epoch, Verdict
@@ -86,9 +86,9 @@ async def test_a_loss_is_a_problem_for_as_long_as_its_alert_and_shown_after_that
         shown = printed(capsys, one)
         for part in ("12 commits", "9 changes", "3 refused", "missing", f"{START.astimezone():%H:%M:%S}"):
             assert part in shown
-    whole = LossOut.model_validate(replace(LOSS, refused=0, has_whole_history=True))
-    assert "none refused" in loss_text(whole)
-    assert "missing" not in loss_text(whole)
+    whole = overview_with(overview, replace(LOSS, refused=0, has_whole_history=True), timedelta())
+    assert "none refused" in printed(capsys, whole)
+    assert "missing" not in printed(capsys, whole)
 
 
 async def findings_of(health: Health) -> dict[str, Finding]:
@@ -114,6 +114,28 @@ async def test_doctor_shows_both_with_what_to_do() -> None:
     assert found["lost commits"].grade is Grade.WARNING
     assert all(part in found["lost commits"].found for part in ("12 commits", "9 changes", "3 refused"))
     assert "lost-commits.md" in (found["lost commits"].remedy or "")
+
+
+async def test_a_loss_before_the_start_of_the_registry_is_shown_too(capsys: pytest.CaptureFixture[str]) -> None:
+    async with world_of() as world:
+        await world.registry.beat_many([iid(1)], None, KnownBefore({iid(1): 2}))
+        assert troubles(await overview_of(world)) == []
+        for _ in range(2):
+            answer = await world.registry.beat_many([iid(1), iid(2)], None, KnownBefore({iid(1): 5, iid(2): 2}))
+            assert answer.behind == (iid(1),)
+        await world.registry.set_status(iid(1), "alive", 5)
+        for seqs in ({iid(1): 5}, {iid(2): 9}):
+            await world.registry.beat_many([*seqs], None, KnownBefore(seqs))
+        health = await world.registry.health()
+        assert (health.agents_ahead, health.losses, health.last_loss) == (2, 0, None)
+        overview = await overview_of(world)
+        found = await findings_of(health)
+    for text in (" ".join(troubles(overview)), printed(capsys, overview), found["lost commits"].found):
+        assert "2 agents" in text
+    assert health.agents_ahead_at is not None
+    at = health.agents_ahead_at.timestamp() * 1000
+    (notice,) = (one for one in problems_of_page(overview, at) if one["key"] == "ahead")
+    assert "2 agents" in notice["text"]
 
 
 async def test_why_explains_that_a_living_agent_is_not_resolved() -> None:

@@ -183,6 +183,17 @@ function addOfRegistry(add, registry, now) {
         " Changes that other programs made by SQL are lost. This notice stays until the registry restarts.",
     );
   }
+  if (registry.agents_ahead_at) {
+    const at = parseTime(registry.agents_ahead_at);
+    add(
+      "ahead",
+      now - at < RECENT_LOSS_MS ? "warn" : "info",
+      "Database lost commits",
+      "The database had lost commits before this registry started.",
+      `${plural(registry.agents_ahead, "agent")} knew later changes and sent them again ${longSpan(now - at)} ago ` +
+        `(${absolute(at)}). Drains of that time may be lost. This notice stays until the registry restarts.`,
+    );
+  }
   if (registry.capacity_problem) {
     add(
       "capacity",

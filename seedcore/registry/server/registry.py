@@ -221,8 +221,7 @@ class Registry(Operations):
         """Note what agents know from a registry before. Returns the instances of which they know later changes."""
         if known.epoch is not None and self.writer.database.is_complete:
             self.members.shown.note_agents_epoch(known.epoch)
-        instances = ((self.members.get(instance_id), seq) for instance_id, seq in known.seqs.items())
-        return tuple(row.instance_id for row, seq in instances if row is not None and row.seq < seq)
+        return self.agents_ahead.compare(known.seqs)
 
     def _relay_for(self, instance_ids: Sequence[str]) -> str | None:
         """The relay that the sender of a message may use from now on: its instances are all on one node."""
