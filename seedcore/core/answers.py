@@ -182,9 +182,9 @@ class BeatAnswer:
 @wire
 @dataclass(frozen=True, slots=True)
 class KnownBefore:
-    """What the sender of beats knows from registries before, for one that has not answered it yet: by instance id, the
-    number of the last change that was durable, and the epoch that was current. A database that has lost commits shows
-    by a lower number."""
+    """What the sender of beats knows from its last answers: the epoch that was current and, for a registry that has not
+    answered it yet, by instance id the number of the last change that was durable. A database that has lost commits
+    shows by a lower number."""
 
     seqs: Mapping[str, int] = field(default_factory=dict)
     epoch: Epoch | None = None

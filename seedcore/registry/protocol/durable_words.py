@@ -39,12 +39,13 @@ class DurableWords:
         self._words.setdefault(inner.instance_id, {})[type(inner)] = inner
 
     def known_before(self, instance_ids: Sequence[str]) -> KnownBefore | None:
-        """What goes with beats of these to a registry that has not confirmed it; None where there is nothing."""
-        if not self._unconfirmed and self._is_epoch_confirmed:
+        """What goes with beats of these: the epoch always, since the first beat to a new registry must carry it, and
+        numbers to one that has not confirmed them. None where there is nothing."""
+        if not self._unconfirmed and self._epoch is None:
             return None
         ids = [one for one in instance_ids if one in self._unconfirmed]
         seqs = {one: max(_seq(change) for change in words.values()) for one in ids if (words := self._words.get(one))}
-        return KnownBefore(seqs, None if self._is_epoch_confirmed else self._epoch)
+        return KnownBefore(seqs, self._epoch)
 
     def note_answer(self, sent: KnownBefore | None, answer: BeatAnswer) -> list[list[Change]]:
         """Note the answer to beats. Returns, for each instance that is behind, the changes to send again in order."""
