@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from seedcore.core.answers import BeatAnswer, KnownBefore, NotResolved, Receipt
 from seedcore.core.changes import RegisterChange, Registration, SequencedChange
 from seedcore.core.instances import Epoch
@@ -44,3 +46,25 @@ def test_a_registry_that_agents_know_gets_the_epoch_and_no_numbers_again() -> No
     assert sent == KnownBefore({iid(1): 1}, epoch)
     words.note_answer(sent, answer)
     assert words.known_before([iid(1), iid(2)]) == KnownBefore({}, epoch)
+
+
+async def test_what_was_true_in_another_cluster_is_not_held_against_its_registry(connected: object) -> None:
+    here, there = Tables(START), Tables(START)
+    async with joined_registry(CONFIG, here) as first, called(first) as (connection, replace_by):
+        await connection.register(Registration(iid(1), "agent-1"), 1)
+        for epoch in ("green", "teal"):
+            await connection.set_current_epoch(epoch)
+        await connection.beat(iid(1))
+        async with joined_registry(replace(CONFIG, ray_cluster="another"), there) as second:
+            await second.register(Registration(iid(1), "agent-1"), 1)
+            replace_by(second)
+            for _ in range(3):
+                answer = await connection.beat(iid(1))
+                assert answer.behind == ()
+                assert (await second.health()).epoch_problem is None
+
+
+def test_senders_of_two_clusters_do_not_share_what_they_know() -> None:
+    here, there = (KnownBefore({iid(n): n}, Epoch(f"epoch-{n}", n), f"cluster-{n}") for n in (9, 2))
+    assert here.joined(there) == there
+    assert here.joined(KnownBefore({iid(3): 3}, None, "cluster-9")) == replace(here, seqs={iid(9): 9, iid(3): 3})

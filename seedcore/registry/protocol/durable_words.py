@@ -22,6 +22,7 @@ class DurableWords:
         self._capacity = capacity
         self._words: dict[str, dict[type[Change], Change]] = {}
         self._registry: str | None = None
+        self._cluster: str | None = None
         self._unconfirmed: set[str] = set()
         self._epoch: Epoch | None = None
         self._is_epoch_confirmed = True
@@ -45,7 +46,7 @@ class DurableWords:
             return None
         ids = [one for one in instance_ids if one in self._unconfirmed]
         seqs = {one: max(_seq(change) for change in words.values()) for one in ids if (words := self._words.get(one))}
-        return KnownBefore(seqs, self._epoch)
+        return KnownBefore(seqs, self._epoch, self._cluster)
 
     def note_answer(self, sent: KnownBefore | None, answer: BeatAnswer) -> list[list[Change]]:
         """Note the answer to beats. Returns, for each instance that is behind, the changes to send again in order."""
@@ -53,6 +54,10 @@ class DurableWords:
             self._forget(one)
         if answer.registry is None:
             return []
+        if self._cluster not in {None, answer.cluster}:
+            # another cluster may have another database
+            self._words, self._epoch = {}, None
+        self._cluster = answer.cluster
         if answer.registry != self._registry:
             # the next beats to it carry what is known
             self._registry = answer.registry

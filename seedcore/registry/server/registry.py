@@ -214,11 +214,14 @@ class Registry(Operations):
             retired=renewal.retired,
             behind=() if known is None else self._compare_known(known),
             registry=self.members.feed.stream,
+            cluster=self._config.ray_cluster,
             epoch=self.members.shown.known if database.recovered else None,
         )
 
     def _compare_known(self, known: KnownBefore) -> tuple[str, ...]:
         """Note what agents know from a registry before. Returns the instances of which they know later changes."""
+        if known.cluster not in {None, self._config.ray_cluster}:
+            return ()
         if known.epoch is not None and self.writer.database.is_complete:
             self.members.shown.note_agents_epoch(known.epoch)
         return self.agents_ahead.compare(known.seqs)
