@@ -164,7 +164,8 @@ function addOfRegistry(add, registry, now) {
       "Epoch not confirmed",
       "No agent is resolved: an operator must confirm which epoch is current.",
       "The database has lost a flip that agents know of. `seedcore epoch show` lists the epochs with their agents. " +
-        "`seedcore epoch flip NAME` confirms the one that is to work; the agents of the other epoch end for good.",
+        "`seedcore epoch flip NAME` confirms the one that is to work. If it is not the one that the database shows, the " +
+        "agents of that one end for good.",
       registry.epoch_problem,
     );
   }
