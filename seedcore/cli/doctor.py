@@ -264,19 +264,21 @@ async def _database(settings: Settings) -> list[Finding]:
         remedy = "add sslmode=verify-full&sslrootcert=FILE to SEEDCORE_PG_DSN"
         findings.append(Finding("TLS", Grade.WARNING, found, remedy))
     if settings.pg_dsn is not None:
-        findings.append(_replication(state))
+        findings.append(replication(state))
     findings.append(_schema(state))
     findings.append(_clock("clock of the database", asked_at, state.now))
     return findings
 
 
-def _replication(state: ServerState) -> Finding:
+def replication(state: ServerState) -> Finding:
+    """Check whether a failover can lose commits."""
     if state.is_synchronous:
         return Finding("replication", Grade.OK, "synchronous: a failover loses no commit")
     if state.standbys == 0:
-        return Finding("replication", Grade.OK, "no standby")
-    found = f"asynchronous, {state.standbys} standbys: a failover can lose the last commits"
-    remedy = "set synchronous_standby_names: see deploy/README.md"
+        return Finding("replication", Grade.OK, "no standby is connected")
+    standbys = counted(state.standbys, "standby")
+    found = f"{standbys}, and a commit does not wait until one has it on disk: a failover can lose the last commits"
+    remedy = "set synchronous_standby_names, and synchronous_commit to on: see deploy/README.md"
     return Finding("replication", Grade.WARNING, found, remedy)
 
 

@@ -19,12 +19,14 @@ from seedcore.cli.render import show_overview
 from seedcore.cli.troubles import LOSS_IS_RECENT, troubles
 from seedcore.cli.why import reason_of
 from seedcore.core.answers import KnownBefore
+from seedcore.core.errors import FencedError
 from seedcore.core.instances import Epoch, Verdict
 from seedcore.discovery.api import LossOut, OverviewAnswer
 from seedcore.discovery.overview import Overviews
 from seedcore.registry.caller.live_sources import registry_problem
 from seedcore.registry.protocol.messages import DatabaseLoss, Health
 from seedcore.settings import Settings
+from seedcore.store.maintenance import ServerState
 from tests.builders import START, iid, instance
 from tests.unit.callers import World, world_of
 from tests.unit.test_cli import agent
@@ -182,3 +184,18 @@ async def test_the_page_shows_both_and_a_loss_of_long_ago_as_a_notice() -> None:
         assert all(part in found["loss"]["text"] for part in ("12 commits", "9 changes", "refused 3", "missing"))
         levels.append(found["loss"]["level"])
     assert levels == ["warn", "info"]
+
+
+@pytest.mark.parametrize(
+    ("standbys", "is_synchronous", "grade"), [(0, False, "ok"), (2, True, "ok"), (1, False, "warning")]
+)
+def test_doctor_warns_of_a_standby_that_no_commit_waits_for(standbys: int, is_synchronous: bool, grade: str) -> None:
+    state = ServerState("18", 180_000, START, (), (), False, standbys, is_synchronous)
+    found = doctor.replication(state)
+    assert found.grade is Grade(grade)
+    assert ("synchronous_commit" in (found.remedy or "")) == (grade == "warning")
+
+
+def test_a_fenced_registry_of_the_same_term_names_another_process() -> None:
+    assert "has the same term" in str(FencedError(2, 2))
+    assert "has term 3" in str(FencedError(2, 3))
