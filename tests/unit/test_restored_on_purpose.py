@@ -39,7 +39,7 @@ async def test_a_registry_that_lives_undoes_the_restore(tables: Tables) -> None:
         assert tables.rows[iid(1)].status is Status.DEAD
 
 
-async def test_a_registry_that_started_while_the_database_was_empty_takes_the_backup_over(tables: Tables) -> None:
+async def test_a_registry_that_started_without_a_database_takes_the_backup_over(tables: Tables) -> None:
     async with joined_registry(CONFIG, tables) as first:
         earlier = await deregistered_by_mistake(first, tables)
     store = Away(lambda: START, tables)

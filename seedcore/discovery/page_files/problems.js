@@ -31,9 +31,9 @@ export function findProblems({ overview, fetch, feed, isListFull, now }) {
       "database",
       "bad",
       "Database away",
-      "PostgreSQL does not answer.",
-      `The registry answers from memory. It keeps changes${waiting} and writes them when PostgreSQL is back. ` +
-        "The history is not available.",
+      "The registry cannot use PostgreSQL now.",
+      `The registry answers from memory. It keeps changes${waiting} and writes them when PostgreSQL works again. ` +
+        "The history is not available until then.",
       registry.store_problem ?? sources.postgres,
     );
   }
