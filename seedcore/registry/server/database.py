@@ -20,7 +20,7 @@ from typing import TypeAlias
 
 from seedcore.core.backoff import Backoff
 from seedcore.core.clock import Clock
-from seedcore.core.errors import FencedError, StoreUnavailableError, first_line
+from seedcore.core.errors import FencedError, RetiredEpochError, StoreUnavailableError, first_line
 from seedcore.core.instances import Epoch
 from seedcore.core.lease import BeatRate
 from seedcore.core.members import Members
@@ -226,7 +226,7 @@ class DatabaseSession:
         store = self._store
         await store.open()
         known = store.commits
-        epoch = await store.begin(self._config.ray_cluster, self._config.epoch, self._config.lease_s, idle_s)
+        epoch = await self._begin(store, idle_s)
         self._note_found(known, store.found_commits)
         if self._lost_after is not None and self.fenced_by is None:
             await self.restoration.restore(store, self._known_before_loss, self._lost_after)
@@ -242,6 +242,17 @@ class DatabaseSession:
             "registry recovered from the database",
             extra={"instances": len(self._members), "epoch": epoch.name, "epoch_number": epoch.number},
         )
+
+    async def _begin(self, store: Store, idle_s: float | None) -> Epoch:
+        """Take a term. The configured epoch is for the first join of a fleet: one that has been flipped away since does
+        not keep the registry from its database."""
+        config = self._config
+        if config.epoch is not None and store.term is None:
+            try:
+                return await store.begin(config.ray_cluster, config.epoch, config.lease_s, idle_s)
+            except RetiredEpochError as error:
+                logger.error("%s; the registry keeps the epoch that the database has", error)
+        return await store.begin(config.ray_cluster, None, config.lease_s, idle_s)
 
     async def _load(self, store: Store, epoch: Epoch) -> None:
         """Read every live instance. What agents reported meanwhile stays."""
