@@ -1,11 +1,16 @@
 """The registry's session with its database: joined as the writer of a term, away, or taken over by a newer registry.
 
     unread ----- join -------> writing ----- an error -----> failing
-                                  ^  ^---- an answer ---------- |
-                                  |
-    superseded <--- newer term ---+
+                                ^ |  ^------ an answer --------- |
+          written again: a join | | the database has lost commits
+                                | v
+                             restoring
+
+    superseded <--- newer term ---- writing
     superseded ---- the newer registry is gone ----> writing
-    writing ------- the database has lost commits ----> unread (what was lost is written again at the join)
+
+While `restoring`, memory is complete as before: it has what the database lost. Only reads and writes of the database
+wait.
 
 Owns the store, and what is known of it. It commits no changes: the flusher does.
 """
@@ -66,6 +71,7 @@ class DatabaseSession:
         self._known_before_loss = 0
         self._store: Store | None = None
         self._is_read = asyncio.Event()
+        self._is_joined = False
         self._unread_since_s = clock.monotonic()
         self._refused_since_s: float | None = None
         # ever more rarely, since the database logs each refusal
@@ -83,8 +89,13 @@ class DatabaseSession:
 
     @property
     def recovered(self) -> bool:
-        """Whether the database has been read."""
+        """Whether the database has been read, once."""
         return self._is_read.is_set()
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether the database has all that this registry has committed, as far as is known, and accepts its writes."""
+        return self._is_joined and self.fenced_by is None
 
     @property
     def is_complete(self) -> bool:
@@ -125,8 +136,8 @@ class DatabaseSession:
         return {} if self._store is None else self._store.pool
 
     def readable(self) -> Store:
-        """The store. Raises StoreUnavailableError at once while it is known to be away."""
-        if self._store is None or not self.recovered or self.is_failing:
+        """The store. Raises StoreUnavailableError at once while it is known to be away, or to lack what it had."""
+        if self._store is None or not self._is_joined or self.is_failing:
             raise StoreUnavailableError(self.problem or "still recovering")
         return self._store
 
@@ -142,7 +153,7 @@ class DatabaseSession:
         """Make the store writable: join the database, reconnect, or wait for the term. Raises RegistryError."""
         if self.fenced_by is not None:
             await self._claim_the_term()
-        elif not self.recovered:
+        elif not self._is_joined:
             await self._join()
             self.note_answer()
         elif self.is_failing:
@@ -179,8 +190,8 @@ class DatabaseSession:
         """Record that the database has lost commits of ours: the next round joins it again and writes them again."""
         logger.error("%s; this registry joins it again and writes what it had acknowledged", error.why)
         self._note_found(error.known, error.found)
-        self._is_read.clear()
-        self._unread_since_s = self._clock.monotonic()
+        self._is_joined = False
+        self.problem = error.why
 
     async def close(self) -> None:
         """Release the store."""
@@ -236,6 +247,7 @@ class DatabaseSession:
             await self._load(store, epoch)
         self._lost_after = None
         self.on_answer()
+        self._is_joined = True
         self._is_read.set()
         self.recovered_s = self._clock.monotonic()
         logger.info(
