@@ -58,21 +58,24 @@ comment on function stage_epoch(text) is 'Names an epoch that will become curren
 create function set_current_epoch(p_epoch text, p_above bigint default 0) returns bigint
 language plpgsql as $$
 declare
-    meta   cluster_metadata;
-    result bigint;
+    meta         cluster_metadata;
+    floor_number bigint := p_above;
+    result       bigint;
 begin
     select * into strict meta from cluster_metadata where id = 1 for update;
     if meta.current_epoch = p_epoch and meta.epoch_number > p_above then
         return meta.epoch_number;
     end if;
     if meta.current_epoch is distinct from p_epoch then
+        -- also of an epoch that was staged before the current one: readers keep the higher of two numbers
+        floor_number := greatest(p_above, meta.epoch_number);
         perform raise_for_epoch(p_epoch, record_epoch(p_epoch, p_will_wait => false));
         update cluster_epoch set retired_at = now() where epoch = meta.current_epoch;
         update cluster_epoch set current_at = now() where epoch = p_epoch;
     end if;
     update cluster_epoch
-       set number = case when number > p_above then number
-                         else greatest(p_above, (select max(e.number) from cluster_epoch e)) + 1 end
+       set number = case when number > floor_number then number
+                         else greatest(floor_number, (select max(e.number) from cluster_epoch e)) + 1 end
      where epoch = p_epoch returning number into result;
     update cluster_metadata
        set current_epoch = p_epoch, epoch_number = result, updated_at = now() where id = 1;
@@ -80,8 +83,8 @@ begin
 end
 $$;
 comment on function set_current_epoch(text, bigint) is
-    'Flips discovery to an epoch in one step and retires the one before. Its number becomes higher than p_above. Returns the number. '
-    'Raises SC004.';
+    'Flips discovery to an epoch in one step and retires the one before. Its number becomes higher than that one''s and p_above. '
+    'Returns the number. Raises SC004.';
 
 create function begin_write(p_term bigint, p_writer_id text, p_commits bigint, p_counts boolean) returns bigint
 language plpgsql as $$

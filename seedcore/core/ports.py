@@ -146,8 +146,9 @@ class Store(InstanceReader, Protocol):
         ...
 
     async def set_current_epoch(self, epoch: str, above: int = 0) -> Epoch:
-        """Flip discovery to `epoch` in one step, or raise RetiredEpochError. Its number becomes higher than `above`:
-        an epoch that is confirmed after a flip was lost has a higher number than the lost one."""
+        """Flip discovery to `epoch` in one step, or raise RetiredEpochError. Its number becomes higher than that
+        of the epoch before, and than `above`: an epoch that is confirmed after a flip was lost has a higher number than
+        the lost one."""
         ...
 
     def load_live(self) -> AsyncIterator[Instance]:

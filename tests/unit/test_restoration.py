@@ -47,6 +47,18 @@ async def test_a_registry_that_is_restarted_after_a_flip_keeps_the_current_epoch
         assert (await registry.current_epoch()).value.name == "green"
 
 
+# Epochs
+
+
+async def test_a_flip_to_an_epoch_that_was_staged_earlier_than_the_current_one_is_shown(tables: Tables) -> None:
+    async with joined_registry(CONFIG, tables) as registry:
+        await registry.stage_epoch("blue")
+        await registry.set_current_epoch("green")
+        await enter(registry, 1, epoch="blue")
+        await registry.set_current_epoch("blue")
+        assert (await registry.resolve(["agent-1"])).value[0].instance is not None
+
+
 # What it answers meanwhile
 
 
