@@ -7,15 +7,17 @@ from functools import partial
 
 import pytest
 
-from seedcore.core.answers import InstanceFilter
+from seedcore.core.answers import BeatAnswer, InstanceFilter, KnownBefore
+from seedcore.core.changes import Registration
 from seedcore.core.errors import StoreUnavailableError
+from seedcore.core.instances import Epoch
+from seedcore.registry.protocol.durable_words import DurableWords
 from seedcore.store.memory import Tables
 from tests.builders import START, iid
 from tests.local import Snapshot as Earlier
 from tests.unit.registries import joined_registry
-from tests.unit.test_lost_commits import CONFIG, Fails, enter, has_mended
+from tests.unit.test_lost_commits import CONFIG, Fails, called, enter, has_mended
 from tests.waiting import eventually
-
 
 EVERY = InstanceFilter(statuses=None)
 
@@ -57,6 +59,86 @@ async def test_a_flip_to_an_epoch_that_was_staged_earlier_than_the_current_one_i
         await enter(registry, 1, epoch="blue")
         await registry.set_current_epoch("blue")
         assert (await registry.resolve(["agent-1"])).value[0].instance is not None
+
+
+async def test_a_flip_that_is_made_again_keeps_its_number(tables: Tables) -> None:
+    async with joined_registry(CONFIG, tables) as registry:
+        earlier = Earlier(tables)
+        # by SQL: the journal does not have them
+        for name in ("one", "two"):
+            tables.stage(name, START)
+        await registry.set_current_epoch("green")
+        number = tables.epochs["green"].number
+        earlier.restore()
+        await eventually(partial(has_mended, registry))
+        assert tables.epochs["green"].number == number
+        assert (await registry.current_epoch()).value == Epoch("green", number)
+
+
+@pytest.mark.parametrize("capacity", [0, 100])
+async def test_numbers_of_epochs_do_not_sink_where_earlier_flips_are_lost(
+    tables: Tables, connected: object, capacity: int
+) -> None:
+    earlier = Earlier(tables)
+    async with joined_registry(CONFIG, tables) as first:
+        for name in ("e2", "e3", "e4", "e5"):
+            await first.set_current_epoch(name)
+    config = replace(CONFIG, journal_capacity=capacity)
+    async with joined_registry(config, tables) as second, called(second) as (connection, replace_by):
+        await connection.register(Registration(iid(1), "agent-1", cluster_epoch="e6"), 1)
+        await connection.set_status(iid(1), "alive", 2)
+        assert (await connection.beat(iid(1))).epoch == Epoch("e5", 5)
+        earlier.restore()
+        await eventually(partial(has_mended, second))
+        await connection.set_current_epoch("e6")
+        assert tables.epochs["e6"].number > 5
+        await connection.beat(iid(1))
+        async with joined_registry(CONFIG, tables) as third:
+            replace_by(third)
+            for _ in range(3):
+                await connection.beat(iid(1))
+            assert (await third.resolve(["agent-1"])).value[0].instance is not None
+
+
+def test_a_client_takes_the_epoch_of_a_registry_that_knows_its_own() -> None:
+    words = DurableWords()
+    words.note_answer(None, BeatAnswer(registry="one", epoch=Epoch("green", 7)))
+    words.note_answer(None, BeatAnswer(registry="two", epoch=Epoch("green", 3)))
+    sent = words.known_before([])
+    assert sent == KnownBefore({}, Epoch("green", 7))
+    # it has not confirmed it while an operator must
+    words.note_answer(sent, BeatAnswer(registry="two", epoch=None))
+    assert words.known_before([]) == sent
+    words.note_answer(sent, BeatAnswer(registry="two", epoch=Epoch("green", 3)))
+    words.note_answer(None, BeatAnswer(registry="two", epoch=Epoch("red", 4)))
+    words.note_answer(None, BeatAnswer(registry="three", epoch=Epoch("red", 4)))
+    assert words.known_before([]) == KnownBefore({}, Epoch("red", 4))
+
+
+async def test_a_flip_gets_a_higher_number_than_every_one_that_agents_know(tables: Tables) -> None:
+    async with joined_registry(CONFIG, tables) as registry:
+        await enter(registry, 1)
+        # of the same name: a lost flip was made again in SQL
+        await registry.beat_many([iid(1)], None, KnownBefore({}, Epoch("epoch-1", 7)))
+        assert (await registry.health()).is_ready
+        await registry.set_current_epoch("green")
+        assert tables.epochs["green"].number == 8
+        await registry.beat_many([iid(1)], None, KnownBefore({}, Epoch("epoch-1", 7)))
+        assert (await registry.health()).is_ready
+
+
+async def test_an_epoch_that_was_flipped_away_in_the_database_meanwhile_stays_so(tables: Tables) -> None:
+    async with joined_registry(CONFIG, tables) as registry:
+        await enter(registry, 1)
+        earlier = Earlier(tables)
+        await registry.set_status(iid(1), "draining", 3)
+        earlier.restore()
+        tables.flip("green", START)
+        await eventually(partial(has_mended, registry))
+        assert (await registry.current_epoch()).value.name == "green"
+        loss = (await registry.health()).last_loss
+        assert loss is not None
+        assert loss.refused == 0
 
 
 # What it answers meanwhile

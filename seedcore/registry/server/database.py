@@ -263,7 +263,7 @@ class DatabaseSession:
             try:
                 return await store.begin(config.ray_cluster, config.epoch, config.lease_s, idle_s)
             except RetiredEpochError as error:
-                logger.error("%s; the registry keeps the epoch that the database has", error)
+                logger.warning("%s; the registry keeps the epoch that the database has", error)
         return await store.begin(config.ray_cluster, None, config.lease_s, idle_s)
 
     async def _load(self, store: Store, epoch: Epoch) -> None:

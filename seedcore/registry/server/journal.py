@@ -30,10 +30,11 @@ class RefinedCause:
 
 @dataclass(frozen=True, slots=True)
 class EpochStep:
-    """An epoch that was staged, or made current."""
+    """An epoch that was staged, or made current with this number."""
 
     epoch: str
     is_current: bool
+    number: int = 0
 
 
 Work: TypeAlias = Change | RefinedCause | EpochStep

@@ -139,13 +139,16 @@ class Restoration:
 
     async def _write_epoch(self, store: Store, step: EpochStep) -> None:
         try:
-            if step.is_current:
-                await store.set_current_epoch(step.epoch)
-            else:
-                await store.stage_epoch(step.epoch)
+            await self._write_step(store, step)
         except (RetiredEpochError, EpochLimitError) as error:
             self._note_refused(None, error)
-            return
+
+    async def _write_step(self, store: Store, step: EpochStep) -> None:
+        if step.is_current:
+            # under no lower number than before, which agents know
+            await store.set_current_epoch(step.epoch, above=max(0, step.number - 1))
+        else:
+            await store.stage_epoch(step.epoch)
         self._journal.note(store.commits, [step])
         self._written += 1
 
@@ -156,10 +159,15 @@ class Restoration:
     # Memory
 
     async def _restore_epoch(self, store: Store) -> None:
-        """Show the epoch that this registry has shown, also where the journal does not reach back to its flip."""
-        shown = self._members.epoch
-        if shown and (await store.current_epoch()).name != shown:
-            await self._write_epoch(store, EpochStep(shown, is_current=True))
+        """Show the epoch that this registry has shown, also where the journal does not reach back to its flip. One that
+        is retired there was flipped away meanwhile."""
+        shown, stored = self._members.shown.known, await store.current_epoch()
+        if not shown.name or (stored.name == shown.name and stored.number >= shown.number):
+            return
+        try:
+            await self._write_step(store, EpochStep(shown.name, is_current=True, number=shown.number))
+        except RetiredEpochError:
+            logger.warning("epoch %s was flipped away in the database; it stays retired", shown.name)
 
     async def _compare(self, store: Store) -> None:
         """Write what memory has and the database does not, and adopt what only the database has."""
