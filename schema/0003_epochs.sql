@@ -117,7 +117,8 @@ comment on function begin_write(bigint, text, bigint, boolean) is
 
 create function begin_registry(
     p_ray_cluster text, p_epoch text, p_lease_s double precision, p_idle_s double precision default null,
-    p_writer_id text default null, p_term bigint default null, p_commits bigint default null)
+    p_writer_id text default null, p_term bigint default null, p_commits bigint default null,
+    p_new_epoch text default null)
 returns table (
     epoch text, number bigint, term bigint, lease_before_s double precision, commits bigint, found_commits bigint)
 language plpgsql as $$
@@ -144,6 +145,11 @@ begin
         delete from superseded_cluster c
          where c.ray_cluster = p_ray_cluster or c.superseded_at < now() - interval '90 days';
         insert into superseded_cluster (ray_cluster) values (meta.ray_cluster) on conflict do nothing;
+        if wanted is null and not exists (
+            select from cluster_epoch e where e.epoch = p_new_epoch and e.retired_at is not null)
+        then
+            wanted := p_new_epoch;
+        end if;
         if wanted is null then
             select max(e.number) + 1 into serial from cluster_epoch e;
             loop
@@ -173,9 +179,9 @@ begin
           from cluster_metadata m where m.id = 1;
 end
 $$;
-comment on function begin_registry(text, text, double precision, double precision, text, bigint, bigint) is
+comment on function begin_registry(text, text, double precision, double precision, text, bigint, bigint, text) is
     'A registry starts: it takes the next term and renews every lease. The same Ray cluster keeps the epoch, another one makes a '
-    'new epoch that continues it; p_epoch flips to that epoch instead. A replaced cluster takes the database back only with '
+    'new epoch that continues it, named p_new_epoch where that is not retired; p_epoch flips to that epoch instead. A replaced cluster takes the database back only with '
     'p_idle_s, where the registry in force was not seen at work for so long. p_term and p_commits are the last ones that this '
     'process knows: terms and commits only grow, also where the database has lost some. Returns also the lease before, the number '
     'of this commit, and that of the last one before it. Raises SC004, SC006.';

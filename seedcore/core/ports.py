@@ -94,11 +94,19 @@ class Store(InstanceReader, Protocol):
         outage, and may run beside other starters."""
         ...
 
-    async def begin(self, ray_cluster: str, epoch: str | None, lease_s: float, idle_s: float | None = None) -> Epoch:
+    async def begin(
+        self,
+        ray_cluster: str,
+        epoch: str | None,
+        lease_s: float,
+        idle_s: float | None = None,
+        new_epoch: str | None = None,
+    ) -> Epoch:
         """A registry starts in `ray_cluster`: it keeps the epoch of the same cluster, and makes a new one in another.
 
         Takes the next term, which every later write of this store carries, and renews every lease. `epoch` names the
-        epoch that must be current. Raises RetiredEpochError for an epoch that is retired, and FencedError for a cluster
+        epoch that must be current; `new_epoch` the one to make where another cluster's is current, unless it is
+        retired. Raises RetiredEpochError for an epoch that is retired, and FencedError for a cluster
         that another one has replaced. With `idle_s` it raises FencedError while the registry in force was seen at work
         in the last `idle_s` seconds, and accepts any cluster after that. Terms and commits only grow: a database that
         has lost some continues behind the last ones that this store knows.

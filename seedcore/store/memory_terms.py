@@ -25,18 +25,28 @@ class MemoryTerms(MemoryReader):
         self._found_commits = 0
         self._lease_before_s: float | None = None
 
-    async def begin(self, ray_cluster: str, epoch: str | None, lease_s: float, idle_s: float | None = None) -> Epoch:
+    async def begin(
+        self,
+        ray_cluster: str,
+        epoch: str | None,
+        lease_s: float,
+        idle_s: float | None = None,
+        new_epoch: str | None = None,
+    ) -> Epoch:
         check_lease(lease_s)
         wanted = epoch
-        if wanted is not None:
-            check_epoch(wanted)
+        for name in (epoch, new_epoch):
+            if name is not None:
+                check_epoch(name)
         tables, now = self.tables, self._now()
         is_at_work = idle_s is None or (now - tables.term_seen_at).total_seconds() < idle_s
         if is_at_work and (idle_s is not None or ray_cluster in tables.superseded):
             raise FencedError(self._term or 0, tables.term)
         is_new = tables.ray_cluster not in {None, ray_cluster}
         if is_new and wanted is None:
-            wanted = tables.next_epoch_name()
+            row = None if new_epoch is None else tables.epochs.get(new_epoch)
+            is_usable = new_epoch is not None and (row is None or row.retired_at is None)
+            wanted = new_epoch if is_usable else tables.next_epoch_name()
         before = tables.epochs[tables.current_epoch]
         if wanted is not None:
             tables.flip(wanted, now)

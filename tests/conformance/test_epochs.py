@@ -44,6 +44,15 @@ async def test_rotation_passes_over_a_name_that_is_taken(world: World) -> None:
     assert await world.store.begin("cluster-b", None, LEASE_S) == Epoch("epoch-6", 5)
 
 
+async def test_a_new_cluster_names_the_epoch_that_continues_the_one_before(world: World) -> None:
+    await world.store.begin("cluster-a", None, LEASE_S, None, "ignored")
+    assert await world.store.begin("cluster-b", None, LEASE_S, None, "mine") == Epoch("mine", 2)
+    assert await world.store.epochs_of([Registration(iid(1), "a", started_epoch="epoch-1")]) == ["mine"]
+    await world.store.set_current_epoch("green")
+    # one that is retired is not made again
+    assert await world.store.begin("cluster-c", None, LEASE_S, None, "mine") == Epoch("epoch-4", 4)
+
+
 async def test_insisted_epoch_becomes_current_and_stays_so_in_a_new_cluster(world: World) -> None:
     assert await world.store.begin("cluster-a", "blue", LEASE_S) == Epoch("blue", 2)
     assert await world.store.begin("cluster-b", "blue", LEASE_S) == Epoch("blue", 2)

@@ -141,6 +141,19 @@ async def test_an_epoch_that_was_flipped_away_in_the_database_meanwhile_stays_so
         assert loss.refused == 0
 
 
+async def test_a_cluster_gets_its_epoch_again_where_the_database_is_from_before_it(tables: Tables) -> None:
+    async with joined_registry(CONFIG, tables):
+        earlier = Earlier(tables)
+        tables.stage("staged", START)
+    async with joined_registry(replace(CONFIG, ray_cluster="next"), tables) as registry:
+        epoch = tables.current_epoch
+        await enter(registry, 1)
+        earlier.restore()
+        await eventually(partial(has_mended, registry))
+        assert (tables.current_epoch, tables.rows[iid(1)].cluster_epoch) == (epoch, epoch)
+        assert tables.continuing("epoch-1") == epoch
+
+
 # What it answers meanwhile
 
 

@@ -66,6 +66,7 @@ class DatabaseSession:
         self._rate = rate
         self._journal = journal
         self._clock = clock
+        self._joined_in: str | None = None
         self.restoration = Restoration(config, members, backlog, journal, clock)
         self._lost_after: int | None = None
         self._known_before_loss = 0
@@ -238,6 +239,8 @@ class DatabaseSession:
         await store.open()
         known = store.commits
         epoch = await self._begin(store, idle_s)
+        if self._joined_in is None or self.fenced_by is not None:
+            self._joined_in = epoch.name
         self._note_found(known, store.found_commits)
         if self._lost_after is not None and self.fenced_by is None:
             await self.restoration.restore(store, self._known_before_loss, self._lost_after)
@@ -264,7 +267,9 @@ class DatabaseSession:
                 return await store.begin(config.ray_cluster, config.epoch, config.lease_s, idle_s)
             except RetiredEpochError as error:
                 logger.warning("%s; the registry keeps the epoch that the database has", error)
-        return await store.begin(config.ray_cluster, None, config.lease_s, idle_s)
+        # where the database is from before this cluster, the cluster gets the epoch again that its agents have
+        again = None if self.fenced_by is not None else self._joined_in
+        return await store.begin(config.ray_cluster, None, config.lease_s, idle_s, again)
 
     async def _load(self, store: Store, epoch: Epoch) -> None:
         """Read every live instance. What agents reported meanwhile stays."""
