@@ -207,7 +207,7 @@ async def test_an_instance_that_only_the_older_database_has_is_routed_to_once_it
         registry.members.deaths.clear()
         earlier.restore()
         await eventually(partial(has_mended, registry))
-        assert (await registry.resolve(["agent-1"])).value[0].reason in {NotResolved.LEASE_EXPIRED, NotResolved.DIED}
+        assert (await registry.resolve(["agent-1"])).value[0].reason in {NotResolved.LATE, NotResolved.DIED}
         assert (await registry.resolve(["agent-2"])).value[0].instance is not None
 
 

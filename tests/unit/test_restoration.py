@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 
 import pytest
 
-from seedcore.core.answers import BeatAnswer, InstanceFilter, KnownBefore
-from seedcore.core.changes import Registration
+from seedcore.core.answers import BeatAnswer, InstanceFilter, KnownBefore, NotResolved
+from seedcore.core.changes import RegisterChange, Registration, StatusChange
 from seedcore.core.errors import StoreUnavailableError
 from seedcore.core.instances import Epoch
+from seedcore.core.lifecycle import Status
 from seedcore.registry.protocol.durable_words import DurableWords
-from seedcore.store.memory import Tables
+from seedcore.store.memory import MemoryStore, Tables
 from tests.builders import START, iid
 from tests.local import Snapshot as Earlier
 from tests.unit.registries import joined_registry
@@ -183,3 +185,32 @@ async def test_answers_are_complete_while_the_database_lacks_what_it_had(tables:
         await eventually(partial(has_mended, registry))
         assert (await registry.set_status(iid(2), "alive", 2)).durable
         assert len(await registry.transitions("agent-1")) == 3
+
+
+# Instances that were registered by SQL
+
+
+async def by_sql(tables: Tables, number: int, status: Status = Status.ALIVE) -> str:
+    """An instance that registers and reports by the SQL functions."""
+    agent = MemoryStore(lambda: START, tables)
+    await agent.register_many([RegisterChange(Registration(iid(number), f"agent-{number}"), 0)])
+    await agent.set_status_many([StatusChange(iid(number), status)])
+    return iid(number)
+
+
+async def test_an_instance_that_only_the_database_has_gets_the_time_to_beat(tables: Tables) -> None:
+    async with joined_registry(replace(CONFIG, compare_s=3600.0), tables) as registry:
+        await enter(registry, 1)
+        earlier = Earlier(tables)
+        await enter(registry, 2)
+        earlier.restore()
+        await by_sql(tables, 3)
+        await eventually(partial(has_mended, registry))
+        answer = (await registry.resolve(["agent-3"])).value[0]
+        assert answer.reason is NotResolved.LATE
+        now_s = registry.expiry.attentive_now_s()
+        await registry.expiry.sweep(now_s)
+        row = tables.rows[iid(3)]
+        tables.put(replace(row, last_heartbeat=row.last_heartbeat + timedelta(seconds=5)))
+        await registry.expiry.sweep(now_s + 5)
+        assert (await registry.resolve(["agent-3"])).value[0].instance is not None

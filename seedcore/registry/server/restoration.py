@@ -194,11 +194,11 @@ class Restoration:
                 await self._write(store, some[start : start + self._config.batch_limit])
 
     async def _adopt(self, store: Store, instance_id: str) -> None:
-        """Take over an instance that memory does not have. It died beyond our memory, or was registered by SQL: it is
-        routed to once it beats."""
+        """Take over an instance that memory does not have. It died beyond our memory, or was registered by SQL, and may
+        beat there: it is late, so that it is routed to once it beats and has the time to."""
         row = await store.read_instance(instance_id)
         if row is not None and row.status is not Status.DEAD:
-            self._members.adopt(row, self._clock.monotonic() - self._members.silence.terms.lease_s)
+            self._members.adopt(row, self._clock.monotonic() - self._members.silence.terms.just_late_s)
 
     def _differences(self, state: LiveState) -> Iterator[Change]:
         """What the database has to get of an instance that it has."""
