@@ -100,9 +100,13 @@ begin
     if in_force > p_term or (in_force = p_term and writer.writer_id is distinct from p_writer_id) then
         raise exception 'the registry of term % is superseded by that of term %', p_term, in_force
             using errcode = 'SC006', detail = in_force::text;
-    elsif in_force < p_term or writer.commits < p_commits then
+    elsif writer.commits < p_commits then
         raise exception 'the database has lost commits: it has % and had %', writer.commits, p_commits
             using errcode = 'SC007', detail = writer.commits::text;
+    elsif in_force < p_term then
+        -- more commits under a lower term: of another history, of which this registry knows nothing
+        raise exception 'another database answers: it has term %, and had term %', in_force, p_term
+            using errcode = 'SC007', detail = '0';
     end if;
     if p_counts then
         update registry_writer w set commits = w.commits + 1 where w.id = 1 returning w.commits into writer.commits;
@@ -134,7 +138,8 @@ begin
     select * into strict meta from cluster_metadata where id = 1 for update;
     -- without p_idle_s the other registry counts as at work
     is_at_work := coalesce(meta.term_seen_at > clock_timestamp() - make_interval(secs => p_idle_s), true);
-    if is_at_work and exists (select from superseded_cluster c where c.ray_cluster = p_ray_cluster) then
+    -- a registry in force knows its term; a database that has a lower one has lost that it took over
+    if is_at_work and coalesce(p_term, 0) <= meta.term and exists (select from superseded_cluster c where c.ray_cluster = p_ray_cluster) then
         raise exception 'the Ray cluster % was replaced by % and cannot take the registry back',
             p_ray_cluster, meta.ray_cluster using errcode = 'SC006', detail = meta.term::text;
     end if;
@@ -169,7 +174,8 @@ begin
        set ray_cluster = p_ray_cluster, lease_s = p_lease_s, term = greatest(m.term, p_term) + 1, leases_from = now(),
            term_seen_at = now(), updated_at = now()
      where m.id = 1;
-    select w.commits into strict found from registry_writer w where w.id = 1;
+    select case when meta.term < p_term and w.commits >= p_commits then 0 else w.commits end
+      into strict found from registry_writer w where w.id = 1;
     -- also where commits were lost, so that no number is used twice
     update registry_writer w set writer_id = p_writer_id, commits = greatest(w.commits, p_commits) + 1
      where w.id = 1 returning w.commits into counted;
@@ -184,7 +190,7 @@ comment on function begin_registry(text, text, double precision, double precisio
     'new epoch that continues it, named p_new_epoch where that is not retired; p_epoch flips to that epoch instead. A replaced cluster takes the database back only with '
     'p_idle_s, where the registry in force was not seen at work for so long. p_term and p_commits are the last ones that this '
     'process knows: terms and commits only grow, also where the database has lost some. Returns also the lease before, the number '
-    'of this commit, and that of the last one before it. Raises SC004, SC006.';
+    'of this commit, and that of the last one before it, 0 where the database is another one. Raises SC004, SC006.';
 
 create function renew_term(p_lease_s double precision default null) returns boolean
 language plpgsql as $$

@@ -21,10 +21,11 @@ class StoreDoubtError(StoreUnavailableError):
 
 class CommitsLostError(StoreUnavailableError):
     """The database has lost commits that this store had made: `found` is the last one that it has, `known` the last one
-    that it had. A standby was promoted that did not have them, or a backup was restored. `begin` makes it usable."""
+    that it had, 0 in another database. A standby was promoted that did not have them, or a backup was restored. `begin`
+    makes it usable."""
 
-    def __init__(self, known: int, found: int) -> None:
-        super().__init__(f"the database has lost commits: it has {found} and had {known}")
+    def __init__(self, known: int, found: int, why: str | None = None) -> None:
+        super().__init__(why or f"the database has lost commits: it has {found} and had {known}")
         self.known = known
         self.found = found
 
@@ -129,8 +130,9 @@ class Store(InstanceReader, Protocol):
 
     @property
     def found_commits(self) -> int:
-        """The number of the last commit that the database had when this store began; 0 before that. Where the store had
-        begun before, a lower number than `commits` was then means that the database had lost commits."""
+        """The number of the last commit that the database had when this store began; 0 before that, and where it is
+        another database than the one before: its term is lower, and its commits are not. Where the store had begun
+        before, a lower number than `commits` was then means that the database had lost commits."""
         ...
 
     @property

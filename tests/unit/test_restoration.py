@@ -11,11 +11,13 @@ import pytest
 from seedcore.core.answers import BeatAnswer, InstanceFilter, KnownBefore, NotResolved
 from seedcore.core.changes import RegisterChange, Registration, StatusChange
 from seedcore.core.errors import StoreUnavailableError
+from seedcore.core.holds import HoldKind
 from seedcore.core.instances import Epoch
 from seedcore.core.lifecycle import Status
 from seedcore.registry.protocol.durable_words import DurableWords
 from seedcore.store.memory import MemoryStore, Tables
 from tests.builders import START, iid
+from tests.local import LocalRegistry
 from tests.local import Snapshot as Earlier
 from tests.unit.registries import joined_registry
 from tests.unit.test_lost_commits import CONFIG, Fails, called, enter, has_mended
@@ -214,3 +216,103 @@ async def test_an_instance_that_only_the_database_has_gets_the_time_to_beat(tabl
         tables.put(replace(row, last_heartbeat=row.last_heartbeat + timedelta(seconds=5)))
         await registry.expiry.sweep(now_s + 5)
         assert (await registry.resolve(["agent-3"])).value[0].instance is not None
+
+
+# Where another registry has written
+
+
+async def is_superseded(registry: LocalRegistry) -> bool:
+    return (await registry.health()).fenced_by is not None
+
+
+async def is_alive(registry: LocalRegistry, number: int) -> bool:
+    answer = await registry.resolve([f"agent-{number}"])
+    return answer.complete and answer.value[0].instance is not None
+
+
+async def test_a_registry_that_takes_over_a_database_from_before_its_own_commits_writes_them_again(
+    tables: Tables, connected: object
+) -> None:
+    config = replace(CONFIG, term_idle_s=0.05)
+    rival = MemoryStore(lambda: START, tables)
+    store = MemoryStore(lambda: START + timedelta(seconds=1), tables)
+    async with joined_registry(config, tables, store=store) as registry, called(registry) as (connection, _):
+        await connection.register(Registration(iid(1), "agent-1"), 1)
+        await connection.beat(iid(1))
+        earlier = Earlier(tables)
+        await connection.set_status(iid(1), "alive", 2)
+        tables.term_seen_at = START + timedelta(days=1)
+        await rival.begin(CONFIG.ray_cluster, None, 15.0)
+        tables.term_seen_at = START + timedelta(days=1)
+        await eventually(partial(is_superseded, registry))
+        stream = registry.members.feed.stream
+        earlier.restore()
+        tables.term_seen_at = START
+        await eventually(partial(is_alive, registry, 1))
+        health = await registry.health()
+        assert health.last_loss is not None
+        assert (health.losses, health.last_loss.written_again, health.last_loss.has_whole_history) == (1, 1, False)
+        # its agents repeat what the other one had
+        assert registry.members.feed.stream != stream
+        assert health.is_ready
+
+
+async def test_a_takeover_that_the_database_has_lost_is_reported(tables: Tables) -> None:
+    config = replace(CONFIG, term_idle_s=0.05)
+    rival = MemoryStore(lambda: START, tables)
+    store = MemoryStore(lambda: START + timedelta(seconds=1), tables)
+    async with joined_registry(config, tables, store=store) as registry:
+        await enter(registry, 1)
+        earlier = Earlier(tables)
+        await rival.begin(CONFIG.ray_cluster, None, 15.0)
+        tables.term_seen_at = START + timedelta(days=1)
+        await eventually(partial(is_superseded, registry))
+        earlier.restore()
+        tables.term_seen_at = START
+        await eventually(partial(is_alive, registry, 1))
+        assert (await registry.health()).losses == 1
+
+
+async def test_a_takeover_that_the_database_has_is_no_loss_and_the_journal_is_of_before(tables: Tables) -> None:
+    config = replace(CONFIG, term_idle_s=0.05)
+    rival = MemoryStore(lambda: START, tables)
+    store = MemoryStore(lambda: START + timedelta(seconds=1), tables)
+    async with joined_registry(config, tables, store=store) as registry:
+        await enter(registry, 1)
+        await rival.begin(CONFIG.ray_cluster, None, 15.0)
+        await eventually(partial(is_superseded, registry))
+        tables.term_seen_at = START
+        await eventually(partial(is_alive, registry, 1))
+        assert (await registry.health()).losses == 0
+        assert len(registry.writer.journal) == 0
+
+
+async def test_a_registry_in_force_joins_a_database_from_before_it_took_it_back(tables: Tables) -> None:
+    other = MemoryStore(lambda: START, tables)
+    store = MemoryStore(lambda: START, tables)
+    await store.begin(CONFIG.ray_cluster, None, 15.0)
+    await other.begin("other", None, 15.0)
+    earlier = Earlier(tables)
+    await store.begin(CONFIG.ray_cluster, None, 15.0, 0.0)
+    async with joined_registry(CONFIG, tables, store=store) as registry:
+        await enter(registry, 1)
+        await registry.drain(["agent-1"])
+        await registry.set_current_epoch("green")
+        earlier.restore()
+        await eventually(partial(has_mended, registry))
+        assert (await registry.health()).fences == 0
+        assert tables.current_epoch == "green"
+        assert iid(1) in tables.rows
+
+
+async def test_memory_wins_over_another_database_with_more_commits(tables: Tables) -> None:
+    async with joined_registry(CONFIG, tables) as registry:
+        await enter(registry, 1)
+        await registry.drain(["agent-1"])
+        await enter(registry, 2)
+        vars(tables).update(vars(Tables(START)))
+        tables.commits = 5000
+        await eventually(partial(has_mended, registry))
+        assert tables.rows[iid(1)].hold(HoldKind.OPERATOR) is not None
+        assert tables.rows[iid(2)].status is Status.ALIVE
+        assert tables.commits > 5000

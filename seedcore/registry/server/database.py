@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeAlias
 
@@ -69,6 +70,7 @@ class DatabaseSession:
         self._joined_in: str | None = None
         self.restoration = Restoration(config, members, backlog, journal, clock)
         self._lost_after: int | None = None
+        self._lost_the_other = False
         self._known_before_loss = 0
         self._store: Store | None = None
         self._is_read = asyncio.Event()
@@ -204,6 +206,10 @@ class DatabaseSession:
         logger.error("%s", error, extra={"pending_changes": self._backlog.pending_changes})
         self.fenced_by = error
         self.fences += 1
+        if self._lost_after is not None:
+            # what it writes comes on top of the loss
+            self.restoration.note_abandoned(self._known_before_loss - self._lost_after)
+            self._lost_after, self._known_before_loss = None, 0
         self._claims.reset()
         self._refused_since_s = None
         self.problem = None
@@ -242,13 +248,15 @@ class DatabaseSession:
         if self._joined_in is None or self.fenced_by is not None:
             self._joined_in = epoch.name
         self._note_found(known, store.found_commits)
-        if self._lost_after is not None and self.fenced_by is None:
+        if self.fenced_by is not None:
+            await self._take_back(store, self.fenced_by)
+        elif self._lost_after is not None:
             await self.restoration.restore(store, self._known_before_loss, self._lost_after)
             epoch = await store.current_epoch()
             self._members.set_epoch(epoch.name, epoch.number, is_reset=True)
         else:
             await self._load(store, epoch)
-        self._lost_after = None
+        self._lost_after, self._known_before_loss, self._lost_the_other = None, 0, False
         self.on_answer()
         self._is_joined = True
         self._is_read.set()
@@ -271,7 +279,20 @@ class DatabaseSession:
         again = None if self.fenced_by is not None else self._joined_in
         return await store.begin(config.ray_cluster, None, config.lease_s, idle_s, again)
 
-    async def _load(self, store: Store, epoch: Epoch) -> None:
+    async def _take_back(self, store: Store, fenced_by: FencedError) -> None:
+        """Read what the newer registry has left. Where the database has lost that it took over, it is as this registry
+        knew it, or was before: then the journal is written again, and agents repeat what the other one had."""
+        # terms only grow, but for a loss
+        self._lost_the_other |= store.term is not None and store.term <= fenced_by.in_force
+        if self._lost_after is not None:
+            await self.restoration.replay(store, self._known_before_loss, self._lost_after)
+        else:
+            self._journal.clear()
+        await self._load(store, await store.current_epoch(), is_taken_back=True)
+        if self._lost_after is None and self._lost_the_other:
+            self.restoration.note_abandoned(1)
+
+    async def _load(self, store: Store, epoch: Epoch, *, is_taken_back: bool = False) -> None:
         """Read every live instance. What agents reported meanwhile stays."""
         while await store.expire_old_epochs(self._config.sweep_limit):
             pass
@@ -281,9 +302,12 @@ class DatabaseSession:
         self._journal.begin_after(store.found_commits)
         # an agent whose call was under way when the last registry ended may notice it that much later
         seen_s = self._clock.monotonic() + self._config.reconnect_grace_s
-        if self.fenced_by is not None:
+        if is_taken_back:
             # another registry may have changed what memory has, or it never was committed
             self._members.forget_all()
+            # as a registry that has started: agents repeat what it may lack, and callers list again
+            feed = self._members.feed
+            feed.become(uuid.uuid4().hex, feed.version + 1, feed.epoch)
         for instance in loaded:
             self._members.adopt(instance, seen_s)
         self._rate.remember(store.lease_before_s, seen_s)

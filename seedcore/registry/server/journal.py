@@ -69,6 +69,11 @@ class Journal:
         """Note that commit `number` and those before it may be of another registry."""
         self.complete_after = max(self.complete_after, number)
 
+    def clear(self) -> None:
+        """Forget all of it: another registry has committed after it."""
+        self._entries.clear()
+        self.bytes = 0
+
     def note(self, number: int, works: Iterable[Work]) -> None:
         """Record what commit `number` has written."""
         now_s = self._clock.monotonic()

@@ -63,15 +63,30 @@ class Restoration:
         await self._replay(store, found)
         await self._restore_epoch(store)
         await self._compare(store)
+        self._note_loss(known - found, is_whole=is_whole)
+
+    async def replay(self, store: Store, known: int, found: int) -> None:
+        """The same after another registry has written, where its commits are lost with some of ours: memory may be
+        wrong, but the journal has what we had acknowledged."""
+        self._written = self._refused = 0
+        await self._replay(store, found)
+        await self._restore_epoch(store)
+        self._note_loss(known - found, is_whole=False)
+
+    def note_abandoned(self, commits: int) -> None:
+        """Record a loss of `commits` commits, at least, that this registry cannot write again: another one had taken
+        over."""
+        self._written = self._refused = 0
+        self._note_loss(commits, is_whole=False)
+
+    def _note_loss(self, commits: int, *, is_whole: bool) -> None:
         self.losses += 1
-        self.lost_commits += known - found
-        self.last = DatabaseLoss(
-            self._clock.utc(), known - found, self._written, self._refused, has_whole_history=is_whole
-        )
+        self.lost_commits += commits
+        self.last = DatabaseLoss(self._clock.utc(), commits, self._written, self._refused, has_whole_history=is_whole)
         logger.error(
-            "the database had lost commits; what this registry had acknowledged is written again",
+            "the database had lost commits; what this registry had acknowledged and still has is written again",
             extra={
-                "lost_commits": known - found,
+                "lost_commits": commits,
                 "written_again": self._written,
                 "refused": self._refused,
                 "has_whole_history": is_whole,
