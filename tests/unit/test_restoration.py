@@ -9,9 +9,9 @@ from functools import partial
 import pytest
 
 from seedcore.core.answers import BeatAnswer, InstanceFilter, KnownBefore, NotResolved
-from seedcore.core.changes import RegisterChange, Registration, StatusChange
+from seedcore.core.changes import HoldChange, RegisterChange, Registration, StatusChange
 from seedcore.core.errors import StoreUnavailableError
-from seedcore.core.holds import HoldKind
+from seedcore.core.holds import Hold, HoldKind
 from seedcore.core.instances import Epoch
 from seedcore.core.lifecycle import Status
 from seedcore.registry.protocol.durable_words import DurableWords
@@ -216,6 +216,26 @@ async def test_an_instance_that_only_the_database_has_gets_the_time_to_beat(tabl
         tables.put(replace(row, last_heartbeat=row.last_heartbeat + timedelta(seconds=5)))
         await registry.expiry.sweep(now_s + 5)
         assert (await registry.resolve(["agent-3"])).value[0].instance is not None
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+async def test_a_drain_by_sql_after_the_loss_stays_where_the_journal_is_whole(tables: Tables, is_whole: bool) -> None:
+    config = replace(CONFIG, journal_capacity=100 if is_whole else 1)
+    async with joined_registry(config, tables) as registry:
+        await enter(registry, 1)
+        await registry.drain(["agent-1"])
+        earlier = Earlier(tables)
+        await registry.undrain(["agent-1"])
+        await enter(registry, 2)
+        await enter(registry, 3)
+        earlier.restore()
+        hold = Hold(HoldKind.NODE, "by hand", "ann", START)
+        await MemoryStore(lambda: START, tables).hold_many([HoldChange(iid(1), HoldKind.NODE, hold, 1)])
+        await eventually(partial(has_mended, registry))
+        # the release that was lost is made again in any case
+        assert tables.rows[iid(1)].hold(HoldKind.OPERATOR) is None
+        assert (tables.rows[iid(1)].hold(HoldKind.NODE) is not None) is is_whole
+        await eventually(lambda: registry.members.index.by_id[iid(1)].holds == tables.rows[iid(1)].holds)
 
 
 # Where another registry has written

@@ -50,6 +50,7 @@ class Restoration:
         self._clock = clock
         self._written = 0
         self._refused = 0
+        self._is_whole = False
         self.losses = 0
         self.lost_commits = 0
         self.last: DatabaseLoss | None = None
@@ -59,7 +60,7 @@ class Restoration:
         whatever else memory has and the database does not. Raises RegistryError; call it again then, with the lowest
         `found`: what was written counts once."""
         self._written = self._refused = 0
-        is_whole = found >= self._journal.complete_after
+        is_whole = self._is_whole = found >= self._journal.complete_after
         await self._replay(store, found)
         await self._restore_epoch(store)
         await self._compare(store)
@@ -250,7 +251,8 @@ class Restoration:
         for hold in known.holds:
             if not hold.is_same(has.pop(hold.kind, None)):
                 yield HoldChange(known.instance_id, hold.kind, hold, self._backlog.next_number())
-        for kind in has:
+        # with a whole journal a lost release is made again: what is left was placed in SQL since, and stays
+        for kind in () if self._is_whole else has:
             yield HoldChange(
                 known.instance_id, kind, None, self._backlog.next_number(), Cause(CauseKind.RESTORED, "it was released")
             )
