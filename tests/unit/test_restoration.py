@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 
 import pytest
 
-from seedcore.core.answers import BeatAnswer, InstanceFilter, KnownBefore, NotResolved
-from seedcore.core.changes import HoldChange, RegisterChange, Registration, StatusChange
+from seedcore.core.answers import BeatAnswer, InstanceFilter, KnownBefore, NotResolved, Outcome
+from seedcore.core.changes import Change, HoldChange, RegisterChange, Registration, StatusChange
 from seedcore.core.errors import StoreUnavailableError
 from seedcore.core.holds import Hold, HoldKind
 from seedcore.core.instances import Epoch
 from seedcore.core.lifecycle import Status
+from seedcore.core.ports import StoreDoubtError
 from seedcore.registry.protocol.durable_words import DurableWords
 from seedcore.store.memory import MemoryStore, Tables
 from tests.builders import START, iid
 from tests.local import LocalRegistry
 from tests.local import Snapshot as Earlier
 from tests.unit.registries import joined_registry
-from tests.unit.test_lost_commits import CONFIG, Fails, called, enter, has_mended
+from tests.unit.test_lost_commits import CONFIG, Fails, called, enter, has_mended, story
 from tests.waiting import eventually
 
 EVERY = InstanceFilter(statuses=None)
@@ -236,6 +238,91 @@ async def test_a_drain_by_sql_after_the_loss_stays_where_the_journal_is_whole(ta
         assert tables.rows[iid(1)].hold(HoldKind.OPERATOR) is None
         assert (tables.rows[iid(1)].hold(HoldKind.NODE) is not None) is is_whole
         await eventually(lambda: registry.members.index.by_id[iid(1)].holds == tables.rows[iid(1)].holds)
+
+
+async def test_an_instance_that_reports_in_sql_is_restored_with_its_status(tables: Tables) -> None:
+    async with joined_registry(CONFIG, tables) as registry:
+        earlier = Earlier(tables)
+        await enter(registry, 1)
+        await by_sql(tables, 2)
+        await eventually(lambda: iid(2) in registry.members)
+        earlier.restore()
+        await eventually(partial(has_mended, registry))
+        assert (tables.rows[iid(2)].status, tables.rows[iid(2)].seq) == (Status.ALIVE, 0)
+        assert registry.members.index.by_id[iid(2)].status is Status.ALIVE
+
+
+async def test_details_are_restored_where_the_journal_does_not_reach_back(tables: Tables) -> None:
+    async with joined_registry(replace(CONFIG, journal_capacity=0), tables) as registry:
+        await enter(registry, 1)
+        earlier = Earlier(tables)
+        again = Registration(iid(1), "agent-1", labels={"n": "new"}, metadata={"k": "v"})
+        assert (await registry.register(again, 3)).durable
+        earlier.restore()
+        await eventually(partial(has_mended, registry))
+        row = tables.rows[iid(1)]
+        assert (row.labels, row.metadata, row.seq, row.status) == ({"n": "new"}, {"k": "v"}, 3, Status.ALIVE)
+
+
+# What the database refuses
+
+
+class Doubts(MemoryStore):
+    """A rule of the database's owner refuses every row, or those of one instance."""
+
+    doubts: str | None = None
+    refusals = 0
+
+    def _require(self, changes: Sequence[Change]) -> None:
+        if self.doubts is not None and any(self.doubts in change.instance_id for change in changes):
+            self.refusals += 1
+            raise StoreDoubtError("a trigger")
+
+    async def register_many(self, changes: Sequence[RegisterChange]) -> list[Outcome]:
+        self._require(changes)
+        return await super().register_many(changes)
+
+    async def set_status_many(self, changes: Sequence[StatusChange]) -> list[Outcome]:
+        self._require(changes)
+        return await super().set_status_many(changes)
+
+    async def hold_many(self, changes: Sequence[HoldChange]) -> list[Outcome]:
+        self._require(changes)
+        return await super().hold_many(changes)
+
+
+async def test_a_database_that_refuses_every_row_for_a_moment_gets_them_all_later(tables: Tables) -> None:
+    store = Doubts(lambda: START, tables)
+    async with joined_registry(replace(CONFIG, retry_max_s=0.05), tables, store=store) as registry:
+        await enter(registry, 1)
+        earlier = Earlier(tables)
+        await enter(registry, 2)
+        await registry.drain(["agent-1"])
+        before = story(tables)
+        store.doubts = ""
+        earlier.restore()
+        await eventually(lambda: store.refusals > 2)
+        assert (await registry.health()).losses == 0
+        store.doubts = None
+        await eventually(partial(has_mended, registry))
+        assert story(tables) == before
+        loss = (await registry.health()).last_loss
+        assert loss is not None
+        assert (loss.refused, loss.has_whole_history) == (0, True)
+
+
+@pytest.mark.parametrize("capacity", [0, 100])
+async def test_a_row_that_is_refused_among_others_keeps_none_of_them_back(tables: Tables, capacity: int) -> None:
+    store = Doubts(lambda: START, tables)
+    config = replace(CONFIG, journal_capacity=capacity, retry_max_s=0.05)
+    async with joined_registry(config, tables, store=store) as registry:
+        earlier = Earlier(tables)
+        await enter(registry, 2)
+        await enter(registry, 1)
+        store.doubts = iid(1)
+        earlier.restore()
+        await eventually(partial(has_mended, registry))
+        assert tables.rows.keys() == {iid(2)}
 
 
 # Where another registry has written

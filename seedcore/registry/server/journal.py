@@ -49,6 +49,11 @@ class Committed:
     work: Work
     weight: int
 
+    @property
+    def instance_id(self) -> str | None:
+        """The instance of the work; None for an epoch."""
+        return None if isinstance(self.work, EpochStep) else self.work.instance_id
+
 
 class Journal:
     """The last `capacity` pieces of work, of at most `max_bytes` of memory. Use it from one event loop."""
