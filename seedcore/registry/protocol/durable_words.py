@@ -66,7 +66,8 @@ class DurableWords:
         elif sent is not None and not answer.is_recovering:
             self._unconfirmed.difference_update(sent.seqs.keys() - set(answer.behind))
             self._is_epoch_confirmed |= sent.epoch is not None and answer.epoch is not None
-        if answer.epoch is not None and (self._epoch is None or answer.epoch.number >= self._epoch.number):
+        if answer.epoch is not None and (self._epoch is None or self._is_epoch_confirmed):
+            # also under a lower number, of a registry that knows ours and shows this one
             self._epoch = answer.epoch
         return [sorted(words.values(), key=_seq) for one in answer.behind if (words := self._words.get(one))]
 

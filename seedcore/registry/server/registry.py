@@ -215,7 +215,7 @@ class Registry(Operations):
             behind=() if known is None else self._compare_known(known),
             registry=self.members.feed.stream,
             cluster=self._config.ray_cluster,
-            epoch=self.members.shown.known if database.recovered else None,
+            epoch=self.members.shown.confirmed if database.recovered else None,
         )
 
     def _compare_known(self, known: KnownBefore) -> tuple[str, ...]:
@@ -250,9 +250,8 @@ class Registry(Operations):
         check_epoch(epoch)
         self.writer.backlog.require_open()
         store = self.writer.database.readable()
-        lost = self.members.shown.unconfirmed
-        flipped = await store.set_current_epoch(epoch, above=0 if lost is None else lost.number)
-        self.writer.journal.note(store.commits, [EpochStep(epoch, is_current=True)])
+        flipped = await store.set_current_epoch(epoch, above=self.members.shown.above)
+        self.writer.journal.note(store.commits, [EpochStep(epoch, is_current=True, number=flipped.number)])
         self.members.set_epoch(flipped.name, flipped.number)
         return flipped.name
 
