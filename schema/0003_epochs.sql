@@ -58,21 +58,24 @@ comment on function stage_epoch(text) is 'Names an epoch that will become curren
 create function set_current_epoch(p_epoch text, p_above bigint default 0) returns bigint
 language plpgsql as $$
 declare
-    meta   cluster_metadata;
-    result bigint;
+    meta         cluster_metadata;
+    floor_number bigint := p_above;
+    result       bigint;
 begin
     select * into strict meta from cluster_metadata where id = 1 for update;
     if meta.current_epoch = p_epoch and meta.epoch_number > p_above then
         return meta.epoch_number;
     end if;
     if meta.current_epoch is distinct from p_epoch then
+        -- also of an epoch that was staged before the current one: readers keep the higher of two numbers
+        floor_number := greatest(p_above, meta.epoch_number);
         perform raise_for_epoch(p_epoch, record_epoch(p_epoch, p_will_wait => false));
         update cluster_epoch set retired_at = now() where epoch = meta.current_epoch;
         update cluster_epoch set current_at = now() where epoch = p_epoch;
     end if;
     update cluster_epoch
-       set number = case when number > p_above then number
-                         else greatest(p_above, (select max(e.number) from cluster_epoch e)) + 1 end
+       set number = case when number > floor_number then number
+                         else greatest(floor_number, (select max(e.number) from cluster_epoch e)) + 1 end
      where epoch = p_epoch returning number into result;
     update cluster_metadata
        set current_epoch = p_epoch, epoch_number = result, updated_at = now() where id = 1;
@@ -80,8 +83,8 @@ begin
 end
 $$;
 comment on function set_current_epoch(text, bigint) is
-    'Flips discovery to an epoch in one step and retires the one before. Its number becomes higher than p_above. Returns the number. '
-    'Raises SC004.';
+    'Flips discovery to an epoch in one step and retires the one before. Its number becomes higher than that one''s and p_above. '
+    'Returns the number. Raises SC004.';
 
 create function begin_write(p_term bigint, p_writer_id text, p_commits bigint, p_counts boolean) returns bigint
 language plpgsql as $$
@@ -97,9 +100,13 @@ begin
     if in_force > p_term or (in_force = p_term and writer.writer_id is distinct from p_writer_id) then
         raise exception 'the registry of term % is superseded by that of term %', p_term, in_force
             using errcode = 'SC006', detail = in_force::text;
-    elsif in_force < p_term or writer.commits < p_commits then
+    elsif writer.commits < p_commits then
         raise exception 'the database has lost commits: it has % and had %', writer.commits, p_commits
             using errcode = 'SC007', detail = writer.commits::text;
+    elsif in_force < p_term then
+        -- more commits under a lower term: of another history, of which this registry knows nothing
+        raise exception 'another database answers: it has term %, and had term %', in_force, p_term
+            using errcode = 'SC007', detail = '0';
     end if;
     if p_counts then
         update registry_writer w set commits = w.commits + 1 where w.id = 1 returning w.commits into writer.commits;
@@ -114,7 +121,8 @@ comment on function begin_write(bigint, text, bigint, boolean) is
 
 create function begin_registry(
     p_ray_cluster text, p_epoch text, p_lease_s double precision, p_idle_s double precision default null,
-    p_writer_id text default null, p_term bigint default null, p_commits bigint default null)
+    p_writer_id text default null, p_term bigint default null, p_commits bigint default null,
+    p_new_epoch text default null)
 returns table (
     epoch text, number bigint, term bigint, lease_before_s double precision, commits bigint, found_commits bigint)
 language plpgsql as $$
@@ -130,7 +138,8 @@ begin
     select * into strict meta from cluster_metadata where id = 1 for update;
     -- without p_idle_s the other registry counts as at work
     is_at_work := coalesce(meta.term_seen_at > clock_timestamp() - make_interval(secs => p_idle_s), true);
-    if is_at_work and exists (select from superseded_cluster c where c.ray_cluster = p_ray_cluster) then
+    -- a registry in force knows its term; a database that has a lower one has lost that it took over
+    if is_at_work and coalesce(p_term, 0) <= meta.term and exists (select from superseded_cluster c where c.ray_cluster = p_ray_cluster) then
         raise exception 'the Ray cluster % was replaced by % and cannot take the registry back',
             p_ray_cluster, meta.ray_cluster using errcode = 'SC006', detail = meta.term::text;
     end if;
@@ -141,6 +150,11 @@ begin
         delete from superseded_cluster c
          where c.ray_cluster = p_ray_cluster or c.superseded_at < now() - interval '90 days';
         insert into superseded_cluster (ray_cluster) values (meta.ray_cluster) on conflict do nothing;
+        if wanted is null and not exists (
+            select from cluster_epoch e where e.epoch = p_new_epoch and e.retired_at is not null)
+        then
+            wanted := p_new_epoch;
+        end if;
         if wanted is null then
             select max(e.number) + 1 into serial from cluster_epoch e;
             loop
@@ -160,7 +174,8 @@ begin
        set ray_cluster = p_ray_cluster, lease_s = p_lease_s, term = greatest(m.term, p_term) + 1, leases_from = now(),
            term_seen_at = now(), updated_at = now()
      where m.id = 1;
-    select w.commits into strict found from registry_writer w where w.id = 1;
+    select case when meta.term < p_term and w.commits >= p_commits then 0 else w.commits end
+      into strict found from registry_writer w where w.id = 1;
     -- also where commits were lost, so that no number is used twice
     update registry_writer w set writer_id = p_writer_id, commits = greatest(w.commits, p_commits) + 1
      where w.id = 1 returning w.commits into counted;
@@ -170,12 +185,12 @@ begin
           from cluster_metadata m where m.id = 1;
 end
 $$;
-comment on function begin_registry(text, text, double precision, double precision, text, bigint, bigint) is
+comment on function begin_registry(text, text, double precision, double precision, text, bigint, bigint, text) is
     'A registry starts: it takes the next term and renews every lease. The same Ray cluster keeps the epoch, another one makes a '
-    'new epoch that continues it; p_epoch flips to that epoch instead. A replaced cluster takes the database back only with '
+    'new epoch that continues it, named p_new_epoch where that is not retired; p_epoch flips to that epoch instead. A replaced cluster takes the database back only with '
     'p_idle_s, where the registry in force was not seen at work for so long. p_term and p_commits are the last ones that this '
     'process knows: terms and commits only grow, also where the database has lost some. Returns also the lease before, the number '
-    'of this commit, and that of the last one before it. Raises SC004, SC006.';
+    'of this commit, and that of the last one before it, 0 where the database is another one. Raises SC004, SC006.';
 
 create function renew_term(p_lease_s double precision default null) returns boolean
 language plpgsql as $$

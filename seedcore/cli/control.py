@@ -36,7 +36,11 @@ def flip(name: str, *, force: bool) -> str | None:
     """Make an epoch current, unless there is an objection, which is returned. `force` ignores objections."""
 
     async def flip_unless_objected(connection: RegistryConnection) -> str | None:
-        objection = None if force else objection_to_flip(name, await connection.list_epochs(MAX_PAGE))
+        objection = None
+        if not force:
+            health = await connection.health()
+            is_lost = health.epoch_problem is not None
+            objection = objection_to_flip(name, await connection.list_epochs(MAX_PAGE), is_lost=is_lost)
         if objection is None:
             await connection.set_current_epoch(name)
         return objection
@@ -44,8 +48,11 @@ def flip(name: str, *, force: bool) -> str | None:
     return _ask_registry(flip_unless_objected)
 
 
-def objection_to_flip(name: str, records: Sequence[EpochRecord]) -> str | None:
-    """Return why this epoch should not become current now, and what a flip would do; None if nothing is against it."""
+def objection_to_flip(name: str, records: Sequence[EpochRecord], *, is_lost: bool = False) -> str | None:
+    """Return why this epoch should not become current now, and what a flip would do; None if nothing is against it.
+
+    `is_lost`: the database has lost a flip, and perhaps also that the epoch exists and its agents.
+    """
     wanted = next((record for record in records if record.name == name), None)
     current = next((record for record in records if record.state == "current"), None)
     if wanted is not None and wanted.state != "staged":
@@ -53,6 +60,11 @@ def objection_to_flip(name: str, records: Sequence[EpochRecord]) -> str | None:
         return None
     ended = f", and its {current.live} agents would end" if current is not None and current.live else ""
     effect = "" if current is None else f"; epoch {current.name} would be retired for good{ended}"
+    if is_lost and (wanted is None or wanted.live == 0):
+        return (
+            f"the database has lost the agents of epoch {name}: those that live register again in a few beats, then "
+            f"repeat the flip; `seedcore epoch show` counts them{effect}; --force flips without them"
+        )
     if wanted is None:
         return (
             f"epoch {name} is not staged, so it would become current without agents{effect}; see `seedcore epoch "

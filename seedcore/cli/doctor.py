@@ -19,6 +19,7 @@ from seedcore.cli.cluster import join_cluster
 from seedcore.cli.errors import NoClusterError
 from seedcore.cli.output import Text, counted, out
 from seedcore.cli.queries import answered
+from seedcore.cli.troubles import losses_of
 from seedcore.composition import store_recipe
 from seedcore.core.clock import utc_now
 from seedcore.core.errors import (
@@ -30,6 +31,7 @@ from seedcore.core.errors import (
 )
 from seedcore.core.timeouts import within
 from seedcore.discovery.exposure import exposures
+from seedcore.discovery.overview import registry_out
 from seedcore.discovery.tokens import TokenFile
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.protocol.messages import Health, Hello
@@ -146,7 +148,7 @@ async def _look(settings: Settings, *, is_joined: bool) -> list[Finding]:
         return [*findings, Finding("registry", Grade.SKIPPED, "SEEDCORE_MODE is ray")]
     if is_joined:
         connection = RegistryConnection(settings.namespace, settings.call_timeout_s)
-        findings += await _checked("registry", lambda: _registry(connection, settings))
+        findings += await _checked("registry", lambda: registry_findings(connection, settings))
     else:
         findings.append(Finding("registry", Grade.SKIPPED, "not connected to a cluster"))
     if is_joined or settings.pg_dsn is not None:
@@ -180,7 +182,8 @@ async def _checked(check: str, look: Callable[[], Awaitable[list[Finding]]]) -> 
         return [Finding(check, Grade.FAILED, str(error), "`seedcore registry start`, or `serve run serve_config.yaml`")]
 
 
-async def _registry(connection: RegistryConnection, settings: Settings) -> list[Finding]:
+async def registry_findings(connection: RegistryConnection, settings: Settings) -> list[Finding]:
+    """Check the registry. Raises as `connection`."""
     hello: Hello = await connection.hello()
     upgrade = "`seedcore registry upgrade`, and the same version on every node"
     try:
@@ -210,13 +213,11 @@ def _of_health(health: Health, settings: Settings) -> list[Finding]:
         remedy = "another cluster writes to this database; end one of them, or give each its own SEEDCORE_PG_DSN"
         findings.append(Finding("writer", Grade.FAILED, found, remedy))
     if health.epoch_problem is not None:
-        remedy = "`seedcore epoch show` shows the epochs"
-        findings.append(Finding("epoch", Grade.FAILED, health.epoch_problem, remedy))
-    if health.last_loss is not None:
-        loss = health.last_loss
-        missing = "" if loss.has_whole_history else "; the oldest of the lost transitions are missing"
-        found = f"it lost {loss.commits} commits; {loss.written_again} changes were written again{missing}"
-        remedy = "replicate synchronously: see deploy/README.md"
+        found = f"not confirmed, so no agent is resolved: {health.epoch_problem}"
+        remedy = "`seedcore epoch show` lists both epochs with their agents: see deploy/runbook/epoch-unconfirmed.md"
+        findings.append(Finding("epoch", Grade.FAILED, found, remedy))
+    for _, found in losses_of(registry_out(health)):
+        remedy = "see deploy/runbook/lost-commits.md; shown until the registry restarts"
         findings.append(Finding("lost commits", Grade.WARNING, found, remedy))
     if health.store_problem is not None:
         remedy = "restore the database; until then the registry works from memory"
@@ -263,19 +264,21 @@ async def _database(settings: Settings) -> list[Finding]:
         remedy = "add sslmode=verify-full&sslrootcert=FILE to SEEDCORE_PG_DSN"
         findings.append(Finding("TLS", Grade.WARNING, found, remedy))
     if settings.pg_dsn is not None:
-        findings.append(_replication(state))
+        findings.append(replication(state))
     findings.append(_schema(state))
     findings.append(_clock("clock of the database", asked_at, state.now))
     return findings
 
 
-def _replication(state: ServerState) -> Finding:
+def replication(state: ServerState) -> Finding:
+    """Check whether a failover can lose commits."""
     if state.is_synchronous:
         return Finding("replication", Grade.OK, "synchronous: a failover loses no commit")
     if state.standbys == 0:
-        return Finding("replication", Grade.OK, "no standby")
-    found = f"asynchronous, {state.standbys} standbys: a failover can lose the last commits"
-    remedy = "set synchronous_standby_names: see deploy/README.md"
+        return Finding("replication", Grade.OK, "no standby is connected")
+    standbys = counted(state.standbys, "standby")
+    found = f"{standbys}, and a commit does not wait until one has it on disk: a failover can lose the last commits"
+    remedy = "set synchronous_standby_names, and synchronous_commit to on: see deploy/README.md"
     return Finding("replication", Grade.WARNING, found, remedy)
 
 

@@ -9,17 +9,19 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from seedcore.cli.backend import ListQuery, backend_of
+from seedcore.cli.backend import Backend, ListQuery, backend_of
 from seedcore.cli.errors import EXIT_FAILED
-from seedcore.cli.output import JsonOption, echo, out, parse_duration, print_json
+from seedcore.cli.output import JsonOption, Text, echo, out, parse_duration, print_json
 from seedcore.cli.render import show_agent, show_deaths, show_listing, show_overview, show_reason
+from seedcore.cli.troubles import troubles
 from seedcore.cli.watch import watch
 from seedcore.cli.why import reason_of
+from seedcore.core.errors import RegistryError
 from seedcore.core.instances import Verdict
 from seedcore.core.lifecycle import Status
 from seedcore.core.limits import MAX_PAGE
 from seedcore.core.paging import check_within_s
-from seedcore.discovery.api import OverviewAnswer
+from seedcore.discovery.api import AgentAnswer, InstancePage
 from seedcore.settings import load_settings
 
 T = TypeVar("T")
@@ -63,11 +65,13 @@ def list_command(
         epoch=epoch,
         with_lapsed=everything,
     )
-    page = answered(backend_of(load_settings()).listing(query))
+    page, epoch_problem = answered(_listing_and_epoch(backend_of(load_settings()), query))
     if as_json:
         print_json(page)
     else:
         show_listing(out, page)
+        if epoch_problem is not None:
+            out.print(Text(f"no agent is listed or resolved: {epoch_problem}", style="red"), soft_wrap=True)
 
 
 def deaths_command(
@@ -95,12 +99,32 @@ def get_command(agent_id: AgentArgument, as_json: JsonOption = False) -> None:
 
 def why_command(agent_id: AgentArgument, as_json: JsonOption = False) -> None:
     """Explain the state of an agent: its cause, its start time, and advice."""
-    agent = answered(backend_of(load_settings()).agent(agent_id))
-    reason = reason_of(agent)
+    agent, epoch_problem = answered(_agent_and_epoch(backend_of(load_settings()), agent_id))
+    reason = reason_of(agent, epoch_problem)
     if as_json:
         print_json(reason)
     else:
         show_reason(out, reason, agent)
+
+
+async def _listing_and_epoch(backend: Backend, query: ListQuery) -> tuple[InstancePage, str | None]:
+    """Return the list and, if it is empty, why no agent is listed if an operator must confirm the epoch."""
+    page = await backend.listing(query)
+    return page, None if page.items else await _epoch_problem(backend)
+
+
+async def _agent_and_epoch(backend: Backend, agent_id: str) -> tuple[AgentAnswer, str | None]:
+    """Return the agent, and why no agent is resolved, if an operator must confirm the epoch."""
+    return await asyncio.gather(backend.agent(agent_id), _epoch_problem(backend))
+
+
+async def _epoch_problem(backend: Backend) -> str | None:
+    try:
+        overview = await backend.overview()
+    except RegistryError:
+        # without a registry the epoch is not known to be unconfirmed
+        return None
+    return None if overview.registry is None else overview.registry.epoch_problem
 
 
 def watch_command(
@@ -124,28 +148,3 @@ def health_command(as_json: JsonOption = False) -> None:
         show_overview(out, overview, backend.place)
     if troubles(overview):
         raise typer.Exit(EXIT_FAILED)
-
-
-def troubles(overview: OverviewAnswer) -> list[str]:
-    """Return one line per problem."""
-    sources = overview.sources
-    found = [
-        f"{name}: {state}"
-        for name, state in (
-            ("registry", sources.registry),
-            ("PostgreSQL", sources.postgres),
-            ("Ray's listing", sources.ray),
-        )
-        if state != "ok"
-    ]
-    report = overview.registry
-    if report is not None and overview.registry_problem is None:
-        if report.is_frozen:
-            found.append("expiry is frozen: too many agents went silent at once; only deaths that Ray confirms count")
-        if report.watch_problem is not None:
-            found.append(f"deaths are not reported by every node: {report.watch_problem}")
-        if report.capacity_problem is not None:
-            found.append(f"the registry is nearly full: {report.capacity_problem}")
-        if report.beats_dropped:
-            found.append(f"{report.beats_dropped} beats were dropped")
-    return found

@@ -12,15 +12,18 @@ from rich.console import Console
 from rich.table import Table
 
 from seedcore.cli.output import Text, counted
+from seedcore.cli.troubles import is_recent, losses_of
 from seedcore.cli.why import Reason, hold_text
 from seedcore.core.instances import EpochRecord
 from seedcore.discovery.api import (
     AgentAnswer,
     CauseOut,
+    EpochOut,
     InstanceOut,
     InstancePage,
     OperationAnswer,
     OverviewAnswer,
+    RegistryOut,
     TransitionOut,
 )
 
@@ -140,14 +143,14 @@ def show_overview(console: Console, overview: OverviewAnswer, place: str) -> Non
     """Print a summary of the fleet, the registry and the database; `place` is the cluster or the deployment."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_row("cluster", Text(place))
-    found = overview.sources
+    found, report = overview.sources, overview.registry
     unknown = f"{overview.instances}, status unknown" if overview.instances else "none"
     fleet = ", ".join(f"{count} {name}" for name, count in overview.by_status.items() if count) or unknown
     if overview.by_verdict:
         fleet += " (" + ", ".join(f"{count} {name}" for name, count in overview.by_verdict.items()) + ")"
     table.add_row("agents", fleet)
     if overview.epoch is not None:
-        table.add_row("epoch", Text(overview.epoch.name))
+        table.add_row("epoch", _epoch(overview.epoch, report))
     table.add_row("mode", overview.service.mode)
     for name, state in (
         ("registry", found.registry),
@@ -155,8 +158,9 @@ def show_overview(console: Console, overview: OverviewAnswer, place: str) -> Non
         ("Ray's listing", found.ray),
     ):
         table.add_row(name, Text(state, style="green" if state == "ok" else "red"))
-    report = overview.registry
     if report is not None:
+        for at, line in losses_of(report):
+            table.add_row("lost commits", Text(line, style="yellow" if is_recent(at, overview.as_of_registry) else ""))
         rate = "-" if report.beats_per_s is None else f"{report.beats_per_s:.0f} per second"
         table.add_row("beats", f"{rate}, every {report.beat_interval_s:g} s, lease {report.lease_s:g} s")
         table.add_row(
@@ -173,6 +177,12 @@ def show_overview(console: Console, overview: OverviewAnswer, place: str) -> Non
             table.add_row("note", Text(note))
     console.print(table)
     console.print(f"{_worth(overview)}, as of {_time(overview.as_of)}", style="dim")
+
+
+def _epoch(epoch: EpochOut, report: RegistryOut | None) -> Text:
+    if report is None or report.epoch_problem is None:
+        return Text(epoch.name)
+    return Text(f"{epoch.name}, not confirmed: no agent is resolved", style="red")
 
 
 def show_turned(console: Console, answers: Sequence[OperationAnswer], lasts: str = "") -> None:

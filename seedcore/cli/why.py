@@ -68,10 +68,22 @@ def hold_text(hold: HoldOut) -> str:
     return f"{hold.kind.value} hold{by}{reason}{end}"
 
 
-def reason_of(agent: AgentAnswer) -> Reason:
-    """Explain the current state of an agent. Of several instances, explain the one that callers would resolve first."""
+def reason_of(agent: AgentAnswer, epoch_problem: str | None = None) -> Reason:
+    """Explain the current state of an agent. Of several instances, explain the one that callers would resolve first.
+
+    `epoch_problem` is the registry's: an operator must confirm the epoch, and no agent is resolved until then.
+    """
     if not agent.live:
         return _of_the_dead(agent)
+    reason = _of_the_living(agent)
+    if epoch_problem is None:
+        return reason
+    advice = epoch_problem if reason.advice is None else f"{epoch_problem}. {reason.advice}"
+    why = f"{reason.why}; but no agent is resolved, because the epoch is not confirmed"
+    return reason.model_copy(update={"why": why, "advice": advice})
+
+
+def _of_the_living(agent: AgentAnswer) -> Reason:
     order = (Status.ALIVE.value, Status.STARTING.value, Status.DRAINING.value)
     best = min(
         agent.live,

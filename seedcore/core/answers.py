@@ -13,12 +13,14 @@ from seedcore.core.errors import InvalidInputError, NotDurableError
 from seedcore.core.instances import Epoch, Instance, Verdict
 from seedcore.core.lifecycle import Status
 from seedcore.core.limits import (
+    MAX_ID_CHARS,
     T,
     check_epoch,
     check_key,
     check_kind,
     check_labels,
     check_seq,
+    check_text,
 )
 from seedcore.core.selector import Requirement, Selector
 from seedcore.core.wire import wire
@@ -142,7 +144,8 @@ class BeatAnswer:
     known yet, because the registry has not read its database. They are in neither list, and nothing is to be done.
     `retired` are the dead ids that ended with their epoch, each with the epoch's name: they do not register again.
     `behind` are the ids of which the sender knows later durable changes (see KnownBefore): it sends them again.
-    `registry` identifies the registry process, and `epoch` is the current one, None where that is not known yet.
+    `registry` identifies the registry process, `cluster` its Ray cluster, and `epoch` is the current one, None where
+    that is not known yet.
     """
 
     unknown: tuple[str, ...] = ()
@@ -156,6 +159,7 @@ class BeatAnswer:
     behind: tuple[str, ...] = ()
     registry: str | None = None
     epoch: Epoch | None = None
+    cluster: str | None = None
 
     def about(self, instance_ids: Set[str]) -> BeatAnswer:
         """The same answer, about these instances only."""
@@ -182,12 +186,14 @@ class BeatAnswer:
 @wire
 @dataclass(frozen=True, slots=True)
 class KnownBefore:
-    """What the sender of beats knows from registries before, for one that has not answered it yet: by instance id, the
-    number of the last change that was durable, and the epoch that was current. A database that has lost commits shows
-    by a lower number."""
+    """What the sender of beats knows from its last answers: the epoch that was current and, for a registry that has not
+    answered it yet, by instance id the number of the last change that was durable. A database that has lost commits
+    shows by a lower number. `cluster` is the Ray cluster of the registry that answered: one of another cluster may have
+    another database, and ignores it."""
 
     seqs: Mapping[str, int] = field(default_factory=dict)
     epoch: Epoch | None = None
+    cluster: str | None = None
 
     def validated(self, instance_ids: Sequence[str]) -> KnownBefore:
         """The same, or InvalidInputError; its instances are some of those that beat."""
@@ -198,12 +204,17 @@ class KnownBefore:
         if self.epoch is not None:
             check_epoch(check_kind("epoch", self.epoch, Epoch).name)
             check_seq(self.epoch.number)
+        if self.cluster is not None:
+            check_text("cluster", self.cluster, MAX_ID_CHARS)
         return self
 
     def joined(self, later: KnownBefore) -> KnownBefore:
-        """What two senders know."""
+        """What two senders know; of two clusters, what the later one knows."""
+        if self.cluster != later.cluster:
+            return later
         epochs = [epoch for epoch in (self.epoch, later.epoch) if epoch is not None]
-        return KnownBefore({**self.seqs, **later.seqs}, max(epochs, key=lambda epoch: epoch.number, default=None))
+        highest = max(epochs, key=lambda epoch: epoch.number, default=None)
+        return KnownBefore({**self.seqs, **later.seqs}, highest, later.cluster)
 
 
 @wire

@@ -318,9 +318,10 @@ class FencedError(RegistryError):
         self.in_force = in_force
 
     def __str__(self) -> str:
+        other = "has the same term" if self.term == self.in_force else f"has term {self.in_force}"
         return (
-            f"this registry (term {self.term}) is superseded by that of term {self.in_force} on the same database and "
-            "only reads: end it, or point it at a database of its own"
+            f"this registry (term {self.term}) only reads: another registry process, which {other}, writes to its "
+            "database. End one of them, or point it at a database of its own"
         )
 
 

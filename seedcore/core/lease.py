@@ -18,6 +18,7 @@ SUSPECT_AFTER_BEATS = 2.25
 MAX_INTERVAL_S = 600.0
 SHRINK_AFTER_S = 60.0
 _STEP = 1.1
+_MOMENT_S = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,11 @@ class LeaseTerms:
         if silence_s > LATE_AFTER_BEATS * self.beat_interval_s:
             return Beats.LATE
         return Beats.FRESH
+
+    @property
+    def just_late_s(self) -> float:
+        """A silence after which an instance is not fresh, and has the most time left to beat."""
+        return min(LATE_AFTER_BEATS * self.beat_interval_s + _MOMENT_S, self.lease_s)
 
     def has_lapsed(self, silence_s: float) -> bool:
         """Whether the lease has expired. Never for a negative silence: the beat arrived after `now` was read."""

@@ -21,10 +21,11 @@ class StoreDoubtError(StoreUnavailableError):
 
 class CommitsLostError(StoreUnavailableError):
     """The database has lost commits that this store had made: `found` is the last one that it has, `known` the last one
-    that it had. A standby was promoted that did not have them, or a backup was restored. `begin` makes it usable."""
+    that it had, 0 in another database. A standby was promoted that did not have them, or a backup was restored. `begin`
+    makes it usable."""
 
-    def __init__(self, known: int, found: int) -> None:
-        super().__init__(f"the database has lost commits: it has {found} and had {known}")
+    def __init__(self, known: int, found: int, why: str | None = None) -> None:
+        super().__init__(why or f"the database has lost commits: it has {found} and had {known}")
         self.known = known
         self.found = found
 
@@ -94,11 +95,19 @@ class Store(InstanceReader, Protocol):
         outage, and may run beside other starters."""
         ...
 
-    async def begin(self, ray_cluster: str, epoch: str | None, lease_s: float, idle_s: float | None = None) -> Epoch:
+    async def begin(
+        self,
+        ray_cluster: str,
+        epoch: str | None,
+        lease_s: float,
+        idle_s: float | None = None,
+        new_epoch: str | None = None,
+    ) -> Epoch:
         """A registry starts in `ray_cluster`: it keeps the epoch of the same cluster, and makes a new one in another.
 
         Takes the next term, which every later write of this store carries, and renews every lease. `epoch` names the
-        epoch that must be current. Raises RetiredEpochError for an epoch that is retired, and FencedError for a cluster
+        epoch that must be current; `new_epoch` the one to make where another cluster's is current, unless it is
+        retired. Raises RetiredEpochError for an epoch that is retired, and FencedError for a cluster
         that another one has replaced. With `idle_s` it raises FencedError while the registry in force was seen at work
         in the last `idle_s` seconds, and accepts any cluster after that. Terms and commits only grow: a database that
         has lost some continues behind the last ones that this store knows.
@@ -121,8 +130,9 @@ class Store(InstanceReader, Protocol):
 
     @property
     def found_commits(self) -> int:
-        """The number of the last commit that the database had when this store began; 0 before that. Where the store had
-        begun before, a lower number than `commits` was then means that the database had lost commits."""
+        """The number of the last commit that the database had when this store began; 0 before that, and where it is
+        another database than the one before: its term is lower, and its commits are not. Where the store had begun
+        before, a lower number than `commits` was then means that the database had lost commits."""
         ...
 
     @property
@@ -146,8 +156,9 @@ class Store(InstanceReader, Protocol):
         ...
 
     async def set_current_epoch(self, epoch: str, above: int = 0) -> Epoch:
-        """Flip discovery to `epoch` in one step, or raise RetiredEpochError. Its number becomes higher than `above`:
-        an epoch that is confirmed after a flip was lost has a higher number than the lost one."""
+        """Flip discovery to `epoch` in one step, or raise RetiredEpochError. Its number becomes higher than that
+        of the epoch before, and than `above`: an epoch that is confirmed after a flip was lost has a higher number than
+        the lost one."""
         ...
 
     def load_live(self) -> AsyncIterator[Instance]:

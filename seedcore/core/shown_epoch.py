@@ -15,6 +15,7 @@ class ShownEpoch:
         self.name = ""
         """As the database returned it last; empty before that: instances then count as current."""
         self.number = 0
+        self._highest_of_agents = 0
         self.unconfirmed: Epoch | None = None
         """An epoch that agents knew as current, with a higher number than the database has: a flip is lost."""
 
@@ -24,12 +25,24 @@ class ShownEpoch:
         return Epoch(self.name, self.number)
 
     @property
+    def confirmed(self) -> Epoch | None:
+        """The same; None while an operator must confirm which is current."""
+        return self.known if self.unconfirmed is None else None
+
+    @property
+    def above(self) -> int:
+        """The next flip gets a higher number: agents know one that the database has lost. 0 where they do not."""
+        is_lost = self.unconfirmed is not None or self._highest_of_agents > self.number
+        return self._highest_of_agents if is_lost else 0
+
+    @property
     def listed(self) -> str:
         """The epoch whose instances are listed and resolved: none while an operator must confirm which is current."""
         return self.name if self.unconfirmed is None else ""
 
     def note_agents_epoch(self, epoch: Epoch) -> None:
         """Note an epoch that agents knew as current before this registry answered them."""
+        self._highest_of_agents = max(self._highest_of_agents, epoch.number)
         highest = self.known if self.unconfirmed is None else self.unconfirmed
         if epoch.number > highest.number and epoch.name != self.name:
             self.unconfirmed = epoch

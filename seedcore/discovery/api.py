@@ -252,9 +252,8 @@ class ServiceOut(BaseModel):
 
 
 class LossOut(BaseModel):
-    """The database had lost commits, which was noticed at `at`. What this registry had acknowledged was written again;
-    `refused` counts what the database did not take. `has_whole_history` false: the oldest of the lost transitions are
-    missing."""
+    """Lost commits, noticed at `at`: what this registry had acknowledged was written again, but for what the database
+    `refused`. `has_whole_history` false: the oldest of the lost transitions are missing."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -296,6 +295,8 @@ class RegistryOut(BaseModel):
     notes: list[str]
     unwatched: dict[str, int]
     last_loss: LossOut | None = None
+    agents_ahead: int = Field(0, description="instances of which agents knew later changes than the database")
+    agents_ahead_at: datetime | None = None
     epoch_problem: str | None = Field(None, description="a flip is lost: what an operator must do")
     capacity_problem: str | None = Field(None, description="the registry is nearly full: what an operator must do")
 
@@ -309,8 +310,7 @@ class EpochOut(BaseModel):
 
 class OverviewAnswer(Stamp):
     """A summary of the fleet. `by_organ` has the largest organs, "" for agents without one; a count that the source
-    does not know is empty. `registry` is the actor's report, null while it does not answer; `as_of_registry` is the
-    time of its last answer."""
+    does not know is empty. `registry` is the actor's report, null without one; `as_of_registry` is its last time."""
 
     service: ServiceOut
     sources: SourcesOut

@@ -74,7 +74,7 @@ class Overviews:
             service=self._service,
             sources=sources_out(SourceStates(registry_problem(answer), postgres, ray_listing)),
             epoch=await self._epoch_now(None if health is None else health.epoch),
-            registry=None if health is None else _registry_out(health),
+            registry=None if health is None else registry_out(health),
             registry_problem=answer if isinstance(answer, str) else None,
             as_of_registry=self._answered_at,
             **await self._count(health),
@@ -157,7 +157,8 @@ def _counted(
     }
 
 
-def _registry_out(health: Health) -> RegistryOut:
+def registry_out(health: Health) -> RegistryOut:
+    """The registry's own report in the shape of the API."""
     return RegistryOut(
         pid=health.hello.pid,
         node_id=health.hello.node_id,
@@ -187,6 +188,8 @@ def _registry_out(health: Health) -> RegistryOut:
         notes=list(health.notes),
         unwatched=dict(health.unwatched),
         last_loss=None if health.last_loss is None else LossOut.model_validate(health.last_loss),
+        agents_ahead=health.agents_ahead,
+        agents_ahead_at=health.agents_ahead_at,
         epoch_problem=health.epoch_problem,
         capacity_problem=health.capacity_problem,
     )

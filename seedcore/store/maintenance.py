@@ -30,7 +30,7 @@ _EMPTIED = (
 class ServerState:
     """The state of a database. `missing`: migrations that it lacks; `unknown`: migrations that this code does not know;
     `is_earlier`: it is a database of the earlier SeedCore, to be adopted. `standbys` replicate it now;
-    `is_synchronous`: a commit waits for one of them."""
+    `is_synchronous`: a commit waits until one of them has it on its disk."""
 
     version: str
     version_number: int
@@ -61,7 +61,7 @@ async def inspect_database(dsn: str) -> ServerState:
                 "select current_setting('server_version'), current_setting('server_version_num')::int, "
                 "clock_timestamp(), (select count(*) from pg_stat_replication), "
                 "current_setting('synchronous_standby_names') <> '' "
-                "and current_setting('synchronous_commit') not in ('off', 'local')"
+                "and current_setting('synchronous_commit') in ('on', 'remote_apply')"
             )
             version, number, now, standbys, is_synchronous = (await cursor.fetchall())[0]
             missing, unknown = await compare(connection)

@@ -25,18 +25,29 @@ class MemoryTerms(MemoryReader):
         self._found_commits = 0
         self._lease_before_s: float | None = None
 
-    async def begin(self, ray_cluster: str, epoch: str | None, lease_s: float, idle_s: float | None = None) -> Epoch:
+    async def begin(
+        self,
+        ray_cluster: str,
+        epoch: str | None,
+        lease_s: float,
+        idle_s: float | None = None,
+        new_epoch: str | None = None,
+    ) -> Epoch:
         check_lease(lease_s)
         wanted = epoch
-        if wanted is not None:
-            check_epoch(wanted)
+        for name in (epoch, new_epoch):
+            if name is not None:
+                check_epoch(name)
         tables, now = self.tables, self._now()
         is_at_work = idle_s is None or (now - tables.term_seen_at).total_seconds() < idle_s
-        if is_at_work and (idle_s is not None or ray_cluster in tables.superseded):
+        was_in_force = (self._term or 0) > tables.term
+        if is_at_work and (idle_s is not None or (ray_cluster in tables.superseded and not was_in_force)):
             raise FencedError(self._term or 0, tables.term)
         is_new = tables.ray_cluster not in {None, ray_cluster}
         if is_new and wanted is None:
-            wanted = tables.next_epoch_name()
+            row = None if new_epoch is None else tables.epochs.get(new_epoch)
+            is_usable = new_epoch is not None and (row is None or row.retired_at is None)
+            wanted = new_epoch if is_usable else tables.next_epoch_name()
         before = tables.epochs[tables.current_epoch]
         if wanted is not None:
             tables.flip(wanted, now)
@@ -50,9 +61,10 @@ class MemoryTerms(MemoryReader):
         tables.lease_s = lease_s
         tables.leases_from = now
         tables.term_seen_at = now
+        is_another = was_in_force and tables.commits >= self._commits
+        self._found_commits = 0 if is_another else tables.commits
         tables.term = max(tables.term, self._term or 0) + 1
         self._term = tables.term
-        self._found_commits = tables.commits
         tables.writer, tables.commits = self, max(tables.commits, self._commits) + 1
         self._commits = tables.commits
         return await self.current_epoch()
@@ -81,8 +93,11 @@ class MemoryTerms(MemoryReader):
             return
         if tables.term > self._term or (tables.term == self._term and tables.writer is not self):
             raise FencedError(self._term, tables.term)
-        if tables.term < self._term or tables.commits < self._commits:
+        if tables.commits < self._commits:
             raise CommitsLostError(self._commits, tables.commits)
+        if tables.term < self._term:
+            why = f"another database answers: it has term {tables.term}, and had term {self._term}"
+            raise CommitsLostError(self._commits, 0, why)
         tables.commits += counts
         self._commits = tables.commits
 

@@ -77,10 +77,18 @@ class PostgresStore(PostgresReader):
 
     # Epochs and terms
 
-    async def begin(self, ray_cluster: str, epoch: str | None, lease_s: float, idle_s: float | None = None) -> Epoch:
+    async def begin(
+        self,
+        ray_cluster: str,
+        epoch: str | None,
+        lease_s: float,
+        idle_s: float | None = None,
+        new_epoch: str | None = None,
+    ) -> Epoch:
         check_lease(lease_s)
-        if epoch is not None:
-            check_epoch(epoch)
+        for name in (epoch, new_epoch):
+            if name is not None:
+                check_epoch(name)
         if self._claim is not None:
             self._claim(ray_cluster)
         statements = self._statements
@@ -91,6 +99,7 @@ class PostgresStore(PostgresReader):
                 "epoch": epoch,
                 "lease_s": lease_s,
                 "idle_s": idle_s,
+                "new_epoch": new_epoch,
                 "writer_id": statements.writer_id,
                 "term": statements.term,
                 "commits": statements.commits,

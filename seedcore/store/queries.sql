@@ -2,7 +2,8 @@
 
 -- begin_registry: a registry starts; returns its epoch, its term, the lease before, its commit and the one before
 select epoch, number, term, lease_before_s, commits, found_commits
-  from begin_registry(%(ray_cluster)s, %(epoch)s, %(lease_s)s, %(idle_s)s, %(writer_id)s, %(term)s, %(commits)s);
+  from begin_registry(%(ray_cluster)s, %(epoch)s, %(lease_s)s, %(idle_s)s, %(writer_id)s, %(term)s, %(commits)s,
+                      %(new_epoch)s);
 
 -- begin_write: the first statement of each transaction of a registry; returns the number of the commit
 select begin_write(%(term)s, %(writer_id)s, %(commits)s, %(counts)s);

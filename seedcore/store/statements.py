@@ -115,7 +115,7 @@ class Statements:
         if error.sqlstate == "SC006":
             return FencedError(self.term or 0, int(error.diag.message_detail or 0))
         if error.sqlstate == "SC007":
-            return CommitsLostError(self.commits, int(error.diag.message_detail or 0))
+            return CommitsLostError(self.commits, int(error.diag.message_detail or 0), first_line(error))
         if is_of_schema(error):
             # the database may have been emptied
             self.is_schema_known = False

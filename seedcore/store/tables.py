@@ -52,11 +52,12 @@ class Tables:
     # Epochs
 
     def flip(self, epoch: str, now: datetime, above: int = 0) -> None:
-        """Make an epoch current, with a number higher than `above`, and retire the one before. Raises
-        RetiredEpochError."""
+        """Make an epoch current, with a number higher than `above` and that of the epoch before, which is retired.
+        Raises RetiredEpochError."""
         if epoch != self.current_epoch:
             if self.stage(epoch, now, will_wait=False) is not None:
                 raise RetiredEpochError(epoch)
+            above = max(above, self.epochs[self.current_epoch].number)
             self.epochs[self.current_epoch].retired_at = now
             self.epochs[epoch].current_at = now
             self.current_epoch = epoch

@@ -44,6 +44,15 @@ async def test_rotation_passes_over_a_name_that_is_taken(world: World) -> None:
     assert await world.store.begin("cluster-b", None, LEASE_S) == Epoch("epoch-6", 5)
 
 
+async def test_a_new_cluster_names_the_epoch_that_continues_the_one_before(world: World) -> None:
+    await world.store.begin("cluster-a", None, LEASE_S, None, "ignored")
+    assert await world.store.begin("cluster-b", None, LEASE_S, None, "mine") == Epoch("mine", 2)
+    assert await world.store.epochs_of([Registration(iid(1), "a", started_epoch="epoch-1")]) == ["mine"]
+    await world.store.set_current_epoch("green")
+    # one that is retired is not made again
+    assert await world.store.begin("cluster-c", None, LEASE_S, None, "mine") == Epoch("epoch-4", 4)
+
+
 async def test_insisted_epoch_becomes_current_and_stays_so_in_a_new_cluster(world: World) -> None:
     assert await world.store.begin("cluster-a", "blue", LEASE_S) == Epoch("blue", 2)
     assert await world.store.begin("cluster-b", "blue", LEASE_S) == Epoch("blue", 2)
@@ -102,6 +111,16 @@ async def test_flipping_to_the_current_epoch_changes_nothing(world: World) -> No
     assert (await world.store.register_many([joins(1, cluster_epoch="epoch-1")]))[0].kind is OutcomeKind.APPLIED
 
 
+async def test_each_flip_has_a_higher_number_than_the_one_before(world: World) -> None:
+    await world.store.stage_epoch("blue")
+    await world.store.stage_epoch("green")
+    assert await world.store.set_current_epoch("green") == Epoch("green", 3)
+    assert await world.store.set_current_epoch("blue") == Epoch("blue", 4)
+    assert await world.store.set_current_epoch("blue", above=9) == Epoch("blue", 10)
+    assert await world.store.set_current_epoch("red", above=3) == Epoch("red", 11)
+    assert await world.store.current_epoch() == Epoch("red", 11)
+
+
 async def test_instances_of_retired_epochs_expire_in_bounded_sweeps_and_no_others(world: World) -> None:
     for number in range(3):
         await enter(world, number)
@@ -133,7 +152,7 @@ async def test_staged_epochs_are_bounded_and_the_fleet_is_not_stuck_at_the_bound
     assert await world.store.begin("cluster-b", None, LEASE_S) == Epoch("epoch-66", 66)
     assert await world.store.begin("cluster-b", "chosen", LEASE_S) == Epoch("chosen", 67)
     assert await world.store.set_current_epoch("next") == Epoch("next", 68)
-    assert await world.store.set_current_epoch("own-7") == Epoch("own-7", 9)
+    assert await world.store.set_current_epoch("own-7") == Epoch("own-7", 69)
     (outcome,) = await world.store.register_many([joins(100, cluster_epoch="one-more")])
     assert outcome.kind is OutcomeKind.APPLIED
 

@@ -10,7 +10,7 @@ from seedcore.core.answers import InstanceFilter
 from seedcore.core.errors import EpochLimitError, FencedError, RetiredEpochError
 from seedcore.core.instances import Beat, Epoch
 from seedcore.core.lifecycle import Status
-from seedcore.core.ports import Store
+from seedcore.core.ports import CommitsLostError, Store
 from tests.builders import iid, joins, turns
 from tests.conformance.worlds import EVERYONE, World, enter, row_of
 
@@ -100,6 +100,51 @@ async def test_a_replaced_cluster_takes_the_registry_back_from_one_that_is_seen_
             await rival.begin("cluster-b", None, LEASE_S, idle_s)
     # a restart in the same cluster is no replacement
     assert (await world.store.begin("cluster-a", None, LEASE_S)).name == "epoch-3"
+
+
+async def test_a_database_that_has_lost_commits_refuses_writes_until_the_store_begins_again(
+    world: World, rival: Store
+) -> None:
+    await world.store.begin("cluster-a", None, LEASE_S)
+    await enter(world, 1)
+    known, term = world.store.commits, world.store.term
+    await world.exchange()
+    with pytest.raises(CommitsLostError) as caught:
+        await world.store.register_many([joins(2)])
+    assert (caught.value.known, caught.value.found) == (known, 0)
+    assert await world.store.get_instance(iid(2)) is None
+    await world.store.begin("cluster-a", None, LEASE_S)
+    assert world.store.found_commits == 0
+    assert (world.store.commits, world.store.term) == (known + 1, (term or 0) + 1)
+    await world.store.register_many([joins(2)])
+
+
+async def test_another_database_with_more_commits_and_a_lower_term_is_one_that_has_lost_everything(
+    world: World, rival: Store
+) -> None:
+    for _ in range(3):
+        await world.store.begin("cluster-a", None, LEASE_S)
+    await world.exchange()
+    await rival.begin("cluster-b", None, LEASE_S)
+    for number in range(9):
+        await rival.register_many([joins(number)])
+    with pytest.raises(CommitsLostError, match="another database") as caught:
+        await world.store.register_many([joins(20)])
+    assert caught.value.found == 0
+    await world.store.begin("cluster-a", None, LEASE_S)
+    assert (world.store.found_commits, world.store.commits, world.store.term) == (0, 11, 4)
+
+
+async def test_a_store_in_force_begins_again_on_a_database_from_before_it_took_it_back(
+    world: World, rival: Store
+) -> None:
+    for _ in range(3):
+        await world.store.begin("cluster-a", None, LEASE_S)
+    await world.exchange()
+    await rival.begin("cluster-a", None, LEASE_S)
+    await rival.begin("cluster-b", None, LEASE_S)
+    await world.store.begin("cluster-a", None, LEASE_S)
+    assert world.store.term == 4
 
 
 async def test_a_start_answers_the_lease_that_was_in_force(world: World, rival: Store) -> None:

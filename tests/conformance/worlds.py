@@ -12,7 +12,7 @@ from seedcore.core.answers import InstanceFilter
 from seedcore.core.instances import Instance
 from seedcore.core.lifecycle import Status
 from seedcore.core.ports import Store
-from seedcore.store.memory import MemoryStore
+from seedcore.store.memory import MemoryStore, Tables
 from seedcore.store.postgres import PostgresStore
 from seedcore.store.sessions import PoolLimits
 from tests.builders import FakeClock, iid, joins, turns
@@ -53,6 +53,10 @@ class World(Protocol):
 
     async def reset(self) -> None:
         """Forget everything, as a fresh database."""
+        ...
+
+    async def exchange(self) -> None:
+        """Put a fresh database in the place of the one that the stores know."""
         ...
 
     async def close(self) -> None:
@@ -97,6 +101,9 @@ class MemoryWorld:
 
     async def reset(self) -> None:
         self.store = MemoryStore(self._clock)
+
+    async def exchange(self) -> None:
+        vars(self.store.tables).update(vars(Tables(self._clock())))
 
     async def close(self) -> None:
         await self.store.close()
@@ -151,6 +158,9 @@ class PostgresWorld:
             await self.store.close()
             self.store = PostgresStore(self._dsn, PoolLimits(max_size=2))
             await self.store.open()
+
+    async def exchange(self) -> None:
+        forget_everything(self._admin)
 
     async def close(self) -> None:
         await self.store.close()

@@ -102,6 +102,16 @@ def test_every_alert_has_a_severity_a_summary_a_description_and_a_page(rule: dic
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == SECTIONS
 
 
+def test_the_readme_lists_every_alert_with_its_severity_and_page() -> None:
+    readme = (DEPLOY / "README.md").read_text()
+    row = r"^\| (\w+) \| (critical|warning) \| \[[\w-]+\]\((runbook/[\w-]+\.md)\) \|$"
+    listed = set(re.findall(row, readme, re.MULTILINE))
+    assert listed == {
+        (rule["alert"], rule["labels"]["severity"], rule["annotations"]["runbook"].removeprefix("deploy/"))
+        for rule in alerts()
+    }
+
+
 @pytest.mark.parametrize("file", [RULES, TARGET], ids=["rules", "object"])
 def test_the_command_of_the_readme_writes_the_url_of_every_page(file: Path) -> None:
     (command,) = re.findall(r"^\$ (sed .*)$", (DEPLOY / "README.md").read_text(), re.MULTILINE)

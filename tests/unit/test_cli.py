@@ -111,6 +111,16 @@ class Scripted:
         raise NotImplementedError
 
 
+def test_flip_that_confirms_a_lost_epoch_waits_for_its_agents_to_register_again() -> None:
+    blue = epoch("blue", "current", live=2)
+    for records in ([blue], [blue, epoch("green", "staged")]):
+        objection = objection_to_flip("green", records, is_lost=True)
+        assert "register again" in (objection or "")
+        assert "--force" in (objection or "")
+    assert objection_to_flip("green", [blue, epoch("green", "staged", live=1)], is_lost=True) is None
+    assert objection_to_flip("blue", [epoch("blue", "current")], is_lost=True) is None
+
+
 def watcher(*outcomes: Exception | None) -> Watcher:
     return Watcher(Settings(), Scripted(*outcomes))
 

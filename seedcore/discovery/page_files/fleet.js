@@ -214,7 +214,8 @@ function showRegistry(overview) {
 function registryHealth(registry) {
   if (registry === null) return ["bad", "away"];
   if (registry.fenced_by !== null) return ["bad", "replaced"];
-  return registry.recovered ? ["good", "running"] : ["warn", "recovering"];
+  if (!registry.recovered) return ["warn", "recovering"];
+  return registry.epoch_problem ? ["bad", "not resolving"] : ["good", "running"];
 }
 
 function showExpiry(registry) {

@@ -2,10 +2,13 @@
 
 import { isRefusal } from "./api.js";
 import { MAX_ROWS } from "./roster.js";
-import { count, longSpan, parseTime, plural } from "./format.js";
+import { absolute, count, longSpan, parseTime, plural } from "./format.js";
 
 /** Data older than this are not shown as current. */
 const OLD_MS = 6000;
+
+/** A loss of commits is a problem as long as its alert fires, and a notice after that. */
+const RECENT_LOSS_MS = 15 * 60_000;
 
 /**
  * Returns the problems, most severe first: `{key, level, short, title, text, detail}`.
@@ -28,9 +31,9 @@ export function findProblems({ overview, fetch, feed, isListFull, now }) {
       "database",
       "bad",
       "Database away",
-      "PostgreSQL does not answer.",
-      `The registry answers from memory. It keeps changes${waiting} and writes them when PostgreSQL is back. ` +
-        "The history is not available.",
+      "The registry cannot use PostgreSQL now.",
+      `The registry answers from memory. It keeps changes${waiting} and writes them when PostgreSQL works again. ` +
+        "The history is not available until then.",
       registry.store_problem ?? sources.postgres,
     );
   }
@@ -159,22 +162,37 @@ function addOfRegistry(add, registry, now) {
       "epoch",
       "bad",
       "Epoch not confirmed",
-      "An operator must confirm which epoch is current.",
-      "The database has lost a flip that agents know of. Until then no agent is resolved.",
+      "No agent is resolved: an operator must confirm which epoch is current.",
+      "The database has lost a flip that agents know of. `seedcore epoch show` lists the epochs with their agents. " +
+        "`seedcore epoch flip NAME` confirms the one that is to work. If it is not the one that the database shows, the " +
+        "agents of that one end for good.",
       registry.epoch_problem,
     );
   }
   if (registry.last_loss) {
     const loss = registry.last_loss;
+    const at = parseTime(loss.at);
     add(
       "loss",
-      "warn",
+      now - at < RECENT_LOSS_MS ? "warn" : "info",
       "Database lost commits",
       "The database had lost commits.",
-      `It went back by ${plural(loss.commits, "commit", "commits")} ${longSpan(now - parseTime(loss.at))} ago; the registry has ` +
-        `written ${plural(loss.written_again, "change", "changes")} again.` +
-        (loss.refused ? ` The database refused ${count(loss.refused)} of them.` : "") +
-        (loss.has_whole_history ? "" : " The oldest of the lost transitions are missing in the history."),
+      `${plural(loss.commits, "commit was", "commits were")} missing ${longSpan(now - at)} ago (${absolute(at)}). ` +
+        `The registry has written ${plural(loss.written_again, "change")} again` +
+        (loss.refused ? `, and the database refused ${count(loss.refused)}: see the registry's log.` : ".") +
+        (loss.has_whole_history ? "" : " The oldest of the lost transitions are missing in the history.") +
+        " Changes that other programs made by SQL are lost. This notice stays until the registry restarts.",
+    );
+  }
+  if (registry.agents_ahead_at) {
+    const at = parseTime(registry.agents_ahead_at);
+    add(
+      "ahead",
+      now - at < RECENT_LOSS_MS ? "warn" : "info",
+      "Database lost commits",
+      "The database had lost commits before this registry started.",
+      `${plural(registry.agents_ahead, "agent")} knew later changes and sent them again ${longSpan(now - at)} ago ` +
+        `(${absolute(at)}). Drains of that time may be lost. This notice stays until the registry restarts.`,
     );
   }
   if (registry.capacity_problem) {

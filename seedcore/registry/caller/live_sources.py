@@ -159,4 +159,6 @@ def registry_problem(health: Health | str) -> str | None:
         return health
     if health.fenced_by is not None:
         return f"superseded by the registry of term {health.fenced_by}: it only reads"
-    return None if health.recovered else "the registry is still recovering"
+    if not health.recovered:
+        return "the registry is still recovering"
+    return None if health.epoch_problem is None else f"it resolves no agent: {health.epoch_problem}"

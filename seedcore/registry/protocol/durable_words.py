@@ -22,6 +22,7 @@ class DurableWords:
         self._capacity = capacity
         self._words: dict[str, dict[type[Change], Change]] = {}
         self._registry: str | None = None
+        self._cluster: str | None = None
         self._unconfirmed: set[str] = set()
         self._epoch: Epoch | None = None
         self._is_epoch_confirmed = True
@@ -39,12 +40,13 @@ class DurableWords:
         self._words.setdefault(inner.instance_id, {})[type(inner)] = inner
 
     def known_before(self, instance_ids: Sequence[str]) -> KnownBefore | None:
-        """What goes with beats of these to a registry that has not confirmed it; None where there is nothing."""
-        if not self._unconfirmed and self._is_epoch_confirmed:
+        """What goes with beats of these: the epoch always, since the first beat to a new registry must carry it, and
+        numbers to one that has not confirmed them. None where there is nothing."""
+        if not self._unconfirmed and self._epoch is None:
             return None
         ids = [one for one in instance_ids if one in self._unconfirmed]
         seqs = {one: max(_seq(change) for change in words.values()) for one in ids if (words := self._words.get(one))}
-        return KnownBefore(seqs, None if self._is_epoch_confirmed else self._epoch)
+        return KnownBefore(seqs, self._epoch, self._cluster)
 
     def note_answer(self, sent: KnownBefore | None, answer: BeatAnswer) -> list[list[Change]]:
         """Note the answer to beats. Returns, for each instance that is behind, the changes to send again in order."""
@@ -52,6 +54,10 @@ class DurableWords:
             self._forget(one)
         if answer.registry is None:
             return []
+        if self._cluster not in {None, answer.cluster}:
+            # another cluster may have another database
+            self._words, self._epoch = {}, None
+        self._cluster = answer.cluster
         if answer.registry != self._registry:
             # the next beats to it carry what is known
             self._registry = answer.registry
@@ -60,7 +66,8 @@ class DurableWords:
         elif sent is not None and not answer.is_recovering:
             self._unconfirmed.difference_update(sent.seqs.keys() - set(answer.behind))
             self._is_epoch_confirmed |= sent.epoch is not None and answer.epoch is not None
-        if answer.epoch is not None and (self._epoch is None or answer.epoch.number >= self._epoch.number):
+        if answer.epoch is not None and (self._epoch is None or self._is_epoch_confirmed):
+            # also under a lower number, of a registry that knows ours and shows this one
             self._epoch = answer.epoch
         return [sorted(words.values(), key=_seq) for one in answer.behind if (words := self._words.get(one))]
 

@@ -142,9 +142,11 @@ class Health:
     verdicts. `healed` counts instances that differed between memory and database at their comparison, the last one at
     `compared_at`; `pruned` counts rows that were deleted from the past. `beats_per_s` is the present rate; `fences`
     counts how often a newer registry took over. `losses` counts how often the database had lost commits, `lost_commits`
-    how many in all; `last_loss` is the last time. `epoch_problem`: a flip is lost, no agent is resolved, and what an
-    operator must do. `capacity_used` is the used share of each bound of the registry, from 0 to 1; `capacity_problem`:
-    one is nearly reached, and what an operator must do; `registrations_refused` counts those refused at a bound.
+    how many in all; `last_loss` is the last time. `agents_ahead` counts instances of which the agents knew later
+    changes than the database, the last one at `agents_ahead_at`: it lost commits before this registry started.
+    `epoch_problem`: a flip is lost, no agent is resolved, and what an operator must do. `capacity_used` is the used
+    share of each bound of the registry, from 0 to 1; `capacity_problem`: one is nearly reached, and what an operator
+    must do; `registrations_refused` counts those refused at a bound.
     """
 
     hello: Hello
@@ -182,6 +184,8 @@ class Health:
     losses: int = 0
     lost_commits: int = 0
     last_loss: DatabaseLoss | None = None
+    agents_ahead: int = 0
+    agents_ahead_at: datetime | None = None
     epoch_problem: str | None = None
     capacity_problem: str | None = None
     capacity_used: Mapping[str, float] = field(default_factory=dict)

@@ -6,13 +6,15 @@ answers from memory. The database is the record: a change is acknowledged as dur
 **Its session with the database** (`database`). A registry writes under a term; the database refuses an older one.
 
     unread ---- join: take a term, read all live instances ----> writing <---- an answer ---- failing
-      ^                                                           |   |                          ^
-      +---- restored from before our term ------------------------+   +------ an error ----------+
+                                                                  |   |                          ^
+                                                                  |   +------ an error ----------+
+    writing <--- what was lost is written again --- restoring <---+ lost commits
                                                                   |
     writing <--- the newer registry is not at work any more --- superseded <--- a newer term
 
-It serves in all of these states. While it is `unread` or `superseded`, answers carry `complete=False`, no lease ends,
-and an instance that memory does not have is not called unknown, until the database has been away for a whole lease. A
+It serves in all of these states. While it is `restoring`, its answers are complete: memory has what the database has
+lost (`restoration`). While it is `unread` or `superseded`, answers carry `complete=False`, no lease ends, and an
+instance that memory does not have is not called unknown, until the database has been away for a whole lease. A
 `superseded` registry refuses every change and records no beat.
 
 **A change** (`registry`, `operations`, `backlog`, `flusher`, `writer`).

@@ -1,11 +1,16 @@
 """The registry's session with its database: joined as the writer of a term, away, or taken over by a newer registry.
 
     unread ----- join -------> writing ----- an error -----> failing
-                                  ^  ^---- an answer ---------- |
-                                  |
-    superseded <--- newer term ---+
+                                ^ |  ^------ an answer --------- |
+          written again: a join | | the database has lost commits
+                                | v
+                             restoring
+
+    superseded <--- newer term ---- writing
     superseded ---- the newer registry is gone ----> writing
-    writing ------- the database has lost commits ----> unread (what was lost is written again at the join)
+
+While `restoring`, memory is complete as before: it has what the database lost. Only reads and writes of the database
+wait.
 
 Owns the store, and what is known of it. It commits no changes: the flusher does.
 """
@@ -15,12 +20,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeAlias
 
 from seedcore.core.backoff import Backoff
 from seedcore.core.clock import Clock
-from seedcore.core.errors import FencedError, StoreUnavailableError, first_line
+from seedcore.core.errors import FencedError, RetiredEpochError, StoreUnavailableError, first_line
 from seedcore.core.instances import Epoch
 from seedcore.core.lease import BeatRate
 from seedcore.core.members import Members
@@ -61,11 +67,14 @@ class DatabaseSession:
         self._rate = rate
         self._journal = journal
         self._clock = clock
+        self._joined_in: str | None = None
         self.restoration = Restoration(config, members, backlog, journal, clock)
         self._lost_after: int | None = None
+        self._lost_the_other = False
         self._known_before_loss = 0
         self._store: Store | None = None
         self._is_read = asyncio.Event()
+        self._is_joined = False
         self._unread_since_s = clock.monotonic()
         self._refused_since_s: float | None = None
         # ever more rarely, since the database logs each refusal
@@ -83,8 +92,13 @@ class DatabaseSession:
 
     @property
     def recovered(self) -> bool:
-        """Whether the database has been read."""
+        """Whether the database has been read, once."""
         return self._is_read.is_set()
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether the database has all that this registry has committed, as far as is known, and accepts its writes."""
+        return self._is_joined and self.fenced_by is None
 
     @property
     def is_complete(self) -> bool:
@@ -125,8 +139,8 @@ class DatabaseSession:
         return {} if self._store is None else self._store.pool
 
     def readable(self) -> Store:
-        """The store. Raises StoreUnavailableError at once while it is known to be away."""
-        if self._store is None or not self.recovered or self.is_failing:
+        """The store. Raises StoreUnavailableError at once while it is known to be away, or to lack what it had."""
+        if self._store is None or not self._is_joined or self.is_failing:
             raise StoreUnavailableError(self.problem or "still recovering")
         return self._store
 
@@ -142,7 +156,7 @@ class DatabaseSession:
         """Make the store writable: join the database, reconnect, or wait for the term. Raises RegistryError."""
         if self.fenced_by is not None:
             await self._claim_the_term()
-        elif not self.recovered:
+        elif not self._is_joined:
             await self._join()
             self.note_answer()
         elif self.is_failing:
@@ -179,8 +193,8 @@ class DatabaseSession:
         """Record that the database has lost commits of ours: the next round joins it again and writes them again."""
         logger.error("%s; this registry joins it again and writes what it had acknowledged", error.why)
         self._note_found(error.known, error.found)
-        self._is_read.clear()
-        self._unread_since_s = self._clock.monotonic()
+        self._is_joined = False
+        self.problem = error.why
 
     async def close(self) -> None:
         """Release the store."""
@@ -192,6 +206,10 @@ class DatabaseSession:
         logger.error("%s", error, extra={"pending_changes": self._backlog.pending_changes})
         self.fenced_by = error
         self.fences += 1
+        if self._lost_after is not None:
+            # what it writes comes on top of the loss
+            self.restoration.note_abandoned(self._known_before_loss - self._lost_after)
+            self._lost_after, self._known_before_loss = None, 0
         self._claims.reset()
         self._refused_since_s = None
         self.problem = None
@@ -226,16 +244,21 @@ class DatabaseSession:
         store = self._store
         await store.open()
         known = store.commits
-        epoch = await store.begin(self._config.ray_cluster, self._config.epoch, self._config.lease_s, idle_s)
+        epoch = await self._begin(store, idle_s)
+        if self._joined_in is None or self.fenced_by is not None:
+            self._joined_in = epoch.name
         self._note_found(known, store.found_commits)
-        if self._lost_after is not None and self.fenced_by is None:
+        if self.fenced_by is not None:
+            await self._take_back(store, self.fenced_by)
+        elif self._lost_after is not None:
             await self.restoration.restore(store, self._known_before_loss, self._lost_after)
             epoch = await store.current_epoch()
             self._members.set_epoch(epoch.name, epoch.number, is_reset=True)
         else:
             await self._load(store, epoch)
-        self._lost_after = None
+        self._lost_after, self._known_before_loss, self._lost_the_other = None, 0, False
         self.on_answer()
+        self._is_joined = True
         self._is_read.set()
         self.recovered_s = self._clock.monotonic()
         logger.info(
@@ -243,7 +266,33 @@ class DatabaseSession:
             extra={"instances": len(self._members), "epoch": epoch.name, "epoch_number": epoch.number},
         )
 
-    async def _load(self, store: Store, epoch: Epoch) -> None:
+    async def _begin(self, store: Store, idle_s: float | None) -> Epoch:
+        """Take a term. The configured epoch is for the first join of a fleet: one that has been flipped away since does
+        not keep the registry from its database."""
+        config = self._config
+        if config.epoch is not None and store.term is None:
+            try:
+                return await store.begin(config.ray_cluster, config.epoch, config.lease_s, idle_s)
+            except RetiredEpochError as error:
+                logger.warning("%s; the registry keeps the epoch that the database has", error)
+        # where the database is from before this cluster, the cluster gets the epoch again that its agents have
+        again = None if self.fenced_by is not None else self._joined_in
+        return await store.begin(config.ray_cluster, None, config.lease_s, idle_s, again)
+
+    async def _take_back(self, store: Store, fenced_by: FencedError) -> None:
+        """Read what the newer registry has left. Where the database has lost that it took over, it is as this registry
+        knew it, or was before: then the journal is written again, and agents repeat what the other one had."""
+        # terms only grow, but for a loss
+        self._lost_the_other |= store.term is not None and store.term <= fenced_by.in_force
+        if self._lost_after is not None:
+            await self.restoration.replay(store, self._known_before_loss, self._lost_after)
+        else:
+            self._journal.clear()
+        await self._load(store, await store.current_epoch(), is_taken_back=True)
+        if self._lost_after is None and self._lost_the_other:
+            self.restoration.note_abandoned(1)
+
+    async def _load(self, store: Store, epoch: Epoch, *, is_taken_back: bool = False) -> None:
         """Read every live instance. What agents reported meanwhile stays."""
         while await store.expire_old_epochs(self._config.sweep_limit):
             pass
@@ -253,9 +302,12 @@ class DatabaseSession:
         self._journal.begin_after(store.found_commits)
         # an agent whose call was under way when the last registry ended may notice it that much later
         seen_s = self._clock.monotonic() + self._config.reconnect_grace_s
-        if self.fenced_by is not None:
+        if is_taken_back:
             # another registry may have changed what memory has, or it never was committed
             self._members.forget_all()
+            # as a registry that has started: agents repeat what it may lack, and callers list again
+            feed = self._members.feed
+            feed.become(uuid.uuid4().hex, feed.version + 1, feed.epoch)
         for instance in loaded:
             self._members.adopt(instance, seen_s)
         self._rate.remember(store.lease_before_s, seen_s)

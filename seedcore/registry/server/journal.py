@@ -30,10 +30,11 @@ class RefinedCause:
 
 @dataclass(frozen=True, slots=True)
 class EpochStep:
-    """An epoch that was staged, or made current."""
+    """An epoch that was staged, or made current with this number."""
 
     epoch: str
     is_current: bool
+    number: int = 0
 
 
 Work: TypeAlias = Change | RefinedCause | EpochStep
@@ -47,6 +48,11 @@ class Committed:
     at_s: float
     work: Work
     weight: int
+
+    @property
+    def instance_id(self) -> str | None:
+        """The instance of the work; None for an epoch."""
+        return None if isinstance(self.work, EpochStep) else self.work.instance_id
 
 
 class Journal:
@@ -67,6 +73,11 @@ class Journal:
     def begin_after(self, number: int) -> None:
         """Note that commit `number` and those before it may be of another registry."""
         self.complete_after = max(self.complete_after, number)
+
+    def clear(self) -> None:
+        """Forget all of it: another registry has committed after it."""
+        self._entries.clear()
+        self.bytes = 0
 
     def note(self, number: int, works: Iterable[Work]) -> None:
         """Record what commit `number` has written."""

@@ -78,6 +78,8 @@ class RegistryMetrics:
         counter("fences_total", "Takeovers by a newer registry", health.fences)
         counter("database_losses_total", "Times that the database had lost commits", health.losses)
         counter("lost_commits_total", "Commits that the database had lost", health.lost_commits)
+        ahead = "Instances of which agents knew later changes than the database of a new registry"
+        counter("agents_ahead_total", ahead, health.agents_ahead)
         counter("lease_credit_seconds_total", "Seconds of its own absence credited to every lease", health.credited_s)
         counter("deaths_pushed_total", "Deaths reported by relays or by Ray's node table", health.deaths_reported)
         counter("deaths_declared_total", "Deaths declared by the registry, for any cause", health.deaths_declared)

@@ -44,6 +44,7 @@ from seedcore.registry.protocol.messages import (
     Hello,
     Observed,
 )
+from seedcore.registry.server.agents_ahead import AgentsAhead
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.registry.server.expiry import Expiry
 from seedcore.registry.server.fullness import Fullness
@@ -82,6 +83,7 @@ class Queries:
         self._hello = hello
         self._places = Places(config.max_followers)
         self.fullness = Fullness(config, members)
+        self.agents_ahead = AgentsAhead(members, clock)
 
     async def hello(self) -> Hello:
         """The handshake: which registry answers."""
@@ -281,6 +283,8 @@ class Queries:
             losses=database.restoration.losses,
             lost_commits=database.restoration.lost_commits,
             last_loss=database.restoration.last,
+            agents_ahead=self.agents_ahead.count,
+            agents_ahead_at=self.agents_ahead.last_at,
             epoch_problem=unconfirmed_epoch(self.members),
             came_back=silence.came_back,
             deaths_declared=expiry.deaths_declared,

@@ -63,7 +63,7 @@ class Receipts:
 
     def is_settled(self, instance_id: str) -> bool:
         """Whether the database has everything that memory has of an instance."""
-        return self._writer.database.recovered and not self._writer.backlog.unsettled(instance_id)
+        return self._writer.database.is_joined and not self._writer.backlog.unsettled(instance_id)
 
     def _receipt(self, instance_id: str, status: Status, seq: int, *, durable: bool, epoch: str | None) -> Receipt:
         return Receipt(

@@ -214,15 +214,17 @@ class Registry(Operations):
             retired=renewal.retired,
             behind=() if known is None else self._compare_known(known),
             registry=self.members.feed.stream,
-            epoch=self.members.shown.known if database.recovered else None,
+            cluster=self._config.ray_cluster,
+            epoch=self.members.shown.confirmed if database.recovered else None,
         )
 
     def _compare_known(self, known: KnownBefore) -> tuple[str, ...]:
         """Note what agents know from a registry before. Returns the instances of which they know later changes."""
+        if known.cluster not in {None, self._config.ray_cluster}:
+            return ()
         if known.epoch is not None and self.writer.database.is_complete:
             self.members.shown.note_agents_epoch(known.epoch)
-        instances = ((self.members.get(instance_id), seq) for instance_id, seq in known.seqs.items())
-        return tuple(row.instance_id for row, seq in instances if row is not None and row.seq < seq)
+        return self.agents_ahead.compare(known.seqs)
 
     def _relay_for(self, instance_ids: Sequence[str]) -> str | None:
         """The relay that the sender of a message may use from now on: its instances are all on one node."""
@@ -248,9 +250,8 @@ class Registry(Operations):
         check_epoch(epoch)
         self.writer.backlog.require_open()
         store = self.writer.database.readable()
-        lost = self.members.shown.unconfirmed
-        flipped = await store.set_current_epoch(epoch, above=0 if lost is None else lost.number)
-        self.writer.journal.note(store.commits, [EpochStep(epoch, is_current=True)])
+        flipped = await store.set_current_epoch(epoch, above=self.members.shown.above)
+        self.writer.journal.note(store.commits, [EpochStep(epoch, is_current=True, number=flipped.number)])
         self.members.set_epoch(flipped.name, flipped.number)
         return flipped.name
 

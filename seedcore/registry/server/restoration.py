@@ -16,13 +16,13 @@ from seedcore.core.answers import Outcome, OutcomeKind
 from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.changes import Change, HoldChange, RegisterChange, Registration, StatusChange
 from seedcore.core.clock import Clock
-from seedcore.core.errors import EpochLimitError, RetiredEpochError
+from seedcore.core.errors import EpochLimitError, RetiredEpochError, StoreRejectedError
 from seedcore.core.holds import Hold
 from seedcore.core.instances import Instance, LiveState
 from seedcore.core.lifecycle import Status
 from seedcore.core.members import Members
 from seedcore.core.paging import decode_cursor
-from seedcore.core.ports import Store
+from seedcore.core.ports import Store, StoreDoubtError
 from seedcore.registry.protocol.messages import DatabaseLoss
 from seedcore.registry.server.backlog import Backlog
 from seedcore.registry.server.config import RegistryConfig
@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 C = TypeVar("C", RegisterChange, StatusChange, HoldChange)
 
 _PAGE = 1000
+_DOUBT_S = 60.0
 _TAKEN = (OutcomeKind.APPLIED, OutcomeKind.UNCHANGED)
 
 
@@ -50,6 +51,10 @@ class Restoration:
         self._clock = clock
         self._written = 0
         self._refused = 0
+        self._is_whole = False
+        self._is_patient = False
+        self._doubted_since_s: float | None = None
+        self._taken_since = 0
         self.losses = 0
         self.lost_commits = 0
         self.last: DatabaseLoss | None = None
@@ -59,19 +64,35 @@ class Restoration:
         whatever else memory has and the database does not. Raises RegistryError; call it again then, with the lowest
         `found`: what was written counts once."""
         self._written = self._refused = 0
-        is_whole = found >= self._journal.complete_after
+        is_whole = self._is_whole = found >= self._journal.complete_after
         await self._replay(store, found)
         await self._restore_epoch(store)
         await self._compare(store)
+        self._note_loss(known - found, is_whole=is_whole)
+
+    async def replay(self, store: Store, known: int, found: int) -> None:
+        """The same after another registry has written, where its commits are lost with some of ours: memory may be
+        wrong, but the journal has what we had acknowledged."""
+        self._written = self._refused = 0
+        await self._replay(store, found)
+        await self._restore_epoch(store)
+        self._note_loss(known - found, is_whole=False)
+
+    def note_abandoned(self, commits: int) -> None:
+        """Record a loss of `commits` commits, at least, that this registry cannot write again: another one had taken
+        over."""
+        self._written = self._refused = 0
+        self._note_loss(commits, is_whole=False)
+
+    def _note_loss(self, commits: int, *, is_whole: bool) -> None:
+        self._doubted_since_s = None
         self.losses += 1
-        self.lost_commits += known - found
-        self.last = DatabaseLoss(
-            self._clock.utc(), known - found, self._written, self._refused, has_whole_history=is_whole
-        )
+        self.lost_commits += commits
+        self.last = DatabaseLoss(self._clock.utc(), commits, self._written, self._refused, has_whole_history=is_whole)
         logger.error(
-            "the database had lost commits; what this registry had acknowledged is written again",
+            "the database had lost commits; what this registry had acknowledged and still has is written again",
             extra={
-                "lost_commits": known - found,
+                "lost_commits": commits,
                 "written_again": self._written,
                 "refused": self._refused,
                 "has_whole_history": is_whole,
@@ -82,14 +103,29 @@ class Restoration:
 
     async def _replay(self, store: Store, found: int) -> None:
         left = self._journal.take_after(found)
+        doubted: list[Committed] = []
+        self._is_patient = True
         try:
             while left:
                 batch = _first_commit(left)
-                await self._write(store, [self._aged(entry) for entry in batch])
+                waiting = {entry.instance_id for entry in doubted}
+                # later work on an instance waits for the earlier
+                fitting = [entry for entry in batch if entry.instance_id not in waiting]
+                try:
+                    await self._write(store, [self._aged(entry) for entry in fitting])
+                except StoreDoubtError:
+                    doubted += batch
+                else:
+                    doubted += [entry for entry in batch if entry.instance_id in waiting]
                 left = left[len(batch) :]
+            self._is_patient = False
+            while doubted:
+                batch = _first_commit(doubted)
+                await self._write(store, [self._aged(entry) for entry in batch])
+                doubted = doubted[len(batch) :]
         finally:
             # what was not written keeps its place behind what was
-            self._journal.put_back(left)
+            self._journal.put_back([*doubted, *left])
 
     def _aged(self, entry: Committed) -> Work:
         """The work with its age: the history gets the time when it happened."""
@@ -100,6 +136,8 @@ class Restoration:
 
     async def _write(self, store: Store, works: Sequence[Work]) -> None:
         """Write works of one kind."""
+        if not works:
+            return
         first = works[0]
         if isinstance(first, EpochStep):
             await self._write_epoch(store, first)
@@ -115,37 +153,59 @@ class Restoration:
     async def _write_changes(
         self, store: Store, write: Callable[[Sequence[C]], Awaitable[list[Outcome]]], changes: Sequence[C]
     ) -> None:
+        refused: list[tuple[str, StoreRejectedError | StoreDoubtError]] = []
         async for part, answer in in_parts(changes, write):
             if isinstance(answer, Exception):
-                self._note_refused(part[0].instance_id, answer)
+                refused.append((part[0].instance_id, answer))
                 continue
             self._journal.note_changes(store.commits, part, answer)
             for change, outcome in zip(part, answer, strict=True):
                 if outcome.kind in _TAKEN:
                     self._written += 1
+                    self._taken_since += 1
                 else:
                     self._note_refused(change.instance_id, outcome.kind.value)
+        self._give_up(refused, len(changes))
 
     async def _write_causes(self, store: Store, causes: Sequence[RefinedCause]) -> None:
         async def refine(some: Sequence[RefinedCause]) -> list[str]:
             return await store.refine_causes({one.instance_id: one.cause for one in some})
 
+        refused: list[tuple[str, StoreRejectedError | StoreDoubtError]] = []
         async for part, answer in in_parts(causes, refine):
             if isinstance(answer, Exception):
-                self._note_refused(part[0].instance_id, answer)
+                refused.append((part[0].instance_id, answer))
             else:
                 self._journal.note(store.commits, part)
                 self._written += len(part)
+        self._give_up(refused, len(causes))
+
+    def _give_up(self, refused: Sequence[tuple[str, StoreRejectedError | StoreDoubtError]], count: int) -> None:
+        """Give up what the database refuses. Raises StoreDoubtError where it takes none of `count` rows: they are
+        written again later, until the database takes others and not these, or has taken none for long."""
+        doubt = next((error for _, error in refused if isinstance(error, StoreDoubtError)), None)
+        if doubt is not None and len(refused) == count:
+            now_s = self._clock.monotonic()
+            if self._doubted_since_s is None:
+                self._doubted_since_s, self._taken_since = now_s, 0
+            is_at_fault = self._taken_since > 0 or now_s - self._doubted_since_s > _DOUBT_S
+            if self._is_patient or not is_at_fault:
+                raise doubt
+        for instance_id, error in refused:
+            self._note_refused(instance_id, error)
 
     async def _write_epoch(self, store: Store, step: EpochStep) -> None:
         try:
-            if step.is_current:
-                await store.set_current_epoch(step.epoch)
-            else:
-                await store.stage_epoch(step.epoch)
+            await self._write_step(store, step)
         except (RetiredEpochError, EpochLimitError) as error:
             self._note_refused(None, error)
-            return
+
+    async def _write_step(self, store: Store, step: EpochStep) -> None:
+        if step.is_current:
+            # under no lower number than before, which agents know
+            await store.set_current_epoch(step.epoch, above=max(0, step.number - 1))
+        else:
+            await store.stage_epoch(step.epoch)
         self._journal.note(store.commits, [step])
         self._written += 1
 
@@ -156,10 +216,15 @@ class Restoration:
     # Memory
 
     async def _restore_epoch(self, store: Store) -> None:
-        """Show the epoch that this registry has shown, also where the journal does not reach back to its flip."""
-        shown = self._members.epoch
-        if shown and (await store.current_epoch()).name != shown:
-            await self._write_epoch(store, EpochStep(shown, is_current=True))
+        """Show the epoch that this registry has shown, also where the journal does not reach back to its flip. One that
+        is retired there was flipped away meanwhile."""
+        shown, stored = self._members.shown.known, await store.current_epoch()
+        if not shown.name or (stored.name == shown.name and stored.number >= shown.number):
+            return
+        try:
+            await self._write_step(store, EpochStep(shown.name, is_current=True, number=shown.number))
+        except RetiredEpochError:
+            logger.warning("epoch %s was flipped away in the database; it stays retired", shown.name)
 
     async def _compare(self, store: Store) -> None:
         """Write what memory has and the database does not, and adopt what only the database has."""
@@ -179,18 +244,18 @@ class Restoration:
         await self._write_all(store, [work for row in rows for work in self._registered_again(row)])
 
     async def _write_all(self, store: Store, works: Sequence[Change]) -> None:
-        """Registrations first, then statuses, then holds: each instance has at most one of the first two."""
+        """Registrations first, then statuses, then holds: each instance has at most one of each of the first two."""
         for kind in (RegisterChange, StatusChange, HoldChange):
             some = [work for work in works if isinstance(work, kind)]
             for start in range(0, len(some), self._config.batch_limit):
                 await self._write(store, some[start : start + self._config.batch_limit])
 
     async def _adopt(self, store: Store, instance_id: str) -> None:
-        """Take over an instance that memory does not have. It died beyond our memory, or was registered by SQL: it is
-        routed to once it beats."""
+        """Take over an instance that memory does not have. It died beyond our memory, or was registered by SQL, and may
+        beat there: it is late, so that it is routed to once it beats and has the time to."""
         row = await store.read_instance(instance_id)
         if row is not None and row.status is not Status.DEAD:
-            self._members.adopt(row, self._clock.monotonic() - self._members.silence.terms.lease_s)
+            self._members.adopt(row, self._clock.monotonic() - self._members.silence.terms.just_late_s)
 
     def _differences(self, state: LiveState) -> Iterator[Change]:
         """What the database has to get of an instance that it has."""
@@ -205,6 +270,9 @@ class Restoration:
             return
         if known.seq > state.seq or known.reported_status is not state.reported_status:
             is_new = known.seq > state.seq
+            if is_new:
+                # the last change that is lost may be a registration with other details
+                yield RegisterChange(_registration_of(known), state.seq)
             yield StatusChange(
                 instance_id,
                 known.reported_status,
@@ -219,7 +287,9 @@ class Restoration:
         age_s = max(0.0, (self._clock.utc() - known.started_at).total_seconds())
         yield RegisterChange(_registration_of(known), 0, age_s)
         if known.reported_status is not Status.STARTING or known.seq > 0:
-            yield StatusChange(known.instance_id, known.reported_status, known.seq, _cause_of(known))
+            # one that reports in SQL has no number of its own
+            number = None if known.seq else self._backlog.next_number()
+            yield StatusChange(known.instance_id, known.reported_status, known.seq or None, _cause_of(known), number)
         yield from self._holds_again(known, ())
 
     def _holds_again(self, known: Instance, stored: Sequence[Hold]) -> Iterator[Change]:
@@ -227,7 +297,8 @@ class Restoration:
         for hold in known.holds:
             if not hold.is_same(has.pop(hold.kind, None)):
                 yield HoldChange(known.instance_id, hold.kind, hold, self._backlog.next_number())
-        for kind in has:
+        # with a whole journal a lost release is made again: what is left was placed in SQL since, and stays
+        for kind in () if self._is_whole else has:
             yield HoldChange(
                 known.instance_id, kind, None, self._backlog.next_number(), Cause(CauseKind.RESTORED, "it was released")
             )

@@ -103,7 +103,7 @@ class Writer:
 
     async def close(self) -> None:
         """Commit what waits, within the stop deadline, and release the database. Call it when `run` has ended."""
-        if self.database.is_complete:
+        if self.database.is_joined:
             try:
                 await within(self.flusher.flush(beats_due=True), self._config.stop_deadline_s)
             except (TimeoutError, RegistryError) as error:

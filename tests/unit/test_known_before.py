@@ -1,0 +1,70 @@
+"""What agents know from before reaches a new registry with their first beat."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from seedcore.core.answers import BeatAnswer, KnownBefore, NotResolved, Receipt
+from seedcore.core.changes import RegisterChange, Registration, SequencedChange
+from seedcore.core.instances import Epoch
+from seedcore.core.lifecycle import Status
+from seedcore.registry.protocol.durable_words import DurableWords
+from seedcore.store.memory import Tables
+from tests.builders import START, iid
+from tests.local import Snapshot as Earlier
+from tests.unit.registries import joined_registry
+from tests.unit.test_lost_commits import CONFIG, called
+
+
+async def test_the_first_beat_to_a_new_registry_carries_the_epoch(connected: object) -> None:
+    tables = Tables(START)
+    async with joined_registry(CONFIG, tables) as first, called(first) as (connection, replace_by):
+        await connection.register(Registration(iid(1), "blue"), 1)
+        await connection.set_status(iid(1), "alive", 2)
+        await connection.beat(iid(1))
+        earlier = Earlier(tables)
+        await connection.set_current_epoch("green")
+        await connection.register(Registration(iid(2), "green", cluster_epoch="green"), 1)
+        for _ in range(2):
+            await connection.beat(iid(2))
+        earlier.restore()
+    async with joined_registry(CONFIG, tables) as second:
+        replace_by(second)
+        await connection.beat(iid(1))
+        (found,) = (await second.resolve(["blue"])).value
+        assert found.reason is NotResolved.EPOCH_UNCONFIRMED
+
+
+def test_a_registry_that_agents_know_gets_the_epoch_and_no_numbers_again() -> None:
+    words, epoch = DurableWords(), Epoch("blue", 2)
+    answer = BeatAnswer(registry="first", epoch=epoch)
+    registered = SequencedChange(RegisterChange(Registration(iid(1), "agent-1"), 1))
+    words.note_receipt(registered, Receipt(iid(1), Status.STARTING, 1, durable=True))
+    assert words.known_before([iid(1)]) is None
+    words.note_answer(None, answer)
+    sent = words.known_before([iid(1), iid(2)])
+    assert sent == KnownBefore({iid(1): 1}, epoch)
+    words.note_answer(sent, answer)
+    assert words.known_before([iid(1), iid(2)]) == KnownBefore({}, epoch)
+
+
+async def test_what_was_true_in_another_cluster_is_not_held_against_its_registry(connected: object) -> None:
+    here, there = Tables(START), Tables(START)
+    async with joined_registry(CONFIG, here) as first, called(first) as (connection, replace_by):
+        await connection.register(Registration(iid(1), "agent-1"), 1)
+        for epoch in ("green", "teal"):
+            await connection.set_current_epoch(epoch)
+        await connection.beat(iid(1))
+        async with joined_registry(replace(CONFIG, ray_cluster="another"), there) as second:
+            await second.register(Registration(iid(1), "agent-1"), 1)
+            replace_by(second)
+            for _ in range(3):
+                answer = await connection.beat(iid(1))
+                assert answer.behind == ()
+                assert (await second.health()).epoch_problem is None
+
+
+def test_senders_of_two_clusters_do_not_share_what_they_know() -> None:
+    here, there = (KnownBefore({iid(n): n}, Epoch(f"epoch-{n}", n), f"cluster-{n}") for n in (9, 2))
+    assert here.joined(there) == there
+    assert here.joined(KnownBefore({iid(3): 3}, None, "cluster-9")) == replace(here, seqs={iid(9): 9, iid(3): 3})

@@ -1,0 +1,425 @@
+"""A registry lives through a loss of its database: what it answers meanwhile, and what it writes again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
+
+import pytest
+
+from seedcore.core.answers import BeatAnswer, InstanceFilter, KnownBefore, NotResolved, Outcome
+from seedcore.core.changes import Change, HoldChange, RegisterChange, Registration, StatusChange
+from seedcore.core.errors import StoreUnavailableError
+from seedcore.core.holds import Hold, HoldKind
+from seedcore.core.instances import Epoch
+from seedcore.core.lifecycle import Status
+from seedcore.core.ports import StoreDoubtError
+from seedcore.registry.protocol.durable_words import DurableWords
+from seedcore.store.memory import MemoryStore, Tables
+from tests.builders import START, iid
+from tests.local import LocalRegistry
+from tests.local import Snapshot as Earlier
+from tests.unit.registries import joined_registry
+from tests.unit.test_lost_commits import CONFIG, Fails, called, enter, has_mended, story
+from tests.waiting import eventually
+
+EVERY = InstanceFilter(statuses=None)
+
+
+@pytest.fixture
+def tables() -> Tables:
+    return Tables(START)
+
+
+# The join
+
+
+async def test_the_epoch_of_the_configuration_counts_at_the_first_join_alone(tables: Tables) -> None:
+    async with joined_registry(replace(CONFIG, epoch="blue"), tables) as registry:
+        await enter(registry, 1)
+        await registry.set_current_epoch("green")
+        earlier = Earlier(tables)
+        await enter(registry, 2, epoch="green")
+        earlier.restore()
+        await eventually(partial(has_mended, registry))
+        assert tables.current_epoch == "green"
+        assert iid(2) in tables.rows
+
+
+async def test_a_registry_that_is_restarted_after_a_flip_keeps_the_current_epoch(tables: Tables) -> None:
+    async with joined_registry(replace(CONFIG, epoch="blue"), tables) as registry:
+        await registry.set_current_epoch("green")
+    async with joined_registry(replace(CONFIG, epoch="blue"), tables) as registry:
+        assert (await registry.current_epoch()).value.name == "green"
+
+
+# Epochs
+
+
+async def test_a_flip_to_an_epoch_that_was_staged_earlier_than_the_current_one_is_shown(tables: Tables) -> None:
+    async with joined_registry(CONFIG, tables) as registry:
+        await registry.stage_epoch("blue")
+        await registry.set_current_epoch("green")
+        await enter(registry, 1, epoch="blue")
+        await registry.set_current_epoch("blue")
+        assert (await registry.resolve(["agent-1"])).value[0].instance is not None
+
+
+async def test_a_flip_that_is_made_again_keeps_its_number(tables: Tables) -> None:
+    async with joined_registry(CONFIG, tables) as registry:
+        earlier = Earlier(tables)
+        # by SQL: the journal does not have them
+        for name in ("one", "two"):
+            tables.stage(name, START)
+        await registry.set_current_epoch("green")
+        number = tables.epochs["green"].number
+        earlier.restore()
+        await eventually(partial(has_mended, registry))
+        assert tables.epochs["green"].number == number
+        assert (await registry.current_epoch()).value == Epoch("green", number)
+
+
+@pytest.mark.parametrize("capacity", [0, 100])
+async def test_numbers_of_epochs_do_not_sink_where_earlier_flips_are_lost(
+    tables: Tables, connected: object, capacity: int
+) -> None:
+    earlier = Earlier(tables)
+    async with joined_registry(CONFIG, tables) as first:
+        for name in ("e2", "e3", "e4", "e5"):
+            await first.set_current_epoch(name)
+    config = replace(CONFIG, journal_capacity=capacity)
+    async with joined_registry(config, tables) as second, called(second) as (connection, replace_by):
+        await connection.register(Registration(iid(1), "agent-1", cluster_epoch="e6"), 1)
+        await connection.set_status(iid(1), "alive", 2)
+        assert (await connection.beat(iid(1))).epoch == Epoch("e5", 5)
+        earlier.restore()
+        await eventually(partial(has_mended, second))
+        await connection.set_current_epoch("e6")
+        assert tables.epochs["e6"].number > 5
+        await connection.beat(iid(1))
+        async with joined_registry(CONFIG, tables) as third:
+            replace_by(third)
+            for _ in range(3):
+                await connection.beat(iid(1))
+            assert (await third.resolve(["agent-1"])).value[0].instance is not None
+
+
+def test_a_client_takes_the_epoch_of_a_registry_that_knows_its_own() -> None:
+    words = DurableWords()
+    words.note_answer(None, BeatAnswer(registry="one", epoch=Epoch("green", 7)))
+    words.note_answer(None, BeatAnswer(registry="two", epoch=Epoch("green", 3)))
+    sent = words.known_before([])
+    assert sent == KnownBefore({}, Epoch("green", 7))
+    # it has not confirmed it while an operator must
+    words.note_answer(sent, BeatAnswer(registry="two", epoch=None))
+    assert words.known_before([]) == sent
+    words.note_answer(sent, BeatAnswer(registry="two", epoch=Epoch("green", 3)))
+    words.note_answer(None, BeatAnswer(registry="two", epoch=Epoch("red", 4)))
+    words.note_answer(None, BeatAnswer(registry="three", epoch=Epoch("red", 4)))
+    assert words.known_before([]) == KnownBefore({}, Epoch("red", 4))
+
+
+async def test_a_flip_gets_a_higher_number_than_every_one_that_agents_know(tables: Tables) -> None:
+    async with joined_registry(CONFIG, tables) as registry:
+        await enter(registry, 1)
+        # of the same name: a lost flip was made again in SQL
+        await registry.beat_many([iid(1)], None, KnownBefore({}, Epoch("epoch-1", 7)))
+        assert (await registry.health()).is_ready
+        await registry.set_current_epoch("green")
+        assert tables.epochs["green"].number == 8
+        await registry.beat_many([iid(1)], None, KnownBefore({}, Epoch("epoch-1", 7)))
+        assert (await registry.health()).is_ready
+
+
+async def test_an_epoch_that_was_flipped_away_in_the_database_meanwhile_stays_so(tables: Tables) -> None:
+    async with joined_registry(CONFIG, tables) as registry:
+        await enter(registry, 1)
+        earlier = Earlier(tables)
+        await registry.set_status(iid(1), "draining", 3)
+        earlier.restore()
+        tables.flip("green", START)
+        await eventually(partial(has_mended, registry))
+        assert (await registry.current_epoch()).value.name == "green"
+        loss = (await registry.health()).last_loss
+        assert loss is not None
+        assert loss.refused == 0
+
+
+async def test_a_cluster_gets_its_epoch_again_where_the_database_is_from_before_it(tables: Tables) -> None:
+    async with joined_registry(CONFIG, tables):
+        earlier = Earlier(tables)
+        tables.stage("staged", START)
+    async with joined_registry(replace(CONFIG, ray_cluster="next"), tables) as registry:
+        epoch = tables.current_epoch
+        await enter(registry, 1)
+        earlier.restore()
+        await eventually(partial(has_mended, registry))
+        assert (tables.current_epoch, tables.rows[iid(1)].cluster_epoch) == (epoch, epoch)
+        assert tables.continuing("epoch-1") == epoch
+
+
+# What it answers meanwhile
+
+
+async def test_answers_are_complete_while_the_database_lacks_what_it_had(tables: Tables) -> None:
+    store = Fails(lambda: START, tables)
+    async with joined_registry(CONFIG, tables, store=store) as registry:
+        await enter(registry, 1)
+        earlier = Earlier(tables)
+        await registry.deregister(["agent-1"])
+        await enter(registry, 2)
+        store.fails_after = 1
+        earlier.restore()
+
+        async def cannot_write() -> bool:
+            return not (await registry.health()).is_ready
+
+        await eventually(cannot_write)
+        listed = await registry.list_active()
+        assert (listed.complete, [row.instance_id for row in listed]) == (True, [iid(2)])
+        assert (await registry.changes(EVERY, None, 0)).complete
+        assert (await registry.beat_many([iid(9)])).unknown == (iid(9),)
+        # what only the database has is not read from one that lacks commits, and nothing counts as durable
+        with pytest.raises(StoreUnavailableError):
+            await registry.transitions("agent-1")
+        assert not (await registry.set_status(iid(2), "alive", 2)).durable
+        store.fails_after = None
+        await eventually(partial(has_mended, registry))
+        assert (await registry.set_status(iid(2), "alive", 2)).durable
+        assert len(await registry.transitions("agent-1")) == 3
+
+
+# Instances that were registered by SQL
+
+
+async def by_sql(tables: Tables, number: int, status: Status = Status.ALIVE) -> str:
+    """An instance that registers and reports by the SQL functions."""
+    agent = MemoryStore(lambda: START, tables)
+    await agent.register_many([RegisterChange(Registration(iid(number), f"agent-{number}"), 0)])
+    await agent.set_status_many([StatusChange(iid(number), status)])
+    return iid(number)
+
+
+async def test_an_instance_that_only_the_database_has_gets_the_time_to_beat(tables: Tables) -> None:
+    async with joined_registry(replace(CONFIG, compare_s=3600.0), tables) as registry:
+        await enter(registry, 1)
+        earlier = Earlier(tables)
+        await enter(registry, 2)
+        earlier.restore()
+        await by_sql(tables, 3)
+        await eventually(partial(has_mended, registry))
+        answer = (await registry.resolve(["agent-3"])).value[0]
+        assert answer.reason is NotResolved.LATE
+        now_s = registry.expiry.attentive_now_s()
+        await registry.expiry.sweep(now_s)
+        row = tables.rows[iid(3)]
+        tables.put(replace(row, last_heartbeat=row.last_heartbeat + timedelta(seconds=5)))
+        await registry.expiry.sweep(now_s + 5)
+        assert (await registry.resolve(["agent-3"])).value[0].instance is not None
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+async def test_a_drain_by_sql_after_the_loss_stays_where_the_journal_is_whole(tables: Tables, is_whole: bool) -> None:
+    config = replace(CONFIG, journal_capacity=100 if is_whole else 1)
+    async with joined_registry(config, tables) as registry:
+        await enter(registry, 1)
+        await registry.drain(["agent-1"])
+        earlier = Earlier(tables)
+        await registry.undrain(["agent-1"])
+        await enter(registry, 2)
+        await enter(registry, 3)
+        earlier.restore()
+        hold = Hold(HoldKind.NODE, "by hand", "ann", START)
+        await MemoryStore(lambda: START, tables).hold_many([HoldChange(iid(1), HoldKind.NODE, hold, 1)])
+        await eventually(partial(has_mended, registry))
+        # the release that was lost is made again in any case
+        assert tables.rows[iid(1)].hold(HoldKind.OPERATOR) is None
+        assert (tables.rows[iid(1)].hold(HoldKind.NODE) is not None) is is_whole
+        await eventually(lambda: registry.members.index.by_id[iid(1)].holds == tables.rows[iid(1)].holds)
+
+
+async def test_an_instance_that_reports_in_sql_is_restored_with_its_status(tables: Tables) -> None:
+    async with joined_registry(CONFIG, tables) as registry:
+        earlier = Earlier(tables)
+        await enter(registry, 1)
+        await by_sql(tables, 2)
+        await eventually(lambda: iid(2) in registry.members)
+        earlier.restore()
+        await eventually(partial(has_mended, registry))
+        assert (tables.rows[iid(2)].status, tables.rows[iid(2)].seq) == (Status.ALIVE, 0)
+        assert registry.members.index.by_id[iid(2)].status is Status.ALIVE
+
+
+async def test_details_are_restored_where_the_journal_does_not_reach_back(tables: Tables) -> None:
+    async with joined_registry(replace(CONFIG, journal_capacity=0), tables) as registry:
+        await enter(registry, 1)
+        earlier = Earlier(tables)
+        again = Registration(iid(1), "agent-1", labels={"n": "new"}, metadata={"k": "v"})
+        assert (await registry.register(again, 3)).durable
+        earlier.restore()
+        await eventually(partial(has_mended, registry))
+        row = tables.rows[iid(1)]
+        assert (row.labels, row.metadata, row.seq, row.status) == ({"n": "new"}, {"k": "v"}, 3, Status.ALIVE)
+
+
+# What the database refuses
+
+
+class Doubts(MemoryStore):
+    """A rule of the database's owner refuses every row, or those of one instance."""
+
+    doubts: str | None = None
+    refusals = 0
+
+    def _require(self, changes: Sequence[Change]) -> None:
+        if self.doubts is not None and any(self.doubts in change.instance_id for change in changes):
+            self.refusals += 1
+            raise StoreDoubtError("a trigger")
+
+    async def register_many(self, changes: Sequence[RegisterChange]) -> list[Outcome]:
+        self._require(changes)
+        return await super().register_many(changes)
+
+    async def set_status_many(self, changes: Sequence[StatusChange]) -> list[Outcome]:
+        self._require(changes)
+        return await super().set_status_many(changes)
+
+    async def hold_many(self, changes: Sequence[HoldChange]) -> list[Outcome]:
+        self._require(changes)
+        return await super().hold_many(changes)
+
+
+async def test_a_database_that_refuses_every_row_for_a_moment_gets_them_all_later(tables: Tables) -> None:
+    store = Doubts(lambda: START, tables)
+    async with joined_registry(replace(CONFIG, retry_max_s=0.05), tables, store=store) as registry:
+        await enter(registry, 1)
+        earlier = Earlier(tables)
+        await enter(registry, 2)
+        await registry.drain(["agent-1"])
+        before = story(tables)
+        store.doubts = ""
+        earlier.restore()
+        await eventually(lambda: store.refusals > 2)
+        assert (await registry.health()).losses == 0
+        store.doubts = None
+        await eventually(partial(has_mended, registry))
+        assert story(tables) == before
+        loss = (await registry.health()).last_loss
+        assert loss is not None
+        assert (loss.refused, loss.has_whole_history) == (0, True)
+
+
+@pytest.mark.parametrize("capacity", [0, 100])
+async def test_a_row_that_is_refused_among_others_keeps_none_of_them_back(tables: Tables, capacity: int) -> None:
+    store = Doubts(lambda: START, tables)
+    config = replace(CONFIG, journal_capacity=capacity, retry_max_s=0.05)
+    async with joined_registry(config, tables, store=store) as registry:
+        earlier = Earlier(tables)
+        await enter(registry, 2)
+        await enter(registry, 1)
+        store.doubts = iid(1)
+        earlier.restore()
+        await eventually(partial(has_mended, registry))
+        assert tables.rows.keys() == {iid(2)}
+
+
+# Where another registry has written
+
+
+async def is_superseded(registry: LocalRegistry) -> bool:
+    return (await registry.health()).fenced_by is not None
+
+
+async def is_alive(registry: LocalRegistry, number: int) -> bool:
+    answer = await registry.resolve([f"agent-{number}"])
+    return answer.complete and answer.value[0].instance is not None
+
+
+async def test_a_registry_that_takes_over_a_database_from_before_its_own_commits_writes_them_again(
+    tables: Tables, connected: object
+) -> None:
+    config = replace(CONFIG, term_idle_s=0.05)
+    rival = MemoryStore(lambda: START, tables)
+    store = MemoryStore(lambda: START + timedelta(seconds=1), tables)
+    async with joined_registry(config, tables, store=store) as registry, called(registry) as (connection, _):
+        await connection.register(Registration(iid(1), "agent-1"), 1)
+        await connection.beat(iid(1))
+        earlier = Earlier(tables)
+        await connection.set_status(iid(1), "alive", 2)
+        tables.term_seen_at = START + timedelta(days=1)
+        await rival.begin(CONFIG.ray_cluster, None, 15.0)
+        tables.term_seen_at = START + timedelta(days=1)
+        await eventually(partial(is_superseded, registry))
+        stream = registry.members.feed.stream
+        earlier.restore()
+        tables.term_seen_at = START
+        await eventually(partial(is_alive, registry, 1))
+        health = await registry.health()
+        assert health.last_loss is not None
+        assert (health.losses, health.last_loss.written_again, health.last_loss.has_whole_history) == (1, 1, False)
+        # its agents repeat what the other one had
+        assert registry.members.feed.stream != stream
+        assert health.is_ready
+
+
+async def test_a_takeover_that_the_database_has_lost_is_reported(tables: Tables) -> None:
+    config = replace(CONFIG, term_idle_s=0.05)
+    rival = MemoryStore(lambda: START, tables)
+    store = MemoryStore(lambda: START + timedelta(seconds=1), tables)
+    async with joined_registry(config, tables, store=store) as registry:
+        await enter(registry, 1)
+        earlier = Earlier(tables)
+        await rival.begin(CONFIG.ray_cluster, None, 15.0)
+        tables.term_seen_at = START + timedelta(days=1)
+        await eventually(partial(is_superseded, registry))
+        earlier.restore()
+        tables.term_seen_at = START
+        await eventually(partial(is_alive, registry, 1))
+        assert (await registry.health()).losses == 1
+
+
+async def test_a_takeover_that_the_database_has_is_no_loss_and_the_journal_is_of_before(tables: Tables) -> None:
+    config = replace(CONFIG, term_idle_s=0.05)
+    rival = MemoryStore(lambda: START, tables)
+    store = MemoryStore(lambda: START + timedelta(seconds=1), tables)
+    async with joined_registry(config, tables, store=store) as registry:
+        await enter(registry, 1)
+        await rival.begin(CONFIG.ray_cluster, None, 15.0)
+        await eventually(partial(is_superseded, registry))
+        tables.term_seen_at = START
+        await eventually(partial(is_alive, registry, 1))
+        assert (await registry.health()).losses == 0
+        assert len(registry.writer.journal) == 0
+
+
+async def test_a_registry_in_force_joins_a_database_from_before_it_took_it_back(tables: Tables) -> None:
+    other = MemoryStore(lambda: START, tables)
+    store = MemoryStore(lambda: START, tables)
+    await store.begin(CONFIG.ray_cluster, None, 15.0)
+    await other.begin("other", None, 15.0)
+    earlier = Earlier(tables)
+    await store.begin(CONFIG.ray_cluster, None, 15.0, 0.0)
+    async with joined_registry(CONFIG, tables, store=store) as registry:
+        await enter(registry, 1)
+        await registry.drain(["agent-1"])
+        await registry.set_current_epoch("green")
+        earlier.restore()
+        await eventually(partial(has_mended, registry))
+        assert (await registry.health()).fences == 0
+        assert tables.current_epoch == "green"
+        assert iid(1) in tables.rows
+
+
+async def test_memory_wins_over_another_database_with_more_commits(tables: Tables) -> None:
+    async with joined_registry(CONFIG, tables) as registry:
+        await enter(registry, 1)
+        await registry.drain(["agent-1"])
+        await enter(registry, 2)
+        vars(tables).update(vars(Tables(START)))
+        tables.commits = 5000
+        await eventually(partial(has_mended, registry))
+        assert tables.rows[iid(1)].hold(HoldKind.OPERATOR) is not None
+        assert tables.rows[iid(2)].status is Status.ALIVE
+        assert tables.commits > 5000
