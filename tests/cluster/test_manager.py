@@ -738,7 +738,12 @@ async def test_a_dead_agent_is_not_resolved_although_its_actor_lives(
             await one.resolve("over")
         assert refused.value.reason is NotResolved.DIED
     assert located.list_agents() == ()
+
+    async def is_committed() -> bool:
+        return (await registry.health()).pending_changes == 0
+
     # a registry that was not there then knows it from the database
+    await eventually(is_committed)
     await stop_registry(settings.namespace)
     await start_registry(settings)
 

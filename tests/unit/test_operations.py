@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import pytest
 
+from seedcore.core.answers import Outcome, Receipt
 from seedcore.core.causes import Cause, CauseKind
+from seedcore.core.changes import HoldChange
+from seedcore.core.errors import StoreRejectedError
 from seedcore.core.holds import HoldKind
 from seedcore.core.instances import Instance, LiveState
 from seedcore.core.lifecycle import Status
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.store.memory import MemoryStore, Tables
-from tests.builders import hold, holds, iid, joins
+from tests.builders import START, hold, holds, iid, joins
 from tests.local import LocalRegistry
-from tests.unit.registries import Away
+from tests.unit.registries import Away, joined_registry
 from tests.unit.test_registry import Elapsed, NoWitness
 from tests.waiting import eventually
 
@@ -187,3 +193,37 @@ async def test_a_comparison_takes_holds_from_the_database_and_writes_those_that_
         registry.writer.comparison.request()
         await eventually(lambda: world.is_same_in(registry, 3))
         assert world.row(2).hold(HoldKind.OPERATOR) == world.row(3).hold(HoldKind.OPERATOR)
+
+
+class Refuses(MemoryStore):
+    """A database that refuses holds. While a row is read for the first time, `meanwhile` begins."""
+
+    meanwhile: Callable[[], Coroutine[Any, Any, Receipt]] | None = None
+
+    async def hold_many(self, changes: Sequence[HoldChange]) -> list[Outcome]:
+        raise StoreRejectedError("for the test")
+
+    async def read_instance(self, instance_id: str) -> Instance | None:
+        row = await super().read_instance(instance_id)
+        begin, self.meanwhile = self.meanwhile, None
+        if begin is not None:
+            self.begun = asyncio.create_task(begin())
+            await asyncio.sleep(0)
+        return row
+
+
+async def test_a_hold_that_is_refused_is_not_kept_although_the_agent_reports_meanwhile() -> None:
+    tables = Tables(START)
+    store = Refuses(lambda: START, tables)
+    async with joined_registry(CONFIG, tables, store=store) as registry:
+        await registry.register(joins(1).registration)
+        await registry.set_status(iid(1), Status.ALIVE, 2)
+        store.meanwhile = partial(registry.set_status, iid(1), Status.DRAINING, 3)
+        for _ in range(2):
+            [refused] = await registry.drain(["agent"], "upkeep", "ada")
+            assert isinstance(refused.error, StoreRejectedError)
+            known = registry.members.get(iid(1))
+            assert known is not None
+            assert known.holds == ()
+        assert (await store.begun).durable
+        assert tables.rows[iid(1)].reported_status is Status.DRAINING

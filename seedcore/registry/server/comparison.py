@@ -24,6 +24,7 @@ from seedcore.registry.server.database import DatabaseSession
 logger = logging.getLogger(__name__)
 
 _PAGE = 1000
+_READS = 4
 
 
 class Comparison:
@@ -58,13 +59,16 @@ class Comparison:
             logger.warning("memory and database differed and were healed", extra={"instances": self.healed - before})
 
     async def correct(self, instance_id: str) -> None:
-        """Replace the state of an instance in memory by the database's, unless it changed while it was read."""
+        """Replace the state of an instance in memory by the database's. It is read again if it has changed meanwhile;
+        the next comparison corrects one that changes all the time."""
         members, backlog = self._members, self._backlog
-        before = members.get(instance_id), backlog.unsettled(instance_id)
-        row = await self._database.writable.read_instance(instance_id)
-        known, under_way = members.get(instance_id), backlog.unsettled(instance_id)
-        if known is not before[0] or under_way != before[1]:
-            # the change that came in between settles it
+        for _ in range(_READS):
+            before = members.get(instance_id), backlog.unsettled(instance_id)
+            row = await self._database.writable.read_instance(instance_id)
+            if members.get(instance_id) is before[0] and backlog.unsettled(instance_id) == before[1]:
+                break
+        else:
+            self.request()
             return
         if row is None:
             members.forget(instance_id)
