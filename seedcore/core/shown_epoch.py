@@ -5,6 +5,9 @@ from __future__ import annotations
 from seedcore.core.feed import Feed
 from seedcore.core.instances import Epoch
 
+MAX_LOST_EPOCHS = 1_000_000
+"""A number that is higher than the database's by more is not believed."""
+
 
 class ShownEpoch:
     """Follows the database, and notices where agents know of a flip that it has lost. The feed starts over whenever
@@ -17,7 +20,7 @@ class ShownEpoch:
         self.number = 0
         self._highest_of_agents = 0
         self.unconfirmed: Epoch | None = None
-        """An epoch that agents knew as current, with a higher number than the database has: a flip is lost."""
+        """An epoch that agents knew as current, with no lower number than the database's: a flip is lost."""
 
     @property
     def known(self) -> Epoch:
@@ -42,9 +45,14 @@ class ShownEpoch:
 
     def note_agents_epoch(self, epoch: Epoch) -> None:
         """Note an epoch that agents knew as current before this registry answered them."""
+        if epoch.number > self.number + MAX_LOST_EPOCHS:
+            # of no database that this registry has written to
+            return
         self._highest_of_agents = max(self._highest_of_agents, epoch.number)
-        highest = self.known if self.unconfirmed is None else self.unconfirmed
-        if epoch.number > highest.number and epoch.name != self.name:
+        lost = self.unconfirmed
+        # two epochs with one number: the one that agents know is lost, and another got its number
+        is_lost = epoch.number >= self.number if lost is None else epoch.number > lost.number
+        if is_lost and epoch.name != self.name:
             self.unconfirmed = epoch
             self._feed.start_over(self.listed)
 

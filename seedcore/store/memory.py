@@ -171,7 +171,7 @@ class MemoryStore(MemoryTerms):
 
     async def expire_old_epochs(self, limit: int) -> list[str]:
         check_limit(limit)
-        self.fence()
+        self.fence(counts=False)
         epochs = self.tables.epochs
         old = [row for row in self.tables.live() if epochs[row.cluster_epoch].retired_at is not None][:limit]
         for row in old:

@@ -30,6 +30,7 @@ _NOT_COUNTED = frozenset(
     {
         "beat_many",
         "epochs_of",
+        "expire_old_epochs",
         "get_instance",
         "live_states",
         "prune_history",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -16,6 +17,7 @@ from seedcore.core.holds import Hold, HoldKind
 from seedcore.core.instances import Epoch
 from seedcore.core.lifecycle import Status
 from seedcore.core.ports import StoreDoubtError
+from seedcore.core.shown_epoch import MAX_LOST_EPOCHS
 from seedcore.registry.protocol.durable_words import DurableWords
 from seedcore.store.memory import MemoryStore, Tables
 from tests.builders import START, iid
@@ -131,6 +133,32 @@ async def test_a_flip_gets_a_higher_number_than_every_one_that_agents_know(table
         assert tables.epochs["green"].number == 8
         await registry.beat_many([iid(1)], None, KnownBefore({}, Epoch("epoch-1", 7)))
         assert (await registry.health()).is_ready
+
+
+async def test_a_flip_is_lost_too_where_another_epoch_has_its_number(tables: Tables) -> None:
+    async with joined_registry(CONFIG, tables) as registry:
+        await enter(registry, 1)
+        await registry.set_current_epoch("green")
+        lost = KnownBefore({}, Epoch("blue", tables.epochs["green"].number))
+        await registry.beat_many([iid(1)], None, lost)
+        assert not (await registry.health()).is_ready
+        version = registry.members.feed.version
+        await registry.beat_many([iid(1)], None, lost)
+        assert registry.members.feed.version == version
+        await registry.set_current_epoch("green")
+        assert (await registry.health()).is_ready
+        await registry.beat_many([iid(1)], None, lost)
+        assert (await registry.health()).is_ready
+
+
+async def test_an_incredible_number_of_an_epoch_is_not_believed(tables: Tables) -> None:
+    async with joined_registry(CONFIG, tables) as registry:
+        await enter(registry, 1)
+        for number in (2**63 - 1, 2**62, MAX_LOST_EPOCHS + 2):
+            await registry.beat_many([iid(1)], None, KnownBefore({}, Epoch("green", number)))
+            assert (await registry.health()).is_ready
+        await registry.set_current_epoch("blue")
+        assert tables.epochs["blue"].number == 2
 
 
 async def test_an_epoch_that_was_flipped_away_in_the_database_meanwhile_stays_so(tables: Tables) -> None:
@@ -264,6 +292,29 @@ async def test_details_are_restored_where_the_journal_does_not_reach_back(tables
         assert (row.labels, row.metadata, row.seq, row.status) == ({"n": "new"}, {"k": "v"}, 3, Status.ALIVE)
 
 
+async def test_what_memory_restores_is_not_counted_as_refused(tables: Tables) -> None:
+    async with joined_registry(replace(CONFIG, journal_capacity=1), tables) as registry:
+        earlier = Earlier(tables)
+        # the journal has the status, and its registration made room
+        await enter(registry, 1)
+        earlier.restore()
+        await eventually(partial(has_mended, registry))
+        loss = (await registry.health()).last_loss
+        assert loss is not None
+        assert (loss.written_again, loss.refused) == (2, 0)
+
+
+async def test_a_sweep_of_retired_epochs_that_ends_nothing_is_no_commit(tables: Tables) -> None:
+    async with joined_registry(CONFIG, tables) as registry:
+        await enter(registry, 1)
+        earlier, commits = Earlier(tables), tables.commits
+        await registry.writer.database.writable.expire_old_epochs(10)
+        assert tables.commits == commits
+        earlier.restore()
+        await enter(registry, 2)
+        assert (await registry.health()).losses == 0
+
+
 # What the database refuses
 
 
@@ -323,6 +374,46 @@ async def test_a_row_that_is_refused_among_others_keeps_none_of_them_back(tables
         earlier.restore()
         await eventually(partial(has_mended, registry))
         assert tables.rows.keys() == {iid(2)}
+
+
+class Waits(Fails):
+    """Renewals are counted; a status change waits for `may_go_on` once it is set."""
+
+    may_go_on: asyncio.Event | None = None
+    renewals = 0
+
+    async def renew_term(self, lease_s: float) -> None:
+        await super().renew_term(lease_s)
+        self.renewals += 1
+
+    async def set_status_many(self, changes: Sequence[StatusChange]) -> list[Outcome]:
+        if self.may_go_on is not None:
+            await asyncio.sleep(0.02)
+            await self.may_go_on.wait()
+        return await super().set_status_many(changes)
+
+
+async def test_a_long_restoration_renews_the_term_and_shows_how_far_it_is(tables: Tables) -> None:
+    store = Waits(lambda: START, tables)
+    async with joined_registry(CONFIG, tables, store=store) as registry:
+        earlier = Earlier(tables)
+        await enter(registry, 1)
+        await enter(registry, 2)
+        store.may_go_on = asyncio.Event()
+        earlier.restore()
+
+        async def is_writing() -> bool:
+            return (await registry.health()).store_problem == (
+                "writing again what the database has lost: 1 of 4 changes"
+            )
+
+        await eventually(is_writing, every_s=0.0)
+        renewals = store.renewals
+        store.may_go_on.set()
+        await eventually(lambda: tables.rows.keys() == {iid(1), iid(2)}, every_s=0.0)
+        assert store.renewals > renewals
+        store.may_go_on = None
+        await eventually(partial(has_mended, registry))
 
 
 # Where another registry has written

@@ -81,7 +81,7 @@ class DatabaseSession:
         longest_s = _CLAIMS_GROW_TO * config.epoch_check_s
         self._claims = Backoff(config.epoch_check_s, longest_s, jitter=0.2)
         self.recovered_s = 0.0
-        self.problem: str | None = "not connected to the database yet"
+        self._problem: str | None = "not connected to the database yet"
         self.is_failing = False
         self.failures = 0
         self.fenced_by: FencedError | None = None
@@ -89,6 +89,11 @@ class DatabaseSession:
         self.on_answer: Callable[[], None] = _ignore
 
     # What is known
+
+    @property
+    def problem(self) -> str | None:
+        """Why the database cannot be written to, or what is written again after a loss; None while all is well."""
+        return self.restoration.progress or self._problem
 
     @property
     def recovered(self) -> bool:
@@ -169,7 +174,7 @@ class DatabaseSession:
         self.failures += 1
         self.is_failing = True
         self._refused_since_s = None
-        self.problem = error.why if isinstance(error, StoreUnavailableError) else first_line(error)
+        self._problem = error.why if isinstance(error, StoreUnavailableError) else first_line(error)
 
     def note_answer(self) -> None:
         """Record that the database answers."""
@@ -177,7 +182,7 @@ class DatabaseSession:
             logger.info("the database answers again", extra={"pending_changes": self._backlog.pending_changes})
             self.on_answer()
         self.is_failing = False
-        self.problem = None
+        self._problem = None
 
     def note_fenced(self, error: FencedError) -> None:
         """Record that the database refused our term."""
@@ -194,7 +199,7 @@ class DatabaseSession:
         logger.error("%s; this registry joins it again and writes what it had acknowledged", error.why)
         self._note_found(error.known, error.found)
         self._is_joined = False
-        self.problem = error.why
+        self._problem = error.why
 
     async def close(self) -> None:
         """Release the store."""
@@ -212,7 +217,7 @@ class DatabaseSession:
             self._lost_after, self._known_before_loss = None, 0
         self._claims.reset()
         self._refused_since_s = None
-        self.problem = None
+        self._problem = None
         self.is_failing = False
         self._backlog.close(error)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import TypeAlias
 
 from seedcore.core.answers import Outcome, OutcomeKind
@@ -110,6 +111,12 @@ class Journal:
             oldest = self._entries.popleft()
             self.bytes -= oldest.weight
             self.complete_after = max(self.complete_after, oldest.number)
+
+
+def first_commit(entries: Sequence[Committed]) -> list[Committed]:
+    """What the first commit among the entries has written: of one kind, and at most once of each instance."""
+    first = entries[0]
+    return list(takewhile(lambda entry: entry.number == first.number and type(entry.work) is type(first.work), entries))
 
 
 def _weight(work: Work) -> int:

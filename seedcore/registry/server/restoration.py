@@ -7,9 +7,9 @@ the rule for that case: memory wins. Where nothing was lost, `comparison` lets t
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import fields, replace
-from itertools import takewhile
 from typing import Any, TypeVar
 
 from seedcore.core.answers import Outcome, OutcomeKind
@@ -26,7 +26,7 @@ from seedcore.core.ports import Store, StoreDoubtError
 from seedcore.registry.protocol.messages import DatabaseLoss
 from seedcore.registry.server.backlog import Backlog
 from seedcore.registry.server.config import RegistryConfig
-from seedcore.registry.server.journal import Committed, EpochStep, Journal, RefinedCause, Work
+from seedcore.registry.server.journal import Committed, EpochStep, Journal, RefinedCause, Work, first_commit
 from seedcore.registry.server.parts import in_parts
 
 logger = logging.getLogger(__name__)
@@ -50,51 +50,79 @@ class Restoration:
         self._journal = journal
         self._clock = clock
         self._written = 0
-        self._refused = 0
+        # by instance; None: epochs
+        self._refused: Counter[str | None] = Counter()
         self._is_whole = False
         self._is_patient = False
+        self._is_of_memory = False
         self._doubted_since_s: float | None = None
         self._taken_since = 0
         self.losses = 0
         self.lost_commits = 0
         self.last: DatabaseLoss | None = None
+        self.progress: str | None = None
+        """How far it is, in one line, while it is at work."""
+        self._renewed_s = 0.0
 
     async def restore(self, store: Store, known: int, found: int) -> None:
         """Write again what was committed after commit `found`, up to `known`, in order and under the same numbers; then
         whatever else memory has and the database does not. Raises RegistryError; call it again then, with the lowest
         `found`: what was written counts once."""
-        self._written = self._refused = 0
+        self._begin()
         is_whole = self._is_whole = found >= self._journal.complete_after
-        await self._replay(store, found)
-        await self._restore_epoch(store)
-        await self._compare(store)
+        try:
+            await self._replay(store, found)
+            await self._restore_epoch(store)
+            self._is_of_memory = True
+            await self._compare(store)
+        finally:
+            self.progress = None
         self._note_loss(known - found, is_whole=is_whole)
 
     async def replay(self, store: Store, known: int, found: int) -> None:
         """The same after another registry has written, where its commits are lost with some of ours: memory may be
         wrong, but the journal has what we had acknowledged."""
-        self._written = self._refused = 0
-        await self._replay(store, found)
-        await self._restore_epoch(store)
+        self._begin()
+        try:
+            await self._replay(store, found)
+            await self._restore_epoch(store)
+        finally:
+            self.progress = None
         self._note_loss(known - found, is_whole=False)
 
     def note_abandoned(self, commits: int) -> None:
         """Record a loss of `commits` commits, at least, that this registry cannot write again: another one had taken
         over."""
-        self._written = self._refused = 0
+        self._begin()
         self._note_loss(commits, is_whole=False)
+
+    def _begin(self) -> None:
+        self._written = 0
+        self._refused.clear()
+        self._is_of_memory = False
+        # the join has renewed the term
+        self._renewed_s = self._clock.monotonic()
+
+    async def _go_on(self, store: Store, progress: str) -> None:
+        """Note how far it is, and renew the term where that is due: it may take longer than a term may be idle."""
+        self.progress = f"writing again what the database has lost: {progress}"
+        now_s = self._clock.monotonic()
+        if now_s - self._renewed_s >= self._config.epoch_check_s:
+            await store.renew_term(self._members.silence.terms.lease_s)
+            self._renewed_s = now_s
 
     def _note_loss(self, commits: int, *, is_whole: bool) -> None:
         self._doubted_since_s = None
         self.losses += 1
         self.lost_commits += commits
-        self.last = DatabaseLoss(self._clock.utc(), commits, self._written, self._refused, has_whole_history=is_whole)
+        refused = self._refused.total()
+        self.last = DatabaseLoss(self._clock.utc(), commits, self._written, refused, has_whole_history=is_whole)
         logger.error(
             "the database had lost commits; what this registry had acknowledged and still has is written again",
             extra={
                 "lost_commits": commits,
                 "written_again": self._written,
-                "refused": self._refused,
+                "refused": refused,
                 "has_whole_history": is_whole,
             },
         )
@@ -105,9 +133,11 @@ class Restoration:
         left = self._journal.take_after(found)
         doubted: list[Committed] = []
         self._is_patient = True
+        count = len(left)
         try:
             while left:
-                batch = _first_commit(left)
+                await self._go_on(store, f"{count - len(left)} of {count} changes")
+                batch = first_commit(left)
                 waiting = {entry.instance_id for entry in doubted}
                 # later work on an instance waits for the earlier
                 fitting = [entry for entry in batch if entry.instance_id not in waiting]
@@ -120,7 +150,7 @@ class Restoration:
                 left = left[len(batch) :]
             self._is_patient = False
             while doubted:
-                batch = _first_commit(doubted)
+                batch = first_commit(doubted)
                 await self._write(store, [self._aged(entry) for entry in batch])
                 doubted = doubted[len(batch) :]
         finally:
@@ -163,6 +193,9 @@ class Restoration:
                 if outcome.kind in _TAKEN:
                     self._written += 1
                     self._taken_since += 1
+                    if self._is_of_memory:
+                        # what the journal had of it is in that
+                        self._refused.pop(change.instance_id, None)
                 else:
                     self._note_refused(change.instance_id, outcome.kind.value)
         self._give_up(refused, len(changes))
@@ -210,7 +243,7 @@ class Restoration:
         self._written += 1
 
     def _note_refused(self, instance_id: str | None, why: object) -> None:
-        self._refused += 1
+        self._refused[instance_id] += 1
         logger.warning("the database refuses what it had before: %s", why, extra={"instance_id": instance_id})
 
     # Memory
@@ -231,6 +264,7 @@ class Restoration:
         missing = {row.instance_id for row in self._members}
         after = decode_cursor(None)
         while True:
+            await self._go_on(store, f"{len(self._members) - len(missing)} of {len(self._members)} instances compared")
             page = await store.live_states(after, _PAGE)
             missing.difference_update(state.instance_id for state in page)
             await self._write_all(store, [work for state in page for work in self._differences(state)])
@@ -248,6 +282,7 @@ class Restoration:
         for kind in (RegisterChange, StatusChange, HoldChange):
             some = [work for work in works if isinstance(work, kind)]
             for start in range(0, len(some), self._config.batch_limit):
+                await self._go_on(store, f"{start} of {len(some)} that memory has")
                 await self._write(store, some[start : start + self._config.batch_limit])
 
     async def _adopt(self, store: Store, instance_id: str) -> None:
@@ -312,9 +347,3 @@ def _cause_of(known: Instance) -> Cause | None:
 def _registration_of(known: Instance) -> Registration:
     details: dict[str, Any] = {field.name: getattr(known, field.name, None) for field in fields(Registration)}
     return Registration(**details)
-
-
-def _first_commit(entries: Sequence[Committed]) -> list[Committed]:
-    """What the first commit among the entries has written: of one kind, and at most once of each instance."""
-    first = entries[0]
-    return list(takewhile(lambda entry: entry.number == first.number and type(entry.work) is type(first.work), entries))
