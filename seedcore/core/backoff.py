@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
@@ -46,17 +47,13 @@ async def supervise(
     name: str,
     *,
     on_failure: Callable[[Exception], None] | None = None,
-    sleep: Callable[[float], Awaitable[None]] | None = None,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
     """Run `step` again and again, until cancelled. `step` returns the seconds to wait before it runs again.
 
     An exception does not end the loop: it is logged with its traceback, passed to `on_failure`, and followed by a delay
     of `backoff`. A step that returns resets the backoff.
     """
-    # here: the guardian of an embedded server needs only the delays, and starts sooner without asyncio
-    from asyncio import sleep as asyncio_sleep
-
-    sleep = sleep if sleep is not None else asyncio_sleep
     while True:
         try:
             pause_s = await step()

@@ -2,8 +2,8 @@
 
 The first matching row applies. A death requires a witness, or an expired lease while expiry is not frozen. `judge` is
 the only place where the registry decides a death from evidence; of the verdicts only those of a beat (fresh) and of a
-caller's report (suspect) are set at once, without it. A death by request (of the agent, of an
-operator, by the end of its epoch) needs none.
+caller's report (suspect) are set at once, without it. A death by request (of the agent, of an operator, by the end of
+its epoch) needs no evidence.
 """
 
 from __future__ import annotations

@@ -25,14 +25,13 @@ from seedcore.registry.protocol.messages import Health
 from seedcore.settings import Settings
 
 MAX_ORGANS = 50
-MAX_AGE_S = 1.0
 
 
 class Overviews:
     """Computes the summary and shares it among callers. Use it from one event loop."""
 
     def __init__(
-        self, settings: Settings, reader: DiscoveryReader, timeout_s: float = 1.5, max_age_s: float = MAX_AGE_S
+        self, settings: Settings, reader: DiscoveryReader, timeout_s: float = 1.5, max_age_s: float = 1.0
     ) -> None:
         """Each source gets `timeout_s` seconds to answer; a summary is shared for `max_age_s` seconds."""
         self._timeout_s = timeout_s

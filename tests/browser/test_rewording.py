@@ -79,6 +79,8 @@ async def pages(browser: Browser) -> Any:
     await other.add_init_script(REWORDED_FEED)
     await other.route(lambda url: "/v1/" in url and "/v1/watch" not in url, _reword)
     yield plain, other
+    # an answer that is under way is given before its page goes
+    await other.unroute_all(behavior="wait")
     await plain.close()
     await other.close()
 
