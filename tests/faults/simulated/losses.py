@@ -46,7 +46,7 @@ class Earlier:
 class Truth:
     """What must be there again: causes of deaths by instance, steps of the history, and the epoch."""
 
-    deaths: dict[str, CauseKind | None] = field(default_factory=dict)
+    deaths: dict[str, set[CauseKind]] = field(default_factory=dict)
     steps: dict[tuple[str, int, Status], None] = field(default_factory=dict)
     epoch: str | None = None
 
@@ -131,8 +131,10 @@ class Losses:
         members = holder.registry.members
         for row in tables.rows.values():
             if row.status is Status.DEAD and row.instance_id in members.deaths:
-                cause = members.deaths.cause_of(row.instance_id)
-                self._truth.deaths[row.instance_id] = None if cause is None else cause.kind
+                # each of the two may have declared it first
+                causes = (members.deaths.cause_of(row.instance_id), row.cause)
+                kinds = self._truth.deaths.setdefault(row.instance_id, set())
+                kinds.update(cause.kind for cause in causes if cause is not None)
         if members.epoch == tables.current_epoch:
             self._truth.epoch = tables.current_epoch
         for step in tables.transitions:
@@ -212,12 +214,12 @@ class Losses:
 
     def _check_truth(self, office: Office) -> None:
         tables = self._world.tables
-        for instance_id, kind in self._truth.deaths.items():
+        for instance_id, kinds in self._truth.deaths.items():
             row = tables.rows.get(instance_id)
             has_died = row is None or (row.status is Status.DEAD and row.cause is not None)
-            self._world.check(has_died, 17, f"{office.name} knew {instance_id} dead: {kind}, it is {row}")
-            if row is not None and row.cause is not None and kind is not None:
-                self._world.check(row.cause.kind is kind, 17, f"the death of {instance_id} was {kind}: {row.cause}")
+            self._world.check(has_died, 17, f"{office.name} knew {instance_id} dead: {kinds}, it is {row}")
+            if row is not None and row.cause is not None and kinds:
+                self._world.check(row.cause.kind in kinds, 17, f"the death of {instance_id} was {kinds}: {row.cause}")
         epoch = self._truth.epoch
         if epoch is not None and epoch != tables.current_epoch:
             known = tables.epochs.get(epoch)
