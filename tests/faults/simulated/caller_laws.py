@@ -144,7 +144,13 @@ class CallerLaws:
         world = self._world
         rows = world.tables.rows.values()
         epoch = world.tables.current_epoch
-        routable = {row.logical_id for row in rows if row.status is Status.ALIVE and row.cluster_epoch == epoch}
+        office = world.office()
+        silent = set() if office is None else world.losses.silent_retired(office)
+        routable = {
+            row.logical_id
+            for row in rows
+            if row.status is Status.ALIVE and row.cluster_epoch == epoch and row.instance_id not in silent
+        }
         for number in range(world.agents):
             logical_id = f"agent-{number}"
             found = await caller.resolved(logical_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from seedcore.core.answers import Receipt
 from seedcore.core.causes import CauseKind
 from seedcore.core.holds import HoldKind
-from seedcore.core.instances import LiveState, Verdict
+from seedcore.core.instances import LiveState
 from seedcore.core.lifecycle import Status
 from tests.faults.simulated.operators import Operators
 from tests.faults.simulated.registries import Office
@@ -179,7 +179,6 @@ class Laws:
         if members.shown.unconfirmed is not None:
             return f"no operator has confirmed an epoch: {members.shown.unconfirmed}"
         wanted: dict[str, tuple[Status, set[HoldKind]]] = {}
-        retired: set[str] = set()
         for process in world.processes:
             if process.ended_s is not None:
                 for instance_id in process.instance_ids:
@@ -190,7 +189,6 @@ class Laws:
                         return f"{instance_id} is dead without a cause"
                 continue
             if process.is_retired:
-                retired.update(process.instance_ids)
                 continue
             if process.reporter is None:
                 return f"{process.name} has not begun"
@@ -202,11 +200,7 @@ class Laws:
                 held_by.add(HoldKind.OPERATOR)
             wanted[client.instance_id] = process.wanted, held_by
         live = {row.instance_id: row for row in world.tables.rows.values() if row.status is not Status.DEAD}
-        silent: set[str] = set()
-        if world.losses.taken_over and office.registry.expiry.is_frozen:
-            # the flip that retired them is lost, and they are silent: they are not resolved, and end with the freeze
-            now_s = office.registry.expiry.attentive_now_s()
-            silent = {key for key in retired if members.silence.verdict(key, now_s) is not Verdict.FRESH}
+        silent = world.losses.silent_retired(office)
         found = {
             key: (row.reported_status, {hold.kind for hold in row.holds})
             for key, row in live.items()

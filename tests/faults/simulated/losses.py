@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from seedcore.core.answers import Receipt
 from seedcore.core.causes import CauseKind
+from seedcore.core.instances import Verdict
 from seedcore.core.lifecycle import Status
 from tests.local import Snapshot
 
@@ -115,6 +116,16 @@ class Losses:
     def lives_on(self, office: Office) -> bool:
         """Whether it was in force at the loss, and no other registry has been since."""
         return office is self._holder and office.registry.writer.database.fences == self._holder_fences
+
+    def silent_retired(self, office: Office) -> set[str]:
+        """Instances whose retirement is lost with its flip, and which are silent: they are not resolved, and live in the
+        tables until expiry is no longer frozen.
+        """
+        if not self.taken_over or not office.registry.expiry.is_frozen:
+            return set()
+        silence, now_s = office.registry.members.silence, office.registry.expiry.attentive_now_s()
+        retired = (one for process in self._world.processes if process.is_retired for one in process.instance_ids)
+        return {one for one in retired if silence.verdict(one, now_s) is not Verdict.FRESH}
 
     def _in_force(self) -> Office | None:
         for office in reversed(self._world.offices):
