@@ -118,8 +118,8 @@ class Losses:
         return office is self._holder and office.registry.writer.database.fences == self._holder_fences
 
     def silent_retired(self, office: Office) -> set[str]:
-        """Instances whose retirement is lost with its flip, and which are silent: they are not resolved, and live in the
-        tables until expiry is no longer frozen.
+        """Instances whose retirement is lost with its flip, and which are silent: they are not resolved, and live in
+        the tables until expiry is no longer frozen.
         """
         if not self.taken_over or not office.registry.expiry.is_frozen:
             return set()
