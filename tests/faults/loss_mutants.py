@@ -16,6 +16,7 @@ from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.server.database import DatabaseSession
 from seedcore.registry.server.journal import Committed, Journal
 from seedcore.registry.server.registry import Registry
+from seedcore.registry.server.remembered import Remembered
 from seedcore.registry.server.restoration import Restoration
 from seedcore.store.memory_terms import MemoryTerms
 from tests.faults.mutant import Mutant
@@ -43,7 +44,7 @@ def _fence_by_term(store: MemoryTerms, *, counts: bool = True) -> None:
     store._commits = tables.commits
 
 
-_note_changes, _take_after, _differences = Journal.note_changes, Journal.take_after, Restoration._differences
+_note_changes, _take_after, _differences = Journal.note_changes, Journal.take_after, Remembered.differences
 
 
 def _note_no_holds(journal: Journal, number: int, changes: Sequence[Change], outcomes: Sequence[Outcome]) -> None:
@@ -60,9 +61,9 @@ def _note_no_deaths(journal: Journal, number: int, changes: Sequence[Change], ou
     _note_changes(journal, number, [change for change, _ in kept], [outcome for _, outcome in kept])
 
 
-def _differences_of_the_living(restoration: Restoration, state: LiveState) -> Iterator[Change]:
-    if state.instance_id in restoration._members:
-        yield from _differences(restoration, state)
+def _differences_of_the_living(remembered: Remembered, state: LiveState) -> Iterator[Change]:
+    if state.instance_id in remembered._members:
+        yield from _differences(remembered, state)
 
 
 def _take_later(journal: Journal, number: int) -> list[Committed]:
@@ -78,7 +79,7 @@ def _ask_for_nothing(registry: Registry, known: KnownBefore) -> tuple[str, ...]:
 @contextmanager
 def _patch_no_holds() -> Iterator[None]:
     with (
-        mock.patch.object(Restoration, "_holds_again", _no_changes),
+        mock.patch.object(Remembered, "_holds_again", _no_changes),
         mock.patch.object(Journal, "note_changes", _note_no_holds),
     ):
         yield
@@ -87,7 +88,7 @@ def _patch_no_holds() -> Iterator[None]:
 @contextmanager
 def _patch_no_deaths() -> Iterator[None]:
     with (
-        mock.patch.object(Restoration, "_differences", _differences_of_the_living),
+        mock.patch.object(Remembered, "differences", _differences_of_the_living),
         mock.patch.object(Journal, "note_changes", _note_no_deaths),
     ):
         yield

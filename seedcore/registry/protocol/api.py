@@ -69,6 +69,16 @@ class Rules:
     waits_s: Callable[..., float] | None
     reads_database: Callable[..., bool] | None
 
+    def wait_s(self, *args: Any, **kwargs: Any) -> float:
+        """By how many seconds these arguments let the registry wait."""
+        return 0.0 if self.waits_s is None else self.waits_s(*args, **kwargs)
+
+    def is_from_memory(self, *args: Any, **kwargs: Any) -> bool:
+        """Whether a call with these arguments is answered without the database."""
+        if self.reads_database is not None and self.reads_database(*args, **kwargs):
+            return False
+        return self.answered is Answered.FROM_MEMORY
+
 
 def rules(
     answered: Answered,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
@@ -27,14 +27,14 @@ from seedcore.core.errors import (
     first_line,
 )
 from seedcore.core.timeouts import end, is_running, within
-from seedcore.registry.protocol.api import Answered, RegistryApi, Repeats, Rules, Shorthands, rules_of
+from seedcore.registry.protocol.api import RegistryApi, Repeats, Rules, Shorthands, rules_of
 from seedcore.registry.protocol.durable_words import DurableWords
 from seedcore.registry.protocol.messages import PROTOCOL, Hello
 from seedcore.registry.protocol.outbox import ChangeBox
 from seedcore.registry.protocol.relay_client import RelayFinder, RelayTimes, cause_of
 from seedcore.registry.ray_support import session
 from seedcore.registry.ray_support.directory import RESERVED_PREFIX
-from seedcore.registry.ray_support.lookup import ActorHandle, find_actor
+from seedcore.registry.ray_support.lookup import ActorHandle, FindActor, find_actor
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +43,6 @@ _IN_DOUBT = "; it may have been carried out: look before you repeat it"
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-FindActor = Callable[[str, str, float], Awaitable[ActorHandle | None]]
-"""Finds an actor by name and namespace within so many seconds, as lookup.find_actor does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,7 +297,7 @@ class RegistryConnection(Shorthands):
             answer = await within(session.ask(handle, rules.name, *args, **kwargs), bound_s)
         except TimeoutError:
             why = f"no answer to {rules.name} within {bound_s:g} s{doubt}"
-            if not _is_from_memory(rules, *args, **kwargs) or session.current() is not began:
+            if not rules.is_from_memory(*args, **kwargs) or session.current() is not began:
                 # the database may be the silent one, while the registry answers others; or the session has ended
                 raise RegistryUnavailableError(why) from None
             raise self._silent(why) from None
@@ -326,19 +323,12 @@ class RegistryConnection(Shorthands):
     def _bound_s(self, rules: Rules, *args: Any, **kwargs: Any) -> float:
         if rules.agent_bound and self._agent_call_s is not None:
             return self._agent_call_s
-        waits_s = 0.0 if rules.waits_s is None else rules.waits_s(*args, **kwargs)
-        return self._call_timeout_s + waits_s
+        return self._call_timeout_s + rules.wait_s(*args, **kwargs)
 
     def _silent(self, why: str) -> RegistryUnavailableError:
         self._silent_why = why
         self._circuit.note_silence(self._clock.monotonic())
         return RegistryUnavailableError(why)
-
-
-def _is_from_memory(rules: Rules, *args: Any, **kwargs: Any) -> bool:
-    if rules.reads_database is not None and rules.reads_database(*args, **kwargs):
-        return False
-    return rules.answered is Answered.FROM_MEMORY
 
 
 class NoRegistry(RegistryConnection):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import ray
@@ -98,6 +98,10 @@ async def _in_thread(look_up: Callable[[], T], timeout_s: float, on_late: Callab
         if answer.done() and not answer.cancelled() and answer.exception() is None:
             pass_late(answer.result())
         raise
+
+
+FindActor = Callable[[str, str, float], Awaitable[ActorHandle | None]]
+"""Finds an actor by name and namespace within so many seconds, as `find_actor` does."""
 
 
 async def find_actor(name: str, namespace: str, timeout_s: float) -> ActorHandle | None:

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import fields, replace
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
 
 from seedcore.core.answers import Outcome, OutcomeKind
-from seedcore.core.causes import Cause, CauseKind
-from seedcore.core.changes import Change, HoldChange, RegisterChange, Registration, StatusChange
+from seedcore.core.changes import Change, HoldChange, RegisterChange, StatusChange
 from seedcore.core.clock import Clock
 from seedcore.core.errors import EpochLimitError, RetiredEpochError, StoreRejectedError
-from seedcore.core.holds import Hold
-from seedcore.core.instances import Instance, LiveState
 from seedcore.core.lifecycle import Status
 from seedcore.core.members import Members
 from seedcore.core.paging import decode_cursor
@@ -28,6 +25,7 @@ from seedcore.registry.server.backlog import Backlog
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.registry.server.journal import Committed, EpochStep, Journal, RefinedCause, Work, first_commit
 from seedcore.registry.server.parts import in_parts
+from seedcore.registry.server.remembered import Remembered
 
 logger = logging.getLogger(__name__)
 
@@ -261,13 +259,14 @@ class Restoration:
 
     async def _compare(self, store: Store) -> None:
         """Write what memory has and the database does not, and adopt what only the database has."""
+        remembered = Remembered(self._members, self._backlog, self._clock, has_whole_history=self._is_whole)
         missing = {row.instance_id for row in self._members}
         after = decode_cursor(None)
         while True:
             await self._go_on(store, f"{len(self._members) - len(missing)} of {len(self._members)} instances compared")
             page = await store.live_states(after, _PAGE)
             missing.difference_update(state.instance_id for state in page)
-            await self._write_all(store, [work for state in page for work in self._differences(state)])
+            await self._write_all(store, [work for state in page for work in remembered.differences(state)])
             for state in page:
                 if state.instance_id not in self._members and state.instance_id not in self._members.deaths:
                     await self._adopt(store, state.instance_id)
@@ -275,7 +274,7 @@ class Restoration:
                 break
             after = page[-1][:2]
         rows = [row for row in map(self._members.get, missing - self._backlog.unplaced) if row is not None]
-        await self._write_all(store, [work for row in rows for work in self._registered_again(row)])
+        await self._write_all(store, [work for row in rows for work in remembered.registered_again(row)])
 
     async def _write_all(self, store: Store, works: Sequence[Change]) -> None:
         """Registrations first, then statuses, then holds: each instance has at most one of each of the first two."""
@@ -291,59 +290,3 @@ class Restoration:
         row = await store.read_instance(instance_id)
         if row is not None and row.status is not Status.DEAD:
             self._members.adopt(row, self._clock.monotonic() - self._members.silence.terms.just_late_s)
-
-    def _differences(self, state: LiveState) -> Iterator[Change]:
-        """What the database has to get of an instance that it has."""
-        instance_id, number = state.instance_id, self._backlog.next_number
-        known = self._members.get(instance_id)
-        if known is None:
-            if instance_id in self._members.deaths:
-                yield StatusChange(instance_id, Status.DEAD, None, self._members.deaths.cause_of(instance_id), number())
-            return
-        # also where a change is under way: it may not be the one that is lost, and it counts once
-        if LiveState.of(known) == state:
-            return
-        if known.seq > state.seq or known.reported_status is not state.reported_status:
-            is_new = known.seq > state.seq
-            if is_new:
-                # the last change that is lost may be a registration with other details
-                yield RegisterChange(_registration_of(known), state.seq)
-            yield StatusChange(
-                instance_id,
-                known.reported_status,
-                known.seq if is_new else None,
-                _cause_of(known),
-                None if is_new else number(),
-            )
-        yield from self._holds_again(known, state.holds)
-
-    def _registered_again(self, known: Instance) -> Iterator[Change]:
-        """What the database has to get of an instance that it does not have."""
-        age_s = max(0.0, (self._clock.utc() - known.started_at).total_seconds())
-        yield RegisterChange(_registration_of(known), 0, age_s)
-        if known.reported_status is not Status.STARTING or known.seq > 0:
-            # one that reports in SQL has no number of its own
-            number = None if known.seq else self._backlog.next_number()
-            yield StatusChange(known.instance_id, known.reported_status, known.seq or None, _cause_of(known), number)
-        yield from self._holds_again(known, ())
-
-    def _holds_again(self, known: Instance, stored: Sequence[Hold]) -> Iterator[Change]:
-        has = {hold.kind: hold for hold in stored}
-        for hold in known.holds:
-            if not hold.is_same(has.pop(hold.kind, None)):
-                yield HoldChange(known.instance_id, hold.kind, hold, self._backlog.next_number())
-        # with a whole journal a lost release is made again: what is left was placed in SQL since, and stays
-        for kind in () if self._is_whole else has:
-            yield HoldChange(
-                known.instance_id, kind, None, self._backlog.next_number(), Cause(CauseKind.RESTORED, "it was released")
-            )
-
-
-def _cause_of(known: Instance) -> Cause | None:
-    # the cause that memory has is the last one: of a hold, where there are any
-    return Cause(CauseKind.RESTORED) if known.holds else known.cause
-
-
-def _registration_of(known: Instance) -> Registration:
-    details: dict[str, Any] = {field.name: getattr(known, field.name, None) for field in fields(Registration)}
-    return Registration(**details)

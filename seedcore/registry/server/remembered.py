@@ -1,0 +1,83 @@
+"""Owns what a database that lost commits has to get of one instance: the difference between what memory has of it and
+what the database has. Memory wins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from typing import Any
+
+from seedcore.core.causes import Cause, CauseKind
+from seedcore.core.changes import Change, HoldChange, RegisterChange, Registration, StatusChange
+from seedcore.core.clock import Clock
+from seedcore.core.holds import Hold
+from seedcore.core.instances import Instance, LiveState
+from seedcore.core.lifecycle import Status
+from seedcore.core.members import Members
+from seedcore.registry.server.backlog import Backlog
+
+
+class Remembered:
+    """What memory has. `has_whole_history`: the journal had every lost commit, and they are written again."""
+
+    def __init__(self, members: Members, backlog: Backlog, clock: Clock, *, has_whole_history: bool) -> None:
+        self._members = members
+        self._backlog = backlog
+        self._clock = clock
+        self._has_whole_history = has_whole_history
+
+    def differences(self, state: LiveState) -> Iterator[Change]:
+        """What the database has to get of an instance that it has."""
+        instance_id, number = state.instance_id, self._backlog.next_number
+        known = self._members.get(instance_id)
+        if known is None:
+            if instance_id in self._members.deaths:
+                yield StatusChange(instance_id, Status.DEAD, None, self._members.deaths.cause_of(instance_id), number())
+            return
+        # also where a change is under way: it may not be the one that is lost, and it counts once
+        if LiveState.of(known) == state:
+            return
+        if known.seq > state.seq or known.reported_status is not state.reported_status:
+            is_new = known.seq > state.seq
+            if is_new:
+                # the last change that is lost may be a registration with other details
+                yield RegisterChange(_registration_of(known), state.seq)
+            yield StatusChange(
+                instance_id,
+                known.reported_status,
+                known.seq if is_new else None,
+                _cause_of(known),
+                None if is_new else number(),
+            )
+        yield from self._holds_again(known, state.holds)
+
+    def registered_again(self, known: Instance) -> Iterator[Change]:
+        """What the database has to get of an instance that it does not have."""
+        age_s = max(0.0, (self._clock.utc() - known.started_at).total_seconds())
+        yield RegisterChange(_registration_of(known), 0, age_s)
+        if known.reported_status is not Status.STARTING or known.seq > 0:
+            # one that reports in SQL has no number of its own
+            number = None if known.seq else self._backlog.next_number()
+            yield StatusChange(known.instance_id, known.reported_status, known.seq or None, _cause_of(known), number)
+        yield from self._holds_again(known, ())
+
+    def _holds_again(self, known: Instance, stored: Sequence[Hold]) -> Iterator[Change]:
+        has = {hold.kind: hold for hold in stored}
+        for hold in known.holds:
+            if not hold.is_same(has.pop(hold.kind, None)):
+                yield HoldChange(known.instance_id, hold.kind, hold, self._backlog.next_number())
+        # with a whole journal a lost release is made again: what is left was placed in SQL since, and stays
+        for kind in () if self._has_whole_history else has:
+            yield HoldChange(
+                known.instance_id, kind, None, self._backlog.next_number(), Cause(CauseKind.RESTORED, "it was released")
+            )
+
+
+def _cause_of(known: Instance) -> Cause | None:
+    # the cause that memory has is the last one: of a hold, where there are any
+    return Cause(CauseKind.RESTORED) if known.holds else known.cause
+
+
+def _registration_of(known: Instance) -> Registration:
+    details: dict[str, Any] = {field.name: getattr(known, field.name, None) for field in fields(Registration)}
+    return Registration(**details)
