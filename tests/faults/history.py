@@ -120,7 +120,8 @@ class History:
     """One run of one seed. `before` is what lived when it began, `after` what the database has at its end of everything
     that lived then or since, and `steps` are the rows that it wrote meanwhile, in the order of their commits.
 
-    `refusals_are_final`: no copy of a refused call can arrive later, as it can where a relay sends it too.
+    `refusals_are_final`: no copy of a refused call can arrive later, as it can where a relay sends it too. `unaware_s`:
+    for so long a superseded registry may answer without knowing it.
     """
 
     harness: str
@@ -128,6 +129,7 @@ class History:
     began_s: float
     ended_s: float
     refusals_are_final: bool
+    unaware_s: float
     before: tuple[Seen, ...]
     calls: tuple[Call, ...]
     steps: tuple[Step, ...]
@@ -141,6 +143,7 @@ class History:
             "began_s": self.began_s,
             "ended_s": self.ended_s,
             "refusals_are_final": self.refusals_are_final,
+            "unaware_s": self.unaware_s,
         }
         lines: list[dict[str, Any]] = [{"history": head}]
         lines += [{"before": seen.to_json()} for seen in self.before]

@@ -15,6 +15,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ CHANGES = (4, 10)
 PAUSE_S = 0.06
 READ_EVERY_S = 0.02
 MENDED_WITHIN_S = 20.0
+UNAWARE_S = 2.0
 SETTINGS = Settings(namespace="histories", beat_interval_s=1.0, lease_s=20.0)
 
 
@@ -53,20 +55,27 @@ class RecordedWire:
     def __init__(self, journal: Journal, wire: Wire) -> None:
         self.journal = journal
         self._wire = wire
+        self._streams: dict[RegistryProcess | None, str | None] = {}
 
     async def take(self, change: SequencedChange) -> Receipt:
         return await take(self.journal, change, lambda sent: self._wire.call("take", sent))
 
     async def page(self, wanted: Any, limit: int = 100, cursor: str | None = None) -> Listing:
         async def ask(*args: Any) -> Any:
-            return await self._wire.call("page", *args)
+            process = self._wire.process
+            answer = await self._wire.call("page", *args)
+            self._streams[process] = answer.stream if process is self._wire.process else None
+            return answer
 
         return await page(self.journal, ask, wanted, limit, cursor)
 
     async def resolve(self, logical_ids: list[str], *, allow_late: bool = False) -> Any:
         async with self.journal.call("resolve") as called:
+            # the answer does not name its registry
+            process = self._wire.process
             answer = await self._wire.call("resolve", logical_ids, allow_late=allow_late)
-            called[0] = with_resolutions(called[0], answer)
+            stream = self._streams.get(process) if process is self._wire.process else None
+            called[0] = replace(with_resolutions(called[0], answer), stream=stream)
         return answer
 
     async def beat_many(self, instance_ids: list[str]) -> Any:
@@ -123,7 +132,16 @@ class Stage:
             await self._act(stack, chance, faults)
         ended_s = time.monotonic()
         return History(
-            "local", seed, since.at_s, ended_s, True, (), calls_since(self._folder, since), self._steps(), self._rows()
+            "local",
+            seed,
+            since.at_s,
+            ended_s,
+            True,
+            UNAWARE_S,
+            (),
+            calls_since(self._folder, since),
+            self._steps(),
+            self._rows(),
         )
 
     async def _act(self, stack: AsyncExitStack, chance: random.Random, named: Sequence[str] | None) -> None:

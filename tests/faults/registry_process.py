@@ -223,6 +223,11 @@ class Wire:
         self._opened: list[_Connection] = []
         self._numbers = itertools.count(1)
 
+    @property
+    def process(self) -> RegistryProcess | None:
+        """The process that it calls now."""
+        return self._process
+
     def use(self, process: RegistryProcess | None) -> None:
         """Call this process from now on. Calls under way stay where they are."""
         self._process, self._connection = process, None

@@ -4,14 +4,17 @@
    what is shown and is not in the database in the end was never acknowledged, and its agent has died.
 2. Nothing is shown that is older than the bound of its source: every change that was acknowledged as durable so long
    before the read began is shown, or a newer one. No instance is shown, or resolved, so long after its death was known
-   to be committed. An incomplete answer is exempt: it states that it may be missing changes.
+   to be committed. An incomplete answer is exempt: it states that it may be missing changes. So is, for a while, what
+   happened since another registry took over: the one before learns that at its next look into the database.
 3. What one reader is shown by one source does not go back: the version within a stream, the number of an instance, its
    death.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from seedcore.core.lifecycle import Status
@@ -56,6 +59,7 @@ class Sessions:
         self._history = history
         self._lives: dict[str, _Life] = defaultdict(_Life)
         self._violations: dict[str, None] = {}
+        self._superseded_s = _superseded(history.calls)
         for seen in history.before:
             life = self._lives[seen.instance_id]
             life.base = seen
@@ -113,6 +117,19 @@ class Sessions:
         assert read.source is not None
         return read.began_s - BOUNDS_S[read.source] <= self._history.began_s
 
+    def _known_s(self, read: Call) -> float:
+        """What was known before this time the read shows."""
+        assert read.source is not None
+        known_s = read.began_s - BOUNDS_S[read.source]
+        if read.source in {Source.REGISTRY, Source.SNAPSHOT}:
+            # where the answer does not name its registry, it may be of any that was superseded
+            of_read = self._superseded_s if read.stream is None else {read.stream}
+            for stream in of_read:
+                superseded_s = self._superseded_s.get(stream, math.inf)
+                if superseded_s < known_s <= superseded_s + self._history.unaware_s:
+                    return superseded_s
+        return known_s
+
     def _check_seen(self, read: Call, seen: Seen) -> None:
         """Laws 1 and 2, of an instance that is shown."""
         assert read.source is not None
@@ -122,11 +139,10 @@ class Sessions:
             if not self._is_blind(read):
                 self._found(read, f"{seen} is not known to any client")
             return
-        bound_s = BOUNDS_S[read.source]
-        if read.complete is not False and seen.status is not Status.DEAD and life.dead_s is not None:
-            late_s = read.began_s - bound_s - life.dead_s
-            if late_s > 0:
-                self._found(read, f"{seen}, whose death was committed {late_s + bound_s:.3f} s before")
+        known_s = self._known_s(read)
+        dead_s = math.inf if life.dead_s is None else life.dead_s
+        if read.complete is not False and seen.status is not Status.DEAD and dead_s < known_s:
+            self._found(read, f"{seen}, whose death was committed {read.began_s - dead_s:.3f} s before")
         if seen.seq is None or read.name == _LOCATE:
             # an answer without numbers; or one that the actor itself has proven, whatever its record is worth
             return
@@ -134,8 +150,9 @@ class Sessions:
             return
         if not self._was_asked(life, seen, read.ended_s):
             self._found(read, f"{seen} was asked for by no client")
-        expected = life.settled_before(read.began_s - bound_s)
+        expected = life.settled_before(known_s)
         if read.complete is not False and expected is not None and seen.seq < expected:
+            bound_s = BOUNDS_S[read.source]
             self._found(read, f"{seen}, older than change {expected}, acknowledged more than {bound_s:g} s before")
         self._check_committed(read, seen, life)
 
@@ -173,7 +190,7 @@ class Sessions:
             if instance_id in shown or life.final is None or Status.DEAD in life.decided:
                 continue
             may_be_dead = any(status is Status.DEAD for _, status in life.asked) or life.final.status is Status.DEAD
-            expected = life.settled_before(read.began_s - BOUNDS_S[read.source])
+            expected = life.settled_before(self._known_s(read))
             if expected is not None and not may_be_dead:
                 self._found(read, f"{life.final.logical_id} ({instance_id}) is missing, and lives")
 
@@ -203,10 +220,20 @@ class Sessions:
             return
         assert earlier.ended_s is not None
         is_one_stream = read.stream is not None and read.stream == earlier.stream
-        settled = self._lives[seen.instance_id].settled_before(earlier.ended_s)
+        settled = self._lives[seen.instance_id].settled_before(min(earlier.ended_s, self._known_s(read)))
         # another registry process may have less than the one before it, but nothing less than what is committed
         if is_one_stream or (settled is not None and seen.seq < settled):
             self._found(read, f"{seen} after {shown}")
+
+
+def _superseded(calls: Sequence[Call]) -> dict[str, float]:
+    """When each registry was superseded, at the latest: the next one had begun to answer."""
+    first_s: dict[str, float] = {}
+    for call in calls:
+        stream = call.registry if call.is_write else call.stream
+        if stream is not None and call.outcome is Outcome.ANSWERED:
+            first_s[stream] = min(call.began_s, first_s.get(stream, math.inf))
+    return dict(zip(sorted(first_s, key=first_s.__getitem__), sorted(first_s.values())[1:], strict=False))
 
 
 def _follows(read: Call, earlier: Call) -> bool:
