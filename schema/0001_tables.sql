@@ -41,7 +41,8 @@ comment on column cluster_metadata.epoch_number is 'The number of the current ep
 comment on column cluster_metadata.ray_cluster is 'The Ray cluster (session) whose registry started last.';
 comment on column cluster_metadata.lease_s is 'The seconds without a beat after which a lease expires.';
 comment on column cluster_metadata.beats_seen_at is
-    'When a beat was last recorded, to the second. Leases are judged at this time, so no lease expires while the registry is down.';
+    'When a beat was last recorded, to the second. Leases are judged at this time, or at term_seen_at if that is earlier and there is '
+    'a registry, so no lease expires while the registry is down.';
 comment on column cluster_metadata.leases_from is 'When every lease was renewed last, after the registry had been down.';
 comment on column cluster_metadata.term is 'The number of the registry that may write.';
 comment on column cluster_metadata.term_seen_at is 'When the registry of this term was last seen at work, to a few seconds.';

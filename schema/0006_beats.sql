@@ -92,14 +92,17 @@ language plpgsql as $$
 begin
     perform check_sweep(p_limit, p_lease_s);
     return query
-    with stale as (
+    with judged as materialized (
+        select f.judged_at as at from fleet f
+    ), stale as (
         select r.instance_id as id,
-               extract(epoch from least(now(), m.beats_seen_at) - r.last_heartbeat) as silence_s
+               extract(epoch from j.at - r.last_heartbeat) as silence_s
           from registry_instance r
           join cluster_metadata m on m.id = 1
+         cross join judged j
          where r.status <> 'dead'
            and greatest(r.last_heartbeat, m.leases_from)
-               < least(now(), m.beats_seen_at) - make_interval(secs => coalesce(p_lease_s, m.lease_s))
+               < j.at - make_interval(secs => coalesce(p_lease_s, m.lease_s))
          order by r.instance_id
          limit p_limit
            for update of r skip locked
@@ -114,7 +117,8 @@ end
 $$;
 comment on function expire_stale_instances(double precision, integer) is
     'Declares instances dead whose lease has expired, at most p_limit of them; p_lease_s null: the lease of the fleet. Leases are '
-    'judged at the time of the last recorded beat, so none expires while the registry is down.';
+    'judged at the time of the last recorded beat, and not after the registry was last seen at work, so none expires while the '
+    'registry is down.';
 
 create function expire_old_epoch_instances(p_limit integer default 1000)
 returns table (instance_id uuid, logical_id text)

@@ -9,13 +9,16 @@ comment on view instance_row is 'An instance as seedcore/store/rows.py reads it.
 
 create view fleet as
 select m.current_epoch, m.epoch_number, v.version, m.lease_s, m.term,
-       case when m.leases_from < c.renewed_since then c.renewed_since else '-infinity' end as renewed_since
+       case when m.leases_from < c.renewed_since then c.renewed_since else '-infinity' end as renewed_since, j.judged_at
   from cluster_metadata m
- cross join lateral (select least(now(), m.beats_seen_at) - make_interval(secs => m.lease_s) as renewed_since) c
+ -- a registry takes most beats: where it is away, a beat by SQL does not make the others silent
+ cross join lateral (select least(now(), m.beats_seen_at, case when m.term > 0 then m.term_seen_at end) as judged_at) j
+ cross join lateral (select j.judged_at - make_interval(secs => m.lease_s) as renewed_since) c
  cross join (select case when is_called then last_value else 0 end as version from registry_version) v
  where m.id = 1;
 comment on view fleet is
-    'One row: the current epoch, the version of the data, and renewed_since: a lease is valid where last_heartbeat is not earlier.';
+    'One row: the current epoch, the version of the data, judged_at, the time at which leases are judged, and renewed_since: a '
+    'lease is valid where last_heartbeat is not earlier.';
 
 create view active_instances as
 select r.*

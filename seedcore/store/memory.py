@@ -165,7 +165,7 @@ class MemoryStore(MemoryTerms):
         allowed_s = self.tables.lease_s if lease_s is None else lease_s
         stale = [row for row in self.tables.live() if self.tables.silence_s(row, now) > allowed_s][:limit]
         for row in stale:
-            silence_s = (min(now, self.tables.beats_seen_at) - row.last_heartbeat).total_seconds()
+            silence_s = (self.tables.judged_at(now) - row.last_heartbeat).total_seconds()
             self._declare_dead(row, Cause(CauseKind.LEASE_EXPIRED, f"no beat for {silence_s:.0f} s"))
         return [row.instance_id for row in stale]
 

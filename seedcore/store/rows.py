@@ -1,4 +1,4 @@
-"""Rows become values here, and values parameters: the only module that names the columns.
+"""Rows become values here, and values parameters: the only module of the store that names the columns.
 
 CONTRIBUTING.md lists the places where a column is added, and the tests of each.
 """

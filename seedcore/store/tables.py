@@ -133,9 +133,15 @@ class Tables:
         return self.silence_s(row, now) <= self.lease_s
 
     def silence_s(self, row: Instance, now: datetime) -> float:
-        """The seconds that count against a lease, judged at the time of the last recorded beat."""
+        """The seconds that count against a lease."""
         counted_from = max(row.last_heartbeat, self.leases_from)
-        return (min(now, self.beats_seen_at) - counted_from).total_seconds()
+        return (self.judged_at(now) - counted_from).total_seconds()
+
+    def judged_at(self, now: datetime) -> datetime:
+        """When leases are judged: at the last recorded beat, and not after the registry, if there is one, was last at
+        work."""
+        judged = min(now, self.beats_seen_at)
+        return min(judged, self.term_seen_at) if self.term > 0 else judged
 
     def refine(self, causes: dict[str, Cause]) -> None:
         """Write causes of deaths, in the rows and in the history."""

@@ -45,7 +45,8 @@ _MAX_TURNS = 10_000
 
 class Tier0MemoryManager:
     """In `Mode.RAY` it never calls the registry. Callers of several event loops may share one manager: the local cache
-    is read in the loop that resolved first, and the other loops ask the registry. `async with` closes it."""
+    is read in the loop that resolved first, and the other loops ask the registry for an agent without a cached handle.
+    `async with` closes it."""
 
     def __init__(
         self,

@@ -219,3 +219,16 @@ async def test_lease_out_of_bounds_is_refused_and_nothing_changes(world: World, 
     with pytest.raises(InvalidInputError):
         await world.store.begin("two", None, lease_s)
     assert (await world.store.begin("one", None, 100.0)).name == "epoch-1"
+
+
+async def test_a_beat_by_sql_while_the_registry_is_down_makes_no_other_instance_silent(world: World) -> None:
+    await world.store.begin("cluster-a", None, 15.0)
+    await enter(world, 1)
+    await world.age(iid(1), 600.0)
+    await world.silence(600.0)
+    # as the SQL function beat does: nothing of a registry has seen it
+    await somebody_beats(world)
+    assert set(await fresh_ids(world)) == {iid(1), iid(WITNESS)}
+    assert await world.store.expire_stale(None, 10) == []
+    await world.store.renew_term(15.0)
+    assert await fresh_ids(world) == [iid(WITNESS)]

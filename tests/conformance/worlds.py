@@ -40,7 +40,7 @@ class World(Protocol):
         ...
 
     async def silence(self, seconds: float) -> None:
-        """Make the last recorded beat lie that much further back: the registry was down."""
+        """Make the last recorded beat and the registry's last sign of work lie that much further back: it was down."""
         ...
 
     async def age_history(self, seconds: float) -> None:
@@ -88,6 +88,7 @@ class MemoryWorld:
 
     async def silence(self, seconds: float) -> None:
         self.store.tables.beats_seen_at -= timedelta(seconds=seconds)
+        self.store.tables.term_seen_at -= timedelta(seconds=seconds)
 
     async def age_history(self, seconds: float) -> None:
         tables, by = self.store.tables, timedelta(seconds=seconds)
@@ -146,7 +147,9 @@ class PostgresWorld:
 
     async def silence(self, seconds: float) -> None:
         self._admin.execute(
-            "update cluster_metadata set beats_seen_at = beats_seen_at - make_interval(secs => %s)", (seconds,)
+            "update cluster_metadata set beats_seen_at = beats_seen_at - make_interval(secs => %(by)s),"
+            " term_seen_at = term_seen_at - make_interval(secs => %(by)s)",
+            {"by": seconds},
         )
 
     def rival(self) -> Store:

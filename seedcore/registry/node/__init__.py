@@ -26,7 +26,8 @@ actor that this process has called. What cannot be read is no evidence.
 
 **When a neighbour is away.**
 
-- The registry: reports wait here, one for each instance, and are repeated until they are acknowledged. Beats and
+- The registry, while it hangs: reports wait here, one for each instance, and are repeated until they are acknowledged.
+  When its actor ends, Ray ends this one too; the relays of the next registry look at every process again. Beats and
   changes are refused: at once if its actor is gone, after the time limit of a call if it hangs. The agents then send
   them to the registry directly, and retry.
 - Ray (GCS): processes are watched as before. Instances that only Ray can see are `unwatched`, and Ray's reason for an
