@@ -120,8 +120,9 @@ class History:
     """One run of one seed. `before` is what lived when it began, `after` what the database has at its end of everything
     that lived then or since, and `steps` are the rows that it wrote meanwhile, in the order of their commits.
 
-    `refusals_are_final`: no copy of a refused call can arrive later, as it can where a relay sends it too. `unaware_s`:
-    for so long a superseded registry may answer without knowing it.
+    `refusals_are_final`: no copy of a refused call can arrive later, as it can where a relay sends it too. `superseded`
+    has for the stream of a registry when the next one was started beside it: for `unaware_s` seconds it may answer
+    without knowing that.
     """
 
     harness: str
@@ -129,6 +130,7 @@ class History:
     began_s: float
     ended_s: float
     refusals_are_final: bool
+    superseded: dict[str, float]
     unaware_s: float
     before: tuple[Seen, ...]
     calls: tuple[Call, ...]
@@ -143,6 +145,7 @@ class History:
             "began_s": self.began_s,
             "ended_s": self.ended_s,
             "refusals_are_final": self.refusals_are_final,
+            "superseded": self.superseded,
             "unaware_s": self.unaware_s,
         }
         lines: list[dict[str, Any]] = [{"history": head}]

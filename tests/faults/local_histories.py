@@ -100,6 +100,8 @@ class Stage:
         self._proxied_dsn = self.proxy.dsn(database)
         self._store = "real"
         self._running: list[RegistryProcess] = []
+        self._stream: str | None = None
+        self._superseded: dict[str, float] = {}
         self.wires: list[Wire] = []
 
     def close(self) -> None:
@@ -112,9 +114,13 @@ class Stage:
 
     async def replace_registry(self) -> None:
         """Another registry takes the name. The one before runs on, unless it was killed."""
+        started_s = time.monotonic()
         started = await self._registries.start(self._proxied_dsn, self._store)
+        if self._stream is not None:
+            self._superseded[self._stream] = started_s
         self._running.append(started)
         await eventually(started.socket.exists, every_s=0.005)
+        self._stream = await _stream_of(started)
         for wire in self.wires:
             wire.use(started)
 
@@ -122,6 +128,7 @@ class Stage:
         """Run one, with these faults or with some drawn from the seed. Raises AssertionError where a change is never
         delivered."""
         self._store, self._running, self.wires = store, [], []
+        self._stream, self._superseded = None, {}
         chance = random.Random(seed)
         with psycopg.connect(self._dsn, autocommit=True) as connection:
             forget_everything(connection)
@@ -137,11 +144,11 @@ class Stage:
             since.at_s,
             ended_s,
             True,
+            self._superseded,
             UNAWARE_S,
             (),
             calls_since(self._folder, since),
-            self._steps(),
-            self._rows(),
+            *self._end(),
         )
 
     async def _act(self, stack: AsyncExitStack, chance: random.Random, named: Sequence[str] | None) -> None:
@@ -225,19 +232,19 @@ class Stage:
 
     # Truth
 
-    def _query(self, text: str) -> list[tuple[Any, ...]]:
-        with psycopg.connect(self._dsn, autocommit=True) as connection:
-            return connection.execute(text).fetchall()
-
     def _rows(self) -> tuple[Seen, ...]:
-        found = self._query("select instance_id::text, logical_id, status::text, seq from registry_instance")
-        return tuple(Seen(one, logical_id, Status(status), seq) for one, logical_id, status, seq in found)
+        with psycopg.connect(self._dsn, autocommit=True) as connection:
+            return _rows_of(connection)
 
-    def _steps(self) -> tuple[Step, ...]:
-        found = self._query(
-            "select instance_id::text, seq, to_status::text, hold is not null from registry_transition order by id"
-        )
-        return tuple(Step(one, seq, Status(status), is_hold) for one, seq, status, is_hold in found)
+    def _end(self) -> tuple[tuple[Step, ...], tuple[Seen, ...]]:
+        """The history and the rows of one moment: the server may still be at a last commit."""
+        with psycopg.connect(self._dsn) as connection:
+            connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+            found = connection.execute(
+                "select instance_id::text, seq, to_status::text, hold is not null from registry_transition order by id"
+            ).fetchall()
+            steps = tuple(Step(one, seq, Status(status), is_hold) for one, seq, status, is_hold in found)
+            return steps, _rows_of(connection)
 
     def _kill_all(self) -> None:
         for process in self._running:
@@ -258,6 +265,25 @@ def stages(server: PostgresServer, count: int) -> Iterator[list[Stage]]:
             made.append(Stage(server, forker, own))
             stack.callback(made[-1].close)
         yield made
+
+
+def _rows_of(connection: psycopg.Connection[Any]) -> tuple[Seen, ...]:
+    found = connection.execute("select instance_id::text, logical_id, status::text, seq from registry_instance")
+    return tuple(Seen(one, logical_id, Status(status), seq) for one, logical_id, status, seq in found)
+
+
+async def _stream_of(process: RegistryProcess) -> str | None:
+    """The stream of a registry that has just begun."""
+    wire = Wire(random.Random(), lost_share=0.0)
+    wire.use(process)
+    try:
+        listing: Listing = await wire.call("page", EVERY, 1, None)
+    except RegistryError:
+        return None
+    else:
+        return listing.stream
+    finally:
+        await wire.close()
 
 
 async def _live(client: RegistryClient, chance: random.Random) -> None:

@@ -54,7 +54,7 @@ class Round:
         ended_s = time.monotonic()
         calls = tuple(call for call in calls_since(self._it.history, self._since) if (call.ended_s or 0.0) < ended_s)
         history = History(
-            self._harness, self._seed, self._since.at_s, ended_s, False, 0.0, self._before, calls, steps, after
+            self._harness, self._seed, self._since.at_s, ended_s, False, {}, 0.0, self._before, calls, steps, after
         )
         if self._into is not None:
             await asyncio.to_thread(history.write, file_of(self._into, history))

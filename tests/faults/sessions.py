@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from seedcore.core.lifecycle import Status
@@ -59,7 +58,6 @@ class Sessions:
         self._history = history
         self._lives: dict[str, _Life] = defaultdict(_Life)
         self._violations: dict[str, None] = {}
-        self._superseded_s = _superseded(history.calls)
         for seen in history.before:
             life = self._lives[seen.instance_id]
             life.base = seen
@@ -123,9 +121,9 @@ class Sessions:
         known_s = read.began_s - BOUNDS_S[read.source]
         if read.source in {Source.REGISTRY, Source.SNAPSHOT}:
             # where the answer does not name its registry, it may be of any that was superseded
-            of_read = self._superseded_s if read.stream is None else {read.stream}
+            of_read = self._history.superseded if read.stream is None else {read.stream}
             for stream in of_read:
-                superseded_s = self._superseded_s.get(stream, math.inf)
+                superseded_s = self._history.superseded.get(stream, math.inf)
                 if superseded_s < known_s <= superseded_s + self._history.unaware_s:
                     return superseded_s
         return known_s
@@ -224,16 +222,6 @@ class Sessions:
         # another registry process may have less than the one before it, but nothing less than what is committed
         if is_one_stream or (settled is not None and seen.seq < settled):
             self._found(read, f"{seen} after {shown}")
-
-
-def _superseded(calls: Sequence[Call]) -> dict[str, float]:
-    """When each registry was superseded, at the latest: the next one had begun to answer."""
-    first_s: dict[str, float] = {}
-    for call in calls:
-        stream = call.registry if call.is_write else call.stream
-        if stream is not None and call.outcome is Outcome.ANSWERED:
-            first_s[stream] = min(call.began_s, first_s.get(stream, math.inf))
-    return dict(zip(sorted(first_s, key=first_s.__getitem__), sorted(first_s.values())[1:], strict=False))
 
 
 def _follows(read: Call, earlier: Call) -> bool:
