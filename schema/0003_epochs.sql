@@ -124,12 +124,13 @@ create function begin_registry(
     p_writer_id text default null, p_term bigint default null, p_commits bigint default null,
     p_new_epoch text default null)
 returns table (
-    epoch text, number bigint, term bigint, lease_before_s double precision, commits bigint, found_commits bigint)
+    epoch text, number bigint, term bigint, lease_before_s double precision, commits bigint, found_commits bigint,
+    database_id text)
 language plpgsql as $$
 declare
     meta       cluster_metadata;
     found      bigint;
-    counted    bigint;
+    writer     registry_writer;
     wanted     text := p_epoch;
     serial     bigint;
     is_at_work boolean;
@@ -178,10 +179,10 @@ begin
       into strict found from registry_writer w where w.id = 1;
     -- also where commits were lost, so that no number is used twice
     update registry_writer w set writer_id = p_writer_id, commits = greatest(w.commits, p_commits) + 1
-     where w.id = 1 returning w.commits into counted;
+     where w.id = 1 returning w.* into writer;
     return query
         select m.current_epoch, m.epoch_number, m.term, case when meta.ray_cluster is not null then meta.lease_s end,
-               counted, found
+               writer.commits, found, writer.database_id::text
           from cluster_metadata m where m.id = 1;
 end
 $$;

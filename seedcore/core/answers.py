@@ -144,8 +144,8 @@ class BeatAnswer:
     known yet, because the registry has not read its database. They are in neither list, and nothing is to be done.
     `retired` are the dead ids that ended with their epoch, each with the epoch's name: they do not register again.
     `behind` are the ids of which the sender knows later durable changes (see KnownBefore): it sends them again.
-    `registry` identifies the registry process, `cluster` its Ray cluster, and `epoch` is the current one, None where
-    that is not known yet.
+    `registry` identifies the registry process, `database` its database, None before it has joined one, and `epoch` is
+    the current one, None where that is not known yet.
     """
 
     unknown: tuple[str, ...] = ()
@@ -159,7 +159,7 @@ class BeatAnswer:
     behind: tuple[str, ...] = ()
     registry: str | None = None
     epoch: Epoch | None = None
-    cluster: str | None = None
+    database: str | None = None
 
     def about(self, instance_ids: Set[str]) -> BeatAnswer:
         """The same answer, about these instances only."""
@@ -188,12 +188,12 @@ class BeatAnswer:
 class KnownBefore:
     """What the sender of beats knows from its last answers: the epoch that was current and, for a registry that has not
     answered it yet, by instance id the number of the last change that was durable. A database that has lost commits
-    shows by a lower number. `cluster` is the Ray cluster of the registry that answered: one of another cluster may have
-    another database, and ignores it."""
+    shows by a lower number. `database` is the database of the registry that answered: one with another database ignores
+    it."""
 
     seqs: Mapping[str, int] = field(default_factory=dict)
     epoch: Epoch | None = None
-    cluster: str | None = None
+    database: str | None = None
 
     def validated(self, instance_ids: Sequence[str]) -> KnownBefore:
         """The same, or InvalidInputError; its instances are some of those that beat."""
@@ -204,17 +204,17 @@ class KnownBefore:
         if self.epoch is not None:
             check_epoch(check_kind("epoch", self.epoch, Epoch).name)
             check_seq(self.epoch.number)
-        if self.cluster is not None:
-            check_text("cluster", self.cluster, MAX_ID_CHARS)
+        if self.database is not None:
+            check_text("database", self.database, MAX_ID_CHARS)
         return self
 
     def joined(self, later: KnownBefore) -> KnownBefore:
-        """What two senders know; of two clusters, what the later one knows."""
-        if self.cluster != later.cluster:
+        """What two senders know; of two databases, what the later one knows."""
+        if self.database != later.database:
             return later
         epochs = [epoch for epoch in (self.epoch, later.epoch) if epoch is not None]
         highest = max(epochs, key=lambda epoch: epoch.number, default=None)
-        return KnownBefore({**self.seqs, **later.seqs}, highest, later.cluster)
+        return KnownBefore({**self.seqs, **later.seqs}, highest, later.database)
 
 
 @wire

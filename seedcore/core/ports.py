@@ -136,6 +136,11 @@ class Store(InstanceReader, Protocol):
         ...
 
     @property
+    def database_id(self) -> str | None:
+        """Identifies the database, also after a failover or a restore; None before `begin`."""
+        ...
+
+    @property
     def pool(self) -> Mapping[str, int]:
         """The number of connections by their state; empty where there are none."""
         ...

@@ -24,6 +24,7 @@ class MemoryTerms(MemoryReader):
         self._commits = 0
         self._found_commits = 0
         self._lease_before_s: float | None = None
+        self._database_id: str | None = None
 
     async def begin(
         self,
@@ -67,11 +68,16 @@ class MemoryTerms(MemoryReader):
         self._term = tables.term
         tables.writer, tables.commits = self, max(tables.commits, self._commits) + 1
         self._commits = tables.commits
+        self._database_id = tables.database_id
         return await self.current_epoch()
 
     @property
     def term(self) -> int | None:
         return self._term
+
+    @property
+    def database_id(self) -> str | None:
+        return self._database_id
 
     @property
     def lease_before_s(self) -> float | None:

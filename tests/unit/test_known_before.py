@@ -48,14 +48,14 @@ def test_a_registry_that_agents_know_gets_the_epoch_and_no_numbers_again() -> No
     assert words.known_before([iid(1), iid(2)]) == KnownBefore({}, epoch)
 
 
-async def test_what_was_true_in_another_cluster_is_not_held_against_its_registry(connected: object) -> None:
+async def test_what_was_true_in_another_database_is_not_held_against_its_registry(connected: object) -> None:
     here, there = Tables(START), Tables(START)
     async with joined_registry(CONFIG, here) as first, called(first) as (connection, replace_by):
         await connection.register(Registration(iid(1), "agent-1"), 1)
         for epoch in ("green", "teal"):
             await connection.set_current_epoch(epoch)
         await connection.beat(iid(1))
-        async with joined_registry(replace(CONFIG, ray_cluster="another"), there) as second:
+        async with joined_registry(CONFIG, there) as second:
             await second.register(Registration(iid(1), "agent-1"), 1)
             replace_by(second)
             for _ in range(3):
@@ -64,7 +64,22 @@ async def test_what_was_true_in_another_cluster_is_not_held_against_its_registry
                 assert (await second.health()).epoch_problem is None
 
 
-def test_senders_of_two_clusters_do_not_share_what_they_know() -> None:
-    here, there = (KnownBefore({iid(n): n}, Epoch(f"epoch-{n}", n), f"cluster-{n}") for n in (9, 2))
+async def test_a_registry_of_another_cluster_on_the_same_database_gets_what_it_has_lost(connected: object) -> None:
+    tables = Tables(START)
+    async with joined_registry(CONFIG, tables) as first, called(first) as (connection, replace_by):
+        await connection.register(Registration(iid(1), "agent-1"), 1)
+        earlier = Earlier(tables)
+        await connection.set_status(iid(1), "alive", 2)
+        await connection.beat(iid(1))
+        earlier.restore()
+    async with joined_registry(replace(CONFIG, ray_cluster="another", epoch="epoch-1"), tables) as second:
+        replace_by(second)
+        for _ in range(2):
+            await connection.beat(iid(1))
+        assert (tables.rows[iid(1)].status, tables.rows[iid(1)].seq) == (Status.ALIVE, 2)
+
+
+def test_senders_of_two_databases_do_not_share_what_they_know() -> None:
+    here, there = (KnownBefore({iid(n): n}, Epoch(f"epoch-{n}", n), f"database-{n}") for n in (9, 2))
     assert here.joined(there) == there
-    assert here.joined(KnownBefore({iid(3): 3}, None, "cluster-9")) == replace(here, seqs={iid(9): 9, iid(3): 3})
+    assert here.joined(KnownBefore({iid(3): 3}, None, "database-9")) == replace(here, seqs={iid(9): 9, iid(3): 3})

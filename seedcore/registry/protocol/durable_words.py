@@ -22,7 +22,8 @@ class DurableWords:
         self._capacity = capacity
         self._words: dict[str, dict[type[Change], Change]] = {}
         self._registry: str | None = None
-        self._cluster: str | None = None
+        self._database: str | None = None
+        self._named_by: str | None = None
         self._unconfirmed: set[str] = set()
         self._epoch: Epoch | None = None
         self._is_epoch_confirmed = True
@@ -46,7 +47,7 @@ class DurableWords:
             return None
         ids = [one for one in instance_ids if one in self._unconfirmed]
         seqs = {one: max(_seq(change) for change in words.values()) for one in ids if (words := self._words.get(one))}
-        return KnownBefore(seqs, self._epoch, self._cluster)
+        return KnownBefore(seqs, self._epoch, self._database)
 
     def note_answer(self, sent: KnownBefore | None, answer: BeatAnswer) -> list[list[Change]]:
         """Note the answer to beats. Returns, for each instance that is behind, the changes to send again in order."""
@@ -54,10 +55,11 @@ class DurableWords:
             self._forget(one)
         if answer.registry is None:
             return []
-        if self._cluster not in {None, answer.cluster}:
-            # another cluster may have another database
-            self._words, self._epoch = {}, None
-        self._cluster = answer.cluster
+        if answer.database is not None:
+            if self._database not in {None, answer.database} and self._named_by != answer.registry:
+                # what was committed to another database is not missing in this one
+                self._words, self._epoch = {}, None
+            self._database, self._named_by = answer.database, answer.registry
         if answer.registry != self._registry:
             # the next beats to it carry what is known
             self._registry = answer.registry

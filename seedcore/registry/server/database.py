@@ -139,6 +139,11 @@ class DatabaseSession:
         return self._store.term if self._store is not None else None
 
     @property
+    def database_id(self) -> str | None:
+        """Identifies the database that this registry has joined last."""
+        return None if self._store is None else self._store.database_id
+
+    @property
     def pool(self) -> Mapping[str, int]:
         """The store's connections by their state."""
         return {} if self._store is None else self._store.pool

@@ -214,13 +214,13 @@ class Registry(Operations):
             retired=renewal.retired,
             behind=() if known is None else self._compare_known(known),
             registry=self.members.feed.stream,
-            cluster=self._config.ray_cluster,
+            database=database.database_id,
             epoch=self.members.shown.confirmed if database.recovered else None,
         )
 
     def _compare_known(self, known: KnownBefore) -> tuple[str, ...]:
         """Note what agents know from a registry before. Returns the instances of which they know later changes."""
-        if known.cluster not in {None, self._config.ray_cluster}:
+        if known.database not in {None, self.writer.database.database_id}:
             return ()
         if known.epoch is not None and self.writer.database.is_complete:
             self.members.shown.note_agents_epoch(known.epoch)

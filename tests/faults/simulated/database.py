@@ -81,6 +81,10 @@ class SimStore(SimReader):
         return self._inner.commits
 
     @property
+    def database_id(self) -> str | None:
+        return self._inner.database_id
+
+    @property
     def found_commits(self) -> int:
         return self._inner.found_commits
 

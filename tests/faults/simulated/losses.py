@@ -104,11 +104,17 @@ class Losses:
             self._words = {one: word for one, word in self._words.items() if world.living_row(one)}
         self._note_truth(earlier)
         earlier.tables.restore()
+        for instance_id, kinds in self._truth.deaths.items():
+            # a state of before another loss may have declared it for another reason
+            row = world.tables.rows.get(instance_id)
+            if kinds and row is not None and row.cause is not None and row.status is Status.DEAD:
+                kinds.add(row.cause.kind)
         self.count += 1
         self.is_lossy = True
         self._loss_s = world.now_s
         for office in world.offices:
-            office.must_join = office.must_join or office.wrote_s > earlier.taken_s
+            # a loss may be followed by the restore of a later state
+            office.must_join = office.wrote_s > earlier.taken_s
         world.counts["losses"] += 1
         world.note(f"the database loses {before - world.tables.commits} commits: it is as at {earlier.taken_s:.3f}")
         self.on_loss()
@@ -239,7 +245,9 @@ class Losses:
         loss = office.registry.writer.database.restoration.last
         if loss is not None and loss.has_whole_history:
             there = {(step.instance_id, step.seq, step.to_status) for step in tables.transitions}
+            # a registration that was written from memory has no number
+            begun = {(instance_id, 0, status) for instance_id, _, status in there if status is Status.STARTING}
             # what was a transition may be none under a hold by hand
             by_hand = self._world.held_by_hand
-            missing = [step for step in self._truth.steps if step not in there and step[0] not in by_hand]
+            missing = [step for step in self._truth.steps if step not in there | begun and step[0] not in by_hand]
             self._world.check(not missing, 17, f"{office.name} has not restored the history: {missing[:3]}")
