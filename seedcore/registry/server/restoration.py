@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence, Set
 from dataclasses import replace
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ from seedcore.core.changes import Change, HoldChange, RegisterChange, StatusChan
 from seedcore.core.clock import Clock
 from seedcore.core.errors import EpochLimitError, RetiredEpochError, StoreRejectedError
 from seedcore.core.lifecycle import Status
+from seedcore.core.limits import MAX_PAGE
 from seedcore.core.members import Members
 from seedcore.core.paging import decode_cursor
 from seedcore.core.ports import Store, StoreDoubtError
@@ -261,6 +262,7 @@ class Restoration:
         """Write what memory has and the database does not, and adopt what only the database has."""
         remembered = Remembered(self._members, self._backlog, self._clock, has_whole_history=self._is_whole)
         missing = {row.instance_id for row in self._members}
+        retired = {epoch.name for epoch in await store.list_epochs(MAX_PAGE) if epoch.retired_at is not None}
         after = decode_cursor(None)
         while True:
             await self._go_on(store, f"{len(self._members) - len(missing)} of {len(self._members)} instances compared")
@@ -269,7 +271,7 @@ class Restoration:
             await self._write_all(store, [work for state in page for work in remembered.differences(state)])
             for state in page:
                 if state.instance_id not in self._members and state.instance_id not in self._members.deaths:
-                    await self._adopt(store, state.instance_id)
+                    await self._adopt(store, state.instance_id, retired)
             if len(page) < _PAGE:
                 break
             after = page[-1][:2]
@@ -284,9 +286,10 @@ class Restoration:
                 await self._go_on(store, f"{start} of {len(some)} that memory has")
                 await self._write(store, some[start : start + self._config.batch_limit])
 
-    async def _adopt(self, store: Store, instance_id: str) -> None:
+    async def _adopt(self, store: Store, instance_id: str, retired: Set[str]) -> None:
         """Take over an instance that memory does not have. It died beyond our memory, or was registered by SQL, and may
-        beat there: it is late, so that it is routed to once it beats and has the time to."""
+        beat there: it is late, so that it is routed to once it beats and has the time to. One of a retired epoch ends
+        soon; where that epoch is continued in another, its agent comes back there."""
         row = await store.read_instance(instance_id)
-        if row is not None and row.status is not Status.DEAD:
+        if row is not None and row.status is not Status.DEAD and row.cluster_epoch not in retired:
             self._members.adopt(row, self._clock.monotonic() - self._members.silence.terms.just_late_s)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from seedcore.core.answers import Receipt
 from seedcore.core.causes import CauseKind
+from seedcore.core.holds import HoldKind
 from seedcore.core.instances import Verdict
 from seedcore.core.lifecycle import Status
 from tests.local import Snapshot
@@ -36,11 +37,12 @@ Word = tuple[int, Status | None]
 
 @dataclass(frozen=True)
 class Earlier:
-    """The tables as they were. `losses`: how many the database had had by then."""
+    """The tables as they were. `losses`: how many the database had had by then; `commits`: of registries."""
 
     tables: Snapshot
     taken_s: float
     losses: int
+    commits: int
 
 
 @dataclass
@@ -79,7 +81,7 @@ class Losses:
     def keep(self) -> None:
         """Remember the tables as they are now."""
         now_s = self._world.now_s
-        self._kept.append(Earlier(Snapshot(self._world.tables), now_s, self.count))
+        self._kept.append(Earlier(Snapshot(self._world.tables), now_s, self.count, self._world.tables.commits))
         while self._kept[0].taken_s < now_s - KEPT_S:
             self._kept.popleft()
 
@@ -96,6 +98,9 @@ class Losses:
     def lose(self, earlier: Earlier) -> None:
         """The database is as it was then."""
         world, before = self._world, self._world.tables.commits
+        if earlier.commits == before and not self.is_lossy:
+            self._lose_by_hand(earlier)
+            return
         if not self.is_lossy:
             self._holder = self._in_force()
             self._holder_fences = 0 if self._holder is None else self._holder.registry.writer.database.fences
@@ -118,6 +123,15 @@ class Losses:
         world.counts["losses"] += 1
         world.note(f"the database loses {before - world.tables.commits} commits: it is as at {earlier.taken_s:.3f}")
         self.on_loss()
+
+    def _lose_by_hand(self, earlier: Earlier) -> None:
+        """No registry has committed anything since: only what SQL clients did is lost, without a trace."""
+        earlier.tables.restore()
+        self._world.note(f"the database loses what SQL clients did since {earlier.taken_s:.3f}")
+        for process in self._world.processes:
+            row = None if process.held_by_hand is None else self._world.tables.rows.get(process.held_by_hand)
+            if row is None or row.hold(HoldKind.NODE) is None:
+                process.held_by_hand = None
 
     def lives_on(self, office: Office) -> bool:
         """Whether it was in force at the loss, and no other registry has been since."""
