@@ -382,3 +382,19 @@ async def test_what_is_known_from_before_is_checked(tables: Tables) -> None:
         for known in bad:
             with pytest.raises(InvalidInputError):
                 await registry.beat_many([iid(1)], None, known)
+
+
+async def test_after_a_lost_takeover_the_agents_of_the_cluster_before_still_come_back_in_its_epoch(
+    tables: Tables,
+) -> None:
+    async with joined_registry(CONFIG, tables) as first:
+        await enter(first, 1)
+    earlier = Earlier(tables)
+    async with joined_registry(replace(CONFIG, ray_cluster="another"), tables) as second:
+        assert (await second.beat_many([iid(1)])).retired == {}
+        earlier.restore()
+        await eventually(partial(has_mended, second))
+        await eventually(lambda: tables.rows[iid(1)].status is Status.DEAD)
+        answer = await second.beat_many([iid(1)])
+        # it registers again, and is not retired with an epoch that is continued
+        assert (answer.retired, (*answer.unknown, *answer.dead)) == ({}, (iid(1),))

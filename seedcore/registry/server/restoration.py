@@ -74,6 +74,10 @@ class Restoration:
             await self._restore_epoch(store)
             self._is_of_memory = True
             await self._compare(store)
+            # before a comparison takes over what only the database has: memory has the causes of deaths
+            while ended := await store.expire_old_epochs(self._config.sweep_limit):
+                for instance_id in ended:
+                    self._members.retire(instance_id)
         finally:
             self.progress = None
         self._note_loss(known - found, is_whole=is_whole)
