@@ -114,13 +114,13 @@ LOSS_MUTANTS: dict[str, Mutant] = {
     "holds are not restored": Mutant(37, _patch_no_holds, law=17),
     "deaths are not restored": Mutant(2, _patch_no_deaths, law=17),
     "the epoch is not restored": Mutant(
-        60, lambda: mock.patch.object(Restoration, "_restore_epoch", _do_nothing), law=17
+        204, lambda: mock.patch.object(Restoration, "_restore_epoch", _do_nothing), law=17
     ),
     "agents do not repeat their last changes": Mutant(
-        37, lambda: mock.patch.object(RegistryConnection, "_take_again", _do_nothing), law=17
+        25, lambda: mock.patch.object(RegistryConnection, "_take_again", _do_nothing), law=17
     ),
     "a new registry asks agents for nothing": Mutant(
-        37, lambda: mock.patch.object(Registry, "_compare_known", _ask_for_nothing), law=17
+        25, lambda: mock.patch.object(Registry, "_compare_known", _ask_for_nothing), law=17
     ),
     "a lost flip is ignored": Mutant(1, lambda: mock.patch.object(ShownEpoch, "note_agents_epoch", _nothing), law=18),
     "an epoch that is not confirmed is listed": Mutant(

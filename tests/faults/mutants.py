@@ -247,14 +247,14 @@ MUTANTS: dict[str, Mutant] = {
         51, lambda: mock.patch.object(Receipts, "is_settled", return_value=True)
     ),
     "no credit for our own stalls": Mutant(1, lambda: mock.patch.object(Silence, "credit", _nothing)),
-    "no new lease after a restart": Mutant(25, _patch_no_new_lease),
-    "the dead may live again": Mutant(4, lambda: mock.patch("seedcore.store.memory.apply_status", _revive)),
+    "no new lease after a restart": Mutant(11, _patch_no_new_lease),
+    "the dead may live again": Mutant(13, lambda: mock.patch("seedcore.store.memory.apply_status", _revive)),
     "sequence numbers are ignored": Mutant(
         12, lambda: mock.patch("seedcore.store.memory.apply_status", _ignore_numbers)
     ),
     "an agent's report ends a hold": Mutant(0, lambda: _patch_both("apply_status", _end_the_hold)),
     "the registry forgets a hold at a report": Mutant(
-        242, lambda: mock.patch("seedcore.core.members.apply_status", _end_the_hold)
+        10, lambda: mock.patch("seedcore.core.members.apply_status", _end_the_hold)
     ),
     "a release restores the wrong status": Mutant(2, lambda: _patch_both("apply_hold", _release_to_alive)),
     "no lease ends": Mutant(9, lambda: mock.patch("seedcore.registry.server.expiry.judge", _judge_no_lease)),
@@ -269,7 +269,7 @@ MUTANTS: dict[str, Mutant] = {
     "a failed batch returns reversed": Mutant(
         236, lambda: mock.patch.object(ChangeBatch, "put_back", _put_back_reversed)
     ),
-    "fenced for ever": Mutant(2, lambda: mock.patch.object(DatabaseSession, "_claim_the_term", _stay_fenced)),
+    "fenced for ever": Mutant(27, lambda: mock.patch.object(DatabaseSession, "_claim_the_term", _stay_fenced)),
     "the feed forgets a change": Mutant(0, lambda: mock.patch.object(Feed, "append", _append_most)),
     "the feed starts over without a reset": Mutant(0, lambda: mock.patch.object(Feed, "since", _since_never_reset)),
     "an instance that is not read yet is unknown": Mutant(
@@ -282,7 +282,7 @@ MUTANTS: dict[str, Mutant] = {
         45, lambda: mock.patch.object(MemoryStore, "epochs_of", _belong_to_none)
     ),
     "a registry that takes over retires the fleet": Mutant(
-        10, lambda: mock.patch.object(Tables, "continuing", lambda _, epoch: epoch)
+        16, lambda: mock.patch.object(Tables, "continuing", lambda _, epoch: epoch)
     ),
     "a refused value keeps its batch": Mutant(
         9, lambda: mock.patch("seedcore.registry.server.flusher.in_parts", _keep_the_batch)
