@@ -6,18 +6,16 @@ import os
 import resource
 import shutil
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 from pathlib import Path
 
 import ray
-from rich.table import Table
 
 from seedcore import __version__
 from seedcore.cli.cluster import join_cluster
 from seedcore.cli.errors import NoClusterError
-from seedcore.cli.output import Text, counted, out
+from seedcore.cli.findings import Finding, Grade
+from seedcore.cli.output import counted
 from seedcore.cli.queries import answered
 from seedcore.cli.troubles import losses_of
 from seedcore.composition import store_recipe
@@ -39,34 +37,13 @@ from seedcore.registry.ray_support import session
 from seedcore.settings import Mode, Settings, load_settings
 from seedcore.store.dsn import is_unverified
 from seedcore.store.maintenance import ServerState
+from seedcore.store.replication import Durability, Replication
 
 _CHECK_TIMEOUT_S = 10.0
 _MAX_SKEW_S = 2.0
 _MIN_SERVER = 150_000
 _MIN_FREE_BYTES = 1024**3
 _MIN_DESCRIPTORS = 4096
-
-
-class Grade(StrEnum):
-    """The result of a check."""
-
-    OK = "ok"
-    WARNING = "warning"
-    FAILED = "failed"
-    SKIPPED = "skipped"
-
-
-_STYLE = {Grade.OK: "green", Grade.WARNING: "yellow", Grade.FAILED: "red", Grade.SKIPPED: "dim"}
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """The result of a check, its details, and the remedy of a problem."""
-
-    check: str
-    grade: Grade
-    found: str
-    remedy: str | None = None
 
 
 def examine() -> list[Finding]:
@@ -264,16 +241,37 @@ async def _database(settings: Settings) -> list[Finding]:
         remedy = "add sslmode=verify-full&sslrootcert=FILE to SEEDCORE_PG_DSN"
         findings.append(Finding("TLS", Grade.WARNING, found, remedy))
     if settings.pg_dsn is not None:
-        findings.append(replication(state))
+        findings += [crash_safety(state.durability), replication(state.durability.replication)]
     findings.append(_schema(state))
     findings.append(_clock("clock of the database", asked_at, state.now))
     return findings
 
 
-def replication(state: ServerState) -> Finding:
-    """Check whether a failover can lose commits."""
+def crash_safety(state: Durability) -> Finding:
+    """Check whether a crash of the server or its machine can lose commits."""
+    off = [name for name in ("fsync", "full_page_writes") if not getattr(state, name)]
+    if state.replication.commit == "off":
+        off.append("synchronous_commit")
+    if not off:
+        return Finding("crash safety", Grade.OK, "a commit is on disk before it is acknowledged")
+    found = f"{' and '.join(off)} off: a crash of the machine can lose commits, or damage the database"
+    return Finding("crash safety", Grade.WARNING, found, f"set {', '.join(off)} to on")
+
+
+def replication(state: Replication) -> Finding:
+    """Check whether commits reach the standbys, and whether a failover can lose some."""
+    if state.is_standby:
+        return Finding("replication", Grade.SKIPPED, "this server is a standby; its primary was not checked")
+    if state.is_blocked:
+        found = f"{state.confirming} of the {state.required} required synchronous standbys connected"
+        found += f", {counted(state.waiting, 'commit')} waiting" if state.waiting else ""
+        remedy = "start the standby; until then nothing is committed: see deploy/runbook/database-away.md"
+        return Finding("replication", Grade.FAILED, f"{found} (synchronous_standby_names = {state.names})", remedy)
     if state.is_synchronous:
-        return Finding("replication", Grade.OK, "synchronous: a failover loses no commit")
+        found = f"synchronous: a commit waits for {counted(state.required, 'standby')}"
+        if not state.is_visible:
+            found += " (grant pg_monitor to this role to check that they confirm)"
+        return Finding("replication", Grade.OK, found)
     if state.standbys == 0:
         return Finding("replication", Grade.OK, "no standby is connected")
     standbys = counted(state.standbys, "standby")
@@ -283,6 +281,9 @@ def replication(state: ServerState) -> Finding:
 
 
 def _schema(state: ServerState) -> Finding:
+    if state.schema_problem is not None:
+        remedy = "run `seedcore migrate --grant ROLE` as the owner, with this role"
+        return Finding("schema", Grade.FAILED, state.schema_problem, remedy)
     if state.is_earlier:
         found = "a database of the earlier SeedCore, which a registry does not adopt by itself"
         return Finding("schema", Grade.FAILED, found, "`seedcore migrate` adopts it: docs/adopt.md")
@@ -313,14 +314,3 @@ def _data_folder(folder: Path) -> Finding:
     if free < _MIN_FREE_BYTES:
         return Finding("data folder", Grade.WARNING, found, "free some space, or set SEEDCORE_DATA_DIR")
     return Finding("data folder", Grade.OK, found)
-
-
-def show_findings(findings: list[Finding]) -> None:
-    """Print a table of findings."""
-    table = Table("CHECK", "RESULT", "DETAILS", box=None, pad_edge=False)
-    for finding in findings:
-        details = Text(finding.found)
-        if finding.remedy is not None:
-            details.append(f"\n-> {finding.remedy}", style="bold")
-        table.add_row(finding.check, Text(finding.grade.value, style=_STYLE[finding.grade]), details)
-    out.print(table)

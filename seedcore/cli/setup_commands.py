@@ -66,7 +66,8 @@ def migrate_command(
 
 def doctor_command(as_json: JsonOption = False) -> None:
     """Check configuration, Ray, registry, versions, PostgreSQL, schema and clocks. Exit code 1 if a check failed."""
-    from seedcore.cli.doctor import Grade, examine, show_findings
+    from seedcore.cli.doctor import examine
+    from seedcore.cli.findings import Grade, show_findings
 
     findings = examine()
     if as_json:

@@ -16,6 +16,7 @@ from seedcore.store.adoption.adopt import Adoption, end_old_calls
 from seedcore.store.adoption.recognize import is_earlier_database
 from seedcore.store.dsn import checked_dsn
 from seedcore.store.migrations import Migration, compare, is_made, is_up_to_date, known_migrations, migrate
+from seedcore.store.replication import Durability, durability
 from seedcore.store.roles import check_grant, check_role, grant, grant_again
 from seedcore.store.sessions import Connection, PoolLimits, answering, connect, explained
 
@@ -29,8 +30,8 @@ _EMPTIED = (
 @dataclass(frozen=True, slots=True)
 class ServerState:
     """The state of a database. `missing`: migrations that it lacks; `unknown`: migrations that this code does not know;
-    `is_earlier`: it is a database of the earlier SeedCore, to be adopted. `standbys` replicate it now;
-    `is_synchronous`: a commit waits until one of them has it on its disk."""
+    `is_earlier`: it is a database of the earlier SeedCore, to be adopted. `schema_problem`: why the role could not read
+    which migrations the database has; then the lists are empty."""
 
     version: str
     version_number: int
@@ -38,8 +39,8 @@ class ServerState:
     missing: tuple[str, ...]
     unknown: tuple[str, ...]
     is_earlier: bool
-    standbys: int
-    is_synchronous: bool
+    durability: Durability
+    schema_problem: str | None = None
 
 
 @asynccontextmanager
@@ -59,16 +60,18 @@ async def inspect_database(dsn: str) -> ServerState:
         async with _one_session(dsn, PoolLimits(connect_timeout_s=5.0), read_only=True) as connection:
             cursor = await connection.execute(
                 "select current_setting('server_version'), current_setting('server_version_num')::int, "
-                "clock_timestamp(), (select count(*) from pg_stat_replication), "
-                "current_setting('synchronous_standby_names') <> '' "
-                "and current_setting('synchronous_commit') in ('on', 'remote_apply')"
+                "clock_timestamp()"
             )
-            version, number, now, standbys, is_synchronous = (await cursor.fetchall())[0]
-            missing, unknown = await compare(connection)
-            is_earlier = bool(missing) and await is_earlier_database(connection)
+            version, number, now = (await cursor.fetchall())[0]
+            kept = await durability(connection)
+            try:
+                missing, unknown = await compare(connection)
+                is_earlier = bool(missing) and await is_earlier_database(connection)
+            except psycopg.errors.InsufficientPrivilege as error:
+                return ServerState(version, number, now, (), (), False, kept, first_line(error))
     except psycopg.Error as error:
         raise StoreUnavailableError(explained(error)) from error
-    return ServerState(version, number, now, tuple(missing), tuple(unknown), is_earlier, standbys, is_synchronous)
+    return ServerState(version, number, now, tuple(missing), tuple(unknown), is_earlier, kept)
 
 
 async def migrate_database(

@@ -1,6 +1,6 @@
 """Validates objects: with Kubernetes' own schemas, and with models of the parts of custom resources that we use.
 
-The models contain documented fields of KubeRay 1.7 and CloudNativePG 1.2x, and refuse every other field. Pod templates
+The models contain documented fields of KubeRay 1.7 and CloudNativePG 1.28, and refuse every other field. Pod templates
 and value sources inside them are validated with Kubernetes' schemas.
 """
 
@@ -189,10 +189,12 @@ class ManagedRoles(_Strict):
 
 
 class Synchronous(_Strict):
-    """How many standbys have a commit before it is acknowledged."""
+    """How many standbys have a commit before it is acknowledged, and which of them may be promoted."""
 
     method: Literal["any", "first"]
     number: Annotated[int, Field(ge=1, strict=True)]
+    dataDurability: Literal["required", "preferred"]
+    failoverQuorum: bool
 
 
 class DatabaseSettings(_Strict):

@@ -101,6 +101,16 @@ def test_validation_refuses_a_mistake(mistake: int) -> None:
         check(one)
 
 
+def test_a_failover_of_cloudnative_pg_promotes_only_a_replica_with_every_commit() -> None:
+    [database] = the(render(DEPLOY / "kubernetes" / "overlays" / "cloudnative-pg"), "Cluster")
+    assert database["spec"]["postgresql"]["synchronous"] == {
+        "method": "any",
+        "number": 1,
+        "dataDurability": "required",
+        "failoverQuorum": True,
+    }
+
+
 def test_pods_have_no_more_rights_than_they_use(overlay: list[Document]) -> None:
     for template in templates(overlay):
         pod = template["spec"]

@@ -17,7 +17,8 @@ from pydantic import SecretStr
 from typer.testing import CliRunner
 
 from seedcore.cli.app import app
-from seedcore.cli.doctor import Grade, look_at_database
+from seedcore.cli.doctor import look_at_database
+from seedcore.cli.findings import Grade
 from seedcore.core.answers import InstanceFilter
 from seedcore.core.errors import SchemaError, StoreUnavailableError
 from seedcore.core.instances import Beat

@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 from seedcore.bench.death import Watcher, first_refusal_after
 from seedcore.cli.app import app
 from seedcore.cli.control import objection_to_flip
-from seedcore.cli.doctor import Grade, examine
+from seedcore.cli.doctor import examine
+from seedcore.cli.findings import Grade
 from seedcore.cli.errors import (
     HttpProblemError,
     NeverRegisteredError,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from seedcore.cli import doctor
-from seedcore.cli.doctor import Finding, Grade
+from seedcore.cli.findings import Finding, Grade
 from seedcore.cli.output import Terminal
 from seedcore.cli.render import show_overview
 from seedcore.cli.troubles import LOSS_IS_RECENT, troubles
@@ -26,7 +26,7 @@ from seedcore.discovery.overview import Overviews
 from seedcore.registry.caller.live_sources import registry_problem
 from seedcore.registry.protocol.messages import DatabaseLoss, Health
 from seedcore.settings import Settings
-from seedcore.store.maintenance import ServerState
+from seedcore.store.replication import Durability, Replication, quorum
 from tests.builders import START, iid, instance
 from tests.unit.callers import World, world_of
 from tests.unit.test_cli import agent
@@ -186,14 +186,68 @@ async def test_the_page_shows_both_and_a_loss_of_long_ago_as_a_notice() -> None:
     assert levels == ["warn", "info"]
 
 
+ASYNCHRONOUS = Replication(False, "", "on", 0, 0, 0, is_visible=True)
+SYNCHRONOUS = Replication(False, "ANY 1 (a, b)", "on", 2, 2, 0, is_visible=True)
+
+
 @pytest.mark.parametrize(
-    ("standbys", "is_synchronous", "grade"), [(0, False, "ok"), (2, True, "ok"), (1, False, "warning")]
+    ("state", "grade", "found"),
+    [
+        (ASYNCHRONOUS, "ok", "no standby"),
+        (replace(ASYNCHRONOUS, standbys=1), "warning", "a failover can lose"),
+        (SYNCHRONOUS, "ok", "waits for 1 standby"),
+        (replace(SYNCHRONOUS, confirming=1), "ok", "waits for 1 standby"),
+        (replace(SYNCHRONOUS, is_visible=False), "ok", "pg_monitor"),
+        (replace(SYNCHRONOUS, confirming=0), "failed", "0 of the 1"),
+        (replace(SYNCHRONOUS, confirming=0, is_visible=False), "failed", "0 of the 1"),
+        (replace(SYNCHRONOUS, names="2 (a, b)", confirming=1), "failed", "1 of the 2"),
+        (replace(SYNCHRONOUS, waiting=3), "failed", "3 commits waiting"),
+        (replace(SYNCHRONOUS, commit="remote_write"), "warning", "a failover can lose"),
+        (replace(SYNCHRONOUS, commit="remote_write", confirming=0), "failed", "0 of the 1"),
+        (replace(SYNCHRONOUS, commit="local", confirming=0), "warning", "a failover can lose"),
+        (replace(SYNCHRONOUS, is_standby=True, confirming=0), "skipped", "is a standby"),
+    ],
 )
-def test_doctor_warns_of_a_standby_that_no_commit_waits_for(standbys: int, is_synchronous: bool, grade: str) -> None:
-    state = ServerState("18", 180_000, START, (), (), False, standbys, is_synchronous)
-    found = doctor.replication(state)
-    assert found.grade is Grade(grade)
-    assert ("synchronous_commit" in (found.remedy or "")) == (grade == "warning")
+def test_doctor_shows_whether_commits_reach_a_standby(state: Replication, grade: str, found: str) -> None:
+    finding = doctor.replication(state)
+    assert finding.grade is Grade(grade)
+    assert found in finding.found
+    assert ("database-away.md" in (finding.remedy or "")) == (grade == "failed")
+    assert ("synchronous_commit" in (finding.remedy or "")) == (grade == "warning")
+
+
+@pytest.mark.parametrize(
+    ("fsync", "pages", "commit", "off"),
+    [
+        (True, True, "on", ""),
+        (False, True, "on", "fsync"),
+        (True, False, "on", "full_page_writes"),
+        (True, True, "off", "synchronous_commit"),
+        (False, False, "off", "fsync, full_page_writes, synchronous_commit"),
+    ],
+)
+def test_doctor_warns_of_settings_with_which_a_crash_loses_commits(
+    fsync: bool, pages: bool, commit: str, off: str
+) -> None:
+    finding = doctor.crash_safety(Durability(fsync, pages, replace(ASYNCHRONOUS, commit=commit)))
+    assert finding.grade is (Grade.WARNING if off else Grade.OK)
+    assert finding.remedy == (f"set {off} to on" if off else None)
+
+
+@pytest.mark.parametrize(
+    ("names", "number", "listed"),
+    [
+        ("*", 1, {"*"}),
+        ("One, two", 1, {"one", "two"}),
+        ("2 (a, b, c)", 2, {"a", "b", "c"}),
+        ('ANY 1 ("pod-1","pod-2")', 1, {"pod-1", "pod-2"}),
+        ('first 2 (a, "b ""c"" d, e")', 2, {"a", 'b "c" d, e'}),
+    ],
+)
+def test_the_names_of_synchronous_standbys_are_read_as_the_server_reads_them(
+    names: str, number: int, listed: set[str]
+) -> None:
+    assert quorum(names) == (number, listed)
 
 
 def test_a_fenced_registry_of_the_same_term_names_another_process() -> None:
