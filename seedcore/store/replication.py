@@ -1,4 +1,4 @@
-"""How a server keeps its commits: its replication and its disk settings, as far as the role of the connection sees them."""
+"""How a server keeps its commits: its disk settings and its replication, as far as the role may see them."""
 
 from __future__ import annotations
 
@@ -75,9 +75,7 @@ def quorum(names: str) -> tuple[int, frozenset[str]]:
     """The number of standbys that synchronous_standby_names requires, and the names in lower case."""
     match = _QUORUM.fullmatch(names)
     number, listed = (int(match[1]), match[2]) if match else (1, names)
-    return number, frozenset(
-        (quoted.replace('""', '"') or plain).lower() for quoted, plain in _NAME.findall(listed)
-    )
+    return number, frozenset((quoted.replace('""', '"') or plain).lower() for quoted, plain in _NAME.findall(listed))
 
 
 async def durability(connection: Connection) -> Durability:

@@ -27,8 +27,7 @@ ROLES = ("postgres", READER)
 def servers(postgres18: PostgresServer) -> Iterator[Pair]:
     """A pair that these tests share; each begins with both servers, asynchronously."""
     with pair_of(postgres18) as pair:
-        pair.query(f"create role {READER} login")
-        pair.query(f"grant select on all tables in schema public to {READER}")
+        change(pair, f"create role {READER} login", f"grant select on all tables in schema public to {READER}")
         yield pair
 
 
@@ -37,6 +36,12 @@ def pair(servers: Pair) -> Iterator[Pair]:
     servers.standby.start()
     yield servers
     set_on(servers)
+
+
+def change(pair: Pair, *statements: str) -> None:
+    with psycopg.connect(pair.primary.dsn(pair.database), autocommit=True) as admin:
+        for statement in statements:
+            admin.execute(statement.encode())
 
 
 def set_on(pair: Pair, **settings: str) -> None:
@@ -83,7 +88,7 @@ async def test_commits_that_no_standby_confirms_are_a_failure(pair: Pair) -> Non
 
 
 async def test_a_commit_that_waits_is_counted_by_its_own_role_and_by_a_role_that_sees_all(pair: Pair) -> None:
-    pair.query(f"create table if not exists scratch (); grant insert on scratch to {READER}")
+    change(pair, "create table scratch ()", f"grant insert on scratch to {READER}")
     pair.standby.stop()
     set_on(pair, synchronous_standby_names="*")
     dsn = pair.primary.dsn(pair.database, READER)
@@ -136,7 +141,7 @@ async def test_settings_that_a_crash_makes_costly_are_shown(pair: Pair) -> None:
 
 
 async def test_a_role_that_may_not_read_the_schema_sees_the_rest(pair: Pair) -> None:
-    pair.query("create role stranger login")
+    change(pair, "create role stranger login")
     found = await found_by(pair, "stranger")
     assert found["schema"].grade is Grade.FAILED
     assert "permission denied" in found["schema"].found
