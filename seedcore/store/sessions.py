@@ -32,8 +32,8 @@ _HINTS = {
     "53100": "free some space on its disk: the registry then commits what waits",
     "58030": "its disk fails: see the kernel's log of that machine",
     "57P05": "the registry needs an idle_session_timeout of 10 s or more, or none",
-    "57014": "another session holds a lock, or a commit waits for a synchronous standby that is away: `seedcore doctor` "
-    "shows the standbys",
+    "57014": "another session holds a lock, or a commit waits for a synchronous standby that is away: see "
+    "`seedcore doctor`",
     **dict.fromkeys(
         _SCHEMA, "our schema is missing or damaged: restore it, or empty the database and run `seedcore migrate`"
     ),

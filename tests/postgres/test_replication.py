@@ -1,4 +1,4 @@
-"""What `seedcore doctor` shows of a real primary with a real standby, to the superuser and to a role with few rights."""
+"""What `seedcore doctor` shows of a real primary and its standby, to the superuser and to a role with few rights."""
 
 from __future__ import annotations
 
