@@ -10,12 +10,14 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence, Set
 from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 from seedcore.core.answers import Outcome, OutcomeKind
 from seedcore.core.changes import Change, HoldChange, RegisterChange, StatusChange
 from seedcore.core.clock import Clock
 from seedcore.core.errors import EpochLimitError, RetiredEpochError, StoreRejectedError
+from seedcore.core.instances import Instance
 from seedcore.core.lifecycle import Status
 from seedcore.core.limits import MAX_PAGE
 from seedcore.core.members import Members
@@ -34,7 +36,8 @@ C = TypeVar("C", RegisterChange, StatusChange, HoldChange)
 
 _PAGE = 1000
 _DOUBT_S = 60.0
-_TAKEN = (OutcomeKind.APPLIED, OutcomeKind.UNCHANGED)
+_TAKEN = frozenset({OutcomeKind.APPLIED, OutcomeKind.UNCHANGED})
+_NEW = frozenset({OutcomeKind.APPLIED})
 
 
 class Restoration:
@@ -49,6 +52,7 @@ class Restoration:
         self._journal = journal
         self._clock = clock
         self._written = 0
+        self._counted = _TAKEN
         # by instance; None: epochs
         self._refused: Counter[str | None] = Counter()
         self._is_whole = False
@@ -84,11 +88,15 @@ class Restoration:
 
     async def replay(self, store: Store, known: int, found: int) -> None:
         """The same after another registry has written, where its commits are lost with some of ours: memory may be
-        wrong, but the journal has what we had acknowledged."""
+        wrong, but the journal has what we had acknowledged. What the other one did after that, and the database still
+        has, stays."""
         self._begin()
+        # most of it may be there
+        self._counted = _NEW
         try:
-            await self._replay(store, found)
-            await self._restore_epoch(store)
+            # all of it: the other one's commits have the numbers of those that are lost
+            self._journal.put_back(await self._not_followed(store, self._journal.take_after(0)))
+            await self._replay(store, 0)
         finally:
             self.progress = None
         self._note_loss(known - found, is_whole=False)
@@ -101,6 +109,7 @@ class Restoration:
 
     def _begin(self) -> None:
         self._written = 0
+        self._counted = _TAKEN
         self._refused.clear()
         self._is_of_memory = False
         # the join has renewed the term
@@ -160,6 +169,29 @@ class Restoration:
             # what was not written keeps its place behind what was
             self._journal.put_back([*doubted, *left])
 
+    async def _not_followed(self, store: Store, entries: Sequence[Committed]) -> list[Committed]:
+        """Those entries after which the database has nothing else that concerns their instance, or the epoch. The
+        agents' own changes are all among them: their numbers decide."""
+        now_s, now = self._clock.monotonic(), self._clock.utc()
+        flips = [epoch.current_at for epoch in await store.list_epochs(MAX_PAGE) if epoch.current_at is not None]
+        rows: dict[str, Instance | None] = {}
+        kept: list[Committed] = []
+        for entry in entries:
+            work, at = entry.work, now - timedelta(seconds=max(0.0, now_s - entry.at_s))
+            if isinstance(work, EpochStep):
+                is_followed = work.is_current and any(flipped > at for flipped in flips)
+            elif isinstance(work, HoldChange) or (isinstance(work, StatusChange) and work.seq is None):
+                await self._go_on(store, f"{len(kept)} of {len(entries)} changes compared")
+                if work.instance_id not in rows:
+                    rows[work.instance_id] = await store.read_instance(work.instance_id)
+                row = rows[work.instance_id]
+                is_followed = row is not None and _changed_at(row, work) > at
+            else:
+                is_followed = False
+            if not is_followed:
+                kept.append(entry)
+        return kept
+
     def _aged(self, entry: Committed) -> Work:
         """The work with its age: the history gets the time when it happened."""
         work = entry.work
@@ -194,7 +226,7 @@ class Restoration:
             self._journal.note_changes(store.commits, part, answer)
             for change, outcome in zip(part, answer, strict=True):
                 if outcome.kind in _TAKEN:
-                    self._written += 1
+                    self._written += outcome.kind in self._counted
                     self._taken_since += 1
                     if self._is_of_memory:
                         # what the journal had of it is in that
@@ -297,3 +329,9 @@ class Restoration:
         row = await store.read_instance(instance_id)
         if row is not None and row.status is not Status.DEAD and row.cluster_epoch not in retired:
             self._members.adopt(row, self._clock.monotonic() - self._members.silence.terms.just_late_s)
+
+
+def _changed_at(row: Instance, work: HoldChange | StatusChange) -> datetime:
+    """When the database last learned what such work would undo: of a death, also a beat."""
+    times = [row.status_changed_at, *(hold.since for hold in row.holds)]
+    return max([*times, row.last_heartbeat] if isinstance(work, StatusChange) else times)
