@@ -106,10 +106,16 @@ class World:
     def is_cut(self, component: str) -> bool:
         return max(self.all_cut_s, self.cut_s.get(component, 0.0)) > self.now_s
 
+    def note_epochs(self) -> None:
+        """Note which epoch continues which, also for when the database has lost it."""
+        epochs = self.tables.epochs.items()
+        self._continued.update((name, row.continued_by) for name, row in epochs if row.continued_by is not None)
+        # it may be current again, where what continued it is lost
+        self._continued.pop(self.tables.current_epoch, None)
+
     def line_of(self, epoch: str) -> str:
         """The epoch that continues this one in the end."""
-        # also of an epoch that the database has lost
-        self._continued.update((name, row.continued_by) for name, row in self.tables.epochs.items())
+        self.note_epochs()
         following = self._continued.get(epoch)
         return epoch if following is None else self.line_of(following)
 
