@@ -32,7 +32,7 @@ _HINTS = {
     "53100": "free some space on its disk: the registry then commits what waits",
     "58030": "its disk fails: see the kernel's log of that machine",
     "57P05": "the registry needs an idle_session_timeout of 10 s or more, or none",
-    "57014": "does another session hold a lock?",
+    "57014": "does another session hold a lock, or does a commit wait for a synchronous standby?",
     **dict.fromkeys(
         _SCHEMA, "our schema is missing or damaged: restore it, or empty the database and run `seedcore migrate`"
     ),

@@ -193,6 +193,7 @@ class Synchronous(_Strict):
 
     method: Literal["any", "first"]
     number: Annotated[int, Field(ge=1, strict=True)]
+    failoverQuorum: Literal[True]
 
 
 class DatabaseSettings(_Strict):

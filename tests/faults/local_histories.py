@@ -273,17 +273,18 @@ def _rows_of(connection: psycopg.Connection[Any]) -> tuple[Seen, ...]:
 
 
 async def _stream_of(process: RegistryProcess) -> str | None:
-    """The stream of a registry that has just begun."""
+    """The stream of a registry that has just begun; None where it ends before it answers."""
     wire = Wire(random.Random(), lost_share=0.0)
     wire.use(process)
     try:
-        listing: Listing = await wire.call("page", EVERY, 1, None)
-    except RegistryError:
-        return None
-    else:
-        return listing.stream
+        while process.is_up:
+            with suppress(RegistryError):
+                listing: Listing = await wire.call("page", EVERY, 1, None)
+                return listing.stream
+            await asyncio.sleep(0.01)
     finally:
         await wire.close()
+    return None
 
 
 async def _live(client: RegistryClient, chance: random.Random) -> None:

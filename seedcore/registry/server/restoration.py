@@ -7,10 +7,10 @@ the rule for that case: memory wins. Where nothing was lost, `comparison` lets t
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence, Set
 from dataclasses import replace
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import TypeVar
 
 from seedcore.core.answers import Outcome, OutcomeKind
@@ -36,6 +36,7 @@ C = TypeVar("C", RegisterChange, StatusChange, HoldChange)
 
 _PAGE = 1000
 _DOUBT_S = 60.0
+_LOGGED = 100
 _TAKEN = frozenset({OutcomeKind.APPLIED, OutcomeKind.UNCHANGED})
 _NEW = frozenset({OutcomeKind.APPLIED})
 
@@ -54,7 +55,7 @@ class Restoration:
         self._written = 0
         self._counted = _TAKEN
         # by instance; None: epochs
-        self._refused: Counter[str | None] = Counter()
+        self._refused: dict[str | None, list[str]] = {}
         self._is_whole = False
         self._is_patient = False
         self._is_of_memory = False
@@ -127,7 +128,7 @@ class Restoration:
         self._doubted_since_s = None
         self.losses += 1
         self.lost_commits += commits
-        refused = self._refused.total()
+        refused = sum(map(len, self._refused.values()))
         self.last = DatabaseLoss(self._clock.utc(), commits, self._written, refused, has_whole_history=is_whole)
         logger.error(
             "the database had lost commits; what this registry had acknowledged and still has is written again",
@@ -138,6 +139,9 @@ class Restoration:
                 "has_whole_history": is_whole,
             },
         )
+        for instance_id, reasons in islice(self._refused.items(), _LOGGED):
+            extra = {"instance_id": instance_id, "changes": len(reasons)}
+            logger.warning("the database refuses what it had before: %s", reasons[-1], extra=extra)
 
     # The journal
 
@@ -278,8 +282,7 @@ class Restoration:
         self._written += 1
 
     def _note_refused(self, instance_id: str | None, why: object) -> None:
-        self._refused[instance_id] += 1
-        logger.warning("the database refuses what it had before: %s", why, extra={"instance_id": instance_id})
+        self._refused.setdefault(instance_id, []).append(str(why))
 
     # Memory
 
