@@ -17,7 +17,7 @@ from seedcore.core.changes import Change, HoldChange, RegisterChange, Registrati
 from seedcore.core.clock import utc_now
 from seedcore.core.errors import StoreUnavailableError
 from seedcore.core.holds import Hold, HoldKind
-from seedcore.core.instances import Beat, Epoch
+from seedcore.core.instances import Beat, Epoch, Instance
 from seedcore.core.lifecycle import Status
 from seedcore.core.ports import StoreDoubtError
 from seedcore.core.shown_epoch import MAX_LOST_EPOCHS
@@ -521,11 +521,13 @@ async def test_memory_wins_over_another_database_with_more_commits(tables: Table
 
 @asynccontextmanager
 async def taken_over_after_a_loss(
-    tables: Tables, acknowledged: Callable[[LocalRegistry], Awaitable[object]]
+    tables: Tables,
+    acknowledged: Callable[[LocalRegistry], Awaitable[object]],
+    kind: type[MemoryStore] = MemoryStore,
 ) -> AsyncIterator[tuple[LocalRegistry, MemoryStore]]:
     """A registry whose last work is lost, and the store of another one that began before it noticed that. When the
     block ends the first one takes the database back."""
-    store, rival = MemoryStore(utc_now, tables), MemoryStore(utc_now, tables)
+    store, rival = kind(utc_now, tables), MemoryStore(utc_now, tables)
     async with joined_registry(replace(CONFIG, term_idle_s=0.05), tables, store=store) as registry:
         for number in (1, 2):
             await enter(registry, number)
@@ -573,6 +575,27 @@ async def test_a_death_of_before_is_not_declared_again_where_the_instance_has_be
     async with taken_over_after_a_loss(tables, lambda registry: registry.deregister(["agent-1"])) as (_, rival):
         assert await rival.beat_many([Beat(iid(1))]) == []
     assert tables.rows[iid(1)].status is Status.ALIVE
+
+
+class CannotReadAtFirst(MemoryStore):
+    """A database that does not answer the first question for an instance."""
+
+    is_asked = False
+
+    async def read_instance(self, instance_id: str) -> Instance | None:
+        if not self.is_asked:
+            self.is_asked = True
+            raise StoreUnavailableError("it is away again")
+        return await super().read_instance(instance_id)
+
+
+async def test_nothing_is_lost_where_the_database_is_away_again_while_it_is_taken_back(tables: Tables) -> None:
+    async with taken_over_after_a_loss(
+        tables, lambda registry: registry.drain(["agent-1"], "a new kernel", "ann"), CannotReadAtFirst
+    ):
+        pass
+    (again,) = tables.rows[iid(1)].holds
+    assert again.by == "ann"
 
 
 class LosesWhileItLoads(MemoryStore):

@@ -96,7 +96,12 @@ class Restoration:
         self._counted = _NEW
         try:
             # all of it: the other one's commits have the numbers of those that are lost
-            self._journal.put_back(await self._not_followed(store, self._journal.take_after(0)))
+            kept = entries = self._journal.take_after(0)
+            try:
+                kept = await self._not_followed(store, entries)
+            finally:
+                # all of it again where the database does not answer
+                self._journal.put_back(kept)
             await self._replay(store, 0)
         finally:
             self.progress = None
@@ -178,12 +183,13 @@ class Restoration:
         agents' own changes are all among them: their numbers decide."""
         now_s, now = self._clock.monotonic(), self._clock.utc()
         flips = [epoch.current_at for epoch in await store.list_epochs(MAX_PAGE) if epoch.current_at is not None]
+        last_flip = max(flips, default=None)
         rows: dict[str, Instance | None] = {}
         kept: list[Committed] = []
         for entry in entries:
             work, at = entry.work, now - timedelta(seconds=max(0.0, now_s - entry.at_s))
             if isinstance(work, EpochStep):
-                is_followed = work.is_current and any(flipped > at for flipped in flips)
+                is_followed = work.is_current and last_flip is not None and last_flip > at
             elif isinstance(work, HoldChange) or (isinstance(work, StatusChange) and work.seq is None):
                 await self._go_on(store, f"{len(kept)} of {len(entries)} changes compared")
                 if work.instance_id not in rows:
