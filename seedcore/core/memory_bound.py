@@ -14,6 +14,7 @@ from seedcore.core.changes import Change, HoldChange, RegisterChange
 from seedcore.core.errors import RegistryFullError
 from seedcore.core.index import InstanceIndex
 from seedcore.core.instances import Instance
+from seedcore.core.limits import MAX_METADATA_DEPTH
 
 MIB = 1024 * 1024
 MAX_INSTANCE_BYTES = 1024 * MIB
@@ -121,13 +122,13 @@ def _own_size(details: Mapping[str, object]) -> int:
     return _size(details) if details else 0
 
 
-def _size(value: object) -> int:
-    """The bytes of a JSON value with all its parts."""
+def _size(value: object, depth: int = 0) -> int:
+    """The bytes of a JSON value with all its parts. What is nested too deeply is refused elsewhere, and counts once."""
     if isinstance(value, str):
         # not getsizeof: a text grows when it is encoded
         return _VALUE_BYTES + 24 + (len(value) if value.isascii() else _CHAR_BYTES * len(value) + _VALUE_BYTES)
-    if isinstance(value, Mapping):
-        return getsizeof(value) + sum(_size(key) + _size(child) for key, child in value.items())
-    if isinstance(value, (list, tuple)):
-        return getsizeof(value) + sum(map(_size, value))
+    if isinstance(value, Mapping) and depth <= MAX_METADATA_DEPTH:
+        return getsizeof(value) + sum(_size(key) + _size(child, depth + 1) for key, child in value.items())
+    if isinstance(value, (list, tuple)) and depth <= MAX_METADATA_DEPTH:
+        return getsizeof(value) + sum(_size(child, depth + 1) for child in value)
     return max(_VALUE_BYTES, getsizeof(value))

@@ -183,8 +183,7 @@ class Connections:
         """Connect once without the pool, which would not report why it failed."""
         bound_s = float(_ADDRESSES * self._limits.libpq_connect_s)
         try:
-            connection = await within(connect(self._dsn, self._limits, read_only=self._read_only), bound_s)
-            await connection.close()
+            await within(self._connect_once(), bound_s)
         except TimeoutError as error:
             self._note_away(f"no connection within {bound_s:g} s")
             raise StoreUnavailableError(str(self._problem)) from error
@@ -195,6 +194,11 @@ class Connections:
             self._note_away(explained(error))
             raise StoreUnavailableError(str(self._problem)) from error
         self._problem = None
+
+    async def _connect_once(self) -> None:
+        # in one: a caller that gives up in between leaves no connection open
+        connection = await connect(self._dsn, self._limits, read_only=self._read_only)
+        await connection.close()
 
     def _is_loss(self, error: psycopg.Error) -> bool:
         state = error.sqlstate

@@ -174,7 +174,7 @@ async def test_it_shows_that_the_database_is_away_and_that_it_is_back(page: Page
     world.server.stop()
     banner = page.locator('#banners [data-problem="database"]')
     await expect(banner).to_be_visible(timeout=PATIENCE_MS)
-    await expect(banner).to_contain_text("PostgreSQL does not answer")
+    await expect(banner).to_contain_text("The registry cannot use PostgreSQL")
     # what the registry knows goes on
     client = RegistryClient("born-meanwhile", settings=world.settings)
     await client.set_status(Status.ALIVE)

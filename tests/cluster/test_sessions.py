@@ -188,8 +188,14 @@ async def test_without_ray_nothing_is_called_and_ray_stays_down(
 
 
 async def test_a_task_ends_with_the_session_it_was_made_in(program: Program, cluster: Cluster) -> None:
+    handle = await program.manager.resolve("stays")
+    before = (await handle.get_heartbeat.remote()).tasks_running
     task = asyncio.create_task(program.manager.execute_task_on_agent("stays", "sleep", retries=False))
-    await asyncio.sleep(0.2)
+
+    async def is_running() -> bool:
+        return bool((await handle.get_heartbeat.remote()).tasks_running > before)
+
+    await eventually(is_running)
     ray.shutdown()
     with pytest.raises(AgentCallError, match="ended during the call"):
         await task

@@ -193,8 +193,8 @@ class Synchronous(_Strict):
 
     method: Literal["any", "first"]
     number: Annotated[int, Field(ge=1, strict=True)]
-    dataDurability: Literal["required", "preferred"]
-    failoverQuorum: bool
+    dataDurability: Literal["required"]
+    failoverQuorum: Literal[True]
 
 
 class DatabaseSettings(_Strict):

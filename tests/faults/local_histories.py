@@ -25,7 +25,7 @@ from seedcore.core.answers import Listing, Receipt
 from seedcore.core.changes import SequencedChange
 from seedcore.core.errors import RegistryError
 from seedcore.core.lifecycle import Status
-from seedcore.core.timeouts import end
+from seedcore.core.timeouts import end, within
 from seedcore.registry.agent.client import RegistryClient
 from seedcore.registry.agent.identity import Identity
 from seedcore.registry.caller.follower import Follower, FollowTimes
@@ -46,16 +46,18 @@ PAUSE_S = 0.06
 READ_EVERY_S = 0.02
 MENDED_WITHIN_S = 20.0
 UNAWARE_S = 2.0
+JOINED_WITHIN_S = 1.5
 SETTINGS = Settings(namespace="histories", beat_interval_s=1.0, lease_s=20.0)
 
 
 class RecordedWire:
     """A connection by a Wire that records its calls. Called as a RegistryConnection is."""
 
-    def __init__(self, journal: Journal, wire: Wire) -> None:
+    def __init__(self, journal: Journal, wire: Wire, owners: dict[str, RegistryProcess]) -> None:
+        """`owners` gets the process of each stream that it sees."""
         self.journal = journal
         self._wire = wire
-        self._streams: dict[RegistryProcess | None, str | None] = {}
+        self._owners = owners
 
     async def take(self, change: SequencedChange) -> Receipt:
         return await take(self.journal, change, lambda sent: self._wire.call("take", sent))
@@ -64,7 +66,8 @@ class RecordedWire:
         async def ask(*args: Any) -> Any:
             process = self._wire.process
             answer = await self._wire.call("page", *args)
-            self._streams[process] = answer.stream if process is self._wire.process else None
+            if process is not None and process is self._wire.process:
+                self._owners[answer.stream] = process
             return answer
 
         return await page(self.journal, ask, wanted, limit, cursor)
@@ -74,7 +77,8 @@ class RecordedWire:
             # the answer does not name its registry
             process = self._wire.process
             answer = await self._wire.call("resolve", logical_ids, allow_late=allow_late)
-            stream = self._streams.get(process) if process is self._wire.process else None
+            streams = [stream for stream, owner in self._owners.items() if owner is process]
+            stream = streams[-1] if streams and process is self._wire.process else None
             called[0] = replace(with_resolutions(called[0], answer), stream=stream)
         return answer
 
@@ -100,8 +104,9 @@ class Stage:
         self._proxied_dsn = self.proxy.dsn(database)
         self._store = "real"
         self._running: list[RegistryProcess] = []
-        self._stream: str | None = None
-        self._superseded: dict[str, float] = {}
+        self._replacing = asyncio.Lock()
+        self._started_s: list[float] = []
+        self._owners: dict[str, RegistryProcess] = {}
         self.wires: list[Wire] = []
 
     def close(self) -> None:
@@ -113,22 +118,29 @@ class Stage:
         return self._running[-1]
 
     async def replace_registry(self) -> None:
-        """Another registry takes the name. The one before runs on, unless it was killed."""
-        started_s = time.monotonic()
-        started = await self._registries.start(self._proxied_dsn, self._store)
-        if self._stream is not None:
-            self._superseded[self._stream] = started_s
-        self._running.append(started)
-        await eventually(started.socket.exists, every_s=0.005)
-        self._stream = await _stream_of(started)
-        for wire in self.wires:
-            wire.use(started)
+        """Another registry takes the name. The one before runs on, unless it was killed. It joins the database before
+        the next one is started, unless a fault holds it up: so the order of the processes is that of their terms."""
+        async with self._replacing:
+            started_s = time.monotonic()
+            started = await self._registries.start(self._proxied_dsn, self._store)
+            await eventually(started.socket.exists, every_s=0.005)
+            stream = await _stream_of(started)
+            if stream is not None:
+                self._owners[stream] = started
+            # from now on faults may stop it or kill it
+            self._running.append(started)
+            self._started_s.append(started_s)
+            for wire in self.wires:
+                wire.use(started)
+            if len(self._running) > 1:
+                with suppress(TimeoutError):
+                    await within(_joined(started), JOINED_WITHIN_S)
 
     async def history(self, seed: int, store: str = "real", faults: Sequence[str] | None = None) -> History:
         """Run one, with these faults or with some drawn from the seed. Raises AssertionError where a change is never
         delivered."""
         self._store, self._running, self.wires = store, [], []
-        self._stream, self._superseded = None, {}
+        self._started_s, self._owners = [], {}
         chance = random.Random(seed)
         with psycopg.connect(self._dsn, autocommit=True) as connection:
             forget_everything(connection)
@@ -144,12 +156,17 @@ class Stage:
             since.at_s,
             ended_s,
             True,
-            self._superseded,
+            self._superseded(),
             UNAWARE_S,
             (),
             calls_since(self._folder, since),
             *self._end(),
         )
+
+    def _superseded(self) -> dict[str, float]:
+        """When the next registry was started, by the streams of the one before."""
+        followed = {id(one): at_s for one, at_s in zip(self._running, self._started_s[1:], strict=False)}
+        return {stream: followed[id(one)] for stream, one in self._owners.items() if id(one) in followed}
 
     async def _act(self, stack: AsyncExitStack, chance: random.Random, named: Sequence[str] | None) -> None:
         lost_share = chance.choice([0.0, 0.02, 0.1])
@@ -187,7 +204,7 @@ class Stage:
         stack.push_async_callback(wire.close)
         journal = Journal(self._folder, name)
         stack.callback(journal.close)
-        return RecordedWire(journal, wire)
+        return RecordedWire(journal, wire, self._owners)
 
     # Readers
 
@@ -272,18 +289,35 @@ def _rows_of(connection: psycopg.Connection[Any]) -> tuple[Seen, ...]:
     return tuple(Seen(one, logical_id, Status(status), seq) for one, logical_id, status, seq in found)
 
 
+async def _joined(process: RegistryProcess) -> None:
+    """Wait until a registry has joined the database, or has ended."""
+    while process.is_up:
+        listing = await _page_of(process)
+        if listing is not None and listing.complete:
+            return
+        await asyncio.sleep(0.01)
+
+
 async def _stream_of(process: RegistryProcess) -> str | None:
-    """The stream of a registry that has just begun."""
+    """The stream of a registry that has just begun; None where it ends before it answers."""
+    while process.is_up:
+        listing = await _page_of(process)
+        if listing is not None:
+            return listing.stream
+        await asyncio.sleep(0.01)
+    return None
+
+
+async def _page_of(process: RegistryProcess) -> Listing | None:
     wire = Wire(random.Random(), lost_share=0.0)
     wire.use(process)
     try:
-        listing: Listing = await wire.call("page", EVERY, 1, None)
-    except RegistryError:
-        return None
-    else:
-        return listing.stream
+        with suppress(RegistryError):
+            listing: Listing = await wire.call("page", EVERY, 1, None)
+            return listing
     finally:
         await wire.close()
+    return None
 
 
 async def _live(client: RegistryClient, chance: random.Random) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
 import pytest
 
 from seedcore.core.answers import BeatAnswer, InstanceFilter, KnownBefore, NotResolved, Outcome
 from seedcore.core.changes import Change, HoldChange, RegisterChange, Registration, StatusChange
+from seedcore.core.clock import utc_now
 from seedcore.core.errors import StoreUnavailableError
 from seedcore.core.holds import Hold, HoldKind
-from seedcore.core.instances import Epoch
+from seedcore.core.instances import Beat, Epoch, Instance
 from seedcore.core.lifecycle import Status
 from seedcore.core.ports import StoreDoubtError
 from seedcore.core.shown_epoch import MAX_LOST_EPOCHS
@@ -514,3 +517,109 @@ async def test_memory_wins_over_another_database_with_more_commits(tables: Table
         assert tables.rows[iid(1)].hold(HoldKind.OPERATOR) is not None
         assert tables.rows[iid(2)].status is Status.ALIVE
         assert tables.commits > 5000
+
+
+@asynccontextmanager
+async def taken_over_after_a_loss(
+    tables: Tables,
+    acknowledged: Callable[[LocalRegistry], Awaitable[object]],
+    kind: type[MemoryStore] = MemoryStore,
+) -> AsyncIterator[tuple[LocalRegistry, MemoryStore]]:
+    """A registry whose last work is lost, and the store of another one that began before it noticed that. When the
+    block ends the first one takes the database back."""
+    store, rival = kind(utc_now, tables), MemoryStore(utc_now, tables)
+    async with joined_registry(replace(CONFIG, term_idle_s=0.05), tables, store=store) as registry:
+        for number in (1, 2):
+            await enter(registry, number)
+        earlier = Earlier(tables)
+        await acknowledged(registry)
+        for number in range(20):
+            await registry.stage_epoch(f"stage-{number}")
+        earlier.restore()
+        tables.term_seen_at = utc_now() + timedelta(days=1)
+        await rival.begin(CONFIG.ray_cluster, None, 15.0)
+        tables.term_seen_at = utc_now() + timedelta(days=1)
+        await eventually(partial(is_superseded, registry))
+        yield registry, rival
+        tables.term_seen_at = START
+        await eventually(partial(has_taken_back, registry))
+
+
+async def has_taken_back(registry: LocalRegistry) -> bool:
+    health = await registry.health()
+    return health.is_ready and health.fenced_by is None
+
+
+async def test_a_later_release_by_another_registry_is_not_undone(tables: Tables) -> None:
+    async def drain(registry: LocalRegistry) -> None:
+        await registry.drain(["agent-1", "agent-2"], "a new kernel", "ann")
+
+    async with taken_over_after_a_loss(tables, drain) as (_, rival):
+        hold = Hold(HoldKind.OPERATOR, "the other kernel", "bob", utc_now())
+        await rival.hold_many([HoldChange(iid(1), hold.kind, hold, 1)])
+        await rival.hold_many([HoldChange(iid(1), hold.kind, None, 2)])
+    assert tables.rows[iid(1)].holds == ()
+    # nothing followed the other one, which is written again
+    (again,) = tables.rows[iid(2)].holds
+    assert again.by == "ann"
+
+
+async def test_a_later_flip_by_another_registry_is_not_undone(tables: Tables) -> None:
+    async with taken_over_after_a_loss(tables, lambda registry: registry.set_current_epoch("blue")) as (_, rival):
+        await rival.set_current_epoch("green")
+    assert tables.current_epoch == "green"
+    assert tables.epochs["green"].retired_at is None
+
+
+async def test_a_death_of_before_is_not_declared_again_where_the_instance_has_beaten_since(tables: Tables) -> None:
+    async with taken_over_after_a_loss(tables, lambda registry: registry.deregister(["agent-1"])) as (_, rival):
+        assert await rival.beat_many([Beat(iid(1))]) == []
+    assert tables.rows[iid(1)].status is Status.ALIVE
+
+
+class CannotReadAtFirst(MemoryStore):
+    """A database that does not answer the first question for an instance."""
+
+    is_asked = False
+
+    async def read_instance(self, instance_id: str) -> Instance | None:
+        if not self.is_asked:
+            self.is_asked = True
+            raise StoreUnavailableError("it is away again")
+        return await super().read_instance(instance_id)
+
+
+async def test_nothing_is_lost_where_the_database_is_away_again_while_it_is_taken_back(tables: Tables) -> None:
+    async with taken_over_after_a_loss(
+        tables, lambda registry: registry.drain(["agent-1"], "a new kernel", "ann"), CannotReadAtFirst
+    ):
+        pass
+    (again,) = tables.rows[iid(1)].holds
+    assert again.by == "ann"
+
+
+class LosesWhileItLoads(MemoryStore):
+    """A database that goes back between the begin of a registry and its first read."""
+
+    earlier: Earlier | None = None
+
+    async def begin(self, *args: Any, **kwargs: Any) -> Epoch:
+        epoch = await super().begin(*args, **kwargs)
+        if self.earlier is not None:
+            self.earlier.restore()
+            self.earlier = None
+        return epoch
+
+
+async def test_a_loss_while_a_registry_starts_does_not_make_its_agents_late(tables: Tables) -> None:
+    async with joined_registry(CONFIG, tables) as first:
+        await enter(first, 1)
+        earlier = Earlier(tables)
+        await enter(first, 2)
+    store = LosesWhileItLoads(lambda: START, tables)
+    store.earlier = earlier
+    async with joined_registry(CONFIG, tables, store=store) as second:
+        assert await is_alive(second, 1)
+        health = await second.health()
+        assert health.last_loss is not None
+        assert (health.losses, health.last_loss.written_again, health.last_loss.has_whole_history) == (1, 0, False)

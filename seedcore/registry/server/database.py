@@ -260,12 +260,15 @@ class DatabaseSession:
         self._note_found(known, store.found_commits)
         if self.fenced_by is not None:
             await self._take_back(store, self.fenced_by)
-        elif self._lost_after is not None:
+        elif self._lost_after is not None and self.recovered:
             await self.restoration.restore(store, self._known_before_loss, self._lost_after)
             epoch = await store.current_epoch()
             self._members.set_epoch(epoch.name, epoch.number, is_reset=True)
         else:
             await self._load(store, epoch)
+            if self._lost_after is not None:
+                # lost while this registry started: it had acknowledged nothing, and the one before is gone
+                self.restoration.note_abandoned(self._known_before_loss - self._lost_after)
         self._lost_after, self._known_before_loss, self._lost_the_other = None, 0, False
         self.on_answer()
         self._is_joined = True

@@ -7,15 +7,17 @@ the rule for that case: memory wins. Where nothing was lost, `comparison` lets t
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence, Set
 from dataclasses import replace
+from datetime import datetime, timedelta
+from itertools import islice
 from typing import TypeVar
 
 from seedcore.core.answers import Outcome, OutcomeKind
 from seedcore.core.changes import Change, HoldChange, RegisterChange, StatusChange
 from seedcore.core.clock import Clock
 from seedcore.core.errors import EpochLimitError, RetiredEpochError, StoreRejectedError
+from seedcore.core.instances import Instance
 from seedcore.core.lifecycle import Status
 from seedcore.core.limits import MAX_PAGE
 from seedcore.core.members import Members
@@ -34,7 +36,9 @@ C = TypeVar("C", RegisterChange, StatusChange, HoldChange)
 
 _PAGE = 1000
 _DOUBT_S = 60.0
-_TAKEN = (OutcomeKind.APPLIED, OutcomeKind.UNCHANGED)
+_LOGGED = 100
+_TAKEN = frozenset({OutcomeKind.APPLIED, OutcomeKind.UNCHANGED})
+_NEW = frozenset({OutcomeKind.APPLIED})
 
 
 class Restoration:
@@ -49,8 +53,9 @@ class Restoration:
         self._journal = journal
         self._clock = clock
         self._written = 0
+        self._counted = _TAKEN
         # by instance; None: epochs
-        self._refused: Counter[str | None] = Counter()
+        self._refused: dict[str | None, list[str]] = {}
         self._is_whole = False
         self._is_patient = False
         self._is_of_memory = False
@@ -84,11 +89,20 @@ class Restoration:
 
     async def replay(self, store: Store, known: int, found: int) -> None:
         """The same after another registry has written, where its commits are lost with some of ours: memory may be
-        wrong, but the journal has what we had acknowledged."""
+        wrong, but the journal has what we had acknowledged. What the other one did after that, and the database still
+        has, stays."""
         self._begin()
+        # most of it may be there
+        self._counted = _NEW
         try:
-            await self._replay(store, found)
-            await self._restore_epoch(store)
+            # all of it: the other one's commits have the numbers of those that are lost
+            kept = entries = self._journal.take_after(0)
+            try:
+                kept = await self._not_followed(store, entries)
+            finally:
+                # all of it again where the database does not answer
+                self._journal.put_back(kept)
+            await self._replay(store, 0)
         finally:
             self.progress = None
         self._note_loss(known - found, is_whole=False)
@@ -101,6 +115,7 @@ class Restoration:
 
     def _begin(self) -> None:
         self._written = 0
+        self._counted = _TAKEN
         self._refused.clear()
         self._is_of_memory = False
         # the join has renewed the term
@@ -118,7 +133,7 @@ class Restoration:
         self._doubted_since_s = None
         self.losses += 1
         self.lost_commits += commits
-        refused = self._refused.total()
+        refused = sum(map(len, self._refused.values()))
         self.last = DatabaseLoss(self._clock.utc(), commits, self._written, refused, has_whole_history=is_whole)
         logger.error(
             "the database had lost commits; what this registry had acknowledged and still has is written again",
@@ -129,6 +144,9 @@ class Restoration:
                 "has_whole_history": is_whole,
             },
         )
+        for instance_id, reasons in islice(self._refused.items(), _LOGGED):
+            extra = {"instance_id": instance_id, "changes": len(reasons)}
+            logger.warning("the database refuses what it had before: %s", reasons[-1], extra=extra)
 
     # The journal
 
@@ -159,6 +177,30 @@ class Restoration:
         finally:
             # what was not written keeps its place behind what was
             self._journal.put_back([*doubted, *left])
+
+    async def _not_followed(self, store: Store, entries: Sequence[Committed]) -> list[Committed]:
+        """Those entries after which the database has nothing else that concerns their instance, or the epoch. The
+        agents' own changes are all among them: their numbers decide."""
+        now_s, now = self._clock.monotonic(), self._clock.utc()
+        flips = [epoch.current_at for epoch in await store.list_epochs(MAX_PAGE) if epoch.current_at is not None]
+        last_flip = max(flips, default=None)
+        rows: dict[str, Instance | None] = {}
+        kept: list[Committed] = []
+        for entry in entries:
+            work, at = entry.work, now - timedelta(seconds=max(0.0, now_s - entry.at_s))
+            if isinstance(work, EpochStep):
+                is_followed = work.is_current and last_flip is not None and last_flip > at
+            elif isinstance(work, HoldChange) or (isinstance(work, StatusChange) and work.seq is None):
+                await self._go_on(store, f"{len(kept)} of {len(entries)} changes compared")
+                if work.instance_id not in rows:
+                    rows[work.instance_id] = await store.read_instance(work.instance_id)
+                row = rows[work.instance_id]
+                is_followed = row is not None and _changed_at(row, work) > at
+            else:
+                is_followed = False
+            if not is_followed:
+                kept.append(entry)
+        return kept
 
     def _aged(self, entry: Committed) -> Work:
         """The work with its age: the history gets the time when it happened."""
@@ -194,7 +236,7 @@ class Restoration:
             self._journal.note_changes(store.commits, part, answer)
             for change, outcome in zip(part, answer, strict=True):
                 if outcome.kind in _TAKEN:
-                    self._written += 1
+                    self._written += outcome.kind in self._counted
                     self._taken_since += 1
                     if self._is_of_memory:
                         # what the journal had of it is in that
@@ -246,8 +288,7 @@ class Restoration:
         self._written += 1
 
     def _note_refused(self, instance_id: str | None, why: object) -> None:
-        self._refused[instance_id] += 1
-        logger.warning("the database refuses what it had before: %s", why, extra={"instance_id": instance_id})
+        self._refused.setdefault(instance_id, []).append(str(why))
 
     # Memory
 
@@ -297,3 +338,9 @@ class Restoration:
         row = await store.read_instance(instance_id)
         if row is not None and row.status is not Status.DEAD and row.cluster_epoch not in retired:
             self._members.adopt(row, self._clock.monotonic() - self._members.silence.terms.just_late_s)
+
+
+def _changed_at(row: Instance, work: HoldChange | StatusChange) -> datetime:
+    """When the database last learned what such work would undo: of a death, also a beat."""
+    times = [row.status_changed_at, *(hold.since for hold in row.holds)]
+    return max([*times, row.last_heartbeat] if isinstance(work, StatusChange) else times)

@@ -144,7 +144,8 @@ class Laws:
             process = world.owner(row.instance_id)
             assert process is not None
             before = self._epoch_of.setdefault(process.actor_id, process.epoch or row.cluster_epoch)
-            is_there = world.line_of(row.cluster_epoch) == world.line_of(before)
+            same_line = world.line_of(row.cluster_epoch) == world.line_of(before)
+            is_there = same_line or world.is_of_line(row.cluster_epoch, before)
             world.check(is_there, 11, f"{process.name} was started in {before}, and is in {row.cluster_epoch}")
 
     def check_history(self) -> None:

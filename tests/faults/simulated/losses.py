@@ -108,6 +108,7 @@ class Losses:
             # of the dead, what is known of their deaths counts
             self._words = {one: word for one, word in self._words.items() if world.living_row(one)}
         self._note_truth(earlier)
+        world.note_epochs()
         earlier.tables.restore()
         for instance_id, kinds in self._truth.deaths.items():
             # a state of before another loss may have declared it for another reason

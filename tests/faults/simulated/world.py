@@ -46,6 +46,7 @@ class World:
         self.log: list[str] = []
         self.tables = Tables(START)
         self._continued: dict[str, str | None] = {}
+        self._ever_continued: set[tuple[str, str]] = set()
         self.losses = Losses(self, seed)
         self.clock_offset_s = 0.0
         self.clock = Clock(lambda: self.now_s, self.utc)
@@ -106,12 +107,29 @@ class World:
     def is_cut(self, component: str) -> bool:
         return max(self.all_cut_s, self.cut_s.get(component, 0.0)) > self.now_s
 
+    def note_epochs(self) -> None:
+        """Note which epoch continues which, also for when the database has lost it."""
+        epochs = self.tables.epochs.items()
+        known = [(name, row.continued_by) for name, row in epochs if row.continued_by is not None]
+        self._continued.update(known)
+        self._ever_continued.update(known)
+        # it may be current again, where what continued it is lost
+        self._continued.pop(self.tables.current_epoch, None)
+
     def line_of(self, epoch: str) -> str:
         """The epoch that continues this one in the end."""
-        # also of an epoch that the database has lost
-        self._continued.update((name, row.continued_by) for name, row in self.tables.epochs.items())
+        self.note_epochs()
         following = self._continued.get(epoch)
         return epoch if following is None else self.line_of(following)
+
+    def is_of_line(self, epoch: str, before: str) -> bool:
+        """Whether an epoch is `before`, or continues it, also where the database has lost that."""
+        self.note_epochs()
+        line, new = {before}, {before}
+        while new:
+            new = {after for name, after in self._ever_continued if name in new} - line
+            line |= new
+        return epoch in line
 
     def is_retired(self, epoch: str) -> bool:
         """Whether the database has the epoch as one that ended."""
