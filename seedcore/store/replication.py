@@ -20,11 +20,11 @@ _SETTINGS = """
            pg_has_role('pg_read_all_stats', 'usage'),
            (select count(*) from pg_stat_activity
              where wait_event = 'SyncRep' and clock_timestamp() - query_start > %s::text::interval)"""
-# an archiver replays nothing; a subscriber reads a logical slot
+# an archiver replays nothing; a subscriber, which reads a logical slot, can confirm commits but cannot be promoted
 _RECEIVERS = """
-    select r.application_name, r.sync_state in ('sync', 'quorum'), r.replay_lsn is not null
-      from pg_stat_replication r
-     where not exists (select from pg_replication_slots s where s.active_pid = r.pid and s.slot_type = 'logical')"""
+    select r.application_name, coalesce(r.sync_state in ('sync', 'quorum'), false), r.replay_lsn is not null,
+           exists (select from pg_replication_slots s where s.active_pid = r.pid and s.slot_type = 'logical')
+      from pg_stat_replication r"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +85,12 @@ async def durability(connection: Connection) -> Durability:
     cursor = await connection.execute(_RECEIVERS)
     receivers = await cursor.fetchall()
     if is_visible:
-        standbys = sum(replays for _, _, replays in receivers)
-        confirming = sum(bool(is_synchronous) for _, is_synchronous, _ in receivers)
+        standbys = sum(replays and not is_logical for _, _, replays, is_logical in receivers)
+        confirming = sum(is_synchronous for _, is_synchronous, _, _ in receivers)
     else:
-        applications = [name.lower() for name, _, _ in receivers if name not in _ARCHIVERS]
         _, listed = quorum(names)
-        standbys = len(applications)
-        confirming = sum("*" in listed or name in listed for name in applications)
+        applications = [(name.lower(), is_logical) for name, _, _, is_logical in receivers if name not in _ARCHIVERS]
+        standbys = sum(not is_logical for _, is_logical in applications)
+        confirming = sum("*" in listed or name in listed for name, _ in applications)
     replication = Replication(is_standby, names, commit, standbys, confirming, waiting, is_visible)
     return Durability(fsync, full_page_writes, replication)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -52,6 +55,16 @@ def set_on(pair: Pair, **settings: str) -> None:
         for name, value in settings.items():
             admin.execute(sql.SQL("alter system set {} = {}").format(sql.Identifier(name), sql.Literal(value)))
         admin.execute("select pg_reload_conf()")
+
+
+@contextmanager
+def running(*arguments: str | Path) -> Iterator[None]:
+    process = subprocess.Popen(arguments)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 async def found_by(pair: Pair, role: str) -> dict[str, Finding]:
@@ -110,17 +123,35 @@ async def test_an_archiver_is_no_standby(pair: Pair, postgres18: PostgresServer)
     folder.mkdir()
     folder.chmod(0o777)
     program = postgres18.binaries / "pg_receivewal"
-    archiver = subprocess.Popen([program, "-h", pair.primary.folder, "-U", "postgres", "-D", folder, "--no-loop"])
-    try:
+    with running(program, "-h", pair.primary.folder, "-U", "postgres", "-D", folder, "--no-loop"):
         await eventually(lambda: pair.query("select from pg_stat_replication where state = 'streaming'"))
         for role in ROLES:
             await finds(pair, role, Grade.OK, "no standby")
         set_on(pair, synchronous_standby_names="*")
         for role in ROLES:
             await finds(pair, role, Grade.FAILED, "0 of the 1")
-    finally:
-        archiver.kill()
-        archiver.wait()
+
+
+async def test_a_subscriber_can_confirm_commits_and_is_no_standby(pair: Pair, postgres18: PostgresServer) -> None:
+    set_on(pair, wal_level="logical")
+    pair.standby.stop()
+    pair.primary.stop()
+    pair.primary.start()
+    change(pair, "create publication everything for all tables")
+    program = postgres18.binaries / "pg_recvlogical"
+    change(pair, "select pg_create_logical_replication_slot('subscriber', 'pgoutput')")
+    base = [program, "-h", pair.primary.folder, "-U", "postgres", "-d", pair.database, "--slot", "subscriber"]
+    options = ["-o", "proto_version=1", "-o", "publication_names=everything", "-f", os.devnull, "--no-loop"]
+    with running(*base, "--start", *options):
+        await eventually(lambda: pair.query("select from pg_stat_replication where state = 'streaming'"))
+        for role in ROLES:
+            await finds(pair, role, Grade.OK, "no standby")
+        set_on(pair, wal_level="logical", synchronous_standby_names="pg_recvlogical")
+        for role in ROLES:
+            await finds(pair, role, Grade.OK, "synchronous")
+    set_on(pair, wal_level="logical")
+    await eventually(lambda: not pair.query("select from pg_replication_slots where active"))
+    change(pair, "select pg_drop_replication_slot('subscriber')", "drop publication everything")
 
 
 async def test_a_standby_is_not_taken_for_the_primary(pair: Pair) -> None:

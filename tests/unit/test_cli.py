@@ -20,7 +20,6 @@ from seedcore.bench.death import Watcher, first_refusal_after
 from seedcore.cli.app import app
 from seedcore.cli.control import objection_to_flip
 from seedcore.cli.doctor import examine
-from seedcore.cli.findings import Grade
 from seedcore.cli.errors import (
     HttpProblemError,
     NeverRegisteredError,
@@ -30,6 +29,7 @@ from seedcore.cli.errors import (
     exit_code_of,
     message_of,
 )
+from seedcore.cli.findings import Grade
 from seedcore.cli.fleet_file import FleetFile, read_fleet
 from seedcore.cli.output import Terminal, parse_duration, print_json
 from seedcore.cli.render import show_agent, show_listing

@@ -247,7 +247,7 @@ def test_doctor_warns_of_settings_with_which_a_crash_loses_commits(
 def test_the_names_of_synchronous_standbys_are_read_as_the_server_reads_them(
     names: str, number: int, listed: set[str]
 ) -> None:
-    assert quorum(names) == (number, listed)
+    assert quorum(names) == (number, frozenset(listed))
 
 
 def test_a_fenced_registry_of_the_same_term_names_another_process() -> None:
