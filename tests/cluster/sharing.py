@@ -16,6 +16,7 @@ import ray
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import SecretStr
 
+from seedcore.core.answers import InstanceFilter
 from seedcore.core.errors import RegistryError
 from seedcore.core.lifecycle import Status
 from seedcore.registry.protocol.connection import RegistryConnection
@@ -25,7 +26,8 @@ from tests.servers import PostgresServer, forget_instances
 from tests.waiting import eventually
 
 _serial = count(1)
-_LIVING = (Status.STARTING, Status.ALIVE, Status.DRAINING)
+# also those that have been silent for a lease
+_LEFT = InstanceFilter(frozenset({Status.STARTING, Status.ALIVE, Status.DRAINING}), fresh_only=False)
 # how long instances may take to be dead at the end of a test; a longer wait would cost as much as another registry
 _ENDED_S = 1.5
 _GONE_S = 0.3
@@ -118,11 +120,11 @@ async def _is_as_new(registry: Running) -> bool:
         if not (await connection.health()).is_ready:
             return False
         await _end_actors(settings.namespace)
-        left = await connection.list_active(_LIVING)
-        await connection.deregister(instance_ids=[row.instance_id for row in left])
+        left = await connection.page(_LEFT)
+        await connection.deregister(instance_ids=[row.instance_id for row in left.items])
 
         async def are_dead() -> bool:
-            return not (await connection.list_active(_LIVING)).items
+            return not any((await connection.health()).instances.values())
 
         async def are_gone() -> bool:
             return not await RayDirectory(settings.namespace).names()

@@ -111,13 +111,16 @@ async def test_registry_that_ray_has_restarted_makes_no_tables_in_an_emptied_dat
 
 
 async def test_listing_filters_and_pages_without_gap_or_repeat(registry: RegistryConnection) -> None:
-    for number in range(25):
+    async def add(number: int) -> None:
         mine = registration(
             f"agent-{number:02}", organ_id="left" if number % 2 else "right", labels={"n": str(number % 5)}
         )
         await registry.register(mine)
         if number < 20:
             await registry.set_status(mine.instance_id, Status.ALIVE, 2)
+
+    # none beats: together, for one after the other can take longer than a lease
+    await asyncio.gather(*(add(number) for number in range(25)))
     everything = await every_page(registry, page_size=3)
     assert [row.logical_id for row in everything] == [f"agent-{n:02}" for n in range(20)]
     assert everything.source is Origin.REGISTRY
