@@ -140,9 +140,9 @@ async def test_a_subscriber_can_confirm_commits_and_is_no_standby(pair: Pair, po
     change(pair, "create publication everything for all tables")
     program = postgres18.binaries / "pg_recvlogical"
     change(pair, "select pg_create_logical_replication_slot('subscriber', 'pgoutput')")
-    base = [program, "-h", pair.primary.folder, "-U", "postgres", "-d", pair.database, "--slot", "subscriber"]
-    options = ["-o", "proto_version=1", "-o", "publication_names=everything", "-f", os.devnull, "--no-loop"]
-    with running(*base, "--start", *options):
+    where = ("-h", pair.primary.folder, "-U", "postgres", "-d", pair.database, "--slot", "subscriber")
+    options = ("-o", "proto_version=1", "-o", "publication_names=everything", "-f", os.devnull, "--no-loop")
+    with running(program, *where, "--start", *options):
         await eventually(lambda: pair.query("select from pg_stat_replication where state = 'streaming'"))
         for role in ROLES:
             await finds(pair, role, Grade.OK, "no standby")
