@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -41,7 +40,7 @@ class Tables:
         self.ray_cluster: str | None = None
         self.superseded: set[str] = set()
         self.term = 0
-        self.database_id = str(uuid.uuid4())
+        self.database_id: str | None = None
         self.writer: object | None = None
         """The store that took the term last."""
         self.commits = 0

@@ -21,7 +21,7 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 FILE_NAME = re.compile(r"# ([\w./-]+\.(?:py|yaml))\n")
 # what the installation under test has done already, and what has tests of its own and takes long
 DONE = ("pip install -e .", "serve run serve_config.yaml", "pip install -e . && serve run serve_config.yaml")
-LONG = ("python -m tests.faults.", "seedcore demo", "seedcore bench")
+LONG = ("python -m tests.", "pytest", "seedcore demo", "seedcore bench")
 
 PAGES = sorted(
     str(page.relative_to(ROOT))

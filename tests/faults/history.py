@@ -121,8 +121,8 @@ class History:
     that lived then or since, and `steps` are the rows that it wrote meanwhile, in the order of their commits.
 
     `refusals_are_final`: no copy of a refused call can arrive later, as it can where a relay sends it too. `superseded`
-    has for the stream of a registry when the next one was started beside it: for `unaware_s` seconds it may answer
-    without knowing that.
+    has for the stream of a registry that another one superseded when it was in force for the last time: for `unaware_s`
+    seconds it may answer without knowing of the other.
     """
 
     harness: str

@@ -25,7 +25,7 @@ from seedcore.core.answers import Listing, Receipt
 from seedcore.core.changes import SequencedChange
 from seedcore.core.errors import RegistryError
 from seedcore.core.lifecycle import Status
-from seedcore.core.timeouts import end, within
+from seedcore.core.timeouts import end
 from seedcore.registry.agent.client import RegistryClient
 from seedcore.registry.agent.identity import Identity
 from seedcore.registry.caller.follower import Follower, FollowTimes
@@ -35,7 +35,7 @@ from seedcore.store.postgres import PostgresStore
 from tests.faults.history import History, Seen, Step
 from tests.faults.proxy import Proxy
 from tests.faults.recording import EVERY, Journal, calls_since, look, mark, page, read_cache, take, with_resolutions
-from tests.faults.registry_process import LIMITS, Registries, RegistryProcess, Wire, registries
+from tests.faults.registry_process import LIMITS, Origin, Registries, RegistryProcess, Wire, registries
 from tests.servers import PostgresServer, forget_everything
 from tests.traces import short_folder
 from tests.waiting import eventually
@@ -46,40 +46,35 @@ PAUSE_S = 0.06
 READ_EVERY_S = 0.02
 MENDED_WITHIN_S = 20.0
 UNAWARE_S = 2.0
-JOINED_WITHIN_S = 1.5
 SETTINGS = Settings(namespace="histories", beat_interval_s=1.0, lease_s=20.0)
 
 
 class RecordedWire:
     """A connection by a Wire that records its calls. Called as a RegistryConnection is."""
 
-    def __init__(self, journal: Journal, wire: Wire, owners: dict[str, RegistryProcess]) -> None:
-        """`owners` gets the process of each stream that it sees."""
+    def __init__(self, journal: Journal, wire: Wire, terms: dict[str, int]) -> None:
+        """`terms` gets the first term of each stream that it sees."""
         self.journal = journal
         self._wire = wire
-        self._owners = owners
+        self._terms = terms
 
     async def take(self, change: SequencedChange) -> Receipt:
         return await take(self.journal, change, lambda sent: self._wire.call("take", sent))
 
     async def page(self, wanted: Any, limit: int = 100, cursor: str | None = None) -> Listing:
         async def ask(*args: Any) -> Any:
-            process = self._wire.process
-            answer = await self._wire.call("page", *args)
-            if process is not None and process is self._wire.process:
-                self._owners[answer.stream] = process
+            answer, origin = await self._wire.ask("page", *args)
+            self._note(origin)
             return answer
 
         return await page(self.journal, ask, wanted, limit, cursor)
 
     async def resolve(self, logical_ids: list[str], *, allow_late: bool = False) -> Any:
         async with self.journal.call("resolve") as called:
-            # the answer does not name its registry
-            process = self._wire.process
-            answer = await self._wire.call("resolve", logical_ids, allow_late=allow_late)
-            streams = [stream for stream, owner in self._owners.items() if owner is process]
-            stream = streams[-1] if streams and process is self._wire.process else None
-            called[0] = replace(with_resolutions(called[0], answer), stream=stream)
+            # the answer itself does not name its registry
+            answer, origin = await self._wire.ask("resolve", logical_ids, allow_late=allow_late)
+            self._note(origin)
+            called[0] = replace(with_resolutions(called[0], answer), stream=None if origin is None else origin.stream)
         return answer
 
     async def beat_many(self, instance_ids: list[str]) -> Any:
@@ -89,6 +84,10 @@ class RecordedWire:
     async def changes(self, wanted: Any, stream: str | None, version: int, wait_s: float, follower: str) -> Any:
         async with self.journal.call("changes"):
             return await self._wire.call("changes", wanted, stream, version, wait_s=wait_s, follower=follower)
+
+    def _note(self, origin: Origin | None) -> None:
+        if origin is not None and origin.term is not None:
+            self._terms.setdefault(origin.stream, origin.term)
 
 
 class Stage:
@@ -104,9 +103,8 @@ class Stage:
         self._proxied_dsn = self.proxy.dsn(database)
         self._store = "real"
         self._running: list[RegistryProcess] = []
-        self._replacing = asyncio.Lock()
-        self._started_s: list[float] = []
-        self._owners: dict[str, RegistryProcess] = {}
+        self._terms: dict[str, int] = {}
+        self._terms_seen: list[tuple[float, int]] = []
         self.wires: list[Wire] = []
 
     def close(self) -> None:
@@ -118,29 +116,18 @@ class Stage:
         return self._running[-1]
 
     async def replace_registry(self) -> None:
-        """Another registry takes the name. The one before runs on, unless it was killed. It joins the database before
-        the next one is started, unless a fault holds it up: so the order of the processes is that of their terms."""
-        async with self._replacing:
-            started_s = time.monotonic()
-            started = await self._registries.start(self._proxied_dsn, self._store)
-            await eventually(started.socket.exists, every_s=0.005)
-            stream = await _stream_of(started)
-            if stream is not None:
-                self._owners[stream] = started
-            # from now on faults may stop it or kill it
-            self._running.append(started)
-            self._started_s.append(started_s)
-            for wire in self.wires:
-                wire.use(started)
-            if len(self._running) > 1:
-                with suppress(TimeoutError):
-                    await within(_joined(started), JOINED_WITHIN_S)
+        """Another registry takes the name. The one before runs on, unless it was killed."""
+        started = await self._registries.start(self._proxied_dsn, self._store)
+        await eventually(started.socket.exists, every_s=0.005)
+        self._running.append(started)
+        for wire in self.wires:
+            wire.use(started)
 
     async def history(self, seed: int, store: str = "real", faults: Sequence[str] | None = None) -> History:
         """Run one, with these faults or with some drawn from the seed. Raises AssertionError where a change is never
         delivered."""
         self._store, self._running, self.wires = store, [], []
-        self._started_s, self._owners = [], {}
+        self._terms, self._terms_seen = {}, []
         chance = random.Random(seed)
         with psycopg.connect(self._dsn, autocommit=True) as connection:
             forget_everything(connection)
@@ -164,9 +151,13 @@ class Stage:
         )
 
     def _superseded(self) -> dict[str, float]:
-        """When the next registry was started, by the streams of the one before."""
-        followed = {id(one): at_s for one, at_s in zip(self._running, self._started_s[1:], strict=False)}
-        return {stream: followed[id(one)] for stream, one in self._owners.items() if id(one) in followed}
+        """By stream, when a registry that another one superseded was seen in force for the last time."""
+        found = {}
+        for stream, term in self._terms.items():
+            in_force = [at_s for at_s, seen in self._terms_seen if seen <= term]
+            if in_force and len(in_force) < len(self._terms_seen):
+                found[stream] = max(in_force)
+        return found
 
     async def _act(self, stack: AsyncExitStack, chance: random.Random, named: Sequence[str] | None) -> None:
         lost_share = chance.choice([0.0, 0.02, 0.1])
@@ -204,7 +195,7 @@ class Stage:
         stack.push_async_callback(wire.close)
         journal = Journal(self._folder, name)
         stack.callback(journal.close)
-        return RecordedWire(journal, wire, self._owners)
+        return RecordedWire(journal, wire, self._terms)
 
     # Readers
 
@@ -250,7 +241,9 @@ class Stage:
     # Truth
 
     def _rows(self) -> tuple[Seen, ...]:
+        began_s = time.monotonic()
         with psycopg.connect(self._dsn, autocommit=True) as connection:
+            self._terms_seen += [(began_s, term) for (term,) in connection.execute("select term from cluster_metadata")]
             return _rows_of(connection)
 
     def _end(self) -> tuple[tuple[Step, ...], tuple[Seen, ...]]:
@@ -287,37 +280,6 @@ def stages(server: PostgresServer, count: int) -> Iterator[list[Stage]]:
 def _rows_of(connection: psycopg.Connection[Any]) -> tuple[Seen, ...]:
     found = connection.execute("select instance_id::text, logical_id, status::text, seq from registry_instance")
     return tuple(Seen(one, logical_id, Status(status), seq) for one, logical_id, status, seq in found)
-
-
-async def _joined(process: RegistryProcess) -> None:
-    """Wait until a registry has joined the database, or has ended."""
-    while process.is_up:
-        listing = await _page_of(process)
-        if listing is not None and listing.complete:
-            return
-        await asyncio.sleep(0.01)
-
-
-async def _stream_of(process: RegistryProcess) -> str | None:
-    """The stream of a registry that has just begun; None where it ends before it answers."""
-    while process.is_up:
-        listing = await _page_of(process)
-        if listing is not None:
-            return listing.stream
-        await asyncio.sleep(0.01)
-    return None
-
-
-async def _page_of(process: RegistryProcess) -> Listing | None:
-    wire = Wire(random.Random(), lost_share=0.0)
-    wire.use(process)
-    try:
-        with suppress(RegistryError):
-            listing: Listing = await wire.call("page", EVERY, 1, None)
-            return listing
-    finally:
-        await wire.close()
-    return None
 
 
 async def _live(client: RegistryClient, chance: random.Random) -> None:

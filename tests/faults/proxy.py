@@ -21,6 +21,7 @@ T = TypeVar("T")
 _CHUNK = 65536
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _CALL_S = 10.0
+_TURNS = 10
 
 
 class _Link:
@@ -154,6 +155,9 @@ class Proxy:
 
     async def _end(self) -> None:
         await self._close_port()
+        # a connection that was accepted at the last moment is served some turns of the loop later, and then ended here
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

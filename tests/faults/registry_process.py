@@ -20,6 +20,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -93,12 +94,14 @@ async def _serve(socket: str, dsn: str, store: str) -> None:
 async def _answer(
     registry: LocalRegistry, writer: asyncio.StreamWriter, number: int, method: str, args: Any, kwargs: Any
 ) -> None:
+    stream = registry.members.feed.stream
     try:
-        answer = True, await getattr(registry, method)(*args, **kwargs)
+        is_answer, value = True, await getattr(registry, method)(*args, **kwargs)
     except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets it
-        answer = False, error
+        is_answer, value = False, error
+    origin = (stream, registry.writer.database.term) if stream == registry.members.feed.stream else None
     with contextlib.suppress(OSError):
-        _send(writer, (number, *answer))
+        _send(writer, (number, is_answer, value, origin))
         await writer.drain()
 
 
@@ -133,6 +136,14 @@ def main() -> None:
 
 
 # In the process that calls them
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The registry that has answered: its stream, and its term, None before it has joined the database."""
+
+    stream: str
+    term: int | None
 
 
 class Registries:
@@ -197,10 +208,13 @@ class _Connection:
     async def _read(self, reader: asyncio.StreamReader) -> None:
         try:
             while True:
-                number, is_answer, value = pickle.loads(await _message(reader))
+                number, is_answer, value, origin = pickle.loads(await _message(reader))
                 waiting = self.waiting.get(number)
                 if waiting is not None and not waiting.done():
-                    (waiting.set_result if is_answer else waiting.set_exception)(value)
+                    if is_answer:
+                        waiting.set_result((value, None if origin is None else Origin(*origin)))
+                    else:
+                        waiting.set_exception(value)
         except (asyncio.IncompleteReadError, OSError):
             pass
         finally:
@@ -223,17 +237,16 @@ class Wire:
         self._opened: list[_Connection] = []
         self._numbers = itertools.count(1)
 
-    @property
-    def process(self) -> RegistryProcess | None:
-        """The process that it calls now."""
-        return self._process
-
     def use(self, process: RegistryProcess | None) -> None:
         """Call this process from now on. Calls under way stay where they are."""
         self._process, self._connection = process, None
 
     async def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Call a method. Raises what it raises, or RegistryUnavailableError."""
+        return (await self.ask(method, *args, **kwargs))[0]
+
+    async def ask(self, method: str, *args: Any, **kwargs: Any) -> tuple[Any, Origin | None]:
+        """Call a method: the answer, and the registry that gave it; None where that changed meanwhile."""
         number = next(self._numbers)
         try:
             connection = await self._connected()
@@ -241,7 +254,7 @@ class Wire:
             try:
                 for _ in range(2 if self._is_unlucky() else 1):
                     _send(connection.writer, (number, method, args, kwargs))
-                found = await within(answer, CALL_TIMEOUT_S + kwargs.get("wait_s", 0.0))
+                found: tuple[Any, Origin | None] = await within(answer, CALL_TIMEOUT_S + kwargs.get("wait_s", 0.0))
             finally:
                 del connection.waiting[number]
         except (OSError, TimeoutError) as error:
@@ -259,12 +272,16 @@ class Wire:
         return self._chance.random() < self._lost_share
 
     async def _connected(self) -> _Connection:
-        if self._connection is None or not self._connection.is_open:
-            if self._process is None:
+        while (connection := self._connection) is None or not connection.is_open:
+            process = self._process
+            if process is None:
                 raise OSError("no registry runs")
-            self._connection = _Connection(*await asyncio.open_unix_connection(self._process.socket))
-            self._opened.append(self._connection)
-        return self._connection
+            connection = _Connection(*await asyncio.open_unix_connection(process.socket))
+            self._opened.append(connection)
+            # another process may have got the name meanwhile
+            if process is self._process:
+                self._connection = connection
+        return connection
 
 
 if __name__ == "__main__":

@@ -74,6 +74,7 @@ async def test_registry_of_another_cluster_goes_on_with_a_restored_dump(
     await store.open()
     epoch = await store.begin("the new cluster", None, 15.0)
     assert (epoch.name, store.term) == ("epoch-2", 2)
+    assert store.database_id == lost.database_id
     assert await store.expire_old_epochs(100) == [iid(1)]
     await store.register_many([joins(3, "eye")])
     await store.set_status_many([turns(3, Status.ALIVE)])
@@ -97,6 +98,20 @@ async def test_registry_of_another_cluster_goes_on_with_a_restored_dump(
         await back.begin("the lost cluster", None, 15.0)
     for each in (lost, store, back):
         await each.close()
+
+
+async def test_copies_of_a_database_that_no_registry_has_used_are_different_databases(server: PostgresServer) -> None:
+    names = server.create_database(), server.create_database()
+    ids = []
+    for name in names:
+        store = PostgresStore(server.dsn(name))
+        await store.open()
+        await store.begin("the cluster", None, 15.0)
+        ids.append(store.database_id)
+        await store.close()
+        server.drop_database(name)
+    assert None not in ids
+    assert ids[0] != ids[1]
 
 
 @FORMS
