@@ -52,15 +52,13 @@ create table registry_writer (
     id          smallint primary key default 1 check (id = 1),
     writer_id   text,
     commits     bigint not null default 0,
-    database_id uuid
+    database_id uuid not null default gen_random_uuid()
 );
 comment on table registry_writer is
     'One row: which registry process writes, and how often registries have committed. A table of its own, so that no other session '
     'waits for the row.';
 comment on column registry_writer.id is 'Always 1.';
-comment on column registry_writer.database_id is
-    'Identifies this database, also after a failover or a restore. The first registry makes it, so that copies of a database that '
-    'no registry has used are different ones.';
+comment on column registry_writer.database_id is 'Identifies this database, also after a failover or a restore.';
 comment on column registry_writer.writer_id is 'The registry process that took the term last.';
 comment on column registry_writer.commits is
     'The number of the last commit of a registry. A registry that finds a lower number than it remembers knows that the database '

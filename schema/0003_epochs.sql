@@ -178,9 +178,7 @@ begin
     select case when meta.term < p_term and w.commits >= p_commits then 0 else w.commits end
       into strict found from registry_writer w where w.id = 1;
     -- also where commits were lost, so that no number is used twice
-    update registry_writer w
-       set writer_id = p_writer_id, commits = greatest(w.commits, p_commits) + 1,
-           database_id = coalesce(w.database_id, gen_random_uuid())
+    update registry_writer w set writer_id = p_writer_id, commits = greatest(w.commits, p_commits) + 1
      where w.id = 1 returning w.* into writer;
     return query
         select m.current_epoch, m.epoch_number, m.term, case when meta.ray_cluster is not null then meta.lease_s end,

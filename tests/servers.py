@@ -237,6 +237,10 @@ class PostgresServer:
             admin.execute(
                 sql.SQL("create database {} template {}").format(sql.Identifier(name), sql.Identifier(template))
             )
+        if template == TEMPLATE:
+            # a database of its own, and not a restored copy
+            with psycopg.connect(self.dsn(name), autocommit=True) as admin:
+                admin.execute("update registry_writer set database_id = gen_random_uuid()")
         return name
 
     def drop_database(self, name: str) -> None:

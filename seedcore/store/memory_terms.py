@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
@@ -69,7 +68,7 @@ class MemoryTerms(MemoryReader):
         self._term = tables.term
         tables.writer, tables.commits = self, max(tables.commits, self._commits) + 1
         self._commits = tables.commits
-        self._database_id = tables.database_id = tables.database_id or str(uuid.uuid4())
+        self._database_id = tables.database_id
         return await self.current_epoch()
 
     @property

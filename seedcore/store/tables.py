@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -40,7 +41,7 @@ class Tables:
         self.ray_cluster: str | None = None
         self.superseded: set[str] = set()
         self.term = 0
-        self.database_id: str | None = None
+        self.database_id = str(uuid.uuid4())
         self.writer: object | None = None
         """The store that took the term last."""
         self.commits = 0

@@ -100,20 +100,6 @@ async def test_registry_of_another_cluster_goes_on_with_a_restored_dump(
         await each.close()
 
 
-async def test_copies_of_a_database_that_no_registry_has_used_are_different_databases(server: PostgresServer) -> None:
-    names = server.create_database(), server.create_database()
-    ids = []
-    for name in names:
-        store = PostgresStore(server.dsn(name))
-        await store.open()
-        await store.begin("the cluster", None, 15.0)
-        ids.append(store.database_id)
-        await store.close()
-        server.drop_database(name)
-    assert None not in ids
-    assert ids[0] != ids[1]
-
-
 @FORMS
 async def test_dump_of_a_database_whose_registry_has_a_role_is_restored_where_there_is_no_such_role(
     request: pytest.FixtureRequest, server: PostgresServer, roles: dict[str, str], tmp_path: Path, form: str
