@@ -122,7 +122,8 @@ class PostgresServer:
                 timeout=60,
             )
         if result.returncode:
-            raise RuntimeError(f"{program} failed:\n{(self.folder / 'log').read_text()[-2000:]}")
+            files = (file for name in ("log", "server.log") if (file := self.folder / name).exists())
+            raise RuntimeError("\n".join([f"{program} failed:", *(file.read_text()[-2000:] for file in files)]))
 
     def start(self) -> None:
         """Start the server unless it runs; back when it takes connections."""

@@ -225,6 +225,8 @@ async def fail_and_repair(stage: Stage, disk: FailingDisk, data: Path, server: P
     disk.repair()
     if server is not None:
         (data / "postmaster.pid").unlink(missing_ok=True)
+        # a process that has ended and that its parent has not read yet would count as the owner of the socket
+        server.socket.with_name(f"{server.socket.name}.lock").unlink(missing_ok=True)
         await asyncio.to_thread(server.start)
     await require_healed(stage)
 
