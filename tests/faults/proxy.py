@@ -145,39 +145,32 @@ class Proxy:
 
     async def _listen(self) -> None:
         if self._listener is None:
-            self._listener = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+            self._listener = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
             self.port = self._listener.sockets[0].getsockname()[1]
 
     async def _close_port(self) -> None:
         if self._listener is not None:
+            for accepting in self._listener.sockets:
+                self._loop.remove_reader(accepting)
+            # asyncio never closes a connection that it accepts while its server is closed: those accepted begin first
+            for _ in range(_TURNS):
+                await asyncio.sleep(0)
             self._listener.close()
             self._listener = None
 
     async def _end(self) -> None:
         await self._close_port()
-        # a connection that was accepted at the last moment begins some turns of the loop later
-        await self._turn()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        # those whose task was cancelled before it began
-        await self._each(_Link.reset)
-        await self._turn()
 
-    async def _turn(self) -> None:
-        for _ in range(_TURNS):
-            await asyncio.sleep(0)
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Not a coroutine: the link is known from its first moment, so that it is ended with the others."""
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
         self.accepted += 1
         link = _Link(writer, self._is_deaf)
         self._links.add(link)
-        task = asyncio.create_task(self._serve(link, reader, writer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _serve(self, link: _Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             # a server that is away ends the connection, as its machine would
             with suppress(OSError, asyncio.CancelledError):
@@ -185,6 +178,7 @@ class Proxy:
         finally:
             link.reset()
             self._links.discard(link)
+            self._tasks.discard(task)
 
     async def _join(self, link: _Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._is_resetting:
