@@ -46,7 +46,6 @@ class Newcomer:
             "HOME": str(folder),
             "SEEDCORE_DATA_DIR": str(self.data_dir),
             "REGISTRY_BEAT_SEC": "1",
-            "SEEDCORE_LEASE_SEC": "3",
             "RAY_TMPDIR": str(folder / "ray"),
             "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}",
         }

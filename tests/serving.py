@@ -172,7 +172,7 @@ def deployed(
     *,
     tokens: Tokens | None = None,
     dsn: str | None = None,
-    lease_s: float = 4.0,
+    lease_s: float | None = None,
     environment: Mapping[str, str] = MappingProxyType({}),
     **more: Any,
 ) -> Iterator[tuple[Settings, str]]:

@@ -15,7 +15,7 @@ T = TypeVar("T")
 async def eventually(question: Callable[[], Awaitable[T]], within_s: float = ..., every_s: float = ...) -> T: ...
 @overload
 async def eventually(question: Callable[[], T], within_s: float = ..., every_s: float = ...) -> T: ...
-async def eventually(question: Callable[[], Any], within_s: float = 20.0, every_s: float = 0.05) -> Any:
+async def eventually(question: Callable[[], Any], within_s: float = 60.0, every_s: float = 0.05) -> Any:
     """The first true answer to `question`, asked again until it is; fails with its last answer or error."""
     deadline_s = time.monotonic() + within_s
     while True:

@@ -16,7 +16,7 @@ from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.server.actor import stop_registry
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
-from tests.cluster.sharing import Sharing, running
+from tests.cluster.sharing import Sharing, running, with_short_leases
 from tests.servers import PostgresServer
 
 # Ray starts as many processes in advance, and the actors of the tests ask for no CPU
@@ -77,10 +77,18 @@ def fresh_registry() -> None:
 
 
 @pytest.fixture
+def short_leases() -> None:
+    """Asked for by a test that waits for the end of a lease."""
+
+
+@pytest.fixture
 def settings(request: pytest.FixtureRequest, sharing: Sharing) -> Iterator[Settings]:
     """A namespace and a database of its own, or those of the registry that tests share."""
     wanted = set(request.fixturenames)
-    yield sharing.settings(is_shared="registry" in wanted and "fresh_registry" not in wanted)
+    if "short_leases" in wanted:
+        yield with_short_leases(sharing.settings(is_shared=False), 1.0)
+    else:
+        yield sharing.settings(is_shared="registry" in wanted and "fresh_registry" not in wanted)
     sharing.release()
 
 

@@ -31,6 +31,8 @@ _LEFT = InstanceFilter(frozenset({Status.STARTING, Status.ALIVE, Status.DRAINING
 # how long instances may take to be dead at the end of a test; a longer wait would cost as much as another registry
 _ENDED_S = 1.5
 _GONE_S = 0.3
+# of calls: a machine that the tests share with others pauses when it likes
+_PATIENCE_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class Sharing:
         self._kept: Running | None = None
 
     def settings(self, *, is_shared: bool) -> Settings:
-        """Those of the registry that runs, or new ones: a namespace and a database; quick beats, not to wait for."""
+        """Those of the registry that runs, or new ones: a namespace and a database; quick beats, not to wait for, and
+        the patience of a machine that pauses for seconds."""
         if is_shared and self._kept is not None and self._kept.node_id == own_node():
             return self._kept.settings
         database = self._server.create_database()
@@ -60,8 +63,8 @@ class Sharing:
             namespace=f"test-{next(_serial)}",
             pg_dsn=SecretStr(self._server.dsn(database)),
             beat_interval_s=1.0,
-            lease_s=3.0,
             flush_interval_s=0.2,
+            call_timeout_s=_PATIENCE_S,
         )
 
     def take(self, settings: Settings) -> Running | None:
@@ -90,6 +93,13 @@ class Sharing:
         """Keep none, and drop all databases."""
         self._kept = None
         self.release()
+
+
+def with_short_leases(settings: Settings, beat_interval_s: float) -> Settings:
+    """For a test that waits for the end of a lease. It is no earlier than two call timeouts after the registry came."""
+    return settings.model_copy(
+        update={"beat_interval_s": beat_interval_s, "lease_s": 3 * beat_interval_s, "call_timeout_s": 5.0}
+    )
 
 
 def own_node() -> str | None:

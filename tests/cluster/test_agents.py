@@ -213,7 +213,7 @@ async def test_an_agent_started_without_a_registry_reports_once_there_is_one(
     assert await agent.execute_task("works") == "works"
     assert "the registry is away" in str((await agent.get_summary_stats()).report_problem)
     await start_registry(settings)
-    registry = RegistryConnection(settings.namespace)
+    registry = RegistryConnection(settings.namespace, settings.call_timeout_s)
 
     async def is_registered() -> bool:
         return (await best(registry, "early")) is not None

@@ -43,6 +43,7 @@ from seedcore.tier0 import Tier0MemoryManager
 from tests.builders import iid, instance
 from tests.cluster.agents import Busy, Identifier, Quiet, Worker
 from tests.cluster.conftest import HEAD
+from tests.cluster.sharing import with_short_leases
 from tests.waiting import eventually
 
 
@@ -708,7 +709,7 @@ async def test_a_callers_error_is_a_hint_and_ray_decides(registry: RegistryConne
 async def test_mass_silence_freezes_expiry_and_releases_only_the_confirmed(
     ray_cluster: Cluster, settings: Settings
 ) -> None:
-    settings = settings.model_copy(update={"beat_interval_s": 0.5, "lease_s": 1.5})
+    settings = with_short_leases(settings, 0.5)
     await start_registry(settings)
     registry = RegistryConnection(settings.namespace, settings.call_timeout_s)
     silent = [Registration(new_instance_id(), f"silent-{n}") for n in range(12)]

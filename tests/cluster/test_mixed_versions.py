@@ -171,7 +171,7 @@ async def test_call_that_the_other_version_does_not_know_is_refused_with_a_remed
 ) -> None:
     actor: Any = ray.remote(Newer)
     handle = actor.options(name=REGISTRY_NAME, namespace=settings.namespace, num_cpus=0).remote()
-    connection = RegistryConnection(settings.namespace)
+    connection = RegistryConnection(settings.namespace, settings.call_timeout_s)
     with pytest.raises(VersionMismatchError, match="install the registry's version"):
         await connection.list_epochs()
     with pytest.raises(VersionMismatchError, match="install the registry's version"):

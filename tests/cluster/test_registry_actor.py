@@ -232,7 +232,7 @@ async def test_many_starters_make_one_registry(ray_cluster: None, settings: Sett
 async def test_another_protocol_is_refused_with_a_remedy(ray_cluster: None, settings: Settings) -> None:
     actor: Any = ray.remote(OldRegistry)
     handle = actor.options(name=REGISTRY_NAME, namespace=settings.namespace, num_cpus=0).remote()
-    connection = RegistryConnection(settings.namespace)
+    connection = RegistryConnection(settings.namespace, settings.call_timeout_s)
     with pytest.raises(VersionMismatchError, match="seedcore registry upgrade"):
         await connection.health()
     with pytest.raises(VersionMismatchError):
@@ -297,6 +297,7 @@ async def test_no_status_is_lost_while_the_registry_is_killed_again_and_again(
     assert stored == last
 
 
+@pytest.mark.usefixtures("short_leases")
 async def test_a_silent_instance_expires_with_its_cause(registry: RegistryConnection, settings: Settings) -> None:
     mine = registration("quiet")
     await registry.register(mine)

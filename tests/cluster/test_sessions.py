@@ -65,7 +65,7 @@ def join(address: str) -> None:
 @pytest.fixture(scope="module")
 def settings(postgres18: PostgresServer) -> Settings:
     dsn = SecretStr(postgres18.dsn(postgres18.create_database()))
-    return Settings(namespace="sessions", pg_dsn=dsn, beat_interval_s=1.0, lease_s=3.0, flush_interval_s=0.2)
+    return Settings(namespace="sessions", pg_dsn=dsn, beat_interval_s=1.0, flush_interval_s=0.2)
 
 
 async def started(settings: Settings) -> RegistryConnection:

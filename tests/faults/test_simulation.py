@@ -14,7 +14,7 @@ from tests.children import run, started
 from tests.faults.mutants import MUTANTS
 
 # a history is half a second of one core; a busy machine may need many times that
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 ROOT = Path(__file__).resolve().parents[2]
 # without it the modules would start themselves again
@@ -24,7 +24,7 @@ ENVIRONMENT = {**os.environ, "PYTHONHASHSEED": "0"}
 def simulate(*options: str) -> subprocess.CompletedProcess[str]:
     """In a process of its own: nothing of this one may reach a history."""
     command = [sys.executable, "-W", "ignore", "-m", "tests.faults.simulation", "--jobs", "1", *options]
-    return run(*command, env=ENVIRONMENT, cwd=ROOT, timeout_s=280)
+    return run(*command, env=ENVIRONMENT, cwd=ROOT, timeout_s=840)
 
 
 @pytest.mark.parametrize(("first", "count"), [(0, 40), pytest.param(40, 110, marks=pytest.mark.slow)])
