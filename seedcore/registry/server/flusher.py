@@ -28,7 +28,7 @@ from seedcore.registry.server.comparison import Comparison
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.registry.server.database import DatabaseSession
 from seedcore.registry.server.journal import Journal, RefinedCause
-from seedcore.registry.server.parts import in_parts
+from seedcore.registry.server.parts import in_parts, in_plain_words
 
 logger = logging.getLogger(__name__)
 
@@ -263,12 +263,10 @@ class Flusher:
     async def _refuse(self, change: Change, error: StoreRejectedError, commit: _Commit) -> None:
         """Give up a change that the database refuses; of a death only the words of its cause."""
         logger.warning("the database refused a change for good: %s", error, extra={"instance_id": change.instance_id})
-        if isinstance(change, StatusChange) and change.status is Status.DEAD and change.cause is not None:
-            # the kind can be stored: a death is not lost for the words of its cause
-            plain = replace(change, cause=Cause(change.cause.kind))
-            if plain != change:
-                await self._commit_batch([plain], self._database.writable.set_status_many, commit)
-                return
+        plain = in_plain_words(change)
+        if plain is not None and plain.status is Status.DEAD:
+            await self._commit_batch([plain], self._database.writable.set_status_many, commit)
+            return
         if change.instance_id in self._members:
             await self._comparison.correct(change.instance_id)
         self._backlog.settle(change, error)

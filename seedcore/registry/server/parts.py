@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
+from seedcore.core.causes import Cause
+from seedcore.core.changes import Change, StatusChange
 from seedcore.core.errors import StoreRejectedError
 from seedcore.core.ports import StoreDoubtError
 
@@ -32,3 +35,12 @@ async def in_parts(
     for half in (batch[:middle], batch[middle:]):
         async for part in in_parts(half, write):
             yield part
+
+
+def in_plain_words(change: Change) -> StatusChange | None:
+    """A change of status with no more of its cause than the kind, which can always be stored: it must not be lost for
+    the words of its cause. None where it has no such words."""
+    if not isinstance(change, StatusChange) or change.cause is None:
+        return None
+    plain = replace(change, cause=Cause(change.cause.kind))
+    return None if plain == change else plain

@@ -27,7 +27,7 @@ from seedcore.registry.protocol.messages import DatabaseLoss
 from seedcore.registry.server.backlog import Backlog
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.registry.server.journal import Committed, EpochStep, Journal, RefinedCause, Work, first_commit
-from seedcore.registry.server.parts import in_parts
+from seedcore.registry.server.parts import in_parts, in_plain_words
 from seedcore.registry.server.remembered import Remembered
 
 logger = logging.getLogger(__name__)
@@ -231,7 +231,12 @@ class Restoration:
         refused: list[tuple[str, StoreRejectedError | StoreDoubtError]] = []
         async for part, answer in in_parts(changes, write):
             if isinstance(answer, Exception):
-                refused.append((part[0].instance_id, answer))
+                plain = in_plain_words(part[0]) if isinstance(answer, StoreRejectedError) else None
+                if plain is None:
+                    refused.append((part[0].instance_id, answer))
+                else:
+                    # the cause that memory has may be one that was refused before
+                    await self._write_changes(store, store.set_status_many, [plain])
                 continue
             self._journal.note_changes(store.commits, part, answer)
             for change, outcome in zip(part, answer, strict=True):
