@@ -44,14 +44,14 @@ class Laws:
             if is_alone:
                 self._alone.add(instance_id)
 
-    def check_receipt(self, receipt: Receipt, status: Status | None) -> None:
+    def check_receipt(self, office: Office, receipt: Receipt, status: Status | None) -> None:
         """Law 1: what is acknowledged as durable is in the tables now."""
         if not receipt.durable:
             return
         world = self._world
         world.losses.note_receipt(receipt, status)
         row = world.tables.rows.get(receipt.instance_id)
-        if world.losses.is_lossy:
+        if world.losses.is_lossy or world.losses.is_unseen_by(office):
             # law 17 looks at it later
             return
         if row is None:

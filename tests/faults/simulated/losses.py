@@ -134,6 +134,10 @@ class Losses:
             if row is None or row.hold(HoldKind.NODE) is None:
                 process.held_by_hand = None
 
+    def is_unseen_by(self, office: Office) -> bool:
+        """Whether a registry has not asked the database since the loss: it repeats what it has acknowledged before."""
+        return self.count > 0 and office.registry.writer.database.recovered_s <= self._loss_s
+
     def lives_on(self, office: Office) -> bool:
         """Whether it was in force at the loss, and no other registry has been since."""
         return office is self._holder and office.registry.writer.database.fences == self._holder_fences

@@ -117,13 +117,13 @@ class Office:
             for instance_id in result.unknown:
                 laws.check_unknown(self, instance_id)
         if isinstance(result, Receipt):
-            laws.check_receipt(result, _status_of(args[0]))
+            laws.check_receipt(self, result, _status_of(args[0]))
         if method in OPERATIONS:
             laws.operators.note_answer(self, method, result)
         if method == "deliver":
             for sequenced, receipt in zip(args[0], result, strict=True):
                 if isinstance(receipt, Receipt):
-                    laws.check_receipt(receipt, _status_of(sequenced))
+                    laws.check_receipt(self, receipt, _status_of(sequenced))
         if isinstance(result, FeedBatch):
             self._caller_laws.note_feed(self, result)
         if isinstance(result, Listing):

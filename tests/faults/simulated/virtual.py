@@ -89,8 +89,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             return handle
         thaws_s = self._thaws_s.get(component, 0.0)
         if thaws_s > self.now_s:
-            self._serial += 1
-            return self.call_at(thaws_s + self._serial * _INSTANT_S, callback, *args, context=context)
+            return self._delay(thaws_s, self._next_place(), component, [], callback, args, context)
         return super().call_soon(callback, *args, context=context)
 
     def call_at(  # type: ignore[override]
@@ -98,18 +97,43 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     ) -> asyncio.TimerHandle:
         component = COMPONENT.get() if context is None else context.get(COMPONENT, "world")
         cell: list[asyncio.TimerHandle] = []
-        handle = super().call_at(when, self._fire, component, cell, callback, args, context=context)
+        handle = super().call_at(when, self._fire, None, component, cell, callback, args, context=context)
         cell.append(handle)
         return handle
 
     def _fire(
-        self, component: str, cell: list[asyncio.TimerHandle], callback: Callable[..., object], args: tuple[Any, ...]
+        self,
+        place: int | None,
+        component: str,
+        cell: list[asyncio.TimerHandle],
+        callback: Callable[..., object],
+        args: tuple[Any, ...],
     ) -> None:
         if component in self._dead or cell[0].cancelled():
             return
         thaws_s = self._thaws_s.get(component, 0.0)
         if thaws_s > self.now_s:
-            self._serial += 1
-            super().call_at(thaws_s + self._serial * _INSTANT_S, self._fire, component, cell, callback, args)
+            self._delay(thaws_s, self._next_place() if place is None else place, component, cell, callback, args, None)
         else:
             callback(*args)
+
+    def _next_place(self) -> int:
+        self._serial += 1
+        return self._serial
+
+    def _delay(
+        self,
+        thaws_s: float,
+        place: int,
+        component: str,
+        cell: list[asyncio.TimerHandle],
+        callback: Callable[..., object],
+        args: tuple[Any, ...],
+        context: contextvars.Context | None,
+    ) -> asyncio.TimerHandle:
+        """Call it when the component goes on, in its place: also where that is put off again."""
+        when_s = thaws_s + place * _INSTANT_S
+        handle = super().call_at(when_s, self._fire, place, component, cell, callback, args, context=context)
+        if not cell:
+            cell.append(handle)
+        return handle
