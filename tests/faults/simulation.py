@@ -44,6 +44,7 @@ The laws, checked all the time and at the end of every history:
     names none until an operator has confirmed an epoch.
 
 Between a loss and its end laws 1, 10, 11 and 12 do not hold for the database, but law 12 for a registry that lives on.
+Law 1 does not hold for a registry that has not asked the database since the loss.
 """
 
 from __future__ import annotations
