@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from seedcore.core.answers import InstanceFilter, Receipt
+from seedcore.core.answers import InstanceFilter, Outcome, Receipt
 from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.changes import SequencedChange, StatusChange
 from seedcore.core.clock import Clock
@@ -21,6 +21,7 @@ from seedcore.core.errors import (
     InvalidInputError,
     RegistryReplacedError,
     RegistryUnavailableError,
+    StoreRejectedError,
     StoreUnavailableError,
     UnknownInstanceError,
 )
@@ -505,11 +506,40 @@ async def test_a_correction_does_not_overwrite_what_happened_while_it_was_read(
         registry.expiry.declare_dead(iid(1), Death.PROCESS, Cause(CauseKind.PROCESS_EXITED))
 
     database.meanwhile = a_relay_reports_the_death
+    before = registry.members.feed.version
     registry.writer.comparison.request()
     await eventually(lambda: tables.rows[iid(1)].status is Status.DEAD)
+    seen = await registry.changes(InstanceFilter(statuses=None), registry.members.feed.stream, before)
+    # nobody was told that it lives, either
+    assert [change.instance for change in seen.changes] == [None]
     assert database.meanwhile is None
     assert (await registry.resolve(["agent"])).value[0].instance is None
     assert (await registry.health()).instances["alive"] == 0
+
+
+async def test_a_correction_for_a_refused_change_undoes_no_later_one(
+    registry: Registry, database: SlowReads, tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await registry.drain(["agent"], "a new disk")
+    later: list[asyncio.Task[Receipt]] = []
+
+    async def refuse(_: object) -> list[Outcome]:
+        later.append(asyncio.create_task(registry.set_status(iid(1), Status.DRAINING, 3)))
+        await eventually(lambda: known().seq == 3)
+        raise StoreRejectedError("it refuses that reason")
+
+    def known() -> Instance:
+        row = registry.members.get(iid(1))
+        assert row is not None
+        return row
+
+    monkeypatch.setattr(database, "hold_many", refuse)
+    [result] = await registry.drain(["agent"], "no such reason")
+    assert not result.durable
+    # it is draining all the time: only what it reports has changed
+    assert (await later[0]).durable
+    assert (tables.rows[iid(1)].reported_status, tables.rows[iid(1)].seq) == (Status.DRAINING, 3)
+    assert (known().reported_status, known().seq) == (Status.DRAINING, 3)
 
 
 async def test_an_answer_from_before_a_flip_does_not_undo_it(

@@ -60,9 +60,11 @@ class Comparison:
 
     async def correct(self, instance_id: str) -> None:
         """Replace the state of an instance in memory by the database's. It is read again if it has changed meanwhile;
-        the next comparison corrects one that changes all the time."""
+        the next comparison corrects one that changes all the time. A death in memory stays: it is on its way."""
         members, backlog = self._members, self._backlog
         for _ in range(_READS):
+            if instance_id in members.deaths:
+                return
             before = members.get(instance_id), backlog.unsettled(instance_id)
             row = await self._database.writable.read_instance(instance_id)
             if members.get(instance_id) is before[0] and backlog.unsettled(instance_id) == before[1]:
