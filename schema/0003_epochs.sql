@@ -125,7 +125,7 @@ create function begin_registry(
     p_new_epoch text default null)
 returns table (
     epoch text, number bigint, term bigint, lease_before_s double precision, commits bigint, found_commits bigint,
-    database_id text)
+    found_term bigint, database_id text)
 language plpgsql as $$
 declare
     meta       cluster_metadata;
@@ -182,7 +182,7 @@ begin
      where w.id = 1 returning w.* into writer;
     return query
         select m.current_epoch, m.epoch_number, m.term, case when meta.ray_cluster is not null then meta.lease_s end,
-               writer.commits, found, writer.database_id::text
+               writer.commits, found, meta.term, writer.database_id::text
           from cluster_metadata m where m.id = 1;
 end
 $$;
@@ -191,7 +191,7 @@ comment on function begin_registry(text, text, double precision, double precisio
     'new epoch that continues it, named p_new_epoch where that is not retired; p_epoch flips to that epoch instead. A replaced cluster takes the database back only with '
     'p_idle_s, where the registry in force was not seen at work for so long. p_term and p_commits are the last ones that this '
     'process knows: terms and commits only grow, also where the database has lost some. Returns also the lease before, the number '
-    'of this commit, and that of the last one before it, 0 where the database is another one. Raises SC004, SC006.';
+    'of this commit, that of the last one before it, 0 where the database is another one, and the term before. Raises SC004, SC006.';
 
 create function renew_term(p_lease_s double precision default null) returns boolean
 language plpgsql as $$

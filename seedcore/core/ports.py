@@ -136,6 +136,13 @@ class Store(InstanceReader, Protocol):
         ...
 
     @property
+    def found_term(self) -> int:
+        """The term that the database had when this store began; 0 before that. Where the store had begun before, a
+        lower one than `term` was then means that the database had lost that, and that others may have written since:
+        `found_commits` counts theirs, too."""
+        ...
+
+    @property
     def database_id(self) -> str | None:
         """Identifies the database, also after a failover or a restore; None before `begin`."""
         ...

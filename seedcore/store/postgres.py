@@ -60,6 +60,7 @@ class PostgresStore(PostgresReader):
         self._opening = asyncio.Lock()
         self._lease_before_s: float | None = None
         self._found_commits = 0
+        self._found_term = 0
         self._database_id: str | None = None
 
     async def open(self) -> None:
@@ -106,8 +107,8 @@ class PostgresStore(PostgresReader):
                 "commits": statements.commits,
             },
         )
-        name, number, statements.term, self._lease_before_s, statements.commits, found, self._database_id = rows[0]
-        self._found_commits = found
+        name, number, statements.term, self._lease_before_s, statements.commits, *found, self._database_id = rows[0]
+        self._found_commits, self._found_term = found
         self._makes_schema = False
         return Epoch(name=name, number=number)
 
@@ -122,6 +123,10 @@ class PostgresStore(PostgresReader):
     @property
     def found_commits(self) -> int:
         return self._found_commits
+
+    @property
+    def found_term(self) -> int:
+        return self._found_term
 
     @property
     def database_id(self) -> str | None:

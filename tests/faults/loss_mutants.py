@@ -11,6 +11,7 @@ from seedcore.core.changes import Change, HoldChange, StatusChange
 from seedcore.core.errors import FencedError
 from seedcore.core.instances import LiveState
 from seedcore.core.lifecycle import Status
+from seedcore.core.ports import Store
 from seedcore.core.shown_epoch import ShownEpoch
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.server.database import DatabaseSession
@@ -94,6 +95,13 @@ def _patch_no_deaths() -> Iterator[None]:
         yield
 
 
+_restore = Restoration.restore
+
+
+async def _restore_as_ours(restoration: Restoration, store: Store, known: int, found: int, **_: object) -> None:
+    await _restore(restoration, store, known, found)
+
+
 LOSS_MUTANTS: dict[str, Mutant] = {
     "a registry does not compare commits": Mutant(
         2, lambda: mock.patch.object(MemoryTerms, "fence", _fence_by_term), law=17
@@ -107,6 +115,9 @@ LOSS_MUTANTS: dict[str, Mutant] = {
     ),
     "a history is called whole that another registry began": Mutant(
         13, lambda: mock.patch.object(Journal, "begin_after", _nothing), law=17
+    ),
+    "the commits of another registry count as its own": Mutant(
+        3275, lambda: mock.patch.object(Restoration, "restore", _restore_as_ours), law=17
     ),
     "memory is not compared after the replay": Mutant(
         2, lambda: mock.patch.object(Restoration, "_compare", _do_nothing), law=17

@@ -72,6 +72,8 @@ class DatabaseSession:
         self._lost_after: int | None = None
         self._lost_the_other = False
         self._known_before_loss = 0
+        self._is_ours = True
+        """Whether all commits that the database has since a loss are of this registry."""
         self._store: Store | None = None
         self._is_read = asyncio.Event()
         self._is_joined = False
@@ -253,15 +255,17 @@ class DatabaseSession:
             self._store = await self._store_factory()
         store = self._store
         await store.open()
-        known = store.commits
+        known, known_term = store.commits, store.term
         epoch = await self._begin(store, idle_s)
         if self._joined_in is None or self.fenced_by is not None:
             self._joined_in = epoch.name
         self._note_found(known, store.found_commits)
+        # since it lost our term, another registry may have written: its commits have the numbers of those that are lost
+        self._is_ours = self._is_ours and (known_term is None or store.found_term >= known_term)
         if self.fenced_by is not None:
             await self._take_back(store, self.fenced_by)
         elif self._lost_after is not None and self.recovered:
-            await self.restoration.restore(store, self._known_before_loss, self._lost_after)
+            await self.restoration.restore(store, self._known_before_loss, self._lost_after, is_all_ours=self._is_ours)
             epoch = await store.current_epoch()
             self._members.set_epoch(epoch.name, epoch.number, is_reset=True)
         else:
@@ -270,6 +274,7 @@ class DatabaseSession:
                 # lost while this registry started: it had acknowledged nothing, and the one before is gone
                 self.restoration.note_abandoned(self._known_before_loss - self._lost_after)
         self._lost_after, self._known_before_loss, self._lost_the_other = None, 0, False
+        self._is_ours = True
         self.on_answer()
         self._is_joined = True
         self._is_read.set()

@@ -68,14 +68,15 @@ class Restoration:
         """How far it is, in one line, while it is at work."""
         self._renewed_s = 0.0
 
-    async def restore(self, store: Store, known: int, found: int) -> None:
+    async def restore(self, store: Store, known: int, found: int, *, is_all_ours: bool = True) -> None:
         """Write again what was committed after commit `found`, up to `known`, in order and under the same numbers; then
         whatever else memory has and the database does not. Raises RegistryError; call it again then, with the lowest
-        `found`: what was written counts once."""
+        `found`: what was written counts once. `is_all_ours` False: another registry may have written since, so that
+        `found` does not tell what is left."""
         self._begin()
-        is_whole = self._is_whole = found >= self._journal.complete_after
+        is_whole = self._is_whole = is_all_ours and found >= self._journal.complete_after
         try:
-            await self._replay(store, found)
+            await self._replay(store, found if is_all_ours else 0)
             await self._restore_epoch(store)
             self._is_of_memory = True
             await self._compare(store)

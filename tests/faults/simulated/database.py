@@ -89,6 +89,10 @@ class SimStore(SimReader):
         return self._inner.found_commits
 
     @property
+    def found_term(self) -> int:
+        return self._inner.found_term
+
+    @property
     def term(self) -> int | None:
         return self._inner.term
 
