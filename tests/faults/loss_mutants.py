@@ -113,9 +113,6 @@ LOSS_MUTANTS: dict[str, Mutant] = {
     "the journal is replayed from a later commit": Mutant(
         11, lambda: mock.patch.object(Journal, "take_after", _take_later), law=17
     ),
-    "a history is called whole that another registry began": Mutant(
-        13, lambda: mock.patch.object(Journal, "begin_after", _nothing), law=17
-    ),
     "the commits of another registry count as its own": Mutant(
         3275, lambda: mock.patch.object(Restoration, "restore", _restore_as_ours), law=17
     ),

@@ -246,7 +246,7 @@ MUTANTS: dict[str, Mutant] = {
     "a replay is acknowledged at once": Mutant(
         51, lambda: mock.patch.object(Receipts, "is_settled", return_value=True)
     ),
-    "no credit for our own stalls": Mutant(1, lambda: mock.patch.object(Silence, "credit", _nothing)),
+    "no credit for our own stalls": Mutant(256, lambda: mock.patch.object(Silence, "credit", _nothing)),
     "no new lease after a restart": Mutant(11, _patch_no_new_lease),
     "the dead may live again": Mutant(13, lambda: mock.patch("seedcore.store.memory.apply_status", _revive)),
     "sequence numbers are ignored": Mutant(

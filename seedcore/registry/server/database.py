@@ -316,8 +316,6 @@ class DatabaseSession:
             pass
         loaded = [instance async for instance in store.load_live()]
         self._members.set_epoch(epoch.name, epoch.number, is_reset=True)
-        # what another registry committed is in memory, and its history is not in the journal
-        self._journal.begin_after(store.found_commits)
         # an agent whose call was under way when the last registry ended may notice it that much later
         seen_s = self._clock.monotonic() + self._config.reconnect_grace_s
         if is_taken_back:

@@ -66,14 +66,10 @@ class Journal:
         self.bytes = 0
         self._clock = clock
         self.complete_after = 0
-        """Every commit with a higher number is here. Those before were made by another registry, or made room."""
+        """Every commit of this registry with a higher number is here. Those before made room."""
 
     def __len__(self) -> int:
         return len(self._entries)
-
-    def begin_after(self, number: int) -> None:
-        """Note that commit `number` and those before it may be of another registry."""
-        self.complete_after = max(self.complete_after, number)
 
     def clear(self) -> None:
         """Forget all of it: another registry has committed after it."""
