@@ -39,7 +39,7 @@ from tests.builders import START, iid
 from tests.local import LocalRegistry as Registry
 from tests.unit.registries import joined_registry
 
-# nobody beats here, and what is found depends on the outage alone, not on how fast this machine is
+# no agent beats here: what is found depends on the outage alone, not on the speed of this machine
 CONFIG = RegistryConfig(
     "cluster", beat_interval_s=3600.0, lease_s=86_400.0, flush_interval_s=0.01, linger_s=0.0, epoch_check_s=0.01
 )

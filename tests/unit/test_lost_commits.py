@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from seedcore.core.answers import InstanceFilter, KnownBefore, NotResolved, Outcome
+from seedcore.core.answers import InstanceFilter, KnownBefore, NotResolved
 from seedcore.core.causes import Cause, CauseKind
-from seedcore.core.changes import Registration, StatusChange
-from seedcore.core.errors import InvalidInputError, StoreRejectedError, StoreUnavailableError
+from seedcore.core.changes import Registration
+from seedcore.core.errors import InvalidInputError, StoreUnavailableError
 from seedcore.core.holds import HoldKind
 from seedcore.core.instances import Epoch, Transition
 from seedcore.core.lifecycle import Status
@@ -22,7 +22,7 @@ from seedcore.registry.protocol.connection import REGISTRY_NAME, RegistryConnect
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.store.memory import MemoryStore, Tables
 from tests.builders import START, iid
-from tests.local import LocalRegistry
+from tests.local import UNSTORABLE, LocalRegistry, RefusesWords
 from tests.local import Snapshot as Earlier
 from tests.unit.registries import joined_registry
 from tests.unit.test_relay_client import Actor
@@ -211,15 +211,6 @@ async def test_an_instance_that_only_the_older_database_has_is_routed_to_once_it
         assert (await registry.resolve(["agent-2"])).value[0].instance is not None
 
 
-class RefusesWords(MemoryStore):
-    """Refuses changes of status whose cause has a word."""
-
-    async def set_status_many(self, changes: Sequence[StatusChange]) -> list[Outcome]:
-        if any(change.cause is not None and change.cause.detail == "unstorable" for change in changes):
-            raise StoreRejectedError("it refuses that word")
-        return await super().set_status_many(changes)
-
-
 @pytest.mark.parametrize("capacity", [1, 1000])
 async def test_a_death_is_written_again_also_where_the_words_of_its_cause_are_refused(
     tables: Tables, capacity: int
@@ -228,7 +219,7 @@ async def test_a_death_is_written_again_also_where_the_words_of_its_cause_are_re
     async with joined_registry(config, tables, store=RefusesWords(lambda: START, tables)) as registry:
         await enter(registry, 1)
         earlier = Earlier(tables)
-        await registry.deregister(["agent-1"], "unstorable")
+        await registry.deregister(["agent-1"], UNSTORABLE)
         await enter(registry, 2)
         earlier.restore()
         await eventually(partial(has_mended, registry))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -13,7 +13,7 @@ import pytest
 
 from seedcore.core.answers import InstanceFilter, Outcome, Receipt
 from seedcore.core.causes import Cause, CauseKind
-from seedcore.core.changes import SequencedChange, StatusChange
+from seedcore.core.changes import HoldChange, SequencedChange, StatusChange
 from seedcore.core.clock import Clock
 from seedcore.core.errors import (
     FencedError,
@@ -21,7 +21,6 @@ from seedcore.core.errors import (
     InvalidInputError,
     RegistryReplacedError,
     RegistryUnavailableError,
-    StoreRejectedError,
     StoreUnavailableError,
     UnknownInstanceError,
 )
@@ -34,6 +33,7 @@ from seedcore.core.verdict import Death, Witness
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.store.memory import MemoryStore, Tables
 from tests.builders import START, iid, joins, turns
+from tests.local import UNSTORABLE, RefusesWords, is_unstorable
 from tests.local import LocalRegistry as Registry
 from tests.waiting import eventually
 
@@ -85,8 +85,9 @@ def elapsed() -> Elapsed:
     return Elapsed()
 
 
-class SlowReads(MemoryStore):
-    """Something may happen while a row is read. `begun` counts how often a registry tried to join."""
+class SlowReads(RefusesWords):
+    """Something may happen while a row is read, or a hold is refused. `begun` counts how often a registry tried to
+    join."""
 
     meanwhile: Callable[[], Awaitable[object]] | None = None
     begun = 0
@@ -104,6 +105,11 @@ class SlowReads(MemoryStore):
         epoch = await super().current_epoch()
         await self._happen()
         return epoch
+
+    async def hold_many(self, changes: Sequence[HoldChange]) -> list[Outcome]:
+        if any(map(is_unstorable, changes)):
+            await self._happen()
+        return await super().hold_many(changes)
 
     async def _happen(self) -> None:
         if self.meanwhile is not None:
@@ -510,7 +516,7 @@ async def test_a_correction_does_not_overwrite_what_happened_while_it_was_read(
     registry.writer.comparison.request()
     await eventually(lambda: tables.rows[iid(1)].status is Status.DEAD)
     seen = await registry.changes(InstanceFilter(statuses=None), registry.members.feed.stream, before)
-    # nobody was told that it lives, either
+    # no follower was told that it lives, either
     assert [change.instance for change in seen.changes] == [None]
     assert database.meanwhile is None
     assert (await registry.resolve(["agent"])).value[0].instance is None
@@ -518,23 +524,22 @@ async def test_a_correction_does_not_overwrite_what_happened_while_it_was_read(
 
 
 async def test_a_correction_for_a_refused_change_undoes_no_later_one(
-    registry: Registry, database: SlowReads, tables: Tables, monkeypatch: pytest.MonkeyPatch
+    registry: Registry, database: SlowReads, tables: Tables
 ) -> None:
     await registry.drain(["agent"], "a new disk")
     later: list[asyncio.Task[Receipt]] = []
 
-    async def refuse(_: object) -> list[Outcome]:
+    async def the_agent_reports() -> None:
         later.append(asyncio.create_task(registry.set_status(iid(1), Status.DRAINING, 3)))
         await eventually(lambda: known().seq == 3)
-        raise StoreRejectedError("it refuses that reason")
 
     def known() -> Instance:
         row = registry.members.get(iid(1))
         assert row is not None
         return row
 
-    monkeypatch.setattr(database, "hold_many", refuse)
-    [result] = await registry.drain(["agent"], "no such reason")
+    database.meanwhile = the_agent_reports
+    [result] = await registry.drain(["agent"], UNSTORABLE)
     assert not result.durable
     # it is draining all the time: only what it reports has changed
     assert (await later[0]).durable

@@ -9,14 +9,13 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from seedcore.core.answers import Listing, OutcomeKind
-from seedcore.core.changes import HoldChange, StatusChange
 from seedcore.core.errors import FencedError, StoreRejectedError, StoreUnavailableError
 from seedcore.core.instances import Instance
 from seedcore.core.lifecycle import Status
 from seedcore.core.ports import CommitsLostError
 from seedcore.store.memory import MemoryStore
-from tests.faults.simulated.operators import UNSTORABLE
 from tests.faults.simulated.world import World
+from tests.local import is_unstorable
 
 if TYPE_CHECKING:
     from tests.faults.simulated.registries import Office
@@ -143,7 +142,7 @@ class SimStore(SimReader):
             self._forget_commits()
 
     async def _apply(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        if method in {"set_status_many", "hold_many"} and any(map(_is_unstorable, args[0])):
+        if method in {"set_status_many", "hold_many"} and any(map(is_unstorable, args[0])):
             self._world.counts["batches refused for a value"] += 1
             raise StoreRejectedError("simulated")
         # the memory store never yields, so this is one transaction
@@ -159,8 +158,3 @@ class SimStore(SimReader):
         if method in _WRITES:
             self._office.laws.check_writer(self._office, self._inner.term)
         return result
-
-
-def _is_unstorable(change: StatusChange | HoldChange) -> bool:
-    cause = change.why if isinstance(change, HoldChange) else change.cause
-    return cause is not None and cause.detail == UNSTORABLE

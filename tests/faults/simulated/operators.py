@@ -18,13 +18,13 @@ from seedcore.core.instances import Instance
 from seedcore.core.lifecycle import Status
 from seedcore.registry.protocol.messages import OperationResult
 from tests.faults.simulated.ray import SENT
+from tests.local import UNSTORABLE
 
 if TYPE_CHECKING:
     from tests.faults.simulated.registries import Office
     from tests.faults.simulated.world import World
 
 UNCERTAIN_S = 30.0
-UNSTORABLE = "a reason that the database refuses"
 
 
 @dataclass(frozen=True)
