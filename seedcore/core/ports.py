@@ -256,6 +256,11 @@ class DeathWitness(Protocol):
         ...
 
     @property
+    def is_blind(self) -> bool:
+        """Whether Ray's tables could not be read last: agents cannot find a new registry in them either."""
+        ...
+
+    @property
     def relays(self) -> int:
         """How many relays are at work."""
         ...

@@ -26,6 +26,7 @@ class Silence:
     def __init__(self, terms: LeaseTerms, publish: Callable[[str, Verdict], None]) -> None:
         self.terms = terms
         self.is_frozen = False
+        self.is_blind = False
         self.can_read_sql_beats = True
         self.became_silent = 0
         self.came_back = 0
@@ -100,14 +101,16 @@ class Silence:
     # Verdicts
 
     def evidence(self, instance_id: str, now_s: float) -> Evidence:
-        """What beats and callers show of an instance. No lease ends by silence alone while expiry is frozen, nor while
-        the beats of a `sql_only` instance cannot be read."""
+        """What beats and callers show of an instance. No lease ends by silence alone while expiry is frozen, while
+        Ray's tables cannot be read (`is_blind`), nor while the beats of a `sql_only` instance cannot be read."""
         if instance_id not in self._last_seen:
             return Evidence()
         return Evidence(
             caller=Witness.GONE if instance_id in self._reported_dead else Witness.UNKNOWN,
             beats=self.terms.beats(self.silence_s(instance_id, now_s)),
-            is_frozen=self.is_frozen or (not self.can_read_sql_beats and instance_id in self._sql_only),
+            is_frozen=self.is_frozen
+            or self.is_blind
+            or (not self.can_read_sql_beats and instance_id in self._sql_only),
         )
 
     def verdict(self, instance_id: str, now_s: float) -> Verdict:

@@ -44,7 +44,8 @@ class Death(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """The reports of all witnesses on one instance. `is_frozen`: its lease does not end by silence alone, because too
-    many instances miss their beats at once, or because its beats are in a database that cannot be read."""
+    many instances miss their beats at once, because Ray's tables cannot be read (then agents cannot find a new
+    registry), or because its beats are in a database that cannot be read."""
 
     process: Witness = Witness.UNKNOWN
     node: Witness = Witness.UNKNOWN

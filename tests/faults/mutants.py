@@ -36,6 +36,7 @@ from seedcore.registry.ray_support.lookup import ActorHandle
 from seedcore.registry.server.backlog import Backlog
 from seedcore.registry.server.comparison import Comparison
 from seedcore.registry.server.database import DatabaseSession
+from seedcore.registry.server.death_watch import DeathWatch
 from seedcore.registry.server.receipts import Receipts
 from seedcore.store.memory import MemoryStore, Tables
 from tests.faults.loss_mutants import LOSS_MUTANTS
@@ -264,6 +265,7 @@ MUTANTS: dict[str, Mutant] = {
         13, lambda: mock.patch.object(Backlog, "offer_death", _offer_death_in_the_queue)
     ),
     "expiry never freezes": Mutant(2, lambda: mock.patch.object(MassLateness, "note", _forget_seconds)),
+    "leases end while Ray's tables are away": Mutant(5097, lambda: mock.patch.object(DeathWatch, "is_blind", False)),
     "no grace at the end of a freeze": Mutant(64, lambda: mock.patch.object(MassLateness, "is_spent", True)),
     "the client keeps nothing": Mutant(9, lambda: mock.patch.object(Delivery, "_send_all", _send_and_forget)),
     "a failed batch returns reversed": Mutant(

@@ -61,6 +61,7 @@ class NoWitness:
     """Implements core.ports.DeathWitness: sees nothing, so that beats alone decide."""
 
     problem: str | None = None
+    is_blind = False
     relays = watched = 0
     on_refined: OnExplained
     on_lost_nodes: OnLostNodes

@@ -97,8 +97,11 @@ class LocalCluster:
         self.ended: list[ActorHandle] = []
         self.hurry: Callable[[LocalRelay], None] = lambda _: None
         self.table = {"node": True}
+        self.is_away = False
 
     async def nodes(self) -> Mapping[str, bool]:
+        if self.is_away:
+            raise DirectoryUnavailableError("the GCS is away")
         return dict(self.table)
 
     async def make_relay(self, node_id: str, name: str) -> ActorHandle:
@@ -175,6 +178,18 @@ async def test_a_relay_that_cannot_be_ended_is_still_replaced(cluster: LocalClus
     await eventually(lambda: len(cluster.made) > 1 and iid(1) in cluster.made[1].eyes.watched)
     cluster.made[1].eyes.on_exit(iid(1), ENDED, None)
     await eventually(lambda: watch[1] == [iid(1)])
+
+
+async def test_the_watch_is_blind_while_rays_tables_cannot_be_read(cluster: LocalCluster, watch: Watching) -> None:
+    watch[0].add(on_node(1))
+    await eventually(lambda: watch[0].watched)
+    assert not watch[0].is_blind
+    cluster.is_away = True
+    await eventually(lambda: watch[0].is_blind)
+    assert str(watch[0].problem).endswith("the GCS is away")
+    cluster.is_away = False
+    await eventually(lambda: not watch[0].is_blind)
+    assert watch[1] == []
 
 
 async def test_a_node_whose_task_ended_gets_another(cluster: LocalCluster, watch: Watching) -> None:

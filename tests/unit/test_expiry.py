@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from seedcore.core.instances import Instance
+from seedcore.core.instances import Instance, Verdict
 from seedcore.core.lifecycle import Status
 from seedcore.core.verdict import Witness
 from seedcore.store.memory import Tables
 from tests.builders import iid, joins
 from tests.local import LocalRegistry as Registry
-from tests.unit.test_registry import CONFIG, Closed, Elapsed, database, elapsed, registry, restarted, tables
+from tests.unit.test_registry import CONFIG, Closed, Elapsed, NoWitness, database, elapsed, registry, restarted, tables
 from tests.waiting import eventually
 
 __all__ = ["database", "elapsed", "registry", "tables"]
@@ -80,3 +80,25 @@ async def test_instances_that_were_known_before_the_database_is_read_get_a_whole
         store.is_open.set()
         await eventually(lambda: registry.writer.database.is_complete)
         assert registry.members.silence.silence_s(iid(7), elapsed.now_s) <= 0
+
+
+async def test_no_lease_expires_by_silence_while_rays_tables_cannot_be_read_nor_in_the_lease_after(
+    registry: Registry, elapsed: Elapsed
+) -> None:
+    witness = registry.expiry.watch
+    assert isinstance(witness, NoWitness)
+    witness.is_blind = True
+    await pass_time(registry, elapsed, 2 * CONFIG.lease_s)
+    await registry.expiry.sweep(elapsed.now_s)
+    # it is alone: no freeze protects it
+    assert not registry.expiry.is_frozen
+    assert iid(1) in registry.members
+    assert registry.members.silence.verdict(iid(1), elapsed.now_s) is Verdict.SUSPECT
+    witness.is_blind = False
+    await registry.expiry.sweep(elapsed.now_s)
+    await pass_time(registry, elapsed, CONFIG.lease_s - 1)
+    await registry.expiry.sweep(elapsed.now_s)
+    assert iid(1) in registry.members
+    await pass_time(registry, elapsed, 2)
+    await registry.expiry.sweep(elapsed.now_s)
+    assert iid(1) not in registry.members

@@ -58,6 +58,7 @@ class NoWitness:
     """A death witness that sees nothing."""
 
     problem: str | None = None
+    is_blind = False
     relays = watched = 0
     on_refined: OnExplained
     on_lost_nodes: OnLostNodes

@@ -91,6 +91,11 @@ class DeathWatch:
         return self._find_problem()
 
     @property
+    def is_blind(self) -> bool:
+        """Whether Ray's tables could not be read last."""
+        return self._table_problem is not None
+
+    @property
     def relays(self) -> int:
         """How many relays are at work."""
         return sum(node.has_relay for node in self._nodes.values())

@@ -129,6 +129,7 @@ class Expiry:
             return
         self._rate.note(len(self._members), now_s)
         self._silence.terms = self._rate.judged
+        self._note_sight(now_s)
         self._silence.publish_verdicts(now_s)
         await self._read_sql_beats(now_s)
         # this process may have been stalled while the database was asked
@@ -164,6 +165,18 @@ class Expiry:
             self._silence.credit(math.inf, now_s)
             self._amnesty_s = now_s
         return has_thawed
+
+    def _note_sight(self, now_s: float) -> None:
+        """Suspend expiry by silence while Ray's tables cannot be read: an agent finds a new registry, or a new relay,
+        only in them. When they can be read again, each silent instance gets a whole lease to do so."""
+        was_blind, is_blind = self._silence.is_blind, self.watch.is_blind
+        self._silence.is_blind = is_blind
+        if is_blind and not was_blind:
+            logger.warning("no lease expires by silence: Ray's tables cannot be read: %s", self.watch.problem)
+        elif was_blind and not is_blind:
+            logger.warning("leases expire by silence again: Ray's tables can be read")
+            self._silence.credit(math.inf, now_s)
+            self._amnesty_s = now_s
 
     async def _read_sql_beats(self, now_s: float) -> None:
         """Read the last beats of silent instances that may beat by the SQL functions."""
