@@ -125,11 +125,12 @@ create function begin_registry(
     p_new_epoch text default null)
 returns table (
     epoch text, number bigint, term bigint, lease_before_s double precision, commits bigint, found_commits bigint,
-    found_term bigint, database_id text)
+    found_own boolean, database_id text)
 language plpgsql as $$
 declare
     meta       cluster_metadata;
     found      bigint;
+    before     registry_writer;
     writer     registry_writer;
     wanted     text := p_epoch;
     serial     bigint;
@@ -175,14 +176,15 @@ begin
        set ray_cluster = p_ray_cluster, lease_s = p_lease_s, term = greatest(m.term, p_term) + 1, leases_from = now(),
            term_seen_at = now(), updated_at = now()
      where m.id = 1;
-    select case when meta.term < p_term and w.commits >= p_commits then 0 else w.commits end
-      into strict found from registry_writer w where w.id = 1;
+    select * into strict before from registry_writer w where w.id = 1;
+    found := case when meta.term < p_term and before.commits >= p_commits then 0 else before.commits end;
     -- also where commits were lost, so that no number is used twice
     update registry_writer w set writer_id = p_writer_id, commits = greatest(w.commits, p_commits) + 1
      where w.id = 1 returning w.* into writer;
     return query
         select m.current_epoch, m.epoch_number, m.term, case when meta.ray_cluster is not null then meta.lease_s end,
-               writer.commits, found, meta.term, writer.database_id::text
+               writer.commits, found, coalesce(before.writer_id = p_writer_id and meta.term = p_term, false),
+               writer.database_id::text
           from cluster_metadata m where m.id = 1;
 end
 $$;

@@ -136,10 +136,11 @@ class Store(InstanceReader, Protocol):
         ...
 
     @property
-    def found_term(self) -> int:
-        """The term that the database had when this store began; 0 before that. Where the store had begun before, a
-        lower one than `term` was then means that the database had lost that, and that others may have written since:
-        `found_commits` counts theirs, too."""
+    def found_own(self) -> bool:
+        """Whether the term that the database had when this store began is `term` as this store knew it. If not, another
+        registry has begun since, or the database has lost the term, or the answer to a start was lost: then others may
+        have written, and `found_commits` counts theirs, too. A lost term may have been taken by another registry: its
+        number alone proves nothing."""
         ...
 
     @property

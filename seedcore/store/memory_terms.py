@@ -23,7 +23,7 @@ class MemoryTerms(MemoryReader):
         self._term: int | None = None
         self._commits = 0
         self._found_commits = 0
-        self._found_term = 0
+        self._found_own = False
         self._lease_before_s: float | None = None
         self._database_id: str | None = None
 
@@ -65,7 +65,7 @@ class MemoryTerms(MemoryReader):
         tables.term_seen_at = now
         is_another = was_in_force and tables.commits >= self._commits
         self._found_commits = 0 if is_another else tables.commits
-        self._found_term = tables.term
+        self._found_own = tables.writer is self and tables.term == self._term
         tables.term = max(tables.term, self._term or 0) + 1
         self._term = tables.term
         tables.writer, tables.commits = self, max(tables.commits, self._commits) + 1
@@ -94,8 +94,8 @@ class MemoryTerms(MemoryReader):
         return self._found_commits
 
     @property
-    def found_term(self) -> int:
-        return self._found_term
+    def found_own(self) -> bool:
+        return self._found_own
 
     def fence(self, *, counts: bool = True) -> None:
         """Begin a write; `counts`: it is another commit. Raises FencedError once another store has begun, and

@@ -60,7 +60,7 @@ class PostgresStore(PostgresReader):
         self._opening = asyncio.Lock()
         self._lease_before_s: float | None = None
         self._found_commits = 0
-        self._found_term = 0
+        self._found_own = False
         self._database_id: str | None = None
 
     async def open(self) -> None:
@@ -108,7 +108,7 @@ class PostgresStore(PostgresReader):
             },
         )
         name, number, statements.term, self._lease_before_s, statements.commits, *found, self._database_id = rows[0]
-        self._found_commits, self._found_term = found
+        self._found_commits, self._found_own = found
         self._makes_schema = False
         return Epoch(name=name, number=number)
 
@@ -125,8 +125,8 @@ class PostgresStore(PostgresReader):
         return self._found_commits
 
     @property
-    def found_term(self) -> int:
-        return self._found_term
+    def found_own(self) -> bool:
+        return self._found_own
 
     @property
     def database_id(self) -> str | None:

@@ -1,7 +1,7 @@
 -- Every statement that the store sends, by name. Parsed by seedcore/store/queries.py.
 
--- begin_registry: a registry starts; returns its epoch, its term, the lease before, its commit, the one and the term before, and the database
-select epoch, number, term, lease_before_s, commits, found_commits, found_term, database_id
+-- begin_registry: a registry starts; returns its epoch, its term, the lease before, its commit, the one before, whether the last term was its own, and the database
+select epoch, number, term, lease_before_s, commits, found_commits, found_own, database_id
   from begin_registry(%(ray_cluster)s, %(epoch)s, %(lease_s)s, %(idle_s)s, %(writer_id)s, %(term)s, %(commits)s,
                       %(new_epoch)s);
 

@@ -114,7 +114,7 @@ async def test_a_database_that_has_lost_commits_refuses_writes_until_the_store_b
     assert (caught.value.known, caught.value.found) == (known, 0)
     assert await world.store.get_instance(iid(2)) is None
     await world.store.begin("cluster-a", None, LEASE_S)
-    assert (world.store.found_commits, world.store.found_term) == (0, 0)
+    assert (world.store.found_commits, world.store.found_own) == (0, False)
     assert (world.store.commits, world.store.term) == (known + 1, (term or 0) + 1)
     await world.store.register_many([joins(2)])
 
@@ -133,7 +133,19 @@ async def test_another_database_with_more_commits_and_a_lower_term_is_one_that_h
     assert caught.value.found == 0
     await world.store.begin("cluster-a", None, LEASE_S)
     assert (world.store.found_commits, world.store.commits, world.store.term) == (0, 11, 4)
-    assert world.store.found_term == 1
+    assert not world.store.found_own
+
+
+async def test_a_lost_term_that_another_registry_has_taken_again_is_not_the_own_one(world: World, rival: Store) -> None:
+    await world.store.begin("cluster-a", None, LEASE_S)
+    await world.store.begin("cluster-a", None, LEASE_S)
+    assert world.store.found_own
+    await world.exchange()
+    for _ in range(2):
+        await rival.begin("cluster-a", None, LEASE_S)
+    assert rival.term == world.store.term
+    await world.store.begin("cluster-a", None, LEASE_S)
+    assert not world.store.found_own
 
 
 async def test_a_store_in_force_begins_again_on_a_database_from_before_it_took_it_back(

@@ -255,13 +255,13 @@ class DatabaseSession:
             self._store = await self._store_factory()
         store = self._store
         await store.open()
-        known, known_term = store.commits, store.term
+        known, is_first = store.commits, store.term is None
         epoch = await self._begin(store, idle_s)
         if self._joined_in is None or self.fenced_by is not None:
             self._joined_in = epoch.name
         self._note_found(known, store.found_commits)
-        # since it lost our term, another registry may have written: its commits have the numbers of those that are lost
-        self._is_ours = self._is_ours and (known_term is None or store.found_term >= known_term)
+        # where the term was not ours, another registry may have written: its commits have the numbers of those lost
+        self._is_ours = self._is_ours and (is_first or store.found_own)
         if self.fenced_by is not None:
             await self._take_back(store, self.fenced_by)
         elif self._lost_after is not None and self.recovered:

@@ -74,6 +74,7 @@ class SimStore(SimReader):
         super().__init__(world)
         self._office = office
         self._answered_commits = 0
+        self._answered_term: int | None = None
 
     @property
     def commits(self) -> int:
@@ -88,8 +89,8 @@ class SimStore(SimReader):
         return self._inner.found_commits
 
     @property
-    def found_term(self) -> int:
-        return self._inner.found_term
+    def found_own(self) -> bool:
+        return self._inner.found_own
 
     @property
     def term(self) -> int | None:
@@ -113,24 +114,26 @@ class SimStore(SimReader):
             fate = world.random.choice(["before", "after", "later"])
             if fate == "after":
                 await self._apply(method, *args, **kwargs)
-                self._forget_commits()
+                self._forget_unanswered()
             if fate == "later" and method not in {"begin", "set_current_epoch"}:
                 # the server goes on with what its client has given up
                 delay_s = world.random.uniform(0.05, 4.0)
                 world.loop.run_in("database", self._apply_later(delay_s, method, *args, **kwargs))
             raise StoreUnavailableError(f"simulated: connection lost ({fate})")
         result = await self._apply(method, *args, **kwargs)
-        commits, applied_s = self._inner.commits, world.now_s
-        self._forget_commits()
+        commits, term, applied_s = self._inner.commits, self._inner.term, world.now_s
+        self._forget_unanswered()
         await self._travel()
+        if method == "begin":
+            self._answered_term = self._inner._term = term
         if commits > self._answered_commits:
             self._answered_commits = self._inner._commits = commits
             self._office.wrote_s = applied_s
         return result
 
-    def _forget_commits(self) -> None:
-        """Only an answer tells a store the number of its commit."""
-        self._inner._commits = self._answered_commits
+    def _forget_unanswered(self) -> None:
+        """Only an answer tells a store its term and the number of its commit."""
+        self._inner._commits, self._inner._term = self._answered_commits, self._answered_term
 
     async def _apply_later(self, delay_s: float, method: str, *args: Any, **kwargs: Any) -> None:
         losses = self._world.losses.count
@@ -139,7 +142,7 @@ class SimStore(SimReader):
             return
         with contextlib.suppress(FencedError, StoreRejectedError, CommitsLostError):
             await self._apply(method, *args, **kwargs)
-            self._forget_commits()
+            self._forget_unanswered()
 
     async def _apply(self, method: str, *args: Any, **kwargs: Any) -> Any:
         if method in {"set_status_many", "hold_many"} and any(map(is_unstorable, args[0])):

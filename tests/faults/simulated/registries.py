@@ -67,6 +67,8 @@ class Office:
             term_idle_s=6.0,
             compare_s=7.0,
             freeze_share=0.4,
+            # so short that its end is within the calm
+            freeze_max_s=25.0,
             feed_capacity=12,
             change_capacity=world.change_capacity,
             agent_call_s=CALL_TIMEOUT_S,
