@@ -18,7 +18,17 @@ from tests.faults.simulated.laws import Laws
 from tests.faults.simulated.operators import Operators
 from tests.faults.simulated.ray import SimDirectory, joined
 from tests.faults.simulated.registries import Office
-from tests.faults.simulated.world import BEAT_S, CALL_TIMEOUT_S, CALM_S, FAULTS_S, LEASE_S, NAMESPACE, Violation, World
+from tests.faults.simulated.world import (
+    BEAT_S,
+    CALL_TIMEOUT_S,
+    CALM_S,
+    FAULTS_S,
+    FREEZE_MAX_S,
+    LEASE_S,
+    NAMESPACE,
+    Violation,
+    World,
+)
 
 
 class History:
@@ -92,12 +102,17 @@ class History:
 
     async def _settle(self) -> None:
         world = self.world
-        ends_s = world.now_s + CALM_S
+        began_s = world.now_s
         while (why := self._laws.unsettled()) is not None or (cache := self._caller_laws.unsettled()) is not None:
-            if world.now_s > ends_s:
+            office = world.office()
+            # an actor that lives, and whose process has ended, keeps its silent instance until the freeze ends
+            is_frozen = office is not None and office.registry.expiry.is_frozen
+            if world.now_s - began_s > CALM_S + (FREEZE_MAX_S if is_frozen else 0.0):
                 settled = 17 if world.losses.count else 7
                 law = 9 if why is None else 6 if "ended" in why or "cause" in why else settled
-                raise Violation(f"law {law}: after {CALM_S:g} s of calm: {cache if why is None else why}")
+                raise Violation(
+                    f"law {law}: after {world.now_s - began_s:.0f} s of calm: {cache if why is None else why}"
+                )
             await asyncio.sleep(0.5)
             self._raise_violation()
 

@@ -22,7 +22,7 @@ from seedcore.registry.server.death_watch import DeathWatch
 from tests.faults.simulated.database import SimStore
 from tests.faults.simulated.nodes import SimCluster
 from tests.faults.simulated.ray import RegistryHandle, SimDirectory
-from tests.faults.simulated.world import BEAT_S, CALL_TIMEOUT_S, LEASE_S, World
+from tests.faults.simulated.world import BEAT_S, CALL_TIMEOUT_S, FREEZE_MAX_S, LEASE_S, World
 from tests.local import LocalRegistry as Registry
 
 if TYPE_CHECKING:
@@ -67,8 +67,7 @@ class Office:
             term_idle_s=6.0,
             compare_s=7.0,
             freeze_share=0.4,
-            # so short that its end is within the calm
-            freeze_max_s=25.0,
+            freeze_max_s=FREEZE_MAX_S,
             feed_capacity=12,
             change_capacity=world.change_capacity,
             agent_call_s=CALL_TIMEOUT_S,

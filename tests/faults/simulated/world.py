@@ -27,6 +27,8 @@ LEASE_S = 8.0
 CALL_TIMEOUT_S = 2.0
 FAULTS_S = 50.0
 CALM_S = 40.0
+# longer than the faults: no freeze of theirs ends by it
+FREEZE_MAX_S = 60.0
 NODES = ("north", "south")
 NAMESPACE = "simulated"
 OPERATOR = "operator"
