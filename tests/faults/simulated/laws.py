@@ -9,7 +9,7 @@ from seedcore.core.instances import LiveState
 from seedcore.core.lifecycle import Status
 from tests.faults.simulated.operators import Operators
 from tests.faults.simulated.registries import Office
-from tests.faults.simulated.world import LEASE_S, World
+from tests.faults.simulated.world import BY_HAND, LEASE_S, World
 
 
 class Laws:
@@ -196,7 +196,9 @@ class Laws:
             client = process.reporter.client
             if client.pending:
                 return f"{process.name} keeps {client.pending} changes"
-            held_by = {HoldKind.NODE} if process.held_by_hand == client.instance_id else set()
+            held_by = {BY_HAND} if process.held_by_hand == client.instance_id else set()
+            if world.drains.is_draining(process.node_id):
+                held_by.add(HoldKind.NODE)
             if client.instance_id in self.operators.left_held:
                 held_by.add(HoldKind.OPERATOR)
             wanted[client.instance_id] = process.wanted, held_by

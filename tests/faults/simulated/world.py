@@ -8,9 +8,11 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from seedcore.core.clock import Clock
+from seedcore.core.holds import HoldKind
 from seedcore.core.lifecycle import Status
 from seedcore.store.memory import Tables
 from tests.builders import START
+from tests.faults.simulated.drains import Drains
 from tests.faults.simulated.losses import Losses
 from tests.faults.simulated.virtual import VirtualLoop
 
@@ -30,6 +32,8 @@ CALM_S = 40.0
 NODES = ("north", "south")
 NAMESPACE = "simulated"
 OPERATOR = "operator"
+BY_HAND = HoldKind.PROCESS
+"""The kind of the holds that are placed in SQL, past the registry: one that nothing else of a history places."""
 
 
 class Violation(AssertionError):
@@ -48,6 +52,7 @@ class World:
         self._continued: dict[str, str | None] = {}
         self._ever_continued: set[tuple[str, str]] = set()
         self.losses = Losses(self, seed)
+        self.drains = Drains(self, seed)
         self.clock_offset_s = 0.0
         self.clock = Clock(lambda: self.now_s, self.utc)
         self.database_back_s = 0.0
