@@ -307,9 +307,9 @@ MUTANTS: dict[str, Mutant] = {
     "the connection repeats every call": Mutant(
         4, lambda: mock.patch.object(RegistryConnection, "_call", _call_repeatedly)
     ),
-    "the agents of a draining node stay": Mutant(0, lambda: mock.patch.object(Drains, "take", _nothing)),
+    "the agents of a draining node stay": Mutant(2, lambda: mock.patch.object(Drains, "take", _nothing)),
     "a drain that is not reported at once is over": Mutant(
-        0, lambda: mock.patch("seedcore.registry.server.drains.LOOKS", 1), law=19
+        17, lambda: mock.patch("seedcore.registry.server.drains.LOOKS", 1), law=19
     ),
     **LOSS_MUTANTS,
 }

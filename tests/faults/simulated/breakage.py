@@ -13,10 +13,11 @@ from seedcore.core.lifecycle import Status
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.store.memory import MemoryStore
 from tests.faults.simulated.callers import Caller
+from tests.faults.simulated.drains import BY_HAND
 from tests.faults.simulated.fleet import Fleet
 from tests.faults.simulated.losses import EVERY_S, Earlier
 from tests.faults.simulated.registries import Office
-from tests.faults.simulated.world import BY_HAND, OPERATOR, World
+from tests.faults.simulated.world import OPERATOR, World
 
 _CALLERS_SHARE = 0.25
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from tests.faults.simulated.callers import Caller
     from tests.faults.simulated.world import World
 
+BY_HAND = HoldKind.PROCESS
+"""The kind of the holds that are placed in SQL, past the registry: one that nothing else of a history places."""
 BOUND_S = 3.0
 """So long after the begin of a drain no caller gets an instance of the node, where all is quiet otherwise: a look at
 Ray's tables (1.1 s), the holds in steps of the smallest backlog, and the feed."""

@@ -7,9 +7,10 @@ from seedcore.core.causes import CauseKind
 from seedcore.core.holds import HoldKind
 from seedcore.core.instances import LiveState
 from seedcore.core.lifecycle import Status
+from tests.faults.simulated.drains import BY_HAND
 from tests.faults.simulated.operators import Operators
 from tests.faults.simulated.registries import Office
-from tests.faults.simulated.world import BY_HAND, LEASE_S, World
+from tests.faults.simulated.world import LEASE_S, World
 
 
 class Laws:

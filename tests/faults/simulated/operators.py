@@ -17,8 +17,8 @@ from seedcore.core.holds import Hold, HoldKind, effective_status
 from seedcore.core.instances import Instance
 from seedcore.core.lifecycle import Status
 from seedcore.registry.protocol.messages import OperationResult
+from tests.faults.simulated.drains import BY_HAND
 from tests.faults.simulated.ray import SENT
-from tests.faults.simulated.world import BY_HAND
 from tests.local import UNSTORABLE
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from seedcore.core.clock import Clock
-from seedcore.core.holds import HoldKind
 from seedcore.core.lifecycle import Status
 from seedcore.store.memory import Tables
 from tests.builders import START
@@ -32,8 +31,6 @@ CALM_S = 40.0
 NODES = ("north", "south")
 NAMESPACE = "simulated"
 OPERATOR = "operator"
-BY_HAND = HoldKind.PROCESS
-"""The kind of the holds that are placed in SQL, past the registry: one that nothing else of a history places."""
 
 
 class Violation(AssertionError):
