@@ -17,7 +17,7 @@ class CauseKind(StrEnum):
     OPERATOR = "operator"
     """An operator drained, undrained or deregistered it."""
     DRAIN_ENDED = "drain_ended"
-    """An operator's drain expired."""
+    """An operator's drain expired, or Ray drains the node no longer."""
     PROCESS_EXITED = "process_exited"
     PROCESS_KILLED = "process_killed"
     OUT_OF_MEMORY = "out_of_memory"

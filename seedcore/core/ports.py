@@ -236,6 +236,7 @@ OnDeath = Callable[[str, Witness, Witness, Cause], None]
 OnExplained = Callable[[str, Cause], None]
 OnLostNodes = Callable[[frozenset[str]], None]
 OnUnwatched = Callable[[Mapping[str, int]], None]
+OnDraining = Callable[[Mapping[str, datetime | None] | None], None]
 
 
 class DeathWitness(Protocol):
@@ -243,13 +244,15 @@ class DeathWitness(Protocol):
 
     It calls `on_death(instance_id, process, node, cause)` in the event loop that started it, at least once for each
     death, and `on_refined(instance_id, cause)` when the cause of a reported death becomes better known. After each look
-    it calls `on_lost_nodes(node_ids)` with all nodes that Ray has declared dead, and `on_unwatched(counts)` with the
-    number of instances that it does not watch, by reason.
+    it calls `on_lost_nodes(node_ids)` with all nodes that Ray has declared dead, `on_unwatched(counts)` with the number
+    of instances that it does not watch, by reason, and `on_draining(nodes)` with all nodes that Ray drains and the
+    deadline of each, where it has one; None where that could not be read.
     """
 
     on_refined: OnExplained
     on_lost_nodes: OnLostNodes
     on_unwatched: OnUnwatched
+    on_draining: OnDraining
 
     @property
     def problem(self) -> str | None:

@@ -12,27 +12,30 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 import ray
+from ray._private.worker import global_worker
 from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from seedcore.composition import start_registry
 from seedcore.core.causes import Cause
 from seedcore.core.changes import Registration, new_instance_id
 from seedcore.core.errors import NotResolvableError
-from seedcore.core.instances import Verdict
+from seedcore.core.instances import Instance, Verdict
 from seedcore.core.lifecycle import Status
 from seedcore.core.timeouts import end
 from seedcore.registry import RegistryClient
 from seedcore.registry.node.process_watch import ActorStateWatch, PidfdWatch, Watch, why_unwatched
 from seedcore.registry.node.relay import Relay, RelayActor
 from seedcore.registry.protocol.connection import RegistryConnection
-from seedcore.registry.protocol.messages import Unwatched, Watched
+from seedcore.registry.protocol.messages import Observed, Unwatched, Watched
 from seedcore.registry.ray_support.lookup import ActorHandle, actor_id_of
 from seedcore.registry.ray_support.process_keys import has_ended, process_key_of
 from seedcore.registry.server.actor import stop_registry
@@ -639,6 +642,60 @@ async def test_a_lost_node_takes_its_agents_with_it_and_no_others(
     assert kind in {"node_died", "process_exited", "process_killed"}
     assert await (await manager.resolve("local")).ping.remote() == "pong"
     ray_cluster.remove_node(node)
+
+
+async def test_agents_of_a_node_that_ray_drains_are_left_at_once_and_those_of_another_are_not(
+    ray_cluster: Cluster, registry: RegistryConnection, settings: Settings, manager: Tier0MemoryManager
+) -> None:
+    node = ray_cluster.add_node(num_cpus=2)
+    ray_cluster.wait_for_nodes()
+    head = ray_cluster.head_node.node_id
+    kept: list[ActorHandle] = []
+    # the newest instance is preferred: callers are on the node that will be drained
+    for name, node_id in (("near", head), ("far", node.node_id)):
+        worker_class: Any = ray.remote(Worker)
+        there = NodeAffinitySchedulingStrategy(node_id, soft=False)
+        handle = worker_class.options(
+            name=name, namespace=settings.namespace, num_cpus=0, scheduling_strategy=there
+        ).remote("pair", settings=settings)
+        kept.append(handle)
+        await handle.start.remote()
+    places: list[str] = []
+    is_over = asyncio.Event()
+
+    async def call_for_ever() -> None:
+        while not is_over.is_set():
+            pid = await manager.execute_task_on_agent("pair", "pid")
+            places.append("near" if pid == near else "far")
+
+    near, far = [row.instance.pid for row in sorted((await registry.describe("pair")).live, key=_began)]
+    assert near != far
+    calling = asyncio.create_task(call_for_ever())
+    await eventually(lambda: places[-1:] == ["far"])
+    drained_s = time.monotonic()
+    accepted, why = global_worker.gcs_client.drain_node(
+        node.node_id, autoscaler_pb2.DRAIN_NODE_REASON_PREEMPTION, "spot", round((time.time() + 60) * 1000)
+    )
+    assert accepted, why
+
+    async def held() -> list[Instance]:
+        return [row.instance for row in (await registry.describe("pair")).live if row.instance.holds]
+
+    [row] = await eventually(held, every_s=0.01)
+    held_s = time.monotonic() - drained_s
+    assert (row.pid, row.status, row.reported_status) == (far, Status.DRAINING, Status.ALIVE)
+    assert str(row.holds[0].reason).startswith(f"node {node.node_id} is being drained by Ray, deadline ")
+    assert held_s < 10.0, "one look each second, on a machine that other tests share"
+    await eventually(lambda: places[-5:] == ["near"] * 5)
+    is_over.set()
+    # no call has failed
+    await calling
+    assert (await registry.health()).draining_nodes == 1
+    ray_cluster.remove_node(node)
+
+
+def _began(observed: Observed) -> datetime:
+    return observed.instance.started_at
 
 
 async def test_an_agent_in_an_unnamed_namespace_is_found_and_not_dead(

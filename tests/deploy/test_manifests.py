@@ -101,6 +101,13 @@ def test_validation_refuses_a_mistake(mistake: int) -> None:
         check(one)
 
 
+def test_pods_of_workers_have_the_time_that_ray_takes_to_drain(overlay: list[Document]) -> None:
+    [service] = the(overlay, "RayService")
+    groups = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    # RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S is 30
+    assert [group["template"]["spec"]["terminationGracePeriodSeconds"] for group in groups] == [60, 60]
+
+
 def test_a_failover_of_cloudnative_pg_promotes_only_a_replica_with_every_commit() -> None:
     [database] = the(render(DEPLOY / "kubernetes" / "overlays" / "cloudnative-pg"), "Cluster")
     assert database["spec"]["postgresql"]["synchronous"] == {

@@ -37,6 +37,7 @@ from seedcore.registry.server.backlog import Backlog
 from seedcore.registry.server.comparison import Comparison
 from seedcore.registry.server.database import DatabaseSession
 from seedcore.registry.server.death_watch import DeathWatch
+from seedcore.registry.server.drains import Drains
 from seedcore.registry.server.receipts import Receipts
 from seedcore.store.memory import MemoryStore, Tables
 from tests.faults.loss_mutants import LOSS_MUTANTS
@@ -305,6 +306,10 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "the connection repeats every call": Mutant(
         4, lambda: mock.patch.object(RegistryConnection, "_call", _call_repeatedly)
+    ),
+    "the agents of a draining node stay": Mutant(2, lambda: mock.patch.object(Drains, "take", _nothing)),
+    "a drain that is not reported at once is over": Mutant(
+        17, lambda: mock.patch("seedcore.registry.server.drains.LOOKS", 1), law=19
     ),
     **LOSS_MUTANTS,
 }

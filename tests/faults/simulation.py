@@ -44,6 +44,10 @@ The laws, checked all the time and at the end of every history:
     names none of an epoch that it has left; and once an agent has brought it a later epoch than its database has, it
     names none until an operator has confirmed an epoch.
 
+19. A node hold by Ray is on exactly the living instances of the nodes that Ray drains, once all is quiet. A drain that
+    begins then leaves no instance of the node with any caller three seconds later, and no hold ends because a GCS that
+    has restarted does not report the drain yet.
+
 Between a loss and its end laws 1, 10, 11 and 12 do not hold for the database, but law 12 for a registry that lives on.
 Law 1 does not hold for a registry that has not asked the database since the loss.
 """

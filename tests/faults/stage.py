@@ -21,7 +21,7 @@ from seedcore.core.answers import Receipt
 from seedcore.core.changes import Registration
 from seedcore.core.instances import Instance, Verdict
 from seedcore.core.lifecycle import Status
-from seedcore.core.ports import OnExplained, OnLostNodes, OnUnwatched
+from seedcore.core.ports import OnDraining, OnExplained, OnLostNodes, OnUnwatched
 from seedcore.core.timeouts import end
 from seedcore.core.verdict import Witness
 from seedcore.registry.server.config import RegistryConfig
@@ -66,6 +66,7 @@ class NoWitness:
     on_refined: OnExplained
     on_lost_nodes: OnLostNodes
     on_unwatched: OnUnwatched
+    on_draining: OnDraining
 
     def relay_of(self, node_id: str) -> None: ...
 

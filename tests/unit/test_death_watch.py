@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
+from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
@@ -98,8 +99,17 @@ class LocalCluster:
         self.hurry: Callable[[LocalRelay], None] = lambda _: None
         self.table = {"node": True}
         self.is_away = False
+        self.draining_nodes: dict[str, datetime | None] = {}
+        self.is_moved = False
+        self.looks = 0
+
+    async def draining(self) -> Mapping[str, datetime | None]:
+        if self.is_moved:
+            raise DirectoryUnavailableError("Ray has moved it")
+        return dict(self.draining_nodes)
 
     async def nodes(self) -> Mapping[str, bool]:
+        self.looks += 1
         if self.is_away:
             raise DirectoryUnavailableError("the GCS is away")
         return dict(self.table)

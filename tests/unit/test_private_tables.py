@@ -21,21 +21,28 @@ for name in ("ray._private.state", "ray.core.generated", "ray.core.generated.gcs
     sys.modules[name] = None
 import seedcore.registry
 from seedcore.registry.ray_support import session
-from seedcore.registry.ray_support.lookup import ray_remembers, why_worker_ended
+from seedcore.core.errors import DirectoryUnavailableError
+from seedcore.registry.ray_support.lookup import draining_nodes, ray_remembers, why_worker_ended
 connection = ray
 session.ray_connection = lambda: connection
-async def both():
-    return [await why_worker_ended("00" * 28, 5.0), await ray_remembers("agent", "seedcore", 5.0)]
-print(json.dumps(asyncio.run(both())))
+async def drained():
+    try:
+        return str(await draining_nodes(5.0))
+    except DirectoryUnavailableError as error:
+        return error.why
+async def all_of_them():
+    return [await why_worker_ended("00" * 28, 5.0), await ray_remembers("agent", "seedcore", 5.0), await drained()]
+print(json.dumps(asyncio.run(all_of_them())))
 """
 
 
 def test_without_rays_private_modules_everything_is_imported_and_what_they_know_is_not_known() -> None:
     ended = run(sys.executable, "-c", MOVED, cwd=ROOT, env=dict(os.environ), timeout_s=60)
     assert ended.returncode == 0, ended.stderr
-    why, remembered = json.loads(ended.stdout)
+    why, remembered, drained = json.loads(ended.stdout)
     assert why is None
     assert "cannot be read" in remembered
+    assert drained.startswith("this version of Ray keeps them elsewhere")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -69,6 +70,9 @@ class TwoNodes:
 
     async def nodes(self) -> Mapping[str, bool]:
         return dict(self.table)
+
+    async def draining(self) -> Mapping[str, datetime | None]:
+        return {}
 
     async def make_relay(self, node_id: str, name: str) -> ActorHandle:
         def see(on_exit: OnExit) -> Eyes:

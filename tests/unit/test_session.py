@@ -54,7 +54,9 @@ _MODULES = {
 _STARTS_RAY = {"cli/cluster.py", "registry/ray_support/clusters.py"}
 _MEASURES_RAY = "bench/"
 # Ray's private tables, which are read in a session
-_READS_TABLES = {"registry/ray_support/private_tables.py": {"ray._private.state", "ray.core.generated"}}
+_READS_TABLES = {
+    "registry/ray_support/private_tables.py": {"ray._private.state", "ray._private.worker", "ray.core.generated"}
+}
 
 
 def _calls_of_ray(path: Path) -> Iterator[str]:

@@ -6,7 +6,7 @@ const CAUSES = {
   unknown: "the reason is not known",
   agent: "reported by the agent",
   operator: "by an operator",
-  drain_ended: "the drain expired",
+  drain_ended: "the drain ended",
   process_exited: "its process exited",
   process_killed: "its process was killed",
   out_of_memory: "its node ran low on memory",

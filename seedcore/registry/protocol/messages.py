@@ -146,7 +146,7 @@ class Health:
     changes than the database, the last one at `agents_ahead_at`: it lost commits before this registry started.
     `epoch_problem`: a flip is lost, no agent is resolved, and what an operator must do. `capacity_used` is the used
     share of each bound of the registry, from 0 to 1; `capacity_problem`: one is nearly reached, and what an operator
-    must do; `registrations_refused` counts those refused at a bound.
+    must do; `registrations_refused` counts those refused at a bound. Ray drains so many `draining_nodes`.
     """
 
     hello: Hello
@@ -190,6 +190,7 @@ class Health:
     capacity_problem: str | None = None
     capacity_used: Mapping[str, float] = field(default_factory=dict)
     registrations_refused: int = 0
+    draining_nodes: int = 0
 
     @property
     def is_ready(self) -> bool:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
 from typing import TypeVar
 
 import ray
@@ -177,6 +178,14 @@ async def ray_remembers(name: str, namespace: str, timeout_s: float) -> str:
         return await in_thread(lambda: private_tables.newest_actor(name, namespace), timeout_s)
     except DirectoryUnavailableError as error:
         return f"nor can Ray be asked about an actor of that name: {error.why}"
+
+
+async def draining_nodes(timeout_s: float) -> Mapping[str, datetime | None]:
+    """The nodes that Ray drains, with the deadline of each, None where it has none.
+
+    Raises DirectoryUnavailableError where Ray does not answer, or has moved the table.
+    """
+    return await in_thread(lambda: private_tables.draining_nodes(timeout_s), timeout_s)
 
 
 def actor_id_of(handle: ActorHandle) -> str:

@@ -1,4 +1,5 @@
-"""Ray's private tables: the GCS's tables of workers and of actors, which no public call reads without the dashboard.
+"""Ray's private tables: the GCS's tables of workers, actors and draining nodes, which no public call reads without the
+dashboard.
 
 What is private of Ray's tables is used here and nowhere else, and imported when it is first read: a Ray that has moved
 it answers "not known" here, and everything else of SeedCore works. The functions block; call them through
@@ -9,11 +10,14 @@ from __future__ import annotations
 
 import logging
 import re
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import ray
+from ray.exceptions import RayError
 
 from seedcore.core.causes import Cause, CauseKind
+from seedcore.core.errors import DirectoryUnavailableError, first_line
 from seedcore.core.text import shown
 
 logger = logging.getLogger(__name__)
@@ -77,6 +81,31 @@ def newest_actor(name: str, namespace: str) -> str:
     except _MOVED as error:
         logger.debug("Ray's actor table is not read: %r", error)
         return "nor is it known whether Ray has an actor of that name: its actor table cannot be read"
+
+
+def draining_nodes(timeout_s: float) -> dict[str, datetime | None]:
+    """The ids of the nodes that Ray drains, with the deadline of each, None where it has none.
+
+    Raises DirectoryUnavailableError where the GCS does not answer in time, or Ray has moved the table. The call of the
+    same name in `ray._private.state` would abort this process at an answer that is an error.
+    """
+    try:
+        from ray._private.worker import global_worker
+
+        found: dict[str, int] = global_worker.gcs_client.get_draining_nodes(timeout=timeout_s)
+        return {node_id: _deadline(at_ms) for node_id, at_ms in found.items()}
+    except RayError as error:
+        raise DirectoryUnavailableError(first_line(error)) from error
+    except _MOVED as error:
+        raise DirectoryUnavailableError(f"this version of Ray keeps them elsewhere ({error!r})") from error
+
+
+def _deadline(at_ms: int) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(at_ms / 1000, UTC) if at_ms > 0 else None
+    except (OverflowError, ValueError, OSError):
+        # as good as none: the autoscaler may send the last millisecond there is
+        return None
 
 
 def explained(end: WorkerEnd) -> Cause | None:

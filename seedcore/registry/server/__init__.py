@@ -31,6 +31,10 @@ do not end it; the status that callers see follows from both (`core.holds`).
 
     not held ---> drain ---> held ---> undrain, or its end: released ---> as the agent reports
 
+**A node that Ray drains** (`drains`) is a hold of each of its instances, as long as Ray reports the drain.
+
+    not held ---> a look at Ray's tables reports it ---> held ---> 12 looks in a row do not: released
+
 **An instance** (`expiry`; the table is in docs/verdicts.md, the function is `core.verdict.judge`).
 
     fresh ---> late ---> suspect ---> dead: lease        beats
@@ -50,8 +54,8 @@ memory's, unless memory is ahead by a newer sequence number or knows a death. It
   History, dead instances and epoch flips raise StoreUnavailableError at once.
 - A relay: another is created, after delays that grow until one has worked for a while. Its node's instances live by
   their beats alone until then; `health` shows it.
-- Ray (GCS): nodes, relays and actors are not asked; what was known stays. Calls to Ray run in threads, so that the
-  event loop never waits.
+- Ray (GCS): nodes, relays and actors are not asked; what was known stays, the holds of draining nodes too. Calls to Ray
+  run in threads, so that the event loop never waits.
 - An agent: its verdict becomes late, then suspect, and its lease ends.
 - A large part of the fleet: expiry is frozen. A death is declared if it has a witness: a relay, Ray, or a newer
   instance of the same actor that beats.

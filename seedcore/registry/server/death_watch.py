@@ -1,4 +1,4 @@
-"""The second witness: a relay on each node with instances, and Ray's node table.
+"""The second witness: a relay on each node with instances, Ray's node table, and the nodes that Ray drains.
 
 Owns the map of nodes. It reports and declares nothing dead: `expiry` does.
 """
@@ -16,7 +16,7 @@ from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.clock import Clock
 from seedcore.core.errors import DirectoryUnavailableError, first_line
 from seedcore.core.instances import Instance
-from seedcore.core.ports import OnDeath, OnExplained, OnLostNodes, OnUnwatched
+from seedcore.core.ports import OnDeath, OnDraining, OnExplained, OnLostNodes, OnUnwatched
 from seedcore.core.timeouts import end
 from seedcore.core.verdict import Witness
 from seedcore.registry.protocol.messages import Exit, Unwatched
@@ -40,6 +40,7 @@ class DeathWatch:
         self.on_refined: OnExplained = _ignore
         self.on_lost_nodes: OnLostNodes = _ignore
         self.on_unwatched: OnUnwatched = _ignore
+        self.on_draining: OnDraining = _ignore
         self._cluster = cluster
         self._times = times
         self._clock = clock if clock is not None else Clock()
@@ -49,6 +50,7 @@ class DeathWatch:
         self._leaving: set[asyncio.Task[None]] = set()
         self._alive: Mapping[str, bool] = {}
         self._table_problem: str | None = None
+        self._can_read_draining = True
 
     def start(self) -> None:
         """Begin to read the node table, and to make relays where they are needed."""
@@ -142,11 +144,25 @@ class DeathWatch:
             self._alive = await self._cluster.nodes()
         except DirectoryUnavailableError as error:
             self._table_problem = str(error)
+            self.on_draining(None)
         else:
             self._follow(self._alive)
             self.on_unwatched(self._count_unwatched())
             self._table_problem = None
+            await self._read_draining()
         return self._times.node_table_s * random.uniform(0.9, 1.1)
+
+    async def _read_draining(self) -> None:
+        try:
+            draining = await self._cluster.draining()
+        except DirectoryUnavailableError as error:
+            if self._can_read_draining:
+                logger.warning("it is not known which nodes Ray drains: %s", error.why)
+            self._can_read_draining = False
+            self.on_draining(None)
+        else:
+            self._can_read_draining = True
+            self.on_draining(draining)
 
     def _note_failure(self, error: Exception) -> None:
         self._table_problem = first_line(error)

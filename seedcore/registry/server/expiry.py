@@ -1,7 +1,7 @@
 """Deaths: the evidence on each instance is gathered here, judged by the truth table, and acted upon.
 
-Owns the death watch, the meter of the registry's own absence, and the freeze. `core.verdict.judge` decides; the write
-loop commits what it decides.
+Owns the death watch, the meter of the registry's own absence, and the freeze; `drains` has the holds of draining nodes.
+`core.verdict.judge` decides; the write loop commits what it decides.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from seedcore.core.members import Members
 from seedcore.core.ports import DeathWitness, OnDeath
 from seedcore.core.verdict import Death, Evidence, Witness, judge
 from seedcore.registry.server.config import RegistryConfig
+from seedcore.registry.server.drains import Drains
 from seedcore.registry.server.writer import Writer
 
 logger = logging.getLogger(__name__)
@@ -59,10 +60,12 @@ class Expiry:
         self.watch.on_refined = self._take_refined
         self.watch.on_lost_nodes = self._take_lost_nodes
         self.watch.on_unwatched = self._take_unwatched
+        self.drains = Drains(members, self._backlog, self._database, clock, config.sweep_limit)
+        self.watch.on_draining = self.drains.take
         self._lost_nodes: frozenset[str] = frozenset()
         self.unwatched: Mapping[str, int] = {}
-        members.on_appear = self.watch.add
-        members.on_vanish = self.watch.drop
+        members.on_appear = self._follow
+        members.on_vanish = self._follow_no_longer
         self._lateness = MassLateness(config.freeze_floor, config.freeze_share, config.freeze_max_s)
         self._amnesty_s = 0.0
         self._sweep_period_s = min(1.0, config.lease_s / 5)
@@ -102,6 +105,7 @@ class Expiry:
         if now_s >= self._next_sweep_s:
             self._next_sweep_s = now_s + self._sweep_period_s * random.uniform(0.9, 1.1)
             await self.sweep(now_s)
+        self.drains.step()
         return self._tick_s
 
     def attentive_now_s(self) -> float:
@@ -250,6 +254,14 @@ class Expiry:
         """Raise NodeDeadError for a node that Ray has declared dead, though its processes may live on."""
         if node_id is not None and node_id in self._lost_nodes:
             raise NodeDeadError(node_id)
+
+    def _follow(self, instance: Instance) -> None:
+        self.watch.add(instance)
+        self.drains.see(instance)
+
+    def _follow_no_longer(self, instance: Instance) -> None:
+        self.watch.drop(instance)
+        self.drains.drop(instance)
 
     def _take_lost_nodes(self, node_ids: frozenset[str]) -> None:
         self._lost_nodes = node_ids

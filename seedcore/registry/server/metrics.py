@@ -53,6 +53,7 @@ class RegistryMetrics:
         for bound, share in health.capacity_used.items():
             used.set(share, {"bound": bound})
         gauge("expiry_frozen", "1 while no lease expires unless Ray confirms the death").set(health.is_frozen)
+        gauge("draining_nodes", "Nodes that Ray drains").set(health.draining_nodes)
         gauge("relays", "Running relays").set(health.relays)
         gauge("watched_instances", "Instances whose process a relay watches").set(health.watched)
         unwatched = gauge("unwatched_instances", "Instances whose death only their missing beats show", ("reason",))

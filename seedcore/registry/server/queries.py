@@ -293,4 +293,5 @@ class Queries:
             capacity_problem=self.fullness.problem,
             capacity_used=self.fullness.shares,
             registrations_refused=self.fullness.refused,
+            draining_nodes=expiry.drains.nodes,
         )

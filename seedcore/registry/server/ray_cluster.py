@@ -1,4 +1,4 @@
-"""What the death watch needs of Ray: the node table, relays, and the actor table.
+"""What the death watch needs of Ray: the node table, the nodes that drain, relays, and the actor table.
 
 Owns no state. Ray's calls block while the GCS is away, so each runs in a thread.
 """
@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, Protocol
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from seedcore.registry.ray_support import session
-from seedcore.registry.ray_support.lookup import ActorHandle, find_actor, in_thread
+from seedcore.registry.ray_support.lookup import ActorHandle, draining_nodes, find_actor, in_thread
 
 _CALL_TIMEOUT_S = 10.0
 _END_TIMEOUT_S = 2.0
@@ -25,6 +26,10 @@ class Cluster(Protocol):
 
     async def nodes(self) -> Mapping[str, bool]:
         """Every node that ever was, and whether it is alive."""
+        ...
+
+    async def draining(self) -> Mapping[str, datetime | None]:
+        """The nodes that Ray drains, with the deadline of each, where it has one."""
         ...
 
     async def make_relay(self, node_id: str, name: str) -> ActorHandle:
@@ -57,6 +62,9 @@ class RayCluster:
     async def nodes(self) -> Mapping[str, bool]:
         table: list[dict[str, Any]] = await in_thread(session.nodes, _CALL_TIMEOUT_S)
         return {entry["NodeID"]: bool(entry["Alive"]) for entry in table}
+
+    async def draining(self) -> Mapping[str, datetime | None]:
+        return await draining_nodes(_CALL_TIMEOUT_S)
 
     async def make_relay(self, node_id: str, name: str) -> ActorHandle:
         # owned: it ends with the registry. The first one exports its class, which waits for the GCS

@@ -137,6 +137,7 @@ class Registry(Operations):
             if known is not None and seq <= known.seq:
                 return self._receipts.of_replay(known, seq)
             self.writer.backlog.offer(change)
+            self.expiry.drains.place(registration.instance_id)
         return await self._receipts.when_settled(change)
 
     def _enter(self, change: RegisterChange) -> Outcome:

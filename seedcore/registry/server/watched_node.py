@@ -32,12 +32,13 @@ logger = logging.getLogger(__name__)
 class WatchTimes:
     """Times of the death watch, in seconds.
 
+    Ray's tables are read every `node_table_s`, so that an agent of a draining node is held within a second.
     A relay that does not answer for `poll_s` and `poll_grace_s` is replaced. The delays between relays grow until one
     has worked for `settled_s`. Instances that a relay cannot watch are tried again after `unwatched_s`, then ever more
     rarely.
     """
 
-    node_table_s: float = 1.0
+    node_table_s: float = 0.8
     poll_s: float = 5.0
     poll_grace_s: float = 5.0
     call_s: float = 10.0

@@ -8,11 +8,12 @@ from collections.abc import Callable
 
 from seedcore.core.changes import HoldChange
 from seedcore.core.errors import RegistryError
-from seedcore.core.holds import Hold, HoldKind
+from seedcore.core.holds import Hold
 from seedcore.core.lifecycle import Status
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.store.memory import MemoryStore
 from tests.faults.simulated.callers import Caller
+from tests.faults.simulated.drains import BY_HAND
 from tests.faults.simulated.fleet import Fleet
 from tests.faults.simulated.losses import EVERY_S, Earlier
 from tests.faults.simulated.registries import Office
@@ -309,7 +310,7 @@ class Breakage:
             row = None if instance_id is None else world.tables.rows.get(instance_id)
             if row is None or row.status is Status.DEAD or process.held_by_hand is not None:
                 continue
-            hold = Hold(HoldKind.NODE, "by hand", None, world.utc())
+            hold = Hold(BY_HAND, "by hand", None, world.utc())
             await MemoryStore(world.utc, world.tables).hold_many([HoldChange(row.instance_id, hold.kind, hold)])
             process.held_by_hand = row.instance_id
             world.held_by_hand.add(row.instance_id)

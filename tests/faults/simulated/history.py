@@ -13,6 +13,7 @@ from seedcore.registry.protocol.connection import RegistryConnection
 from tests.faults.simulated.breakage import Breakage
 from tests.faults.simulated.caller_laws import CallerLaws
 from tests.faults.simulated.callers import Caller
+from tests.faults.simulated.drains import BOUND_S
 from tests.faults.simulated.fleet import Fleet
 from tests.faults.simulated.laws import Laws
 from tests.faults.simulated.operators import Operators
@@ -78,6 +79,7 @@ class History:
             world.loop.run_in("world", self._breakage.break_for_ever()),
             world.loop.run_in("world", self._breakage.lose_for_ever()),
             world.loop.run_in("world", self._breakage.keep_for_ever()),
+            world.loop.run_in("world", world.drains.drain_for_ever()),
         ]
         world.loop.run_in("world", self._breakage.confirm_for_ever())
         await self._until(lambda: world.now_s >= FAULTS_S, watched)
@@ -96,9 +98,28 @@ class History:
         world.check(why is None, 17 if world.losses.count else 7, f"it did not last: {why}")
         for caller in world.callers:
             await world.loop.run_in(caller.name, self._caller_laws.check_answers(caller))
+        if world.drains.happen:
+            await self._drain_at_the_end()
         self._laws.check_deaths()
         self._laws.check_history()
         self._raise_violation()
+
+    async def _drain_at_the_end(self) -> None:
+        """Law 19: a node is drained while all is quiet otherwise, and the GCS restarts."""
+        world, drains = self.world, self.world.drains
+        node_id = drains.random.choice([node_id for node_id, is_alive in world.nodes.items() if is_alive])
+        drains.begin(node_id)
+        await asyncio.sleep(BOUND_S)
+        for caller in world.callers:
+            await world.loop.run_in(caller.name, drains.check_left(caller, node_id))
+        await self._settle()
+        drains.forget()
+        for _ in range(6):
+            await asyncio.sleep(0.5)
+            drains.check_held(node_id)
+        if drains.random.random() < 0.5:
+            drains.end(node_id)
+        await self._settle()
 
     async def _settle(self) -> None:
         world = self.world

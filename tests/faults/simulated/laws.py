@@ -7,6 +7,7 @@ from seedcore.core.causes import CauseKind
 from seedcore.core.holds import HoldKind
 from seedcore.core.instances import LiveState
 from seedcore.core.lifecycle import Status
+from tests.faults.simulated.drains import BY_HAND
 from tests.faults.simulated.operators import Operators
 from tests.faults.simulated.registries import Office
 from tests.faults.simulated.world import LEASE_S, World
@@ -196,7 +197,9 @@ class Laws:
             client = process.reporter.client
             if client.pending:
                 return f"{process.name} keeps {client.pending} changes"
-            held_by = {HoldKind.NODE} if process.held_by_hand == client.instance_id else set()
+            held_by = {BY_HAND} if process.held_by_hand == client.instance_id else set()
+            if world.drains.is_draining(process.node_id):
+                held_by.add(HoldKind.NODE)
             if client.instance_id in self.operators.left_held:
                 held_by.add(HoldKind.OPERATOR)
             wanted[client.instance_id] = process.wanted, held_by

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 from seedcore.core.answers import Receipt
 from seedcore.core.causes import CauseKind
-from seedcore.core.holds import HoldKind
 from seedcore.core.instances import Verdict
 from seedcore.core.lifecycle import Status
+from tests.faults.simulated.drains import BY_HAND
 from tests.local import Snapshot
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class Losses:
         self._world.note(f"the database loses what SQL clients did since {earlier.taken_s:.3f}")
         for process in self._world.processes:
             row = None if process.held_by_hand is None else self._world.tables.rows.get(process.held_by_hand)
-            if row is None or row.hold(HoldKind.NODE) is None:
+            if row is None or row.hold(BY_HAND) is None:
                 process.held_by_hand = None
 
     def is_unseen_by(self, office: Office) -> bool:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from seedcore.core.causes import Cause, CauseKind
-from seedcore.core.errors import RegistryError
+from seedcore.core.errors import DirectoryUnavailableError, RegistryError
 from seedcore.registry.node.process_watch import OnExit
 from seedcore.registry.node.relay import Relay
 from seedcore.registry.protocol.connection import RegistryConnection
@@ -112,6 +113,11 @@ class SimCluster:
     async def nodes(self) -> Mapping[str, bool]:
         await self._directory.asked()
         return dict(self._world.nodes)
+
+    async def draining(self) -> Mapping[str, datetime | None]:
+        if self._world.gcs_back_s > self._world.now_s:
+            raise DirectoryUnavailableError("simulated: the GCS is down")
+        return self._world.drains.reported()
 
     async def make_relay(self, node_id: str, name: str) -> SimRelay:
         relay = SimRelay(self._world, self._directory, node_id, name)

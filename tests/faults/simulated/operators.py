@@ -17,6 +17,7 @@ from seedcore.core.holds import Hold, HoldKind, effective_status
 from seedcore.core.instances import Instance
 from seedcore.core.lifecycle import Status
 from seedcore.registry.protocol.messages import OperationResult
+from tests.faults.simulated.drains import BY_HAND
 from tests.faults.simulated.ray import SENT
 from tests.local import UNSTORABLE
 
@@ -151,7 +152,7 @@ class Operators:
         for process in self._world.processes:
             # a registry may have noticed what was done by hand, or not
             row = None if process.held_by_hand is None else rows.get(process.held_by_hand)
-            if row is None or row.hold(HoldKind.NODE) is None:
+            if row is None or row.hold(BY_HAND) is None:
                 process.held_by_hand = None
 
     def _may_have_expired(self, row: Instance) -> bool:

@@ -19,6 +19,7 @@ from seedcore.core.ports import OnDeath
 from seedcore.core.verdict import Death, Witness
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.registry.server.death_watch import DeathWatch
+from seedcore.registry.server.watched_node import WatchTimes
 from tests.faults.simulated.database import SimStore
 from tests.faults.simulated.nodes import SimCluster
 from tests.faults.simulated.ray import RegistryHandle, SimDirectory
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from tests.faults.simulated.caller_laws import CallerLaws
     from tests.faults.simulated.laws import Laws
 
+_TIMES = WatchTimes(node_table_s=1.0)
 OPERATIONS = frozenset({"drain", "undrain", "deregister"})
 
 
@@ -78,7 +80,7 @@ class Office:
             config,
             self._store,
             clock=world.clock,
-            watch_factory=lambda on_death: DeathWatch(self._checked(on_death), cluster, clock=world.clock),
+            watch_factory=lambda on_death: DeathWatch(self._checked(on_death), cluster, _TIMES, world.clock),
         )
         declare_dead = self.registry.expiry.declare_dead
 

@@ -11,6 +11,7 @@ from seedcore.core.clock import Clock
 from seedcore.core.lifecycle import Status
 from seedcore.store.memory import Tables
 from tests.builders import START
+from tests.faults.simulated.drains import Drains
 from tests.faults.simulated.losses import Losses
 from tests.faults.simulated.virtual import VirtualLoop
 
@@ -50,6 +51,7 @@ class World:
         self._continued: dict[str, str | None] = {}
         self._ever_continued: set[tuple[str, str]] = set()
         self.losses = Losses(self, seed)
+        self.drains = Drains(self, seed)
         self.clock_offset_s = 0.0
         self.clock = Clock(lambda: self.now_s, self.utc)
         self.database_back_s = 0.0
