@@ -151,7 +151,7 @@ scrape_configs:
     http_sd_configs:
       - url: {world.url}/v1/sd/prometheus?name=metrics
         refresh_interval: 1s
-        authorization: {{credentials: {world.tokens.read}}}
+        authorization: {{type: Bearer, credentials: {world.tokens.read}}}
     relabel_configs:
       - {{source_labels: [__meta_seedcore_logical_id], target_label: agent}}
       - {{source_labels: [__meta_seedcore_label_tier], target_label: tier}}
