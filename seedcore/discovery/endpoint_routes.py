@@ -8,7 +8,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 
 from seedcore.core.answers import Origin
 from seedcore.core.errors import CannotKnowError
-from seedcore.discovery.endpoints import EndpointsAnswer, endpoint_json, find_endpoints
+from seedcore.discovery.endpoints import EndpointsAnswer, endpoint_json
 from seedcore.discovery.etags import etag_headers, positions_of
 from seedcore.discovery.pages import filled, json_answer
 from seedcore.discovery.parameters import Replica, WantedEndpoints
@@ -53,7 +53,7 @@ async def list_endpoints(
         body = replica.answers.get(query)
         if body is not None:
             return json_answer(body, etag_headers(position))
-    found = await find_endpoints(reader, wanted, endpoint_json)
+    found = await replica.endpoints.find(wanted, endpoint_json)
     answer = EndpointsAnswer(
         items=[],
         stream=found.stream,
@@ -77,7 +77,7 @@ async def discover_targets(replica: Replica, wanted: WantedEndpoints) -> Respons
 
     503 if an agent may be missing, so that Prometheus keeps its targets: an empty list means that there is none.
     """
-    found = await find_endpoints(replica.reader, wanted, target_json)
+    found = await replica.endpoints.find(wanted, target_json)
     if not found.complete:
         raise CannotKnowError("*", "the registry is recovering or superseded, or its epoch is not confirmed")
     return json_answer(b"[" + b",".join(found.parts) + b"]")

@@ -23,6 +23,7 @@ from seedcore.discovery.reader import DiscoveryReader
 from seedcore.discovery.stored_json import Labels
 
 MAX_LIST_BYTES = 8 * 1024 * 1024
+LISTS_AT_ONCE = 4
 
 _ROUTABLE = frozenset({Verdict.FRESH, Verdict.LATE})
 _ATTEMPTS = 3
@@ -62,6 +63,19 @@ class Found:
 
 
 Render = Callable[[Instance, str], bytes | None]
+
+
+class EndpointLists:
+    """The lists of one replica: so many at once that their bytes are bounded."""
+
+    def __init__(self, reader: DiscoveryReader) -> None:
+        self._reader = reader
+        self._slots = asyncio.Semaphore(LISTS_AT_ONCE)
+
+    async def find(self, wanted: InstanceFilter, render: Render) -> Found:
+        """As `find_endpoints`."""
+        async with self._slots:
+            return await find_endpoints(self._reader, wanted, render)
 
 
 async def find_endpoints(reader: DiscoveryReader, wanted: InstanceFilter, render: Render) -> Found:

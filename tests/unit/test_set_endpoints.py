@@ -12,6 +12,7 @@ import pytest
 
 from seedcore.agents import RayAgent
 from seedcore.core.answers import Receipt
+from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.changes import RegisterChange, Registration, SequencedChange, StatusChange
 from seedcore.core.errors import (
     BacklogFullError,
@@ -372,6 +373,29 @@ async def test_an_agent_repeats_its_endpoints_to_a_registry_after_the_loss(table
         await eventually(is_back)
         row = known(second, client)
         assert (row.endpoints, row.status, row.seq) == (NEW, Status.ALIVE, 3)
+
+
+async def test_endpoints_bring_the_status_that_the_database_has_lost(tables: Tables) -> None:
+    """The number of the registration would count for the status before it, which then never came again."""
+    to = To(None)
+    async with joined_registry(CONFIG, tables) as first:
+        to.registry = first
+        client = client_of(to, endpoints=OLD)
+        await client.set_status("alive")
+        earlier = Earlier(tables)
+        await client.set_status("draining", "a new disk")
+        await client.set_endpoints({"http": "http://10.0.0.3:1"})
+        assert to.taken[-2:] == [
+            SequencedChange(StatusChange(client.instance_id, Status.DRAINING, 3, Cause(CauseKind.AGENT, "a new disk"))),
+            SequencedChange(RegisterChange(client.registration, 4, is_update=True), first.members.feed.stream),
+        ]
+    earlier.restore()
+    async with joined_registry(CONFIG, tables) as second:
+        to.registry = second
+        await client.set_endpoints(NEW)
+        row = known(second, client)
+        assert (row.status, row.endpoints, row.seq) == (Status.DRAINING, NEW, 5)
+        assert tables.rows[client.instance_id].status is Status.DRAINING
 
 
 async def test_endpoints_that_an_sql_client_changes_reach_the_registry(registry: LocalRegistry, tables: Tables) -> None:

@@ -126,7 +126,7 @@ class Delivery:
 
     async def _send_all(self) -> Receipt:
         receipt = self._receipt(durable=True, why=None)
-        taken_by: str | None = None
+        taken_by = await self._repeat_status()
         for change in self._pending:
             try:
                 receipt = await self._connection.take(SequencedChange(change, taken_by))
@@ -140,6 +140,21 @@ class Delivery:
             self._enrolment.note_epoch(receipt)
             self._pending.settle(change, receipt)
         return receipt
+
+    async def _repeat_status(self) -> str | None:
+        """Send the last status once more, under its number, before a registration with other details: a registry that
+        has the one and not the other would take the later number for all that the agent has reported. Returns the
+        registry that has it."""
+        status = self._pending.status_before()
+        if status is None:
+            return None
+        try:
+            return (await self._connection.take(SequencedChange(status))).registry
+        except _HEALS:
+            raise
+        except RegistryError:
+            # refused for good: the registration need not wait for it
+            return None
 
     def _ended(self) -> Receipt:
         self._pending.clear()

@@ -65,6 +65,17 @@ class PendingChanges:
         self._changes.append(RegisterChange(registration, self._details_seq, is_update=is_update))
         return self._changes[-1]
 
+    def status_before(self) -> StatusChange | None:
+        """The last status, where it is no longer queued and the first change in the queue comes after it: a
+        registration with other details, which says nothing of a status that a database has lost."""
+        first = self._changes[0] if self._changes else None
+        wanted = self.wanted
+        if not isinstance(first, RegisterChange) or not first.is_update or wanted.status is None:
+            return None
+        if not 0 < wanted.seq < first.seq:
+            return None
+        return StatusChange(first.instance_id, wanted.status, wanted.seq, wanted.cause)
+
     def set_status(self, instance_id: str, status: Status, cause: Cause | None) -> None:
         """Queue a change of status. Raises BacklogFullError."""
         if len(self._changes) >= self._limit:

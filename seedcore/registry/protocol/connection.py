@@ -169,8 +169,9 @@ class RegistryConnection(Shorthands):
     async def _take_again(self, changes: Sequence[Change]) -> None:
         """Send changes of one instance again, in order and under their numbers."""
         try:
+            taken_by: str | None = None
             for change in changes:
-                await self.take(SequencedChange(change))
+                taken_by = (await self.take(SequencedChange(change, taken_by))).registry
         except RegistryError as error:
             # it is still behind at the next beat
             logger.info("a change is not restored yet: %s", error, extra={"instance_id": changes[0].instance_id})
