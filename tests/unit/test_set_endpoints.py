@@ -385,17 +385,42 @@ async def test_endpoints_bring_the_status_that_the_database_has_lost(tables: Tab
         earlier = Earlier(tables)
         await client.set_status("draining", "a new disk")
         await client.set_endpoints({"http": "http://10.0.0.3:1"})
-        assert to.taken[-2:] == [
-            SequencedChange(StatusChange(client.instance_id, Status.DRAINING, 3, Cause(CauseKind.AGENT, "a new disk"))),
-            SequencedChange(RegisterChange(client.registration, 4, is_update=True), first.members.feed.stream),
-        ]
+        moved = RegisterChange(client.registration, 4, is_update=True)
+        assert to.taken[-1] == SequencedChange(moved, first.members.feed.stream)
     earlier.restore()
     async with joined_registry(CONFIG, tables) as second:
-        to.registry = second
+        to.registry, sent = second, len(to.taken)
         await client.set_endpoints(NEW)
         row = known(second, client)
         assert (row.status, row.endpoints, row.seq) == (Status.DRAINING, NEW, 5)
         assert tables.rows[client.instance_id].status is Status.DRAINING
+        status = StatusChange(client.instance_id, Status.DRAINING, 3, Cause(CauseKind.AGENT, "a new disk"))
+        stream = second.members.feed.stream
+        assert to.taken[sent:] == [
+            SequencedChange(RegisterChange(client.registration, 5, is_update=True), first.members.feed.stream),
+            SequencedChange(status),
+            SequencedChange(RegisterChange(client.registration, 5, is_update=True), stream),
+        ]
+
+
+async def test_a_status_brings_the_endpoints_that_the_database_has_lost(tables: Tables) -> None:
+    to = To(None)
+    async with joined_registry(CONFIG, tables) as first:
+        to.registry = first
+        client = client_of(to, endpoints=OLD)
+        await client.set_status("alive")
+        earlier = Earlier(tables)
+        await client.set_endpoints(NEW)
+    earlier.restore()
+    async with joined_registry(CONFIG, tables) as second:
+        to.registry = second
+        await client.set_status("draining")
+        row = known(second, client)
+        assert (row.status, row.endpoints, row.seq) == (Status.DRAINING, NEW, 4)
+        assert tables.rows[client.instance_id].endpoints == NEW
+        sent = len(to.taken)
+        await client.set_status("alive")
+        assert len(to.taken) == sent + 1, "the registry that took the last change has those before it"
 
 
 async def test_endpoints_that_an_sql_client_changes_reach_the_registry(registry: LocalRegistry, tables: Tables) -> None:

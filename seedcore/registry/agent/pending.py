@@ -65,16 +65,25 @@ class PendingChanges:
         self._changes.append(RegisterChange(registration, self._details_seq, is_update=is_update))
         return self._changes[-1]
 
-    def status_before(self) -> StatusChange | None:
-        """The last status, where it is no longer queued and the first change in the queue comes after it: a
-        registration with other details, which says nothing of a status that a database has lost."""
+    @property
+    def has_predecessor(self) -> bool:
+        """Whether the first change in the queue may only follow those before it. Each change of a status says all that
+        the one before it said, until the details change, too: then a registry that lacks the last of either kind would
+        take the number of the other for both."""
         first = self._changes[0] if self._changes else None
+        return self._details_seq > 0 and not (isinstance(first, RegisterChange) and not first.is_update)
+
+    def before_first(self, registration: Registration) -> list[Change]:
+        """The last status and the last registration with other details, if they come before the first change in the
+        queue."""
+        first = self._changes[0] if self._changes else None
+        if not isinstance(first, (RegisterChange, StatusChange)) or first.seq is None:
+            return []
         wanted = self.wanted
-        if not isinstance(first, RegisterChange) or not first.is_update or wanted.status is None:
-            return None
-        if not 0 < wanted.seq < first.seq:
-            return None
-        return StatusChange(first.instance_id, wanted.status, wanted.seq, wanted.cause)
+        known: dict[int, Change] = {self._details_seq: RegisterChange(registration, self._details_seq, is_update=True)}
+        if wanted.status is not None:
+            known[wanted.seq] = StatusChange(registration.instance_id, wanted.status, wanted.seq, wanted.cause)
+        return [known[seq] for seq in sorted(known) if 0 < seq < first.seq]
 
     def set_status(self, instance_id: str, status: Status, cause: Cause | None) -> None:
         """Queue a change of status. Raises BacklogFullError."""
