@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -10,7 +12,9 @@ from typing import Any
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
+from seedcore.cli.app import app
 from seedcore.composition import start_registry
 from seedcore.core.lifecycle import Status
 from seedcore.registry.server.actor import stop_registry
@@ -64,7 +68,9 @@ async def groups(world: World, query: str = "name=http") -> list[dict[str, Any]]
     return found
 
 
-async def test_a_router_follows_an_agent_from_its_registration_to_its_end(world: World) -> None:
+async def test_a_router_follows_an_agent_from_its_registration_to_its_end(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     router, hot = Router(world), Router(world, "name=http&organ=eye&selector=tier=hot")
     assert await router.poll() == {}
     agent = await world.join("router-1", endpoints=OLD, organ_id="eye", labels={"tier": "hot"})
@@ -85,6 +91,13 @@ async def test_a_router_follows_an_agent_from_its_registration_to_its_end(world:
     assert await groups(world, "name=none") == []
     listed = await world.get("/v1/instances?endpoint=http")
     assert [item["endpoints"] for item in listed["items"]] == [NEW]
+    monkeypatch.setenv("SEEDCORE_URL", world.url)
+    monkeypatch.setenv("SEEDCORE_HTTP_TOKEN", world.tokens.read)
+    shown = await asyncio.to_thread(CliRunner().invoke, app, ["ls", "--endpoint", "http", "--all", "--json"])
+    assert [item["endpoints"] for item in json.loads(shown.output)["items"]] == [NEW]
+    for words in ("why", "get"):
+        shown = await asyncio.to_thread(CliRunner().invoke, app, [words, "router-1"])
+        assert NEW["http"] in shown.output
     assert (await world.ask("POST", "/v1/agents/router-1/drain", json={})).status_code == 200
     await eventually(lambda: is_followed(None))
     await world.ask("POST", "/v1/agents/router-1/undrain", json={})
