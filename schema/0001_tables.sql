@@ -20,7 +20,7 @@ comment on type holdkind is
     'depends on has ended, or its node is drained.';
 
 create sequence registry_version;
-comment on sequence registry_version is 'Grows with each change of a status or a hold.';
+comment on sequence registry_version is 'Grows with each change of a status, a hold or endpoints.';
 
 create table cluster_metadata (
     id             smallint primary key default 1 check (id = 1),
@@ -112,6 +112,7 @@ create table registry_instance (
     organ_id           text check (length(organ_id) between 1 and 255),
     labels             jsonb not null default '{}' check (jsonb_typeof(labels) = 'object'),
     metadata           jsonb not null default '{}' check (jsonb_typeof(metadata) = 'object'),
+    endpoints          jsonb not null default '{}' check (jsonb_typeof(endpoints) = 'object'),
     node_id            text check (length(node_id) between 1 and 255),
     ip_address         inet,
     pid                integer check (pid > 0),
@@ -148,6 +149,7 @@ comment on column registry_instance.serve_route is 'The Ray Serve route that rea
 comment on column registry_instance.organ_id is 'The group of agents that it belongs to.';
 comment on column registry_instance.labels is 'Text by key, which selectors match.';
 comment on column registry_instance.metadata is 'Any JSON object of the agent.';
+comment on column registry_instance.endpoints is 'URLs by name, at which other programs reach the agent.';
 comment on column registry_instance.node_id is 'The Ray node that it runs on.';
 comment on column registry_instance.ip_address is 'The address of that node.';
 comment on column registry_instance.pid is 'Its process id on that node.';
@@ -160,7 +162,7 @@ comment on column registry_instance.stopped_at is 'When it died; null while it i
 comment on column registry_instance.seq is 'The sequence number of the last change that the agent sent.';
 comment on column registry_instance.writer_id is 'The registry process that applied the last change which the agent did not send.';
 comment on column registry_instance.writer_seq is 'The number that this process gave to that change, so that a repeated one counts once.';
-comment on column registry_instance.version is 'The value of registry_version at the last change of its status or holds.';
+comment on column registry_instance.version is 'The value of registry_version at the last change of its status, holds or endpoints.';
 
 create index registry_instance_history on registry_instance (logical_id, started_at desc);
 create index registry_instance_live on registry_instance (logical_id, instance_id) where status <> 'dead';

@@ -44,6 +44,36 @@ language sql stable parallel safe as $$
 $$;
 comment on function metadata_problem(jsonb) is 'Why metadata cannot be stored; null where it can.';
 
+create function url_problem(p_url text) returns text
+language sql immutable parallel safe as $$
+    select case
+        when length(p_url) > 2048 then format('must have at most 2048 characters, not %s', length(p_url))
+        when name_problem(p_url) is not null then name_problem(p_url)
+        when p_url ~ '^[^:/?#]*://[^/?#]*@' then 'must not contain a user or a password'
+        -- a scheme, a host or an IPv6 address, a port, and the rest
+        when p_url !~ ('^[A-Za-z][A-Za-z0-9+.-]*://(\[[0-9A-Fa-f:.]+\]|[^' || space || '/?#@:\[\]\\]+)(:[0-9]{1,5})?([/?#][^' || space || ']*)?$')
+            then 'must be an absolute URL with a scheme and a host'
+        when substring(p_url from '^[^/]*//(?:\[[^\]]*\]|[^/?#:]*):([0-9]+)')::integer > 65535 then 'must have a port of at most 65535'
+    end
+      from (select ' \u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000' as space) as s
+$$;
+comment on function url_problem(text) is 'Why a text cannot be the URL of an endpoint; null where it can.';
+
+create function endpoints_problem(p_endpoints jsonb) returns text
+language sql immutable parallel safe as $$
+    select case
+        when count(*) > 16 then format('endpoints must be at most 16, not %s', count(*))
+        else min(case
+            when length(e.name) > 63 then format('an endpoint''s name must have at most 63 characters, not %s', length(e.name))
+            when name_problem(e.name) is not null then 'an endpoint''s name ' || name_problem(e.name)
+            when jsonb_typeof(e.url) <> 'string' then format('endpoint "%s" must be text', e.name)
+            else format('endpoint "%s" ', e.name) || url_problem(e.url #>> '{}')
+        end)
+    end
+      from jsonb_each(case when jsonb_typeof(p_endpoints) = 'object' then p_endpoints else '{}' end) as e (name, url)
+$$;
+comment on function endpoints_problem(jsonb) is 'Why endpoints cannot be stored; null where they can.';
+
 create function registrations_problem(p_rows jsonb) returns text
 language sql stable as $$
     select format('instance %s: %s', d.instance_id, found.problem)
@@ -61,7 +91,8 @@ language sql stable as $$
                'process_key ' || name_problem(d.process_key),
                case when d.seq < 0 then 'seq must not be negative' end,
                case when d.labels <> '{}' then labels_problem(d.labels) end,
-               case when d.metadata <> '{}' then metadata_problem(d.metadata) end) as problem
+               case when d.metadata <> '{}' then metadata_problem(d.metadata) end,
+               case when d.endpoints <> '{}' then endpoints_problem(d.endpoints) end) as problem
            ) as found
      where found.problem is not null
      order by e.ord
@@ -109,6 +140,7 @@ begin
     -- in the order of their keys, so that two batches cannot deadlock
     for r in
         select e.ord, coalesce((e.element ->> 'age_s')::double precision, 0) as age_s,
+               coalesce((e.element ->> 'is_update')::boolean, false) as is_update,
                jsonb_populate_record(newcomer, e.element - array[
                    'status', 'reported_status', 'holds', 'cause_kind', 'cause_detail', 'cause_by', 'started_at',
                    'status_changed_at', 'last_heartbeat', 'stopped_at', 'writer_id', 'writer_seq']) as registration
@@ -120,9 +152,13 @@ begin
         fresh.status_changed_at := fresh.started_at;
         fresh.labels := coalesce(fresh.labels, '{}');
         fresh.metadata := coalesce(fresh.metadata, '{}');
+        fresh.endpoints := coalesce(fresh.endpoints, '{}');
         fresh.seq := coalesce(fresh.seq, 0);
         select * into existing from registry_instance i where i.instance_id = fresh.instance_id for update;
-        if not found then
+        if not found and r.is_update then
+            return next outcome_of(r.ord, 'unknown', existing);
+            continue;
+        elsif not found then
             fresh.cluster_epoch := coalesce(fresh.cluster_epoch, current_name);
             problem := case when fresh.cluster_epoch <> current_name then record_epoch(fresh.cluster_epoch) end;
             if problem is not null then
@@ -148,9 +184,10 @@ begin
             update registry_instance i
                set seq = fresh.seq, actor_name = fresh.actor_name, namespace = fresh.namespace,
                    actor_id = fresh.actor_id, serve_route = fresh.serve_route, organ_id = fresh.organ_id,
-                   labels = fresh.labels, metadata = fresh.metadata,
+                   labels = fresh.labels, metadata = fresh.metadata, endpoints = fresh.endpoints,
                    node_id = fresh.node_id, ip_address = fresh.ip_address, pid = fresh.pid,
-                   process_key = fresh.process_key, last_heartbeat = now()
+                   process_key = fresh.process_key, last_heartbeat = now(),
+                   version = case when i.endpoints = fresh.endpoints then i.version else nextval('registry_version') end
              where i.instance_id = fresh.instance_id;
         end if;
         return next outcome_of(r.ord, 'unchanged', existing);
@@ -159,15 +196,15 @@ end
 $$;
 comment on function register_instances(jsonb) is
     'Registers a batch: a JSON array of objects with the names of the columns; instance_id and logical_id are required. Outcomes: '
-    'applied, unchanged (was registered; its details are refreshed), dead, conflict, retired_epoch, epoch_limit. age_s: how many '
-    'seconds ago it happened.';
+    'applied, unchanged (was registered; its details are refreshed), dead, conflict, retired_epoch, epoch_limit, and unknown for '
+    'is_update: true, which changes the details of a registered instance only. age_s: how many seconds ago it happened.';
 
 create function register_instance(
     p_instance_id uuid, p_logical_id text, p_cluster_epoch text default null, p_actor_name text default null,
     p_serve_route text default null, p_node_id text default null, p_ip_address inet default null,
     p_pid integer default null, p_namespace text default null, p_actor_id text default null,
     p_organ_id text default null, p_labels jsonb default '{}', p_metadata jsonb default '{}',
-    p_seq bigint default 0)
+    p_seq bigint default 0, p_endpoints jsonb default '{}')
 returns text
 language plpgsql as $$
 declare
@@ -181,7 +218,7 @@ begin
         'seq', p_seq, 'actor_name', nullif(p_actor_name, ''), 'namespace', nullif(p_namespace, ''),
         'actor_id', nullif(p_actor_id, ''), 'serve_route', nullif(p_serve_route, ''),
         'organ_id', nullif(p_organ_id, ''), 'labels', p_labels, 'metadata', p_metadata,
-        'node_id', nullif(p_node_id, ''), 'ip_address', p_ip_address, 'pid', p_pid)));
+        'endpoints', p_endpoints, 'node_id', nullif(p_node_id, ''), 'ip_address', p_ip_address, 'pid', p_pid)));
     if r.outcome = 'dead' then
         raise exception 'instance % is dead; dead is final, register a new instance', p_instance_id using errcode = 'SC002';
     elsif r.outcome = 'conflict' then
@@ -192,5 +229,6 @@ begin
     return r.cluster_epoch;
 end
 $$;
-comment on function register_instance(uuid, text, text, text, text, text, inet, integer, text, text, text, jsonb, jsonb, bigint) is
+comment on function register_instance(
+    uuid, text, text, text, text, text, inet, integer, text, text, text, jsonb, jsonb, bigint, jsonb) is
     'Registers one instance, for psql and other programs; an empty text is null. Returns its epoch. Raises SC002 to SC005.';

@@ -81,6 +81,7 @@ class RayAgent:
         *,
         labels: Mapping[str, str] | None = None,
         metadata: Mapping[str, Json] | None = None,
+        endpoints: Mapping[str, str] | None = None,
         settings: Settings | None = None,
     ) -> None:
         """Raises InvalidInputError for a value beyond its limits, ConfigurationError for a wrong variable."""
@@ -91,6 +92,7 @@ class RayAgent:
             organ_id=organ_id,
             labels=labels,
             metadata=metadata,
+            endpoints=endpoints,
             settings=settings if settings is not None else get_settings(),
             on_retired=self._note_retired,
         )
@@ -171,6 +173,11 @@ class RayAgent:
         except TimeoutError:
             return False
         return True
+
+    async def set_endpoints(self, endpoints: Mapping[str, str]) -> None:
+        """Replace the URLs at which other programs reach the agent. What could not be sent is sent later. Raises
+        InvalidInputError, and then nothing has changed."""
+        await self._reporter.set_endpoints(endpoints)
 
     async def stop(self, reason: str = "stopped") -> None:
         """Refuse work for good and report `dead`. Running tasks are not waited for: `drain()` does that.

@@ -29,6 +29,7 @@ class ListQuery:
     labels: tuple[str, ...] = ()
     epoch: str | None = None
     with_lapsed: bool = False
+    endpoint: str | None = None
 
     def filter(self) -> InstanceFilter:
         """Return the query as a filter of the registry. Raises InvalidInputError."""
@@ -41,12 +42,19 @@ class ListQuery:
             labels=parse_labels(self.labels),
             epoch=self.epoch,
             fresh_only=not self.with_lapsed,
+            endpoint=self.endpoint,
         ).validated()
 
     def parameters(self) -> dict[str, Any]:
         """Return the query as parameters of the HTTP API. Raises InvalidInputError."""
         self.filter()
-        single = {"organ": self.organ, "node": self.node, "selector": self.selector or None, "epoch": self.epoch}
+        single = {
+            "organ": self.organ,
+            "node": self.node,
+            "selector": self.selector or None,
+            "epoch": self.epoch,
+            "endpoint": self.endpoint,
+        }
         return {
             "status": [status.value for status in self.statuses or _LIVING],
             "verdict": [verdict.value for verdict in self.verdicts],

@@ -24,6 +24,7 @@ EXIT_INTERRUPTED = 130
 _TYPED_AS = {
     "cluster_epoch": "epoch",
     "duration_s": "--for",
+    "endpoint": "--endpoint",
     "label": "--label",
     "label key": "--label",
     "labels": "--label",

@@ -32,6 +32,7 @@ NodeOption = Annotated[str | None, typer.Option(help="Only agents on this Ray no
 SelectorOption = Annotated[
     str, typer.Option("--selector", "-l", help="Labels as in kubectl: 'env in (a, b), tier!=x, !spot'.")
 ]
+EndpointOption = Annotated[str | None, typer.Option(help="Only agents that have an endpoint of this name.")]
 EpochOption = Annotated[str | None, typer.Option(help="Only agents of this epoch. Default: the current epoch.")]
 
 
@@ -51,6 +52,7 @@ def list_command(
     node: NodeOption = None,
     selector: SelectorOption = "",
     label: Annotated[list[str] | None, typer.Option(help="key=value. Repeatable; all must match.")] = None,
+    endpoint: EndpointOption = None,
     epoch: EpochOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -64,6 +66,7 @@ def list_command(
         labels=tuple(label or ()),
         epoch=epoch,
         with_lapsed=everything,
+        endpoint=endpoint,
     )
     page, epoch_problem = answered(_listing_and_epoch(backend_of(load_settings()), query))
     if as_json:
@@ -131,10 +134,11 @@ def watch_command(
     organ: OrganOption = None,
     node: NodeOption = None,
     selector: SelectorOption = "",
+    endpoint: EndpointOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON per event.")] = False,
 ) -> None:
     """Print changes as they happen, until interrupted."""
-    query = ListQuery(statuses=(), organ=organ, node=node, selector=selector, with_lapsed=True)
+    query = ListQuery(statuses=(), organ=organ, node=node, selector=selector, with_lapsed=True, endpoint=endpoint)
     answered(watch(backend_of(load_settings()), query, as_json=as_json))
 
 

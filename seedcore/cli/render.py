@@ -121,6 +121,9 @@ def show_reason(console: Console, reason: Reason, agent: AgentAnswer) -> None:
     if reason.advice is not None:
         advice = reason.advice if reason.actor_id is None else reason.advice.replace("ACTOR_ID", reason.actor_id)
         console.print(Text(advice), soft_wrap=True)
+    if reason.endpoints:
+        urls = ", ".join(f"{name} {url}" for name, url in reason.endpoints.items())
+        console.print(Text(f"endpoints: {urls}", style="dim"), soft_wrap=True)
     _show_transitions(console, agent.transitions)
 
 
@@ -236,7 +239,7 @@ def _show_details(console: Console, row: InstanceOut) -> None:
     for hold in row.holds:
         since = f"since {_time(hold.since)}"
         console.print(Text(f"{row.status}: {hold_text(hold)}, {since}", style=_STYLE["draining"]), soft_wrap=True)
-    for name, values in (("labels", row.labels), ("metadata", row.metadata)):
+    for name, values in (("endpoints", row.endpoints), ("labels", row.labels), ("metadata", row.metadata)):
         if values:
             console.print(Text(f"{name}: {json.dumps(values, ensure_ascii=False)}", style="dim"))
 

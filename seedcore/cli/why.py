@@ -58,6 +58,7 @@ class Reason(BaseModel):
     holds: list[HoldOut] = []
     advice: str | None = None
     actor_id: str | None = None
+    endpoints: dict[str, str] = {}
 
 
 def hold_text(hold: HoldOut) -> str:
@@ -114,6 +115,7 @@ def _explain(
         holds=row.holds,
         advice=advice,
         actor_id=row.actor_id,
+        endpoints=row.endpoints,
     )
 
 

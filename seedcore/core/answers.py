@@ -223,7 +223,8 @@ class InstanceFilter:
     """Which instances a listing wants. None means any; labels must all be equal.
 
     `epoch` None means the current one. `fresh_only` leaves out instances whose lease has expired. Every requirement of
-    `selector` must match. Only a source that receives beats knows `verdicts`.
+    `selector` must match. Only a source that receives beats knows `verdicts`. `endpoint` names an endpoint that it
+    must have.
     """
 
     statuses: frozenset[Status] | None = frozenset({Status.ALIVE})
@@ -235,6 +236,7 @@ class InstanceFilter:
     node_id: str | None = None
     selector: Selector = ()
     verdicts: frozenset[Verdict] | None = None
+    endpoint: str | None = None
 
     def validated(self) -> InstanceFilter:
         """The same filter, or InvalidInputError naming the first bad field."""
@@ -244,7 +246,12 @@ class InstanceFilter:
             check_kind("verdict", verdict, Verdict)
         for requirement in check_kind("selector", self.selector, tuple):
             check_kind("requirement", requirement, Requirement)
-        for name, value in (("organ_id", self.organ_id), ("logical_id", self.logical_id), ("node_id", self.node_id)):
+        for name, value in (
+            ("organ_id", self.organ_id),
+            ("logical_id", self.logical_id),
+            ("node_id", self.node_id),
+            ("endpoint", self.endpoint),
+        ):
             if value is not None:
                 check_key(name, value)
         if self.epoch is not None:
@@ -260,6 +267,7 @@ class InstanceFilter:
             and (self.organ_id is None or instance.organ_id == self.organ_id)
             and (self.logical_id is None or instance.logical_id == self.logical_id)
             and (self.node_id is None or instance.node_id == self.node_id)
+            and (self.endpoint is None or self.endpoint in instance.endpoints)
             and all(instance.labels.get(key) == value for key, value in self.labels.items())
             and all(requirement.holds(instance.labels) for requirement in self.selector)
         )

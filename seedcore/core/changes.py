@@ -17,6 +17,7 @@ from seedcore.core.limits import (
     Json,
     check_age,
     check_cause,
+    check_endpoints,
     check_epoch,
     check_hold,
     check_instance_id,
@@ -36,6 +37,7 @@ class Registration:
     """What an agent registers with. Call `validated()` before it is sent.
 
     `process_key` distinguishes its process from a later one with the same `pid` (see ray_support.process_keys).
+    `endpoints` are URLs by name.
     `cluster_epoch` is the epoch that it requires. Without one it belongs to `started_epoch`, the epoch in which its
     process started, and without that to the current epoch, unless its actor had an instance in another one before.
     """
@@ -55,6 +57,7 @@ class Registration:
     process_key: str | None = None
     cluster_epoch: str | None = None
     started_epoch: str | None = None
+    endpoints: Mapping[str, str] = field(default_factory=dict)
 
     def validated(self) -> Registration:
         """The same registration, or InvalidInputError naming the first bad field."""
@@ -81,6 +84,7 @@ class Registration:
             raise InvalidInputError("pid", f"must be a positive 32-bit integer, not {self.pid!r}")
         check_labels(self.labels)
         check_metadata(self.metadata)
+        check_endpoints(self.endpoints)
         return self
 
 
@@ -142,11 +146,16 @@ class HoldChange:
 @wire
 @dataclass(frozen=True, slots=True)
 class RegisterChange:
-    """A registration on its way to the store, with the client's sequence number. It happened `age_s` seconds ago."""
+    """A registration on its way to the store, with the client's sequence number. It happened `age_s` seconds ago.
+
+    `is_update`: it changes the details of an instance that is registered, and never makes one: where the instance is
+    unknown, its status is unknown too, and the agent registers it again with both.
+    """
 
     registration: Registration
     seq: int = 0
     age_s: float = 0.0
+    is_update: bool = False
 
     @property
     def instance_id(self) -> str:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from seedcore.core.causes import Cause
 from seedcore.core.holds import Hold, HoldKind
 from seedcore.core.lifecycle import Status
-from seedcore.core.limits import Json
+from seedcore.core.limits import NOTHING, Json
 from seedcore.core.wire import wire
 
 
@@ -31,6 +31,7 @@ class Instance:
 
     `status` is the effective status: it follows from `reported_status`, which the agent reported last, and `holds`,
     which are sorted by kind (see core.holds). `cause` is the cause of the last change of the status or of a hold.
+    `endpoints` are the URLs at which other programs reach the agent, by name.
     """
 
     instance_id: str
@@ -56,6 +57,7 @@ class Instance:
     stopped_at: datetime | None = None
     cause: Cause | None = None
     holds: tuple[Hold, ...] = ()
+    endpoints: Mapping[str, str] = field(default_factory=dict)
 
     def hold(self, kind: HoldKind) -> Hold | None:
         """Its hold of a kind, or None."""
@@ -100,6 +102,7 @@ class LiveState(NamedTuple):
     cluster_epoch: str
     reported_status: Status
     holds: tuple[Hold, ...]
+    endpoints: Mapping[str, str] = NOTHING
 
     @classmethod
     def of(cls, instance: Instance) -> LiveState:
@@ -112,6 +115,7 @@ class LiveState(NamedTuple):
             instance.cluster_epoch,
             instance.reported_status,
             instance.holds,
+            instance.endpoints,
         )
 
 

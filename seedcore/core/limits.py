@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 NOTHING: Mapping[str, Any] = {}
-"""The labels and metadata of instances without any: one object for all of them, which is never changed."""
+"""The labels, metadata and endpoints of instances without any: one object for all of them, which is never changed."""
 
 
 MAX_ID_CHARS = 255
@@ -37,6 +37,8 @@ MAX_LABELS = 64
 MAX_LABEL_KEY_CHARS = 63
 MAX_LABEL_VALUE_CHARS = 255
 MAX_METADATA_BYTES = 16 * 1024
+MAX_ENDPOINTS = 16
+MAX_URL_CHARS = 2048
 MAX_METADATA_DEPTH = 32
 MAX_KEPT_S = 100 * 365 * 86_400.0
 MAX_PAGE = 1000
@@ -46,6 +48,10 @@ MAX_AGE_S = 1e9
 _NEVER_STORED = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _NEVER_IN_TEXT = re.compile(r"[\x00\ud800-\udfff]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+# schema/0004_registering.sql has the same
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(\[[0-9A-Fa-f:.]+\]|[^\s/?#@:\[\]\\]+)(:[0-9]{1,5})?([/?#]\S*)?")
+_USER_INFO = re.compile(r"[^:/?#]*://[^/?#]*@")
+_MAX_PORT = 65_535
 _FIRST_TIME = datetime(1, 1, 2, tzinfo=UTC)
 _LAST_TIME = datetime(9999, 12, 30, tzinfo=UTC)
 
@@ -249,6 +255,30 @@ def check_labels(labels: Mapping[str, str]) -> None:
         check_text("label key", key, MAX_LABEL_KEY_CHARS)
         if value != "":
             check_text(f"label {key!r}", value, MAX_LABEL_VALUE_CHARS)
+
+
+def check_endpoints(endpoints: Mapping[str, str]) -> None:
+    """Refuse endpoints that are too many, or that are not absolute URLs without a user and a password."""
+    if not isinstance(endpoints, Mapping):
+        raise InvalidInputError("endpoints", f"must be a mapping of names to URLs, not {type(endpoints).__name__}")
+    if len(endpoints) > MAX_ENDPOINTS:
+        raise InvalidInputError("endpoints", f"must be at most {MAX_ENDPOINTS}, not {len(endpoints)}")
+    for name, url in endpoints.items():
+        check_text("endpoint name", name, MAX_LABEL_KEY_CHARS)
+        _check_url(f"endpoint {name!r}", check_text(f"endpoint {name!r}", url, MAX_URL_CHARS))
+
+
+def _check_url(field: str, url: str) -> None:
+    if _USER_INFO.match(url):
+        # not shown: the error may be logged
+        raise InvalidInputError(field, "must not contain a user or a password: every reader of the registry sees it")
+    matched = _URL.fullmatch(url)
+    if matched is None:
+        example = "an absolute URL with a scheme and a host, such as http://10.0.0.3:8000"
+        raise InvalidInputError(field, f"must be {example}, not {_shown(url)}")
+    port = matched[2]
+    if port is not None and int(port[1:]) > _MAX_PORT:
+        raise InvalidInputError(field, f"must have a port of at most {_MAX_PORT}, not {port[1:]}")
 
 
 def check_metadata(metadata: Mapping[str, Json]) -> None:

@@ -95,6 +95,8 @@ class Members:
                 return Outcome(OutcomeKind.RETIRED_EPOCH, None, retired)
             if instance_id in self.deaths:
                 return Outcome(OutcomeKind.DEAD, Status.DEAD, None, self.deaths.cause_of(instance_id))
+            if change.is_update:
+                return Outcome(OutcomeKind.UNKNOWN)
             if len(self.index) >= self._capacity:
                 raise RegistryFullError(f"{self._capacity} live instances", "raise SEEDCORE_MAX_INSTANCES")
             epoch = _epoch_for(self, change.registration)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from sys import getsizeof
 
 from seedcore.core.causes import Cause
-from seedcore.core.changes import Change, HoldChange, RegisterChange
+from seedcore.core.changes import Change, HoldChange, RegisterChange, Registration
 from seedcore.core.errors import RegistryFullError
 from seedcore.core.index import InstanceIndex
 from seedcore.core.instances import Instance
@@ -71,15 +71,15 @@ class WeighedIndex(InstanceIndex):
 
 def weight_of(instance: Instance) -> int:
     """The bytes that an instance uses."""
-    return _texts(instance) + _own_size(instance.labels) + _own_size(instance.metadata)
+    return _texts(instance) + _sizes(instance)
 
 
 def growth(before: Instance | None, after: Instance) -> int:
     """How many bytes more are used once `after` is in the place of `before`."""
     if before is None:
         return weight_of(after)
-    # most changes keep both: then they need not be looked through
-    if before.labels is after.labels and before.metadata is after.metadata:
+    # most changes keep all three: then they need not be looked through
+    if before.labels is after.labels and before.metadata is after.metadata and before.endpoints is after.endpoints:
         return _texts(after) - _texts(before)
     return weight_of(after) - weight_of(before)
 
@@ -87,7 +87,7 @@ def growth(before: Instance | None, after: Instance) -> int:
 def weight_of_change(change: Change) -> int:
     """The bytes that a change uses while it is kept."""
     if isinstance(change, RegisterChange):
-        return _CHANGE_BYTES + _own_size(change.registration.labels) + _own_size(change.registration.metadata)
+        return _CHANGE_BYTES + _sizes(change.registration)
     cause = change.why if isinstance(change, HoldChange) else change.cause
     return _CHANGE_BYTES + weight_of_cause(cause)
 
@@ -115,6 +115,10 @@ def _texts(row: Instance) -> int:
     for hold in row.holds:
         chars += _USUAL_CHARS // 4 + len(hold.reason or "") + len(hold.by or "")
     return _ROW_BYTES + _CHAR_BYTES * max(0, chars - _USUAL_CHARS)
+
+
+def _sizes(details: Instance | Registration) -> int:
+    return _own_size(details.labels) + _own_size(details.metadata) + _own_size(details.endpoints)
 
 
 def _own_size(details: Mapping[str, object]) -> int:

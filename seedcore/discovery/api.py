@@ -2,43 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from seedcore.core.answers import NotResolved
 from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.holds import HoldKind
-from seedcore.core.limits import MAX_DRAIN_S, MAX_METADATA_DEPTH, MAX_PAGE, MAX_REASON_CHARS
-
-
-def _as_texts(labels: Mapping[str, Any]) -> dict[str, str]:
-    return {key: value if isinstance(value, str) else _json_text(value) for key, value in labels.items()}
-
-
-def _without_depths(value: Any, depth_left: int = MAX_METADATA_DEPTH) -> Any:
-    if not isinstance(value, (Mapping, list)):
-        return value
-    if depth_left == 0:
-        return _json_text(value)
-    if isinstance(value, Mapping):
-        return {key: _without_depths(child, depth_left - 1) for key, child in value.items()}
-    return [_without_depths(child, depth_left - 1) for child in value]
-
-
-def _json_text(value: Any) -> str:
-    try:
-        return json.dumps(value, ensure_ascii=False)
-    except RecursionError:
-        return "nested too deeply to be shown"
-
-
-# the database may hold values from before it refused them: no answer fails because of them
-Labels = Annotated[dict[str, str], BeforeValidator(_as_texts)]
-Metadata = Annotated[dict[str, Any], BeforeValidator(_without_depths)]
+from seedcore.core.limits import MAX_DRAIN_S, MAX_PAGE, MAX_REASON_CHARS
+from seedcore.discovery.stored_json import Labels, Metadata
 
 
 class CauseOut(BaseModel):
@@ -98,6 +71,7 @@ class InstanceOut(BaseModel):
     serve_route: str | None = None
     labels: Labels = {}
     metadata: Metadata = {}
+    endpoints: dict[str, str] = Field({}, description="URLs by name")
     node_id: str | None = None
     ip_address: str | None = None
     pid: int | None = None

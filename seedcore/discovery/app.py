@@ -14,6 +14,7 @@ from ray.serve.context import _get_global_client
 
 from seedcore.composition import start_registry
 from seedcore.discovery.access import Access, check_proxies, is_behind_haproxy
+from seedcore.discovery.endpoints import EndpointLists
 from seedcore.discovery.exposure import exposures
 from seedcore.discovery.keeper import RegistryKeeper
 from seedcore.discovery.overview import Overviews
@@ -57,6 +58,7 @@ class Discovery:
         connection = connection_of(settings)
         self.reader = reader_of(settings, connection)
         self.overviews = Overviews(settings, self.reader)
+        self.endpoints = EndpointLists(self.reader)
         for exposure in exposures():
             logger.warning("%s; %s", exposure.what, exposure.remedy)
         self._keeping: asyncio.Task[None] | None = None

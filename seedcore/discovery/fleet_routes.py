@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
-from itertools import islice
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from seedcore.core.errors import FollowersFullError, InvalidInputError
+from seedcore.core.errors import FollowersFullError
 from seedcore.core.limits import MAX_KEPT_S, MAX_PAGE
 from seedcore.core.paging import encode_death_cursor
 from seedcore.discovery.api import EpochAnswer, InstanceAnswer, InstancePage, OverviewAnswer
+from seedcore.discovery.etags import etag_headers, positions_of
 from seedcore.discovery.guard import STILL
 from seedcore.discovery.pages import json_answer, page_json
 from seedcore.discovery.parameters import Replica, Wanted, WantedChanges
@@ -22,8 +20,6 @@ from seedcore.discovery.rendering import instance_out, stamp_of
 from seedcore.discovery.watch import Position, events, require_feed
 
 router = APIRouter(tags=["fleet"])
-
-_MAX_ETAGS = 20
 
 
 @router.get("/overview", responses=PROBLEMS)
@@ -55,12 +51,12 @@ async def list_instances(
 
     It has fewer than `limit` if they would have more than 1 MiB of JSON: then `next_cursor` continues.
     """
-    known = [Position.parsed(since)] if since is not None else _positions_of(if_none_match or [])
+    known = positions_of(since, if_none_match)
     reader = replica.reader
     view = None if consistent else reader.view()
     if view is None or not view.knows(wanted):
         return json_answer(page_json(await reader.list_instances(wanted, limit, cursor, consistent=consistent)))
-    headers = {"ETag": f'W/"{view.stream}:{view.version}"', "Cache-Control": "no-cache"}
+    headers = etag_headers(Position(str(view.stream), view.version))
     if any(reader.is_unchanged(position.stream, position.version, wanted) for position in known):
         return Response(status_code=304, headers=headers)
     # the same query about the same version has the same answer
@@ -130,12 +126,3 @@ async def get_epoch(replica: Replica) -> EpochAnswer:
     """The current epoch."""
     answer = await replica.reader.epoch()
     return EpochAnswer(epoch=answer.value.name, number=answer.value.number, **stamp_of(answer))
-
-
-def _positions_of(headers: Sequence[str]) -> list[Position]:
-    """The positions in ETags of this service."""
-    positions: list[Position] = []
-    for etag in islice((etag for header in headers for etag in header.split(",")), _MAX_ETAGS):
-        with suppress(InvalidInputError):
-            positions.append(Position.parsed(etag.strip().removeprefix("W/").strip('"')))
-    return positions

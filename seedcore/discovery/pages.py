@@ -43,7 +43,7 @@ def page_json(
             break
         items.append(item)
     page = InstancePage(items=[], next_cursor=cursor, stream=listing.stream, **stamp_of(listing))
-    return _filled(page, "items", items)
+    return filled(page, "items", items)
 
 
 def resolve_json(logical_ids: Sequence[str], answer: Resolved, max_bytes: int = MAX_RESOLVE_BYTES) -> bytes:
@@ -62,7 +62,7 @@ def resolve_json(logical_ids: Sequence[str], answer: Resolved, max_bytes: int = 
             yield part
 
     results = bounded(_dumped(resolution_out(found)) for found in answer.value)
-    return _filled(ResolveAnswer(results=[], **stamp_of(answer)), "results", results)
+    return filled(ResolveAnswer(results=[], **stamp_of(answer)), "results", results)
 
 
 def json_answer(body: bytes, headers: Mapping[str, str] | None = None) -> Response:
@@ -103,8 +103,8 @@ def _dumped(shown: BaseModel) -> bytes:
     return shown.model_dump_json().encode()
 
 
-def _filled(answer: BaseModel, field: str, parts: Iterable[bytes]) -> bytes:
-    """An answer with a list in place of an empty one: no text in JSON contains unescaped quotes."""
+def filled(answer: BaseModel, field: str, parts: Iterable[bytes]) -> bytes:
+    """An answer as JSON, with a list in place of an empty one: no text in JSON contains unescaped quotes."""
     name = f'"{field}":['.encode()
     before, empty, behind = _dumped(answer).partition(name + b"]")
     assert empty

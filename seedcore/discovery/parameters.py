@@ -22,6 +22,7 @@ Organ = Annotated[str | None, Query(description="organ id")]
 Node = Annotated[str | None, Query(description="Ray node id")]
 Labels = Annotated[list[str] | None, Query(description="key=value; repeatable, all must match")]
 LogicalId = Annotated[str | None, Query(description="instances of one agent")]
+EndpointName = Annotated[str | None, Query(description="only agents that have an endpoint of this name")]
 SelectorText = Annotated[
     str | None,
     Query(description="labels in Kubernetes' syntax: env in (a, b), tier!=x, !spot", max_length=MAX_SELECTOR_CHARS),
@@ -43,6 +44,7 @@ async def wanted_instances(
     selector: SelectorText = None,
     label: Labels = None,
     logical_id: LogicalId = None,
+    endpoint: EndpointName = None,
     epoch: Annotated[str | None, Query(description="default: the current one")] = None,
 ) -> InstanceFilter:
     """The filter of a listing."""
@@ -54,6 +56,7 @@ async def wanted_instances(
         selector=parse_selector(selector if selector is not None else ""),
         labels=parse_labels(label if label is not None else []),
         logical_id=logical_id,
+        endpoint=endpoint,
         epoch=epoch,
     ).validated()
 
@@ -67,6 +70,7 @@ async def wanted_changes(
     selector: SelectorText = None,
     label: Labels = None,
     logical_id: LogicalId = None,
+    endpoint: EndpointName = None,
 ) -> InstanceFilter:
     """The filter of a feed: of the current epoch, with every verdict."""
     if Status.DEAD in (status or ()):
@@ -78,6 +82,24 @@ async def wanted_changes(
         selector=parse_selector(selector if selector is not None else ""),
         labels=parse_labels(label if label is not None else []),
         logical_id=logical_id,
+        endpoint=endpoint,
+    ).validated()
+
+
+async def wanted_endpoints(
+    name: Annotated[str, Query(description="the name of the endpoint")],
+    organ: Organ = None,
+    node: Node = None,
+    selector: SelectorText = None,
+    label: Labels = None,
+) -> InstanceFilter:
+    """The filter of a list of endpoints: of alive instances of the current epoch."""
+    return InstanceFilter(
+        organ_id=organ,
+        node_id=node,
+        selector=parse_selector(selector if selector is not None else ""),
+        labels=parse_labels(label if label is not None else []),
+        endpoint=name,
     ).validated()
 
 
@@ -92,6 +114,7 @@ Replica = Annotated[Discovery, Depends(this_replica)]
 Who = Annotated[Caller, Depends(this_caller)]
 Wanted = Annotated[InstanceFilter, Depends(wanted_instances)]
 WantedChanges = Annotated[InstanceFilter, Depends(wanted_changes)]
+WantedEndpoints = Annotated[InstanceFilter, Depends(wanted_endpoints)]
 Reason = Annotated[str | None, Query(description="recorded as the cause", min_length=1, max_length=MAX_REASON_CHARS)]
 
 

@@ -13,7 +13,7 @@ from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 
 from seedcore import __version__
-from seedcore.discovery import agent_routes, fleet_routes, page
+from seedcore.discovery import agent_routes, endpoint_routes, fleet_routes, page
 from seedcore.discovery.api import AccessAnswer, HealthAnswer, ReadyAnswer
 from seedcore.discovery.guard import Guard
 from seedcore.discovery.handlers import install, problem_media_type
@@ -75,6 +75,7 @@ def _document(api: FastAPI) -> Callable[[], dict[str, Any]]:
 
 v1.include_router(fleet_routes.router)
 v1.include_router(agent_routes.router)
+v1.include_router(endpoint_routes.router)
 # it brings Swagger UI's files; /docs is a page of this project, because its own has a script in its HTML
 api: FastAPI = FastAPIOffline(
     docs_url=None,

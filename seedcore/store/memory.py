@@ -62,7 +62,10 @@ class MemoryStore(MemoryTerms):
         if known is not None:
             outcome, row = apply_registration(known, change, now)
             self.tables.put(row)
+            self.tables.version += row.endpoints != known.endpoints
             return outcome
+        if change.is_update:
+            return Outcome(OutcomeKind.UNKNOWN)
         epoch = change.registration.cluster_epoch or self.tables.current_epoch
         problem = self.tables.stage(epoch, now)
         if problem is not None:

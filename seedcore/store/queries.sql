@@ -94,6 +94,7 @@ select i.*
    and (%(organ_id)s::text is null or i.organ_id = %(organ_id)s)
    and (%(logical_id)s::text is null or i.logical_id = %(logical_id)s)
    and (%(node_id)s::text is null or i.node_id = %(node_id)s)
+   and (%(endpoint)s::text is null or jsonb_typeof(i.endpoints -> %(endpoint)s::text) = 'string')
    and i.labels @> %(labels)s::jsonb
    and (%(selector)s = '[]' or labels_match(i.labels, %(selector)s::jsonb))
    and (not %(fresh_only)s or i.status = 'dead' or i.last_heartbeat >= (select f.renewed_since from fleet f))
@@ -110,7 +111,7 @@ select i.*
  limit %(limit)s;
 
 -- live_states: a page of what must be the same in memory
-select i.logical_id, i.instance_id, i.status, i.seq, i.cluster_epoch, i.reported_status, i.holds
+select i.logical_id, i.instance_id, i.status, i.seq, i.cluster_epoch, i.reported_status, i.holds, i.endpoints
   from instance_row i
  where i.status <> 'dead'
    and (i.logical_id, i.instance_id) > (%(after_logical_id)s, %(after_instance_id)s::uuid)

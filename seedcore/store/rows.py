@@ -20,7 +20,7 @@ from seedcore.core.errors import StoreRejectedError, first_line
 from seedcore.core.holds import Hold, HoldKind
 from seedcore.core.instances import Instance, LiveState, Transition
 from seedcore.core.lifecycle import Status
-from seedcore.core.limits import one_object
+from seedcore.core.limits import NOTHING, one_object
 from seedcore.core.rules import sorted_holds
 from seedcore.store.sessions import Row
 
@@ -50,6 +50,7 @@ class InstanceRow(NamedTuple):
     organ_id: str | None
     labels: Mapping[str, str]
     metadata: Mapping[str, Any]
+    endpoints: Mapping[str, Any]
     node_id: str | None
     ip_address: str | None
     pid: int | None
@@ -87,6 +88,7 @@ def instance_of(row: Row) -> Instance:
         organ_id=one_object(known.organ_id),
         labels=known.labels,
         metadata=known.metadata,
+        endpoints=_endpoints_of(known.endpoints),
         node_id=one_object(known.node_id),
         ip_address=one_object(known.ip_address),
         pid=known.pid,
@@ -112,9 +114,16 @@ def transition_of(row: Row) -> Transition:
 
 def live_state_of(row: Row) -> LiveState:
     """A live state from a row of the statement live_states."""
-    logical_id, instance_id, status, seq, epoch, reported_status, holds = row
+    logical_id, instance_id, status, seq, epoch, reported_status, holds, endpoints = row
     return LiveState(
-        logical_id, instance_id, _STATUSES[status], seq, epoch, _STATUSES[reported_status], _holds_of(holds)
+        logical_id,
+        instance_id,
+        _STATUSES[status],
+        seq,
+        epoch,
+        _STATUSES[reported_status],
+        _holds_of(holds),
+        _endpoints_of(endpoints),
     )
 
 
@@ -138,6 +147,11 @@ def _holds_of(holds: Mapping[str, Mapping[str, str | None]]) -> tuple[Hold, ...]
     )
 
 
+def _endpoints_of(endpoints: Mapping[str, Any]) -> Mapping[str, str]:
+    # another program may have written any JSON object
+    return {name: url for name, url in endpoints.items() if isinstance(url, str)} or NOTHING
+
+
 def _time(text: str) -> datetime:
     return datetime.fromisoformat(text).astimezone(UTC)
 
@@ -152,7 +166,12 @@ def _time_or_none(text: str | None) -> datetime | None:
 def registrations(changes: Sequence[RegisterChange]) -> dict[str, object]:
     """The parameters of register_many. Raises StoreRejectedError for what cannot be JSON."""
     rows = [
-        dict(zip(_SENT, _sent(change.registration), strict=True), seq=change.seq, age_s=change.age_s)
+        dict(
+            zip(_SENT, _sent(change.registration), strict=True),
+            seq=change.seq,
+            age_s=change.age_s,
+            is_update=change.is_update,
+        )
         for change in changes
     ]
     try:
@@ -224,6 +243,7 @@ def filters(wanted: InstanceFilter) -> dict[str, object]:
         "logical_id": wanted.logical_id,
         "labels": json.dumps(dict(wanted.validated().labels)),
         "node_id": wanted.node_id,
+        "endpoint": wanted.endpoint,
         "selector": json.dumps(
             [
                 {"key": requirement.key, "op": requirement.operator.value, "values": requirement.values}

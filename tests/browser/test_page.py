@@ -217,7 +217,12 @@ async def test_it_is_used_by_keyboard_alone(page: Page, world: World) -> None:
 async def test_what_agents_say_of_themselves_is_text_and_nothing_else(page: Page, world: World) -> None:
     hostile = '<img src=x onerror="document.title=1">/../%2e é 漢'
     client = RegistryClient(
-        hostile, organ_id="<b>organ</b>", labels={"<i>": "</script>"}, metadata={"a": "<u>"}, settings=world.settings
+        hostile,
+        organ_id="<b>organ</b>",
+        labels={"<i>": "</script>"},
+        metadata={"a": "<u>"},
+        endpoints={"<s>": "javascript://h/%0aalert(1)"},
+        settings=world.settings,
     )
     await client.set_status(Status.ALIVE)
     await opened(page, world)
@@ -226,7 +231,8 @@ async def test_what_agents_say_of_themselves_is_text_and_nothing_else(page: Page
     await page.goto(f"{world.url}/#/agent/{quote(hostile, safe='')}")
     await expect(page.locator("#agent-name")).to_have_text(hostile)
     await expect(page.locator("#timeline li").first).to_be_visible(timeout=PATIENCE_MS)
-    assert await page.locator("#agent img, #grid-body img, #agent b b").count() == 0
+    assert await page.locator("#agent img, #grid-body img, #agent b b, #agent a, #agent s").count() == 0
+    await expect(page.locator("#agent .endpoints")).to_have_text("<s> javascript://h/%0aalert(1)")
     assert "SeedCore" in await page.title()
     await client.set_status(Status.DEAD)
 

@@ -17,7 +17,8 @@ The laws, checked all the time and at the end of every history:
 5. No instance is declared dead whose process lives and could reach the registry.
 6. At the end of all faults every process that ended is dead in the database, with a cause; at the latest when a freeze
    of expiry ends, where no witness confirms its end.
-7. Then every process that lives is live once, with the status that it reported, in memory and in the database alike,
+7. Then every process that lives is live once, with the status and the endpoints that it reported, in memory and in the
+   database alike,
    and no client keeps an undelivered change, also where the database refused a value of another.
 8. A registry resolves no instance whose death it has committed, and has none in its lists and its feed.
 9. A follower's cache, while it is trusted, equals the state of its registry at the version that it has, verdicts

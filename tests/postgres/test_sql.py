@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Iterator
@@ -127,6 +128,39 @@ def test_refused_value_is_named_with_its_limit(db: psycopg.Connection) -> None:
             db.execute(f"select register_instance('{iid(1)}', {arguments})")
         assert str(caught.value).startswith(f"instance {iid(1)}: ")
         assert expected in str(caught.value)
+
+
+def test_endpoints_by_sql_are_checked_stored_and_changed_by_registering_again(db: psycopg.Connection) -> None:
+    statement = "select register_instance(%s, 'agent', p_endpoints => %s)"
+    for wrong in ('{"http": "no URL"}', '{"http": 5}', '{"http": "http://ann:secret@h"}'):
+        with pytest.raises(psycopg.Error) as caught:
+            db.execute(statement, (iid(1), wrong))
+        assert str(caught.value).startswith(f'instance {iid(1)}: endpoint "http" must ')
+        assert "secret" not in str(caught.value)
+    with refused(CHECK):
+        db.execute(statement, (iid(1), "[]"))
+    for endpoints in ('{"http": "http://h:1"}', '{"http": "http://h:2"}', "{}"):
+        db.execute(statement, (iid(1), endpoints))
+        assert call(db, "select endpoints from registry_instance") == json.loads(endpoints)
+    db.execute(statement, (iid(1), '{"http": "http://h:3"}'))
+    db.execute("select set_instance_status(%s, 'alive')", (iid(1),))
+    assert call(db, "select endpoints ->> 'http' from active_instance") == "http://h:3"
+
+
+async def test_values_of_other_programs_that_are_no_text_are_no_endpoints(
+    db: psycopg.Connection, store: PostgresStore
+) -> None:
+    register(db, 1, status="alive")
+    db.execute(
+        """update registry_instance set endpoints = '{"http": 5, "grpc": null, "a": ["b"], "tcp": "tcp://h:1"}'"""
+    )
+    (row,) = await store.list_instances(InstanceFilter(), 10)
+    (state,) = await store.live_states(("", iid(0)), 10)
+    assert row.endpoints == state.endpoints == {"tcp": "tcp://h:1"}
+    listed = [
+        len(await store.list_instances(InstanceFilter(endpoint=name), 10)) for name in ("http", "grpc", "a", "tcp")
+    ]
+    assert listed == [0, 0, 0, 1]
 
 
 def test_arrays_of_a_batch_must_be_given_and_fit_together(db: psycopg.Connection) -> None:

@@ -84,6 +84,8 @@ def asker(access: Access, rates: Rates | None = None, peer: str = LOOPBACK) -> C
         ("GET", "/v1/access", Right.NONE),
         ("GET", "/v1/instances", Right.READ),
         ("HEAD", "/v1/instances", Right.READ),
+        ("GET", "/v1/endpoints", Right.READ),
+        ("GET", "/v1/sd/prometheus", Right.READ),
         ("GET", "/page", Right.READ),
         ("GET", "/some/route/of/tomorrow", Right.READ),
         ("POST", "/v1/resolve", Right.READ),

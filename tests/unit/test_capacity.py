@@ -86,6 +86,19 @@ def test_weight_is_about_what_is_allocated_and_not_less(shape: str) -> None:
     assert allocated <= weight <= 1.6 * allocated + 1000
 
 
+def test_endpoints_of_an_instance_and_of_a_change_have_their_weight() -> None:
+    few, many = {"http": "http://h"}, {f"n{number}": "http://h/" + "x" * 2000 for number in range(16)}
+    of_instances = [weight_of(instance(1, endpoints=endpoints)) for endpoints in ({}, few, many)]
+    of_changes = [weight_of_change(joins(1, endpoints=endpoints)) for endpoints in ({}, few, many)]
+    for none, light, heavy_ones in (of_instances, of_changes):
+        assert none < light < heavy_ones - 16 * 2000
+    members = Members(TERMS, 10)
+    for seq, endpoints in enumerate((few, many, {}), 1):
+        members.register(joins(1, seq=seq, endpoints=endpoints), 0.0, START)
+        (row,) = members
+        assert members.memory.instances == weight_of(row) + PLACES_BYTES
+
+
 TEXTS = st.text(max_size=600)
 CHANGES = st.lists(
     st.tuples(

@@ -21,10 +21,12 @@ from seedcore.core.holds import Hold, HoldKind
 from seedcore.core.instances import Verdict
 from seedcore.core.lifecycle import Status
 from seedcore.core.limits import (
+    MAX_ENDPOINTS,
     MAX_REASON_CHARS,
     check_age,
     check_cause,
     check_detail,
+    check_endpoints,
     check_epoch,
     check_hold,
     check_instance_id,
@@ -35,6 +37,7 @@ from seedcore.core.limits import (
     check_text,
 )
 from tests.builders import START, iid, instance
+from tests.endpoint_urls import BAD_ENDPOINTS, GOOD_URLS
 
 GOOD = Registration(iid(1), "agent")
 NAME_FIELDS = ["logical_id", "actor_name", "namespace", "actor_id", "organ_id", "node_id"]
@@ -170,6 +173,25 @@ def test_bad_labels_are_refused(labels: Any) -> None:
         check_labels(labels)
     with pytest.raises(InvalidInputError):
         InstanceFilter(labels=labels).validated()
+
+
+@pytest.mark.parametrize("wrong", BAD_ENDPOINTS)
+def test_bad_endpoints_are_refused_with_their_name_and_what_is_wrong(wrong: str) -> None:
+    endpoints, why = BAD_ENDPOINTS[wrong]
+    error = refused("endpoint", endpoints=endpoints)
+    assert why in str(error)
+    assert "secret" not in str(error)
+
+
+@pytest.mark.parametrize("endpoints", [None, [], "http://h", {"http"}, 7])
+def test_endpoints_that_are_no_mapping_are_refused(endpoints: Any) -> None:
+    refused("endpoints", endpoints=endpoints)
+
+
+def test_every_absolute_url_may_be_an_endpoint() -> None:
+    for url in GOOD_URLS:
+        check_endpoints({"http": url})
+    check_endpoints(MappingProxyType({f"n{n}": "http://h" for n in range(MAX_ENDPOINTS)}))
 
 
 def test_as_many_labels_as_the_limit_are_taken() -> None:

@@ -42,6 +42,7 @@ ROW = InstanceRow(
     organ_id="organ",
     labels={"a": "b"},
     metadata={"c": 1},
+    endpoints={"http": "http://10.0.0.1:8000"},
     node_id="node",
     ip_address="10.0.0.1",
     pid=9,
@@ -85,7 +86,10 @@ def test_cause_of_another_program_without_a_kind_is_unknown() -> None:
 
 def test_every_field_of_a_registration_is_one_of_the_instance() -> None:
     given = Registration(
-        iid(1), "agent", "actor", "ns", "a1", "/r", "organ", {"a": "b"}, {"c": 1}, "node", "10.0.0.1", 9, "key"
+        iid(1),
+        "agent",
+        *("actor", "ns", "a1", "/r", "organ", {"a": "b"}, {"c": 1}, "node", "10.0.0.1", 9, "key"),
+        endpoints={"http": "http://10.0.0.1:8000"},
     )
     value = first_registration(RegisterChange(given), "epoch", START)
     for field in fields(Registration):

@@ -38,6 +38,8 @@ READ = {
     ("GET", "/v1/deaths"): 200,
     ("GET", "/v1/epoch"): 200,
     ("GET", "/v1/watch"): 200,
+    ("GET", "/v1/endpoints?name=http"): 200,
+    ("GET", "/v1/sd/prometheus?name=http"): 200,
     ("POST", "/v1/resolve"): 200,
     ("GET", "/no/such/route"): 404,
 }

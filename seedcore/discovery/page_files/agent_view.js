@@ -86,6 +86,7 @@ export function instanceCard({ instance, verdict, silence_s: silence }, now) {
     ],
     ["Epoch", instance.cluster_epoch],
     ["Started", started !== null && [timeNode(started, now), h("span", { class: "muted" }, `, ${absolute(started)}`)]],
+    ["Endpoints", endpointLines(instance.endpoints)],
     ["Labels", chips(instance.labels)],
     ["Metadata", metadata(instance.metadata)],
   ].filter(([, value]) => value);
@@ -127,6 +128,16 @@ function chips(labels) {
     "ul",
     { class: "chips" },
     entries.map(([name, value]) => h("li", {}, `${name}=${value}`)),
+  );
+}
+
+function endpointLines(endpoints) {
+  const entries = Object.entries(endpoints ?? {});
+  if (entries.length === 0) return null;
+  return h(
+    "ul",
+    { class: "endpoints" },
+    entries.map(([name, url]) => h("li", { "data-endpoint": name }, `${name} `, code(url))),
   );
 }
 

@@ -54,6 +54,7 @@ class RegistryClient:
         labels: Mapping[str, str] | None = None,
         metadata: Mapping[str, Json] | None = None,
         serve_route: str | None = None,
+        endpoints: Mapping[str, str] | None = None,
         settings: Settings | None = None,
         connection: RegistryConnection | None = None,
         identifier: Identifier = identify,
@@ -83,11 +84,14 @@ class RegistryClient:
             labels=labels if labels is not None else {},
             metadata=metadata if metadata is not None else {},
             serve_route=serve_route,
+            endpoints=endpoints if endpoints is not None else {},
             node_id=self._settings.node_id,
             ip_address=self._settings.ip_address,
         ).validated()
         # the caller may go on changing its own
-        given = replace(given, labels=dict(given.labels), metadata=dict(given.metadata))
+        given = replace(
+            given, labels=dict(given.labels), metadata=dict(given.metadata), endpoints=dict(given.endpoints)
+        )
         clock = clock if clock is not None else Clock()
         self.times = times if times is not None else AgentTimes()
         self.outages = outages
@@ -216,6 +220,30 @@ class RegistryClient:
                 self._pending.wanted = before
                 raise
 
+    async def set_endpoints(self, endpoints: Mapping[str, str]) -> Receipt | None:
+        """Replace the URLs at which other programs reach the agent. It is a change like a status: kept until it is
+        durable, and applied after the changes before it. None before the registration, which then has these.
+
+        Raises InvalidInputError, or as `set_status`.
+        """
+        async with self._calls:
+            self._require_life()
+            before = self.registration.endpoints
+            is_changed = self._enrolment.set_endpoints(endpoints)
+            if self.status is None:
+                return None
+            change = None
+            try:
+                if is_changed:
+                    change = self._pending.change_details(self.registration)
+                return await self._delivery.deliver(self)
+            except RegistryError:
+                is_kept = change is not None and change in self._pending
+                if not is_kept and (change is None or change.instance_id == self.instance_id):
+                    # it is refused for good: later registrations must not repeat it
+                    self._enrolment.set_endpoints(before)
+                raise
+
     async def beat(self) -> BeatAnswer:
         """Renew the lease, and first deliver what is not durable yet.
 
@@ -240,7 +268,7 @@ class RegistryClient:
                 # is still recovering cannot answer whether it knows the instance
                 if self._is_completed and not answer.is_recovering:
                     self._is_completed = False
-                    self._pending.register(self.registration)
+                    self._pending.change_details(self.registration)
                     await self._delivery.deliver(self)
                 return answer
             self._is_completed = False

@@ -27,7 +27,7 @@ from seedcore.registry.agent.outages import Outages
 from seedcore.registry.agent.pending import PendingChanges
 from seedcore.registry.protocol.connection import RegistryConnection
 
-_MAX_RETURNS = 3
+_MAX_RETURNS = 4
 _TRY_LATER = (RegistryUnavailableError, VersionMismatchError, BacklogFullError, RegistryFullError, FencedError)
 _HEALS = (UnknownInstanceError, InstanceDeadError, NodeDeadError, *_TRY_LATER)
 
@@ -47,6 +47,7 @@ class Delivery:
         self.beat_interval_s: float | None = None
         """How often the registry asks the agent to beat; None before its first answer."""
         self._lease_s: float | None = None
+        self._taken_by: str | None = None
         self._connection = connection
         self._enrolment = enrolment
         self._pending = pending
@@ -117,7 +118,7 @@ class Delivery:
                 return self._receipt(durable=True, why=None)
             except RegistryReplacedError as error:
                 # the registry that replaced it gets every change, in order: it may know fewer than the one before
-                replaced = error
+                replaced, self._taken_by = error, None
             except _TRY_LATER as error:
                 return self._receipt(durable=False, why=str(error))
         if replaced is not None:
@@ -126,7 +127,7 @@ class Delivery:
 
     async def _send_all(self) -> Receipt:
         receipt = self._receipt(durable=True, why=None)
-        taken_by: str | None = None
+        taken_by = await self._repeat_before()
         for change in self._pending:
             try:
                 receipt = await self._connection.take(SequencedChange(change, taken_by))
@@ -135,11 +136,29 @@ class Delivery:
             except RegistryError:
                 self._pending.refuse(change)
                 raise
-            taken_by = receipt.registry
+            self._taken_by = taken_by = receipt.registry
             self.note_terms(receipt)
             self._enrolment.note_epoch(receipt)
             self._pending.settle(change, receipt)
         return receipt
+
+    async def _repeat_before(self) -> str | None:
+        """The registry that has what comes before the first change: the one that took it, or else the one that gets it
+        now once more, under its number. None where nothing has to come before."""
+        if not self._pending.has_predecessor:
+            return None
+        taken_by = self._taken_by
+        if taken_by is not None:
+            return taken_by
+        for change in self._pending.before_first(self._enrolment.registration):
+            try:
+                taken_by = (await self._connection.take(SequencedChange(change, taken_by))).registry
+            except _HEALS:
+                raise
+            except RegistryError:
+                # refused for good: the others need not wait for it
+                continue
+        return taken_by
 
     def _ended(self) -> Receipt:
         self._pending.clear()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 
 from seedcore.core.answers import Receipt
@@ -79,6 +79,15 @@ class Enrolment:
         before = self.registration
         await self.identify()
         return self.registration != before
+
+    def set_endpoints(self, endpoints: Mapping[str, str]) -> bool:
+        """Register with other endpoints from now on. Returns whether they differ. Raises InvalidInputError."""
+        changed = replace(self.registration, endpoints=endpoints).validated()
+        if changed == self.registration:
+            return False
+        # the caller may go on changing its own
+        self.registration = replace(changed, endpoints=dict(endpoints))
+        return True
 
     def begin_new_instance(self) -> None:
         """Register as a new instance from now on."""

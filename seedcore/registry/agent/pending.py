@@ -33,9 +33,14 @@ class PendingChanges:
         self.seq = 0
         self._limit = limit
         self._changes: list[Change] = []
+        # the number of the last registration with other details; 0: there is none
+        self._details_seq = 0
 
     def __len__(self) -> int:
         return len(self._changes)
+
+    def __contains__(self, change: object) -> bool:
+        return change in self._changes
 
     def __iter__(self) -> Iterator[Change]:
         return iter(tuple(self._changes))
@@ -45,6 +50,40 @@ class PendingChanges:
         if self.wanted.status is None:
             self.wanted = Wanted(Status.STARTING)
         self._changes.append(RegisterChange(registration, self._next_seq()))
+
+    def change_details(self, registration: Registration) -> Change:
+        """Queue a registration with other details, behind all changes. It replaces one that is last in the queue, since
+        it has all details. Returns the change. Raises BacklogFullError."""
+        last = self._changes[-1] if self._changes else None
+        if not isinstance(last, RegisterChange) and len(self._changes) >= self._limit:
+            raise BacklogFullError(self._limit)
+        is_update = True
+        if isinstance(last, RegisterChange):
+            is_update = last.is_update
+            self._changes.pop()
+        self._details_seq = self._next_seq()
+        self._changes.append(RegisterChange(registration, self._details_seq, is_update=is_update))
+        return self._changes[-1]
+
+    @property
+    def has_predecessor(self) -> bool:
+        """Whether the first change in the queue may only follow those before it. Each change of a status says all that
+        the one before it said, until the details change, too: then a registry that lacks the last of either kind would
+        take the number of the other for both."""
+        first = self._changes[0] if self._changes else None
+        return self._details_seq > 0 and not (isinstance(first, RegisterChange) and not first.is_update)
+
+    def before_first(self, registration: Registration) -> list[Change]:
+        """The last status and the last registration with other details, if they come before the first change in the
+        queue."""
+        first = self._changes[0] if self._changes else None
+        if not isinstance(first, (RegisterChange, StatusChange)) or first.seq is None:
+            return []
+        wanted = self.wanted
+        known: dict[int, Change] = {self._details_seq: RegisterChange(registration, self._details_seq, is_update=True)}
+        if wanted.status is not None:
+            known[wanted.seq] = StatusChange(registration.instance_id, wanted.status, wanted.seq, wanted.cause)
+        return [known[seq] for seq in sorted(known) if 0 < seq < first.seq]
 
     def set_status(self, instance_id: str, status: Status, cause: Cause | None) -> None:
         """Queue a change of status. Raises BacklogFullError."""
@@ -62,9 +101,9 @@ class PendingChanges:
             self._changes = self._changes[self._changes.index(change) + 1 :]
 
     def refuse(self, change: Change) -> None:
-        """Note a refusal, which sending again does not change: the change leaves the queue, and after a registration
-        all others do."""
-        if isinstance(change, RegisterChange):
+        """Note a refusal, which sending again does not change: the change leaves the queue, and after the first
+        registration all others do."""
+        if isinstance(change, RegisterChange) and not change.is_update:
             self.is_refused = True
             self._changes.clear()
         else:
@@ -78,7 +117,10 @@ class PendingChanges:
         """Queue a registration and, behind it, what was queued, or else the status that the agent is in.
 
         As the same instance every change keeps its number: repeated, it must not undo what others have changed since.
+        So the last details are also sent under their own number if that is higher: a database that the registry has not
+        read yet may have the instance with earlier ones.
         """
+        updates = {change.seq for change in self._changes if isinstance(change, RegisterChange)} | {self._details_seq}
         statuses = [change for change in self._changes if isinstance(change, StatusChange)]
         if self.wanted.status is None:
             self.wanted = Wanted(Status.STARTING)
@@ -88,9 +130,13 @@ class PendingChanges:
         if as_new:
             self.seq = 1
             statuses = [StatusChange(instance_id, change.status, self._next_seq(), change.cause) for change in statuses]
-            self.wanted = Wanted(wanted.status, wanted.cause, self.seq)
-        first_seq = statuses[0].seq if statuses else None
-        self._changes = [RegisterChange(registration, 1 if first_seq is None else first_seq - 1), *statuses]
+            self.wanted, updates = Wanted(wanted.status, wanted.cause, self.seq), set()
+            self._details_seq = 0
+        numbered = {change.seq: change for change in statuses if change.seq is not None}
+        first_seq = min(numbered) - 1 if numbered else max({1, *updates})
+        later = {seq: RegisterChange(registration, seq, is_update=True) for seq in updates if seq > first_seq}
+        behind: dict[int, Change] = {**numbered, **later}
+        self._changes = [RegisterChange(registration, first_seq), *(behind[seq] for seq in sorted(behind))]
         # a first beat may come before any change: the next one needs a number of its own
         self.seq = max(self.seq, 1)
 

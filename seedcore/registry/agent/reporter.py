@@ -17,7 +17,7 @@ from seedcore.core.errors import (
     RetiredEpochError,
 )
 from seedcore.core.lifecycle import Status
-from seedcore.core.limits import Json, check_detail, check_load
+from seedcore.core.limits import Json, check_detail, check_endpoints, check_load
 from seedcore.core.loops import LoopsLock
 from seedcore.registry.agent.beat_loop import BeatLoop, beat_loop
 from seedcore.registry.agent.client import RegistryClient
@@ -53,6 +53,7 @@ class Reporter:
         labels: Mapping[str, str] | None = None,
         metadata: Mapping[str, Json] | None = None,
         serve_route: str | None = None,
+        endpoints: Mapping[str, str] | None = None,
         settings: Settings | None = None,
         client: RegistryClient | None = None,
         on_retired: Callable[[str], object] | None = None,
@@ -73,6 +74,7 @@ class Reporter:
                 labels=labels,
                 metadata=metadata,
                 serve_route=serve_route,
+                endpoints=endpoints,
                 settings=self._settings,
             )
         )
@@ -162,6 +164,22 @@ class Reporter:
     async def undrain(self, reason: str | None = None) -> Receipt | None:
         """Report `alive` again after `drain()`."""
         return await self._report(Status.ALIVE, reason)
+
+    async def set_endpoints(self, endpoints: Mapping[str, str]) -> Receipt | None:
+        """Replace the URLs at which other programs reach the agent. Before the start the agent gets them for its
+        registration. None where nothing is reported. Raises InvalidInputError, and then nothing has changed."""
+        refuse_forked()
+        if self._is_reporting:
+            self._keep_beating()
+        elif self._client.status is not None:
+            # it has stopped
+            check_endpoints(endpoints)
+            return None
+        try:
+            return await self._client.set_endpoints(endpoints)
+        except RetiredEpochError as error:
+            self._retire(error)
+            raise
 
     async def stop(self, reason: str = "stopped") -> Receipt | None:
         """End the beats and report `dead`, within the call timeout. Idempotent. Dead is final.

@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 
 from seedcore.core.answers import Receipt
 from seedcore.core.errors import ForkedProcessError, RegistryUnavailableError
-from seedcore.core.limits import Json, check_detail
+from seedcore.core.limits import Json, check_detail, check_endpoints
 from seedcore.registry.agent.loop_thread import LoopThread
 from seedcore.registry.agent.reporter import Reporter, stop_reason
 from seedcore.registry.ray_support.session import refuse_forked
@@ -44,6 +44,7 @@ class ThreadReporter:
         labels: Mapping[str, str] | None = None,
         metadata: Mapping[str, Json] | None = None,
         serve_route: str | None = None,
+        endpoints: Mapping[str, str] | None = None,
         settings: Settings | None = None,
         on_retired: Callable[[str], object] | None = None,
     ) -> None:
@@ -57,6 +58,7 @@ class ThreadReporter:
             labels=labels,
             metadata=metadata,
             serve_route=serve_route,
+            endpoints=endpoints,
             settings=settings,
             on_retired=on_retired,
         )
@@ -104,6 +106,15 @@ class ThreadReporter:
     def undrain(self, reason: str | None = None) -> Receipt | None:
         """As Reporter.undrain, blocking."""
         return self._run(lambda reporter: reporter.undrain(reason))
+
+    def set_endpoints(self, endpoints: Mapping[str, str]) -> Receipt | None:
+        """As Reporter.set_endpoints, blocking. A later start registers with these, too."""
+        check_endpoints(endpoints)
+        with self._alone():
+            self._make = partial(self._make, endpoints=dict(endpoints))
+            if self._reporter is None or self._thread is None:
+                return None
+            return self._thread.run(self._reporter.set_endpoints(endpoints), self._patience_s)
 
     def stop(self, reason: str = "stopped") -> Receipt | None:
         """As Reporter.stop, blocking."""

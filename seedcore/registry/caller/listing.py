@@ -15,15 +15,17 @@ async def list_active_instances(
     organ_id: str | None = None,
     labels: Mapping[str, str] | None = None,
     *,
+    endpoint: str | None = None,
     settings: Settings | None = None,
 ) -> Listing:
-    """Every alive instance of the current epoch, from the registry: all pages.
+    """Every alive instance of the current epoch, from the registry: all pages. `endpoint` is the name of one that it
+    must have.
 
     Raises RegistryUnavailableError if the registry does not answer: an empty list means that there are no agents.
     """
     settings = settings if settings is not None else get_settings()
     connection = shared_connection(settings.namespace, settings.call_timeout_s)
-    return await every_page(connection, organ_id=organ_id, labels=labels)
+    return await every_page(connection, organ_id=organ_id, labels=labels, endpoint=endpoint)
 
 
 async def every_page(
@@ -34,12 +36,15 @@ async def every_page(
     *,
     fresh_only: bool = True,
     page_size: int = 1000,
+    endpoint: str | None = None,
 ) -> Listing:
     """All pages of `list_active` as one listing. It is as old, and as complete, as its first page."""
     pages: list[Listing] = []
     cursor: str | None = None
     while not pages or cursor is not None:
-        page = await connection.list_active(statuses, organ_id, labels, page_size, cursor, fresh_only=fresh_only)
+        page = await connection.list_active(
+            statuses, organ_id, labels, page_size, cursor, fresh_only=fresh_only, endpoint=endpoint
+        )
         pages.append(page)
         cursor = page.next_cursor
     return replace(

@@ -322,6 +322,7 @@ class Shorthands:
         epoch: str | None = None,
         logical_id: str | None = None,
         fresh_only: bool = True,
+        endpoint: str | None = None,
     ) -> Listing:
         """A `page` of instances, by default of the current epoch. `statuses` None means every live one."""
         wanted = InstanceFilter(
@@ -331,5 +332,6 @@ class Shorthands:
             logical_id=logical_id,
             epoch=epoch,
             fresh_only=fresh_only,
+            endpoint=endpoint,
         )
         return await self.page(wanted, limit, cursor)

@@ -137,13 +137,13 @@ class RegistryConnection(Shorthands):
         return answer
 
     async def take(self, change: SequencedChange) -> Receipt:
-        """See RegistryApi.take. A status is not sent to the registry that replaced the one called, which may not have
-        the changes before it; a registration is."""
+        """See RegistryApi.take. A change that follows others is not sent to the registry that replaced the one called,
+        which may not have those; a first registration is."""
         box = self._box()
         try:
             receipt = await box.take(change)
         except RegistryReplacedError:
-            if not isinstance(change.change, RegisterChange):
+            if not isinstance(change.change, RegisterChange) or change.change.is_update:
                 raise
             receipt = await box.take(change)
         self._words.note_receipt(change, receipt)
@@ -169,8 +169,9 @@ class RegistryConnection(Shorthands):
     async def _take_again(self, changes: Sequence[Change]) -> None:
         """Send changes of one instance again, in order and under their numbers."""
         try:
+            taken_by: str | None = None
             for change in changes:
-                await self.take(SequencedChange(change))
+                taken_by = (await self.take(SequencedChange(change, taken_by))).registry
         except RegistryError as error:
             # it is still behind at the next beat
             logger.info("a change is not restored yet: %s", error, extra={"instance_id": changes[0].instance_id})

@@ -151,7 +151,9 @@ class Backlog:
         return {
             change.instance_id
             for change in self._changes.registrations
-            if change.registration.cluster_epoch is None and change.registration.started_epoch is None
+            if not change.is_update
+            and change.registration.cluster_epoch is None
+            and change.registration.started_epoch is None
         }
 
     def take_changes(self, limit: int) -> list[Change]:

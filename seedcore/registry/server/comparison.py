@@ -11,7 +11,7 @@ from datetime import datetime
 from itertools import islice
 
 from seedcore.core.causes import Cause, CauseKind
-from seedcore.core.changes import HoldChange, StatusChange
+from seedcore.core.changes import HoldChange, RegisterChange, StatusChange
 from seedcore.core.clock import Clock
 from seedcore.core.instances import Instance, LiveState
 from seedcore.core.lifecycle import Status
@@ -20,6 +20,7 @@ from seedcore.core.paging import decode_cursor
 from seedcore.registry.server.backlog import Backlog
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.registry.server.database import DatabaseSession
+from seedcore.registry.server.remembered import registration_of
 
 logger = logging.getLogger(__name__)
 
@@ -113,11 +114,12 @@ class Comparison:
             await self.correct(instance_id)
 
     def _write_again(self, known: Instance, state: LiveState) -> None:
-        """Send the database what the agent reported, and the holds that it lost. A hold that only the database has
-        stays: it may have been placed there."""
+        """Send the database what the agent reported, its details, and the holds that it lost. A hold that only the
+        database has stays: it may have been placed there."""
         backlog = self._backlog
         # the cause that memory has is the last one: of a hold, where there are any
         cause = Cause(CauseKind.RESTORED) if known.holds else known.cause
+        backlog.offer(RegisterChange(registration_of(known), state.seq, is_update=True))
         backlog.offer(StatusChange(known.instance_id, known.reported_status, known.seq, cause))
         stored = {hold.kind: hold for hold in state.holds}
         for hold in known.holds:

@@ -113,12 +113,12 @@ class Registry(Operations):
     async def take(self, change: SequencedChange) -> Receipt:
         """See RegistryApi.take."""
         inner = check_kind("change", change, SequencedChange).change
-        if isinstance(inner, RegisterChange):
-            return await self._register(inner)
-        if not isinstance(inner, StatusChange):
+        if not isinstance(inner, (RegisterChange, StatusChange)):
             raise InvalidInputError("change", f"must be of an agent, not of type {type(inner).__name__}")
         if change.after is not None and change.after != self.members.feed.stream:
             raise RegistryReplacedError("it was restarted between two changes")
+        if isinstance(inner, RegisterChange):
+            return await self._register(inner)
         if inner.seq is None:
             raise InvalidInputError("seq", "must be the agent's number of the change")
         return await self._set_status(inner, inner.seq)
@@ -127,6 +127,8 @@ class Registry(Operations):
         registration = check_kind("registration", change.registration, Registration).validated()
         seq = change.seq
         check_seq(seq)
+        if change.is_update:
+            await self._require_read(registration.instance_id)
         if not self.writer.backlog.is_waiting(key_of(change)):
             self.writer.backlog.require_room()
             self.expiry.require_node(registration.node_id)
@@ -154,8 +156,7 @@ class Registry(Operations):
         instance_id = check_instance_id(sent.instance_id)
         check_seq(seq)
         change = StatusChange(instance_id, check_status(sent.status), seq, check_cause(sent.cause))
-        if instance_id not in self.members and instance_id not in self.members.deaths:
-            await self.writer.require_read()
+        await self._require_read(instance_id)
         if not self.writer.backlog.is_waiting(key_of(change)):
             self.writer.backlog.require_room()
             known = self.members.get(instance_id)
@@ -166,6 +167,11 @@ class Registry(Operations):
                 return self._receipts.of_replay(known, seq)
             self.writer.backlog.offer(change)
         return await self._receipts.when_settled(change)
+
+    async def _require_read(self, instance_id: str) -> None:
+        """Wait a bounded time for the database to be read if memory does not have the instance."""
+        if instance_id not in self.members and instance_id not in self.members.deaths:
+            await self.writer.require_read()
 
     async def deliver(self, changes: Sequence[SequencedChange]) -> list[Receipt | RegistryError]:
         """See RegistryApi.deliver."""

@@ -37,11 +37,11 @@ class Remembered:
         # also where a change is under way: it may not be the one that is lost, and it counts once
         if LiveState.of(known) == state:
             return
-        if known.seq > state.seq or known.reported_status is not state.reported_status:
-            is_new = known.seq > state.seq
-            if is_new:
-                # the last change that is lost may be a registration with other details
-                yield RegisterChange(_registration_of(known), state.seq)
+        is_new = known.seq > state.seq
+        if is_new or (known.seq == state.seq and known.endpoints != state.endpoints):
+            # the last change that is lost may be a registration with other details
+            yield RegisterChange(registration_of(known), state.seq, is_update=True)
+        if is_new or known.reported_status is not state.reported_status:
             yield StatusChange(
                 instance_id,
                 known.reported_status,
@@ -54,7 +54,7 @@ class Remembered:
     def registered_again(self, known: Instance) -> Iterator[Change]:
         """What the database has to get of an instance that it does not have."""
         age_s = max(0.0, (self._clock.utc() - known.started_at).total_seconds())
-        yield RegisterChange(_registration_of(known), 0, age_s)
+        yield RegisterChange(registration_of(known), 0, age_s)
         if known.reported_status is not Status.STARTING or known.seq > 0:
             # one that reports in SQL has no number of its own
             number = None if known.seq else self._backlog.next_number()
@@ -78,6 +78,7 @@ def _cause_of(known: Instance) -> Cause | None:
     return Cause(CauseKind.RESTORED) if known.holds else known.cause
 
 
-def _registration_of(known: Instance) -> Registration:
+def registration_of(known: Instance) -> Registration:
+    """The registration that makes an instance as it is known."""
     details: dict[str, Any] = {field.name: getattr(known, field.name, None) for field in fields(Registration)}
     return Registration(**details)

@@ -196,6 +196,23 @@ class Fleet:
             elif chance < 0.9:
                 self.kill_and_return(process)
 
+    async def change_endpoints_for_ever(self) -> None:
+        """Agents move to other ports, in some histories."""
+        world, chance = self._world, self._world.endpoints_random
+        while world.changes_endpoints:
+            await asyncio.sleep(chance.uniform(0.1, 2.0))
+            reporters = [(one, one.reporter) for one in self.living() if one.reporter and one.reporter.is_reporting]
+            if reporters:
+                process, reporter = chance.choice(reporters)
+                endpoints = {"http": f"http://10.0.0.1:{chance.randrange(1, 65_536)}"}
+                world.note(f"{process.name} moves to {endpoints['http']}")
+                world.counts["moves"] += 1
+                world.loop.run_in(process.name, self._move(reporter, endpoints))
+
+    async def _move(self, reporter: Reporter, endpoints: Mapping[str, str]) -> None:
+        with contextlib.suppress(RegistryError):
+            await reporter.set_endpoints(endpoints)
+
     async def report_again(self) -> None:
         """Once the last call of an operator has arrived, some holds are left for good and the others are released; the
         last change is the agent's."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from seedcore.core.answers import Receipt
 from seedcore.core.causes import CauseKind
 from seedcore.core.holds import HoldKind
-from seedcore.core.instances import LiveState
+from seedcore.core.instances import Instance, LiveState
 from seedcore.core.lifecycle import Status
 from tests.faults.simulated.drains import BY_HAND
 from tests.faults.simulated.operators import Operators
@@ -212,7 +214,20 @@ class Laws:
         }
         if found != wanted:
             return f"live are {found}, not {wanted}"
+        moved = self._moved(live)
+        if moved is not None:
+            return moved
         remembered = {key: LiveState.of(row) for key, row in members.index.by_id.items()}
         if remembered != {key: LiveState.of(row) for key, row in live.items()}:
             return f"memory and database differ: {remembered}"
+        return None
+
+    def _moved(self, live: Mapping[str, Instance]) -> str | None:
+        """Whose endpoints the database has wrong."""
+        for process in self._world.processes:
+            if process.ended_s is None and process.reporter is not None and not process.is_retired:
+                client = process.reporter.client
+                wanted, found = client.registration.endpoints, live[client.instance_id].endpoints
+                if wanted != found:
+                    return f"{process.name} is at {wanted}, the database has {found}"
         return None

@@ -33,6 +33,7 @@ FREEZE_MAX_S = 60.0
 NODES = ("north", "south")
 NAMESPACE = "simulated"
 OPERATOR = "operator"
+ENDPOINTS_SHARE = 0.25
 
 
 class Violation(AssertionError):
@@ -52,6 +53,9 @@ class World:
         self._ever_continued: set[tuple[str, str]] = set()
         self.losses = Losses(self, seed)
         self.drains = Drains(self, seed)
+        # of its own: histories without such changes stay what they are
+        self.endpoints_random = random.Random(f"endpoints of {seed}")
+        self.changes_endpoints = self.endpoints_random.random() < ENDPOINTS_SHARE
         self.clock_offset_s = 0.0
         self.clock = Clock(lambda: self.now_s, self.utc)
         self.database_back_s = 0.0

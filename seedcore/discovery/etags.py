@@ -1,0 +1,30 @@
+"""ETags of answers from the cache: the version of the feed that an answer has. A caller sends them back to be answered
+only when something has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
+
+from seedcore.core.errors import InvalidInputError
+from seedcore.discovery.watch import Position
+
+_MAX_ETAGS = 20
+
+
+def etag_headers(position: Position) -> Mapping[str, str]:
+    """The headers of an answer with this position."""
+    return {"ETag": f'W/"{position}"', "Cache-Control": "no-cache"}
+
+
+def positions_of(since: str | None, if_none_match: Sequence[str] | None) -> list[Position]:
+    """The positions of a caller's earlier answers: `since`, or the ETags of this service. Raises InvalidInputError for
+    a wrong `since`."""
+    if since is not None:
+        return [Position.parsed(since)]
+    positions: list[Position] = []
+    for etag in islice((etag for header in if_none_match or () for etag in header.split(",")), _MAX_ETAGS):
+        with suppress(InvalidInputError):
+            positions.append(Position.parsed(etag.strip().removeprefix("W/").strip('"')))
+    return positions
