@@ -9,6 +9,7 @@ from seedcore.cli.cluster import join_cluster
 from seedcore.cli.errors import NeverRegisteredError
 from seedcore.core.clock import utc_now
 from seedcore.core.errors import RegistryUnavailableError
+from seedcore.core.feed import Position
 from seedcore.core.lifecycle import Status
 from seedcore.core.limits import MAX_PAGE
 from seedcore.discovery.api import (
@@ -20,7 +21,7 @@ from seedcore.discovery.api import (
 from seedcore.discovery.overview import Overviews
 from seedcore.discovery.reader import reader_of
 from seedcore.discovery.rendering import agent_answer, operation_answer, page_of
-from seedcore.discovery.watch import Position, happenings, require_feed
+from seedcore.discovery.watch import happenings, require_feed
 from seedcore.registry.ray_support.lookup import ray_remembers
 from seedcore.settings import Settings
 

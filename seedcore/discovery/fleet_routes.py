@@ -11,6 +11,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from seedcore.core.errors import FollowersFullError, InvalidInputError
+from seedcore.core.feed import Position
 from seedcore.core.limits import MAX_KEPT_S, MAX_PAGE
 from seedcore.core.paging import encode_death_cursor
 from seedcore.discovery.api import EpochAnswer, InstanceAnswer, InstancePage, OverviewAnswer
@@ -19,7 +20,7 @@ from seedcore.discovery.pages import json_answer, page_json
 from seedcore.discovery.parameters import Replica, Wanted, WantedChanges
 from seedcore.discovery.problems import NOT_FOUND, PROBLEMS
 from seedcore.discovery.rendering import instance_out, stamp_of
-from seedcore.discovery.watch import Position, events, require_feed
+from seedcore.discovery.watch import events, require_feed
 
 router = APIRouter(tags=["fleet"])
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 
 from seedcore.core.answers import InstanceFilter
-from seedcore.core.errors import CannotKnowError, InvalidInputError
-from seedcore.core.feed import Feed, FeedChange
+from seedcore.core.errors import CannotKnowError
+from seedcore.core.feed import Feed, FeedChange, Position
 from seedcore.core.timeouts import within
 from seedcore.discovery.reader import DiscoveryReader
 from seedcore.discovery.rendering import cause_out, instance_out
@@ -19,25 +18,6 @@ MAX_FEED_BYTES = 512 * 1024
 
 _STATE_S = 2.0
 _LINGER_S = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """The position of a watcher: a version of a stream, written STREAM:VERSION."""
-
-    stream: str
-    version: int
-
-    @classmethod
-    def parsed(cls, text: str) -> Position:
-        """Parse a position. Raises InvalidInputError."""
-        stream, _, version = text.rpartition(":")
-        if not (version.isascii() and version.isdecimal() and len(version) < 19):
-            raise InvalidInputError("position", f"must be STREAM:VERSION from an earlier answer, not {text[:80]!r}")
-        return cls(stream, int(version))
-
-    def __str__(self) -> str:
-        return f"{self.stream}:{self.version}"
 
 
 def require_feed(reader: DiscoveryReader) -> Feed:
