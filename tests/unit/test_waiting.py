@@ -58,11 +58,11 @@ SHORT_S, LONG_S = 0.1, 60.0
 class Fleet:
     """A registry, and a caller that waits for its agents. A handle is the name of its agent."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, connection: Any) -> None:
         self.registry = registry
-        self.connection: Any = Plain(registry, RegistryUnavailableError, is_reworded=False)
-        self.follower: Follower | None = Follower(self.connection, times=TIMES)
-        self.resolver = Resolver(snapshot=SnapshotSource(self.follower), records=[RegistrySource(self.connection)])
+        self.connection = connection
+        self.follower: Follower | None = Follower(connection, times=TIMES)
+        self.resolver = Resolver(snapshot=SnapshotSource(self.follower), records=[RegistrySource(connection)])
         self.hanging: set[str] = set()
         self.unproven: set[str] = set()
         self.located: list[str] = []
@@ -105,7 +105,7 @@ class Fleet:
 @asynccontextmanager
 async def fleet_of(*, follows: bool = True) -> AsyncIterator[Fleet]:
     async with joined_registry(CONFIG, Tables(START)) as registry:
-        fleet = Fleet(registry)
+        fleet = Fleet(registry, Plain(registry, RegistryUnavailableError, is_reworded=False))
         assert fleet.follower is not None
         follower = fleet.follower
         if follows:
