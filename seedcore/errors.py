@@ -19,6 +19,7 @@ from seedcore.core.errors import (
     NodeDeadError,
     NotAcceptingWorkError,
     NotDurableError,
+    NotReadyError,
     NotResolvableError,
     RegistrationDelayedError,
     RegistryError,
@@ -32,6 +33,7 @@ from seedcore.core.errors import (
     StoreUnavailableError,
     UnknownInstanceError,
     VersionMismatchError,
+    WatchEndedError,
 )
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "NodeDeadError",
     "NotAcceptingWorkError",
     "NotDurableError",
+    "NotReadyError",
     "NotResolvableError",
     "RegistrationDelayedError",
     "RegistryError",
@@ -66,4 +69,5 @@ __all__ = [
     "StoreUnavailableError",
     "UnknownInstanceError",
     "VersionMismatchError",
+    "WatchEndedError",
 ]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from seedcore.cli.backend import Event, ListQuery, every_page
 from seedcore.cli.cluster import join_cluster
 from seedcore.cli.errors import NeverRegisteredError
 from seedcore.core.clock import utc_now
 from seedcore.core.errors import RegistryUnavailableError
+from seedcore.core.feed import Position
 from seedcore.core.lifecycle import Status
 from seedcore.core.limits import MAX_PAGE
 from seedcore.discovery.api import (
@@ -16,11 +17,13 @@ from seedcore.discovery.api import (
     InstancePage,
     OperationAnswer,
     OverviewAnswer,
+    ResolveAnswer,
 )
 from seedcore.discovery.overview import Overviews
+from seedcore.discovery.pages import resolve_json
 from seedcore.discovery.reader import reader_of
 from seedcore.discovery.rendering import agent_answer, operation_answer, page_of
-from seedcore.discovery.watch import Position, happenings, require_feed
+from seedcore.discovery.watch import Beginning, happenings, require_feed
 from seedcore.registry.ray_support.lookup import ray_remembers
 from seedcore.settings import Settings
 
@@ -55,6 +58,10 @@ class Cluster:
             raise NeverRegisteredError(logical_id, known)
         return agent_answer(described)
 
+    async def resolve(self, logical_ids: Sequence[str]) -> ResolveAnswer:
+        answer = await self._reader.resolve(logical_ids)
+        return ResolveAnswer.model_validate_json(resolve_json(logical_ids, answer))
+
     async def overview(self) -> OverviewAnswer:
         return await Overviews(self._settings, self._reader).now()
 
@@ -68,13 +75,13 @@ class Cluster:
         return await self._turn(logical_id, Status.DEAD, reason)
 
     async def watch(self, query: ListQuery, after: str | None) -> AsyncIterator[Event]:
-        position = None if after is None else Position.parsed(after)
+        begin = Beginning(None if after is None else Position.parsed(after))
         reader = reader_of(self._settings.model_copy(update={"follow": True}))
         try:
             feed = require_feed(reader)
             if not await reader.until_current(_CURRENT_S):
                 raise RegistryUnavailableError(f"its change feed was not read within {_CURRENT_S:g} s")
-            async for name, data, at in happenings(reader, feed, position, query.filter()):
+            async for name, data, at in happenings(reader, feed, begin, query.filter()):
                 yield Event(name, data, str(at))
         finally:
             await reader.close()

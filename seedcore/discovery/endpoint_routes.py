@@ -8,13 +8,13 @@ from fastapi import APIRouter, Header, Query, Request, Response
 
 from seedcore.core.answers import Origin
 from seedcore.core.errors import CannotKnowError
+from seedcore.core.feed import Position
 from seedcore.discovery.endpoints import EndpointsAnswer, endpoint_json
 from seedcore.discovery.etags import etag_headers, positions_of
 from seedcore.discovery.pages import filled, json_answer
 from seedcore.discovery.parameters import Replica, WantedEndpoints
 from seedcore.discovery.problems import PROBLEMS
 from seedcore.discovery.prometheus import TargetGroup, target_json
-from seedcore.discovery.watch import Position
 
 router = APIRouter(tags=["endpoints"])
 

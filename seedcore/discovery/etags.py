@@ -8,7 +8,7 @@ from contextlib import suppress
 from itertools import islice
 
 from seedcore.core.errors import InvalidInputError
-from seedcore.discovery.watch import Position
+from seedcore.core.feed import Position
 
 _MAX_ETAGS = 20
 
