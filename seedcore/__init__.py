@@ -30,13 +30,14 @@ if TYPE_CHECKING:
     from seedcore.registry.caller.known_agents import KnownAgent
     from seedcore.registry.caller.locator import Located
     from seedcore.settings import Mode, Settings, load_settings
-    from seedcore.tier0 import Tier0MemoryManager, get_tier0_manager
+    from seedcore.tier0 import BlockingManager, Tier0MemoryManager, get_actor, get_tier0_manager, list_agents
     from seedcore.tier0.answers import AgentSpec
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AgentSpec",
+    "BlockingManager",
     "Cause",
     "CauseKind",
     "Hold",
@@ -61,8 +62,10 @@ __all__ = [
     "__version__",
     "end_own_actor",
     "errors",
+    "get_actor",
     "get_tier0_manager",
     "list_active_instances",
+    "list_agents",
     "load_settings",
 ]
 
@@ -85,7 +88,7 @@ _MODULES = {
     "seedcore.registry.caller.known_agents": ("KnownAgent",),
     "seedcore.registry.caller.locator": ("Located",),
     "seedcore.settings": ("Mode", "Settings", "load_settings"),
-    "seedcore.tier0": ("Tier0MemoryManager", "get_tier0_manager"),
+    "seedcore.tier0": ("BlockingManager", "Tier0MemoryManager", "get_actor", "get_tier0_manager", "list_agents"),
     "seedcore.tier0.answers": ("AgentSpec",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -53,6 +53,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 _SHARE_A_CLUSTER = {
     "test_agents.py": "ray-agents",
     "test_causes.py": "ray-agents",
+    "test_door.py": "ray-callers",
     "test_embedded_registry.py": "ray-agents",
     "test_epochs.py": "ray-agents",
     "test_following.py": "ray-callers",
