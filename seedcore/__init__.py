@@ -30,7 +30,15 @@ if TYPE_CHECKING:
     from seedcore.registry.caller.known_agents import KnownAgent
     from seedcore.registry.caller.locator import Located
     from seedcore.settings import Mode, Settings, load_settings
-    from seedcore.tier0 import BlockingManager, Tier0MemoryManager, get_actor, get_tier0_manager, list_agents
+    from seedcore.tier0 import (
+        BlockingManager,
+        Tier0MemoryManager,
+        get_actor,
+        get_tier0_manager,
+        list_agents,
+        wait_for,
+        watch,
+    )
     from seedcore.tier0.answers import AgentSpec
 
 __version__ = "0.1.0"
@@ -67,6 +75,8 @@ __all__ = [
     "list_active_instances",
     "list_agents",
     "load_settings",
+    "wait_for",
+    "watch",
 ]
 
 _MODULES = {
@@ -88,7 +98,15 @@ _MODULES = {
     "seedcore.registry.caller.known_agents": ("KnownAgent",),
     "seedcore.registry.caller.locator": ("Located",),
     "seedcore.settings": ("Mode", "Settings", "load_settings"),
-    "seedcore.tier0": ("BlockingManager", "Tier0MemoryManager", "get_actor", "get_tier0_manager", "list_agents"),
+    "seedcore.tier0": (
+        "BlockingManager",
+        "Tier0MemoryManager",
+        "get_actor",
+        "get_tier0_manager",
+        "list_agents",
+        "wait_for",
+        "watch",
+    ),
     "seedcore.tier0.answers": ("AgentSpec",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -19,6 +19,7 @@ from seedcore.core.errors import (
     NodeDeadError,
     NotAcceptingWorkError,
     NotDurableError,
+    NotReadyError,
     NotResolvableError,
     RegistrationDelayedError,
     RegistryError,
@@ -34,6 +35,7 @@ from seedcore.core.errors import (
     StoreUnavailableError,
     UnknownInstanceError,
     VersionMismatchError,
+    WatchEndedError,
 )
 
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "NodeDeadError",
     "NotAcceptingWorkError",
     "NotDurableError",
+    "NotReadyError",
     "NotResolvableError",
     "RegistrationDelayedError",
     "RegistryError",
@@ -70,4 +73,5 @@ __all__ = [
     "StoreUnavailableError",
     "UnknownInstanceError",
     "VersionMismatchError",
+    "WatchEndedError",
 ]

@@ -65,7 +65,7 @@ class Deployment:
         return await self._ask(OperationAnswer, "DELETE", _path_of(logical_id), params=_given(reason=reason))
 
     async def watch(self, query: ListQuery, after: str | None) -> AsyncIterator[Event]:
-        parameters = {**query.parameters(), **_given(after=after)}
+        parameters = {**query.parameters(), **_given(since=after)}
         async with (
             self._client(read_s=_WATCH_SILENCE_S) as client,
             client.stream("GET", "/v1/watch", params=parameters) as answer,

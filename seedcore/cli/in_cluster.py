@@ -9,6 +9,7 @@ from seedcore.cli.cluster import join_cluster
 from seedcore.cli.errors import NeverRegisteredError
 from seedcore.core.clock import utc_now
 from seedcore.core.errors import RegistryUnavailableError
+from seedcore.core.feed import Position
 from seedcore.core.lifecycle import Status
 from seedcore.core.limits import MAX_PAGE
 from seedcore.discovery.api import (
@@ -20,7 +21,7 @@ from seedcore.discovery.api import (
 from seedcore.discovery.overview import Overviews
 from seedcore.discovery.reader import reader_of
 from seedcore.discovery.rendering import agent_answer, operation_answer, page_of
-from seedcore.discovery.watch import Position, happenings, require_feed
+from seedcore.discovery.watch import Beginning, happenings, require_feed
 from seedcore.registry.ray_support.lookup import ray_remembers
 from seedcore.settings import Settings
 
@@ -68,13 +69,13 @@ class Cluster:
         return await self._turn(logical_id, Status.DEAD, reason)
 
     async def watch(self, query: ListQuery, after: str | None) -> AsyncIterator[Event]:
-        position = None if after is None else Position.parsed(after)
+        begin = Beginning(None if after is None else Position.parsed(after))
         reader = reader_of(self._settings.model_copy(update={"follow": True}))
         try:
             feed = require_feed(reader)
             if not await reader.until_current(_CURRENT_S):
                 raise RegistryUnavailableError(f"its change feed was not read within {_CURRENT_S:g} s")
-            async for name, data, at in happenings(reader, feed, position, query.filter()):
+            async for name, data, at in happenings(reader, feed, begin, query.filter()):
                 yield Event(name, data, str(at))
         finally:
             await reader.close()

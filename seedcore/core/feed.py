@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from seedcore.core.answers import InstanceFilter
 from seedcore.core.causes import Cause
+from seedcore.core.errors import InvalidInputError
 from seedcore.core.instances import Instance, Verdict
 from seedcore.core.memory_bound import MIB, weight_of
 from seedcore.core.wire import wire
@@ -22,11 +23,31 @@ from seedcore.core.wire import wire
 MAX_REMEMBERED_BYTES = 64 * MIB
 
 
+@dataclass(frozen=True, slots=True)
+class Position:
+    """The position of a watcher: a version of a stream, written STREAM:VERSION."""
+
+    stream: str
+    version: int
+
+    @classmethod
+    def parsed(cls, text: str, field: str = "position") -> Position:
+        """Parse a position. Raises InvalidInputError with the name of the field."""
+        stream, _, version = text.rpartition(":")
+        if not (version.isascii() and version.isdecimal() and len(version) < 19):
+            raise InvalidInputError(field, f"must be STREAM:VERSION from an earlier answer, not {text[:80]!r}")
+        return cls(stream, int(version))
+
+    def __str__(self) -> str:
+        return f"{self.stream}:{self.version}"
+
+
 @wire
 @dataclass(frozen=True, slots=True)
 class FeedChange:
     """The state of an instance after a change. `instance` None: it is dead, unknown, or no longer matches the filter.
-    `verdict` is the verdict on its beats, `cause` the cause of its death."""
+    `verdict` is the verdict on its beats, `cause` the cause of its death. `is_new`: it did not match before.
+    `is_end`: it lives no longer."""
 
     version: int
     instance_id: str
@@ -34,6 +55,8 @@ class FeedChange:
     instance: Instance | None
     verdict: Verdict = Verdict.FRESH
     cause: Cause | None = None
+    is_new: bool = False
+    is_end: bool = False
 
 
 @wire
@@ -64,6 +87,7 @@ class _Entry(NamedTuple):
     verdict: Verdict
     cause: Cause | None
     weight: int
+    is_end: bool
 
     def selected_by(self, wanted: InstanceFilter, epoch: str) -> bool:
         """Whether a follower with this filter receives the change: the instance matches before or after it."""
@@ -74,7 +98,10 @@ class _Entry(NamedTuple):
         known = self.after if self.after is not None else self.before
         assert known is not None
         after = self.after if _is_wanted(self.after, wanted, epoch) else None
-        return FeedChange(self.version, known.instance_id, known.logical_id, after, self.verdict, self.cause)
+        is_new = after is not None and not _is_wanted(self.before, wanted, epoch)
+        return FeedChange(
+            self.version, known.instance_id, known.logical_id, after, self.verdict, self.cause, is_new, self.is_end
+        )
 
 
 class Feed:
@@ -103,11 +130,14 @@ class Feed:
         verdict: Verdict = Verdict.FRESH,
         cause: Cause | None = None,
         version: int | None = None,
+        *,
+        is_end: bool | None = None,
     ) -> None:
         """Record a change of an instance or of its verdict. `before` is None for a new instance, `after` for an ended
-        one; `cause` is the cause of its death. A copy of a feed passes the `version` that it received."""
+        one; `cause` is the cause of its death. A copy of a feed passes the `version` and `is_end` that it received."""
         self.version = self.version + 1 if version is None else version
-        entry = _Entry(self.version, before, after, verdict, cause, _weight(before) + _weight(after))
+        weight = _weight(before) + _weight(after)
+        entry = _Entry(self.version, before, after, verdict, cause, weight, after is None if is_end is None else is_end)
         self._entries.append(entry)
         self.bytes += entry.weight
         while len(self._entries) > self._capacity or self.bytes > self._max_bytes:

@@ -68,10 +68,6 @@ class LoopThread:
             raise late
         return asked.result()
 
-    def send(self, work: Coroutine[Any, Any, object]) -> None:
-        """Start `work` on the thread and do not wait for it."""
-        asyncio.run_coroutine_threadsafe(work, self._loop)
-
     def _end(self) -> None:
         """Cancel what runs on it, and end it."""
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -73,6 +73,10 @@ class LiveView:
         """The verdict on an instance according to the feed; UNKNOWN if it is not in the cache."""
         return Verdict.UNKNOWN if instance_id not in self._instances else self._verdicts.get(instance_id, Verdict.FRESH)
 
+    def is_fresh(self, instance: Instance) -> bool:
+        """Whether the feed has no other verdict than fresh on an instance of the cache."""
+        return instance.instance_id not in self._verdicts
+
     def knows(self, wanted: InstanceFilter) -> bool:
         """Whether the cache can answer a filter completely: it contains only live instances of the current epoch."""
         wants_dead = wanted.statuses is not None and Status.DEAD in wanted.statuses

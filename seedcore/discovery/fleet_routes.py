@@ -11,6 +11,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from seedcore.core.errors import FollowersFullError, InvalidInputError
+from seedcore.core.feed import Position
 from seedcore.core.limits import MAX_KEPT_S, MAX_PAGE
 from seedcore.core.paging import encode_death_cursor
 from seedcore.discovery.api import EpochAnswer, InstanceAnswer, InstancePage, OverviewAnswer
@@ -19,7 +20,7 @@ from seedcore.discovery.pages import json_answer, page_json
 from seedcore.discovery.parameters import Replica, Wanted, WantedChanges
 from seedcore.discovery.problems import NOT_FOUND, PROBLEMS
 from seedcore.discovery.rendering import instance_out, stamp_of
-from seedcore.discovery.watch import Position, events, require_feed
+from seedcore.discovery.watch import Beginning, events, require_feed
 
 router = APIRouter(tags=["fleet"])
 
@@ -88,22 +89,29 @@ async def watch(
     replica: Replica,
     request: Request,
     wanted: WantedChanges,
-    after: Annotated[str | None, Query(description="STREAM:VERSION of an answer; default: from now on")] = None,
-    last_event_id: Annotated[str | None, Header(description="where to resume; overrides `after`")] = None,
+    since: Annotated[
+        str | None,
+        Query(
+            description="STREAM:VERSION of an answer; `start`: begin with a reset that has the instances; "
+            "default: from now on"
+        ),
+    ] = None,
+    state: Annotated[bool, Query(description="a `reset` has the instances; always so with `since=start`")] = False,
+    last_event_id: Annotated[str | None, Header(description="where to resume; overrides `since`")] = None,
 ) -> StreamingResponse:
     """The changes as server-sent events: of live instances in every status, unless `status` names some.
 
-    `change` has the instance, or null if it has died (with its `cause`) or does not match any more. `reset`: earlier
-    changes are not available, list again. `state`, every two seconds: whether the registry confirms what this
-    deployment knows. The id of each event can be sent as Last-Event-ID.
+    `change` has a `kind` (joined, changed, not_ready, died, left) and the instance, or null if it has died (with its
+    `cause`) or does not match any more. `reset`: earlier changes are not available; its `instances` are all that match,
+    or null if they are more than 1,000 or 512 KiB: list again. `state`, every two seconds: whether the registry
+    confirms what this deployment knows. The id of each event can be sent as Last-Event-ID.
     """
     if replica.rates.open_feeds > replica.max_watchers:
         raise FollowersFullError(replica.max_watchers)
     feed = require_feed(replica.reader)
-    position = last_event_id if last_event_id is not None else after
-    start = Position.parsed(position) if position is not None else None
+    begin = Beginning.parsed(since, last_event_id, with_state=state)
     return StreamingResponse(
-        events(replica.reader, feed, start, wanted, request.scope["state"][STILL]),
+        events(replica.reader, feed, begin, wanted, request.scope["state"][STILL]),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
     )

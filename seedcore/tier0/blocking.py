@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
@@ -13,6 +13,7 @@ from seedcore.registry.caller.known_agents import KnownAgent
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.ray_support.lookup import ActorHandle
 from seedcore.settings import Mode, Settings, get_settings
+from seedcore.tier0.blocking_watch import BlockingWatch
 from seedcore.tier0.hosted import HostedManager, process_manager
 from seedcore.tier0.manager import Tier0MemoryManager
 
@@ -102,6 +103,18 @@ class BlockingManager:
             return handle
         return self._resolve(logical_id, allow_late=allow_late, policy=policy, key=key)
 
+    def watch(
+        self,
+        *,
+        ids: Sequence[str] | None = None,
+        organ_id: str | None = None,
+        selector: str | None = None,
+        since: str | None = None,
+    ) -> BlockingWatch:
+        """As Tier0MemoryManager.watch: an iterator and a context manager, whose events are those after this call."""
+        watch = self.hosted.manager.watch(ids=ids, organ_id=organ_id, selector=selector, since=since)
+        return BlockingWatch(self.hosted, watch)
+
     def get_agent(self, agent_id: str) -> ActorHandle | None:
         """As Tier0MemoryManager.get_agent."""
         try:
@@ -116,6 +129,7 @@ class BlockingManager:
     locate = blocking(Tier0MemoryManager.locate)
     discover_from_registry = blocking(Tier0MemoryManager.discover_from_registry)
     discover_and_refresh_agents = blocking(Tier0MemoryManager.discover_and_refresh_agents)
+    wait_for = blocking(Tier0MemoryManager.wait_for)
     reconcile = blocking(Tier0MemoryManager.reconcile)
     execute_task_on_agent = blocking(Tier0MemoryManager.execute_task_on_agent)
     collect_heartbeats = blocking(Tier0MemoryManager.collect_heartbeats)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from seedcore.core.answers import Listing
 from seedcore.core.errors import InvalidInputError, ResolveTimeoutError
 from seedcore.core.limits import check_timeout
 from seedcore.core.selection import Policy
 from seedcore.registry.ray_support.lookup import ActorHandle
+from seedcore.tier0.blocking_watch import BlockingWatch
 from seedcore.tier0.hosted import HostedManager, in_running_loop, made_manager, process_manager
 from seedcore.tier0.manager import get_tier0_manager
 
@@ -61,6 +64,40 @@ def list_agents(organ_id: str | None = None, selector: str | None = None, *, tim
         within_s,
         ResolveTimeoutError("*", f"no answer within {within_s:g} s"),
     )
+
+
+def wait_for(
+    *,
+    ids: Sequence[str] | None = None,
+    organ_id: str | None = None,
+    selector: str | None = None,
+    count: int | None = None,
+    timeout_s: float,
+) -> list[ActorHandle]:
+    """Proven handles as soon as `count` agents are ready: of these ids (default: all of them), or of an organ and a
+    selector. Ctrl-C ends the wait at once. Raises NotReadyError at the deadline, which has the reason for each missing
+    agent, InvalidInputError, RunningLoopError and ForkedProcessError."""
+    return process_manager().run(
+        lambda manager: manager.wait_for(
+            ids=ids, organ_id=organ_id, selector=selector, count=count, timeout_s=timeout_s
+        ),
+        "call `await seedcore.get_tier0_manager().wait_for(...)`",
+    )
+
+
+def watch(
+    *,
+    ids: Sequence[str] | None = None,
+    organ_id: str | None = None,
+    selector: str | None = None,
+    since: str | None = None,
+) -> BlockingWatch:
+    """The changes of agents as events, from this call on: of these ids, or of an organ and a selector, or of all. An
+    iterator, and a context manager that closes it. `since` is the position of an earlier event, or "start" for an event
+    with the state first. Raises CannotKnowError if no registry answers, InvalidInputError, RunningLoopError and
+    ForkedProcessError."""
+    hosted = process_manager()
+    return BlockingWatch(hosted, hosted.manager.watch(ids=ids, organ_id=organ_id, selector=selector, since=since))
 
 
 def _bound_s(hosted: HostedManager, timeout_s: float | None) -> float:

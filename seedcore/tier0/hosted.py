@@ -55,12 +55,6 @@ class HostedManager:
         finally:
             thread.leave()
 
-    def send(self, call: Callable[[Tier0MemoryManager], Coroutine[Any, Any, object]]) -> None:
-        """Start a call, and do not wait for it: from a garbage collection, which may run on any thread."""
-        with self._guard:
-            if self._thread is not None and self._pid == os.getpid():
-                self._thread.send(call(self.manager))
-
     def close(self) -> None:
         """Close the manager and leave the thread. A later call starts both again. Blocks for a moment, also in a
         running event loop, but never on the thread itself: RunningLoopError."""

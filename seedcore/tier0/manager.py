@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from types import TracebackType
 from typing import Any, Self
+from weakref import WeakSet
 
 from seedcore.agents.ray_agent import Heartbeat, SummaryStats
 from seedcore.core.answers import Listing, Origin
 from seedcore.core.clock import utc_now
-from seedcore.core.errors import InvalidInputError, NotResolvableError, RegistryUnavailableError
+from seedcore.core.errors import CannotKnowError, InvalidInputError, NotResolvableError, RegistryUnavailableError
 from seedcore.core.limits import Json, check_timeout
 from seedcore.core.selection import Policy
 from seedcore.registry.agent.identity import own_node_id
@@ -29,6 +30,8 @@ from seedcore.registry.caller.locator import Located, Locator, check_agent_id
 from seedcore.registry.caller.metrics import CallerMetrics
 from seedcore.registry.caller.resolver import Resolver
 from seedcore.registry.caller.sources import Choice
+from seedcore.registry.caller.waiting import Wait, awaited, check_deadline
+from seedcore.registry.caller.watching import Watch, watched
 from seedcore.registry.protocol.connection import RegistryConnection, shared_connection
 from seedcore.registry.ray_support.directory import RayDirectory
 from seedcore.registry.ray_support.lookup import ActorHandle
@@ -58,12 +61,14 @@ class Tier0MemoryManager:
         """Opens no connection."""
         self._settings = settings if settings is not None else get_settings()
         wanted = mode if mode is not None else self._settings.mode
-        self._mode = wanted if self._settings.registry_enabled else Mode.RAY
+        # the sources that it uses
+        self.mode = wanted if self._settings.registry_enabled else Mode.RAY
         namespace, probe_timeout_s = self._settings.namespace, self._settings.probe_timeout_s
-        self._connection = (
+        # its connection to the registry
+        self.connection = (
             connection if connection is not None else shared_connection(namespace, self._settings.call_timeout_s)
         )
-        has_registry = self._mode is not Mode.RAY
+        has_registry = self.mode is not Mode.RAY
         directory = RayDirectory(namespace, self._settings.call_timeout_s)
         metrics = CallerMetrics("manager")
         self._known = KnownAgents(self._settings.max_instances)
@@ -71,37 +76,29 @@ class Tier0MemoryManager:
         self.follower: Follower | None = None
         if has_registry and self._settings.follow:
             self.follower = Follower(
-                self._connection, on_change=self._cache.evict, on_reset=self._cache.clear, metrics=metrics
+                self.connection, on_change=self._cache.evict, on_reset=self._cache.clear, metrics=metrics
             )
-        self._refresher = Refresher(self._known, self._connection, directory, self._mode)
+        self._refresher = Refresher(self._known, self.connection, directory, self.mode)
         self._finder = HandleFinder(namespace, probe_timeout_s)
+        self._resolver = Resolver(
+            snapshot=None if self.follower is None else SnapshotSource(self.follower),
+            records=[RegistrySource(self.connection)] if has_registry else [],
+            listing=RayListing(directory),
+        )
+        self._watches: WeakSet[Watch] = WeakSet()
         self._locator = Locator(
-            Resolver(
-                snapshot=None if self.follower is None else SnapshotSource(self.follower),
-                records=[RegistrySource(self._connection)] if has_registry else [],
-                listing=RayListing(directory),
-            ),
+            self._resolver,
             self._finder,
             self._cache,
             metrics,
             known=self._known,
-            finds_unreported=self._mode is Mode.HYBRID,
+            finds_unreported=self.mode is Mode.HYBRID,
             on_confirmed=self._refresher.compare_if_due,
             on_outage=self._refresher.note_outage,
         )
         self._tasks = TaskRunner(self.resolve, self._cache.evict, probe_timeout_s)
-        self._calls = FleetCalls(self._known, self._locator, self._finder, self._connection if has_registry else None)
+        self._calls = FleetCalls(self._known, self._locator, self._finder, self.connection if has_registry else None)
         self._turns: Counter[str] = Counter()
-
-    @property
-    def mode(self) -> Mode:
-        """The sources that it uses."""
-        return self._mode
-
-    @property
-    def connection(self) -> RegistryConnection:
-        """Its connection to the registry."""
-        return self._connection
 
     async def __aenter__(self) -> Self:
         return self
@@ -112,8 +109,10 @@ class Tier0MemoryManager:
         await self.close()
 
     async def close(self) -> None:
-        """Stop following the registry, and drop every cached handle. A later resolution starts again. Ends no agent:
-        those made with `is_detached=False` live as long as the process."""
+        """Stop following the registry, end every watch, and drop every cached handle. A later resolution starts again.
+        Ends no agent: those made with `is_detached=False` live as long as the process."""
+        for watch in list(self._watches):
+            watch.end()
         if self.follower is not None:
             await self.follower.stop()
         await self._refresher.close()
@@ -231,6 +230,41 @@ class Tier0MemoryManager:
         except NotResolvableError:
             return None
 
+    async def wait_for(
+        self,
+        *,
+        ids: Sequence[str] | None = None,
+        organ_id: str | None = None,
+        selector: str | None = None,
+        count: int | None = None,
+        timeout_s: float,
+    ) -> list[ActorHandle]:
+        """Proven handles, as of `resolve`, as soon as `count` agents are ready: of these ids (default: all of them), or
+        of an organ and a selector. Raises InvalidInputError, and at the deadline NotReadyError with all reasons."""
+        of = awaited(ids, organ_id, selector, count)
+        ready = await Wait(of, self._locator.locate, self._resolver, self.follower).until_ready(
+            check_deadline(timeout_s)
+        )
+        return [located.handle for located in ready]
+
+    def watch(
+        self,
+        *,
+        ids: Sequence[str] | None = None,
+        organ_id: str | None = None,
+        selector: str | None = None,
+        since: str | None = None,
+    ) -> Watch:
+        """The changes as events, from now on: of these ids, or of an organ and a selector, or of all agents. `since` is
+        the position of an earlier event, or "start" for an event with the state first. Raises InvalidInputError, and
+        CannotKnowError in mode ray and with SEEDCORE_FOLLOW=false."""
+        of = watched(ids, organ_id, selector)
+        if self.follower is None:
+            raise CannotKnowError("*", "this manager follows no registry (SEEDCORE_FOLLOW, SEEDCORE_MODE)")
+        watch = Watch(self.follower, self.connection, of, since)
+        self._watches.add(watch)
+        return watch
+
     def list_agents(self) -> tuple[KnownAgent, ...]:
         """The agents known from creations and discoveries so far, by logical id. Asks no source."""
         return self._known.agents()
@@ -300,14 +334,14 @@ class Tier0MemoryManager:
 
     async def get_system_summary(self) -> SystemSummary:
         """The manager's view of fleet and registry."""
-        health, problem = None, "the mode is ray" if self._mode is Mode.RAY else None
-        if self._mode is not Mode.RAY:
+        health, problem = None, "the mode is ray" if self.mode is Mode.RAY else None
+        if self.mode is not Mode.RAY:
             try:
-                health = await self._connection.health()
+                health = await self.connection.health()
             except RegistryUnavailableError as error:
                 problem = str(error)
         return SystemSummary(
-            mode=self._mode,
+            mode=self.mode,
             namespace=self._settings.namespace,
             as_of=utc_now(),
             known_agents=len(self._known),

@@ -15,10 +15,12 @@ from seedcore.core.errors import (
     InstanceDeadError,
     InvalidInputError,
     NotAcceptingWorkError,
+    NotReadyError,
     RegistryError,
     first_line,
     last_line,
 )
+from seedcore.core.not_ready import MissingAgent, NotReady
 
 CLASSES = [
     kind
@@ -32,7 +34,13 @@ def sample(kind: type[RegistryError]) -> RegistryError:
         return RegistryError("anything")
     parameters = list(inspect.signature(kind).parameters.values())
     assert all(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in parameters)
-    return kind(*(7 if parameter.annotation == "int" else f"the {parameter.name}" for parameter in parameters))
+    return kind(*(_argument(parameter) for parameter in parameters))
+
+
+def _argument(parameter: inspect.Parameter) -> object:
+    if parameter.annotation == "Sequence[MissingAgent]":
+        return (MissingAgent("b", NotReady.DEAD, "is dead"), MissingAgent(None, NotReady.UNKNOWN, "more are unknown"))
+    return 7 if parameter.annotation in {"int", "float"} else f"the {parameter.name}"
 
 
 @pytest.mark.parametrize("kind", CLASSES)
@@ -72,7 +80,8 @@ def test_error_is_one_line_with_all_it_has(kind: type[RegistryError]) -> None:
     assert str(error)
     assert "\n" not in str(error)
     for value in error.args:
-        assert str(value) in str(error)
+        for one in value if isinstance(value, tuple) else (value,):
+            assert str(one) in str(error)
 
 
 def test_invalid_input_is_a_value_error() -> None:
@@ -82,6 +91,13 @@ def test_invalid_input_is_a_value_error() -> None:
 def test_death_without_a_known_cause_names_none() -> None:
     assert str(InstanceDeadError("some-id")) == "instance some-id is dead; dead is final, register a new instance"
     assert "(lease expired)" in str(InstanceDeadError("some-id", Cause(CauseKind.LEASE_EXPIRED)))
+
+
+def test_error_of_a_wait_names_twenty_missing_agents_and_counts_the_others() -> None:
+    missing = [MissingAgent(f"agent-{number}", NotReady.STARTING, "is starting for 4 s") for number in range(23)]
+    text = str(NotReadyError(0.5, 1, 24, "agents", missing, 7))
+    assert text.startswith("1 of 24 agents ready after 0.5 s: 'agent-0' is starting for 4 s; 'agent-1' is ")
+    assert text.endswith("'agent-19' is starting for 4 s; and 10 more")
 
 
 @pytest.mark.parametrize(

@@ -230,7 +230,7 @@ async def test_watchers_receive_what_they_filter_for_and_resume(world: World) ->
     await eventually(lambda: _is_listed(world, *FLEET))
     page = await world.get("/v1/instances?status=alive")
     at = f"{page['stream']}:{page['version']}"
-    async with watching(world, f"after={at}&organ=eye") as events:
+    async with watching(world, f"since={at}&organ=eye") as events:
         assert (await next_event(events, "state"))["data"]["current"] is True
         other = await world.join("other", organ_id="ear")
         eye = await world.join("eye", organ_id="eye")
@@ -244,11 +244,39 @@ async def test_watchers_receive_what_they_filter_for_and_resume(world: World) ->
     async with watching(world, "organ=eye", **{"Last-Event-ID": position}) as events:
         event = await next_event(events, "change", "reset")
         assert (event["event"], event["data"]["logical_id"], event["data"]["instance"]) == ("change", "eye", None)
-    async with watching(world, "after=another:7") as events:
+    async with watching(world, "since=another:7") as events:
         event = await next_event(events, "change", "reset")
         assert event["event"] == "reset"
-    assert (await world.ask("GET", "/v1/watch?after=junk")).status_code == 422
+    assert (await world.ask("GET", "/v1/watch?since=junk")).status_code == 422
     await other.set_status(Status.DEAD)
+
+
+async def test_watcher_gets_the_state_then_typed_changes_and_resumes_where_it_was_cut_off(world: World) -> None:
+    await eventually(lambda: _is_listed(world, *FLEET))
+    first = await world.join("first", organ_id="nose", labels={"tier": "a"})
+    await eventually(lambda: _is_listed(world, "first"))
+    query = "since=start&organ=nose&selector=tier"
+    async with watching(world, query) as events:
+        state = (await next_event(events, "change", "reset"))["data"]
+        assert [(row["logical_id"], row["status"]) for row in state["instances"]] == [("first", "alive")]
+        assert state["instances"][0]["verdict"] == "fresh"
+        second = await world.join("second", organ_id="nose", labels={"tier": "b"})
+        event = await next_event(events, "change", "reset")
+        assert (event["data"]["kind"], event["data"]["logical_id"]) == ("joined", "second")
+        position = event["id"]
+    # the same request once more, as browsers repeat it: it goes on after the last event, without the state
+    await first.set_status(Status.DRAINING)
+    async with watching(world, query, **{"Last-Event-ID": position}) as events:
+        seen = [(await next_event(events, "change", "reset"))["data"] for _ in range(2)]
+        assert [(data["kind"], data["logical_id"]) for data in seen] == [("changed", "second"), ("not_ready", "first")]
+        await second.set_status(Status.DEAD, "enough work")
+        event = await next_event(events, "change")
+        assert (event["data"]["kind"], event["data"]["cause"]["kind"]) == ("left", "agent")
+    # a position that no feed has any more
+    async with watching(world, "since=another:7&state=true&organ=nose") as events:
+        gap = (await next_event(events, "change", "reset"))["data"]
+        assert [row["logical_id"] for row in gap["instances"]] == ["first"]
+    await first.set_status(Status.DEAD)
 
 
 async def test_watchers_have_a_bound_and_leave_room_for_others(world: World) -> None:

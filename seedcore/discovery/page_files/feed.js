@@ -92,7 +92,7 @@ export class Feed {
     this.#close();
     this.#lastEventAt = performance.now();
     let hasEvents = false;
-    this.#stream = new EventStream(`v1/watch?after=${encodeURIComponent(this.#after)}`, {
+    this.#stream = new EventStream(`v1/watch?since=${encodeURIComponent(this.#after)}`, {
       onOpen: () => this.#update({ isConnected: true }),
       onEvent: (name, data, id) => {
         this.#lastEventAt = performance.now();

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Protocol
 
 from seedcore.core.answers import InstanceFilter, Listing
 from seedcore.core.backoff import Backoff, supervise
@@ -44,6 +46,18 @@ class FollowTimes:
     retry_longest_s: float = 2.0
     full_s: float = 2.0
     full_longest_s: float = 30.0
+
+
+class Listener(Protocol):
+    """What a follower notifies, on the thread of its own event loop."""
+
+    def note_change(self, logical_id: str) -> None:
+        """Instances of this agent, or the verdict on them, changed in the cache."""
+        ...
+
+    def note_all(self) -> None:
+        """The cache is current again: all agents may have changed."""
+        ...
 
 
 class Follower:
@@ -92,6 +106,8 @@ class Follower:
         self.resets = 0
         self.failures = 0
         self._is_after_reset = False
+        self._listeners: tuple[weakref.ref[Listener], ...] = ()
+        self.problem: str | None = None
 
     @property
     def is_current(self) -> bool:
@@ -109,6 +125,28 @@ class Follower:
             self._confirmed = LoopsEvent()
             following = supervise(self._step, Backoff(self._times.retry_s, self._times.retry_longest_s), "follower")
             self._task = asyncio.create_task(following, name="follower")
+
+    def listen(self, listener: Listener) -> None:
+        """Notify the listener of each change from now on, as long as it is referenced and until `unlisten`."""
+        self._listeners = (*(ref for ref in self._listeners if ref() is not None), weakref.ref(listener))
+
+    def unlisten(self, listener: Listener) -> None:
+        """Notify the listener no longer."""
+        self._listeners = tuple(ref for ref in self._listeners if ref() not in {None, listener})
+
+    def keep_feed(self, capacity: int) -> Feed:
+        """The copy of the registry's feed, kept from now on. Only for the event loop that follows."""
+        if self.feed is None:
+            self.feed = Feed("", capacity)
+            if self.view.stream is not None:
+                self.feed.become(self.view.stream, self.view.version, self.view.epoch)
+        return self.feed
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop that follows, None where none does."""
+        task = self._task
+        return task.get_loop() if task is not None and is_running(task) else None
 
     @property
     def is_readable_here(self) -> bool:
@@ -139,9 +177,11 @@ class Follower:
         except FollowersFullError as error:
             # no retry helps before another follower leaves: callers ask the registry meanwhile
             logger.info("no cache is kept: %s", error)
+            self.problem = str(error)
             pause_s = self._full.next_s()
         except RegistryError as error:
             logger.debug("the feed is not read: %s", error)
+            self.problem = str(error)
             pause_s = self._retry.next_s()
         except Exception:
             # the cache may be half changed
@@ -183,6 +223,8 @@ class Follower:
         for logical_id in view.apply(batch):
             if self._on_change is not None:
                 self._on_change(logical_id)
+            for listener in self._listening():
+                listener.note_change(logical_id)
         # it was true when it was sent, however late this process reads it
         self._trust(asked_s + batch.waited_s)
 
@@ -203,7 +245,9 @@ class Follower:
             before = seen.get(change.instance_id, self.view.get(change.instance_id))
             seen[change.instance_id] = change.instance
             if before is not None or change.instance is not None:
-                feed.append(before, change.instance, change.verdict, change.cause, change.version)
+                # a registry of an earlier version sends a cause, and no is_end
+                is_end = change.is_end or change.cause is not None
+                feed.append(before, change.instance, change.verdict, change.cause, change.version, is_end=is_end)
         feed.version = batch.version
 
     async def _pause_between_resets(self) -> None:
@@ -236,10 +280,17 @@ class Follower:
         # trusted from the next answer on: that has the changes during the listing
 
     def _trust(self, sent_s: float) -> None:
-        self._confirmed_s = sent_s
+        was_current = self.is_current
+        self._confirmed_s, self.problem = sent_s, None
         self._trusted_until_s = sent_s + self._times.max_age_s
         self.view.as_of = self._clock.utc() - timedelta(seconds=self._clock.monotonic() - sent_s)
         self._confirmed.set()
+        if not was_current:
+            for listener in self._listening():
+                listener.note_all()
+
+    def _listening(self) -> list[Listener]:
+        return [listener for ref in self._listeners if (listener := ref()) is not None]
 
     def _distrust(self) -> None:
         self._trusted_until_s = 0.0
