@@ -56,12 +56,12 @@ class LoopThread:
     def run(self, work: Coroutine[Any, Any, T], timeout_s: float | None, late: Exception) -> T:
         """The result of `work` on the thread. Raises `late` after `timeout_s` seconds (None: no limit). The work is
         cancelled then, and also when the wait is interrupted."""
-        asked = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
+            asked = asyncio.run_coroutine_threadsafe(work, self._loop)
             done, _ = wait([asked], None if timeout_s is None else min(timeout_s, threading.TIMEOUT_MAX))
         except BaseException:
-            # Ctrl-C
-            asked.cancel()
+            # Ctrl-C, perhaps before `asked` was known here
+            self._loop.call_soon_threadsafe(_cancel, work)
             raise
         if not done:
             asked.cancel()
@@ -87,6 +87,15 @@ class LoopThread:
     def _note_fork(cls) -> None:
         # a forked child has none of its parent's threads, and one of them may have held the door
         cls._shared, cls._door = None, threading.RLock()
+
+
+def _cancel(work: Coroutine[Any, Any, object]) -> None:
+    for task in asyncio.all_tasks():
+        if task.get_coro() is work:
+            task.cancel()
+            return
+    # not begun, or at its end
+    work.close()
 
 
 os.register_at_fork(after_in_child=LoopThread._note_fork)

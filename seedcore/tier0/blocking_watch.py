@@ -45,7 +45,7 @@ class BlockingWatch:
         return self
 
     def __next__(self) -> AgentEvent:
-        """The next event. Raises WatchEndedError while another thread reads, RunningLoopError, and ForkedProcessError."""
+        """The next event. Raises WatchEndedError while another thread reads, RunningLoopError, ForkedProcessError."""
         event = self._hosted.run(lambda _manager: _next(self._watch), _INSTEAD)
         if event is None:
             raise StopIteration
