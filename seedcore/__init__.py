@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from seedcore.agents import RayAgent
     from seedcore.core.answers import InstanceFilter, NotResolved, Origin
     from seedcore.core.causes import Cause, CauseKind
+    from seedcore.core.events import AgentEvent, EventKind
     from seedcore.core.holds import Hold, HoldKind
     from seedcore.core.instances import Instance, Verdict
     from seedcore.core.lifecycle import Status
+    from seedcore.core.not_ready import MissingAgent, NotReady
     from seedcore.core.selection import Policy
     from seedcore.registry import (
         RegistryClient,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     )
     from seedcore.registry.caller.known_agents import KnownAgent
     from seedcore.registry.caller.locator import Located
+    from seedcore.registry.caller.watching import Watch
     from seedcore.settings import Mode, Settings, load_settings
     from seedcore.tier0 import (
         BlockingManager,
@@ -44,17 +47,21 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AgentEvent",
     "AgentSpec",
     "BlockingManager",
     "Cause",
     "CauseKind",
+    "EventKind",
     "Hold",
     "HoldKind",
     "Instance",
     "InstanceFilter",
     "KnownAgent",
     "Located",
+    "MissingAgent",
     "Mode",
+    "NotReady",
     "NotResolved",
     "Origin",
     "Policy",
@@ -67,6 +74,7 @@ __all__ = [
     "ThreadReporter",
     "Tier0MemoryManager",
     "Verdict",
+    "Watch",
     "__version__",
     "end_own_actor",
     "errors",
@@ -83,9 +91,11 @@ _MODULES = {
     "seedcore.agents": ("RayAgent",),
     "seedcore.core.answers": ("InstanceFilter", "NotResolved", "Origin"),
     "seedcore.core.causes": ("Cause", "CauseKind"),
+    "seedcore.core.events": ("AgentEvent", "EventKind"),
     "seedcore.core.holds": ("Hold", "HoldKind"),
     "seedcore.core.instances": ("Instance", "Verdict"),
     "seedcore.core.lifecycle": ("Status",),
+    "seedcore.core.not_ready": ("MissingAgent", "NotReady"),
     "seedcore.core.selection": ("Policy",),
     "seedcore.registry": (
         "RegistryClient",
@@ -97,6 +107,7 @@ _MODULES = {
     ),
     "seedcore.registry.caller.known_agents": ("KnownAgent",),
     "seedcore.registry.caller.locator": ("Located",),
+    "seedcore.registry.caller.watching": ("Watch",),
     "seedcore.settings": ("Mode", "Settings", "load_settings"),
     "seedcore.tier0": (
         "BlockingManager",

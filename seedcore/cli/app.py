@@ -15,14 +15,15 @@ from seedcore.cli.queries import deaths_command, get_command, health_command, li
 from seedcore.cli.registry_commands import epoch_app, registry_app
 from seedcore.cli.setup_commands import bench_command, demo_command, doctor_command, migrate_command
 from seedcore.cli.tokens import token_app
+from seedcore.cli.wait import wait_command
 from seedcore.core.errors import RegistryError
 
 _EPILOG = (
     "The command joins the Ray cluster in RAY_ADDRESS, or else the only one that this user runs on this machine; if "
     "there are several, it refuses and lists them. If SEEDCORE_URL is set (for example http://127.0.0.1:8000), ls, "
-    "deaths, get, why, watch, health, drain, undrain and deregister ask that deployment over HTTP instead, and the "
-    "other commands refuse. Exit codes: 0 done, 1 failed, 2 wrong usage or setting, 3 no such agent, 4 no source that "
-    "could answer is available, 130 interrupted."
+    "deaths, get, why, watch, wait, health, drain, undrain and deregister ask that deployment over HTTP instead, and "
+    "the other commands refuse. Exit codes: 0 done, 1 failed, 2 wrong usage or setting, 3 no such agent, 4 no source "
+    "that could answer is available, or a wait has reached its deadline, 130 interrupted."
 )
 
 app = typer.Typer(
@@ -39,6 +40,7 @@ for _name, _command in (
     ("get", get_command),
     ("why", why_command),
     ("watch", watch_command),
+    ("wait", wait_command),
     ("health", health_command),
     ("drain", drain_command),
     ("undrain", undrain_command),

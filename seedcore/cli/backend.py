@@ -11,7 +11,7 @@ from seedcore.core.errors import CannotKnowError
 from seedcore.core.instances import Verdict
 from seedcore.core.lifecycle import Status
 from seedcore.core.selector import parse_labels, parse_selector
-from seedcore.discovery.api import AgentAnswer, InstancePage, OperationAnswer, OverviewAnswer
+from seedcore.discovery.api import AgentAnswer, InstancePage, OperationAnswer, OverviewAnswer, ResolveAnswer
 from seedcore.settings import Settings
 
 _LIVING = tuple(status for status in Status if status is not Status.DEAD)
@@ -81,6 +81,10 @@ class Backend(Protocol):
 
     async def agent(self, logical_id: str) -> AgentAnswer:
         """Return one agent. Raises NeverRegisteredError if no agent has ever registered under this id."""
+        ...
+
+    async def resolve(self, logical_ids: Sequence[str]) -> ResolveAnswer:
+        """Return the best instance of each agent, or why there is none."""
         ...
 
     async def overview(self) -> OverviewAnswer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -15,7 +15,7 @@ from seedcore.cli.backend import Event, ListQuery, every_page
 from seedcore.cli.errors import HttpProblemError
 from seedcore.core.errors import InvalidInputError, RegistryError, RegistryUnavailableError, first_line
 from seedcore.core.limits import MAX_PAGE, check_key
-from seedcore.discovery.api import AgentAnswer, InstancePage, OperationAnswer, OverviewAnswer
+from seedcore.discovery.api import AgentAnswer, InstancePage, OperationAnswer, OverviewAnswer, ResolveAnswer
 from seedcore.discovery.problems import Problem
 from seedcore.settings import without_user
 
@@ -50,6 +50,9 @@ class Deployment:
 
     async def agent(self, logical_id: str) -> AgentAnswer:
         return await self._ask(AgentAnswer, "GET", _path_of(logical_id))
+
+    async def resolve(self, logical_ids: Sequence[str]) -> ResolveAnswer:
+        return await self._ask(ResolveAnswer, "POST", "/v1/resolve", json={"logical_ids": list(logical_ids)})
 
     async def overview(self) -> OverviewAnswer:
         return await self._ask(OverviewAnswer, "GET", "/v1/overview")

@@ -23,7 +23,9 @@ EXIT_INTERRUPTED = 130
 # the option or argument that sets a field
 _TYPED_AS = {
     "cluster_epoch": "epoch",
+    "count": "--count",
     "duration_s": "--for",
+    "ids": "ID",
     "label": "--label",
     "label key": "--label",
     "labels": "--label",

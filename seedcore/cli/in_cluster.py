@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from seedcore.cli.backend import Event, ListQuery, every_page
 from seedcore.cli.cluster import join_cluster
@@ -17,8 +17,10 @@ from seedcore.discovery.api import (
     InstancePage,
     OperationAnswer,
     OverviewAnswer,
+    ResolveAnswer,
 )
 from seedcore.discovery.overview import Overviews
+from seedcore.discovery.pages import resolve_json
 from seedcore.discovery.reader import reader_of
 from seedcore.discovery.rendering import agent_answer, operation_answer, page_of
 from seedcore.discovery.watch import Beginning, happenings, require_feed
@@ -55,6 +57,10 @@ class Cluster:
             known = await ray_remembers(logical_id, self._settings.namespace, self._settings.call_timeout_s)
             raise NeverRegisteredError(logical_id, known)
         return agent_answer(described)
+
+    async def resolve(self, logical_ids: Sequence[str]) -> ResolveAnswer:
+        answer = await self._reader.resolve(logical_ids)
+        return ResolveAnswer.model_validate_json(resolve_json(logical_ids, answer))
 
     async def overview(self) -> OverviewAnswer:
         return await Overviews(self._settings, self._reader).now()

@@ -26,6 +26,7 @@ from seedcore.discovery.api import (
     RegistryOut,
     TransitionOut,
 )
+from seedcore.registry.caller.reasons import age_text
 
 _STYLE = {
     "alive": "green",
@@ -122,6 +123,16 @@ def show_reason(console: Console, reason: Reason, agent: AgentAnswer) -> None:
         advice = reason.advice if reason.actor_id is None else reason.advice.replace("ACTOR_ID", reason.actor_id)
         console.print(Text(advice), soft_wrap=True)
     _show_transitions(console, agent.transitions)
+
+
+def show_missing(console: Console, head: str, missing: Sequence[tuple[str | None, str, datetime | None, str]]) -> None:
+    """Print a line, and a table of the agents that are not ready: id, state, since when, why."""
+    console.print(Text(head), soft_wrap=True)
+    table = _table("AGENT", "STATE", "FOR", "WHY")
+    for logical_id, state, since, why in missing:
+        age = "-" if since is None else age_text(_seconds_since(since))
+        table.add_row(Text(logical_id or "-"), _state(state), age, Text(why))
+    console.print(table)
 
 
 def show_event(console: Console, data: Mapping[str, Any], before: str | None) -> None:

@@ -29,6 +29,10 @@ A cached handle is used only while the follower is current, so a resolution from
       |                            +-- a reset: list again -----------+---------- the registry answers -----+
       +---- another Ray session, an unexpected error -----------------+
 
+**Waits and watches.** `waiting` listens to the follower, proves each agent that changes, and returns once enough are
+proven; at the deadline `missing` asks for the reason of each other agent. `watching` reads the follower's copy of the
+feed: its position is its only state, so that a slow consumer gets a gap with the state instead of a silent loss.
+
 **Trust.** The followed cache: 4 s (`MAX_AGE_S`) after the registry sent its last answer. A registry's or database's
 record: until the actor's own answer contradicts it. A remembered agent, or a name in Ray's listing: not at all; only
 the actor's answer counts. A negative answer is never cached.
