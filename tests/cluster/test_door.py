@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import sys
 import threading
@@ -29,6 +28,7 @@ from seedcore.tier0 import BlockingManager
 from seedcore.tier0.hosted import close_process_manager
 from tests.children import run
 from tests.cluster.agents import Caller, Worker
+from tests.newcomer import errors_of
 
 THREADS = 8
 
@@ -218,5 +218,4 @@ def test_a_script_goes_through_loops_forks_and_sessions_and_ends_without_a_word(
     }
     done = run(sys.executable, "-m", "tests.cluster.script", timeout_s=120, env=environment)
     assert (done.returncode, done.stdout) == (0, "through\n"), done.stderr
-    # Ray's own core may write a warning
-    assert [line for line in done.stderr.splitlines() if re.match(r"\[\d{4}-", line) is None] == []
+    assert errors_of(done) == []
