@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from seedcore.settings import Mode, Settings, load_settings
     from seedcore.tier0 import (
         BlockingManager,
+        BlockingWatch,
         Tier0MemoryManager,
         get_actor,
         get_tier0_manager,
@@ -50,6 +51,7 @@ __all__ = [
     "AgentEvent",
     "AgentSpec",
     "BlockingManager",
+    "BlockingWatch",
     "Cause",
     "CauseKind",
     "EventKind",
@@ -111,6 +113,7 @@ _MODULES = {
     "seedcore.settings": ("Mode", "Settings", "load_settings"),
     "seedcore.tier0": (
         "BlockingManager",
+        "BlockingWatch",
         "Tier0MemoryManager",
         "get_actor",
         "get_tier0_manager",
