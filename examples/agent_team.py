@@ -52,6 +52,7 @@ def main() -> None:
             ray.kill(seedcore.get_actor("researcher"), no_restart=False)
             died = next(event for event in events if event.kind == "died")
             print("the researcher died:", died.cause)
+        seedcore.wait_for(ids=TEAM, timeout_s=120)
         print(manager.execute_task_on_agent("planner", "leases and feeds", timeout_s=120))
         manager.shutdown_agents(TEAM)
 
