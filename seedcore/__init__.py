@@ -33,7 +33,16 @@ if TYPE_CHECKING:
     from seedcore.registry.caller.locator import Located
     from seedcore.registry.caller.watching import Watch
     from seedcore.settings import Mode, Settings, load_settings
-    from seedcore.tier0 import Tier0MemoryManager, get_tier0_manager
+    from seedcore.tier0 import (
+        BlockingManager,
+        BlockingWatch,
+        Tier0MemoryManager,
+        get_actor,
+        get_tier0_manager,
+        list_agents,
+        wait_for,
+        watch,
+    )
     from seedcore.tier0.answers import AgentSpec
 
 __version__ = "0.1.0"
@@ -41,6 +50,8 @@ __version__ = "0.1.0"
 __all__ = [
     "AgentEvent",
     "AgentSpec",
+    "BlockingManager",
+    "BlockingWatch",
     "Cause",
     "CauseKind",
     "EventKind",
@@ -69,9 +80,13 @@ __all__ = [
     "__version__",
     "end_own_actor",
     "errors",
+    "get_actor",
     "get_tier0_manager",
     "list_active_instances",
+    "list_agents",
     "load_settings",
+    "wait_for",
+    "watch",
 ]
 
 _MODULES = {
@@ -96,7 +111,16 @@ _MODULES = {
     "seedcore.registry.caller.locator": ("Located",),
     "seedcore.registry.caller.watching": ("Watch",),
     "seedcore.settings": ("Mode", "Settings", "load_settings"),
-    "seedcore.tier0": ("Tier0MemoryManager", "get_tier0_manager"),
+    "seedcore.tier0": (
+        "BlockingManager",
+        "BlockingWatch",
+        "Tier0MemoryManager",
+        "get_actor",
+        "get_tier0_manager",
+        "list_agents",
+        "wait_for",
+        "watch",
+    ),
     "seedcore.tier0.answers": ("AgentSpec",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

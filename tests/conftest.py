@@ -53,8 +53,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 _SHARE_A_CLUSTER = {
     "test_agents.py": "ray-agents",
     "test_causes.py": "ray-agents",
+    "test_door.py": "ray-callers",
     "test_embedded_registry.py": "ray-agents",
     "test_epochs.py": "ray-agents",
+    "test_examples.py": "ray-callers",
     "test_following.py": "ray-callers",
     "test_manager.py": "ray-callers",
     "test_mixed_versions.py": "ray-callers",
@@ -99,6 +101,7 @@ _SLOW = {
     "browser",
     "cluster/test_causes.py",
     "cluster/test_dashboard.py",
+    "cluster/test_examples.py",
     "cluster/test_memory.py",
     "cluster/test_metrics.py",
     "cluster/test_mixed_versions.py",

@@ -7,6 +7,7 @@ import asyncio
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -19,10 +20,12 @@ from seedcore.bench.environment import Bench
 from seedcore.bench.report import Figure, Ratio, Result
 from seedcore.core.answers import Origin
 from seedcore.core.errors import RegistryUnavailableError
-from seedcore.tier0 import Tier0MemoryManager
+from seedcore.settings import use_namespace
+from seedcore.tier0 import BlockingManager, Tier0MemoryManager, get_actor
 from seedcore.tier0.answers import AgentSpec
 
 HITS = 20_000
+THREADS = 8
 WARM = 2
 
 
@@ -53,10 +56,30 @@ class Caller:
         for number in range(HITS):
             await self._manager.resolve(names[number % len(names)])
         found["hit"] = [(time.perf_counter() - began_s) / HITS]
+        found["blocking"] = [await asyncio.to_thread(self._blocking_hits, names, 1)]
+        found["threads"] = [await asyncio.to_thread(self._blocking_hits, names, THREADS)]
         connection = self._manager.connection
         found["registry"] = [await _timed(partial(connection.resolve, [name])) for name in names]
         await self._manager.close()
         return found
+
+    def _blocking_hits(self, names: Sequence[str], threads: int) -> float:
+        """The seconds of a hit of `seedcore.get_actor`, which so many threads call at once."""
+        use_namespace(self._namespace)
+        for name in names:
+            while BlockingManager().cached(name) is None:
+                get_actor(name)
+                time.sleep(0.01)
+
+        def call() -> None:
+            for number in range(HITS // threads):
+                get_actor(names[number % len(names)])
+
+        with ThreadPoolExecutor(threads) as pool:
+            began_s = time.perf_counter()
+            for done in [pool.submit(call) for _ in range(threads)]:
+                done.result()
+            return (time.perf_counter() - began_s) / HITS
 
     async def _until_followed(self, name: str, within_s: float = 30.0) -> None:
         ends_s = time.monotonic() + within_s
@@ -94,6 +117,8 @@ async def run(bench: Bench) -> Result:
         "resolve",
         [
             Figure("hit: resolve", median_s["hit"] * 1e6, "us"),
+            Figure("hit: seedcore.get_actor, from a plain thread", median_s["blocking"] * 1e6, "us"),
+            Figure(f"the same, {THREADS} threads at once", median_s["threads"] * 1e6, "us"),
             Figure("miss: locate", median_s["miss"] * 1e6, "us"),
             Figure("ray.get_actor, first look-up of a name", median_s["get_actor"] * 1e6, "us"),
             Figure("ray.get_actor again, from Ray's own cache", median_s["again"] * 1e6, "us"),
@@ -102,6 +127,8 @@ async def run(bench: Bench) -> Result:
         ],
         [
             Ratio("get_actor, first look-up / hit", median_s["get_actor"] / median_s["hit"], ">= 100"),
+            Ratio("blocking hit / hit", median_s["blocking"] / median_s["hit"], "<= 3"),
+            Ratio(f"blocking hit of {THREADS} threads / hit", median_s["threads"] / median_s["hit"]),
             Ratio("get_actor, from Ray's cache / hit", median_s["again"] / median_s["hit"]),
             Ratio("miss / get_actor, first look-up", median_s["miss"] / median_s["get_actor"], "<= 2"),
         ],

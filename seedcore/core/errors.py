@@ -256,6 +256,14 @@ class CannotKnowError(RegistryError):
         return f"cannot know now{about}: {self.why}"
 
 
+class ResolveTimeoutError(CannotKnowError):
+    """A blocking look-up did not end within the time limit of its caller."""
+
+
+class RunningLoopError(ExplainedError):
+    """A blocking call was made in a running event loop, which it would stop; the message names the call to await."""
+
+
 class NotReadyError(RegistryError):
     """At the deadline of a wait fewer agents were ready than wanted.
 

@@ -199,16 +199,22 @@ class Tier0MemoryManager:
         Raises NotResolvableError, with the reason, if the agent certainly has no routable instance; CannotKnowError if
         no source that could know answers; InvalidInputError for a bad id; ForkedProcessError.
         """
-        if policy is Policy.NEWEST and self.follower is not None and self.follower.is_current:
-            handle = self._locator.cached(logical_id)
-            if handle is not None:
-                return handle
+        handle = self.cached(logical_id) if policy is Policy.NEWEST else None
+        if handle is not None:
+            return handle
         return (await self.locate(logical_id, allow_late=allow_late, policy=policy, key=key)).handle
+
+    def cached(self, logical_id: str) -> ActorHandle | None:
+        """The handle that `resolve` would return at once, or None if it would look the agent up. Any thread may ask."""
+        if self.follower is None or not self.follower.is_current:
+            return None
+        return self._locator.cached(logical_id)
 
     async def locate(
         self, logical_id: str, *, allow_late: bool = False, policy: Policy = Policy.NEWEST, key: str = ""
     ) -> Located:
         """As `resolve`, with the source of the answer, and always looked up."""
+        check_agent_id(logical_id, "logical_id")
         if policy is Policy.ROUND_ROBIN:
             if len(self._turns) > _MAX_TURNS:
                 self._turns.clear()
@@ -263,12 +269,14 @@ class Tier0MemoryManager:
         """The agents known from creations and discoveries so far, by logical id. Asks no source."""
         return self._known.agents()
 
-    async def discover_from_registry(self) -> Listing:
-        """Every alive instance of the current epoch from the registry.
+    async def discover_from_registry(self, organ_id: str | None = None, selector: str | None = None) -> Listing:
+        """Every alive instance of the current epoch from the registry; of an organ, or with labels that match a
+        selector (`env in (prod, staging), !spot`), if given.
 
-        While the registry is away, or in mode ray: the known agents of the last discovery, with complete=False.
+        While the registry is away, or in mode ray: the known agents of the last discovery, with complete=False. Raises
+        InvalidInputError.
         """
-        return await self._refresher.discover_from_registry()
+        return await self._refresher.discover_from_registry(organ_id, selector)
 
     async def discover_and_refresh_agents(self) -> Fleet:
         """Refresh the known agents: from the registry, then from Ray's listing for agents that the registry does not

@@ -7,15 +7,16 @@ import logging
 import random
 from dataclasses import replace
 
-from seedcore.core.answers import Listing, Origin
+from seedcore.core.answers import InstanceFilter, Listing, Origin
 from seedcore.core.clock import Clock
 from seedcore.core.errors import DirectoryUnavailableError, RegistryUnavailableError
 from seedcore.core.lifecycle import Status
 from seedcore.core.limits import MAX_PAGE
 from seedcore.core.ports import ActorDirectory
+from seedcore.core.selector import parse_selector
 from seedcore.core.timeouts import end, is_running
-from seedcore.registry.caller.known_agents import KnownAgents
-from seedcore.registry.caller.listing import every_page
+from seedcore.registry.caller.known_agents import KnownAgent, KnownAgents
+from seedcore.registry.caller.listing import every_match, every_page
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.settings import Mode
 from seedcore.tier0.answers import Fleet
@@ -55,17 +56,32 @@ class Refresher:
         self._known.take(listing)
         return listing
 
-    async def discover_from_registry(self) -> Listing:
+    async def discover_from_registry(self, organ_id: str | None = None, selector: str | None = None) -> Listing:
         """See the manager."""
+        requirements = () if selector is None else parse_selector(selector)
+        wanted = InstanceFilter(organ_id=organ_id, selector=requirements).validated()
         try:
+            if wanted != InstanceFilter():
+                return await self._read_matching(wanted)
             listing = await self.read_registry()
         except RegistryUnavailableError as error:
             logger.debug("discovery from the known agents: %s", error)
             known = self._known
-            instances = tuple(agent.instance for agent in known.agents() if agent.instance is not None)
+            instances = (agent.instance for agent in known.agents() if agent.instance is not None)
+            # whichever epoch was current
+            items = tuple(row for row in instances if wanted.matches(row, row.cluster_epoch))
             as_of = known.discovered_at if known.discovered_at is not None else self._clock.utc()
-            return Listing(instances, Origin.SNAPSHOT, as_of, known.version, complete=False)
+            return Listing(items, Origin.SNAPSHOT, as_of, known.version, complete=False)
         return replace(listing, items=tuple(row for row in listing.items if row.status is Status.ALIVE))
+
+    async def _read_matching(self, wanted: InstanceFilter) -> Listing:
+        """The matching instances, added to the known agents. Raises RegistryUnavailableError."""
+        if self._mode is Mode.RAY:
+            raise RegistryUnavailableError("the mode is ray")
+        listing = await every_match(self._connection, wanted)
+        for row in listing.items:
+            self._known.remember(KnownAgent.registered(row))
+        return listing
 
     async def discover_and_refresh(self) -> Fleet:
         """See the manager."""

@@ -15,12 +15,13 @@ from typing import Any
 
 import ray
 
+import seedcore
 from seedcore.agents import RayAgent
 from seedcore.registry import RegistryClient, Reporter, ThreadReporter
 from seedcore.registry.agent.identity import Identity, identify
 from seedcore.registry.protocol.messages import Hello
 from seedcore.registry.ray_support.process_keys import own_process_key
-from seedcore.settings import Settings
+from seedcore.settings import Settings, use_namespace
 from tests.waiting import eventually
 
 
@@ -168,6 +169,19 @@ class Async:
 
     async def pid(self) -> int:
         return os.getpid()
+
+
+class Caller:
+    """A class with blocking methods that calls agents."""
+
+    def __init__(self, namespace: str) -> None:
+        use_namespace(namespace)
+
+    def call(self, agent_id: str, task: Any) -> Any:
+        return ray.get(seedcore.get_actor(agent_id, timeout_s=30).execute_task.remote(task))
+
+    def names(self) -> list[str]:
+        return [row.logical_id for row in seedcore.list_agents()]
 
 
 class Stranger:

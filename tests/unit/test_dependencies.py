@@ -55,6 +55,10 @@ def test_every_import_of_the_package_is_declared() -> None:
     assert imported("seedcore") - declared("bench") == set()
 
 
+def test_every_import_of_the_examples_is_declared() -> None:
+    assert imported("examples") - declared() == set()
+
+
 def test_every_declared_dependency_is_used() -> None:
     assert declared("bench") - imported("seedcore") - PROGRAMS == set()
 

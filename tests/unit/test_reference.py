@@ -55,7 +55,13 @@ def test_the_readme_has_six_settings_with_their_defaults_and_links_to_all() -> N
     assert "[All settings](docs/reference/settings.md)" in readme.read_text(encoding="utf-8")
 
 
-PAGES = (*DOCS.rglob("*.md"), *(DOCS.parent / "deploy").rglob("*.md"), *DOCS.parent.glob("*.md"))
+ROOT = DOCS.parent
+PAGES = (
+    *DOCS.rglob("*.md"),
+    *(ROOT / "deploy").rglob("*.md"),
+    *(ROOT / "examples").glob("*.md"),
+    *ROOT.glob("*.md"),
+)
 
 
 def anchors_of(page: Path) -> set[str]:

@@ -21,7 +21,7 @@ same number, so that it is applied once.
 
 Beats. `beat_loop` is one loop for all agents of an event loop: those that are due together share a message. An agent
 with pending changes beats alone: it first delivers them. A `Reporter` joins that loop by its `pulse`; `ThreadReporter`
-runs one on a thread that all blocking agents of the process share (`loop_thread`).
+runs one on a thread that all blocking agents of the process share (`core.loop_thread`).
 
 What it trusts, and for how long:
 

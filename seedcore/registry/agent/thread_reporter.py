@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 from seedcore.core.answers import Receipt
 from seedcore.core.errors import ForkedProcessError, RegistryUnavailableError
 from seedcore.core.limits import Json, check_detail, check_endpoints
-from seedcore.registry.agent.loop_thread import LoopThread
+from seedcore.core.loop_thread import LoopThread
 from seedcore.registry.agent.reporter import Reporter, stop_reason
 from seedcore.registry.ray_support.session import refuse_forked
 from seedcore.settings import Settings, get_settings
@@ -89,11 +89,11 @@ class ThreadReporter:
         with self._alone():
             if self._reporter is not None and self._thread is not None:
                 # raises where it has stopped since its epoch is retired
-                self._thread.run(self._reporter.start(), self._patience_s)
+                self._wait(self._thread, self._reporter.start())
                 return
             reporter, thread = self._make(), LoopThread.joined()
             try:
-                thread.run(reporter.start(), self._patience_s)
+                self._wait(thread, reporter.start())
             except BaseException:
                 thread.leave()
                 raise
@@ -114,7 +114,7 @@ class ThreadReporter:
             self._make = partial(self._make, endpoints=dict(endpoints))
             if self._reporter is None or self._thread is None:
                 return None
-            return self._thread.run(self._reporter.set_endpoints(endpoints), self._patience_s)
+            return self._wait(self._thread, self._reporter.set_endpoints(endpoints))
 
     def stop(self, reason: str = "stopped") -> Receipt | None:
         """As Reporter.stop, blocking."""
@@ -125,7 +125,7 @@ class ThreadReporter:
                 return None
             self._reporter, self._thread = None, None
             try:
-                return thread.run(reporter.stop(reason), self._patience_s)
+                return self._wait(thread, reporter.stop(reason))
             finally:
                 thread.leave()
 
@@ -133,7 +133,11 @@ class ThreadReporter:
         with self._alone():
             if self._reporter is None or self._thread is None:
                 return None
-            return self._thread.run(call(self._reporter), self._patience_s)
+            return self._wait(self._thread, call(self._reporter))
+
+    def _wait(self, thread: LoopThread, work: Coroutine[Any, Any, T]) -> T:
+        late = RegistryUnavailableError(f"the reporter's thread has not answered within {self._patience_s:g} s")
+        return thread.run(work, self._patience_s, late)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -78,8 +78,9 @@ class Follower:
         clock: Clock | None = None,
     ) -> None:
         """Follows the instances that match organ and labels. `on_change` is called with each logical id whose
-        instances, or the verdict on them, changed; `on_reset` when all of them may have. `feed` becomes a copy of the
-        registry's feed, for watchers in this process. `metrics` are exported while it follows. Opens no connection."""
+        instances, or the verdict on them, changed; `on_reset` when all of them may have, and in another Ray session.
+        `feed` becomes a copy of the registry's feed, for watchers in this process. `metrics` are exported while it
+        follows. Opens no connection."""
         self._connection = connection
         # the registry keeps a place for this name from question to question
         self._name = uuid.uuid4().hex
@@ -110,8 +111,11 @@ class Follower:
 
     @property
     def is_current(self) -> bool:
-        """Whether the registry has confirmed the cache within `max_age_s`, in the current Ray session."""
-        return self._clock.monotonic() < self._trusted_until_s and session.current() is self._session
+        """Whether the registry has confirmed the cache within `max_age_s`, in the current Ray session. Any thread may
+        ask."""
+        # in this order: a thread that reads while the follower enters another session must not see the new session
+        # beside the trust in the old one
+        return session.current() is self._session and self._clock.monotonic() < self._trusted_until_s
 
     def start(self) -> None:
         """Follow from now on, in the running event loop, unless it follows already. Idempotent."""
@@ -201,6 +205,8 @@ class Follower:
             # it may be the registry of another cluster; handles belong to one session in any case
             self._distrust()
             self._session, self.view = entered, LiveView()
+            if self._on_reset is not None:
+                self._on_reset()
         view = self.view
         wait_s = 0.0 if view.stream is None else self._times.wait_s
         asked_s = self._clock.monotonic()

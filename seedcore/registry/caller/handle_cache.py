@@ -44,8 +44,13 @@ class HandleCache:
         return len(self._handles)
 
     def get(self, logical_id: str) -> ActorHandle | None:
-        """The cached handle, unless Ray has reported that its actor is gone."""
-        handle = self._handles.get(logical_id)
+        """The cached handle, unless Ray has reported that its actor is gone. Any thread may ask: it is one read of a
+        dictionary, and one of Ray's memory."""
+        try:
+            handle = self._handles.get(logical_id)
+        except TypeError:
+            # not hashable, so no id
+            return None
         return None if handle is None or is_gone(handle) else handle
 
     def put(self, instance: Instance, handle: ActorHandle) -> None:

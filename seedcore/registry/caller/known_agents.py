@@ -76,7 +76,8 @@ class KnownAgents:
 
     def agents(self) -> tuple[KnownAgent, ...]:
         """All known agents, by logical id."""
-        agents = self._memory.agents
+        # copied at once: another thread may add one meanwhile
+        agents = self._memory.agents.copy()
         return tuple(agents[logical_id] for logical_id in sorted(agents))
 
     def remember(self, agent: KnownAgent) -> None:

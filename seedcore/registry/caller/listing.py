@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from seedcore.core.answers import Listing
+from seedcore.core.answers import InstanceFilter, Listing
 from seedcore.core.lifecycle import Status
+from seedcore.core.limits import check_statuses
 from seedcore.registry.protocol.connection import RegistryConnection, shared_connection
 from seedcore.settings import Settings, get_settings
 
@@ -39,12 +40,22 @@ async def every_page(
     endpoint: str | None = None,
 ) -> Listing:
     """All pages of `list_active` as one listing. It is as old, and as complete, as its first page."""
+    wanted = InstanceFilter(
+        statuses=check_statuses(statuses),
+        organ_id=organ_id,
+        labels=labels if labels is not None else {},
+        fresh_only=fresh_only,
+        endpoint=endpoint,
+    )
+    return await every_match(connection, wanted, page_size)
+
+
+async def every_match(connection: RegistryConnection, wanted: InstanceFilter, page_size: int = 1000) -> Listing:
+    """As `every_page`, for any filter."""
     pages: list[Listing] = []
     cursor: str | None = None
     while not pages or cursor is not None:
-        page = await connection.list_active(
-            statuses, organ_id, labels, page_size, cursor, fresh_only=fresh_only, endpoint=endpoint
-        )
+        page = await connection.page(wanted, page_size, cursor)
         pages.append(page)
         cursor = page.next_cursor
     return replace(

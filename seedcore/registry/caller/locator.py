@@ -85,7 +85,8 @@ class Locator:
         self._clock = clock if clock is not None else Clock()
 
     def cached(self, logical_id: str) -> ActorHandle | None:
-        """The proven handle of an agent that has not changed since. Only for a caller whose follower is current."""
+        """The proven handle of an agent that has not changed since, from any thread. Only for a caller whose follower
+        is current."""
         handle = self._cache.get(logical_id)
         if handle is not None:
             self._resolved[Origin.SNAPSHOT.value] += 1

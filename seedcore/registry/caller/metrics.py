@@ -18,8 +18,9 @@ class CallerMetrics:
 
     def export(self, lag_s: float | None) -> None:
         """Export every metric once. `lag_s`: seconds since the registry confirmed the cache; None if it never did."""
+        # copied at once: other threads count meanwhile
         description = "Resolutions by the source of the answer"
-        for source, total in self.resolved.items():
+        for source, total in self.resolved.copy().items():
             self._totals.export("resolves_total", description, total, component=self._component, source=source)
         if lag_s is not None:
             lag = gauge("feed_lag_seconds", "Seconds since the registry confirmed the cache", ("component",))

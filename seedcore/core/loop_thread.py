@@ -1,4 +1,4 @@
-"""The thread of the blocking reporters: one event loop for all of a process."""
+"""The thread of the blocking calls: one event loop for all of a process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Coroutine
 from concurrent.futures import wait
 from typing import Any, TypeVar
 
-from seedcore.core.errors import RegistryUnavailableError
 from seedcore.core.timeouts import end
 
 T = TypeVar("T")
@@ -18,7 +17,8 @@ _END_S = 30.0
 
 
 class LoopThread:
-    """An event loop on a thread of its own, for all reporters of the process; it ends when the last one leaves."""
+    """An event loop on a thread of its own, for all blocking reporters and managers of the process; it ends when the
+    last one leaves."""
 
     _shared: LoopThread | None = None
     _door = threading.RLock()  # a signal's handler may come in while its thread is inside
@@ -26,7 +26,7 @@ class LoopThread:
     def __init__(self) -> None:
         self._users = 0
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._serve, name="seedcore-reporters", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name="seedcore-loop", daemon=True)
         self._thread.start()
 
     @classmethod
@@ -38,6 +38,11 @@ class LoopThread:
             cls._shared._users += 1
             return cls._shared
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the caller runs on it."""
+        return threading.current_thread() is self._thread
+
     def leave(self) -> None:
         """One user less: the last one ends the thread."""
         with self._door:
@@ -48,13 +53,19 @@ class LoopThread:
                 LoopThread._shared = None
         self._end()
 
-    def run(self, work: Coroutine[Any, Any, T], patience_s: float) -> T:
-        """The result of `work` on the thread. Raises RegistryUnavailableError after `patience_s` seconds."""
-        asked = asyncio.run_coroutine_threadsafe(work, self._loop)
-        done, _ = wait([asked], patience_s)
+    def run(self, work: Coroutine[Any, Any, T], timeout_s: float | None, late: Exception) -> T:
+        """The result of `work` on the thread. Raises `late` after `timeout_s` seconds (None: no limit). The work is
+        cancelled then, and also when the wait is interrupted."""
+        try:
+            asked = asyncio.run_coroutine_threadsafe(work, self._loop)
+            done, _ = wait([asked], None if timeout_s is None else min(timeout_s, threading.TIMEOUT_MAX))
+        except BaseException:
+            # Ctrl-C, perhaps before `asked` was known here
+            self._loop.call_soon_threadsafe(_cancel, work)
+            raise
         if not done:
             asked.cancel()
-            raise RegistryUnavailableError(f"the reporter's thread has not answered within {patience_s:g} s")
+            raise late
         return asked.result()
 
     def _end(self) -> None:
@@ -76,6 +87,15 @@ class LoopThread:
     def _note_fork(cls) -> None:
         # a forked child has none of its parent's threads, and one of them may have held the door
         cls._shared, cls._door = None, threading.RLock()
+
+
+def _cancel(work: Coroutine[Any, Any, object]) -> None:
+    for task in asyncio.all_tasks():
+        if task.get_coro() is work:
+            task.cancel()
+            return
+    # not begun, or at its end
+    work.close()
 
 
 os.register_at_fork(after_in_child=LoopThread._note_fork)
