@@ -1,5 +1,6 @@
-"""The cost of a resolution, compared with Ray's own look-ups: a hit (the manager has a proven handle), and a miss (the
-process has not looked up the agent before, as with `ray.get_actor`)."""
+"""The cost of a resolution, compared with Ray's own look-ups: a hit (the manager has a proven handle), a pick (a hit
+that chooses among several instances of one agent), and a miss (the process has not looked up the agent before, as with
+`ray.get_actor`)."""
 
 from __future__ import annotations
 
@@ -16,17 +17,22 @@ import ray.util
 from ray.exceptions import RayError
 from ray.util import state
 
+from seedcore.agents import RayAgent
 from seedcore.bench.environment import Bench
 from seedcore.bench.report import Figure, Ratio, Result
 from seedcore.core.answers import Origin
 from seedcore.core.errors import RegistryUnavailableError
-from seedcore.settings import use_namespace
+from seedcore.core.selection import Policy
+from seedcore.registry.ray_support.lookup import ActorHandle, actor_id_of
+from seedcore.settings import Settings, use_namespace
 from seedcore.tier0 import BlockingManager, Tier0MemoryManager, get_actor
 from seedcore.tier0.answers import AgentSpec
 
 HITS = 20_000
 THREADS = 8
 WARM = 2
+REPLICATED = "bench-replicated"
+REPLICAS = 4
 
 
 class Caller:
@@ -58,6 +64,8 @@ class Caller:
         found["hit"] = [(time.perf_counter() - began_s) / HITS]
         found["blocking"] = [await asyncio.to_thread(self._blocking_hits, names, 1)]
         found["threads"] = [await asyncio.to_thread(self._blocking_hits, names, THREADS)]
+        for policy in (Policy.LEAST_LOADED, Policy.LEAST_OUTSTANDING):
+            found[policy.value] = [await self._picked(policy)]
         connection = self._manager.connection
         found["registry"] = [await _timed(partial(connection.resolve, [name])) for name in names]
         await self._manager.close()
@@ -81,6 +89,20 @@ class Caller:
                 done.result()
             return (time.perf_counter() - began_s) / HITS
 
+    async def _picked(self, policy: Policy) -> float:
+        """Seconds per pick, once the loads and the handle of each instance are there."""
+        follower, seen = self._manager.follower, set[str]()
+        assert follower is not None
+        while len(seen) < REPLICAS or (policy is Policy.LEAST_LOADED and follower.view.loads is None):
+            seen.add(actor_id_of(await self._manager.resolve(REPLICATED, policy=policy)))
+            await asyncio.sleep(0.02)
+        for _ in range(10 * REPLICAS):
+            await self._manager.resolve(REPLICATED, policy=policy)
+        began_s = time.perf_counter()
+        for _ in range(HITS):
+            await self._manager.resolve(REPLICATED, policy=policy)
+        return (time.perf_counter() - began_s) / HITS
+
     async def _until_followed(self, name: str, within_s: float = 30.0) -> None:
         ends_s = time.monotonic() + within_s
         while (await self._manager.locate(name)).source is not Origin.SNAPSHOT:
@@ -95,6 +117,7 @@ async def run(bench: Bench) -> Result:
     place = await bench.place("resolve")
     manager = Tier0MemoryManager(place.settings)
     found: dict[str, list[float]] = {}
+    replicas: list[ActorHandle] = []
     caller_class: Any = ray.remote(Caller)
     try:
         names = [f"bench-{number}" for number in range(WARM + agents)]
@@ -102,6 +125,7 @@ async def run(bench: Bench) -> Result:
             [AgentSpec(name, arguments={"settings": place.settings}) for name in names]
         )
         assert not made.failures, made.failures
+        replicas = await _replicas(place.settings)
         for turn in range(turns):
             caller = caller_class.options(num_cpus=0).remote(place.settings)
             for kind, seconds in (await caller.measure.remote(names, turn)).items():
@@ -109,6 +133,8 @@ async def run(bench: Bench) -> Result:
             ray.kill(caller)
         figures, notes = _listings(turns)
     finally:
+        for replica in replicas:
+            ray.kill(replica)
         await manager.shutdown_agents()
         await manager.close()
         await bench.leave(place)
@@ -119,6 +145,8 @@ async def run(bench: Bench) -> Result:
             Figure("hit: resolve", median_s["hit"] * 1e6, "us"),
             Figure("hit: seedcore.get_actor, from a plain thread", median_s["blocking"] * 1e6, "us"),
             Figure(f"the same, {THREADS} threads at once", median_s["threads"] * 1e6, "us"),
+            Figure("pick: resolve by LEAST_LOADED", median_s["least_loaded"] * 1e6, "us"),
+            Figure("pick: resolve by LEAST_OUTSTANDING", median_s["least_outstanding"] * 1e6, "us"),
             Figure("miss: locate", median_s["miss"] * 1e6, "us"),
             Figure("ray.get_actor, first look-up of a name", median_s["get_actor"] * 1e6, "us"),
             Figure("ray.get_actor again, from Ray's own cache", median_s["again"] * 1e6, "us"),
@@ -131,9 +159,23 @@ async def run(bench: Bench) -> Result:
             Ratio(f"blocking hit of {THREADS} threads / hit", median_s["threads"] / median_s["hit"]),
             Ratio("get_actor, from Ray's cache / hit", median_s["again"] / median_s["hit"]),
             Ratio("miss / get_actor, first look-up", median_s["miss"] / median_s["get_actor"], "<= 2"),
+            Ratio("pick by LEAST_LOADED / hit", median_s["least_loaded"] / median_s["hit"], "<= 10"),
         ],
         notes=[f"medians; {agents} agents, looked up for the first time in each of {turns} processes", *notes],
     )
+
+
+async def _replicas(settings: Settings) -> list[ActorHandle]:
+    """Instances of one agent, each an actor of its own."""
+    agent_class: Any = ray.remote(RayAgent)
+    made: list[ActorHandle] = [
+        agent_class.options(name=f"{REPLICATED}-{number}", namespace=settings.namespace, num_cpus=0).remote(
+            REPLICATED, settings=settings
+        )
+        for number in range(REPLICAS)
+    ]
+    await asyncio.gather(*(actor.start.remote() for actor in made))
+    return made
 
 
 def _listings(turns: int) -> tuple[list[Figure], list[str]]:

@@ -8,7 +8,7 @@ flipped. A beat is not a change; a new verdict (`late`, `suspect`, `fresh`) is o
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import NamedTuple
@@ -67,7 +67,8 @@ class FeedBatch:
     `complete` False: the registry is recovering or superseded, and changes may be missing.
     `is_reset`: the changes after `since` are not available. List again, then continue from `version` of this `stream`.
     `waited_s`: how long the registry had the question before it answered, in seconds. The answer was true so long after
-    the question was sent, at the earliest.
+    the question was sent, at the earliest. `loads` are loads that have changed, for a follower that asked for them; it
+    asks with `loads_number` next time.
     """
 
     stream: str
@@ -78,6 +79,8 @@ class FeedBatch:
     is_reset: bool = False
     complete: bool = True
     waited_s: float = 0.0
+    loads: Mapping[str, float] | None = None
+    loads_number: int = 0
 
 
 class _Entry(NamedTuple):

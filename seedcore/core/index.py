@@ -33,11 +33,17 @@ class InstanceIndex:
 
     def of(self, logical_id: str) -> list[Instance]:
         """The instances of one agent, in the order of their insertion."""
-        return [self.by_id[instance_id] for instance_id in self._ids_of(logical_id)]
+        # another thread may read a follower's cache while an instance leaves it
+        found = (self.by_id.get(instance_id) for instance_id in self._ids_of(logical_id))
+        return [instance for instance in found if instance is not None]
 
     def has_agent(self, logical_id: str) -> bool:
         """Whether an agent has any instance."""
         return logical_id in self._of
+
+    def has_several(self, logical_id: str) -> bool:
+        """Whether an agent has more than one instance."""
+        return isinstance(self._of.get(logical_id), tuple)
 
     def behind(self, after: tuple[str, str]) -> Iterator[Instance]:
         """All instances after a key (logical id, instance id), in key order."""

@@ -98,6 +98,12 @@ def verdicts_of(members: Members, instances: Sequence[Instance]) -> dict[str, Ve
     return {row.instance_id: known[row.instance_id] for row in instances if row.instance_id in known}
 
 
+def loads_since(members: Members, number: int, wanted: InstanceFilter) -> tuple[dict[str, float], int]:
+    """The loads, of instances that match a filter, that have changed since `number`; and the number after them."""
+    epoch, by_id = members.shown.listed, members.index.by_id
+    return members.loads.since(number, lambda instance_id: wanted.matches(by_id[instance_id], epoch))
+
+
 def count_by_status(members: Members) -> dict[Status, int]:
     """The number of live instances in each status."""
     return {status: members.index.statuses[status] for status in Status if status is not Status.DEAD}

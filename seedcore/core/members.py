@@ -21,6 +21,7 @@ from seedcore.core.holds import HoldKind, effective_status
 from seedcore.core.instances import Instance, Verdict
 from seedcore.core.lease import LeaseTerms
 from seedcore.core.lifecycle import Status
+from seedcore.core.loads import Loads
 from seedcore.core.memory_bound import PLACES_BYTES, MemoryBound, WeighedIndex, growth
 from seedcore.core.recent_deaths import RecentDeaths
 from seedcore.core.rules import apply_hold, apply_registration, apply_status, first_registration, sorted_holds
@@ -64,7 +65,7 @@ class Members:
         self.on_vanish: Callable[[Instance], None] = _ignore
         self._capacity = capacity
         self._expiring: dict[str, datetime] = {}
-        self._loads: dict[str, float] = {}
+        self.loads = Loads()
 
     def __len__(self) -> int:
         return len(self.index)
@@ -243,12 +244,14 @@ class Members:
 
     def note_loads(self, loads: Mapping[str, float]) -> None:
         """Record the loads that live instances sent with a beat."""
-        self._loads.update((instance_id, load) for instance_id, load in loads.items() if instance_id in self.index)
+        for instance_id, load in loads.items():
+            known = self.index.get(instance_id)
+            if known is not None:
+                self.loads.note(known.instance_id, load, is_sent=self.index.has_several(known.logical_id))
 
     def loads_of(self, instances: Sequence[Instance]) -> dict[str, float]:
         """The loads of those instances that have sent one."""
-        loads = self._loads
-        return {row.instance_id: loads[row.instance_id] for row in instances if row.instance_id in loads}
+        return self.loads.of(row.instance_id for row in instances)
 
     # State
 
@@ -268,6 +271,10 @@ class Members:
                 self.on_vanish(known)
             self.on_appear(instance)
         self.index.put(instance)
+        if instance is not known and self.index.has_several(instance.logical_id):
+            # another one may be chosen now, or another follower may want it
+            for one in self.index.of(instance.logical_id) if known is None else (instance,):
+                self.loads.send(one.instance_id)
         ends = [hold.expires_at for hold in instance.holds if hold.expires_at is not None]
         if ends:
             self._expiring[instance_id] = min(ends)
@@ -279,7 +286,7 @@ class Members:
 
     def _unlink(self, instance: Instance) -> None:
         self.silence.discard(instance.instance_id)
-        self._loads.pop(instance.instance_id, None)
+        self.loads.discard(instance.instance_id)
         self._expiring.pop(instance.instance_id, None)
         self.on_vanish(instance)
 

@@ -28,13 +28,16 @@ class FleetCounts:
 
 
 class LiveView:
-    """The live instances of the current epoch that match the follower's filter. Use it from one event loop."""
+    """The live instances of the current epoch that match the follower's filter. One event loop changes it; other
+    threads may read `candidates`, `verdict`, `get` and `loads`, by single ids."""
 
     def __init__(self) -> None:
         self.stream: str | None = None
         self.version = 0
         self.epoch = ""
         self.as_of: datetime | None = None
+        self.loads_number = 0
+        self._loads: dict[str, float] | None = None
         self._instances = InstanceIndex()
         self._verdicts: dict[str, Verdict] = {}
 
@@ -43,27 +46,42 @@ class LiveView:
 
     def load(self, reset: FeedBatch, pages: Iterable[Listing]) -> None:
         """Replace the content by pages that were listed after `reset`. The feed repeats the changes since `reset`."""
-        self._instances = InstanceIndex()
-        self._verdicts = {}
+        instances, verdicts = InstanceIndex(), dict[str, Verdict]()
         for page in pages:
             for instance in page.items:
-                self._instances.put(instance)
-            self._verdicts.update(page.verdicts)
+                instances.put(instance)
+            verdicts.update(page.verdicts)
+        self._instances, self._verdicts = instances, verdicts
+        self.forget_loads()
         self.stream, self.version, self.epoch = reset.stream, reset.version, reset.epoch
 
     def apply(self, batch: FeedBatch) -> set[str]:
         """Apply the changes after the cache's version. Returns the logical ids of the changed instances."""
         changed = {logical_id for change in batch.changes for logical_id in [self._take(change)] if logical_id}
         self.version, self.epoch = batch.version, batch.epoch
+        if batch.loads is not None:
+            known = self._loads if self._loads is not None else {}
+            known.update((one, load) for one, load in batch.loads.items() if one in self._instances)
+            self._loads, self.loads_number = known, batch.loads_number
         return changed
+
+    @property
+    def loads(self) -> Mapping[str, float] | None:
+        """The loads of instances of agents that have several. None: none were received."""
+        return self._loads
+
+    def forget_loads(self) -> None:
+        """Drop the loads: they are not received any more, or are those of another registry."""
+        self._loads, self.loads_number = None, 0
 
     def candidates(self, logical_id: str, *, allow_late: bool = False) -> list[Instance]:
         """The routable instances of an agent: alive and fresh. With `allow_late`, the late ones if none is fresh."""
         alive = [row for row in self._instances.of(logical_id) if row.status is Status.ALIVE]
-        fresh = [row for row in alive if row.instance_id not in self._verdicts]
+        verdicts = self._verdicts
+        fresh = [row for row in alive if row.instance_id not in verdicts]
         if fresh or not allow_late:
             return fresh
-        return [row for row in alive if self._verdicts[row.instance_id] is Verdict.LATE]
+        return [row for row in alive if verdicts.get(row.instance_id) is Verdict.LATE]
 
     def get(self, instance_id: str) -> Instance | None:
         """The instance with this id."""
@@ -104,6 +122,8 @@ class LiveView:
     def _take(self, change: FeedChange) -> str | None:
         if change.instance is None:
             self._verdicts.pop(change.instance_id, None)
+            if self._loads is not None:
+                self._loads.pop(change.instance_id, None)
             gone = self._instances.pop(change.instance_id)
             return None if gone is None else gone.logical_id
         self._instances.put(change.instance)

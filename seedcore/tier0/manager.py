@@ -28,8 +28,8 @@ from seedcore.registry.caller.known_agents import KnownAgent, KnownAgents
 from seedcore.registry.caller.live_sources import RegistrySource, SnapshotSource
 from seedcore.registry.caller.locator import Located, Locator, check_agent_id
 from seedcore.registry.caller.metrics import CallerMetrics
+from seedcore.registry.caller.picks import Picks
 from seedcore.registry.caller.resolver import Resolver
-from seedcore.registry.caller.sources import Choice
 from seedcore.registry.caller.waiting import Wait, awaited, check_deadline
 from seedcore.registry.caller.watching import Watch, watched
 from seedcore.registry.protocol.connection import RegistryConnection, shared_connection
@@ -42,8 +42,6 @@ from seedcore.tier0.creation import create_actor
 from seedcore.tier0.fleet_calls import FleetCalls
 from seedcore.tier0.refresh import Refresher
 from seedcore.tier0.tasks import TaskRunner
-
-_MAX_TURNS = 10_000
 
 
 class Tier0MemoryManager:
@@ -96,9 +94,9 @@ class Tier0MemoryManager:
             on_confirmed=self._refresher.compare_if_due,
             on_outage=self._refresher.note_outage,
         )
-        self._tasks = TaskRunner(self.resolve, self._cache.evict, probe_timeout_s)
+        self._picks = Picks(self.follower, self._cache, self._locator, metrics, own_node_id)
+        self._tasks = TaskRunner(self._picks.find, self._cache.evict, self._picks.outstanding, probe_timeout_s)
         self._calls = FleetCalls(self._known, self._locator, self._finder, self.connection if has_registry else None)
-        self._turns: Counter[str] = Counter()
 
     async def __aenter__(self) -> Self:
         return self
@@ -191,10 +189,10 @@ class Tier0MemoryManager:
     ) -> ActorHandle:
         """A live, proven handle of the agent. An agent that missed a beat must answer first, unless `allow_late`.
 
-        `policy` chooses among several routable instances of an agent; `key` is the key of Policy.STICKY. A proven
-        handle is cached until the registry's feed, or Ray, reports a change; a first resolution, and one after a
-        change, finds and proves it. Without a feed (SEEDCORE_FOLLOW=false, or while the registry is away) every
-        resolution does.
+        `policy` chooses among several routable instances of an agent; `key` is the key of Policy.STICKY.
+        LEAST_OUTSTANDING counts the calls of `execute_task_on_agent` alone. A proven handle is cached until the
+        registry's feed, or Ray, reports a change; a first resolution, and one after a change, finds and proves it.
+        Without a feed (SEEDCORE_FOLLOW=false, or while the registry is away) every resolution does.
 
         Raises NotResolvableError, with the reason, if the agent certainly has no routable instance; CannotKnowError if
         no source that could know answers; InvalidInputError for a bad id; ForkedProcessError.
@@ -202,7 +200,8 @@ class Tier0MemoryManager:
         handle = self.cached(logical_id) if policy is Policy.NEWEST else None
         if handle is not None:
             return handle
-        return (await self.locate(logical_id, allow_late=allow_late, policy=policy, key=key)).handle
+        handle, _ = await self._picks.find(logical_id, policy, key, allow_late=allow_late)
+        return handle
 
     def cached(self, logical_id: str) -> ActorHandle | None:
         """The handle that `resolve` would return at once, or None if it would look the agent up. Any thread may ask."""
@@ -215,12 +214,7 @@ class Tier0MemoryManager:
     ) -> Located:
         """As `resolve`, with the source of the answer, and always looked up."""
         check_agent_id(logical_id, "logical_id")
-        if policy is Policy.ROUND_ROBIN:
-            if len(self._turns) > _MAX_TURNS:
-                self._turns.clear()
-            self._turns[logical_id] += 1
-        node_id = own_node_id() if policy is Policy.SAME_NODE else None
-        choice = Choice(allow_late, policy, key, node_id, self._turns.get(logical_id, 0))
+        choice = self._picks.choice(logical_id, policy, key, allow_late=allow_late)
         return await self._locator.locate(logical_id, choice)
 
     async def get_agent(self, agent_id: str) -> ActorHandle | None:
@@ -295,9 +289,17 @@ class Tier0MemoryManager:
     # Calling agents
 
     async def execute_task_on_agent(
-        self, agent_id: str, task: Any, timeout_s: float | None = None, *, retries: bool = True
+        self,
+        agent_id: str,
+        task: Any,
+        timeout_s: float | None = None,
+        *,
+        retries: bool = True,
+        policy: Policy = Policy.NEWEST,
+        key: str = "",
     ) -> Any:
-        """Run a task on the agent and return its result within `timeout_s` seconds (None: without a bound).
+        """Run a task on the agent and return its result within `timeout_s` seconds (None: without a bound). `policy`
+        and `key` choose among several routable instances, as in `resolve`.
 
         If the actor dies during the task, or Ray restarts it, the agent is resolved again and the task runs again, at
         most twice (at least once: pass retries=False for a task that must not run twice). Raises what `resolve` raises,
@@ -305,7 +307,7 @@ class Tier0MemoryManager:
         the task raised.
         """
         check_timeout(timeout_s)
-        return await self._tasks.execute(agent_id, task, timeout_s, retries=retries)
+        return await self._tasks.execute(agent_id, task, timeout_s, retries=retries, policy=policy, key=key)
 
     async def collect_heartbeats(self, timeout_s: float | None = None) -> Gathered[Heartbeat]:
         """A heartbeat of every known agent, all at once, each within `timeout_s` seconds (default: the probe's)."""

@@ -12,7 +12,9 @@ import pytest
 
 from seedcore.core.answers import InstanceFilter, Listing
 from seedcore.core.clock import Clock
+from seedcore.core.errors import InvalidInputError
 from seedcore.core.feed import FeedBatch
+from seedcore.core.loads import Loads
 from seedcore.core.paging import decode_cursor
 from seedcore.registry.caller.follower import Follower, FollowTimes
 from seedcore.registry.server.config import RegistryConfig
@@ -198,3 +200,97 @@ async def test_above_the_bound_followers_with_a_place_keep_it_and_the_others_wai
         assert first[1].is_current
         for follower in followers:
             await follower.stop()
+
+
+# Loads
+
+
+async def several(registry: Registry) -> None:
+    """Three instances of one agent, and one of another, each with a load."""
+    for number, name in ((1, "many"), (2, "many"), (3, "many"), (4, "single")):
+        await registry.register(joins(number, name).registration)
+    loads = {iid(number): number / 4 for number in range(1, 5)}
+    await registry.beat_many(list(loads), loads)
+
+
+def load_of(follower: Follower, number: int) -> float | None:
+    return None if follower.view.loads is None else follower.view.loads.get(iid(number))
+
+
+async def test_loads_are_followed_once_they_are_wanted_and_only_where_there_is_a_choice(
+    registry: Registry, follower: Follower
+) -> None:
+    await several(registry)
+    await eventually(lambda: len(held(follower)) == 4, every_s=0.001)
+    assert follower.view.loads is None
+    follower.want_loads()
+    await eventually(lambda: follower.view.loads == {iid(1): 0.25, iid(2): 0.5, iid(3): 0.75}, every_s=0.001)
+    # a load is no change
+    version = follower.view.version
+    await registry.beat_many([iid(2)], {iid(2): 9.0})
+    await eventually(lambda: load_of(follower, 2) == 9.0, every_s=0.001)
+    assert follower.view.version == version
+    await registry.deregister(instance_ids=[iid(3)])
+    await eventually(lambda: set(follower.view.loads or ()) == {iid(1), iid(2)}, every_s=0.001)
+    # the one that was alone is not alone any more
+    await registry.register(joins(5, "single").registration)
+    await eventually(lambda: load_of(follower, 4) == 1.0, every_s=0.001)
+
+
+async def test_loads_are_asked_for_at_a_bounded_rate_and_no_longer_than_they_are_wanted(registry: Registry) -> None:
+    now_s = 0.0
+    asked: list[int | None] = []
+
+    class Counting:
+        """A connection that notes which loads are asked for."""
+
+        async def changes(self, *args: Any) -> FeedBatch:
+            asked.append(args[5] if len(args) > 5 else None)
+            return await registry.changes(*args)
+
+        async def page(self, *args: Any) -> Listing:
+            return await registry.page(*args)
+
+    connection: Any = Counting()
+    times = replace(TIMES, wait_s=0.005, loads_s=1.0)
+    follower = Follower(connection, times=times, clock=Clock(lambda: now_s))
+    await several(registry)
+    follower.start()
+    await eventually(lambda: len(asked) > 5, every_s=0.001)
+    assert set(asked) == {None}
+    follower.want_loads()
+    await eventually(lambda: follower.view.loads, every_s=0.001)
+    # no second time within the same second, however often it asks for changes
+    seen = len(asked)
+    await eventually(lambda: len(asked) > seen + 5, every_s=0.001)
+    assert [one for one in asked if one is not None] == [0]
+    now_s += 1.1
+    await eventually(lambda: len([one for one in asked if one is not None]) == 2, every_s=0.001)
+    assert follower.view.loads
+    now_s += 100.0
+    await eventually(lambda: follower.view.loads is None, every_s=0.001)
+    await follower.stop()
+
+
+async def test_loads_of_a_large_fleet_arrive_in_bounded_answers(registry: Registry) -> None:
+    loads = Loads()
+    for number in range(25):
+        loads.note(iid(number), float(number), is_sent=True)
+    number, found, answers = 0, dict[str, float](), 0
+    while number < loads.number:
+        part, number = loads.since(number, lambda _: True, limit=10)
+        assert len(part) <= 10
+        found |= part
+        answers += 1
+    assert (answers, found) == (3, {iid(number): float(number) for number in range(25)})
+    assert loads.since(number, lambda _: True) == ({}, number)
+    loads.note(iid(3), 3.0, is_sent=True)
+    assert loads.since(number, lambda _: True) == ({}, number)
+    loads.note(iid(3), 4.0, is_sent=True)
+    assert loads.since(number, lambda _: True)[0] == {iid(3): 4.0}
+
+
+@pytest.mark.parametrize("bad", [-1, 1.5, "0", True])
+async def test_number_of_loads_that_is_none_is_refused(registry: Registry, bad: Any) -> None:
+    with pytest.raises(InvalidInputError, match="loads_after"):
+        await registry.changes(InstanceFilter(), None, 0, 0.0, None, bad)

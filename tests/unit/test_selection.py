@@ -89,15 +89,19 @@ def test_ids_of_the_test_builders_sort_like_their_numbers() -> None:
     assert sorted(iid(number) for number in (10, 2, 1)) == [iid(1), iid(2), iid(10)]
 
 
+BY_CHANCE = {Policy.LEAST_LOADED, Policy.LEAST_OUTSTANDING}
+
+
 @given(instances(), st.sampled_from(Policy), st.randoms(), st.text(max_size=5), st.integers(0, 100))
-def test_every_policy_is_independent_of_order_and_prefers_instances_with_an_actor(
+def test_every_policy_prefers_instances_with_an_actor_and_leaves_only_some_to_chance(
     rows: list[Instance], policy: Policy, chance: random.Random, key: str, turn: int
 ) -> None:
     loads = {row.instance_id: chance.choice([0.0, 1.0, 2.0]) for row in rows}
     chosen = choose(rows, policy, node_id="node", loads=loads, turn=turn, key=key)
     shuffled = list(rows)
     chance.shuffle(shuffled)
-    assert choose(shuffled, policy, node_id="node", loads=loads, turn=turn, key=key) == chosen
+    again = choose(shuffled, policy, node_id="node", loads=loads, turn=turn, key=key)
+    assert again == chosen or policy in BY_CHANCE
     assert chosen in rows
     assert (chosen is not None and chosen.actor_name is not None) == any(row.actor_name for row in rows)
     assert choose([], policy) is None
@@ -123,11 +127,34 @@ def test_same_node_is_preferred_and_other_nodes_are_the_fallback() -> None:
     assert chosen_id(rows, Policy.SAME_NODE, node_id="elsewhere") == iid(1)
 
 
-def test_least_loaded_instance_is_chosen_and_one_without_a_load_counts_as_idle() -> None:
+def shares(rows: list[Instance], policy: Policy, **details: Any) -> dict[str, int]:
+    """How often each is chosen, of 1000 times."""
+    chance = random.Random(7).random
+    return dict(Counter(chosen_id(rows, policy, chance=chance, **details) for _ in range(1000)))
+
+
+def test_the_less_loaded_of_two_is_chosen_so_that_no_load_attracts_every_caller() -> None:
+    rows = replicas(4)
+    found = shares(rows, Policy.LEAST_LOADED, loads={iid(1): 0.2, iid(2): 0.1, iid(3): 0.3})
+    # one that reports no load counts as idle, and the most loaded loses to each other one
+    assert found[iid(4)] > found[iid(2)] > found[iid(1)]
+    assert iid(3) not in found
+    assert 400 < found[iid(4)] < 600
+    assert set(shares(rows[:2], Policy.LEAST_LOADED, loads={iid(1): 1.0})) == {iid(2)}
+    assert set(shares(rows[:1], Policy.LEAST_LOADED, loads={iid(1): 1.0})) == {iid(1)}
+
+
+def test_equal_loads_spread() -> None:
+    for policy in BY_CHANCE:
+        found = shares(replicas(4), policy)
+        assert len(found) == 4
+        assert min(found.values()) > 180
+
+
+def test_instance_with_the_fewest_calls_of_the_caller_is_chosen() -> None:
     rows = replicas(3)
-    assert chosen_id(rows, Policy.LEAST_LOADED, loads={iid(1): 0.2, iid(2): 0.1, iid(3): 0.3}) == iid(2)
-    assert chosen_id(rows, Policy.LEAST_LOADED, loads={iid(1): 0.2, iid(2): 0.1}) == iid(3)
-    assert chosen_id(rows, Policy.LEAST_LOADED) == iid(1)
+    assert set(shares(rows, Policy.LEAST_OUTSTANDING, outstanding={iid(1): 2, iid(2): 1, iid(3): 5})) == {iid(2)}
+    assert set(shares(rows, Policy.LEAST_OUTSTANDING, outstanding={iid(1): 1})) == {iid(2), iid(3)}
 
 
 def test_round_robin_chooses_each_instance_in_turn() -> None:

@@ -17,6 +17,7 @@ from seedcore.core.lifecycle import Status
 from seedcore.core.member_queries import verdicts_of
 from seedcore.core.members import Members
 from seedcore.core.paging import decode_cursor
+from seedcore.core.selection import Policy, choose
 from seedcore.core.view import LiveView
 from tests.builders import START, iid, joins
 
@@ -26,7 +27,7 @@ AGENTS = 4
 Step = tuple[str, int]
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["join", "alive", "drain", "die", "beat", "wait", "doubt", "flip", "read"]),
+        st.sampled_from(["join", "alive", "drain", "die", "beat", "load", "wait", "doubt", "flip", "read"]),
         st.integers(min_value=0, max_value=AGENTS - 1),
     ),
     max_size=60,
@@ -44,6 +45,7 @@ class Fleet:
         self.number = 0
         self.newest = [0] * AGENTS
         self.loads = 0
+        self.sent = 0
 
     def take(self, step: Step) -> None:
         kind, agent = step
@@ -58,6 +60,9 @@ class Fleet:
             members.set_status(StatusChange(instance_id, status), self.now_s, START)
         elif kind == "beat":
             members.renew([instance_id], self.now_s)
+        elif kind == "load":
+            self.sent += 1
+            members.note_loads({instance_id: float(self.sent)})
         elif kind == "wait":
             self.now_s += 4.0
             members.silence.publish_verdicts(self.now_s)
@@ -71,7 +76,8 @@ class Fleet:
     def read(self) -> None:
         batch = self.members.feed.since(self.view.stream, self.view.version, ALL)
         if not batch.is_reset:
-            self.view.apply(batch)
+            loads, number = member_queries.loads_since(self.members, self.view.loads_number, ALL)
+            self.view.apply(replace(batch, loads=loads, loads_number=number))
             return
         self.loads += 1
         rows, _ = member_queries.page(self.members, ALL, decode_cursor(None), 100, self.now_s)
@@ -95,6 +101,17 @@ class Fleet:
             late = {instance_id for instance_id, verdict in alive.items() if verdict is Verdict.LATE}
             assert {row.instance_id for row in self.view.candidates(name)} == fresh
             assert {row.instance_id for row in self.view.candidates(name, allow_late=True)} == (fresh or late)
+            self.check_picks(name, fresh)
+
+    def check_picks(self, name: str, routable: set[str]) -> None:
+        """Every policy picks a routable instance where there is one, and knows the loads that matter."""
+        loads = self.view.loads
+        for policy in Policy:
+            chosen = choose(self.view.candidates(name), policy, loads=loads, node_id="node", key=name)
+            assert chosen.instance_id in routable if chosen is not None else not routable
+        if loads is not None and self.members.index.has_several(name):
+            ids = [row.instance_id for row in self.view.candidates(name)]
+            assert {one: loads[one] for one in ids if one in loads} == self.members.loads.of(ids)
 
 
 @given(STEPS, st.sampled_from([2, 100]))

@@ -33,12 +33,14 @@ from seedcore.registry.ray_support.metrics import PERIOD_S
 logger = logging.getLogger(__name__)
 
 MAX_AGE_S = 4.0
+_LOADS_WANTED_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class FollowTimes:
     """The times of a follower, in seconds. `wait_s` is how long the registry may wait for a change. `retry_s` grows to
-    `retry_longest_s`; `full_s` to `full_longest_s` while the registry has no place for another follower."""
+    `retry_longest_s`; `full_s` to `full_longest_s` while the registry has no place for another follower. Loads are
+    received at most once per `loads_s`."""
 
     max_age_s: float = MAX_AGE_S
     wait_s: float = 2.0
@@ -46,6 +48,7 @@ class FollowTimes:
     retry_longest_s: float = 2.0
     full_s: float = 2.0
     full_longest_s: float = 30.0
+    loads_s: float = 1.0
 
 
 class Listener(Protocol):
@@ -108,6 +111,8 @@ class Follower:
         self._is_after_reset = False
         self._listeners: tuple[weakref.ref[Listener], ...] = ()
         self.problem: str | None = None
+        self._loads_wanted_until_s = 0.0
+        self._next_loads_s = 0.0
 
     @property
     def is_current(self) -> bool:
@@ -164,6 +169,10 @@ class Follower:
                 return False
         return True
 
+    def want_loads(self) -> None:
+        """Receive loads from the next answer on, for a minute. Any thread may call it."""
+        self._loads_wanted_until_s = self._clock.monotonic() + _LOADS_WANTED_S
+
     async def stop(self) -> None:
         """Stop following."""
         task, self._task = self._task, None
@@ -210,7 +219,7 @@ class Follower:
         view = self.view
         wait_s = 0.0 if view.stream is None else self._times.wait_s
         asked_s = self._clock.monotonic()
-        batch = await self._connection.changes(self._wanted, view.stream, view.version, wait_s, self._name)
+        batch = await self._asked(view, wait_s, asked_s)
         if not batch.complete:
             raise RegistryUnavailableError("it is still recovering, or superseded")
         if batch.is_reset:
@@ -227,6 +236,20 @@ class Follower:
                 listener.note_change(logical_id)
         # it was true when it was sent, however late this process reads it
         self._trust(asked_s + batch.waited_s)
+
+    async def _asked(self, view: LiveView, wait_s: float, asked_s: float) -> FeedBatch:
+        """The registry's answer, with loads if they are wanted and due."""
+        follows_loads = asked_s < self._loads_wanted_until_s
+        if not follows_loads:
+            view.forget_loads()
+        if not follows_loads or asked_s < self._next_loads_s:
+            wait_s = min(wait_s, self._times.loads_s) if follows_loads else wait_s
+            return await self._connection.changes(self._wanted, view.stream, view.version, wait_s, self._name)
+        # so soon an answer comes also where nothing changes
+        wait_s = min(wait_s, self._times.loads_s)
+        self._next_loads_s = asked_s + self._times.loads_s
+        number = view.loads_number
+        return await self._connection.changes(self._wanted, view.stream, view.version, wait_s, self._name, number)
 
     def _export_metrics(self) -> None:
         now_s = self._clock.monotonic()

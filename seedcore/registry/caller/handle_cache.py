@@ -1,4 +1,5 @@
-"""What a caller keeps of its look-ups: handles by agent, and the last handle of each name in Ray's table.
+"""What a caller keeps of its look-ups: handles by agent and by instance, and the last handle of each name in Ray's
+table.
 
 Handles found by name are weak: a cached handle never keeps an agent alive.
 """
@@ -38,6 +39,7 @@ class HandleCache:
         self._max_proofs = max_proofs
         self._handles: dict[str, ActorHandle] = {}
         self._instance_ids: dict[str, str] = {}
+        self._picked: dict[str, tuple[Instance, ActorHandle]] = {}
         self._proofs: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
@@ -65,6 +67,28 @@ class HandleCache:
             self.evict(next(iter(self._handles)))
         self._handles[logical_id] = handle
         self._instance_ids[logical_id] = instance.instance_id
+        self._start_proof(handle, instance)
+
+    def instance_id_of(self, logical_id: str) -> str | None:
+        """The instance that the cached handle is of."""
+        return self._instance_ids.get(logical_id)
+
+    def of_instance(self, instance: Instance) -> ActorHandle | None:
+        """The handle of an instance that a policy has picked, unless Ray has reported that its actor is gone, or the
+        instance has changed: it is another object of the follower's cache then."""
+        picked = self._picked.get(instance.instance_id)
+        return None if picked is None or picked[0] is not instance or is_gone(picked[1]) else picked[1]
+
+    def put_picked(self, instance: Instance, handle: ActorHandle) -> None:
+        """Cache the handle of an instance that a policy has picked, as the follower's cache has it."""
+        before = self._picked.pop(instance.instance_id, None)
+        while len(self._picked) >= self._capacity:
+            del self._picked[next(iter(self._picked))]
+        self._picked[instance.instance_id] = instance, handle
+        if before is None or actor_id_of(before[1]) != actor_id_of(handle):
+            self._start_proof(handle, instance)
+
+    def _start_proof(self, handle: ActorHandle, instance: Instance) -> None:
         if len(self._proofs) < self._max_proofs:
             task = asyncio.create_task(self._prove(handle, instance), name="handle-proven")
             self._proofs.add(task)
@@ -84,6 +108,7 @@ class HandleCache:
         """Remove every handle."""
         self._handles.clear()
         self._instance_ids.clear()
+        self._picked.clear()
 
     async def close(self) -> None:
         """Remove every handle and end the proofs."""
@@ -92,8 +117,13 @@ class HandleCache:
 
     async def _prove(self, handle: ActorHandle, instance: Instance) -> None:
         proof = await prove(handle, instance, self._proof_timeout_s)
-        if proof in {Proof.NO, Proof.ANOTHER} and self._handles.get(instance.logical_id) is handle:
+        if proof not in {Proof.NO, Proof.ANOTHER}:
+            return
+        if self._handles.get(instance.logical_id) is handle:
             self.evict(instance.logical_id)
+        picked = self._picked.get(instance.instance_id)
+        if picked is not None and picked[1] is handle:
+            del self._picked[instance.instance_id]
 
 
 @dataclass(frozen=True, slots=True)

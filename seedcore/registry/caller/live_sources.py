@@ -10,7 +10,7 @@ from seedcore.core.answers import Answer, InstanceFilter, Listing, Origin, Resol
 from seedcore.core.clock import Clock
 from seedcore.core.errors import FencedError, RegistryUnavailableError
 from seedcore.core.instances import Epoch, Instance, Transition, Verdict
-from seedcore.core.limits import MAX_PAGE
+from seedcore.core.limits import MAX_PAGE, NOTHING
 from seedcore.core.paging import decode_cursor, encode_cursor
 from seedcore.core.selection import Policy
 from seedcore.core.view import LiveView
@@ -39,12 +39,15 @@ class SnapshotSource:
         return None if self.view() is not None else "the cache is not confirmed by the registry now"
 
     async def resolve(self, logical_ids: Sequence[str], choice: Choice) -> Answer[list[Resolution]]:
-        if choice.policy is Policy.LEAST_LOADED:
-            raise NoAnswerError("the change feed carries no loads")
         view = self._current_view()
+        if choice.policy is Policy.LEAST_LOADED:
+            self.follower.want_loads()
+            if view.loads is None:
+                raise NoAnswerError("the cache has not received the loads yet")
         found = []
         for logical_id in logical_ids:
-            chosen = choice.of(view.candidates(logical_id, allow_late=choice.allow_late))
+            candidates = view.candidates(logical_id, allow_late=choice.allow_late)
+            chosen = choice.of(candidates, NOTHING if view.loads is None else view.loads)
             if chosen is None:
                 raise NoAnswerError(f"the cache has no routable instance of {logical_id!r}")
             found.append(Resolution(logical_id, chosen, verdict=view.verdict(chosen.instance_id)))

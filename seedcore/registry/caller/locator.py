@@ -136,13 +136,16 @@ class Locator:
             handle = await self._finder.vouched(chosen)
         except (NotResolvableError, CannotKnowError) as error:
             raise NoAnswerError(str(error)) from error
-        again, _ = await _asked_for(source, logical_id, choice)
+        same = replace(choice, instance_id=chosen.instance_id) if choice.is_by_chance else choice
+        again, _ = await _asked_for(source, logical_id, same)
         is_same = again.instance is not None and again.instance.instance_id == chosen.instance_id
         # on this host the kernel knows of an ended process before Ray and the registry do
         if not is_same or is_gone(handle) or has_ended(chosen.pid, chosen.process_key):
             raise NoAnswerError("it changed while Ray's table was asked")
-        if choice.policy is Policy.NEWEST and again.verdict is Verdict.FRESH:
+        if again.verdict is Verdict.FRESH and choice.policy is Policy.NEWEST:
             self._cache.put(chosen, handle)
+        elif again.verdict is Verdict.FRESH and again.instance is chosen:
+            self._cache.put_picked(chosen, handle)
         return self._confirmed(Located(logical_id, handle, answer.source, answer.as_of, chosen))
 
     async def _by_record(

@@ -40,17 +40,35 @@ class NoAnswerError(RegistryError):
 @dataclass(frozen=True, slots=True)
 class Choice:
     """How one of an agent's instances is chosen. `node_id` is the caller's node, `turn` its number of earlier
-    choices. `allow_late` takes an instance that missed one beat, if none is fresh."""
+    choices. `allow_late` takes an instance that missed one beat, if none is fresh. `outstanding` has the numbers of the
+    caller's calls under way, by instance id. `instance_id` takes this one or none."""
 
     allow_late: bool = False
     policy: Policy = Policy.NEWEST
     key: str = ""
     node_id: str | None = None
     turn: int = 0
+    outstanding: Mapping[str, int] | None = None
+    instance_id: str | None = None
+
+    @property
+    def is_by_chance(self) -> bool:
+        """Whether the same choice may take another instance the next time."""
+        return self.policy in {Policy.LEAST_LOADED, Policy.LEAST_OUTSTANDING}
 
     def of(self, candidates: Sequence[Instance], loads: Mapping[str, float] = NOTHING) -> Instance | None:
         """The chosen one of the routable instances, or None if there are none."""
-        return choose(candidates, self.policy, node_id=self.node_id, loads=loads, turn=self.turn, key=self.key)
+        if self.instance_id is not None:
+            return next((row for row in candidates if row.instance_id == self.instance_id), None)
+        return choose(
+            candidates,
+            self.policy,
+            node_id=self.node_id,
+            loads=loads,
+            turn=self.turn,
+            key=self.key,
+            outstanding=self.outstanding,
+        )
 
 
 @dataclass(frozen=True, slots=True)

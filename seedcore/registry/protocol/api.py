@@ -224,7 +224,13 @@ class RegistryApi(RelayApi, Protocol):
 
     @rules(Answered.FROM_MEMORY, is_read=True, waits_s=_wait_of)
     async def changes(
-        self, wanted: InstanceFilter, stream: str | None, version: int, wait_s: float = 0.0, follower: str | None = None
+        self,
+        wanted: InstanceFilter,
+        stream: str | None,
+        version: int,
+        wait_s: float = 0.0,
+        follower: str | None = None,
+        loads_after: int | None = None,
     ) -> FeedBatch:
         """What changed after `version` of the feed `stream`, of the instances that the filter matches. Its `fresh_only`
         and `verdicts` are not used.
@@ -233,6 +239,9 @@ class RegistryApi(RelayApi, Protocol):
         that is a reset, list all pages (with `fresh_only` False; their `stream` must be the same), then go on from its
         version. A `follower` that names itself keeps its place from call to call. Raises FollowersFullError where all
         places are taken. That the registry ended meanwhile is noticed at the end of the bound.
+
+        With `loads_after`, the `loads_number` of the answer before (0 at first), the answer has the loads that have
+        changed since, at most MAX_LOADS_PER_ANSWER. A load ends no wait.
         """
         ...
 

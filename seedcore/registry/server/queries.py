@@ -31,7 +31,15 @@ from seedcore.core.limits import (
     check_kind,
     check_text,
 )
-from seedcore.core.member_queries import count_by_status, observed, page, resolve, unconfirmed_epoch, verdicts_of
+from seedcore.core.member_queries import (
+    count_by_status,
+    loads_since,
+    observed,
+    page,
+    resolve,
+    unconfirmed_epoch,
+    verdicts_of,
+)
 from seedcore.core.members import Members
 from seedcore.core.paging import check_limit, check_within_s, decode_cursor, decode_death_cursor, encode_cursor
 from seedcore.core.places import Places
@@ -130,7 +138,13 @@ class Queries:
         )
 
     async def changes(
-        self, wanted: InstanceFilter, stream: str | None, version: int, wait_s: float = 0.0, follower: str | None = None
+        self,
+        wanted: InstanceFilter,
+        stream: str | None,
+        version: int,
+        wait_s: float = 0.0,
+        follower: str | None = None,
+        loads_after: int | None = None,
     ) -> FeedBatch:
         """See RegistryApi.changes."""
         check_kind("wanted", wanted, InstanceFilter).validated()
@@ -138,6 +152,8 @@ class Queries:
             raise InvalidInputError("version", f"must be a whole number from 0, not {version!r}")
         if type(wait_s) not in {int, float} or not 0 <= wait_s <= MAX_FEED_WAIT_S:
             raise InvalidInputError("wait_s", f"must be from 0 to {MAX_FEED_WAIT_S:g} seconds, not {wait_s!r}")
+        if loads_after is not None and not (type(loads_after) is int and loads_after >= 0):
+            raise InvalidInputError("loads_after", f"must be a whole number from 0, not {loads_after!r}")
         feed, asked_s = self.members.feed, self._clock.monotonic()
         # before it lists, or is answered: one that will be refused is no burden until then
         if follower is not None:
@@ -161,6 +177,9 @@ class Queries:
                 if passing is not None:
                     self._places.release(passing)
             batch = feed.since(stream, version, wanted)
+        if loads_after is not None and not batch.is_reset:
+            loads, number = loads_since(self.members, loads_after, wanted)
+            batch = replace(batch, loads=loads, loads_number=number)
         waited_s = self._clock.monotonic() - asked_s
         return replace(batch, complete=self.writer.database.is_complete, waited_s=waited_s)
 
