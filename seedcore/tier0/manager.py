@@ -15,8 +15,7 @@ from weakref import WeakSet
 
 from seedcore.agents.ray_agent import Heartbeat, SummaryStats
 from seedcore.core.answers import Listing, Origin
-from seedcore.core.clock import utc_now
-from seedcore.core.errors import CannotKnowError, InvalidInputError, NotResolvableError, RegistryUnavailableError
+from seedcore.core.errors import CannotKnowError, InvalidInputError, NotResolvableError
 from seedcore.core.limits import Json, check_timeout
 from seedcore.core.selection import Policy
 from seedcore.registry.agent.identity import own_node_id
@@ -41,6 +40,7 @@ from seedcore.tier0.calls import gather
 from seedcore.tier0.creation import create_actor
 from seedcore.tier0.fleet_calls import FleetCalls
 from seedcore.tier0.refresh import Refresher
+from seedcore.tier0.summary import system_summary
 from seedcore.tier0.tasks import TaskRunner
 
 
@@ -336,23 +336,7 @@ class Tier0MemoryManager:
 
     async def get_system_summary(self) -> SystemSummary:
         """The manager's view of fleet and registry."""
-        health, problem = None, "the mode is ray" if self.mode is Mode.RAY else None
-        if self.mode is not Mode.RAY:
-            try:
-                health = await self.connection.health()
-            except RegistryUnavailableError as error:
-                problem = str(error)
-        return SystemSummary(
-            mode=self.mode,
-            namespace=self._settings.namespace,
-            as_of=utc_now(),
-            known_agents=len(self._known),
-            agents_by_source=dict(Counter(agent.source.value for agent in self.list_agents())),
-            registry=health,
-            registry_problem=problem,
-            last_discovery_at=self._known.discovered_at,
-            healed=self._known.healed,
-        )
+        return await system_summary(self.mode, self._settings.namespace, self.connection, self._known)
 
 
 @lru_cache(maxsize=1)
