@@ -19,7 +19,6 @@ from seedcore.core.errors import (
     NodeDeadError,
     NotAcceptingWorkError,
     NotDurableError,
-    NotReadyError,
     NotResolvableError,
     RegistrationDelayedError,
     RegistryError,
@@ -35,8 +34,9 @@ from seedcore.core.errors import (
     StoreUnavailableError,
     UnknownInstanceError,
     VersionMismatchError,
-    WatchEndedError,
 )
+from seedcore.core.events import WatchEndedError
+from seedcore.core.not_ready import NotReadyError
 
 __all__ = [
     "ActorGoneError",

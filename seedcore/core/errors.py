@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from seedcore.core.answers import NotResolved
     from seedcore.core.causes import Cause
-    from seedcore.core.not_ready import MissingAgent
 
 _TERMINAL_CODES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
@@ -262,39 +260,6 @@ class ResolveTimeoutError(CannotKnowError):
 
 class RunningLoopError(ExplainedError):
     """A blocking call was made in a running event loop, which it would stop; the message names the call to await."""
-
-
-class NotReadyError(RegistryError):
-    """At the deadline of a wait fewer agents were ready than wanted.
-
-    `missing` has each agent that is not ready and the reason; `others` counts the agents beyond its bound. `about`
-    describes the agents that were waited for.
-    """
-
-    _NAMED = 20
-
-    def __init__(
-        self, waited_s: float, ready: int, wanted: int, about: str, missing: Sequence[MissingAgent], others: int
-    ) -> None:
-        super().__init__(waited_s, ready, wanted, about, missing, others)
-        self.waited_s = waited_s
-        self.ready = ready
-        self.wanted = wanted
-        self.about = about
-        self.missing = missing
-        self.others = others
-
-    def __str__(self) -> str:
-        named = [str(one) for one in self.missing[: self._NAMED]]
-        more = len(self.missing) - len(named) + self.others
-        reasons = "; ".join([*named, *([f"and {more} more"] if more else [])])
-        return f"{self.ready} of {self.wanted} {self.about} ready after {self.waited_s:g} s: {reasons}"
-
-
-class WatchEndedError(ExplainedError):
-    """A watch cannot be read any more. A new watch with `since` continues from its position."""
-
-    _text = "the watch has ended: {why}"
 
 
 class NotAcceptingWorkError(RegistryError):

@@ -12,6 +12,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from seedcore.core.causes import Cause
+from seedcore.core.errors import ExplainedError
 from seedcore.core.feed import FeedChange, Position
 from seedcore.core.instances import Instance, Verdict
 from seedcore.core.lifecycle import Status
@@ -101,3 +102,9 @@ def event_of(change: FeedChange, stream: str, at: datetime) -> AgentEvent:
 
 def _is_ready(instance: Instance, verdict: Verdict) -> bool:
     return instance.status is Status.ALIVE and verdict in _READY
+
+
+class WatchEndedError(ExplainedError):
+    """A watch cannot be read any more. A new watch with `since` continues from its position."""
+
+    _text = "the watch has ended: {why}"

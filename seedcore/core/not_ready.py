@@ -1,12 +1,14 @@
-"""Why an agent is not ready: a kind, which programs read, and words, which nothing parses."""
+"""Why an agent is not ready: a kind, which programs read, and words, which nothing parses; and the error of a wait."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
 from seedcore.core.causes import Cause
+from seedcore.core.errors import RegistryError
 from seedcore.core.wire import wire
 
 
@@ -50,3 +52,30 @@ class MissingAgent:
 
     def __str__(self) -> str:
         return self.detail if self.logical_id is None else f"{self.logical_id!r} {self.detail}"
+
+
+class NotReadyError(RegistryError):
+    """At the deadline of a wait fewer agents were ready than wanted.
+
+    `missing` has each agent that is not ready and the reason; `others` counts the agents beyond its bound. `about`
+    describes the agents that were waited for.
+    """
+
+    _NAMED = 20
+
+    def __init__(
+        self, waited_s: float, ready: int, wanted: int, about: str, missing: Sequence[MissingAgent], others: int
+    ) -> None:
+        super().__init__(waited_s, ready, wanted, about, missing, others)
+        self.waited_s = waited_s
+        self.ready = ready
+        self.wanted = wanted
+        self.about = about
+        self.missing = missing
+        self.others = others
+
+    def __str__(self) -> str:
+        named = [str(one) for one in self.missing[: self._NAMED]]
+        more = len(self.missing) - len(named) + self.others
+        reasons = "; ".join([*named, *([f"and {more} more"] if more else [])])
+        return f"{self.ready} of {self.wanted} {self.about} ready after {self.waited_s:g} s: {reasons}"

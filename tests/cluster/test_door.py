@@ -19,8 +19,9 @@ from ray import serve
 
 import seedcore
 from seedcore.core.answers import Origin
-from seedcore.core.errors import CannotKnowError, NotReadyError, NotResolvableError, RegistryError, ResolveTimeoutError
+from seedcore.core.errors import CannotKnowError, NotResolvableError, RegistryError, ResolveTimeoutError
 from seedcore.core.events import EventKind
+from seedcore.core.not_ready import NotReadyError
 from seedcore.registry import RegistryConnection
 from seedcore.registry.ray_support.lookup import actor_id_of
 from seedcore.settings import Settings

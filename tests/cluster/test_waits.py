@@ -16,10 +16,10 @@ import pytest
 import pytest_asyncio
 
 from seedcore.core.causes import CauseKind
-from seedcore.core.errors import CannotKnowError, NotReadyError
+from seedcore.core.errors import CannotKnowError
 from seedcore.core.events import AgentEvent, EventKind
 from seedcore.core.lifecycle import Status
-from seedcore.core.not_ready import NotReady
+from seedcore.core.not_ready import NotReady, NotReadyError
 from seedcore.core.timeouts import within
 from seedcore.registry.agent.client import RegistryClient
 from seedcore.registry.caller.watching import Watch

@@ -8,25 +8,29 @@ import pickle
 
 import pytest
 
-from seedcore.core import errors
+from seedcore import errors
+from seedcore.core import errors as core_errors
 from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.errors import (
     ForbiddenTransitionError,
     InstanceDeadError,
     InvalidInputError,
     NotAcceptingWorkError,
-    NotReadyError,
     RegistryError,
     first_line,
     last_line,
 )
-from seedcore.core.not_ready import MissingAgent, NotReady
+from seedcore.core.not_ready import MissingAgent, NotReady, NotReadyError
 
-CLASSES = [
-    kind
-    for _, kind in inspect.getmembers(errors, inspect.isclass)
-    if issubclass(kind, RegistryError) and kind.__module__ == errors.__name__
-]
+CLASSES = sorted(
+    {
+        kind
+        for module in (core_errors, errors)
+        for _, kind in inspect.getmembers(module, inspect.isclass)
+        if issubclass(kind, RegistryError)
+    },
+    key=lambda kind: kind.__name__,
+)
 
 
 def sample(kind: type[RegistryError]) -> RegistryError:

@@ -20,14 +20,13 @@ from seedcore.core.errors import (
     CannotKnowError,
     ForkedProcessError,
     InvalidInputError,
-    NotReadyError,
     NotResolvableError,
     RegistryUnavailableError,
 )
 from seedcore.core.holds import HoldKind
 from seedcore.core.instances import Verdict
 from seedcore.core.lifecycle import Status
-from seedcore.core.not_ready import NotReady
+from seedcore.core.not_ready import NotReady, NotReadyError
 from seedcore.core.verdict import Death
 from seedcore.registry.caller.follower import Follower, FollowTimes
 from seedcore.registry.caller.live_sources import RegistrySource, SnapshotSource

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from seedcore.core.causes import Cause, CauseKind
-from seedcore.core.errors import CannotKnowError, InvalidInputError, RegistryUnavailableError, WatchEndedError
-from seedcore.core.events import AgentEvent, EventKind, kind_of
+from seedcore.core.errors import CannotKnowError, InvalidInputError, RegistryUnavailableError
+from seedcore.core.events import AgentEvent, EventKind, WatchEndedError, kind_of
 from seedcore.core.feed import FeedChange, Position
 from seedcore.core.holds import HoldKind
 from seedcore.core.instances import Instance, Verdict

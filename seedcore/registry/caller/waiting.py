@@ -16,11 +16,12 @@ from dataclasses import dataclass, replace
 from seedcore.core.answers import InstanceFilter, Listing
 from seedcore.core.backoff import Backoff
 from seedcore.core.clock import Clock
-from seedcore.core.errors import CannotKnowError, InvalidInputError, NotReadyError, NotResolvableError, RegistryError
+from seedcore.core.errors import CannotKnowError, InvalidInputError, NotResolvableError, RegistryError
 from seedcore.core.instances import Instance, Verdict
 from seedcore.core.lifecycle import Status
 from seedcore.core.limits import MAX_PAGE
 from seedcore.core.loops import LoopsEvent
+from seedcore.core.not_ready import NotReadyError
 from seedcore.core.paging import decode_cursor
 from seedcore.core.timeouts import abandon, within
 from seedcore.core.view import LiveView

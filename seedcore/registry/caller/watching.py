@@ -16,8 +16,8 @@ from typing import Self
 
 from seedcore.core.answers import InstanceFilter
 from seedcore.core.clock import Clock
-from seedcore.core.errors import CannotKnowError, InvalidInputError, RegistryError, WatchEndedError
-from seedcore.core.events import AgentEvent, EventKind, event_of
+from seedcore.core.errors import CannotKnowError, InvalidInputError, RegistryError
+from seedcore.core.events import AgentEvent, EventKind, WatchEndedError, event_of
 from seedcore.core.feed import Feed, FeedBatch, Position
 from seedcore.core.limits import MAX_PAGE, check_key
 from seedcore.core.paging import decode_cursor
