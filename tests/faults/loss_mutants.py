@@ -13,6 +13,7 @@ from seedcore.core.instances import LiveState
 from seedcore.core.lifecycle import Status
 from seedcore.core.ports import Store
 from seedcore.core.shown_epoch import ShownEpoch
+from seedcore.registry.agent.pending import PendingChanges
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.server.database import DatabaseSession
 from seedcore.registry.server.journal import Committed, Journal
@@ -126,6 +127,9 @@ LOSS_MUTANTS: dict[str, Mutant] = {
     ),
     "agents do not repeat their last changes": Mutant(
         25, lambda: mock.patch.object(RegistryConnection, "_take_again", _do_nothing), law=17
+    ),
+    "endpoints overtake a status that is lost": Mutant(
+        122, lambda: mock.patch.object(PendingChanges, "has_predecessor", property(lambda _: False)), law=17
     ),
     "a new registry asks agents for nothing": Mutant(
         25, lambda: mock.patch.object(Registry, "_compare_known", _ask_for_nothing), law=17

@@ -17,7 +17,7 @@ ROWS = 20_000
 ALIVE = {"statuses": ["alive"], "fresh_only": True}
 PAGE = {
     "statuses": None, "epoch": None, "organ_id": None, "logical_id": None, "labels": "{}", "fresh_only": False,
-    "node_id": None, "selector": "[]",
+    "node_id": None, "selector": "[]", "endpoint": None,
     "after_logical_id": "agent-05000", "after_instance_id": "00000000-0000-0000-0000-000000000000", "limit": 101,
 }  # fmt: skip
 HOT_READS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -21,9 +21,10 @@ from seedcore.core.errors import (
     RegistryReplacedError,
     RegistryUnavailableError,
     StoreRejectedError,
+    StoreUnavailableError,
     UnknownInstanceError,
 )
-from seedcore.core.instances import Instance
+from seedcore.core.instances import Instance, LiveState
 from seedcore.core.lifecycle import Status
 from seedcore.registry.agent.client import RegistryClient
 from seedcore.registry.agent.identity import Identity
@@ -351,6 +352,41 @@ async def test_endpoints_that_the_database_has_lost_are_written_again(tables: Ta
         assert (row.endpoints, row.status, row.seq) == (NEW, Status.ALIVE, 3)
         assert (await registry.health()).healed == 0
         assert known(registry, client).endpoints == NEW
+
+
+async def test_a_loss_that_ends_in_another_one_lets_no_number_stand_for_what_is_lost(tables: Tables) -> None:
+    """The journal has the change of endpoints, and the status before it has made room. The registry ends halfway."""
+
+    class Breaks(MemoryStore):
+        is_broken = False
+
+        async def live_states(self, after: tuple[str, str], limit: int) -> list[LiveState]:
+            if self.is_broken and self.registered:
+                raise StoreUnavailableError("away for the test")
+            return await super().live_states(after, limit)
+
+        registered = 0
+
+        async def register_many(self, changes: Any) -> Any:
+            self.registered += self.is_broken
+            return await super().register_many(changes)
+
+    store = Breaks(lambda: START, tables)
+    async with joined_registry(replace(CONFIG, journal_capacity=1), tables, store=store) as registry:
+        client = client_of(registry, endpoints=OLD)
+        await client.set_status("alive")
+        earlier = Earlier(tables)
+        await client.set_status("draining")
+        await client.set_endpoints(NEW)
+        store.is_broken = True
+        earlier.restore()
+        await eventually(lambda: store.registered > 0)
+        row = tables.rows[client.instance_id]
+        assert (row.status, row.endpoints, row.seq) == (Status.ALIVE, NEW, 2), "so its agent is ahead, and repeats both"
+        store.is_broken = False
+        await eventually(partial(has_mended, registry))
+        row = tables.rows[client.instance_id]
+        assert (row.status, row.endpoints, row.seq) == (Status.DRAINING, NEW, 4)
 
 
 async def test_an_agent_repeats_its_endpoints_to_a_registry_after_the_loss(tables: Tables, connected: object) -> None:

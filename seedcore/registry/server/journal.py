@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from seedcore.core.answers import Outcome, OutcomeKind
 from seedcore.core.causes import Cause
-from seedcore.core.changes import Change, RegisterChange
+from seedcore.core.changes import Change, RegisterChange, StatusChange
 from seedcore.core.clock import Clock
 from seedcore.core.feed import MAX_REMEMBERED_BYTES
 from seedcore.core.memory_bound import weight_of_cause, weight_of_change
@@ -113,6 +113,18 @@ def first_commit(entries: Sequence[Committed]) -> list[Committed]:
     """What the first commit among the entries has written: of one kind, and at most once of each instance."""
     first = entries[0]
     return list(takewhile(lambda entry: entry.number == first.number and type(entry.work) is type(first.work), entries))
+
+
+def with_statuses(entries: Sequence[Committed]) -> list[Committed]:
+    """The entries but for the registrations with other details of instances whose status has made room: the number of
+    such a registration would stand for that status, too. Memory has both, and the agent sends both again."""
+    reported = {
+        entry.instance_id
+        for entry in entries
+        if (isinstance(entry.work, StatusChange) and entry.work.seq is not None)
+        or (isinstance(entry.work, RegisterChange) and not entry.work.is_update)
+    }
+    return [entry for entry in entries if not isinstance(entry.work, RegisterChange) or entry.instance_id in reported]
 
 
 def _weight(work: Work) -> int:

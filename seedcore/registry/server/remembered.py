@@ -51,6 +51,13 @@ class Remembered:
             )
         yield from self._holds_again(known, state.holds)
 
+    def details(self, state: LiveState) -> Iterator[Change]:
+        """The details that the database has to get of an instance that it has. They say nothing of its status, so the
+        number stays what it is."""
+        known = self._members.get(state.instance_id)
+        if known is not None and known.seq >= state.seq and known.endpoints != state.endpoints:
+            yield RegisterChange(registration_of(known), state.seq, is_update=True)
+
     def registered_again(self, known: Instance) -> Iterator[Change]:
         """What the database has to get of an instance that it does not have."""
         age_s = max(0.0, (self._clock.utc() - known.started_at).total_seconds())

@@ -7,9 +7,8 @@ the rule for that case: memory wins. Where nothing was lost, `comparison` lets t
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence, Set
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence, Set
 from dataclasses import replace
-from datetime import datetime, timedelta
 from itertools import islice
 from typing import TypeVar
 
@@ -17,7 +16,7 @@ from seedcore.core.answers import Outcome, OutcomeKind
 from seedcore.core.changes import Change, HoldChange, RegisterChange, StatusChange
 from seedcore.core.clock import Clock
 from seedcore.core.errors import EpochLimitError, RetiredEpochError, StoreRejectedError
-from seedcore.core.instances import Instance
+from seedcore.core.instances import LiveState
 from seedcore.core.lifecycle import Status
 from seedcore.core.limits import MAX_PAGE
 from seedcore.core.members import Members
@@ -26,7 +25,16 @@ from seedcore.core.ports import Store, StoreDoubtError
 from seedcore.registry.protocol.messages import DatabaseLoss
 from seedcore.registry.server.backlog import Backlog
 from seedcore.registry.server.config import RegistryConfig
-from seedcore.registry.server.journal import Committed, EpochStep, Journal, RefinedCause, Work, first_commit
+from seedcore.registry.server.followed import not_followed
+from seedcore.registry.server.journal import (
+    Committed,
+    EpochStep,
+    Journal,
+    RefinedCause,
+    Work,
+    first_commit,
+    with_statuses,
+)
 from seedcore.registry.server.parts import in_parts, in_plain_words
 from seedcore.registry.server.remembered import Remembered
 
@@ -76,7 +84,9 @@ class Restoration:
         self._begin()
         is_whole = self._is_whole = is_all_ours and found >= self._journal.complete_after
         try:
-            await self._replay(store, found if is_all_ours else 0)
+            if not is_whole:
+                await self._restore_details(store)
+            await self._replay(store, found if is_all_ours else 0, is_whole=is_whole)
             await self._restore_epoch(store)
             self._is_of_memory = True
             await self._compare(store)
@@ -99,11 +109,11 @@ class Restoration:
             # all of it: the other one's commits have the numbers of those that are lost
             kept = entries = self._journal.take_after(0)
             try:
-                kept = await self._not_followed(store, entries)
+                kept = await not_followed(store, entries, self._clock, self._go_on)
             finally:
                 # all of it again where the database does not answer
                 self._journal.put_back(kept)
-            await self._replay(store, 0)
+            await self._replay(store, 0, is_whole=self._journal.complete_after == 0)
         finally:
             self.progress = None
         self._note_loss(known - found, is_whole=False)
@@ -151,8 +161,10 @@ class Restoration:
 
     # The journal
 
-    async def _replay(self, store: Store, found: int) -> None:
+    async def _replay(self, store: Store, found: int, *, is_whole: bool) -> None:
         left = self._journal.take_after(found)
+        if not is_whole:
+            left = with_statuses(left)
         doubted: list[Committed] = []
         self._is_patient = True
         count = len(left)
@@ -178,30 +190,6 @@ class Restoration:
         finally:
             # what was not written keeps its place behind what was
             self._journal.put_back([*doubted, *left])
-
-    async def _not_followed(self, store: Store, entries: Sequence[Committed]) -> list[Committed]:
-        """Those entries after which the database has nothing else that concerns their instance, or the epoch. The
-        agents' own changes are all among them: their numbers decide."""
-        now_s, now = self._clock.monotonic(), self._clock.utc()
-        flips = [epoch.current_at for epoch in await store.list_epochs(MAX_PAGE) if epoch.current_at is not None]
-        last_flip = max(flips, default=None)
-        rows: dict[str, Instance | None] = {}
-        kept: list[Committed] = []
-        for entry in entries:
-            work, at = entry.work, now - timedelta(seconds=max(0.0, now_s - entry.at_s))
-            if isinstance(work, EpochStep):
-                is_followed = work.is_current and last_flip is not None and last_flip > at
-            elif isinstance(work, HoldChange) or (isinstance(work, StatusChange) and work.seq is None):
-                await self._go_on(store, f"{len(kept)} of {len(entries)} changes compared")
-                if work.instance_id not in rows:
-                    rows[work.instance_id] = await store.read_instance(work.instance_id)
-                row = rows[work.instance_id]
-                is_followed = row is not None and _changed_at(row, work) > at
-            else:
-                is_followed = False
-            if not is_followed:
-                kept.append(entry)
-        return kept
 
     def _aged(self, entry: Committed) -> Work:
         """The work with its age: the history gets the time when it happened."""
@@ -309,23 +297,37 @@ class Restoration:
         except RetiredEpochError:
             logger.warning("epoch %s was flipped away in the database; it stays retired", shown.name)
 
+    async def _restore_details(self, store: Store) -> None:
+        """Write the details that memory has under the numbers that the database has. The journal is not whole: the
+        number of a status in it would stand for lost details, too."""
+        remembered = self._remembered()
+        async for page in self._pages(store):
+            await self._write_all(store, [work for state in page for work in remembered.details(state)])
+
+    def _remembered(self) -> Remembered:
+        return Remembered(self._members, self._backlog, self._clock, has_whole_history=self._is_whole)
+
+    async def _pages(self, store: Store) -> AsyncIterator[list[LiveState]]:
+        after, count = decode_cursor(None), 0
+        page: list[LiveState] = []
+        while not count or len(page) == _PAGE:
+            await self._go_on(store, f"{count} instances compared, memory has {len(self._members)}")
+            page = await store.live_states(after, _PAGE)
+            yield page
+            count += max(1, len(page))
+            after = page[-1][:2] if page else after
+
     async def _compare(self, store: Store) -> None:
         """Write what memory has and the database does not, and adopt what only the database has."""
-        remembered = Remembered(self._members, self._backlog, self._clock, has_whole_history=self._is_whole)
+        remembered = self._remembered()
         missing = {row.instance_id for row in self._members}
         retired = {epoch.name for epoch in await store.list_epochs(MAX_PAGE) if epoch.retired_at is not None}
-        after = decode_cursor(None)
-        while True:
-            await self._go_on(store, f"{len(self._members) - len(missing)} of {len(self._members)} instances compared")
-            page = await store.live_states(after, _PAGE)
+        async for page in self._pages(store):
             missing.difference_update(state.instance_id for state in page)
             await self._write_all(store, [work for state in page for work in remembered.differences(state)])
             for state in page:
                 if state.instance_id not in self._members and state.instance_id not in self._members.deaths:
                     await self._adopt(store, state.instance_id, retired)
-            if len(page) < _PAGE:
-                break
-            after = page[-1][:2]
         rows = [row for row in map(self._members.get, missing - self._backlog.unplaced) if row is not None]
         await self._write_all(store, [work for row in rows for work in remembered.registered_again(row)])
 
@@ -344,9 +346,3 @@ class Restoration:
         row = await store.read_instance(instance_id)
         if row is not None and row.status is not Status.DEAD and row.cluster_epoch not in retired:
             self._members.adopt(row, self._clock.monotonic() - self._members.silence.terms.just_late_s)
-
-
-def _changed_at(row: Instance, work: HoldChange | StatusChange) -> datetime:
-    """When the database last learned what such work would undo: of a death, also a beat."""
-    times = [row.status_changed_at, *(hold.since for hold in row.holds)]
-    return max([*times, row.last_heartbeat] if isinstance(work, StatusChange) else times)
