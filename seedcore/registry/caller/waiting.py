@@ -116,7 +116,8 @@ class Wait:
         self._refusals: dict[str, RegistryError] = {}
         self._lists_at_s = 0.0 if of.ids is None else math.inf
         self._list_retry = Backoff(self._times.retry_s, self._times.retry_longest_s)
-        self._not_before_s: float | None = None
+        self._not_before_s = -math.inf
+        self._round_s = 3 * self._times.stale_s
         self._was_current = False
         self._failure: BaseException | None = None
         self._changed: deque[str | None] = deque()
@@ -311,8 +312,10 @@ class Wait:
             return None
         now_s = self._clock.monotonic()
         if self._follower is None or not self._follower.is_current:
-            if self._not_before_s is None or now_s - self._not_before_s > 2 * self._times.sweep_s:
+            if now_s - self._not_before_s > self._round_s:
                 self._not_before_s = now_s - self._times.stale_s
+                # a round of many slow proofs must not be stale before it has ended
+                self._round_s *= 2
             stale = [one for one in ready if self._found[one][1] < self._not_before_s]
             for logical_id in stale:
                 self._try_again(logical_id, now_s)

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from seedcore.core.answers import InstanceFilter
-from seedcore.core.feed import FeedBatch
+from seedcore.core.events import AgentEvent
+from seedcore.core.feed import FeedBatch, Position
 from seedcore.core.holds import Hold
 from seedcore.core.instances import Instance, Verdict
 from seedcore.core.lifecycle import Status
@@ -125,6 +126,25 @@ class CallerLaws:
         if held != there:
             self._world.check(False, 9, f"{name} has {held} at {view.version}, the registry had {there}")
         self._world.counts["caches compared"] += 1
+
+    def replay(self, name: str, replayed: dict[str, Followed], event: AgentEvent) -> None:
+        """Law 9, for a watch: its events, applied in order, are the state of the registry at the position of each."""
+        self._world.counts[f"watched: {event.kind}"] += 1
+        if event.is_whole:
+            replayed.clear()
+            for row in event.instances:
+                verdict = event.verdicts.get(row.instance_id, Verdict.FRESH)
+                replayed[row.instance_id] = (row.status, row.holds, verdict)
+        elif event.instance is not None:
+            replayed[event.instance.instance_id] = (event.instance.status, event.instance.holds, event.verdict)
+        elif event.instance_id is not None:
+            replayed.pop(event.instance_id, None)
+        at = Position.parsed(event.position)
+        there = self._held_at.get((at.stream, at.version))
+        if there is not None:
+            self._world.counts["watches compared"] += 1
+            if replayed != there:
+                self._world.check(False, 9, f"{name} replayed {replayed} at {at}, the registry had {there}")
 
     def unsettled(self) -> str | None:
         """Why a follower is not yet as law 9 wants it when all is quiet; None when all are."""

@@ -4,7 +4,9 @@ replica of discovery does. Nothing in them is simulated."""
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
+from random import Random
 from typing import Any
 
 from seedcore.core.answers import Answer, Origin
@@ -21,13 +23,16 @@ from seedcore.registry.caller.locator import Located, Locator
 from seedcore.registry.caller.metrics import CallerMetrics
 from seedcore.registry.caller.resolver import Resolver
 from seedcore.registry.caller.sources import Choice, RecordSource
+from seedcore.registry.caller.waiting import Wait, awaited
+from seedcore.registry.caller.watching import START, Watch, WatchTimes, watched
 from seedcore.registry.protocol.connection import RegistryConnection
-from tests.faults.simulated.caller_laws import FOLLOW, CallerLaws
+from tests.faults.simulated.caller_laws import FOLLOW, CallerLaws, Followed
 from tests.faults.simulated.database import SimReader
 from tests.faults.simulated.ray import AgentHandle, SimDirectory
 from tests.faults.simulated.world import CALL_TIMEOUT_S, NAMESPACE, World
 
 _PROBE_S = 1.0
+_WATCH = WatchTimes(start_s=3.0, tick_s=1.0)
 
 
 class Caller:
@@ -59,18 +64,29 @@ class Caller:
             snapshot=SnapshotSource(self.follower, clock), records=records, listing=RayListing(directory, clock)
         )
         self._registry = registry
-        self._locator = Locator(
-            self._resolver,
-            HandleFinder(NAMESPACE, _PROBE_S, table=ActorTable(_PROBE_S, clock=clock, find=directory.find_actor)),
-            self._cache,
-            CallerMetrics("simulated"),
-            known=KnownAgents(100) if is_manager else None,
-            finds_unreported=is_manager,
-            on_outage=self._note_outage,
-            clock=clock,
-        )
+        finder = HandleFinder(NAMESPACE, _PROBE_S, table=ActorTable(_PROBE_S, clock=clock, find=directory.find_actor))
+        known = KnownAgents(100) if is_manager else None
+
+        def locator(on_outage: Callable[[], None]) -> Locator:
+            metrics = CallerMetrics("simulated")
+            return Locator(
+                self._resolver,
+                finder,
+                self._cache,
+                metrics,
+                known=known,
+                finds_unreported=is_manager,
+                on_outage=on_outage,
+                clock=clock,
+            )
+
+        self._locator = locator(self._note_outage)
+        # its outages are not those that a resolution beside it meets
+        self._waits = locator(lambda: None)
         world.callers.append(self)
         world.loop.run_in(self.name, self._ask_for_ever())
+        world.loop.run_in(self.name, self._watch_for_ever())
+        world.loop.run_in(self.name, self._wait_for_ever())
         world.note(f"{self.name} starts")
 
     def kill(self) -> None:
@@ -105,6 +121,49 @@ class Caller:
             ask = self._resolve if world.random.random() < 0.4 else self._find_handle
             with suppress(RegistryError):
                 await ask(logical_id)
+
+    async def _watch_for_ever(self) -> None:
+        """Replays the events of one watch after the other, each from the position of the one before; slow at times."""
+        # of its own: the history of a seed does not depend on it
+        random = Random(self.name)
+        replayed: dict[str, Followed] = {}
+        position = START
+        while True:
+            watch = Watch(
+                self.follower,
+                self._connection,
+                watched(None, None, None),
+                position,
+                capacity=12,
+                times=_WATCH,
+                clock=self._world.clock,
+            )
+            with suppress(RegistryError):
+                while random.random() > 0.02:
+                    event = await anext(watch)
+                    position = event.position
+                    self._laws.replay(self.name, replayed, event)
+                    if random.random() < 0.1:
+                        await asyncio.sleep(random.uniform(0.0, 5.0))
+            await asyncio.sleep(random.uniform(0.1, 1.0))
+
+    async def _wait_for_ever(self) -> None:
+        random, world = Random(self.name), self._world
+        while True:
+            await asyncio.sleep(random.uniform(1.0, 5.0))
+            ids = random.sample([f"agent-{number}" for number in range(world.agents)], min(2, world.agents))
+            of = awaited(ids, None, None, random.choice([None, 1]))
+            wait = Wait(of, self._waits.locate, self._resolver, self.follower, clock=world.clock)
+            with suppress(RegistryError):
+                for located in await wait.until_ready(random.uniform(0.5, 6.0)):
+                    world.counts["waited for"] += 1
+                    if located.instance is not None and located.source is not Origin.SNAPSHOT:
+                        how = f"{self.name} waited, by {located.source}"
+                        handle: AgentHandle = located.handle
+                        world.check(handle.actor_id == located.instance.actor_id, 15, f"{how}: another actor's handle")
+                    if located.instance is not None and self.follower.is_current:
+                        # the cache would have woken the wait
+                        self._laws.check_found(located.instance, world.now_s, self.name, is_complete=False)
 
     async def _resolve(self, logical_id: str) -> None:
         world, asked_s = self._world, self._world.now_s
