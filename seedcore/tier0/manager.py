@@ -264,12 +264,9 @@ class Tier0MemoryManager:
         return self._known.agents()
 
     async def discover_from_registry(self, organ_id: str | None = None, selector: str | None = None) -> Listing:
-        """Every alive instance of the current epoch from the registry; of an organ, or with labels that match a
-        selector (`env in (prod, staging), !spot`), if given.
-
+        """Every alive instance of the current epoch from the registry; of an organ, or matching a selector, if given.
         While the registry is away, or in mode ray: the known agents of the last discovery, with complete=False. Raises
-        InvalidInputError.
-        """
+        InvalidInputError."""
         return await self._refresher.discover_from_registry(organ_id, selector)
 
     async def discover_and_refresh_agents(self) -> Fleet:

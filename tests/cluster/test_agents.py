@@ -172,7 +172,7 @@ async def test_a_thread_reporter_is_stopped_by_many_at_once(registry: RegistryCo
         assert time.monotonic() - began_s < 10
     assert [receipt.status for receipt in receipts if receipt is not None] == [Status.DEAD]
     assert await live(registry, "shared") == []
-    assert not any(thread.name == "seedcore-reporters" for thread in threading.enumerate())
+    assert not any(thread.name == "seedcore-loop" for thread in threading.enumerate())
 
 
 async def test_the_base_class_names_what_to_override(settings: Settings) -> None:

@@ -377,7 +377,7 @@ UNREPORTED = SETTINGS.model_copy(update={"registry_enabled": False})
 
 
 def reporter_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "seedcore-reporters"]
+    return [thread for thread in threading.enumerate() if thread.name == "seedcore-loop"]
 
 
 def test_a_wrong_option_is_refused_before_there_is_a_thread() -> None:
