@@ -84,9 +84,7 @@ class Restoration:
         self._begin()
         is_whole = self._is_whole = is_all_ours and found >= self._journal.complete_after
         try:
-            if not is_whole:
-                await self._restore_details(store)
-            await self._replay(store, found if is_all_ours else 0, is_whole=is_whole)
+            await self._replay(store, found if is_all_ours else 0, is_whole=is_whole, with_details=not is_whole)
             await self._restore_epoch(store)
             self._is_of_memory = True
             await self._compare(store)
@@ -113,7 +111,7 @@ class Restoration:
             finally:
                 # all of it again where the database does not answer
                 self._journal.put_back(kept)
-            await self._replay(store, 0, is_whole=self._journal.complete_after == 0)
+            await self._replay(store, 0, is_whole=self._journal.complete_after == 0, with_details=False)
         finally:
             self.progress = None
         self._note_loss(known - found, is_whole=False)
@@ -161,7 +159,7 @@ class Restoration:
 
     # The journal
 
-    async def _replay(self, store: Store, found: int, *, is_whole: bool) -> None:
+    async def _replay(self, store: Store, found: int, *, is_whole: bool, with_details: bool) -> None:
         left = self._journal.take_after(found)
         if not is_whole:
             left = with_statuses(left)
@@ -169,6 +167,8 @@ class Restoration:
         self._is_patient = True
         count = len(left)
         try:
+            if with_details:
+                await self._restore_details(store)
             while left:
                 await self._go_on(store, f"{count - len(left)} of {count} changes")
                 batch = first_commit(left)
