@@ -151,6 +151,15 @@ class RayAgent:
                     self._status = before
                 raise
 
+    async def set_ready(self, ready: bool, reason: str | None = None) -> bool:
+        """Report whether callers may resolve the agent: one that is not ready lives, and still does what it is asked.
+
+        Call it before `start()`, as in an override of that, and no caller gets the agent before it is ready. Returns
+        whether it is committed; what is not is sent again. Raises InvalidInputError, or what the registry refuses.
+        """
+        receipt = await self._reporter.set_ready(ready, reason)
+        return receipt is not None and receipt.durable
+
     async def drain(self, reason: str | None = None, timeout_s: float | None = None) -> bool:
         """Refuse new work, report `draining`, wait for the running tasks up to `timeout_s` seconds (None: no bound).
 

@@ -21,6 +21,7 @@ from seedcore.core.limits import (
     check_hold,
     check_instance_id,
     check_ip,
+    check_kind,
     check_labels,
     check_logical_id,
     check_metadata,
@@ -113,7 +114,7 @@ class StatusChange:
 class HoldChange:
     """A change of one hold of an instance: `hold` replaces the hold of `kind`, None releases it.
 
-    `cause` None: the reason of the hold is the cause. `number` and `age_s` are as in StatusChange.
+    `cause` None: the reason of the hold is the cause. `seq`, `number` and `age_s` are as in StatusChange.
     """
 
     instance_id: str
@@ -122,6 +123,7 @@ class HoldChange:
     number: int | None = None
     cause: Cause | None = None
     age_s: float = 0.0
+    seq: int | None = None
 
     @property
     def why(self) -> Cause | None:
@@ -130,10 +132,12 @@ class HoldChange:
 
     def validated(self) -> HoldChange:
         """The same change, or InvalidInputError naming the first bad field."""
+        check_kind("kind", self.kind, HoldKind)
         if self.hold is not None:
             check_hold(self.hold)
             if self.hold.kind is not self.kind:
                 raise InvalidInputError("hold", f"must be of kind {self.kind}, not {self.hold.kind}")
+        check_seq(self.seq)
         check_cause(self.cause)
         check_age(self.age_s)
         return self
@@ -159,8 +163,8 @@ Change: TypeAlias = RegisterChange | StatusChange | HoldChange
 @wire
 @dataclass(frozen=True, slots=True)
 class SequencedChange:
-    """A change on its way to the registry. `after` names the registry process that received the change before it, where
-    that one may not be durable (see Receipt)."""
+    """A change on its way to the registry. `after` names the registry process that received the change before it:
+    another one may not have that, though it was durable, and refuses this one (see Receipt)."""
 
     change: Change
     after: str | None = None

@@ -182,6 +182,7 @@ def holds(changes: Sequence[HoldChange]) -> dict[str, object]:
     return {
         "kinds": [change.kind.value for change in changes],
         "holds": [None if change.hold is None else _hold(change.hold) for change in changes],
+        "seqs": [change.seq for change in changes],
         **_causes(change.why for change in changes),
         **_written(changes),
     }

@@ -13,6 +13,7 @@ from seedcore.core.instances import LiveState
 from seedcore.core.lifecycle import Status
 from seedcore.core.ports import Store
 from seedcore.core.shown_epoch import ShownEpoch
+from seedcore.registry.agent.pending import PendingChanges
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.server.database import DatabaseSession
 from seedcore.registry.server.journal import Committed, Journal
@@ -95,6 +96,18 @@ def _patch_no_deaths() -> Iterator[None]:
         yield
 
 
+_last_changes = PendingChanges._last_changes
+
+
+def _last_changes_but_readiness(pending: PendingChanges, instance_id: str) -> list[StatusChange | HoldChange]:
+    queued = list(pending)
+    return [
+        change
+        for change in _last_changes(pending, instance_id)
+        if not isinstance(change, HoldChange) or change in queued
+    ]
+
+
 _restore = Restoration.restore
 
 
@@ -126,6 +139,12 @@ LOSS_MUTANTS: dict[str, Mutant] = {
     ),
     "agents do not repeat their last changes": Mutant(
         25, lambda: mock.patch.object(RegistryConnection, "_take_again", _do_nothing), law=17
+    ),
+    "an agent's readiness is not sent again": Mutant(
+        7, lambda: mock.patch.object(PendingChanges, "_last_changes", _last_changes_but_readiness)
+    ),
+    "a later change hides one that was lost": Mutant(
+        9, lambda: mock.patch.object(PendingChanges, "repeat", _nothing), law=17
     ),
     "a new registry asks agents for nothing": Mutant(
         25, lambda: mock.patch.object(Registry, "_compare_known", _ask_for_nothing), law=17

@@ -23,7 +23,7 @@ from seedcore.registry.agent.delivery import Delivery
 from seedcore.registry.agent.enrolment import Enrolment, Identifier, NewId
 from seedcore.registry.agent.identity import identify, process_epoch
 from seedcore.registry.agent.outages import Outages, of_process
-from seedcore.registry.agent.pending import PendingChanges
+from seedcore.registry.agent.pending import PendingChanges, readiness
 from seedcore.registry.agent.times import AgentTimes
 from seedcore.registry.protocol.connection import RegistryConnection, shared_connection
 from seedcore.registry.ray_support.directory import check_not_ours
@@ -88,7 +88,7 @@ class RegistryClient:
         ).validated()
         # the caller may go on changing its own
         given = replace(given, labels=dict(given.labels), metadata=dict(given.metadata))
-        clock = clock if clock is not None else Clock()
+        self._clock = clock = clock if clock is not None else Clock()
         self.times = times if times is not None else AgentTimes()
         self.outages = outages
         self._enrolment = Enrolment(
@@ -211,6 +211,25 @@ class RegistryClient:
                 self._pending.register(self.registration)
             try:
                 self._pending.set_status(self.instance_id, wanted, cause)
+                return await self._delivery.deliver(self)
+            except RegistryError:
+                self._pending.wanted = before
+                raise
+
+    async def set_ready(self, ready: bool, reason: str | None = None) -> Receipt:
+        """Report whether the agent accepts work. While it is not ready it lives and is not resolved: it has a hold of
+        kind `readiness` with this reason, whatever status it reports. Returns and raises as `set_status()`.
+
+        Before `register()` it is kept, and sent with the registration.
+        """
+        change = readiness(self.instance_id, ready, check_detail(reason), self._clock.utc())
+        async with self._calls:
+            self._require_life()
+            before = self._pending.wanted
+            try:
+                self._pending.hold(replace(change, instance_id=self.instance_id))
+                if before.status is None:
+                    return self._delivery.kept("it is sent with the registration")
                 return await self._delivery.deliver(self)
             except RegistryError:
                 self._pending.wanted = before

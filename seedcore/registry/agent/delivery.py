@@ -47,6 +47,7 @@ class Delivery:
         self.beat_interval_s: float | None = None
         """How often the registry asks the agent to beat; None before its first answer."""
         self._lease_s: float | None = None
+        self._registry: str | None = None
         self._connection = connection
         self._enrolment = enrolment
         self._pending = pending
@@ -72,6 +73,10 @@ class Delivery:
         receipt = await self._deliver_all()
         self._outages.note_receipt(agent, receipt, self.fields)
         return receipt
+
+    def kept(self, why: str) -> Receipt:
+        """The receipt of a change that is not sent yet."""
+        return self._receipt(durable=False, why=why)
 
     def register_again(self) -> None:
         """Queue the registration again, as the same instance: the registry does not know it."""
@@ -116,8 +121,9 @@ class Delivery:
                 # it ended with its epoch, as it wants
                 return self._receipt(durable=True, why=None)
             except RegistryReplacedError as error:
-                # the registry that replaced it gets every change, in order: it may know fewer than the one before
-                replaced = error
+                # the registry that replaced it gets the last changes, in order: it may know fewer than the one before
+                replaced, self._registry = error, None
+                self._pending.repeat(self._enrolment.registration.instance_id)
             except _TRY_LATER as error:
                 return self._receipt(durable=False, why=str(error))
         if replaced is not None:
@@ -126,16 +132,15 @@ class Delivery:
 
     async def _send_all(self) -> Receipt:
         receipt = self._receipt(durable=True, why=None)
-        taken_by: str | None = None
         for change in self._pending:
             try:
-                receipt = await self._connection.take(SequencedChange(change, taken_by))
+                receipt = await self._connection.take(SequencedChange(change, self._registry))
             except _HEALS:
                 raise
             except RegistryError:
                 self._pending.refuse(change)
                 raise
-            taken_by = receipt.registry
+            self._registry = receipt.registry
             self.note_terms(receipt)
             self._enrolment.note_epoch(receipt)
             self._pending.settle(change, receipt)

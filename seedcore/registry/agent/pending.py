@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 
 from seedcore.core.answers import Receipt
-from seedcore.core.causes import Cause
-from seedcore.core.changes import Change, RegisterChange, Registration, StatusChange
+from seedcore.core.causes import Cause, CauseKind
+from seedcore.core.changes import Change, HoldChange, RegisterChange, Registration, StatusChange
 from seedcore.core.errors import BacklogFullError
+from seedcore.core.holds import Hold, HoldKind
 from seedcore.core.lifecycle import Status
+from seedcore.core.limits import check_kind
 
 MAX_PENDING = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The status that the agent has asked for last (None: none yet), its cause and the number of that change."""
+    """What the agent has asked for last: the status (None: none yet), its cause and the number of that change; and by
+    kind the last change of a hold, whose number is None before the registration."""
 
     status: Status | None = None
     cause: Cause | None = None
     seq: int = 0
+    holds: Mapping[HoldKind, HoldChange] = field(default_factory=dict)
+
+    def with_hold(self, change: HoldChange) -> Wanted:
+        """The same, with this last change of a hold."""
+        return replace(self, holds={**self.holds, change.kind: change})
+
+
+def readiness(instance_id: str, ready: bool, reason: str | None, at: datetime) -> HoldChange:
+    """The change by which an agent reports that it is ready, or not. Raises InvalidInputError."""
+    kind = HoldKind.READINESS
+    if not check_kind("ready", ready, bool):
+        return HoldChange(instance_id, kind, Hold(kind, reason, None, at))
+    return HoldChange(instance_id, kind, cause=Cause(CauseKind.AGENT, reason))
 
 
 class PendingChanges:
@@ -41,17 +58,36 @@ class PendingChanges:
         return iter(tuple(self._changes))
 
     def register(self, registration: Registration) -> None:
-        """Queue a registration. The status stays as it is, or becomes `starting`."""
-        if self.wanted.status is None:
-            self.wanted = Wanted(Status.STARTING)
+        """Queue a registration. The status stays as it is, or becomes `starting`; behind the first registration come
+        the holds from before it."""
+        is_first = self.wanted.status is None
         self._changes.append(RegisterChange(registration, self._next_seq()))
+        if is_first:
+            self.wanted = replace(self.wanted, status=Status.STARTING)
+            for change in self.wanted.holds.values():
+                self._put_hold(replace(change, instance_id=registration.instance_id))
 
     def set_status(self, instance_id: str, status: Status, cause: Cause | None) -> None:
         """Queue a change of status. Raises BacklogFullError."""
         if len(self._changes) >= self._limit:
             raise BacklogFullError(self._limit)
-        self.wanted = Wanted(status, cause, self._next_seq())
+        self.wanted = replace(self.wanted, status=status, cause=cause, seq=self._next_seq())
         self._changes.append(StatusChange(instance_id, status, self.wanted.seq, cause))
+
+    def hold(self, change: HoldChange) -> None:
+        """Queue a change of a hold, which gets its number here; before the registration only keep it. Raises
+        BacklogFullError."""
+        if self.wanted.status is None:
+            self.wanted = self.wanted.with_hold(change)
+            return
+        if len(self._changes) >= self._limit:
+            raise BacklogFullError(self._limit)
+        self._put_hold(change)
+
+    def _put_hold(self, change: HoldChange) -> None:
+        numbered = replace(change, seq=self._next_seq())
+        self.wanted = self.wanted.with_hold(numbered)
+        self._changes.append(numbered)
 
     def settle(self, change: Change, receipt: Receipt) -> None:
         """Note the answer to a change: those that are durable leave the queue."""
@@ -74,25 +110,51 @@ class PendingChanges:
         """Give up what is queued."""
         self._changes.clear()
 
+    def repeat(self, instance_id: str) -> None:
+        """Queue the last changes again, in the order of their numbers: a database may have lost those that were
+        durable, and a later number would hide that."""
+        if self.wanted.status is not None and not self.is_refused:
+            registrations = [change for change in self._changes if isinstance(change, RegisterChange)]
+            changes = [*registrations, *self._last_changes(instance_id)]
+            self._changes = sorted(changes, key=lambda change: change.seq or 0)
+
     def register_again(self, registration: Registration, *, as_new: bool) -> None:
-        """Queue a registration and, behind it, what was queued, or else the status that the agent is in.
+        """Queue a registration and, behind it in the order of their numbers, what was queued, and the status and the
+        holds that the agent asked for last where they were not.
 
         As the same instance every change keeps its number: repeated, it must not undo what others have changed since.
         """
-        statuses = [change for change in self._changes if isinstance(change, StatusChange)]
         if self.wanted.status is None:
-            self.wanted = Wanted(Status.STARTING)
-        wanted, instance_id = self.wanted, registration.instance_id
-        if not statuses and wanted.status is not None and wanted.status is not Status.STARTING:
-            statuses = [StatusChange(instance_id, wanted.status, wanted.seq, wanted.cause)]
+            # a first beat may come before any change
+            self.register(registration)
+            return
+        changes = self._last_changes(registration.instance_id)
         if as_new:
-            self.seq = 1
-            statuses = [StatusChange(instance_id, change.status, self._next_seq(), change.cause) for change in statuses]
-            self.wanted = Wanted(wanted.status, wanted.cause, self.seq)
-        first_seq = statuses[0].seq if statuses else None
-        self._changes = [RegisterChange(registration, 1 if first_seq is None else first_seq - 1), *statuses]
-        # a first beat may come before any change: the next one needs a number of its own
-        self.seq = max(self.seq, 1)
+            changes = self._as_of_new(changes)
+        first_seq = changes[0].seq if changes else None
+        self._changes = [RegisterChange(registration, 1 if first_seq is None else first_seq - 1), *changes]
+
+    def _last_changes(self, instance_id: str) -> list[StatusChange | HoldChange]:
+        """What is queued but for registrations, and the last status and holds, each once, by their numbers."""
+        wanted = self.wanted
+        changes = {change.seq: change for change in self._changes if not isinstance(change, RegisterChange)}
+        if wanted.status is not None and wanted.status is not Status.STARTING:
+            changes.setdefault(wanted.seq, StatusChange(instance_id, wanted.status, wanted.seq, wanted.cause))
+        for change in wanted.holds.values():
+            changes.setdefault(change.seq, change)
+        last = sorted(changes.values(), key=lambda change: change.seq or 0)
+        return [replace(change, instance_id=instance_id) for change in last]
+
+    def _as_of_new(self, changes: list[StatusChange | HoldChange]) -> list[StatusChange | HoldChange]:
+        """The changes of an instance as those of a new one. The holds that it still has come first, so that it is never
+        alive without them."""
+        self.seq = 1
+        last = {change.seq for change in self.wanted.holds.values() if change.hold is not None}
+        kept = [change for change in changes if isinstance(change, HoldChange) and change.seq in last]
+        holds = [replace(change, seq=self._next_seq()) for change in kept]
+        statuses = [replace(change, seq=self._next_seq()) for change in changes if isinstance(change, StatusChange)]
+        self.wanted = replace(self.wanted, seq=self.seq, holds={change.kind: change for change in holds})
+        return [*holds, *statuses]
 
     def _next_seq(self) -> int:
         self.seq += 1

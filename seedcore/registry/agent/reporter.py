@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -163,6 +163,14 @@ class Reporter:
         """Report `alive` again after `drain()`."""
         return await self._report(Status.ALIVE, reason)
 
+    async def set_ready(self, ready: bool, reason: str | None = None) -> Receipt | None:
+        """Report whether the agent accepts work: while it is not ready it lives, and is not resolved. Before `start()`
+        it is kept: an agent that is not ready then is never resolved before it is. None where nothing is reported."""
+        refuse_forked()
+        if not self.is_enabled or (not self._is_reporting and self._client.status is not None):
+            return None
+        return await self._send(self._client.set_ready(ready, reason))
+
     async def stop(self, reason: str = "stopped") -> Receipt | None:
         """End the beats and report `dead`, within the call timeout. Idempotent. Dead is final.
 
@@ -183,11 +191,12 @@ class Reporter:
 
     async def _report(self, status: Status, reason: str | None) -> Receipt | None:
         refuse_forked()
-        if not self._is_reporting:
-            return None
+        return await self._send(self._client.set_status(status, reason)) if self._is_reporting else None
+
+    async def _send(self, report: Coroutine[object, object, Receipt]) -> Receipt:
         self._keep_beating()
         try:
-            return await self._client.set_status(status, reason)
+            return await report
         except RetiredEpochError as error:
             self._retire(error)
             raise

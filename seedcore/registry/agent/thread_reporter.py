@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 
 from seedcore.core.answers import Receipt
 from seedcore.core.errors import ForkedProcessError, RegistryUnavailableError
-from seedcore.core.limits import Json, check_detail
+from seedcore.core.limits import Json, check_detail, check_kind
 from seedcore.registry.agent.loop_thread import LoopThread
 from seedcore.registry.agent.reporter import Reporter, stop_reason
 from seedcore.registry.ray_support.session import refuse_forked
@@ -67,6 +67,7 @@ class ThreadReporter:
         self._turn = threading.Lock()
         self._pid = os.getpid()
         self._reporter: Reporter | None = None
+        self._readiness: tuple[bool, str | None] = (True, None)
 
     def __enter__(self) -> Self:
         self.start()
@@ -91,7 +92,7 @@ class ThreadReporter:
                 return
             reporter, thread = self._make(), LoopThread.joined()
             try:
-                thread.run(reporter.start(), self._patience_s)
+                thread.run(_begin(reporter, self._readiness), self._patience_s)
             except BaseException:
                 thread.leave()
                 raise
@@ -104,6 +105,13 @@ class ThreadReporter:
     def undrain(self, reason: str | None = None) -> Receipt | None:
         """As Reporter.undrain, blocking."""
         return self._run(lambda reporter: reporter.undrain(reason))
+
+    def set_ready(self, ready: bool, reason: str | None = None) -> Receipt | None:
+        """As Reporter.set_ready, blocking. It also holds for a later `start()`."""
+        check_kind("ready", ready, bool)
+        check_detail(reason)
+        self._readiness = ready, reason
+        return self._run(lambda reporter: reporter.set_ready(ready, reason))
 
     def stop(self, reason: str = "stopped") -> Receipt | None:
         """As Reporter.stop, blocking."""
@@ -139,3 +147,10 @@ class ThreadReporter:
             yield
         finally:
             self._turn.release()
+
+
+async def _begin(reporter: Reporter, readiness: tuple[bool, str | None]) -> None:
+    """Start a reporter as ready, or not."""
+    if not readiness[0]:
+        await reporter.set_ready(*readiness)
+    await reporter.start()

@@ -10,7 +10,7 @@ from typing import Any
 from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.changes import Change, HoldChange, RegisterChange, Registration, StatusChange
 from seedcore.core.clock import Clock
-from seedcore.core.holds import Hold
+from seedcore.core.holds import Hold, HoldKind
 from seedcore.core.instances import Instance, LiveState
 from seedcore.core.lifecycle import Status
 from seedcore.core.members import Members
@@ -37,8 +37,9 @@ class Remembered:
         # also where a change is under way: it may not be the one that is lost, and it counts once
         if LiveState.of(known) == state:
             return
-        if known.seq > state.seq or known.reported_status is not state.reported_status:
-            is_new = known.seq > state.seq
+        is_new = known.seq > state.seq
+        yield from self._holds_again(known, state.holds, is_new=is_new)
+        if is_new or known.reported_status is not state.reported_status:
             if is_new:
                 # the last change that is lost may be a registration with other details
                 yield RegisterChange(_registration_of(known), state.seq)
@@ -49,7 +50,6 @@ class Remembered:
                 _cause_of(known),
                 None if is_new else number(),
             )
-        yield from self._holds_again(known, state.holds)
 
     def registered_again(self, known: Instance) -> Iterator[Change]:
         """What the database has to get of an instance that it does not have."""
@@ -59,15 +59,19 @@ class Remembered:
             # one that reports in SQL has no number of its own
             number = None if known.seq else self._backlog.next_number()
             yield StatusChange(known.instance_id, known.reported_status, known.seq or None, _cause_of(known), number)
-        yield from self._holds_again(known, ())
+        yield from self._holds_again(known, (), is_new=True)
 
-    def _holds_again(self, known: Instance, stored: Sequence[Hold]) -> Iterator[Change]:
+    def _holds_again(self, known: Instance, stored: Sequence[Hold], *, is_new: bool) -> Iterator[Change]:
+        """`is_new`: the agent has reported something that the database does not have."""
         has = {hold.kind: hold for hold in stored}
         for hold in known.holds:
             if not hold.is_same(has.pop(hold.kind, None)):
                 yield HoldChange(known.instance_id, hold.kind, hold, self._backlog.next_number())
-        # with a whole journal a lost release is made again: what is left was placed in SQL since, and stays
-        for kind in () if self._has_whole_history else has:
+        for kind in has:
+            # with a whole journal a lost release is made again, and what is left was placed in SQL since: it stays. But
+            # the agent's own release may be under way, and its number is written here
+            if self._has_whole_history and not (is_new and kind is HoldKind.READINESS):
+                continue
             yield HoldChange(
                 known.instance_id, kind, None, self._backlog.next_number(), Cause(CauseKind.RESTORED, "it was released")
             )

@@ -191,7 +191,7 @@ class Restoration:
             work, at = entry.work, now - timedelta(seconds=max(0.0, now_s - entry.at_s))
             if isinstance(work, EpochStep):
                 is_followed = work.is_current and last_flip is not None and last_flip > at
-            elif isinstance(work, HoldChange) or (isinstance(work, StatusChange) and work.seq is None):
+            elif isinstance(work, (HoldChange, StatusChange)) and work.seq is None:
                 await self._go_on(store, f"{len(kept)} of {len(entries)} changes compared")
                 if work.instance_id not in rows:
                     rows[work.instance_id] = await store.read_instance(work.instance_id)
@@ -330,8 +330,9 @@ class Restoration:
         await self._write_all(store, [work for row in rows for work in remembered.registered_again(row)])
 
     async def _write_all(self, store: Store, works: Sequence[Change]) -> None:
-        """Registrations first, then statuses, then holds: each instance has at most one of each of the first two."""
-        for kind in (RegisterChange, StatusChange, HoldChange):
+        """Registrations first, then holds, then statuses, of which each instance has at most one: it has the number of
+        the agent's last change, and with that the database has all of it."""
+        for kind in (RegisterChange, HoldChange, StatusChange):
             some = [work for work in works if isinstance(work, kind)]
             for start in range(0, len(some), self._config.batch_limit):
                 await self._go_on(store, f"{start} of {len(some)} that memory has")

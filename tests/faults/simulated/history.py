@@ -65,6 +65,7 @@ class History:
             self._new_caller(is_manager)
         watched: list[asyncio.Task[None]] = [
             world.loop.run_in("world", self._fleet.act_for_ever()),
+            world.loop.run_in("world", self._fleet.flip_for_ever()),
             world.loop.run_in("world", self._breakage.break_for_ever()),
             world.loop.run_in("world", self._breakage.lose_for_ever()),
             world.loop.run_in("world", self._breakage.keep_for_ever()),
