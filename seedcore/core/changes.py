@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from seedcore.core.causes import Cause
+from seedcore.core.dependencies import Dependency, check_dependencies
 from seedcore.core.errors import InvalidInputError
 from seedcore.core.holds import Hold, HoldKind
 from seedcore.core.lifecycle import Status
@@ -56,6 +57,7 @@ class Registration:
     process_key: str | None = None
     cluster_epoch: str | None = None
     started_epoch: str | None = None
+    dependencies: tuple[Dependency, ...] = ()
 
     def validated(self) -> Registration:
         """The same registration, or InvalidInputError naming the first bad field."""
@@ -82,6 +84,7 @@ class Registration:
             raise InvalidInputError("pid", f"must be a positive 32-bit integer, not {self.pid!r}")
         check_labels(self.labels)
         check_metadata(self.metadata)
+        check_dependencies(self.dependencies)
         return self
 
 

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from seedcore.core.causes import Cause
+from seedcore.core.dependencies import Dependency
 from seedcore.core.holds import Hold, HoldKind
 from seedcore.core.lifecycle import Status
 from seedcore.core.limits import Json
@@ -56,6 +57,7 @@ class Instance:
     stopped_at: datetime | None = None
     cause: Cause | None = None
     holds: tuple[Hold, ...] = ()
+    dependencies: tuple[Dependency, ...] = ()
 
     def hold(self, kind: HoldKind) -> Hold | None:
         """Its hold of a kind, or None."""

@@ -4,7 +4,7 @@ registry has lost the instance."""
 from __future__ import annotations
 
 from seedcore.core.answers import BeatAnswer, Receipt
-from seedcore.core.changes import SequencedChange
+from seedcore.core.changes import HoldChange, SequencedChange
 from seedcore.core.clock import Clock
 from seedcore.core.comebacks import Comebacks
 from seedcore.core.errors import (
@@ -21,10 +21,12 @@ from seedcore.core.errors import (
     UnknownInstanceError,
     VersionMismatchError,
 )
+from seedcore.core.holds import Hold, HoldKind
 from seedcore.core.lifecycle import Status
 from seedcore.registry.agent.enrolment import Enrolment
 from seedcore.registry.agent.outages import Outages
 from seedcore.registry.agent.pending import PendingChanges
+from seedcore.registry.agent.processes import ended
 from seedcore.registry.protocol.connection import RegistryConnection
 
 _MAX_RETURNS = 3
@@ -48,6 +50,7 @@ class Delivery:
         """How often the registry asks the agent to beat; None before its first answer."""
         self._lease_s: float | None = None
         self._registry: str | None = None
+        self._is_coming_back = False
         self._connection = connection
         self._enrolment = enrolment
         self._pending = pending
@@ -88,18 +91,36 @@ class Delivery:
         self._outages.came_back.note(self._enrolment.registration.instance_id, self.fields)
         self._comebacks.note(why, self._clock.monotonic())
         self._enrolment.begin_new_instance()
-        self._pending.register_again(self._enrolment.registration, as_new=True)
+        self._is_coming_back = True
+        registration = self._enrolment.registration
+        process, kind = ended(registration.dependencies, is_fatal=False), HoldKind.PROCESS
+        if process is not None:
+            # at once: the relay looks at it only after the registration
+            hold = Hold(kind, f"{process.name}: pid {process.pid}", None, self._clock.utc())
+            self._pending.wanted = self._pending.wanted.with_hold(HoldChange(registration.instance_id, kind, hold))
+        self._pending.register_again(registration, as_new=True)
 
     def require_comeback(self) -> None:
         """Raise RegistrationDelayedError in the pause before the instance that is to be registered."""
-        pausing = self._comebacks.problem(self._clock.monotonic())
+        pausing = self._why_paused()
         if pausing is not None:
             raise RegistrationDelayedError(pausing)
+
+    def _why_paused(self) -> str | None:
+        """Why no registration is sent now: of several deaths in a row, or without a process that it depends on."""
+        pausing = self._comebacks.problem(self._clock.monotonic())
+        is_needed = self._is_coming_back or self._pending.wanted.status is not Status.DEAD
+        if pausing is not None or not (self._pending.is_to_register and is_needed):
+            return pausing
+        process = ended(self._enrolment.registration.dependencies, is_fatal=True)
+        if process is None:
+            return None
+        return f"{process.name} (pid {process.pid}), which it depends on, has ended: watch the next one, or none"
 
     async def _deliver_all(self) -> Receipt:
         replaced: RegistryReplacedError | None = None
         for _ in range(_MAX_RETURNS):
-            pausing = self._comebacks.problem(self._clock.monotonic())
+            pausing = self._why_paused()
             if pausing is not None and self._pending.wanted.status is Status.DEAD:
                 # the instance before is dead already, and this one was never registered
                 return self._ended()
@@ -140,7 +161,7 @@ class Delivery:
             except RegistryError:
                 self._pending.refuse(change)
                 raise
-            self._registry = receipt.registry
+            self._registry, self._is_coming_back = receipt.registry, False
             self.note_terms(receipt)
             self._enrolment.note_epoch(receipt)
             self._pending.settle(change, receipt)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 
 from seedcore.core.answers import Receipt
-from seedcore.core.causes import Cause, CauseKind
+from seedcore.core.causes import Cause
 from seedcore.core.changes import Change, HoldChange, RegisterChange, Registration, StatusChange
 from seedcore.core.errors import BacklogFullError
-from seedcore.core.holds import Hold, HoldKind
+from seedcore.core.holds import HoldKind
 from seedcore.core.lifecycle import Status
-from seedcore.core.limits import check_kind
 
 MAX_PENDING = 1000
 
@@ -30,14 +28,6 @@ class Wanted:
     def with_hold(self, change: HoldChange) -> Wanted:
         """The same, with this last change of a hold."""
         return replace(self, holds={**self.holds, change.kind: change})
-
-
-def readiness(instance_id: str, ready: bool, reason: str | None, at: datetime) -> HoldChange:
-    """The change by which an agent reports that it is ready, or not. Raises InvalidInputError."""
-    kind = HoldKind.READINESS
-    if not check_kind("ready", ready, bool):
-        return HoldChange(instance_id, kind, Hold(kind, reason, None, at))
-    return HoldChange(instance_id, kind, cause=Cause(CauseKind.AGENT, reason))
 
 
 class PendingChanges:
@@ -67,10 +57,27 @@ class PendingChanges:
             for change in self.wanted.holds.values():
                 self._put_hold(replace(change, instance_id=registration.instance_id))
 
+    def register_details(self, registration: Registration) -> None:
+        """Queue a registration with other details. Those that are queued get them, too."""
+        self._changes = [
+            replace(change, registration=registration) if isinstance(change, RegisterChange) else change
+            for change in self._changes
+        ]
+        self.register(registration)
+
+    def require_room(self, count: int) -> None:
+        """Raise BacklogFullError unless so many more changes fit."""
+        if len(self._changes) + count > self._limit:
+            raise BacklogFullError(self._limit)
+
+    @property
+    def is_to_register(self) -> bool:
+        """Whether a registration is queued."""
+        return any(isinstance(change, RegisterChange) for change in self._changes)
+
     def set_status(self, instance_id: str, status: Status, cause: Cause | None) -> None:
         """Queue a change of status. Raises BacklogFullError."""
-        if len(self._changes) >= self._limit:
-            raise BacklogFullError(self._limit)
+        self.require_room(1)
         self.wanted = replace(self.wanted, status=status, cause=cause, seq=self._next_seq())
         self._changes.append(StatusChange(instance_id, status, self.wanted.seq, cause))
 
@@ -80,8 +87,7 @@ class PendingChanges:
         if self.wanted.status is None:
             self.wanted = self.wanted.with_hold(change)
             return
-        if len(self._changes) >= self._limit:
-            raise BacklogFullError(self._limit)
+        self.require_room(1)
         self._put_hold(change)
 
     def _put_hold(self, change: HoldChange) -> None:

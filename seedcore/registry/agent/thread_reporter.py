@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeAlias, TypeVar
 
 from seedcore.core.answers import Receipt
 from seedcore.core.errors import ForkedProcessError, RegistryUnavailableError
 from seedcore.core.limits import Json, check_detail, check_kind
+from seedcore.registry.agent.http_probe import Probe
 from seedcore.registry.agent.loop_thread import LoopThread
 from seedcore.registry.agent.reporter import Reporter, stop_reason
 from seedcore.registry.ray_support.session import refuse_forked
 from seedcore.settings import Settings, get_settings
 
 T = TypeVar("T")
+
+Call: TypeAlias = Callable[[Reporter], Coroutine[Any, Any, Receipt | None]]
 
 _PATIENCE_S = 30.0
 _CALLS_PER_STEP = 6  # to find the registry, greet it and call it, and once more with the one that replaced it
@@ -67,7 +70,7 @@ class ThreadReporter:
         self._turn = threading.Lock()
         self._pid = os.getpid()
         self._reporter: Reporter | None = None
-        self._readiness: tuple[bool, str | None] = (True, None)
+        self._kept: dict[str, Call] = {}
 
     def __enter__(self) -> Self:
         self.start()
@@ -92,11 +95,13 @@ class ThreadReporter:
                 return
             reporter, thread = self._make(), LoopThread.joined()
             try:
-                thread.run(_begin(reporter, self._readiness), self._patience_s)
+                thread.run(_begin(reporter, list(self._kept.values())), self._patience_s)
             except BaseException:
                 thread.leave()
                 raise
             self._reporter, self._thread = reporter, thread
+            # what it depends on is of this start; whether it is ready is not
+            self._kept = {key: call for key, call in self._kept.items() if key == "readiness"}
 
     def drain(self, reason: str | None = None) -> Receipt | None:
         """As Reporter.drain, blocking."""
@@ -110,8 +115,40 @@ class ThreadReporter:
         """As Reporter.set_ready, blocking. It also holds for a later `start()`."""
         check_kind("ready", ready, bool)
         check_detail(reason)
-        self._readiness = ready, reason
-        return self._run(lambda reporter: reporter.set_ready(ready, reason))
+        with self._alone():
+            self._kept["readiness"] = lambda reporter: reporter.set_ready(ready, reason)
+        return self._run(self._kept["readiness"])
+
+    def watch_process(
+        self,
+        pid: int,
+        *,
+        name: str = "process",
+        fatal: bool = True,
+        stderr_path: str | os.PathLike[str] | None = None,
+    ) -> Receipt | None:
+        """As Reporter.watch_process, blocking. Before `start()` it is kept, and checked there."""
+        return self._run_or_keep(
+            f"process {name}",
+            lambda reporter: reporter.watch_process(pid, name=name, fatal=fatal, stderr_path=stderr_path),
+        )
+
+    def unwatch_process(self, name: str) -> Receipt | None:
+        """As Reporter.unwatch_process, blocking."""
+        self._kept.pop(f"process {name}", None)
+        return self._run(lambda reporter: reporter.unwatch_process(name))
+
+    def watch_http(
+        self, url: str, *, name: str, every_s: float = 5.0, timeout_s: float = 2.0, failures: int = 3
+    ) -> None:
+        """As Reporter.watch_http. Before `start()` it is kept."""
+        probe = Probe(url, name, every_s, timeout_s, failures).validated()
+        self._run_or_keep(f"probe {name}", lambda reporter: _probe(reporter, probe))
+
+    def unwatch_http(self, name: str) -> Receipt | None:
+        """As Reporter.unwatch_http, blocking."""
+        self._kept.pop(f"probe {name}", None)
+        return self._run(lambda reporter: reporter.unwatch_http(name))
 
     def stop(self, reason: str = "stopped") -> Receipt | None:
         """As Reporter.stop, blocking."""
@@ -132,6 +169,13 @@ class ThreadReporter:
                 return None
             return self._thread.run(call(self._reporter), self._patience_s)
 
+    def _run_or_keep(self, key: str, call: Call) -> Receipt | None:
+        with self._alone():
+            if self._reporter is None or self._thread is None:
+                self._kept[key] = call
+                return None
+            return self._thread.run(call(self._reporter), self._patience_s)
+
     @contextmanager
     def _alone(self) -> Iterator[None]:
         refuse_forked()
@@ -149,8 +193,18 @@ class ThreadReporter:
             self._turn.release()
 
 
-async def _begin(reporter: Reporter, readiness: tuple[bool, str | None]) -> None:
-    """Start a reporter as ready, or not."""
-    if not readiness[0]:
-        await reporter.set_ready(*readiness)
-    await reporter.start()
+async def _begin(reporter: Reporter, calls: Sequence[Call]) -> None:
+    """Start a reporter after the calls that were kept for it."""
+    try:
+        for call in calls:
+            await call(reporter)
+        await reporter.start()
+    except BaseException:
+        await reporter.stop()
+        raise
+
+
+async def _probe(reporter: Reporter, probe: Probe) -> None:
+    reporter.watch_http(
+        probe.url, name=probe.name, every_s=probe.every_s, timeout_s=probe.timeout_s, failures=probe.failures
+    )

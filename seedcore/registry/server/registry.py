@@ -141,6 +141,7 @@ class Registry(Operations):
             if known is not None and seq <= known.seq:
                 return self._receipts.of_replay(known, seq)
             self.writer.backlog.offer(change)
+            self.expiry.processes.settle(registration.instance_id)
         return await self._receipts.when_settled(change)
 
     def _enter(self, change: RegisterChange) -> Outcome:
@@ -182,6 +183,7 @@ class Registry(Operations):
             if known is not None and seq <= known.seq:
                 return self._receipts.of_replay(known, seq)
             self.writer.backlog.offer(change)
+            self.expiry.processes.settle(instance_id)
         return await self._receipts.when_settled(change)
 
     async def deliver(self, changes: Sequence[SequencedChange]) -> list[Receipt | RegistryError]:

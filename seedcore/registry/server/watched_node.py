@@ -274,4 +274,5 @@ def _watched(instance: Instance) -> Watched:
         instance.actor_name,
         instance.namespace,
         instance.actor_id,
+        instance.dependencies,
     )
