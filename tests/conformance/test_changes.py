@@ -11,6 +11,7 @@ import pytest
 from seedcore.core.answers import Outcome, OutcomeKind
 from seedcore.core.causes import Cause, CauseKind, is_refined_by
 from seedcore.core.changes import HoldChange, RegisterChange, Registration
+from seedcore.core.dependencies import Dependency
 from seedcore.core.errors import StoreRejectedError
 from seedcore.core.holds import HoldKind
 from seedcore.core.lifecycle import LIVE_STATUSES, Status, is_allowed
@@ -38,6 +39,10 @@ FULL = Registration(
     node_id="n1",
     ip_address="2001:db8::1",
     pid=4242,
+    dependencies=(
+        Dependency("vllm", 4243, "its key", stderr_path="/tmp/vllm é"),
+        Dependency("redis", 4244, "another key", is_fatal=False),
+    ),
 )
 
 
@@ -62,6 +67,11 @@ BAD_REGISTRATIONS: dict[str, RegisterChange] = {
     "label with a long key": joins(2, labels={"k" * (MAX_LABEL_KEY_CHARS + 1): "v"}),
     "label with a long value": joins(2, labels={"k": "v" * (MAX_LABEL_VALUE_CHARS + 1)}),
     "label of two lines": joins(2, labels={"k": "a\nb"}),
+    "too many dependencies": joins(2, dependencies=tuple(Dependency(f"d{n}", 7, "key") for n in range(9))),
+    "two dependencies of a name": joins(2, dependencies=(Dependency("d", 7, "key"), Dependency("d", 8, "key"))),
+    "dependency with a long name": joins(2, dependencies=(Dependency("d" * 64, 7, "key"),)),
+    "dependency with a blank name": joins(2, dependencies=(Dependency(" ", 7, "key"),)),
+    "dependency with a text for its pid": joins(2, dependencies=(Dependency("d", "7", "key"),)),  # type: ignore[arg-type]
     "deep metadata": joins(2, metadata={"deep": json.loads("[" * MAX_METADATA_DEPTH + "]" * MAX_METADATA_DEPTH)}),
 }
 
@@ -142,6 +152,16 @@ async def test_registering_again_changes_no_status_and_refreshes_the_details(wor
     assert (row.labels, row.pid) == ({}, None)
     assert (row.started_at, row.status_changed_at) == (before.started_at, before.status_changed_at)
     assert row.last_heartbeat > before.last_heartbeat
+
+
+async def test_a_registration_with_other_dependencies_replaces_them(world: World) -> None:
+    await world.store.register_many([joins(1, seq=1, dependencies=FULL.dependencies)])
+    assert (await row_of(world, 1)).dependencies == FULL.dependencies
+    await world.store.register_many([joins(1, seq=2, dependencies=FULL.dependencies[1:])])
+    await world.store.register_many([joins(1, seq=1, dependencies=FULL.dependencies)])
+    assert (await row_of(world, 1)).dependencies == FULL.dependencies[1:]
+    await world.store.register_many([joins(1, seq=3)])
+    assert (await row_of(world, 1)).dependencies == ()
 
 
 async def test_replayed_registration_leaves_newer_details(world: World) -> None:

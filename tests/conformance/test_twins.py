@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from seedcore.core.answers import Answer, InstanceFilter, Listing, Outcome
 from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.changes import Registration
+from seedcore.core.dependencies import Dependency
 from seedcore.core.errors import RegistryError
 from seedcore.core.holds import HoldKind
 from seedcore.core.instances import Beat, Instance, Transition
@@ -50,6 +51,7 @@ REGISTRATIONS = st.builds(
     labels=st.dictionaries(st.sampled_from("kl"), st.sampled_from(["", "v"])),
     metadata=st.dictionaries(st.sampled_from("mn"), st.sampled_from([None, 1, 2.5, "x", [True], {"y": []}])),
     pid=st.none() | st.integers(1, 9),
+    dependencies=st.sampled_from([(), (Dependency("vllm", 7, "key", is_fatal=False),)]),
     ip_address=st.sampled_from([None, "10.0.0.1", "2001:db8::1"]),
 )
 CAUSES = st.none() | st.builds(

@@ -31,6 +31,10 @@ do not end it; the status that callers see follows from both (`core.holds`).
 
     not held ---> drain ---> held ---> undrain, or its end: released ---> as the agent reports
 
+The agent's own hold of kind `readiness` is a change of the agent, with its number. That of kind `process` is placed
+here when a relay reports the end of a process that the agent's registration names (`ended_processes`), and released by
+the agent, which then depends on another one.
+
 **An instance** (`expiry`; the table is in docs/verdicts.md, the function is `core.verdict.judge`).
 
     fresh ---> late ---> suspect ---> dead: lease        beats

@@ -13,7 +13,7 @@ from itertools import islice
 from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.changes import HoldChange, StatusChange
 from seedcore.core.clock import Clock
-from seedcore.core.holds import HoldKind
+from seedcore.core.holds import AGENTS_KINDS
 from seedcore.core.instances import Instance, LiveState
 from seedcore.core.lifecycle import Status
 from seedcore.core.members import Members
@@ -115,13 +115,13 @@ class Comparison:
 
     def _write_again(self, known: Instance, state: LiveState) -> None:
         """Send the database the holds that it lost, and what the agent reported. A hold that only the database has
-        stays, since it may have been placed there, unless it is of the agent's readiness."""
+        stays, since it may have been placed there, unless the agent itself releases such a hold."""
         backlog = self._backlog
         stored = {hold.kind: hold for hold in state.holds}
-        if HoldKind.READINESS in stored and known.hold(HoldKind.READINESS) is None:
-            ready = Cause(CauseKind.RESTORED, "it is ready")
-            number = backlog.next_number()
-            backlog.offer(HoldChange(known.instance_id, HoldKind.READINESS, None, number, ready))
+        for kind in sorted(stored.keys() & AGENTS_KINDS):
+            if known.hold(kind) is None:
+                released = Cause(CauseKind.RESTORED, "it was released")
+                backlog.offer(HoldChange(known.instance_id, kind, None, backlog.next_number(), released))
         for hold in known.holds:
             if not hold.is_same(stored.get(hold.kind)):
                 backlog.offer(HoldChange(known.instance_id, hold.kind, hold, backlog.next_number()))

@@ -24,7 +24,7 @@ from seedcore.core.errors import (
     RegistryUnavailableError,
 )
 from seedcore.core.feed import Feed
-from seedcore.core.holds import Hold, HoldKind
+from seedcore.core.holds import AGENTS_KINDS, Hold
 from seedcore.core.instances import Verdict
 from seedcore.core.lease import BeatRate, LeaseTerms
 from seedcore.core.limits import (
@@ -52,8 +52,6 @@ from seedcore.registry.server.receipts import raise_refusal
 from seedcore.registry.server.writer import Writer
 
 logger = logging.getLogger(__name__)
-
-_AGENTS_HOLDS = frozenset({HoldKind.READINESS, HoldKind.PROCESS})
 
 
 class Registry(Operations):
@@ -160,8 +158,8 @@ class Registry(Operations):
         if isinstance(sent, StatusChange):
             check_seq(sent.seq)
             return StatusChange(sent.instance_id, check_status(sent.status), sent.seq, check_cause(sent.cause))
-        if sent.validated().kind not in _AGENTS_HOLDS:
-            agents = " or ".join(sorted(_AGENTS_HOLDS))
+        if sent.validated().kind not in AGENTS_KINDS:
+            agents = " or ".join(sorted(AGENTS_KINDS))
             raise InvalidInputError("kind", f"must be one that an agent changes, {agents}, not {sent.kind}")
         hold = None if sent.hold is None else Hold(sent.kind, sent.hold.reason, None, self._clock.utc())
         return HoldChange(sent.instance_id, sent.kind, hold, cause=sent.cause, seq=sent.seq)

@@ -10,7 +10,7 @@ from typing import Any
 from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.changes import Change, HoldChange, RegisterChange, Registration, StatusChange
 from seedcore.core.clock import Clock
-from seedcore.core.holds import Hold, HoldKind
+from seedcore.core.holds import AGENTS_KINDS, Hold
 from seedcore.core.instances import Instance, LiveState
 from seedcore.core.lifecycle import Status
 from seedcore.core.members import Members
@@ -70,7 +70,7 @@ class Remembered:
         for kind in has:
             # with a whole journal a lost release is made again, and what is left was placed in SQL since: it stays. But
             # the agent's own release may be under way, and its number is written here
-            if self._has_whole_history and not (is_new and kind is HoldKind.READINESS):
+            if self._has_whole_history and not (is_new and kind in AGENTS_KINDS):
                 continue
             yield HoldChange(
                 known.instance_id, kind, None, self._backlog.next_number(), Cause(CauseKind.RESTORED, "it was released")

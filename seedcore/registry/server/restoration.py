@@ -330,8 +330,7 @@ class Restoration:
         await self._write_all(store, [work for row in rows for work in remembered.registered_again(row)])
 
     async def _write_all(self, store: Store, works: Sequence[Change]) -> None:
-        """Registrations first, then holds, then statuses, of which each instance has at most one: it has the number of
-        the agent's last change, and with that the database has all of it."""
+        """Registrations first, then holds, then statuses: these have the numbers of the agents' last changes."""
         for kind in (RegisterChange, HoldChange, StatusChange):
             some = [work for work in works if isinstance(work, kind)]
             for start in range(0, len(some), self._config.batch_limit):
