@@ -117,6 +117,7 @@ create table registry_instance (
     ip_address         inet,
     pid                integer check (pid > 0),
     process_key        text check (length(process_key) between 1 and 255),
+    dependencies       jsonb not null default '[]' check (jsonb_typeof(dependencies) = 'array'),
     started_at         timestamptz not null default now(),
     status_changed_at  timestamptz not null default now(),
     last_heartbeat     timestamptz not null default now(),
@@ -155,6 +156,8 @@ comment on column registry_instance.ip_address is 'The address of that node.';
 comment on column registry_instance.pid is 'Its process id on that node.';
 comment on column registry_instance.process_key is
     'Its process for good: PID namespace, process id and start time as Linux names them. A process id alone is reused.';
+comment on column registry_instance.dependencies is
+    'The processes that it depends on: [{name, pid, process_key, is_fatal, stderr_path}], at most 8.';
 comment on column registry_instance.started_at is 'When it registered first.';
 comment on column registry_instance.status_changed_at is 'When the effective status changed last.';
 comment on column registry_instance.last_heartbeat is 'When its last beat was received.';

@@ -74,6 +74,29 @@ language sql immutable parallel safe as $$
 $$;
 comment on function endpoints_problem(jsonb) is 'Why endpoints cannot be stored; null where they can.';
 
+create function dependencies_problem(p_dependencies jsonb) returns text
+language sql immutable parallel safe as $$
+    select case
+        when count(*) > 8 then format('dependencies must be at most 8, not %s', count(*))
+        when count(distinct d.value ->> 'name') < count(*) then 'dependencies must have different names'
+        else min(case
+            when jsonb_typeof(d.value) <> 'object'
+              or d.value - array['name', 'pid', 'process_key', 'is_fatal', 'stderr_path'] <> '{}'
+              or jsonb_typeof(d.value -> 'name') is distinct from 'string'
+              or jsonb_typeof(d.value -> 'pid') is distinct from 'number'
+              or jsonb_typeof(d.value -> 'process_key') is distinct from 'string'
+              or jsonb_typeof(d.value -> 'is_fatal') is distinct from 'boolean'
+              or jsonb_typeof(d.value -> 'stderr_path') not in ('string', 'null') then
+                'a dependency must have a name, pid, process_key and is_fatal, and may have a stderr_path'
+            when length(d.value ->> 'name') > 63 or length(d.value ->> 'process_key') > 255
+              or length(d.value ->> 'stderr_path') > 1024 then 'a dependency has a text that is too long'
+            else 'a dependency''s name ' || name_problem(d.value ->> 'name')
+        end)
+    end
+      from jsonb_array_elements(case when jsonb_typeof(p_dependencies) = 'array' then p_dependencies else '[]' end) as d (value)
+$$;
+comment on function dependencies_problem(jsonb) is 'Why dependencies cannot be stored; null where they can.';
+
 create function registrations_problem(p_rows jsonb) returns text
 language sql stable as $$
     select format('instance %s: %s', d.instance_id, found.problem)
@@ -92,7 +115,8 @@ language sql stable as $$
                case when d.seq < 0 then 'seq must not be negative' end,
                case when d.labels <> '{}' then labels_problem(d.labels) end,
                case when d.metadata <> '{}' then metadata_problem(d.metadata) end,
-               case when d.endpoints <> '{}' then endpoints_problem(d.endpoints) end) as problem
+               case when d.endpoints <> '{}' then endpoints_problem(d.endpoints) end,
+               case when d.dependencies <> '[]' then dependencies_problem(d.dependencies) end) as problem
            ) as found
      where found.problem is not null
      order by e.ord
@@ -153,6 +177,7 @@ begin
         fresh.labels := coalesce(fresh.labels, '{}');
         fresh.metadata := coalesce(fresh.metadata, '{}');
         fresh.endpoints := coalesce(fresh.endpoints, '{}');
+        fresh.dependencies := coalesce(fresh.dependencies, '[]');
         fresh.seq := coalesce(fresh.seq, 0);
         select * into existing from registry_instance i where i.instance_id = fresh.instance_id for update;
         if not found and r.is_update then
@@ -186,7 +211,7 @@ begin
                    actor_id = fresh.actor_id, serve_route = fresh.serve_route, organ_id = fresh.organ_id,
                    labels = fresh.labels, metadata = fresh.metadata, endpoints = fresh.endpoints,
                    node_id = fresh.node_id, ip_address = fresh.ip_address, pid = fresh.pid,
-                   process_key = fresh.process_key, last_heartbeat = now(),
+                   process_key = fresh.process_key, dependencies = fresh.dependencies, last_heartbeat = now(),
                    version = case when i.endpoints = fresh.endpoints then i.version else nextval('registry_version') end
              where i.instance_id = fresh.instance_id;
         end if;

@@ -98,7 +98,7 @@ comment on function set_instance_statuses(
     'status is as before), unknown, dead, forbidden.';
 
 create function hold_instances(
-    p_ids uuid[], p_kinds holdkind[], p_holds jsonb[], p_cause_kinds causekind[], p_cause_details text[],
+    p_ids uuid[], p_kinds holdkind[], p_holds jsonb[], p_seqs bigint[], p_cause_kinds causekind[], p_cause_details text[],
     p_cause_by text[], p_writer_id text default null, p_writer_seqs bigint[] default null,
     p_ages_s double precision[] default null)
 returns setof change_outcome
@@ -115,11 +115,12 @@ begin
     end if;
     perform check_batch(
         p_ids, array[cardinality(p_kinds), cardinality(p_holds), cardinality(p_cause_kinds), cardinality(p_cause_details),
-                     cardinality(p_cause_by), cardinality(p_writer_seqs)], null, p_ages_s);
+                     cardinality(p_cause_by), cardinality(p_writer_seqs)], p_seqs, p_ages_s);
     for r in
         select c.*, now() - make_interval(secs => coalesce(c.age_s, 0)) as happened_at
-          from unnest(p_ids, p_kinds::text[], p_holds, p_cause_kinds, p_cause_details, p_cause_by, p_writer_seqs, p_ages_s)
-               with ordinality as c (id, kind, hold, cause_kind, cause_detail, cause_by, writer_seq, age_s, ord)
+          from unnest(p_ids, p_kinds::text[], p_holds, p_seqs, p_cause_kinds, p_cause_details, p_cause_by, p_writer_seqs,
+                      p_ages_s)
+               with ordinality as c (id, kind, hold, seq, cause_kind, cause_detail, cause_by, writer_seq, age_s, ord)
          order by c.id, c.ord
     loop
         wanted := case when r.hold is not null then checked_hold(r.hold, r.happened_at) end;
@@ -127,10 +128,11 @@ begin
         outcome := 'unchanged';
         if not found then
             outcome := 'unknown';
-        elsif i.writer_id = p_writer_id and r.writer_seq <= i.writer_seq then
+        elsif r.seq <= i.seq or (r.seq is null and i.writer_id = p_writer_id and r.writer_seq <= i.writer_seq) then
             null; -- it was applied before
         elsif wanted - 'since' is not distinct from (i.holds -> r.kind) - 'since' then
-            null; -- it is held for this already, or not held
+            -- it is held for this already, or not held
+            update registry_instance t set seq = coalesce(r.seq, t.seq) where t.instance_id = r.id and t.seq < r.seq;
         elsif i.reported_status = 'dead' then
             outcome := 'dead';
         else
@@ -144,7 +146,10 @@ begin
             i.cause_kind := r.cause_kind;
             i.cause_detail := r.cause_detail;
             i.cause_by := r.cause_by;
-            if r.writer_seq is not null then
+            i.seq := coalesce(r.seq, i.seq);
+            if r.seq is not null then
+                i.last_heartbeat := now();
+            elsif r.writer_seq is not null then
                 i.writer_id := p_writer_id;
                 i.writer_seq := r.writer_seq;
             end if;
@@ -155,9 +160,10 @@ begin
 end
 $$;
 comment on function hold_instances(
-    uuid[], holdkind[], jsonb[], causekind[], text[], text[], text, bigint[], double precision[]) is
-    'Places or replaces holds {reason, by, since, expires_at}, and releases those that are null, in a batch. A change counts once '
-    'per p_writer_id and its number. Outcomes: applied, unchanged (it was held for this already, or is not held), unknown, dead.';
+    uuid[], holdkind[], jsonb[], bigint[], causekind[], text[], text[], text, bigint[], double precision[]) is
+    'Places or replaces holds {reason, by, since, expires_at}, and releases those that are null, in a batch. A change with a seq is '
+    'the agent''s; one without counts once per p_writer_id and its number. Outcomes: applied, unchanged (it was held for this '
+    'already, or is not held), unknown, dead.';
 
 create function applied_or_raise(p_result change_outcome, p_instance_id uuid, p_what text) returns text
 language plpgsql immutable as $$
@@ -210,7 +216,7 @@ begin
         raise exception 'a hold must expire at a finite time' using errcode = '22023';
     end if;
     select * into strict r from hold_instances(
-        array[p_instance_id], array[p_kind], array[hold], array['operator'::causekind], array[hold ->> 'reason'],
+        array[p_instance_id], array[p_kind], array[hold], null, array['operator'::causekind], array[hold ->> 'reason'],
         array[hold ->> 'by']);
     return applied_or_raise(r, p_instance_id, 'be held');
 end
@@ -230,8 +236,8 @@ begin
         raise exception 'instance id and kind must be given' using errcode = '22004';
     end if;
     select * into strict r from hold_instances(
-        array[p_instance_id], array[p_kind], array[null]::jsonb[], array['operator'::causekind], array[nullif(p_reason, '')],
-        array[nullif(p_by, '')]);
+        array[p_instance_id], array[p_kind], array[null]::jsonb[], null, array['operator'::causekind],
+        array[nullif(p_reason, '')], array[nullif(p_by, '')]);
     return applied_or_raise(r, p_instance_id, 'be released');
 end
 $$;

@@ -4,7 +4,7 @@ create view instance_row as
 select r.instance_id, r.logical_id, r.status, r.reported_status, r.holds, r.cluster_epoch, r.started_at, r.status_changed_at,
        r.last_heartbeat, r.stopped_at, r.seq, r.cause_kind, r.cause_detail, r.cause_by, r.actor_name, r.namespace, r.actor_id,
        r.serve_route, r.organ_id, r.labels, r.metadata, r.endpoints, r.node_id, host(r.ip_address) as ip_address, r.pid,
-       r.process_key
+       r.process_key, r.dependencies
   from registry_instance r;
 comment on view instance_row is 'An instance as seedcore/store/rows.py reads it. Later columns are appended.';
 

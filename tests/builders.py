@@ -51,6 +51,14 @@ def releases(number: int, reason: str | None = None, kind: HoldKind = HoldKind.O
     return HoldChange(iid(number), kind, cause=Cause(CauseKind.OPERATOR, reason))
 
 
+def readies(number: int, ready: bool, seq: int | None, reason: str | None = None) -> HoldChange:
+    """The number-th instance reports that it is ready, or not."""
+    kind = HoldKind.READINESS
+    if ready:
+        return HoldChange(iid(number), kind, cause=Cause(CauseKind.AGENT, reason), seq=seq)
+    return HoldChange(iid(number), kind, hold(reason, kind=kind), seq=seq)
+
+
 def instance(number: int = 1, logical_id: str = "agent", age_s: float = 0.0, **details: Any) -> Instance:
     """The number-th instance, alive since `age_s` seconds before START. Its status follows from its holds, if it has
     any."""

@@ -37,8 +37,10 @@ def _check(field: str, override: object, name: str, wanted: inspect.Signature) -
     if not inspect.iscoroutinefunction(function):
         raise _wrong(field, name, wanted, "is not async")
     needed = [one for one in _shown(wanted).parameters.values() if one.default is one.empty]
+    named = {one.name: one for one in needed if one.kind is one.KEYWORD_ONLY}
+    placed = [one for one in needed if one.kind is not one.KEYWORD_ONLY]
     try:
-        inspect.signature(function).bind(*needed[not is_bound_late :])
+        inspect.signature(function).bind(*placed[not is_bound_late :], **named)
     except TypeError as error:
         raise _wrong(field, name, wanted, f"cannot be called: {error}") from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -152,6 +153,39 @@ class RayAgent:
                 if self._status is Status.ALIVE:
                     self._status = before
                 raise
+
+    async def set_ready(self, ready: bool, reason: str | None = None) -> bool:
+        """Report whether callers may resolve the agent: one that is not ready lives, and still does what it is asked.
+
+        Call it before `start()`, as in an override of that, and no caller gets the agent before it is ready. Returns
+        whether it is committed; what is not is sent again. Raises InvalidInputError, or what the registry refuses.
+        """
+        receipt = await self._reporter.set_ready(ready, reason)
+        return receipt is not None and receipt.durable
+
+    async def watch_process(
+        self,
+        pid: int,
+        *,
+        name: str = "process",
+        fatal: bool = True,
+        stderr_path: str | os.PathLike[str] | None = None,
+    ) -> bool:
+        """Depend on another process of this node, as on a child: see RegistryClient.watch_process. Returns and raises
+        as `set_ready()`."""
+        receipt = await self._reporter.watch_process(pid, name=name, fatal=fatal, stderr_path=stderr_path)
+        return receipt is not None and receipt.durable
+
+    async def unwatch_process(self, name: str) -> bool:
+        """Depend on the process of this name no longer."""
+        receipt = await self._reporter.unwatch_process(name)
+        return receipt is not None and receipt.durable
+
+    async def watch_http(
+        self, url: str, *, name: str, every_s: float = 5.0, timeout_s: float = 2.0, failures: int = 3
+    ) -> None:
+        """Be ready only while a URL answers: see Reporter.watch_http."""
+        self._reporter.watch_http(url, name=name, every_s=every_s, timeout_s=timeout_s, failures=failures)
 
     async def drain(self, reason: str | None = None, timeout_s: float | None = None) -> bool:
         """Refuse new work, report `draining`, wait for the running tasks up to `timeout_s` seconds (None: no bound).

@@ -40,10 +40,17 @@ ADVICE: Mapping[CauseKind, str] = {
 
 _OF_HOLD: Mapping[HoldKind, str] = {
     HoldKind.OPERATOR: "`seedcore undrain ID` ends an operator's drain.",
-    HoldKind.READINESS: "The agent accepts work when it reports that it is ready.",
+    HoldKind.READINESS: "It is resolved once it reports that it is ready.",
     HoldKind.PROCESS: "Restart the process that it depends on.",
     HoldKind.NODE: "Its node is being drained: start the agent on another node.",
 }
+
+
+_WORDS: Mapping[HoldKind, str] = {
+    HoldKind.READINESS: "not ready",
+    HoldKind.PROCESS: "a process that it depends on has ended",
+}
+"""The holds that say more than their kind."""
 
 
 class Reason(BaseModel):
@@ -65,6 +72,8 @@ def hold_text(hold: HoldOut) -> str:
     """A hold in words, with its reason, its operator and its end."""
     by = "" if hold.by is None else f" ({hold.by})"
     reason = "" if hold.reason is None else f": {hold.reason}"
+    if hold.kind in _WORDS:
+        return f"{_WORDS[hold.kind]}{by}{reason}"
     end = "" if hold.expires_at is None else f", until {hold.expires_at.astimezone():%Y-%m-%d %H:%M:%S}"
     return f"{hold.kind.value} hold{by}{reason}{end}"
 

@@ -46,6 +46,8 @@ class NotResolved(StrEnum):
     """The database has lost a flip that agents know of: an operator must confirm which epoch is current."""
     STARTING = "starting"
     """It has registered, and has not reported alive yet."""
+    NOT_READY = "not_ready"
+    """It reports that it is not ready."""
     DRAINING = "draining"
     """It is draining."""
     LATE = "late"

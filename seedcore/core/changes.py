@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from seedcore.core.causes import Cause
+from seedcore.core.dependencies import Dependency, check_dependencies
 from seedcore.core.errors import InvalidInputError
 from seedcore.core.holds import Hold, HoldKind
 from seedcore.core.lifecycle import Status
@@ -22,6 +23,7 @@ from seedcore.core.limits import (
     check_hold,
     check_instance_id,
     check_ip,
+    check_kind,
     check_labels,
     check_logical_id,
     check_metadata,
@@ -58,6 +60,7 @@ class Registration:
     cluster_epoch: str | None = None
     started_epoch: str | None = None
     endpoints: Mapping[str, str] = field(default_factory=dict)
+    dependencies: tuple[Dependency, ...] = ()
 
     def validated(self) -> Registration:
         """The same registration, or InvalidInputError naming the first bad field."""
@@ -85,6 +88,7 @@ class Registration:
         check_labels(self.labels)
         check_metadata(self.metadata)
         check_endpoints(self.endpoints)
+        check_dependencies(self.dependencies)
         return self
 
 
@@ -117,7 +121,7 @@ class StatusChange:
 class HoldChange:
     """A change of one hold of an instance: `hold` replaces the hold of `kind`, None releases it.
 
-    `cause` None: the reason of the hold is the cause. `number` and `age_s` are as in StatusChange.
+    `cause` None: the reason of the hold is the cause. `seq`, `number` and `age_s` are as in StatusChange.
     """
 
     instance_id: str
@@ -126,6 +130,7 @@ class HoldChange:
     number: int | None = None
     cause: Cause | None = None
     age_s: float = 0.0
+    seq: int | None = None
 
     @property
     def why(self) -> Cause | None:
@@ -134,10 +139,12 @@ class HoldChange:
 
     def validated(self) -> HoldChange:
         """The same change, or InvalidInputError naming the first bad field."""
+        check_kind("kind", self.kind, HoldKind)
         if self.hold is not None:
             check_hold(self.hold)
             if self.hold.kind is not self.kind:
                 raise InvalidInputError("hold", f"must be of kind {self.kind}, not {self.hold.kind}")
+        check_seq(self.seq)
         check_cause(self.cause)
         check_age(self.age_s)
         return self
@@ -168,8 +175,8 @@ Change: TypeAlias = RegisterChange | StatusChange | HoldChange
 @wire
 @dataclass(frozen=True, slots=True)
 class SequencedChange:
-    """A change on its way to the registry. `after` names the registry process that received the change before it, where
-    that one may not be durable (see Receipt)."""
+    """A change on its way to the registry. `after` names the registry process that received the change before it:
+    another one may not have that, though it was durable, and refuses this one (see Receipt)."""
 
     change: Change
     after: str | None = None

@@ -25,6 +25,8 @@ class HoldKind(StrEnum):
     """Its node is being drained."""
 
 
+AGENTS_KINDS = frozenset({HoldKind.READINESS, HoldKind.PROCESS})
+"""The holds that an agent changes itself, under its own numbers. The registry may place one of kind `process`, too."""
 _DRAINING = frozenset({HoldKind.OPERATOR, HoldKind.PROCESS, HoldKind.NODE})
 
 

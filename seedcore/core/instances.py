@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from seedcore.core.causes import Cause
+from seedcore.core.dependencies import Dependency
 from seedcore.core.holds import Hold, HoldKind
 from seedcore.core.lifecycle import Status
 from seedcore.core.limits import NOTHING, Json
@@ -58,6 +59,7 @@ class Instance:
     cause: Cause | None = None
     holds: tuple[Hold, ...] = ()
     endpoints: Mapping[str, str] = field(default_factory=dict)
+    dependencies: tuple[Dependency, ...] = ()
 
     def hold(self, kind: HoldKind) -> Hold | None:
         """Its hold of a kind, or None."""

@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from seedcore.core.answers import InstanceFilter, NotResolved, Resolution
+from seedcore.core.holds import HoldKind
 from seedcore.core.instances import Instance, Verdict
 from seedcore.core.lifecycle import Status
 from seedcore.core.members import Members
@@ -33,8 +34,7 @@ def resolve(members: Members, logical_id: str, now_s: float, *, allow_late: bool
     if nearest is None:
         return _without_rows(members, logical_id)
     if nearest.status is not Status.ALIVE:
-        why = "" if nearest.cause is None else f" ({nearest.cause})"
-        return Resolution(logical_id, None, NotResolved(nearest.status), f"it is {nearest.status}{why}")
+        return Resolution(logical_id, None, *why_not_alive(nearest))
     silence_s = silence.silence_s(nearest.instance_id, now_s)
     verdict = silence.verdict(nearest.instance_id, now_s)
     if silence.is_reported_dead(nearest.instance_id):
@@ -46,6 +46,18 @@ def resolve(members: Members, logical_id: str, now_s: float, *, allow_late: bool
         reason = NotResolved.LATE if verdict is Verdict.LATE else NotResolved.SUSPECT
         detail = f"it is {verdict}: silent for {silence_s:.1f} s"
     return Resolution(logical_id, None, reason, detail, verdict=verdict)
+
+
+def why_not_alive(instance: Instance) -> tuple[NotResolved, str]:
+    """Why an instance that is not alive is not resolved, for programs and in words."""
+    readiness = instance.hold(HoldKind.READINESS)
+    if instance.status is Status.STARTING and readiness is not None:
+        return NotResolved.NOT_READY, "it is not ready" + (f": {readiness.reason}" if readiness.reason else "")
+    process = instance.hold(HoldKind.PROCESS)
+    if instance.status is Status.DRAINING and process is not None:
+        return NotResolved.DRAINING, f"a process that it depends on has ended: {process.reason or 'no reason is given'}"
+    status = NotResolved.DIED if instance.status is Status.DEAD else NotResolved(instance.status)
+    return status, f"it is {instance.status}" + ("" if instance.cause is None else f" ({instance.cause})")
 
 
 def _without_rows(members: Members, logical_id: str) -> Resolution:

@@ -128,20 +128,26 @@ class Members:
         self._put(row, seen_s)
         return outcome
 
-    def hold(self, change: HoldChange, at: datetime) -> Outcome:
-        """Place, replace or release a hold. It renews no lease: the agent did not send it."""
-        known = self.index.get(change.instance_id)
+    def hold(self, change: HoldChange, at: datetime, now_s: float | None = None) -> Outcome:
+        """Place, replace or release a hold. The agent's own change renews its lease, at `now_s`; others renew none."""
+        instance_id = change.instance_id
+        known = self.index.get(instance_id)
         if known is None:
-            return _not_live(self, change.instance_id)
+            return _not_live(self, instance_id)
         outcome, row = apply_hold(known, change, at)
-        self._put(row, self.silence.last_seen_s(change.instance_id))
+        seen_s = self.silence.last_seen_s(instance_id)
+        if change.seq is not None and now_s is not None:
+            seen_s = now_s
+            self.silence.note_own_message(instance_id)
+        self._put(row, seen_s)
         return outcome
 
     def adopt(self, instance: Instance, now_s: float) -> None:
         """Take over an instance from the store. A live one gets a whole lease, since no registry received its beats.
 
         The state in memory wins unless the store is ahead of it. Holds of both count; of a kind that both have,
-        memory's. An instance that is dead in memory stays dead, here and, after the next comparison, in the store.
+        memory's. The agent's own readiness is as in the later of the two. An instance that is dead in memory stays
+        dead, here and, after the next comparison, in the store.
         """
         instance_id = instance.instance_id
         if instance_id in self.deaths:
@@ -303,10 +309,16 @@ def _not_live(members: Members, instance_id: str) -> Outcome:
 
 
 def _held_by_both(newer: Instance, known: Instance, stored: Instance) -> Instance:
-    """`newer` with the holds that memory or the store has; of a kind that both have, memory's."""
+    """`newer` with the holds that memory or the store has; of a kind that both have, memory's. Whether it is ready is
+    its own word, so that `newer` has it."""
     if known.holds == stored.holds:
         return newer
     holds = {hold.kind: hold for hold in (*stored.holds, *known.holds)}
+    readiness = newer.hold(HoldKind.READINESS)
+    if readiness is None:
+        holds.pop(HoldKind.READINESS, None)
+    else:
+        holds[HoldKind.READINESS] = readiness
     status = effective_status(newer.reported_status, holds)
     return replace(newer, holds=sorted_holds(holds.values()), status=status)
 

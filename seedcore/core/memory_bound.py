@@ -6,11 +6,12 @@ is not below what CPython allocates.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from sys import getsizeof
 
 from seedcore.core.causes import Cause
 from seedcore.core.changes import Change, HoldChange, RegisterChange, Registration
+from seedcore.core.dependencies import Dependency
 from seedcore.core.errors import RegistryFullError
 from seedcore.core.index import InstanceIndex
 from seedcore.core.instances import Instance
@@ -87,7 +88,8 @@ def growth(before: Instance | None, after: Instance) -> int:
 def weight_of_change(change: Change) -> int:
     """The bytes that a change uses while it is kept."""
     if isinstance(change, RegisterChange):
-        return _CHANGE_BYTES + _sizes(change.registration)
+        registration = change.registration
+        return _CHANGE_BYTES + _sizes(registration) + _size_of_dependencies(registration.dependencies)
     cause = change.why if isinstance(change, HoldChange) else change.cause
     return _CHANGE_BYTES + weight_of_cause(cause)
 
@@ -114,7 +116,14 @@ def _texts(row: Instance) -> int:
         chars += len(row.cause.detail)
     for hold in row.holds:
         chars += _USUAL_CHARS // 4 + len(hold.reason or "") + len(hold.by or "")
-    return _ROW_BYTES + _CHAR_BYTES * max(0, chars - _USUAL_CHARS)
+    return _ROW_BYTES + _CHAR_BYTES * max(0, chars - _USUAL_CHARS) + _size_of_dependencies(row.dependencies)
+
+
+def _size_of_dependencies(dependencies: Sequence[Dependency]) -> int:
+    return sum(
+        4 * _VALUE_BYTES + _CHAR_BYTES * (len(one.name) + len(one.process_key) + len(one.stderr_path or ""))
+        for one in dependencies
+    )
 
 
 def _sizes(details: Instance | Registration) -> int:

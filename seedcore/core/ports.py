@@ -9,6 +9,7 @@ from typing import Protocol
 from seedcore.core.answers import Answer, InstanceFilter, Listing, LostBeat, Outcome
 from seedcore.core.causes import Cause
 from seedcore.core.changes import HoldChange, RegisterChange, Registration, StatusChange
+from seedcore.core.dependencies import Dependency
 from seedcore.core.errors import StoreUnavailableError
 from seedcore.core.instances import Beat, Epoch, EpochRecord, Instance, LiveState, Transition
 from seedcore.core.verdict import Witness
@@ -234,6 +235,7 @@ class Store(InstanceReader, Protocol):
 
 OnDeath = Callable[[str, Witness, Witness, Cause], None]
 OnExplained = Callable[[str, Cause], None]
+OnDependency = Callable[[str, Dependency, Cause], None]
 OnLostNodes = Callable[[frozenset[str]], None]
 OnUnwatched = Callable[[Mapping[str, int]], None]
 OnDraining = Callable[[Mapping[str, datetime | None] | None], None]
@@ -243,13 +245,15 @@ class DeathWitness(Protocol):
     """Observes deaths by other means than beats: processes, nodes, actors. It declares no instance dead.
 
     It calls `on_death(instance_id, process, node, cause)` in the event loop that started it, at least once for each
-    death, and `on_refined(instance_id, cause)` when the cause of a reported death becomes better known. After each look
-    it calls `on_lost_nodes(node_ids)` with all nodes that Ray has declared dead, `on_unwatched(counts)` with the number
-    of instances that it does not watch, by reason, and `on_draining(nodes)` with all nodes that Ray drains and the
-    deadline of each, where it has one; None where that could not be read.
+    death, and `on_refined(instance_id, cause)` when the cause of a reported death becomes better known. It calls
+    `on_dependency(instance_id, dependency, cause)` when a process that an instance depends on has ended. After each
+    look it calls `on_lost_nodes(node_ids)` with all nodes that Ray has declared dead, `on_unwatched(counts)` with the
+    number of instances that it does not watch, by reason, and `on_draining(nodes)` with all nodes that Ray drains and
+    the deadline of each, where it has one; None where that could not be read.
     """
 
     on_refined: OnExplained
+    on_dependency: OnDependency
     on_lost_nodes: OnLostNodes
     on_unwatched: OnUnwatched
     on_draining: OnDraining

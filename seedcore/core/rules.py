@@ -89,15 +89,24 @@ def apply_status(known: Instance, change: StatusChange, now: datetime) -> tuple[
 
 
 def apply_hold(known: Instance, change: HoldChange, now: datetime) -> tuple[Outcome, Instance]:
-    """Place, replace or release one hold. The same hold again, or the release of none, changes nothing."""
+    """Place, replace or release one hold. The same hold again, or the release of none, changes nothing. A sequence
+    number is as in `apply_status`."""
+    if change.seq is not None and change.seq <= known.seq:
+        return _answer(OutcomeKind.UNCHANGED, known)
     before = known.hold(change.kind)
     if change.hold is None if before is None else before.is_same(change.hold):
-        return _answer(OutcomeKind.UNCHANGED, known)
+        return _answer(OutcomeKind.UNCHANGED, known if change.seq is None else replace(known, seq=change.seq))
     if known.reported_status is Status.DEAD:
         return _answer(OutcomeKind.DEAD, known)
     others = [hold for hold in known.holds if hold.kind is not change.kind]
     holds = others if change.hold is None else [*others, change.hold]
-    changed = replace(known, holds=sorted_holds(holds), cause=change.why)
+    changed = replace(
+        known,
+        holds=sorted_holds(holds),
+        cause=change.why,
+        seq=known.seq if change.seq is None else change.seq,
+        last_heartbeat=known.last_heartbeat if change.seq is None else now,
+    )
     return _answer(OutcomeKind.APPLIED, _derived(changed, now - timedelta(seconds=change.age_s)))
 
 

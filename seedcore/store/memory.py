@@ -107,13 +107,14 @@ class MemoryStore(MemoryTerms):
         known = self.tables.rows.get(change.instance_id)
         if known is None:
             return Outcome(OutcomeKind.UNKNOWN)
-        if self._was_applied(change):
+        if change.seq is None and self._was_applied(change):
             return Outcome(OutcomeKind.UNCHANGED, known.status, known.cluster_epoch, known.cause)
         outcome, row = apply_hold(known, change, self._now())
         self.tables.put(row)
         if outcome.kind is OutcomeKind.APPLIED:
-            self._note_writer(change)
-            self.tables.remember(known.status, row, None, self._now(), change.kind)
+            if change.seq is None:
+                self._note_writer(change)
+            self.tables.remember(known.status, row, change.seq, self._now(), change.kind)
         return outcome
 
     def _was_applied(self, change: StatusChange | HoldChange) -> bool:

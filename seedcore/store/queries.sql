@@ -63,7 +63,7 @@ select o.*
 -- hold_many: one batch of holds that are placed, replaced or released
 select o.*
   from hold_instances(
-      %(ids)s::uuid[], %(kinds)s::holdkind[], %(holds)s::text[]::jsonb[],
+      %(ids)s::uuid[], %(kinds)s::holdkind[], %(holds)s::text[]::jsonb[], %(seqs)s::bigint[],
       %(cause_kinds)s::causekind[], %(cause_details)s::text[], %(cause_by)s::text[],
       %(writer_id)s::text, %(writer_seqs)s::bigint[], %(ages_s)s::double precision[]) as o
  order by o.ord;

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from contextlib import suppress
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from operator import attrgetter
 from sys import intern
@@ -16,7 +17,8 @@ from typing import Any, NamedTuple
 from seedcore.core.answers import InstanceFilter, Outcome, OutcomeKind
 from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.changes import HoldChange, RegisterChange, Registration, StatusChange
-from seedcore.core.errors import StoreRejectedError, first_line
+from seedcore.core.dependencies import Dependency
+from seedcore.core.errors import InvalidInputError, StoreRejectedError, first_line
 from seedcore.core.holds import Hold, HoldKind
 from seedcore.core.instances import Instance, LiveState, Transition
 from seedcore.core.lifecycle import Status
@@ -55,6 +57,7 @@ class InstanceRow(NamedTuple):
     ip_address: str | None
     pid: int | None
     process_key: str | None
+    dependencies: Sequence[Mapping[str, Any]]
 
 
 _WIDTH = len(InstanceRow._fields)
@@ -93,6 +96,7 @@ def instance_of(row: Row) -> Instance:
         ip_address=one_object(known.ip_address),
         pid=known.pid,
         process_key=one_object(known.process_key),
+        dependencies=_dependencies_of(known.dependencies) if known.dependencies else (),
     )
 
 
@@ -152,6 +156,15 @@ def _endpoints_of(endpoints: Mapping[str, Any]) -> Mapping[str, str]:
     return {name: url for name, url in endpoints.items() if isinstance(url, str)} or NOTHING
 
 
+def _dependencies_of(given: Sequence[Mapping[str, Any]]) -> tuple[Dependency, ...]:
+    """What another program wrote past register_instances, and is none, is left out."""
+    found = []
+    for one in given:
+        with suppress(TypeError, InvalidInputError):
+            found.append(Dependency(**one).validated())
+    return tuple(found)
+
+
 def _time(text: str) -> datetime:
     return datetime.fromisoformat(text).astimezone(UTC)
 
@@ -183,6 +196,8 @@ def registrations(changes: Sequence[RegisterChange]) -> dict[str, object]:
 def _plain(value: object) -> object:
     if isinstance(value, Mapping):
         return dict(value)
+    if isinstance(value, Dependency):
+        return asdict(value)
     raise TypeError(f"{type(value).__name__} is not JSON")
 
 
@@ -201,6 +216,7 @@ def holds(changes: Sequence[HoldChange]) -> dict[str, object]:
     return {
         "kinds": [change.kind.value for change in changes],
         "holds": [None if change.hold is None else _hold(change.hold) for change in changes],
+        "seqs": [change.seq for change in changes],
         **_causes(change.why for change in changes),
         **_written(changes),
     }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import sys
 import time
 from datetime import UTC
@@ -42,6 +43,43 @@ class Worker(RayAgent):
         if task == "exit":
             sys.exit(3)
         return task
+
+
+_LOADS = """
+import sys, time
+print('loading', file=sys.stderr)
+print('CUDA error', file=sys.stderr, flush=True)
+print('there', flush=True)
+time.sleep(600)
+"""
+
+
+class Engine(Worker):
+    """Depends on a child, whose stderr goes to a file."""
+
+    child: subprocess.Popen[bytes] | None = None
+
+    async def handle_task(self, task: Any) -> Any:
+        """The event loop is stuck for so many seconds."""
+        _sleep(task)
+
+    async def begin(self, stderr_path: str, fatal: bool) -> int:
+        """Start the child, and depend on it. Returns its process id."""
+        self.child = await asyncio.to_thread(_begin_child, stderr_path)
+        assert await self.watch_process(self.child.pid, name="vllm", fatal=fatal, stderr_path=stderr_path)
+        return self.child.pid
+
+
+def _sleep(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+def _begin_child(stderr_path: str) -> subprocess.Popen[bytes]:
+    with Path(stderr_path).open("wb") as stderr:
+        child = subprocess.Popen([sys.executable, "-S", "-c", _LOADS], stdout=subprocess.PIPE, stderr=stderr)
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"there\n"
+    return child
 
 
 class Mortal(Worker):

@@ -11,6 +11,7 @@ import pytest
 from seedcore.core.answers import Outcome, OutcomeKind
 from seedcore.core.causes import Cause, CauseKind, is_refined_by
 from seedcore.core.changes import HoldChange, RegisterChange, Registration
+from seedcore.core.dependencies import Dependency
 from seedcore.core.errors import StoreRejectedError
 from seedcore.core.holds import HoldKind
 from seedcore.core.lifecycle import LIVE_STATUSES, Status, is_allowed
@@ -22,7 +23,7 @@ from seedcore.core.limits import (
     MAX_METADATA_DEPTH,
     MAX_TEXT_CHARS,
 )
-from tests.builders import START, hold, holds, iid, joins, releases, turns
+from tests.builders import START, hold, holds, iid, joins, readies, releases, turns
 from tests.conformance.worlds import EVERYONE, World, enter, row_of
 
 FULL = Registration(
@@ -38,6 +39,10 @@ FULL = Registration(
     node_id="n1",
     ip_address="2001:db8::1",
     pid=4242,
+    dependencies=(
+        Dependency("vllm", 4243, "its key", stderr_path="/tmp/vllm é"),
+        Dependency("redis", 4244, "another key", is_fatal=False),
+    ),
 )
 
 
@@ -62,6 +67,11 @@ BAD_REGISTRATIONS: dict[str, RegisterChange] = {
     "label with a long key": joins(2, labels={"k" * (MAX_LABEL_KEY_CHARS + 1): "v"}),
     "label with a long value": joins(2, labels={"k": "v" * (MAX_LABEL_VALUE_CHARS + 1)}),
     "label of two lines": joins(2, labels={"k": "a\nb"}),
+    "too many dependencies": joins(2, dependencies=tuple(Dependency(f"d{n}", 7, "key") for n in range(9))),
+    "two dependencies of a name": joins(2, dependencies=(Dependency("d", 7, "key"), Dependency("d", 8, "key"))),
+    "dependency with a long name": joins(2, dependencies=(Dependency("d" * 64, 7, "key"),)),
+    "dependency with a blank name": joins(2, dependencies=(Dependency(" ", 7, "key"),)),
+    "dependency with a text for its pid": joins(2, dependencies=(Dependency("d", "7", "key"),)),  # type: ignore[arg-type]
     "deep metadata": joins(2, metadata={"deep": json.loads("[" * MAX_METADATA_DEPTH + "]" * MAX_METADATA_DEPTH)}),
 }
 
@@ -142,6 +152,16 @@ async def test_registering_again_changes_no_status_and_refreshes_the_details(wor
     assert (row.labels, row.pid) == ({}, None)
     assert (row.started_at, row.status_changed_at) == (before.started_at, before.status_changed_at)
     assert row.last_heartbeat > before.last_heartbeat
+
+
+async def test_a_registration_with_other_dependencies_replaces_them(world: World) -> None:
+    await world.store.register_many([joins(1, seq=1, dependencies=FULL.dependencies)])
+    assert (await row_of(world, 1)).dependencies == FULL.dependencies
+    await world.store.register_many([joins(1, seq=2, dependencies=FULL.dependencies[1:])])
+    await world.store.register_many([joins(1, seq=1, dependencies=FULL.dependencies)])
+    assert (await row_of(world, 1)).dependencies == FULL.dependencies[1:]
+    await world.store.register_many([joins(1, seq=3)])
+    assert (await row_of(world, 1)).dependencies == ()
 
 
 async def test_replayed_registration_leaves_newer_details(world: World) -> None:
@@ -440,6 +460,49 @@ async def test_operators_hold_drains_an_instance_until_it_is_released(world: Wor
         (Status.DRAINING, Status.ALIVE, HoldKind.OPERATOR, None),
         (Status.ALIVE, Status.DRAINING, HoldKind.OPERATOR, START + HOUR),
     ]
+
+
+async def test_agents_readiness_is_applied_once_and_in_the_order_of_its_numbers(world: World) -> None:
+    before = await enter(world, 1)
+    await world.pass_time()
+    changes = [readies(1, False, 10, "loading weights"), readies(1, True, 11), readies(1, False, 12, "loading again")]
+    for _ in range(2):
+        outcomes = [outcome for change in changes for outcome in await world.store.hold_many([change])]
+    assert [outcome.kind for outcome in outcomes] == [OutcomeKind.UNCHANGED] * 3
+    row = await row_of(world, 1)
+    assert (row.status, row.reported_status, row.seq) == (Status.STARTING, Status.ALIVE, 12)
+    assert row.holds == (hold("loading again", kind=HoldKind.READINESS),)
+    assert row.last_heartbeat > before.last_heartbeat
+    kept = [(one.to_status, one.seq, one.hold) for one in await world.store.transitions("agent", 3)]
+    readiness = HoldKind.READINESS
+    assert kept == [
+        (Status.STARTING, 12, readiness),
+        (Status.ALIVE, 11, readiness),
+        (Status.STARTING, 10, readiness),
+    ]
+    assert (await world.store.best_instances(["agent"])).value == {}
+    await world.store.hold_many([readies(1, True, 13)])
+    assert list((await world.store.best_instances(["agent"])).value) == ["agent"]
+
+
+async def test_a_number_counts_for_readiness_and_status_alike(world: World) -> None:
+    await enter(world, 1)
+    await world.store.set_status_many([turns(1, Status.DRAINING, 10)])
+    (outcome,) = await world.store.hold_many([readies(1, False, 10)])
+    assert outcome.kind is OutcomeKind.UNCHANGED
+    # nothing is released, and the number counts
+    (outcome,) = await world.store.hold_many([readies(1, True, 12)])
+    assert (outcome.kind, (await row_of(world, 1)).seq) == (OutcomeKind.UNCHANGED, 12)
+    (outcome,) = await world.store.set_status_many([turns(1, Status.ALIVE, 11)])
+    assert (outcome.kind, outcome.status) == (OutcomeKind.UNCHANGED, Status.DRAINING)
+    # neither does a registry's own number hide it, nor the other way round
+    await world.store.hold_many([replace(holds(1, "upkeep"), number=99)])
+    (outcome,) = await world.store.hold_many([readies(1, False, 13)])
+    assert outcome.kind is OutcomeKind.APPLIED
+    (outcome,) = await world.store.hold_many([replace(releases(1), number=99)])
+    assert outcome.kind is OutcomeKind.UNCHANGED
+    (outcome,) = await world.store.hold_many([replace(releases(1), number=100)])
+    assert (outcome.kind, outcome.status) == (OutcomeKind.APPLIED, Status.DRAINING)
 
 
 async def test_same_hold_again_and_release_of_none_change_nothing(world: World) -> None:

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from seedcore.core.answers import Answer, InstanceFilter, Listing, Outcome
 from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.changes import Registration
+from seedcore.core.dependencies import Dependency
 from seedcore.core.errors import RegistryError
 from seedcore.core.holds import HoldKind
 from seedcore.core.instances import Beat, Instance, Transition
 from seedcore.core.lifecycle import Status
 from seedcore.core.selector import parse_selector
-from tests.builders import START, holds, iid, joins, releases, turns
+from tests.builders import START, holds, iid, joins, readies, releases, turns
 from tests.conformance.worlds import MemoryWorld, PostgresWorld, World
 
 NAMES = ["a", "b", "B", "\u00e9"]
@@ -50,6 +51,7 @@ REGISTRATIONS = st.builds(
     labels=st.dictionaries(st.sampled_from("kl"), st.sampled_from(["", "v"])),
     metadata=st.dictionaries(st.sampled_from("mn"), st.sampled_from([None, 1, 2.5, "x", [True], {"y": []}])),
     pid=st.none() | st.integers(1, 9),
+    dependencies=st.sampled_from([(), (Dependency("vllm", 7, "key", is_fatal=False),)]),
     ip_address=st.sampled_from([None, "10.0.0.1", "2001:db8::1"]),
 )
 CAUSES = st.none() | st.builds(
@@ -65,13 +67,14 @@ HOLDS = st.builds(
     by=st.sampled_from([None, "ann"]),
 )
 RELEASES = st.builds(releases, NUMBERS, st.sampled_from([None, "done"]), st.sampled_from(HoldKind))
+READINESS = st.builds(readies, NUMBERS, st.booleans(), st.none() | SEQS, st.sampled_from([None, "loading"]))
 BETTER = st.builds(Cause, st.sampled_from(CauseKind), st.sampled_from([None, "because"]))
 EXPLANATIONS = st.dictionaries(NUMBERS.map(iid), BETTER, max_size=3)
 BEATS = st.builds(Beat, st.integers(1, 7).map(iid), AGES_S)
 STEPS = st.one_of(
     st.builds(Step, st.just("register_many"), st.tuples(st.lists(REGISTRATIONS, min_size=1, max_size=4))),
     st.builds(Step, st.just("set_status_many"), st.tuples(st.lists(CHANGES, min_size=1, max_size=4))),
-    st.builds(Step, st.just("hold_many"), st.tuples(st.lists(HOLDS | RELEASES, min_size=1, max_size=4))),
+    st.builds(Step, st.just("hold_many"), st.tuples(st.lists(HOLDS | RELEASES | READINESS, min_size=1, max_size=4))),
     st.builds(Step, st.just("beat_many"), st.tuples(st.lists(BEATS, max_size=5))),
     st.builds(Step, st.just("refine_causes"), st.tuples(EXPLANATIONS)),
     st.builds(Step, st.just("expire_stale"), st.tuples(st.none() | LEASES_S, st.integers(1, 3))),

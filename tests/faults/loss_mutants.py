@@ -96,6 +96,18 @@ def _patch_no_deaths() -> Iterator[None]:
         yield
 
 
+_last_changes = PendingChanges._last_changes
+
+
+def _last_changes_but_readiness(pending: PendingChanges, instance_id: str) -> list[StatusChange | HoldChange]:
+    queued = list(pending)
+    return [
+        change
+        for change in _last_changes(pending, instance_id)
+        if not isinstance(change, HoldChange) or change in queued
+    ]
+
+
 _restore = Restoration.restore
 
 
@@ -128,8 +140,11 @@ LOSS_MUTANTS: dict[str, Mutant] = {
     "agents do not repeat their last changes": Mutant(
         25, lambda: mock.patch.object(RegistryConnection, "_take_again", _do_nothing), law=17
     ),
-    "endpoints overtake a status that is lost": Mutant(
-        122, lambda: mock.patch.object(PendingChanges, "has_predecessor", property(lambda _: False)), law=17
+    "an agent's readiness is not sent again": Mutant(
+        7, lambda: mock.patch.object(PendingChanges, "_last_changes", _last_changes_but_readiness)
+    ),
+    "a later change hides one that was lost": Mutant(
+        9, lambda: mock.patch.object(PendingChanges, "repeat", _nothing), law=17
     ),
     "a new registry asks agents for nothing": Mutant(
         25, lambda: mock.patch.object(Registry, "_compare_known", _ask_for_nothing), law=17

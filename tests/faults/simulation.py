@@ -17,9 +17,9 @@ The laws, checked all the time and at the end of every history:
 5. No instance is declared dead whose process lives and could reach the registry.
 6. At the end of all faults every process that ended is dead in the database, with a cause; at the latest when a freeze
    of expiry ends, where no witness confirms its end.
-7. Then every process that lives is live once, with the status and the endpoints that it reported, in memory and in the
-   database alike,
-   and no client keeps an undelivered change, also where the database refused a value of another.
+7. Then every process that lives is live once, with the status, the readiness and the endpoints that it reported last,
+   in memory and in the database alike, and no client keeps an undelivered change, also where the database refused a
+   value of another.
 8. A registry resolves no instance whose death it has committed, and has none in its lists and its feed.
 9. A follower's cache, while it is trusted, equals the state of its registry at the version that it has, verdicts
    included. When all is quiet it is trusted, and equals what the registry has.
@@ -39,8 +39,8 @@ The laws, checked all the time and at the end of every history:
 17. Nothing is lost that a living party holds, where the database loses its last commits or is restored to an earlier
     time. A registry that lives on writes nothing to it before it has joined it again; when it is complete, the
     registrations, statuses, holds, deaths with their causes and flips that it had acknowledged are there again, and
-    their history where it claims so. A registry that is new gets the last registration and status of every agent that
-    lives. When all is quiet, database, registry and agents agree (law 7).
+    their history where it claims so. A registry that is new gets the last registration, status and readiness of every
+    agent that lives. When all is quiet, database, registry and agents agree (law 7).
 18. Never a mixture of epochs: one answer of a registry, or one trusted cache, has instances of one epoch; a registry
     names none of an epoch that it has left; and once an agent has brought it a later epoch than its database has, it
     names none until an operator has confirmed an epoch.

@@ -21,7 +21,7 @@ from seedcore.core.answers import Receipt
 from seedcore.core.changes import Registration
 from seedcore.core.instances import Instance, Verdict
 from seedcore.core.lifecycle import Status
-from seedcore.core.ports import OnDraining, OnExplained, OnLostNodes, OnUnwatched
+from seedcore.core.ports import OnDependency, OnDraining, OnExplained, OnLostNodes, OnUnwatched
 from seedcore.core.timeouts import end
 from seedcore.core.verdict import Witness
 from seedcore.registry.server.config import RegistryConfig
@@ -64,6 +64,7 @@ class NoWitness:
     is_blind = False
     relays = watched = 0
     on_refined: OnExplained
+    on_dependency: OnDependency
     on_lost_nodes: OnLostNodes
     on_unwatched: OnUnwatched
     on_draining: OnDraining

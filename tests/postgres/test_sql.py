@@ -182,15 +182,18 @@ def test_arrays_of_a_batch_must_be_given_and_fit_together(db: psycopg.Connection
         ("set_instance_statuses(array[%(id)s]::uuid[], '{alive}', '{1,2}', null, null, null)", BAD_PARAMETER),
         ("set_instance_statuses(array[%(id)s]::uuid[], '{alive}', null, '{}', null, null)", BAD_PARAMETER),
         ("set_instance_statuses(array[%(id)s]::uuid[], '{alive}', null, null, null, null, 'w', '{}')", BAD_PARAMETER),
-        ("hold_instances(null, '{}', null, null, null, null)", NULL_GIVEN),
-        ("hold_instances(array[%(id)s]::uuid[], null, null, null, null, null)", NULL_GIVEN),
+        ("hold_instances(null, '{}', null, null, null, null, null)", NULL_GIVEN),
+        ("hold_instances(array[%(id)s]::uuid[], null, null, null, null, null, null)", NULL_GIVEN),
         (
-            "hold_instances(array[%(id)s]::uuid[], '{node}', array['{}', null]::jsonb[], null, null, null)",
+            "hold_instances(array[%(id)s]::uuid[], '{node}', array['{}', null]::jsonb[], null, null, null, null)",
             BAD_PARAMETER,
         ),
-        ("hold_instances(array[%(id)s]::uuid[], '{node}', array['[]']::jsonb[], null, null, null)", BAD_PARAMETER),
         (
-            "hold_instances(array[%(id)s]::uuid[], '{node}', array['{\"a\": 1}']::jsonb[], null, null, null)",
+            "hold_instances(array[%(id)s]::uuid[], '{node}', array['[]']::jsonb[], null, null, null, null)",
+            BAD_PARAMETER,
+        ),
+        (
+            "hold_instances(array[%(id)s]::uuid[], '{node}', array['{\"a\": 1}']::jsonb[], null, null, null, null)",
             BAD_PARAMETER,
         ),
         ("refine_causes(array[%(id)s]::uuid[], null, null)", NULL_GIVEN),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -323,10 +324,12 @@ async def test_a_hold_that_is_placed_again_is_committed_when_it_is_acknowledged(
     ]
 
 
-async def test_a_hold_is_placed_by_operations_alone(registry: LocalRegistry) -> None:
+async def test_an_operators_hold_is_placed_by_operations_alone(registry: LocalRegistry) -> None:
     await registry.register(joins(1, "agent-1").registration)
-    with pytest.raises(InvalidInputError, match="must be of an agent"):
-        await registry.take(SequencedChange(holds(1)))
+    for seq in (None, 7):
+        with pytest.raises(InvalidInputError, match="must be one that an agent changes"):
+            await registry.take(SequencedChange(replace(holds(1), seq=seq)))
+    assert registry.members.index.by_id[iid(1)].holds == ()
     for refused in ({"reason": "x" * 513}, {"reason": "a\nb"}, {"by": "x" * 256}, {"by": ""}, {"duration_s": 0}):
         arguments: Any = refused
         with pytest.raises(InvalidInputError):

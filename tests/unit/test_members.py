@@ -23,7 +23,7 @@ from seedcore.core.recent_deaths import RecentDeaths
 from seedcore.core.selection import best
 from seedcore.core.verdict import Beats
 from seedcore.store.memory import MemoryStore
-from tests.builders import START, FakeClock, hold, holds, iid, instance, joins, releases, turns
+from tests.builders import START, FakeClock, hold, holds, iid, instance, joins, readies, releases, turns
 
 TERMS = LeaseTerms(beat_interval_s=5.0, lease_s=15.0)
 EVERYONE = InstanceFilter(statuses=None, fresh_only=False)
@@ -162,6 +162,30 @@ def test_agents_own_change_renews_its_lease_and_the_registrys_does_not(members: 
     assert members.silence.silence_s(iid(1), 20.0) == 0.0
 
 
+def test_agents_own_hold_renews_its_lease_and_others_do_not(members: Members) -> None:
+    enter(members, 1, now_s=0.0)
+    members.hold(holds(1), START, 10.0)
+    assert members.silence.silence_s(iid(1), 10.0) == 10.0
+    members.hold(readies(1, False, 3, "loading"), START, 12.0)
+    assert members.silence.silence_s(iid(1), 12.0) == 0.0
+    members.hold(readies(1, True, 3), START, 20.0)
+    assert members.silence.silence_s(iid(1), 20.0) == 0.0
+    assert members.get(iid(1)).hold(HoldKind.READINESS) is not None  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("is_ahead", [True, False])
+def test_readiness_of_the_later_state_counts_where_memory_and_store_differ(members: Members, is_ahead: bool) -> None:
+    enter(members, 1, now_s=0.0)
+    members.hold(readies(1, True, 5), START, 0.0)
+    stored = instance(1, holds=(hold("loading", kind=HoldKind.READINESS),), seq=4 if is_ahead else 6)
+    members.adopt(stored, 0.0)
+    row = members.get(iid(1))
+    assert row is not None
+    assert row.status is (Status.ALIVE if is_ahead else Status.STARTING)
+    members.adopt(replace(stored, seq=7, holds=(hold("by ann"),)), 0.0)
+    assert {held.kind for held in members.get(iid(1)).holds} == {HoldKind.OPERATOR}  # type: ignore[union-attr]
+
+
 @st.composite
 def changes(draw: st.DrawFn) -> Change:
     number, seq = draw(st.integers(1, 4)), draw(st.integers(0, 8))
@@ -171,7 +195,10 @@ def changes(draw: st.DrawFn) -> Change:
         kind = draw(st.sampled_from(HoldKind))
         reason, seconds = draw(st.none() | st.just("why")), draw(st.none() | st.integers(1, 2))
         expires_at = None if seconds is None else START + timedelta(seconds=seconds)
-        return draw(st.sampled_from([holds(number, reason, expires_at, kind=kind), releases(number, reason, kind)]))
+        own = readies(number, draw(st.booleans()), seq, reason)
+        return draw(
+            st.sampled_from([holds(number, reason, expires_at, kind=kind), releases(number, reason, kind), own, own])
+        )
     return turns(
         number, draw(st.sampled_from(Status)), draw(st.none() | st.just(seq)), draw(st.none() | st.just("why"))
     )
@@ -187,7 +214,7 @@ async def test_memory_answers_as_the_store_does(history: list[Change]) -> None:
             ours = members.register(change, 0.0, START)
             (theirs,) = await store.register_many([change])
         elif isinstance(change, HoldChange):
-            ours = members.hold(change, START)
+            ours = members.hold(change, START, 0.0)
             (theirs,) = await store.hold_many([change])
         else:
             ours = members.set_status(change, 0.0, START)
@@ -457,6 +484,23 @@ def test_resolve_returns_the_best_alive_instance(members: Members) -> None:
     resolution = resolve(members, "agent", 0.0)
     assert resolution.is_known
     assert resolution.instance == best(row for row in everyone(members) if row.status is Status.ALIVE)
+
+
+def test_resolve_names_the_reason_of_an_agent_that_is_not_ready(members: Members) -> None:
+    enter(members, 1)
+    members.hold(readies(1, False, 3, "loading weights"), START, 0.0)
+    found = resolve(members, "agent", 0.0)
+    assert (found.instance, found.reason, found.detail) == (
+        None,
+        NotResolved.NOT_READY,
+        "it is not ready: loading weights",
+    )
+    assert found.is_known
+    members.hold(holds(1, "upkeep"), START)
+    assert resolve(members, "agent", 0.0).reason is NotResolved.DRAINING
+    members.hold(releases(1), START)
+    members.hold(readies(1, True, 4), START, 0.0)
+    assert resolve(members, "agent", 0.0).instance is not None
 
 
 @pytest.mark.parametrize(

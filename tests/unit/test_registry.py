@@ -27,7 +27,7 @@ from seedcore.core.errors import (
 from seedcore.core.feed import FeedBatch
 from seedcore.core.instances import Beat, Epoch, Instance, Verdict
 from seedcore.core.lifecycle import Status
-from seedcore.core.ports import OnDeath, OnDraining, OnExplained, OnLostNodes, OnUnwatched
+from seedcore.core.ports import OnDeath, OnDependency, OnDraining, OnExplained, OnLostNodes, OnUnwatched
 from seedcore.core.recent_deaths import RecentDeath
 from seedcore.core.verdict import Death, Witness
 from seedcore.registry.server.config import RegistryConfig
@@ -61,6 +61,7 @@ class NoWitness:
     is_blind = False
     relays = watched = 0
     on_refined: OnExplained
+    on_dependency: OnDependency
     on_lost_nodes: OnLostNodes
     on_unwatched: OnUnwatched
     on_draining: OnDraining

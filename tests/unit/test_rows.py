@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.changes import RegisterChange, Registration
+from seedcore.core.dependencies import Dependency
 from seedcore.core.holds import Hold, HoldKind
 from seedcore.core.instances import Instance, Transition
 from seedcore.core.rules import first_registration
@@ -15,7 +16,7 @@ from seedcore.store.rows import InstanceRow, instance_of
 from tests.builders import START, iid
 
 # what the registry needs to order changes and to recognise a process; it means nothing to a client of HTTP
-NOT_SHOWN = {"seq", "process_key"}
+NOT_SHOWN = {"seq", "process_key", "dependencies"}
 LATER = datetime(2024, 1, 2, tzinfo=UTC)
 ROW = InstanceRow(
     instance_id=iid(1),
@@ -47,6 +48,7 @@ ROW = InstanceRow(
     ip_address="10.0.0.1",
     pid=9,
     process_key="key",
+    dependencies=[{"name": "vllm", "pid": 7, "process_key": "its key", "is_fatal": False, "stderr_path": None}],
 )
 HOLDS = (
     Hold(HoldKind.NODE, None, None, START),
@@ -60,6 +62,7 @@ def test_every_column_becomes_the_field_of_the_value_with_its_name() -> None:
     assert decoded == {
         **{name: given for name, given in ROW._asdict().items() if not name.startswith("cause_")},
         "holds": HOLDS,
+        "dependencies": (Dependency("vllm", 7, "its key", is_fatal=False),),
     }
     assert value.cause == Cause(CauseKind.OUT_OF_MEMORY, "of its node", "bob")
     of_the_row = {name for name in InstanceRow._fields if not name.startswith("cause_")} | {"cause"}
@@ -78,6 +81,12 @@ def test_columns_that_a_newer_schema_appends_are_left_out() -> None:
 def test_row_without_holds_or_cause_has_none() -> None:
     value = instance_of(ROW._replace(holds={}, cause_kind=None, cause_detail=None, cause_by=None))
     assert (value.holds, value.cause) == ((), None)
+
+
+def test_what_another_program_wrote_as_a_dependency_and_is_none_is_left_out() -> None:
+    given = [7, {}, {"name": "x"}, {**ROW.dependencies[0], "pid": "7"}, {**ROW.dependencies[0], "more": 1}]
+    value = instance_of(ROW._replace(dependencies=[*given, ROW.dependencies[0]]))  # type: ignore[list-item]
+    assert value.dependencies == (Dependency("vllm", 7, "its key", is_fatal=False),)
 
 
 def test_cause_of_another_program_without_a_kind_is_unknown() -> None:

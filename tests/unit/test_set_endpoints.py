@@ -215,7 +215,7 @@ async def test_endpoints_do_not_overtake_a_status_that_a_registry_lacks(tables: 
         assert receipt.durable
         row = known(second, client)
         assert (row.status, row.endpoints, row.seq) == (Status.ALIVE, NEW, 3)
-        assert [(type(one.change), one.change.seq, one.after) for one in to.taken[2:]] == [  # type: ignore[union-attr]
+        assert [(type(one.change), one.change.seq, one.after) for one in to.taken[2:]] == [
             (RegisterChange, 1, None),
             (StatusChange, 2, second.members.feed.stream),
             (RegisterChange, 3, second.members.feed.stream),
@@ -311,14 +311,14 @@ async def test_a_client_that_registers_again_in_memory_repeats_its_last_details_
     assert changed.seq == 3
     queue.set_status(iid(1), Status.DRAINING, None)
     queue.register_again(newest, as_new=False)
-    assert [(type(change), change.seq) for change in queue] == [  # type: ignore[union-attr]
+    assert [(type(change), change.seq) for change in queue] == [
         (RegisterChange, 1),
         (StatusChange, 2),
         (RegisterChange, 3),
         (StatusChange, 4),
     ]
     queue.register_again(replace(newest, instance_id=iid(2)), as_new=True)
-    assert [(type(change), change.seq) for change in queue] == [  # type: ignore[union-attr]
+    assert [(type(change), change.seq) for change in queue] == [
         (RegisterChange, 1),
         (StatusChange, 2),
         (StatusChange, 3),

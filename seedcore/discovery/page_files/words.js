@@ -34,7 +34,7 @@ const withDetails = (words, by, detail) => `${words}${by ? ` (${by})` : ""}${det
 
 const HOLDS = {
   operator: "An operator drains it",
-  readiness: "It reports that it is not ready",
+  readiness: "Not ready",
   process: "A process that it depends on has ended",
   node: "Its node is being drained",
 };
@@ -91,6 +91,7 @@ const HOLD_CHANGES = {
 
 export function describeMove({ from_status: from, to_status: to, cause, hold }) {
   if (to === "dead" && ENDS[cause?.kind]) return ENDS[cause.kind];
+  if (hold === "readiness" && to === "alive") return "Ready: it accepts work";
   if (hold && from === to) return HOLD_CHANGES[hold] ?? "Hold changed";
   return MOVES[`${from ?? ""}>${to}`] ?? `From ${from ?? "nothing"} to ${to}`;
 }

@@ -15,6 +15,11 @@ States of one agent (`client`, with `pending`, `delivery` and `enrolment`):
     not known to the registry     --> the same instance registers again, with the numbers of its changes
     dead with its epoch           --> retired: RetiredEpochError, on_retired, no report any more
 
+Whether it is ready (`readiness`), and which processes it depends on (`processes`), are its own words, too: sent with a
+number, kept, and repeated in the order of the numbers to a registry that replaced another one. Without a fatal process
+of its own it does not come back. A probe of a URL (`http_probe`) runs on threads, and reports in the event loop of
+`loop_thread`.
+
 A change goes from `PendingChanges` through RegistryConnection.take to the relay of the node or the registry. It leaves
 the queue when a receipt is `durable`, or when it is refused for good; until then each call sends it again with the
 same number, so that it is applied once.

@@ -5,6 +5,7 @@ It runs no loop: `reporter.py` beats by itself.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from types import TracebackType
@@ -12,10 +13,11 @@ from typing import Self
 
 from seedcore.core.answers import BeatAnswer, Receipt
 from seedcore.core.causes import Cause, CauseKind
-from seedcore.core.changes import Registration, new_instance_id
+from seedcore.core.changes import HoldChange, Registration, new_instance_id
 from seedcore.core.clock import Clock
 from seedcore.core.comebacks import Comebacks
 from seedcore.core.errors import InstanceDeadError, RegistryError, RetiredEpochError
+from seedcore.core.holds import HoldKind
 from seedcore.core.lifecycle import Status
 from seedcore.core.limits import Json, check_detail, check_status
 from seedcore.core.loops import LoopsLock
@@ -24,6 +26,8 @@ from seedcore.registry.agent.enrolment import Enrolment, Identifier, NewId
 from seedcore.registry.agent.identity import identify, process_epoch
 from seedcore.registry.agent.outages import Outages, of_process
 from seedcore.registry.agent.pending import PendingChanges
+from seedcore.registry.agent.processes import Dependencies, unwatched, watched
+from seedcore.registry.agent.readiness import Readiness
 from seedcore.registry.agent.times import AgentTimes
 from seedcore.registry.protocol.connection import RegistryConnection, shared_connection
 from seedcore.registry.ray_support.directory import check_not_ours
@@ -92,7 +96,7 @@ class RegistryClient:
         given = replace(
             given, labels=dict(given.labels), metadata=dict(given.metadata), endpoints=dict(given.endpoints)
         )
-        clock = clock if clock is not None else Clock()
+        self._clock = clock = clock if clock is not None else Clock()
         self.times = times if times is not None else AgentTimes()
         self.outages = outages
         self._enrolment = Enrolment(
@@ -105,6 +109,7 @@ class RegistryClient:
         )
         self._is_completed = False
         self._pending = PendingChanges()
+        self._readiness = Readiness()
         self._delivery = Delivery(
             self._connection,
             self._enrolment,
@@ -243,6 +248,75 @@ class RegistryClient:
                     # it is refused for good: later registrations must not repeat it
                     self._enrolment.set_endpoints(before)
                 raise
+
+    async def set_ready(self, ready: bool, reason: str | None = None) -> Receipt:
+        """Report whether the agent accepts work. While it is not ready it lives and is not resolved: it has a hold of
+        kind `readiness` with this reason, whatever status it reports. Returns and raises as `set_status()`.
+
+        Before `register()` it is kept, and sent with the registration.
+        """
+        async with self._calls:
+            self._require_life()
+            return await self._report_readiness(self._readiness.said(ready, reason))
+
+    async def note_probe(self, name: str, problem: str | None) -> Receipt:
+        """Report what a probe of this name finds: a problem, with which the agent is not ready, or None. As
+        `set_ready()`, beside which it counts."""
+        async with self._calls:
+            self._require_life()
+            return await self._report_readiness(self._readiness.probed(name, problem))
+
+    async def _report_readiness(self, now: Readiness) -> Receipt:
+        before = self._readiness, self._pending.wanted
+        try:
+            self._pending.hold(now.change(self.instance_id, self._clock.utc()))
+            self._readiness = now
+            return await self._sent_or_kept()
+        except RegistryError:
+            self._readiness, self._pending.wanted = before
+            raise
+
+    async def watch_process(
+        self,
+        pid: int,
+        name: str = "process",
+        *,
+        fatal: bool = True,
+        stderr_path: str | os.PathLike[str] | None = None,
+    ) -> Receipt:
+        """Depend on another process of this node, at most MAX_DEPENDENCIES: the relay watches it. When it ends the
+        instance is dead if it is `fatal`, and comes back only once another process of this `name` is watched, or none.
+        Otherwise the instance lives, and is not resolved until then: it has a hold of kind `process`.
+
+        The cause names the process, its signal or exit code, and the last lines of the file at `stderr_path`. Before
+        `register()` it is kept, and sent with the registration. Returns and raises as `set_status()`.
+        """
+        async with self._calls:
+            self._require_life()
+            known = self.registration.dependencies
+            return await self._depend_on(watched(known, pid, name, is_fatal=fatal, stderr_path=stderr_path), name)
+
+    async def unwatch_process(self, name: str) -> Receipt:
+        """Depend on the process of this name no longer. As `watch_process()`."""
+        async with self._calls:
+            self._require_life()
+            return await self._depend_on(unwatched(self.registration.dependencies, name), name)
+
+    async def _depend_on(self, dependencies: Dependencies, name: str) -> Receipt:
+        self._pending.require_room(2)
+        had_it = any(one.name == name for one in self.registration.dependencies)
+        self._enrolment.registration = replace(self.registration, dependencies=dependencies)
+        if self.status is not None:
+            self._pending.change_details(self.registration)
+            if had_it:
+                # the registry places it again while another one has ended
+                self._pending.hold(HoldChange(self.instance_id, HoldKind.PROCESS, cause=Cause(CauseKind.AGENT, name)))
+        return await self._sent_or_kept()
+
+    async def _sent_or_kept(self) -> Receipt:
+        if self.status is None:
+            return self._delivery.kept("it is sent with the registration")
+        return await self._delivery.deliver(self)
 
     async def beat(self) -> BeatAnswer:
         """Renew the lease, and first deliver what is not durable yet.

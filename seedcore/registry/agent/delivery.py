@@ -4,7 +4,7 @@ registry has lost the instance."""
 from __future__ import annotations
 
 from seedcore.core.answers import BeatAnswer, Receipt
-from seedcore.core.changes import SequencedChange
+from seedcore.core.changes import HoldChange, SequencedChange
 from seedcore.core.clock import Clock
 from seedcore.core.comebacks import Comebacks
 from seedcore.core.errors import (
@@ -21,10 +21,12 @@ from seedcore.core.errors import (
     UnknownInstanceError,
     VersionMismatchError,
 )
+from seedcore.core.holds import Hold, HoldKind
 from seedcore.core.lifecycle import Status
 from seedcore.registry.agent.enrolment import Enrolment
 from seedcore.registry.agent.outages import Outages
 from seedcore.registry.agent.pending import PendingChanges
+from seedcore.registry.agent.processes import ended
 from seedcore.registry.protocol.connection import RegistryConnection
 
 _MAX_RETURNS = 4
@@ -47,7 +49,8 @@ class Delivery:
         self.beat_interval_s: float | None = None
         """How often the registry asks the agent to beat; None before its first answer."""
         self._lease_s: float | None = None
-        self._taken_by: str | None = None
+        self._registry: str | None = None
+        self._is_coming_back = False
         self._connection = connection
         self._enrolment = enrolment
         self._pending = pending
@@ -74,6 +77,10 @@ class Delivery:
         self._outages.note_receipt(agent, receipt, self.fields)
         return receipt
 
+    def kept(self, why: str) -> Receipt:
+        """The receipt of a change that is not sent yet."""
+        return self._receipt(durable=False, why=why)
+
     def register_again(self) -> None:
         """Queue the registration again, as the same instance: the registry does not know it."""
         self._outages.registered_again.note(self._enrolment.registration.instance_id, self.fields)
@@ -84,18 +91,36 @@ class Delivery:
         self._outages.came_back.note(self._enrolment.registration.instance_id, self.fields)
         self._comebacks.note(why, self._clock.monotonic())
         self._enrolment.begin_new_instance()
-        self._pending.register_again(self._enrolment.registration, as_new=True)
+        self._is_coming_back = True
+        registration = self._enrolment.registration
+        process, kind = ended(registration.dependencies, is_fatal=False), HoldKind.PROCESS
+        if process is not None:
+            # at once: the relay looks at it only after the registration
+            hold = Hold(kind, f"{process.name}: pid {process.pid}", None, self._clock.utc())
+            self._pending.wanted = self._pending.wanted.with_hold(HoldChange(registration.instance_id, kind, hold))
+        self._pending.register_again(registration, as_new=True)
 
     def require_comeback(self) -> None:
         """Raise RegistrationDelayedError in the pause before the instance that is to be registered."""
-        pausing = self._comebacks.problem(self._clock.monotonic())
+        pausing = self._why_paused()
         if pausing is not None:
             raise RegistrationDelayedError(pausing)
+
+    def _why_paused(self) -> str | None:
+        """Why no registration is sent now: of several deaths in a row, or without a process that it depends on."""
+        pausing = self._comebacks.problem(self._clock.monotonic())
+        is_needed = self._is_coming_back or self._pending.wanted.status is not Status.DEAD
+        if pausing is not None or not (self._pending.is_to_register and is_needed):
+            return pausing
+        process = ended(self._enrolment.registration.dependencies, is_fatal=True)
+        if process is None:
+            return None
+        return f"{process.name} (pid {process.pid}), which it depends on, has ended: watch the next one, or none"
 
     async def _deliver_all(self) -> Receipt:
         replaced: RegistryReplacedError | None = None
         for _ in range(_MAX_RETURNS):
-            pausing = self._comebacks.problem(self._clock.monotonic())
+            pausing = self._why_paused()
             if pausing is not None and self._pending.wanted.status is Status.DEAD:
                 # the instance before is dead already, and this one was never registered
                 return self._ended()
@@ -117,8 +142,9 @@ class Delivery:
                 # it ended with its epoch, as it wants
                 return self._receipt(durable=True, why=None)
             except RegistryReplacedError as error:
-                # the registry that replaced it gets every change, in order: it may know fewer than the one before
-                replaced, self._taken_by = error, None
+                # the registry that replaced it gets the last changes, in order: it may know fewer than the one before
+                replaced, self._registry = error, None
+                self._pending.repeat(self._enrolment.registration)
             except _TRY_LATER as error:
                 return self._receipt(durable=False, why=str(error))
         if replaced is not None:
@@ -127,38 +153,19 @@ class Delivery:
 
     async def _send_all(self) -> Receipt:
         receipt = self._receipt(durable=True, why=None)
-        taken_by = await self._repeat_before()
         for change in self._pending:
             try:
-                receipt = await self._connection.take(SequencedChange(change, taken_by))
+                receipt = await self._connection.take(SequencedChange(change, self._registry))
             except _HEALS:
                 raise
             except RegistryError:
                 self._pending.refuse(change)
                 raise
-            self._taken_by = taken_by = receipt.registry
+            self._registry, self._is_coming_back = receipt.registry, False
             self.note_terms(receipt)
             self._enrolment.note_epoch(receipt)
             self._pending.settle(change, receipt)
         return receipt
-
-    async def _repeat_before(self) -> str | None:
-        """The registry that has what comes before the first change: the one that took it, or else the one that gets it
-        now once more, under its number. None where nothing has to come before."""
-        if not self._pending.has_predecessor:
-            return None
-        taken_by = self._taken_by
-        if taken_by is not None:
-            return taken_by
-        for change in self._pending.before_first(self._enrolment.registration):
-            try:
-                taken_by = (await self._connection.take(SequencedChange(change, taken_by))).registry
-            except _HEALS:
-                raise
-            except RegistryError:
-                # refused for good: the others need not wait for it
-                continue
-        return taken_by
 
     def _ended(self) -> Receipt:
         self._pending.clear()

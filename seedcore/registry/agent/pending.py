@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from seedcore.core.answers import Receipt
 from seedcore.core.causes import Cause
-from seedcore.core.changes import Change, RegisterChange, Registration, StatusChange
+from seedcore.core.changes import Change, HoldChange, RegisterChange, Registration, StatusChange
 from seedcore.core.errors import BacklogFullError
+from seedcore.core.holds import HoldKind
 from seedcore.core.lifecycle import Status
 
 MAX_PENDING = 1000
@@ -16,11 +17,17 @@ MAX_PENDING = 1000
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The status that the agent has asked for last (None: none yet), its cause and the number of that change."""
+    """What the agent has asked for last: the status (None: none yet), its cause and the number of that change; and by
+    kind the last change of a hold, whose number is None before the registration."""
 
     status: Status | None = None
     cause: Cause | None = None
     seq: int = 0
+    holds: Mapping[HoldKind, HoldChange] = field(default_factory=dict)
+
+    def with_hold(self, change: HoldChange) -> Wanted:
+        """The same, with this last change of a hold."""
+        return replace(self, holds={**self.holds, change.kind: change})
 
 
 class PendingChanges:
@@ -46,17 +53,35 @@ class PendingChanges:
         return iter(tuple(self._changes))
 
     def register(self, registration: Registration) -> None:
-        """Queue a registration. The status stays as it is, or becomes `starting`."""
-        if self.wanted.status is None:
-            self.wanted = Wanted(Status.STARTING)
+        """Queue a registration. The status stays as it is, or becomes `starting`; behind the first registration come
+        the holds from before it."""
+        is_first = self.wanted.status is None
         self._changes.append(RegisterChange(registration, self._next_seq()))
+        if is_first:
+            self.wanted = replace(self.wanted, status=Status.STARTING)
+            for change in self.wanted.holds.values():
+                self._put_hold(replace(change, instance_id=registration.instance_id))
+
+    def require_room(self, count: int) -> None:
+        """Raise BacklogFullError unless so many more changes fit."""
+        if len(self._changes) + count > self._limit:
+            raise BacklogFullError(self._limit)
+
+    @property
+    def is_to_register(self) -> bool:
+        """Whether a registration is queued."""
+        return any(isinstance(change, RegisterChange) for change in self._changes)
 
     def change_details(self, registration: Registration) -> Change:
-        """Queue a registration with other details, behind all changes. It replaces one that is last in the queue, since
-        it has all details. Returns the change. Raises BacklogFullError."""
+        """Queue a registration with other details, behind all changes. Registrations that are queued get them, too; one
+        that is last is replaced. Returns the change. Raises BacklogFullError."""
         last = self._changes[-1] if self._changes else None
-        if not isinstance(last, RegisterChange) and len(self._changes) >= self._limit:
-            raise BacklogFullError(self._limit)
+        if not isinstance(last, RegisterChange):
+            self.require_room(1)
+        self._changes = [
+            replace(change, registration=registration) if isinstance(change, RegisterChange) else change
+            for change in self._changes
+        ]
         is_update = True
         if isinstance(last, RegisterChange):
             is_update = last.is_update
@@ -65,32 +90,25 @@ class PendingChanges:
         self._changes.append(RegisterChange(registration, self._details_seq, is_update=is_update))
         return self._changes[-1]
 
-    @property
-    def has_predecessor(self) -> bool:
-        """Whether the first change in the queue may only follow those before it. Each change of a status says all that
-        the one before it said, until the details change, too: then a registry that lacks the last of either kind would
-        take the number of the other for both."""
-        first = self._changes[0] if self._changes else None
-        return self._details_seq > 0 and not (isinstance(first, RegisterChange) and not first.is_update)
-
-    def before_first(self, registration: Registration) -> list[Change]:
-        """The last status and the last registration with other details, if they come before the first change in the
-        queue."""
-        first = self._changes[0] if self._changes else None
-        if not isinstance(first, (RegisterChange, StatusChange)) or first.seq is None:
-            return []
-        wanted = self.wanted
-        known: dict[int, Change] = {self._details_seq: RegisterChange(registration, self._details_seq, is_update=True)}
-        if wanted.status is not None:
-            known[wanted.seq] = StatusChange(registration.instance_id, wanted.status, wanted.seq, wanted.cause)
-        return [known[seq] for seq in sorted(known) if 0 < seq < first.seq]
-
     def set_status(self, instance_id: str, status: Status, cause: Cause | None) -> None:
         """Queue a change of status. Raises BacklogFullError."""
-        if len(self._changes) >= self._limit:
-            raise BacklogFullError(self._limit)
-        self.wanted = Wanted(status, cause, self._next_seq())
+        self.require_room(1)
+        self.wanted = replace(self.wanted, status=status, cause=cause, seq=self._next_seq())
         self._changes.append(StatusChange(instance_id, status, self.wanted.seq, cause))
+
+    def hold(self, change: HoldChange) -> None:
+        """Queue a change of a hold, which gets its number here; before the registration only keep it. Raises
+        BacklogFullError."""
+        if self.wanted.status is None:
+            self.wanted = self.wanted.with_hold(change)
+            return
+        self.require_room(1)
+        self._put_hold(change)
+
+    def _put_hold(self, change: HoldChange) -> None:
+        numbered = replace(change, seq=self._next_seq())
+        self.wanted = self.wanted.with_hold(numbered)
+        self._changes.append(numbered)
 
     def settle(self, change: Change, receipt: Receipt) -> None:
         """Note the answer to a change: those that are durable leave the queue."""
@@ -113,32 +131,61 @@ class PendingChanges:
         """Give up what is queued."""
         self._changes.clear()
 
+    def repeat(self, registration: Registration) -> None:
+        """Queue the last changes again, in the order of their numbers: a database may have lost those that were
+        durable, and a later number would hide that."""
+        if self.wanted.status is None or self.is_refused:
+            return
+        queued = [change for change in self._changes if isinstance(change, RegisterChange)]
+        changes: list[Change] = [*queued, *self._last_changes(registration.instance_id)]
+        if self._details_seq and self._details_seq not in {change.seq for change in queued}:
+            changes.append(RegisterChange(registration, self._details_seq, is_update=True))
+        self._changes = sorted(changes, key=lambda change: change.seq or 0)
+
     def register_again(self, registration: Registration, *, as_new: bool) -> None:
-        """Queue a registration and, behind it, what was queued, or else the status that the agent is in.
+        """Queue a registration and, behind it in the order of their numbers, what was queued, and the status and the
+        holds that the agent asked for last where they were not.
 
         As the same instance every change keeps its number: repeated, it must not undo what others have changed since.
         So the last details are also sent under their own number if that is higher: a database that the registry has not
         read yet may have the instance with earlier ones.
         """
-        updates = {change.seq for change in self._changes if isinstance(change, RegisterChange)} | {self._details_seq}
-        statuses = [change for change in self._changes if isinstance(change, StatusChange)]
         if self.wanted.status is None:
-            self.wanted = Wanted(Status.STARTING)
-        wanted, instance_id = self.wanted, registration.instance_id
-        if not statuses and wanted.status is not None and wanted.status is not Status.STARTING:
-            statuses = [StatusChange(instance_id, wanted.status, wanted.seq, wanted.cause)]
+            # a first beat may come before any change
+            self.register(registration)
+            return
+        changes = self._last_changes(registration.instance_id)
+        updates = {change.seq for change in self._changes if isinstance(change, RegisterChange)} | {self._details_seq}
         if as_new:
-            self.seq = 1
-            statuses = [StatusChange(instance_id, change.status, self._next_seq(), change.cause) for change in statuses]
-            self.wanted, updates = Wanted(wanted.status, wanted.cause, self.seq), set()
+            changes, updates = self._as_of_new(changes), set()
             self._details_seq = 0
-        numbered = {change.seq: change for change in statuses if change.seq is not None}
-        first_seq = min(numbered) - 1 if numbered else max({1, *updates})
-        later = {seq: RegisterChange(registration, seq, is_update=True) for seq in updates if seq > first_seq}
-        behind: dict[int, Change] = {**numbered, **later}
-        self._changes = [RegisterChange(registration, first_seq), *(behind[seq] for seq in sorted(behind))]
-        # a first beat may come before any change: the next one needs a number of its own
-        self.seq = max(self.seq, 1)
+        first_seq = (changes[0].seq or 1) - 1 if changes else max({1, *updates})
+        later = [RegisterChange(registration, seq, is_update=True) for seq in updates if seq > first_seq]
+        behind: list[Change] = sorted([*changes, *later], key=lambda change: change.seq or 0)
+        self._changes = [RegisterChange(registration, first_seq), *behind]
+        self.seq = max(self.seq, first_seq)
+
+    def _last_changes(self, instance_id: str) -> list[StatusChange | HoldChange]:
+        """What is queued but for registrations, and the last status and holds, each once, by their numbers."""
+        wanted = self.wanted
+        changes = {change.seq: change for change in self._changes if not isinstance(change, RegisterChange)}
+        if wanted.status is not None and wanted.status is not Status.STARTING:
+            changes.setdefault(wanted.seq, StatusChange(instance_id, wanted.status, wanted.seq, wanted.cause))
+        for change in wanted.holds.values():
+            changes.setdefault(change.seq, change)
+        last = sorted(changes.values(), key=lambda change: change.seq or 0)
+        return [replace(change, instance_id=instance_id) for change in last]
+
+    def _as_of_new(self, changes: list[StatusChange | HoldChange]) -> list[StatusChange | HoldChange]:
+        """The changes of an instance as those of a new one. The holds that it still has come first, so that it is never
+        alive without them."""
+        self.seq = 1
+        last = {change.seq for change in self.wanted.holds.values() if change.hold is not None}
+        kept = [change for change in changes if isinstance(change, HoldChange) and change.seq in last]
+        holds = [replace(change, seq=self._next_seq()) for change in kept]
+        statuses = [replace(change, seq=self._next_seq()) for change in changes if isinstance(change, StatusChange)]
+        self.wanted = replace(self.wanted, seq=self.seq, holds={change.kind: change for change in holds})
+        return [*holds, *statuses]
 
     def _next_seq(self) -> int:
         self.seq += 1

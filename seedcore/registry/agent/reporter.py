@@ -7,25 +7,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Coroutine, Mapping
 from types import TracebackType
 from typing import Self
 
 from seedcore.core.answers import Receipt
-from seedcore.core.errors import (
-    RegistryError,
-    RetiredEpochError,
-)
+from seedcore.core.errors import RegistryError, RegistryUnavailableError, RetiredEpochError
 from seedcore.core.lifecycle import Status
 from seedcore.core.limits import Json, check_detail, check_endpoints, check_load
+from seedcore.core.loop_thread import LoopThread
 from seedcore.core.loops import LoopsLock
 from seedcore.registry.agent.beat_loop import BeatLoop, beat_loop
 from seedcore.registry.agent.client import RegistryClient
+from seedcore.registry.agent.http_probe import HttpProbes, Probe
 from seedcore.registry.agent.pulse import Pulse, fields_of
 from seedcore.registry.ray_support.session import refuse_forked
 from seedcore.settings import Settings, get_settings
 
 logger = logging.getLogger(__name__)
+
+_PROBE_PATIENCE_S = 30.0
 
 
 def stop_reason(error: BaseException | None) -> str:
@@ -79,6 +81,7 @@ class Reporter:
             )
         )
         self._pulse = Pulse(self._client, self._retire)
+        self._probes = HttpProbes(self._report_probe)
         self._is_reporting = False
         self._changing = LoopsLock()
         self._beats: BeatLoop | None = None
@@ -181,6 +184,45 @@ class Reporter:
             self._retire(error)
             raise
 
+    async def set_ready(self, ready: bool, reason: str | None = None) -> Receipt | None:
+        """Report whether the agent accepts work: while it is not ready it lives, and is not resolved. Before `start()`
+        it is kept: an agent that is not ready then is never resolved before it is. None where nothing is reported."""
+        return await self._also_before_start(lambda: self._client.set_ready(ready, reason))
+
+    async def watch_process(
+        self,
+        pid: int,
+        *,
+        name: str = "process",
+        fatal: bool = True,
+        stderr_path: str | os.PathLike[str] | None = None,
+    ) -> Receipt | None:
+        """See RegistryClient.watch_process. Before `start()` it is kept. None where nothing is reported."""
+        return await self._also_before_start(
+            lambda: self._client.watch_process(pid, name, fatal=fatal, stderr_path=stderr_path)
+        )
+
+    async def unwatch_process(self, name: str) -> Receipt | None:
+        """See RegistryClient.unwatch_process."""
+        return await self._also_before_start(lambda: self._client.unwatch_process(name))
+
+    def watch_http(
+        self, url: str, *, name: str, every_s: float = 5.0, timeout_s: float = 2.0, failures: int = 3
+    ) -> None:
+        """Probe a URL every so many seconds, on a thread, until `stop()`: at most MAX_PROBES. After so many failures in
+        a row the agent is not ready, with the reason, until one success; see `set_ready()`, beside which it counts.
+
+        A failure is no answer within `timeout_s` seconds, the look-up of the name included, or a status from 400.
+        Raises InvalidInputError.
+        """
+        refuse_forked()
+        self._probes.add(Probe(url, name, every_s, timeout_s, failures))
+
+    async def unwatch_http(self, name: str) -> Receipt | None:
+        """End the probe of this name, and what it has found. Raises InvalidInputError where there is none."""
+        self._probes.remove(name)
+        return await self._also_before_start(lambda: self._client.note_probe(name, None))
+
     async def stop(self, reason: str = "stopped") -> Receipt | None:
         """End the beats and report `dead`, within the call timeout. Idempotent. Dead is final.
 
@@ -191,6 +233,7 @@ class Reporter:
         refuse_forked()
         async with self._changing:
             self._end_beating()
+            self._probes.stop()
             if self._client.status is None or (self._client.status is Status.DEAD and not self._client.pending):
                 return None
             try:
@@ -201,11 +244,18 @@ class Reporter:
 
     async def _report(self, status: Status, reason: str | None) -> Receipt | None:
         refuse_forked()
-        if not self._is_reporting:
+        return await self._send(self._client.set_status(status, reason)) if self._is_reporting else None
+
+    async def _also_before_start(self, report: Callable[[], Coroutine[object, object, Receipt]]) -> Receipt | None:
+        refuse_forked()
+        if not self.is_enabled or (not self._is_reporting and self._client.status is not None):
             return None
+        return await self._send(report())
+
+    async def _send(self, report: Coroutine[object, object, Receipt]) -> Receipt:
         self._keep_beating()
         try:
-            return await self._client.set_status(status, reason)
+            return await report
         except RetiredEpochError as error:
             self._retire(error)
             raise
@@ -215,6 +265,7 @@ class Reporter:
         if not self._is_reporting:
             return
         self._end_beating()
+        self._probes.stop()
         self._retired_epoch, self._pulse.problem = error.epoch, str(error)
         logger.warning("epoch %s is retired; its agent has stopped reporting", error.epoch, extra=self._fields())
         if self._on_retired is not None:
@@ -222,6 +273,17 @@ class Reporter:
                 self._on_retired(error.epoch)
             except Exception:
                 logger.exception("on_retired failed", extra=self._fields())
+
+    def _report_probe(self, name: str, problem: str | None) -> None:
+        """Called on the thread of a probe. The event loop of the agent may be stuck: it reports in another."""
+        if not self.is_enabled:
+            return
+        thread = LoopThread.joined()
+        try:
+            late = RegistryUnavailableError(f"the report of a probe has not ended within {_PROBE_PATIENCE_S:g} s")
+            thread.run(self._client.note_probe(name, problem), _PROBE_PATIENCE_S, late)
+        finally:
+            thread.leave()
 
     def _end_beating(self) -> None:
         if self._is_reporting:

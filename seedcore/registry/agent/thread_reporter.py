@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeAlias, TypeVar
 
 from seedcore.core.answers import Receipt
 from seedcore.core.errors import ForkedProcessError, RegistryUnavailableError
-from seedcore.core.limits import Json, check_detail, check_endpoints
+from seedcore.core.limits import Json, check_detail, check_endpoints, check_kind
 from seedcore.core.loop_thread import LoopThread
+from seedcore.registry.agent.http_probe import Probe
 from seedcore.registry.agent.reporter import Reporter, stop_reason
 from seedcore.registry.ray_support.session import refuse_forked
 from seedcore.settings import Settings, get_settings
 
 T = TypeVar("T")
+
+Call: TypeAlias = Callable[[Reporter], Coroutine[Any, Any, Receipt | None]]
 
 _PATIENCE_S = 30.0
 _CALLS_PER_STEP = 6  # to find the registry, greet it and call it, and once more with the one that replaced it
@@ -69,6 +72,7 @@ class ThreadReporter:
         self._turn = threading.Lock()
         self._pid = os.getpid()
         self._reporter: Reporter | None = None
+        self._kept: dict[str, Call] = {}
 
     def __enter__(self) -> Self:
         self.start()
@@ -93,11 +97,13 @@ class ThreadReporter:
                 return
             reporter, thread = self._make(), LoopThread.joined()
             try:
-                self._wait(thread, reporter.start())
+                self._wait(thread, _begin(reporter, list(self._kept.values())))
             except BaseException:
                 thread.leave()
                 raise
             self._reporter, self._thread = reporter, thread
+            # what it depends on is of this start; whether it is ready is not
+            self._kept = {key: call for key, call in self._kept.items() if key == "readiness"}
 
     def drain(self, reason: str | None = None) -> Receipt | None:
         """As Reporter.drain, blocking."""
@@ -115,6 +121,45 @@ class ThreadReporter:
             if self._reporter is None or self._thread is None:
                 return None
             return self._wait(self._thread, self._reporter.set_endpoints(endpoints))
+
+    def set_ready(self, ready: bool, reason: str | None = None) -> Receipt | None:
+        """As Reporter.set_ready, blocking. It also holds for a later `start()`."""
+        check_kind("ready", ready, bool)
+        check_detail(reason)
+        with self._alone():
+            self._kept["readiness"] = lambda reporter: reporter.set_ready(ready, reason)
+        return self._run(self._kept["readiness"])
+
+    def watch_process(
+        self,
+        pid: int,
+        *,
+        name: str = "process",
+        fatal: bool = True,
+        stderr_path: str | os.PathLike[str] | None = None,
+    ) -> Receipt | None:
+        """As Reporter.watch_process, blocking. Before `start()` it is kept, and checked there."""
+        return self._run_or_keep(
+            f"process {name}",
+            lambda reporter: reporter.watch_process(pid, name=name, fatal=fatal, stderr_path=stderr_path),
+        )
+
+    def unwatch_process(self, name: str) -> Receipt | None:
+        """As Reporter.unwatch_process, blocking."""
+        self._kept.pop(f"process {name}", None)
+        return self._run(lambda reporter: reporter.unwatch_process(name))
+
+    def watch_http(
+        self, url: str, *, name: str, every_s: float = 5.0, timeout_s: float = 2.0, failures: int = 3
+    ) -> None:
+        """As Reporter.watch_http. Before `start()` it is kept."""
+        probe = Probe(url, name, every_s, timeout_s, failures).validated()
+        self._run_or_keep(f"probe {name}", lambda reporter: _probe(reporter, probe))
+
+    def unwatch_http(self, name: str) -> Receipt | None:
+        """As Reporter.unwatch_http, blocking."""
+        self._kept.pop(f"probe {name}", None)
+        return self._run(lambda reporter: reporter.unwatch_http(name))
 
     def stop(self, reason: str = "stopped") -> Receipt | None:
         """As Reporter.stop, blocking."""
@@ -139,6 +184,13 @@ class ThreadReporter:
         late = RegistryUnavailableError(f"the reporter's thread has not answered within {self._patience_s:g} s")
         return thread.run(work, self._patience_s, late)
 
+    def _run_or_keep(self, key: str, call: Call) -> Receipt | None:
+        with self._alone():
+            if self._reporter is None or self._thread is None:
+                self._kept[key] = call
+                return None
+            return self._wait(self._thread, call(self._reporter))
+
     @contextmanager
     def _alone(self) -> Iterator[None]:
         refuse_forked()
@@ -154,3 +206,20 @@ class ThreadReporter:
             yield
         finally:
             self._turn.release()
+
+
+async def _begin(reporter: Reporter, calls: Sequence[Call]) -> None:
+    """Start a reporter after the calls that were kept for it."""
+    try:
+        for call in calls:
+            await call(reporter)
+        await reporter.start()
+    except BaseException:
+        await reporter.stop()
+        raise
+
+
+async def _probe(reporter: Reporter, probe: Probe) -> None:
+    reporter.watch_http(
+        probe.url, name=probe.name, every_s=probe.every_s, timeout_s=probe.timeout_s, failures=probe.failures
+    )

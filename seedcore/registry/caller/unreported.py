@@ -39,7 +39,8 @@ def require_unreported(refusal: NotResolvableError, instances: Sequence[Instance
         return
     logical_id = refusal.logical_id
     if instances[0].status is not Status.DEAD:
-        is_first = all(row.status is Status.STARTING for row in instances)
+        # one that is not ready has reported that
+        is_first = all(row.status is Status.STARTING and not row.holds for row in instances)
         if is_first and all(row.actor_name != logical_id for row in instances):
             return
         raise refusal

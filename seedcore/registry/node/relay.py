@@ -15,9 +15,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from seedcore.core.answers import BeatAnswer, KnownBefore, Receipt
 from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.changes import SequencedChange
+from seedcore.core.dependencies import Dependency
 from seedcore.core.errors import DirectoryUnavailableError, RegistryError, RegistryUnavailableError
 from seedcore.core.limits import check_beats, check_instance_id, check_kind
 from seedcore.core.timeouts import within
+from seedcore.registry.node.dependency_watch import DependencyWatch
 from seedcore.registry.node.process_watch import (
     ActorStateWatch,
     OnExit,
@@ -62,9 +64,11 @@ class Relay:
         self._explaining: set[asyncio.Task[None]] = set()
         self._may_ask = asyncio.Semaphore(_QUESTIONS_AT_ONCE)
         self._watches = tuple(watch(self._note) for watch in watches)
+        self._dependencies = DependencyWatch(self._note_dependency)
 
     async def watch(self, instances: Sequence[Watched]) -> list[str]:
-        """Watch these instances, at most MAX_WATCHED_PER_CALL. Returns the ids of those that cannot be watched here."""
+        """Watch these instances, at most MAX_WATCHED_PER_CALL, and the processes that they depend on. Returns the ids
+        of those that cannot be watched here."""
         are_watched = await asyncio.gather(*(self._watch(watched) for watched in instances))
         return [
             watched.instance_id for watched, is_watched in zip(instances, are_watched, strict=True) if not is_watched
@@ -77,6 +81,7 @@ class Relay:
     async def unwatch(self, instance_ids: Sequence[str]) -> None:
         """Watch these no longer."""
         for instance_id in instance_ids:
+            self._dependencies.discard(instance_id)
             for watch in self._watches:
                 watch.discard(instance_id)
 
@@ -134,10 +139,14 @@ class Relay:
         return self._registry
 
     async def _watch(self, watched: Watched) -> bool:
+        await self._dependencies.set(watched)
         for watch in self._watches:
             if await watch.add(watched):
                 return True
         return False
+
+    def _note_dependency(self, instance_id: str, dependency: Dependency, cause: Cause) -> None:
+        self._report(instance_id, cause, dependency=dependency)
 
     def _note(self, instance_id: str, cause: Cause, process_key: str | None) -> None:
         ended = self._report(instance_id, cause)
@@ -150,9 +159,11 @@ class Relay:
             self._explaining.add(task)
             task.add_done_callback(self._explaining.discard)
 
-    def _report(self, instance_id: str, cause: Cause, *, is_explained: bool = False) -> Exit:
+    def _report(
+        self, instance_id: str, cause: Cause, *, is_explained: bool = False, dependency: Dependency | None = None
+    ) -> Exit:
         self._count += 1
-        ended = Exit(self._count, instance_id, cause, is_explained)
+        ended = Exit(self._count, instance_id, cause, is_explained, dependency)
         self._exits.append(ended)
         self._news.set()
         return ended

@@ -145,8 +145,9 @@ class RegistryApi(RelayApi, Protocol):
 
     @rules(Answered.AFTER_WAIT, repeats=Repeats.SENDER, by_relay=True, agent_bound=True)
     async def take(self, change: SequencedChange) -> Receipt:
-        """Register an instance, refresh one that is registered, or change its status: the one door for changes. A
-        change has its agent's number, so that it is applied once however often it is sent.
+        """Register an instance, refresh one that is registered, or change its status, or its hold of kind `readiness`
+        or `process`: the one door for changes. A change has its agent's number, so that it is applied once however
+        often it is sent.
 
         Returns also where nothing is committed: see `Receipt.durable`. Raises, and then nothing has changed:
         UnknownInstanceError, InstanceDeadError, InstanceConflictError, ForbiddenTransitionError, RetiredEpochError,

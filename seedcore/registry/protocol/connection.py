@@ -137,13 +137,14 @@ class RegistryConnection(Shorthands):
         return answer
 
     async def take(self, change: SequencedChange) -> Receipt:
-        """See RegistryApi.take. A change that follows others is not sent to the registry that replaced the one called,
-        which may not have those; a first registration is."""
+        """See RegistryApi.take. A change is not sent to the registry that replaced the one called, which may not have
+        the changes before it; a first registration is."""
         box = self._box()
+        self._words.note_sent(change)
         try:
             receipt = await box.take(change)
         except RegistryReplacedError:
-            if not isinstance(change.change, RegisterChange) or change.change.is_update:
+            if not isinstance(change.change, RegisterChange) or change.after is not None:
                 raise
             receipt = await box.take(change)
         self._words.note_receipt(change, receipt)

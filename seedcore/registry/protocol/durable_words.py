@@ -7,20 +7,26 @@ last changes: their first beats to a new registry carry the numbers, and it answ
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 from seedcore.core.answers import BeatAnswer, KnownBefore, Receipt
-from seedcore.core.changes import Change, RegisterChange, SequencedChange, StatusChange
+from seedcore.core.changes import Change, HoldChange, SequencedChange, StatusChange
+from seedcore.core.holds import HoldKind
 from seedcore.core.instances import Epoch
 from seedcore.core.lifecycle import Status
 from seedcore.registry.protocol.outbox import CAPACITY
 
+Words: TypeAlias = "dict[type[Change] | HoldKind, Change]"
+
 
 class DurableWords:
-    """By instance, the last durable registration and the last durable status. Bounded: the oldest make room."""
+    """By instance, the last durable registration, the last durable status, and the last durable change of each kind of
+    hold. Bounded: the oldest make room."""
 
     def __init__(self, capacity: int = CAPACITY) -> None:
         self._capacity = capacity
-        self._words: dict[str, dict[type[Change], Change]] = {}
+        self._words: dict[str, Words] = {}
+        self._taken: dict[str, Words] = {}
         self._registry: str | None = None
         self._database: str | None = None
         self._named_by: str | None = None
@@ -29,16 +35,31 @@ class DurableWords:
         self._is_epoch_confirmed = True
 
     def note_receipt(self, change: SequencedChange, receipt: Receipt) -> None:
-        """Keep a change that is durable."""
+        """Keep a change that is durable, with those before it: a registry commits the changes of an instance in
+        order."""
         inner = change.change
+        instance_id = inner.instance_id
         if not receipt.durable:
+            self._put(self._taken, inner)
             return
+        taken = self._taken.pop(instance_id, {})
         if isinstance(inner, StatusChange) and inner.status is Status.DEAD:
-            self._forget(inner.instance_id)
+            self._forget(instance_id)
             return
-        if inner.instance_id not in self._words and len(self._words) >= self._capacity:
-            self._forget(next(iter(self._words)))
-        self._words.setdefault(inner.instance_id, {})[type(inner)] = inner
+        for earlier in taken.values():
+            self._put(self._words if _seq(earlier) < _seq(inner) else self._taken, earlier)
+        self._put(self._words, inner)
+
+    def note_sent(self, change: SequencedChange) -> None:
+        """A change is sent. Until it is taken, also if it was before, it does not become durable with a later one."""
+        self._taken.get(change.change.instance_id, {}).pop(_of(change.change), None)
+
+    def _put(self, words: dict[str, Words], change: Change) -> None:
+        if change.instance_id not in words and len(words) >= self._capacity:
+            oldest = next(iter(words))
+            del words[oldest]
+            self._unconfirmed.discard(oldest)
+        words.setdefault(change.instance_id, {})[_of(change)] = change
 
     def known_before(self, instance_ids: Sequence[str]) -> KnownBefore | None:
         """What goes with beats of these: the epoch always, since the first beat to a new registry must carry it, and
@@ -58,7 +79,7 @@ class DurableWords:
         if answer.database is not None:
             if self._database not in {None, answer.database} and self._named_by != answer.registry:
                 # what was committed to another database is not missing in this one
-                self._words, self._epoch = {}, None
+                self._words, self._taken, self._epoch = {}, {}, None
             self._database, self._named_by = answer.database, answer.registry
         if answer.registry != self._registry:
             # the next beats to it carry what is known
@@ -75,9 +96,13 @@ class DurableWords:
 
     def _forget(self, instance_id: str) -> None:
         self._words.pop(instance_id, None)
+        self._taken.pop(instance_id, None)
         self._unconfirmed.discard(instance_id)
 
 
+def _of(change: Change) -> type[Change] | HoldKind:
+    return change.kind if isinstance(change, HoldChange) else type(change)
+
+
 def _seq(change: Change) -> int:
-    assert isinstance(change, (RegisterChange, StatusChange))
     return change.seq or 0

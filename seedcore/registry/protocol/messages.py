@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from seedcore.core.answers import Origin
 from seedcore.core.causes import Cause
+from seedcore.core.dependencies import Dependency
 from seedcore.core.errors import RegistryError, VersionMismatchError
 from seedcore.core.instances import Instance, Transition, Verdict
 from seedcore.core.lifecycle import Status
@@ -201,7 +202,7 @@ class Health:
 @wire
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """An instance and where it lives."""
+    """An instance, where it lives, and the processes there that it depends on."""
 
     instance_id: str
     pid: int | None
@@ -209,6 +210,7 @@ class Watched:
     actor_name: str | None
     namespace: str | None
     actor_id: str | None
+    dependencies: tuple[Dependency, ...] = ()
 
 
 class Unwatched(StrEnum):
@@ -243,7 +245,8 @@ MAX_WATCHED_PER_CALL = 1000
 @wire
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """An instance whose process or actor has ended. `number` grows by one with each that a relay reports.
+    """An instance whose process or actor has ended, or a process that it depends on, which `dependency` names. `number`
+    grows by one with each that a relay reports.
 
     Reported again with `is_explained` when the cause becomes better known.
     """
@@ -252,3 +255,4 @@ class Exit:
     instance_id: str
     cause: Cause
     is_explained: bool = False
+    dependency: Dependency | None = None

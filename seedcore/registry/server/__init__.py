@@ -35,6 +35,10 @@ do not end it; the status that callers see follows from both (`core.holds`).
 
     not held ---> a look at Ray's tables reports it ---> held ---> 12 looks in a row do not: released
 
+The agent's own hold of kind `readiness` is a change of the agent, with its number. That of kind `process` is placed
+here when a relay reports the end of a process that the agent's registration names (`ended_processes`), and released by
+the agent, which then depends on another one.
+
 **An instance** (`expiry`; the table is in docs/verdicts.md, the function is `core.verdict.judge`).
 
     fresh ---> late ---> suspect ---> dead: lease        beats

@@ -15,7 +15,7 @@ from typing import TypeAlias
 from seedcore.core.answers import Outcome
 from seedcore.core.batch import BeatBatch, ChangeBatch
 from seedcore.core.causes import Cause
-from seedcore.core.changes import Change, HoldChange, RegisterChange, StatusChange
+from seedcore.core.changes import Change, RegisterChange, StatusChange
 from seedcore.core.clock import Clock
 from seedcore.core.errors import FencedError, StoreRejectedError
 from seedcore.core.memory_bound import MemoryBound, weight_of_change
@@ -214,7 +214,7 @@ class Backlog:
 
 def key_of(change: Change) -> Key:
     """The key that a change waits under: its agent's number for it, or, for one that has none, ours, below zero."""
-    if not isinstance(change, HoldChange) and change.seq is not None:
+    if change.seq is not None:
         return (change.instance_id, change.seq)
     assert not isinstance(change, RegisterChange)
     assert change.number is not None

@@ -13,6 +13,7 @@ from itertools import islice
 from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.changes import HoldChange, RegisterChange, StatusChange
 from seedcore.core.clock import Clock
+from seedcore.core.holds import AGENTS_KINDS
 from seedcore.core.instances import Instance, LiveState
 from seedcore.core.lifecycle import Status
 from seedcore.core.members import Members
@@ -114,14 +115,19 @@ class Comparison:
             await self.correct(instance_id)
 
     def _write_again(self, known: Instance, state: LiveState) -> None:
-        """Send the database what the agent reported, its details, and the holds that it lost. A hold that only the
-        database has stays: it may have been placed there."""
+        """Send the database the details and the holds that it lost, and what the agent reported. A hold that only the
+        database has stays, since it may have been placed there, unless the agent itself releases such a hold."""
         backlog = self._backlog
-        # the cause that memory has is the last one: of a hold, where there are any
-        cause = Cause(CauseKind.RESTORED) if known.holds else known.cause
         backlog.offer(RegisterChange(registration_of(known), state.seq, is_update=True))
-        backlog.offer(StatusChange(known.instance_id, known.reported_status, known.seq, cause))
         stored = {hold.kind: hold for hold in state.holds}
+        for kind in sorted(stored.keys() & AGENTS_KINDS):
+            if known.hold(kind) is None:
+                released = Cause(CauseKind.RESTORED, "it was released")
+                backlog.offer(HoldChange(known.instance_id, kind, None, backlog.next_number(), released))
         for hold in known.holds:
             if not hold.is_same(stored.get(hold.kind)):
                 backlog.offer(HoldChange(known.instance_id, hold.kind, hold, backlog.next_number()))
+        # the cause that memory has is the last one: of a hold, where there are any
+        cause = Cause(CauseKind.RESTORED) if known.holds else known.cause
+        # last: with the number of the agent's last change the database has all of it
+        backlog.offer(StatusChange(known.instance_id, known.reported_status, known.seq, cause))

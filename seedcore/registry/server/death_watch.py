@@ -16,7 +16,7 @@ from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.clock import Clock
 from seedcore.core.errors import DirectoryUnavailableError, first_line
 from seedcore.core.instances import Instance
-from seedcore.core.ports import OnDeath, OnDraining, OnExplained, OnLostNodes, OnUnwatched
+from seedcore.core.ports import OnDeath, OnDependency, OnDraining, OnExplained, OnLostNodes, OnUnwatched
 from seedcore.core.timeouts import end
 from seedcore.core.verdict import Witness
 from seedcore.registry.protocol.messages import Exit, Unwatched
@@ -38,6 +38,7 @@ class DeathWatch:
     ) -> None:
         self._on_death = on_death
         self.on_refined: OnExplained = _ignore
+        self.on_dependency: OnDependency = _ignore
         self.on_lost_nodes: OnLostNodes = _ignore
         self.on_unwatched: OnUnwatched = _ignore
         self.on_draining: OnDraining = _ignore
@@ -132,7 +133,9 @@ class DeathWatch:
     # Reports
 
     def _take_exit(self, ended: Exit) -> None:
-        if ended.is_explained:
+        if ended.dependency is not None:
+            self.on_dependency(ended.instance_id, ended.dependency, ended.cause)
+        elif ended.is_explained:
             self.on_refined(ended.instance_id, ended.cause)
         else:
             self._on_death(ended.instance_id, Witness.GONE, Witness.ALIVE, ended.cause)

@@ -18,6 +18,7 @@ from seedcore.core.backoff import Backoff, supervise
 from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.changes import HoldChange, StatusChange
 from seedcore.core.clock import Clock
+from seedcore.core.dependencies import Dependency
 from seedcore.core.errors import BacklogFullError, NodeDeadError, StoreUnavailableError
 from seedcore.core.instances import Instance, Verdict
 from seedcore.core.lease import AbsenceMeter, BeatRate, MassLateness
@@ -27,6 +28,7 @@ from seedcore.core.ports import DeathWitness, OnDeath
 from seedcore.core.verdict import Death, Evidence, Witness, judge
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.registry.server.drains import Drains
+from seedcore.registry.server.ended_processes import EndedProcesses
 from seedcore.registry.server.writer import Writer
 
 logger = logging.getLogger(__name__)
@@ -58,6 +60,8 @@ class Expiry:
         self._rate = rate
         self.watch = watch_factory(self._take_report)
         self.watch.on_refined = self._take_refined
+        self.watch.on_dependency = self._take_dependency
+        self.processes = EndedProcesses(members, self._backlog, clock)
         self.watch.on_lost_nodes = self._take_lost_nodes
         self.watch.on_unwatched = self._take_unwatched
         self.drains = Drains(members, self._backlog, self._database, clock, config.sweep_limit)
@@ -140,6 +144,7 @@ class Expiry:
         now_s = self.attentive_now_s()
         self._silence.publish_verdicts(now_s)
         self._release_expired()
+        self.processes.settle_all()
         if self._has_thawed(now_s):
             return
         lapsed = self._silence.lapsed(now_s)
@@ -277,6 +282,15 @@ class Expiry:
         evidence = replace(self._silence.evidence(instance_id, self._clock.monotonic()), process=process, node=node)
         if self._decide(instance_id, evidence, {Death.PROCESS: cause, Death.NODE: cause}):
             self.deaths_reported += 1
+
+    def _take_dependency(self, instance_id: str, dependency: Dependency, cause: Cause) -> None:
+        """A process that an instance depends on has ended: that is evidence of a death, or places a hold."""
+        if not self.processes.depends(instance_id, dependency):
+            return
+        if dependency.is_fatal:
+            self._take_report(instance_id, Witness.GONE, Witness.ALIVE, cause)
+        else:
+            self.processes.note(instance_id, dependency, cause)
 
     def _take_refined(self, instance_id: str, cause: Cause) -> None:
         self._members.deaths.refine(instance_id, cause)

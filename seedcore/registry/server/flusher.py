@@ -278,8 +278,7 @@ class Flusher:
             return False
         if outcome.kind is OutcomeKind.APPLIED or outcome.kind is OutcomeKind.UNCHANGED:
             # a correction for an earlier change has undone it in memory
-            seq = None if isinstance(change, HoldChange) else change.seq
-            is_undone = seq is not None and known.seq < seq
+            is_undone = change.seq is not None and known.seq < change.seq
             # with more of it under way, memory is ahead
             return is_undone or (known.status is not outcome.status and self._backlog.unsettled(known.instance_id) == 1)
         return True

@@ -27,7 +27,7 @@ async def not_followed(
         work, at = entry.work, now - timedelta(seconds=max(0.0, now_s - entry.at_s))
         if isinstance(work, EpochStep):
             is_followed = work.is_current and last_flip is not None and last_flip > at
-        elif isinstance(work, HoldChange) or (isinstance(work, StatusChange) and work.seq is None):
+        elif isinstance(work, (HoldChange, StatusChange)) and work.seq is None:
             await go_on(store, f"{len(kept)} of {len(entries)} changes compared")
             if work.instance_id not in rows:
                 rows[work.instance_id] = await store.read_instance(work.instance_id)

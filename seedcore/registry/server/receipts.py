@@ -51,7 +51,7 @@ class Receipts:
         return self._receipt(
             change.instance_id,
             known.status if known is not None else status,
-            0 if isinstance(change, HoldChange) else change.seq or 0,
+            change.seq or 0,
             durable=settled is not None,
             epoch=known.cluster_epoch if known is not None else None,
         )

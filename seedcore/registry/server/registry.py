@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from seedcore import __version__
 from seedcore.core.answers import BeatAnswer, KnownBefore, Outcome, Receipt
-from seedcore.core.changes import RegisterChange, Registration, SequencedChange, StatusChange
+from seedcore.core.changes import HoldChange, RegisterChange, Registration, SequencedChange, StatusChange
 from seedcore.core.clock import Clock
 from seedcore.core.errors import (
     InvalidInputError,
@@ -24,6 +24,7 @@ from seedcore.core.errors import (
     RegistryUnavailableError,
 )
 from seedcore.core.feed import Feed
+from seedcore.core.holds import AGENTS_KINDS, Hold
 from seedcore.core.instances import Verdict
 from seedcore.core.lease import BeatRate, LeaseTerms
 from seedcore.core.limits import (
@@ -113,15 +114,16 @@ class Registry(Operations):
     async def take(self, change: SequencedChange) -> Receipt:
         """See RegistryApi.take."""
         inner = check_kind("change", change, SequencedChange).change
-        if not isinstance(inner, (RegisterChange, StatusChange)):
+        if not isinstance(inner, (RegisterChange, StatusChange, HoldChange)):
             raise InvalidInputError("change", f"must be of an agent, not of type {type(inner).__name__}")
         if change.after is not None and change.after != self.members.feed.stream:
             raise RegistryReplacedError("it was restarted between two changes")
         if isinstance(inner, RegisterChange):
             return await self._register(inner)
-        if inner.seq is None:
+        received = self._as_received(inner)
+        if received.seq is None:
             raise InvalidInputError("seq", "must be the agent's number of the change")
-        return await self._set_status(inner, inner.seq)
+        return await self._change(received, received.seq)
 
     async def _register(self, change: RegisterChange) -> Receipt:
         registration = check_kind("registration", change.registration, Registration).validated()
@@ -140,6 +142,7 @@ class Registry(Operations):
                 return self._receipts.of_replay(known, seq)
             self.writer.backlog.offer(change)
             self.expiry.drains.place(registration.instance_id)
+            self.expiry.processes.settle(registration.instance_id)
         return await self._receipts.when_settled(change)
 
     def _enter(self, change: RegisterChange) -> Outcome:
@@ -152,20 +155,35 @@ class Registry(Operations):
         self.fullness.look()
         return outcome
 
-    async def _set_status(self, sent: StatusChange, seq: int) -> Receipt:
-        instance_id = check_instance_id(sent.instance_id)
-        check_seq(seq)
-        change = StatusChange(instance_id, check_status(sent.status), seq, check_cause(sent.cause))
+    def _as_received(self, sent: StatusChange | HoldChange) -> StatusChange | HoldChange:
+        """An agent's change with nothing but what an agent decides. Its hold begins now."""
+        check_instance_id(sent.instance_id)
+        if isinstance(sent, StatusChange):
+            check_seq(sent.seq)
+            return StatusChange(sent.instance_id, check_status(sent.status), sent.seq, check_cause(sent.cause))
+        if sent.validated().kind not in AGENTS_KINDS:
+            agents = " or ".join(sorted(AGENTS_KINDS))
+            raise InvalidInputError("kind", f"must be one that an agent changes, {agents}, not {sent.kind}")
+        hold = None if sent.hold is None else Hold(sent.kind, sent.hold.reason, None, self._clock.utc())
+        return HoldChange(sent.instance_id, sent.kind, hold, cause=sent.cause, seq=sent.seq)
+
+    async def _change(self, change: StatusChange | HoldChange, seq: int) -> Receipt:
+        instance_id = change.instance_id
         await self._require_read(instance_id)
         if not self.writer.backlog.is_waiting(key_of(change)):
             self.writer.backlog.require_room()
             known = self.members.get(instance_id)
-            outcome = self.members.set_status(change, self._clock.monotonic(), self._clock.utc())
+            now_s, at = self._clock.monotonic(), self._clock.utc()
+            if isinstance(change, HoldChange):
+                outcome = self.members.hold(change, at, now_s)
+            else:
+                outcome = self.members.set_status(change, now_s, at)
             raise_refusal(change, outcome)
-            # unchanged by a newer number: it was reported under a hold
+            # unchanged by a newer number: it was reported under a hold, or is held for this already
             if known is not None and seq <= known.seq:
                 return self._receipts.of_replay(known, seq)
             self.writer.backlog.offer(change)
+            self.expiry.processes.settle(instance_id)
         return await self._receipts.when_settled(change)
 
     async def _require_read(self, instance_id: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.changes import Change, HoldChange, RegisterChange, Registration, StatusChange
 from seedcore.core.clock import Clock
-from seedcore.core.holds import Hold
+from seedcore.core.holds import AGENTS_KINDS, Hold
 from seedcore.core.instances import Instance, LiveState
 from seedcore.core.lifecycle import Status
 from seedcore.core.members import Members
@@ -41,6 +41,7 @@ class Remembered:
         if is_new or (known.seq == state.seq and known.endpoints != state.endpoints):
             # the last change that is lost may be a registration with other details
             yield RegisterChange(registration_of(known), state.seq, is_update=True)
+        yield from self._holds_again(known, state.holds, is_new=is_new)
         if is_new or known.reported_status is not state.reported_status:
             yield StatusChange(
                 instance_id,
@@ -49,7 +50,6 @@ class Remembered:
                 _cause_of(known),
                 None if is_new else number(),
             )
-        yield from self._holds_again(known, state.holds)
 
     def details(self, state: LiveState) -> Iterator[Change]:
         """The details that the database has to get of an instance that it has. They say nothing of its status, so the
@@ -66,15 +66,19 @@ class Remembered:
             # one that reports in SQL has no number of its own
             number = None if known.seq else self._backlog.next_number()
             yield StatusChange(known.instance_id, known.reported_status, known.seq or None, _cause_of(known), number)
-        yield from self._holds_again(known, ())
+        yield from self._holds_again(known, (), is_new=True)
 
-    def _holds_again(self, known: Instance, stored: Sequence[Hold]) -> Iterator[Change]:
+    def _holds_again(self, known: Instance, stored: Sequence[Hold], *, is_new: bool) -> Iterator[Change]:
+        """`is_new`: the agent has reported something that the database does not have."""
         has = {hold.kind: hold for hold in stored}
         for hold in known.holds:
             if not hold.is_same(has.pop(hold.kind, None)):
                 yield HoldChange(known.instance_id, hold.kind, hold, self._backlog.next_number())
-        # with a whole journal a lost release is made again: what is left was placed in SQL since, and stays
-        for kind in () if self._has_whole_history else has:
+        for kind in has:
+            # with a whole journal a lost release is made again, and what is left was placed in SQL since: it stays. But
+            # the agent's own release may be under way, and its number is written here
+            if self._has_whole_history and not (is_new and kind in AGENTS_KINDS):
+                continue
             yield HoldChange(
                 known.instance_id, kind, None, self._backlog.next_number(), Cause(CauseKind.RESTORED, "it was released")
             )

@@ -332,8 +332,8 @@ class Restoration:
         await self._write_all(store, [work for row in rows for work in remembered.registered_again(row)])
 
     async def _write_all(self, store: Store, works: Sequence[Change]) -> None:
-        """Registrations first, then statuses, then holds: each instance has at most one of each of the first two."""
-        for kind in (RegisterChange, StatusChange, HoldChange):
+        """Registrations first, then holds, then statuses: these have the numbers of the agents' last changes."""
+        for kind in (RegisterChange, HoldChange, StatusChange):
             some = [work for work in works if isinstance(work, kind)]
             for start in range(0, len(some), self._config.batch_limit):
                 await self._go_on(store, f"{start} of {len(some)} that memory has")

@@ -275,4 +275,5 @@ def _watched(instance: Instance) -> Watched:
         instance.actor_name,
         instance.namespace,
         instance.actor_id,
+        instance.dependencies,
     )

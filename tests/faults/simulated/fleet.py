@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ class Process:
     ended_s: float | None = None
     troubles: list[tuple[float, float]] = field(default_factory=list)
     wanted: Status = Status.ALIVE
+    is_ready: bool = True
     held_by_hand: str | None = None
     epoch: str | None = None
     is_retired: bool = False
@@ -212,6 +214,26 @@ class Fleet:
     async def _move(self, reporter: Reporter, endpoints: Mapping[str, str]) -> None:
         with contextlib.suppress(RegistryError):
             await reporter.set_endpoints(endpoints)
+
+    async def flip_for_ever(self) -> None:
+        """Agents become ready, and are not any more; some before they have started."""
+        world = self._world
+        # of its own: the other actions of a history stay what they are
+        chance = random.Random(f"readiness of {world.seed}")
+        while True:
+            await asyncio.sleep(chance.uniform(0.2, 4.0))
+            living = [one for one in self.living() if one.reporter is not None and not one.is_retired]
+            if not living:
+                continue
+            process = chance.choice(living)
+            process.is_ready = not process.is_ready
+            world.note(f"{process.name} is {'' if process.is_ready else 'not '}ready")
+            world.loop.run_in(process.name, self._report_readiness(process, process.is_ready))
+
+    async def _report_readiness(self, process: Process, is_ready: bool) -> None:
+        assert process.reporter is not None
+        with contextlib.suppress(RegistryError):
+            await process.reporter.set_ready(is_ready, None if is_ready else f"at {self._world.now_s:.3f}")
 
     async def report_again(self) -> None:
         """Once the last call of an operator has arrived, some holds are left for good and the others are released; the

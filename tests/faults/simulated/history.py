@@ -77,6 +77,7 @@ class History:
         watched: list[asyncio.Task[None]] = [
             world.loop.run_in("world", self._fleet.act_for_ever()),
             *([world.loop.run_in("world", self._fleet.change_endpoints_for_ever())] if world.changes_endpoints else []),
+            world.loop.run_in("world", self._fleet.flip_for_ever()),
             world.loop.run_in("world", self._breakage.break_for_ever()),
             world.loop.run_in("world", self._breakage.lose_for_ever()),
             world.loop.run_in("world", self._breakage.keep_for_ever()),

@@ -47,7 +47,9 @@ class Laws:
             if is_alone:
                 self._alone.add(instance_id)
 
-    def check_receipt(self, office: Office, receipt: Receipt, status: Status | None) -> None:
+    def check_receipt(
+        self, office: Office, receipt: Receipt, status: Status | None, is_ready: bool | None = None
+    ) -> None:
         """Law 1: what is acknowledged as durable is in the tables now."""
         if not receipt.durable:
             return
@@ -64,6 +66,10 @@ class Laws:
             return
         if row.seq < receipt.seq:
             world.check(False, 1, f"{receipt} was acknowledged, committed is {row.seq}")
+        if is_ready is not None and row.seq == receipt.seq:
+            is_there = (row.hold(HoldKind.READINESS) is None) is is_ready
+            world.check(is_there, 1, f"{receipt} was acknowledged as {'' if is_ready else 'not '}ready: {row}")
+            world.counts["acknowledged: readiness"] += 1
         if status is not None:
             steps = [step for step in world.tables.transitions if step.instance_id == receipt.instance_id]
             # what it reported under a hold is no transition
@@ -204,6 +210,8 @@ class Laws:
                 held_by.add(HoldKind.NODE)
             if client.instance_id in self.operators.left_held:
                 held_by.add(HoldKind.OPERATOR)
+            if not process.is_ready:
+                held_by.add(HoldKind.READINESS)
             wanted[client.instance_id] = process.wanted, held_by
         live = {row.instance_id: row for row in world.tables.rows.values() if row.status is not Status.DEAD}
         silent = world.losses.silent_retired(office)

@@ -3,7 +3,7 @@ once a registry has mended it.
 
 A loss lasts until a registry in force is complete that joined the database after it. Where that is the registry that
 was in force before, all that it had acknowledged is there again, with its history. Where it is another one, the agents
-that live bring their last registrations and statuses; what operators did may be lost.
+that live bring their last registrations, statuses and readiness; what operators did may be lost.
 """
 
 from __future__ import annotations

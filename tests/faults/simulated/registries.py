@@ -10,7 +10,7 @@ from ray.exceptions import ActorDiedError
 
 from seedcore.core.answers import BeatAnswer, Listing, Receipt
 from seedcore.core.causes import Cause
-from seedcore.core.changes import SequencedChange, StatusChange
+from seedcore.core.changes import HoldChange, SequencedChange, StatusChange
 from seedcore.core.errors import RegistryError, UnknownInstanceError
 from seedcore.core.feed import FeedBatch
 from seedcore.core.instances import Epoch
@@ -120,13 +120,13 @@ class Office:
             for instance_id in result.unknown:
                 laws.check_unknown(self, instance_id)
         if isinstance(result, Receipt):
-            laws.check_receipt(self, result, _status_of(args[0]))
+            laws.check_receipt(self, result, _status_of(args[0]), _is_ready(args[0]))
         if method in OPERATIONS:
             laws.operators.note_answer(self, method, result)
         if method == "deliver":
             for sequenced, receipt in zip(args[0], result, strict=True):
                 if isinstance(receipt, Receipt):
-                    laws.check_receipt(self, receipt, _status_of(sequenced))
+                    laws.check_receipt(self, receipt, _status_of(sequenced), _is_ready(sequenced))
         if isinstance(result, FeedBatch):
             self._caller_laws.note_feed(self, result)
         if isinstance(result, Listing):
@@ -170,3 +170,9 @@ class Office:
 
 def _status_of(change: SequencedChange) -> Status | None:
     return change.change.status if isinstance(change.change, StatusChange) else None
+
+
+def _is_ready(sequenced: SequencedChange) -> bool | None:
+    """What an agent reports of its readiness; None of another change."""
+    change = sequenced.change
+    return change.hold is None if isinstance(change, HoldChange) else None

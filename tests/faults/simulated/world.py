@@ -44,6 +44,7 @@ class World:
     """Everything there is, and what is true of it."""
 
     def __init__(self, seed: int) -> None:
+        self.seed = seed
         self.random = random.Random(seed)
         self.agents = self.random.choice(AGENTS)
         self.loop = VirtualLoop()
