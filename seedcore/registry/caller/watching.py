@@ -34,10 +34,11 @@ FEED_CAPACITY = 10_000
 @dataclass(frozen=True, slots=True)
 class WatchTimes:
     """The times of a watch, in seconds. The registry must answer within `start_s` once; each wait for a change ends
-    after `tick_s`."""
+    after `tick_s`, and a registry that refuses a question is asked again after `retry_s`."""
 
     start_s: float = 15.0
     tick_s: float = 2.0
+    retry_s: float = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +246,8 @@ class Watch:
             try:
                 batch = await self._connection.changes(self._of.wanted, at.stream, at.version, 0.0)
             except RegistryError:
+                # it may be refused at once
+                await asyncio.sleep(self._times.retry_s)
                 return [], at
             if not batch.is_reset and batch.complete:
                 after = Position(batch.stream, batch.version)
@@ -253,6 +256,7 @@ class Watch:
                     await self._until_changed(feed)
                 return self._events_of(batch), after
         if not self._follower.is_current:
+            await asyncio.sleep(self._times.retry_s)
             return [], at
         view = self._follower.view
         gap = self._whole(EventKind.GAP, "earlier changes are no longer available: these are all instances now")
