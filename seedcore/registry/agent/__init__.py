@@ -24,6 +24,10 @@ A change goes from `PendingChanges` through RegistryConnection.take to the relay
 the queue when a receipt is `durable`, or when it is refused for good; until then each call sends it again with the
 same number, so that it is applied once.
 
+Other details of the agent, such as its endpoints, go as a registration with the next number. Each status says all that
+the one before it said, and each registration too, but neither says what the other does. So once details have changed,
+the first change to another registry process is preceded by the last of the other kind, under its own number.
+
 Beats. `beat_loop` is one loop for all agents of an event loop: those that are due together share a message. An agent
 with pending changes beats alone: it first delivers them. A `Reporter` joins that loop by its `pulse`; `ThreadReporter`
 runs one on a thread that all blocking agents of the process share (`core.loop_thread`).
