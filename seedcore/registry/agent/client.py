@@ -5,7 +5,6 @@ It runs no loop: `reporter.py` beats by itself.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from types import TracebackType
@@ -13,28 +12,25 @@ from typing import Self
 
 from seedcore.core.answers import BeatAnswer, Receipt
 from seedcore.core.causes import Cause, CauseKind
-from seedcore.core.changes import HoldChange, Registration, new_instance_id
+from seedcore.core.changes import Registration, new_instance_id
 from seedcore.core.clock import Clock
 from seedcore.core.comebacks import Comebacks
-from seedcore.core.errors import InstanceDeadError, RegistryError, RetiredEpochError
-from seedcore.core.holds import HoldKind
+from seedcore.core.errors import RegistryError, RetiredEpochError
 from seedcore.core.lifecycle import Status
 from seedcore.core.limits import Json, check_detail, check_status
-from seedcore.core.loops import LoopsLock
 from seedcore.registry.agent.delivery import Delivery
 from seedcore.registry.agent.enrolment import Enrolment, Identifier, NewId
 from seedcore.registry.agent.identity import identify, process_epoch
 from seedcore.registry.agent.outages import Outages, of_process
 from seedcore.registry.agent.pending import PendingChanges
-from seedcore.registry.agent.processes import Dependencies, unwatched, watched
-from seedcore.registry.agent.readiness import Readiness
+from seedcore.registry.agent.reports import AgentReports
 from seedcore.registry.agent.times import AgentTimes
 from seedcore.registry.protocol.connection import RegistryConnection, shared_connection
 from seedcore.registry.ray_support.directory import check_not_ours
 from seedcore.settings import Settings, get_settings
 
 
-class RegistryClient:
+class RegistryClient(AgentReports):
     """Registers one agent, changes its status, renews its lease.
 
     A change is kept until the registry confirms that it is durable, and sent again, with its number, by the next call.
@@ -96,10 +92,10 @@ class RegistryClient:
         given = replace(
             given, labels=dict(given.labels), metadata=dict(given.metadata), endpoints=dict(given.endpoints)
         )
-        self._clock = clock = clock if clock is not None else Clock()
+        clock = clock if clock is not None else Clock()
         self.times = times if times is not None else AgentTimes()
         self.outages = outages
-        self._enrolment = Enrolment(
+        enrolment = Enrolment(
             given,
             self._settings,
             identifier,
@@ -108,17 +104,10 @@ class RegistryClient:
             new_id=new_id,
         )
         self._is_completed = False
-        self._pending = PendingChanges()
-        self._readiness = Readiness()
-        self._delivery = Delivery(
-            self._connection,
-            self._enrolment,
-            self._pending,
-            Comebacks(self.times.comeback_first_s, self.times.comeback_longest_s),
-            clock,
-            outages,
-        )
-        self._calls = LoopsLock()
+        pending = PendingChanges()
+        comebacks = Comebacks(self.times.comeback_first_s, self.times.comeback_longest_s)
+        delivery = Delivery(self._connection, enrolment, pending, comebacks, clock, outages)
+        super().__init__(enrolment, pending, delivery, clock)
 
     async def __aenter__(self) -> Self:
         await self.register()
@@ -133,21 +122,6 @@ class RegistryClient:
     def logical_id(self) -> str:
         """The agent's stable name."""
         return self._enrolment.registration.logical_id
-
-    @property
-    def instance_id(self) -> str:
-        """This incarnation; another one after the registry declared it dead."""
-        return self._enrolment.registration.instance_id
-
-    @property
-    def registration(self) -> Registration:
-        """What it registers as now."""
-        return self._enrolment.registration
-
-    @property
-    def status(self) -> Status | None:
-        """The status last asked for; None before `register()`."""
-        return self._pending.wanted.status
 
     @property
     def connection(self) -> RegistryConnection:
@@ -225,99 +199,6 @@ class RegistryClient:
                 self._pending.wanted = before
                 raise
 
-    async def set_endpoints(self, endpoints: Mapping[str, str]) -> Receipt | None:
-        """Replace the URLs at which other programs reach the agent. It is a change like a status: kept until it is
-        durable, and applied after the changes before it. None before the registration, which then has these.
-
-        Raises InvalidInputError, or as `set_status`.
-        """
-        async with self._calls:
-            self._require_life()
-            before = self.registration.endpoints
-            is_changed = self._enrolment.set_endpoints(endpoints)
-            if self.status is None:
-                return None
-            change = None
-            try:
-                if is_changed:
-                    change = self._pending.change_details(self.registration)
-                return await self._delivery.deliver(self)
-            except RegistryError:
-                is_kept = change is not None and change in self._pending
-                if not is_kept and (change is None or change.instance_id == self.instance_id):
-                    # it is refused for good: later registrations must not repeat it
-                    self._enrolment.set_endpoints(before)
-                raise
-
-    async def set_ready(self, ready: bool, reason: str | None = None) -> Receipt:
-        """Report whether the agent accepts work. While it is not ready it lives and is not resolved: it has a hold of
-        kind `readiness` with this reason, whatever status it reports. Returns and raises as `set_status()`.
-
-        Before `register()` it is kept, and sent with the registration.
-        """
-        async with self._calls:
-            self._require_life()
-            return await self._report_readiness(self._readiness.said(ready, reason))
-
-    async def note_probe(self, name: str, problem: str | None) -> Receipt:
-        """Report what a probe of this name finds: a problem, with which the agent is not ready, or None. As
-        `set_ready()`, beside which it counts."""
-        async with self._calls:
-            self._require_life()
-            return await self._report_readiness(self._readiness.probed(name, problem))
-
-    async def _report_readiness(self, now: Readiness) -> Receipt:
-        before = self._readiness, self._pending.wanted
-        try:
-            self._pending.hold(now.change(self.instance_id, self._clock.utc()))
-            self._readiness = now
-            return await self._sent_or_kept()
-        except RegistryError:
-            self._readiness, self._pending.wanted = before
-            raise
-
-    async def watch_process(
-        self,
-        pid: int,
-        name: str = "process",
-        *,
-        fatal: bool = True,
-        stderr_path: str | os.PathLike[str] | None = None,
-    ) -> Receipt:
-        """Depend on another process of this node, at most MAX_DEPENDENCIES: the relay watches it. When it ends the
-        instance is dead if it is `fatal`, and comes back only once another process of this `name` is watched, or none.
-        Otherwise the instance lives, and is not resolved until then: it has a hold of kind `process`.
-
-        The cause names the process, its signal or exit code, and the last lines of the file at `stderr_path`. Before
-        `register()` it is kept, and sent with the registration. Returns and raises as `set_status()`.
-        """
-        async with self._calls:
-            self._require_life()
-            known = self.registration.dependencies
-            return await self._depend_on(watched(known, pid, name, is_fatal=fatal, stderr_path=stderr_path), name)
-
-    async def unwatch_process(self, name: str) -> Receipt:
-        """Depend on the process of this name no longer. As `watch_process()`."""
-        async with self._calls:
-            self._require_life()
-            return await self._depend_on(unwatched(self.registration.dependencies, name), name)
-
-    async def _depend_on(self, dependencies: Dependencies, name: str) -> Receipt:
-        self._pending.require_room(2)
-        had_it = any(one.name == name for one in self.registration.dependencies)
-        self._enrolment.registration = replace(self.registration, dependencies=dependencies)
-        if self.status is not None:
-            self._pending.change_details(self.registration)
-            if had_it:
-                # the registry places it again while another one has ended
-                self._pending.hold(HoldChange(self.instance_id, HoldKind.PROCESS, cause=Cause(CauseKind.AGENT, name)))
-        return await self._sent_or_kept()
-
-    async def _sent_or_kept(self) -> Receipt:
-        if self.status is None:
-            return self._delivery.kept("it is sent with the registration")
-        return await self._delivery.deliver(self)
-
     async def beat(self) -> BeatAnswer:
         """Renew the lease, and first deliver what is not durable yet.
 
@@ -362,8 +243,3 @@ class RegistryClient:
 
     def _is_to_complete(self) -> bool:
         return not self._pending and self.status not in {None, Status.DEAD} and self._enrolment.is_due
-
-    def _require_life(self) -> None:
-        # declared dead by the registry it comes back as a new instance, after its own `dead` it does not
-        if self.status is Status.DEAD:
-            raise InstanceDeadError(self.instance_id, self._pending.wanted.cause)
