@@ -37,6 +37,12 @@ SAYS = {
         r"\['trial/server/1', 'trial/server/2'\] \['http://10.0.0.3:8000', 'http://10.0.0.4:8000'\]",
         r"gone: True \['trial/server/2'\] http://10.0.0.4:8000",
     ],
+    "rollout_pool.py": [
+        "8 engines are ready",
+        r"\[200, 200, 200, 200, 200, 200, 200, 200\]",
+        "False 7",
+        ".*rollout-3.*server.*SIGKILL.*",
+    ],
     "notebook.ipynb": ["3 words", "this call would block .*", "2 words", "notebook-1 alive"],
 }
 
