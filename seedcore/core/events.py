@@ -1,7 +1,7 @@
 """Events of agents, as a watch has them: what changed, and the state after it.
 
-Whoever applies the events in order has the state of the registry at the position of the last one: `instance` replaces
-the instance with its id, None removes it, and the `instances` of a state or a gap replace all of them.
+Events that are applied in order give the state of the registry at the position of the last one: `instance` replaces the
+instance with its id, None removes it, and the `instances` of a state or a gap replace all of them.
 """
 
 from __future__ import annotations

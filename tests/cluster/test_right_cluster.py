@@ -30,6 +30,7 @@ SERVED_OVER_HTTP = {
     "get": ["one"],
     "why": ["one"],
     "watch": [],
+    "wait": ["one", "--timeout", "1"],
     "health": [],
     "drain": ["one"],
     "undrain": ["--organ", "eye"],

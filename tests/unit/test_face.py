@@ -15,6 +15,8 @@ import pytest
 
 import seedcore
 import seedcore.core.errors
+import seedcore.core.events
+import seedcore.core.not_ready
 import seedcore.errors
 
 HEAVY = ("fastapi", "httpx", "psycopg", "pydantic", "ray", "rich", "starlette", "typer")
@@ -91,7 +93,8 @@ def test_name_that_is_not_public_is_an_attribute_error() -> None:
 def test_errors_are_all_of_the_tree() -> None:
     tree = {
         name
-        for name, thing in vars(seedcore.core.errors).items()
+        for module in (seedcore.core.errors, seedcore.core.events, seedcore.core.not_ready)
+        for name, thing in vars(module).items()
         if inspect.isclass(thing) and issubclass(thing, seedcore.core.errors.RegistryError)
     }
     assert {*seedcore.errors.__all__} == tree

@@ -137,8 +137,7 @@ class RegistryConnection(Shorthands):
         return answer
 
     async def take(self, change: SequencedChange) -> Receipt:
-        """See RegistryApi.take. A change is not sent to the registry that replaced the one called, which may not have
-        the changes before it; a first registration is."""
+        """See RegistryApi.take. Only a first registration goes on to a registry that replaced the one called."""
         box = self._box()
         self._words.note_sent(change)
         try:
