@@ -248,61 +248,61 @@ MUTANTS: dict[str, Mutant] = {
     "a replay is acknowledged at once": Mutant(
         51, lambda: mock.patch.object(Receipts, "is_settled", return_value=True)
     ),
-    "no credit for our own stalls": Mutant(256, lambda: mock.patch.object(Silence, "credit", _nothing)),
-    "no new lease after a restart": Mutant(11, _patch_no_new_lease),
-    "the dead may live again": Mutant(13, lambda: mock.patch("seedcore.store.memory.apply_status", _revive)),
+    "no credit for our own stalls": Mutant(75, lambda: mock.patch.object(Silence, "credit", _nothing)),
+    "no new lease after a restart": Mutant(0, _patch_no_new_lease),
+    "the dead may live again": Mutant(3, lambda: mock.patch("seedcore.store.memory.apply_status", _revive)),
     "sequence numbers are ignored": Mutant(
-        12, lambda: mock.patch("seedcore.store.memory.apply_status", _ignore_numbers)
+        3, lambda: mock.patch("seedcore.store.memory.apply_status", _ignore_numbers)
     ),
     "an agent's report ends a hold": Mutant(0, lambda: _patch_both("apply_status", _end_the_hold)),
     "the registry forgets a hold at a report": Mutant(
-        10, lambda: mock.patch("seedcore.core.members.apply_status", _end_the_hold)
+        6, lambda: mock.patch("seedcore.core.members.apply_status", _end_the_hold)
     ),
     "a release restores the wrong status": Mutant(2, lambda: _patch_both("apply_hold", _release_to_alive)),
-    "no lease ends": Mutant(9, lambda: mock.patch("seedcore.registry.server.expiry.judge", _judge_no_lease)),
+    "no lease ends": Mutant(7, lambda: mock.patch("seedcore.registry.server.expiry.judge", _judge_no_lease)),
     "no death is decided": Mutant(0, lambda: mock.patch("seedcore.registry.server.expiry.judge", _judge_no_witness)),
-    "a freeze is no evidence": Mutant(2, lambda: mock.patch("seedcore.registry.server.expiry.judge", _judge_unfrozen)),
+    "a freeze is no evidence": Mutant(6, lambda: mock.patch("seedcore.registry.server.expiry.judge", _judge_unfrozen)),
     "a full backlog refuses a death": Mutant(
         13, lambda: mock.patch.object(Backlog, "offer_death", _offer_death_in_the_queue)
     ),
-    "expiry never freezes": Mutant(2, lambda: mock.patch.object(MassLateness, "note", _forget_seconds)),
-    "leases end while Ray's tables are away": Mutant(5097, lambda: mock.patch.object(DeathWatch, "is_blind", False)),
-    "no grace at the end of a freeze": Mutant(64, lambda: mock.patch.object(MassLateness, "is_spent", True)),
-    "the client keeps nothing": Mutant(9, lambda: mock.patch.object(Delivery, "_send_all", _send_and_forget)),
+    "expiry never freezes": Mutant(6, lambda: mock.patch.object(MassLateness, "note", _forget_seconds)),
+    "leases end while Ray's tables are away": Mutant(248, lambda: mock.patch.object(DeathWatch, "is_blind", False)),
+    "no grace at the end of a freeze": Mutant(75, lambda: mock.patch.object(MassLateness, "is_spent", True)),
+    "the client keeps nothing": Mutant(7, lambda: mock.patch.object(Delivery, "_send_all", _send_and_forget)),
     "a failed batch returns reversed": Mutant(
-        236, lambda: mock.patch.object(ChangeBatch, "put_back", _put_back_reversed)
+        371, lambda: mock.patch.object(ChangeBatch, "put_back", _put_back_reversed)
     ),
-    "fenced for ever": Mutant(27, lambda: mock.patch.object(DatabaseSession, "_claim_the_term", _stay_fenced)),
+    "fenced for ever": Mutant(35, lambda: mock.patch.object(DatabaseSession, "_claim_the_term", _stay_fenced)),
     "the feed forgets a change": Mutant(0, lambda: mock.patch.object(Feed, "append", _append_most)),
     "the feed starts over without a reset": Mutant(0, lambda: mock.patch.object(Feed, "since", _since_never_reset)),
     "an instance that is not read yet is unknown": Mutant(
         4, lambda: mock.patch.object(DatabaseSession, "may_know_more", False)
     ),
     "agents beat at the interval of their own environment": Mutant(
-        17, lambda: mock.patch.object(RegistryClient, "beat_interval_s", property(_own_interval_s))
+        2, lambda: mock.patch.object(RegistryClient, "beat_interval_s", property(_own_interval_s))
     ),
     "an agent that ended with its epoch comes back in the next": Mutant(
-        45, lambda: mock.patch.object(MemoryStore, "epochs_of", _belong_to_none)
+        3, lambda: mock.patch.object(MemoryStore, "epochs_of", _belong_to_none)
     ),
     "a registry that takes over retires the fleet": Mutant(
-        16, lambda: mock.patch.object(Tables, "continuing", lambda _, epoch: epoch)
+        5, lambda: mock.patch.object(Tables, "continuing", lambda _, epoch: epoch)
     ),
     "a refused value keeps its batch": Mutant(
-        9, lambda: mock.patch("seedcore.registry.server.flusher.in_parts", _keep_the_batch)
+        3, lambda: mock.patch("seedcore.registry.server.flusher.in_parts", _keep_the_batch)
     ),
     "memory and database are not compared": Mutant(
-        0, lambda: mock.patch.object(Comparison, "_compare", _compare_nothing)
+        38, lambda: mock.patch.object(Comparison, "_compare", _compare_nothing)
     ),
     "a follower lists only once": Mutant(0, lambda: mock.patch.object(LiveView, "load", _load_once)),
     "a cache is trusted for ever": Mutant(
         0, lambda: mock.patch.object(Follower, "is_current", property(_is_confirmed_once))
     ),
     "a cache of a registry that does not know all is trusted": Mutant(
-        3, lambda: mock.patch.multiple(RegistryConnection, changes=_changes_complete, page=_page_complete)
+        22, lambda: mock.patch.multiple(RegistryConnection, changes=_changes_complete, page=_page_complete)
     ),
     "a cached handle is never evicted": Mutant(0, _patch_no_eviction),
     "an actor need not answer": Mutant(
-        3, lambda: mock.patch.multiple("seedcore.registry.caller.handles", prove=_prove_nothing, probe=_prove_nothing)
+        0, lambda: mock.patch.multiple("seedcore.registry.caller.handles", prove=_prove_nothing, probe=_prove_nothing)
     ),
     "the connection repeats every call": Mutant(
         4, lambda: mock.patch.object(RegistryConnection, "_call", _call_repeatedly)
