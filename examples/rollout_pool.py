@@ -39,17 +39,19 @@ class Engine(seedcore.RayAgent):
     """Starts its server, and is ready once that listens. It depends on it: without the server it is dead."""
 
     server: subprocess.Popen[str] | None = None
+    starting = asyncio.Lock()
 
     async def start(self) -> None:
-        if self.server is None:
-            await self.set_ready(False, "its server starts")
-            await super().start()
-            self.server = await asyncio.to_thread(begin_server)
-            assert self.server.stdout is not None
-            url = await asyncio.to_thread(self.server.stdout.readline)
-            await self.set_endpoints({"http": url.strip()})
-            await self.watch_process(self.server.pid, name="server")
-            await self.set_ready(True)
+        async with self.starting:
+            if self.server is None:
+                await self.set_ready(False, "its server starts")
+                await super().start()
+                self.server = await asyncio.to_thread(begin_server)
+                assert self.server.stdout is not None
+                url = await asyncio.to_thread(self.server.stdout.readline)
+                await self.set_endpoints({"http": url.strip()})
+                await self.watch_process(self.server.pid, name="server")
+                await self.set_ready(True)
 
     async def stop(self, reason: str = "stopped") -> None:
         await super().stop(reason)

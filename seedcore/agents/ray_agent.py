@@ -187,6 +187,11 @@ class RayAgent:
         """Be ready only while a URL answers: see Reporter.watch_http."""
         self._reporter.watch_http(url, name=name, every_s=every_s, timeout_s=timeout_s, failures=failures)
 
+    async def unwatch_http(self, name: str) -> bool:
+        """End the probe of this name, and what it has found. Returns and raises as `set_ready()`."""
+        receipt = await self._reporter.unwatch_http(name)
+        return receipt is not None and receipt.durable
+
     async def drain(self, reason: str | None = None, timeout_s: float | None = None) -> bool:
         """Refuse new work, report `draining`, wait for the running tasks up to `timeout_s` seconds (None: no bound).
 

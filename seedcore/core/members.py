@@ -319,6 +319,9 @@ def _held_by_both(newer: Instance, known: Instance, stored: Instance) -> Instanc
         holds.pop(HoldKind.READINESS, None)
     else:
         holds[HoldKind.READINESS] = readiness
+    if newer is not stored and newer.dependencies != stored.dependencies and known.hold(HoldKind.PROCESS) is None:
+        # the agent depends on other processes now, and has released it
+        holds.pop(HoldKind.PROCESS, None)
     status = effective_status(newer.reported_status, holds)
     return replace(newer, holds=sorted_holds(holds.values()), status=status)
 

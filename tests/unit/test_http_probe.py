@@ -12,7 +12,7 @@ from urllib.error import HTTPError, URLError
 import pytest
 
 from seedcore.core.errors import RegistryUnavailableError
-from seedcore.registry.agent.http_probe import HttpProbe, Probe
+from seedcore.registry.agent.http_probe import HttpProbe, HttpProbes, Probe
 
 PATIENCE_S = 30.0
 URL = "http://127.0.0.1:9/"
@@ -103,3 +103,22 @@ def test_a_request_that_hangs_is_a_failure_and_has_no_second_one_beside_it() -> 
         assert begun == [1]
         is_over.set()
         assert reports.get(timeout=PATIENCE_S) == ("vllm", None)
+
+
+def test_a_probe_in_the_place_of_another_ends_what_that_one_has_reported() -> None:
+    is_up = threading.Event()
+
+    def ask(url: str, _timeout_s: float) -> None:
+        if not (is_up.is_set() and url.endswith("/next")):
+            raise URLError("down")
+
+    reports = Reports()
+    probes = HttpProbes(lambda name, problem: reports.put((name, problem)), ask)
+    try:
+        probes.add(Probe(URL, "vllm", every_s=0.001, timeout_s=PATIENCE_S, failures=3))
+        assert reports.get(timeout=PATIENCE_S) == ("vllm", "down")
+        is_up.set()
+        probes.add(Probe(f"{URL}next", "vllm", every_s=0.001, timeout_s=PATIENCE_S, failures=3))
+        assert reports.get(timeout=PATIENCE_S) == ("vllm", None)
+    finally:
+        probes.stop()

@@ -11,7 +11,7 @@ import pytest
 from seedcore.core.answers import NotResolved, Receipt
 from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.changes import Change, HoldChange, RegisterChange, Registration, SequencedChange, StatusChange
-from seedcore.core.errors import InvalidInputError, RegistryReplacedError
+from seedcore.core.errors import ForbiddenTransitionError, InvalidInputError, RegistryReplacedError
 from seedcore.core.holds import HoldKind
 from seedcore.core.instances import Instance
 from seedcore.core.lifecycle import Status
@@ -206,6 +206,42 @@ def test_a_queued_readiness_is_sent_again_beside_the_last_status_and_not_in_its_
     pending.set_status(iid(1), Status.DRAINING, None)
     pending.register_again(FIRST, as_new=False)
     assert sent_by(pending) == [("registration", 2), ("unready", 3), ("draining", 4)]
+
+
+def test_no_number_is_used_twice_after_a_refused_return() -> None:
+    pending = queue("alive", "unready")
+    before = pending.wanted
+    another = replace(FIRST, instance_id=iid(2))
+    for _ in range(3):
+        pending.set_status(iid(1), Status.DRAINING, None)
+    pending.register_again(another, as_new=True)
+    pending.refuse(next(iter(pending)))
+    pending.wanted = before
+    pending.register_again(another, as_new=False)
+    assert pending.seq >= max(change.seq or 0 for change in pending)
+
+
+async def test_a_readiness_is_kept_where_the_error_is_of_a_change_before_it(registry: LocalRegistry) -> None:
+    client = make_client(registry)
+    await client.set_status("alive")
+    client._pending._changes.append(StatusChange(client.instance_id, Status.STARTING, client._pending._next_seq()))
+    with pytest.raises(ForbiddenTransitionError):
+        await client.set_ready(False, "loading weights")
+    assert client.pending == 1
+    await client.beat()
+    assert await resolved(registry) == (False, NotResolved.NOT_READY, "it is not ready: loading weights")
+    await client.set_ready(True)
+    assert (await resolved(registry))[0]
+
+
+async def test_readiness_after_a_start_that_was_cancelled_is_reported(registry: LocalRegistry) -> None:
+    client = make_client(registry)
+    reporter = Reporter("agent", settings=SETTINGS, client=client)
+    await client.set_status("alive")
+    # as a cancelled start leaves it: the client has asked for a status, and nothing is reported
+    assert not reporter.is_reporting
+    assert await reporter.set_ready(False, "loading weights") is not None
+    assert (await resolved(registry))[:2] == (False, NotResolved.NOT_READY)
 
 
 async def test_an_agent_that_no_registry_knows_brings_its_readiness(registry: LocalRegistry, tables: Tables) -> None:

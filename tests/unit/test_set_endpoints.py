@@ -18,6 +18,7 @@ from seedcore.core.errors import (
     BacklogFullError,
     InstanceDeadError,
     InvalidInputError,
+    RegistryFullError,
     RegistryReplacedError,
     RegistryUnavailableError,
     StoreRejectedError,
@@ -480,3 +481,19 @@ async def test_memory_ahead_of_the_database_writes_its_endpoints_again(registry:
     tables.put(replace(row, endpoints=OLD, seq=2))
     await eventually(lambda: tables.rows[client.instance_id].endpoints == NEW)
     assert tables.rows[client.instance_id].seq == 3
+
+
+async def test_endpoints_without_room_are_given_up_and_keep_nothing_behind_them(tables: Tables) -> None:
+    many = {f"port-{number}": f"http://10.0.0.3/{'x' * 2000}" for number in range(16)}
+    async with joined_registry(replace(CONFIG, max_instance_bytes=16 * 1024), tables) as registry:
+        client = client_of(To(registry))
+        await client.set_status("alive")
+        with pytest.raises(RegistryFullError):
+            await client.set_endpoints(many)
+        assert client.registration.endpoints == {}
+        assert client.pending == 0
+        assert (await client.set_status("draining")).durable
+        receipt = await client.set_endpoints(NEW)
+        assert receipt is not None
+        assert receipt.durable
+        assert known(registry, client).endpoints == NEW

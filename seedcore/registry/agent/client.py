@@ -192,11 +192,14 @@ class RegistryClient(AgentReports):
             if before.status is None:
                 await self._enrolment.identify()
                 self._pending.register(self.registration)
+            change = None
             try:
-                self._pending.set_status(self.instance_id, wanted, cause)
+                change = self._pending.set_status(self.instance_id, wanted, cause)
                 return await self._delivery.deliver(self)
             except RegistryError:
-                self._pending.wanted = before
+                # the error may be of a change before it
+                if change not in self._pending:
+                    self._pending.wanted = before
                 raise
 
     async def beat(self) -> BeatAnswer:

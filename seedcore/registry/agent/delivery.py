@@ -4,7 +4,7 @@ registry has lost the instance."""
 from __future__ import annotations
 
 from seedcore.core.answers import BeatAnswer, Receipt
-from seedcore.core.changes import HoldChange, SequencedChange
+from seedcore.core.changes import Change, HoldChange, RegisterChange, SequencedChange
 from seedcore.core.clock import Clock
 from seedcore.core.comebacks import Comebacks
 from seedcore.core.errors import (
@@ -50,6 +50,7 @@ class Delivery:
         """How often the registry asks the agent to beat; None before its first answer."""
         self._lease_s: float | None = None
         self._registry: str | None = None
+        self._sent: Change | None = None
         self._is_coming_back = False
         self._connection = connection
         self._enrolment = enrolment
@@ -145,6 +146,10 @@ class Delivery:
                 # the registry that replaced it gets the last changes, in order: it may know fewer than the one before
                 replaced, self._registry = error, None
                 self._pending.repeat(self._enrolment.registration)
+            except RegistryFullError as error:
+                if not self._gives_up_details():
+                    return self._receipt(durable=False, why=str(error))
+                raise
             except _TRY_LATER as error:
                 return self._receipt(durable=False, why=str(error))
         if replaced is not None:
@@ -154,6 +159,7 @@ class Delivery:
     async def _send_all(self) -> Receipt:
         receipt = self._receipt(durable=True, why=None)
         for change in self._pending:
+            self._sent = change
             try:
                 receipt = await self._connection.take(SequencedChange(change, self._registry))
             except _HEALS:
@@ -166,6 +172,15 @@ class Delivery:
             self._enrolment.note_epoch(receipt)
             self._pending.settle(change, receipt)
         return receipt
+
+    def _gives_up_details(self) -> bool:
+        """Whether the change that was sent last had other details, for which there is no room. It is given up: what the
+        agent reports behind it must not wait."""
+        change = self._sent
+        if not (isinstance(change, RegisterChange) and change.is_update and change in self._pending):
+            return False
+        self._pending.refuse(change)
+        return True
 
     def _ended(self) -> Receipt:
         self._pending.clear()

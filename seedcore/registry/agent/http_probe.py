@@ -59,13 +59,15 @@ class HttpProbe:
     """Runs from `start()` to `stop()`. Reports a problem after so many failures in a row, and its end after one
     success; what could not be reported is reported after the next probe."""
 
-    def __init__(self, probe: Probe, report: Report, ask: Ask) -> None:
+    def __init__(self, probe: Probe, report: Report, ask: Ask, reported: str | None = None) -> None:
+        """`reported` is the problem that a probe before this one has reported under the name."""
         self._probe = probe
         self._report = report
         self._ask = ask
         self._is_over = threading.Event()
         self._in_a_row = 0
-        self._reported: str | None = None
+        self.reported = reported
+        """The problem that was reported last, if it has not ended."""
         self._under_way: _Request | None = None
 
     def start(self) -> None:
@@ -86,7 +88,7 @@ class HttpProbe:
         self._in_a_row = 0 if problem is None else self._in_a_row + 1
         if problem is not None and self._in_a_row < self._probe.failures:
             return
-        is_news = problem is not None if self._reported is None else problem is None
+        is_news = problem is not None if self.reported is None else problem is None
         if not is_news or self._is_over.is_set():
             return
         try:
@@ -96,7 +98,7 @@ class HttpProbe:
         except Exception:
             logger.exception("the probe of %s is not reported", self._probe.url)
         else:
-            self._reported = problem
+            self.reported = problem
 
     def _look(self) -> str | None:
         """The problem of the URL now, or None. A request that hangs is a failure, and no other one starts beside
@@ -119,9 +121,11 @@ class HttpProbes:
         probe.validated()
         if probe.name not in self._running and len(self._running) >= MAX_PROBES:
             raise InvalidInputError("probes", f"must be at most {MAX_PROBES}: unwatch one first")
-        self._running[probe.name], before = HttpProbe(probe, self._report, self._ask), self._running.get(probe.name)
+        before = self._running.get(probe.name)
         if before is not None:
             before.stop()
+        reported = None if before is None else before.reported
+        self._running[probe.name] = HttpProbe(probe, self._report, self._ask, reported)
         self._running[probe.name].start()
 
     def remove(self, name: str) -> None:

@@ -69,8 +69,8 @@ class PendingChanges:
 
     @property
     def is_to_register(self) -> bool:
-        """Whether a registration is queued."""
-        return any(isinstance(change, RegisterChange) for change in self._changes)
+        """Whether a registration is queued, and not only other details."""
+        return any(isinstance(change, RegisterChange) and not change.is_update for change in self._changes)
 
     def change_details(self, registration: Registration) -> Change:
         """Queue a registration with other details, behind all changes. Registrations that are queued get them, too; one
@@ -90,25 +90,27 @@ class PendingChanges:
         self._changes.append(RegisterChange(registration, self._details_seq, is_update=is_update))
         return self._changes[-1]
 
-    def set_status(self, instance_id: str, status: Status, cause: Cause | None) -> None:
-        """Queue a change of status. Raises BacklogFullError."""
+    def set_status(self, instance_id: str, status: Status, cause: Cause | None) -> Change:
+        """Queue a change of status. Returns it. Raises BacklogFullError."""
         self.require_room(1)
         self.wanted = replace(self.wanted, status=status, cause=cause, seq=self._next_seq())
         self._changes.append(StatusChange(instance_id, status, self.wanted.seq, cause))
+        return self._changes[-1]
 
-    def hold(self, change: HoldChange) -> None:
-        """Queue a change of a hold, which gets its number here; before the registration only keep it. Raises
-        BacklogFullError."""
+    def hold(self, change: HoldChange) -> HoldChange:
+        """Queue a change of a hold, which gets its number here; before the registration only keep it. Returns it.
+        Raises BacklogFullError."""
         if self.wanted.status is None:
             self.wanted = self.wanted.with_hold(change)
-            return
+            return change
         self.require_room(1)
-        self._put_hold(change)
+        return self._put_hold(change)
 
-    def _put_hold(self, change: HoldChange) -> None:
+    def _put_hold(self, change: HoldChange) -> HoldChange:
         numbered = replace(change, seq=self._next_seq())
         self.wanted = self.wanted.with_hold(numbered)
         self._changes.append(numbered)
+        return numbered
 
     def settle(self, change: Change, receipt: Receipt) -> None:
         """Note the answer to a change: those that are durable leave the queue."""
@@ -163,7 +165,7 @@ class PendingChanges:
         later = [RegisterChange(registration, seq, is_update=True) for seq in updates if seq > first_seq]
         behind: list[Change] = sorted([*changes, *later], key=lambda change: change.seq or 0)
         self._changes = [RegisterChange(registration, first_seq), *behind]
-        self.seq = max(self.seq, first_seq)
+        self.seq = max(self.seq, first_seq, *(change.seq or 0 for change in behind))
 
     def _last_changes(self, instance_id: str) -> list[StatusChange | HoldChange]:
         """What is queued but for registrations, and the last status and holds, each once, by their numbers."""

@@ -174,8 +174,7 @@ class Reporter:
         refuse_forked()
         if self._is_reporting:
             self._keep_beating()
-        elif self._client.status is not None:
-            # it has stopped
+        elif self._has_ended:
             check_endpoints(endpoints)
             return None
         try:
@@ -246,9 +245,14 @@ class Reporter:
         refuse_forked()
         return await self._send(self._client.set_status(status, reason)) if self._is_reporting else None
 
+    @property
+    def _has_ended(self) -> bool:
+        """Whether it has stopped, or ended with its epoch. A start that was cancelled is repeated."""
+        return self._client.status is Status.DEAD or self._retired_epoch is not None
+
     async def _also_before_start(self, report: Callable[[], Coroutine[object, object, Receipt]]) -> Receipt | None:
         refuse_forked()
-        if not self.is_enabled or (not self._is_reporting and self._client.status is not None):
+        if not self.is_enabled or (not self._is_reporting and self._has_ended):
             return None
         return await self._send(report())
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from seedcore.core.answers import Receipt
 from seedcore.core.causes import Cause, CauseKind
-from seedcore.core.changes import HoldChange, Registration
+from seedcore.core.changes import Change, HoldChange, Registration
 from seedcore.core.clock import Clock
 from seedcore.core.errors import InstanceDeadError, RegistryError
 from seedcore.core.holds import HoldKind
@@ -55,21 +55,31 @@ class AgentReports:
         """
         async with self._calls:
             self._require_life()
-            before = self.registration.endpoints
+            before = self.registration
             is_changed = self._enrolment.set_endpoints(endpoints)
             if self.status is None:
                 return None
-            change = None
-            try:
-                if is_changed:
-                    change = self._pending.change_details(self.registration)
-                return await self._delivery.deliver(self)
-            except RegistryError:
-                is_kept = change is not None and change in self._pending
-                if not is_kept and (change is None or change.instance_id == self.instance_id):
-                    # it is refused for good: later registrations must not repeat it
-                    self._enrolment.set_endpoints(before)
-                raise
+            change = self._queue_details(before) if is_changed else None
+            return await self._deliver_details(before, change)
+
+    def _queue_details(self, before: Registration) -> Change:
+        """Queue the details that the agent has now. Raises BacklogFullError, and then it has those before."""
+        try:
+            return self._pending.change_details(self.registration)
+        except RegistryError:
+            self._enrolment.registration = before
+            raise
+
+    async def _deliver_details(self, before: Registration, change: Change | None) -> Receipt:
+        """Send what is queued. Where `change` is refused for good, later registrations must not repeat it."""
+        try:
+            return await self._delivery.deliver(self)
+        except RegistryError:
+            if change is not None and change not in self._pending and self.instance_id == before.instance_id:
+                self._enrolment.registration = replace(
+                    self.registration, endpoints=before.endpoints, dependencies=before.dependencies
+                )
+            raise
 
     async def set_ready(self, ready: bool, reason: str | None = None) -> Receipt:
         """Report whether the agent accepts work. While it is not ready it lives and is not resolved: it has a hold of
@@ -89,13 +99,15 @@ class AgentReports:
             return await self._report_readiness(self._readiness.probed(name, problem))
 
     async def _report_readiness(self, now: Readiness) -> Receipt:
-        before = self._readiness, self._pending.wanted
+        before, change = (self._readiness, self._pending.wanted), None
         try:
-            self._pending.hold(now.change(self.instance_id, self._clock.utc()))
+            change = self._pending.hold(now.change(self.instance_id, self._clock.utc()))
             self._readiness = now
             return await self._sent_or_kept()
         except RegistryError:
-            self._readiness, self._pending.wanted = before
+            # the error may be of a change before it
+            if change not in self._pending:
+                self._readiness, self._pending.wanted = before
             raise
 
     async def watch_process(
@@ -126,14 +138,15 @@ class AgentReports:
 
     async def _depend_on(self, dependencies: Dependencies, name: str) -> Receipt:
         self._pending.require_room(2)
-        had_it = any(one.name == name for one in self.registration.dependencies)
-        self._enrolment.registration = replace(self.registration, dependencies=dependencies)
-        if self.status is not None:
-            self._pending.change_details(self.registration)
-            if had_it:
-                # the registry places it again while another one has ended
-                self._pending.hold(HoldChange(self.instance_id, HoldKind.PROCESS, cause=Cause(CauseKind.AGENT, name)))
-        return await self._sent_or_kept()
+        before = self.registration
+        self._enrolment.registration = replace(before, dependencies=dependencies)
+        if self.status is None:
+            return await self._sent_or_kept()
+        change = self._queue_details(before)
+        if any(one.name == name for one in before.dependencies):
+            # the registry places it again while another one has ended
+            self._pending.hold(HoldChange(self.instance_id, HoldKind.PROCESS, cause=Cause(CauseKind.AGENT, name)))
+        return await self._deliver_details(before, change)
 
     async def _sent_or_kept(self) -> Receipt:
         if self.status is None:

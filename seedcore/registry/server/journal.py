@@ -13,9 +13,10 @@ from typing import TypeAlias
 
 from seedcore.core.answers import Outcome, OutcomeKind
 from seedcore.core.causes import Cause
-from seedcore.core.changes import Change, RegisterChange, StatusChange
+from seedcore.core.changes import Change, HoldChange, RegisterChange, StatusChange
 from seedcore.core.clock import Clock
 from seedcore.core.feed import MAX_REMEMBERED_BYTES
+from seedcore.core.lifecycle import Status
 from seedcore.core.memory_bound import weight_of_cause, weight_of_change
 
 _SMALL_WORK_BYTES = 512
@@ -125,6 +126,23 @@ def with_statuses(entries: Sequence[Committed]) -> list[Committed]:
         or (isinstance(entry.work, RegisterChange) and not entry.work.is_update)
     }
     return [entry for entry in entries if not isinstance(entry.work, RegisterChange) or entry.instance_id in reported]
+
+
+def from_the_beginning(entries: Sequence[Committed]) -> list[Committed]:
+    """The entries but for the agents' own changes of instances whose registration has made room: their numbers would
+    stand for changes that are lost. Those agents send all of theirs again. A death stays."""
+    begun = {
+        entry.instance_id for entry in entries if isinstance(entry.work, RegisterChange) and not entry.work.is_update
+    }
+    return [entry for entry in entries if entry.instance_id in begun or not _is_of_agent(entry.work)]
+
+
+def _is_of_agent(work: Work) -> bool:
+    if isinstance(work, RegisterChange):
+        return True
+    if isinstance(work, StatusChange):
+        return work.seq is not None and work.status is not Status.DEAD
+    return isinstance(work, HoldChange) and work.seq is not None
 
 
 def _weight(work: Work) -> int:

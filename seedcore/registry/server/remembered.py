@@ -55,7 +55,10 @@ class Remembered:
         """The details that the database has to get of an instance that it has. They say nothing of its status, so the
         number stays what it is."""
         known = self._members.get(state.instance_id)
-        if known is not None and known.seq >= state.seq and known.endpoints != state.endpoints:
+        # a later change may have made other details that are not compared, as the processes that it depends on
+        if known is not None and (
+            known.seq > state.seq or (known.seq == state.seq and known.endpoints != state.endpoints)
+        ):
             yield RegisterChange(registration_of(known), state.seq, is_update=True)
 
     def registered_again(self, known: Instance) -> Iterator[Change]:

@@ -33,6 +33,7 @@ from seedcore.registry.server.journal import (
     RefinedCause,
     Work,
     first_commit,
+    from_the_beginning,
     with_statuses,
 )
 from seedcore.registry.server.parts import in_parts, in_plain_words
@@ -162,7 +163,7 @@ class Restoration:
     async def _replay(self, store: Store, found: int, *, is_whole: bool, with_details: bool) -> None:
         left = self._journal.take_after(found)
         if not is_whole:
-            left = with_statuses(left)
+            left = with_statuses(left) if with_details else from_the_beginning(left)
         doubted: list[Committed] = []
         self._is_patient = True
         count = len(left)
