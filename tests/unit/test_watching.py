@@ -190,7 +190,10 @@ async def test_slow_consumer_gets_a_gap_with_the_state_and_goes_on() -> None:
         await watch.begin()
         for number in range(20):
             await fleet.join(number, f"agent-{number}")
-        await eventually(lambda: fleet.follower.is_current and len(fleet.follower.view) == 20, every_s=0.001)
+        feed = registry.members.feed
+        await eventually(
+            lambda: fleet.follower.is_current and fleet.follower.view.version == feed.version, every_s=0.001
+        )
         [gap] = await events(watch, 1)
         assert gap.kind is EventKind.GAP
         assert len(gap.instances) == 20
