@@ -205,7 +205,8 @@ class Laws:
             client = process.reporter.client
             if client.pending:
                 return f"{process.name} keeps {client.pending} changes"
-            held_by = {BY_HAND} if process.held_by_hand == client.instance_id else set()
+            is_by_hand = process.held_by_hand == client.instance_id or self._is_held_again(client.instance_id)
+            held_by = {BY_HAND} if is_by_hand else set()
             if world.drains.is_draining(process.node_id):
                 held_by.add(HoldKind.NODE)
             if client.instance_id in self.operators.left_held:
@@ -229,6 +230,14 @@ class Laws:
         if remembered != {key: LiveState.of(row) for key, row in live.items()}:
             return f"memory and database differ: {remembered}"
         return None
+
+    def _is_held_again(self, instance_id: str) -> bool:
+        """Whether an instance has a hold by hand again that the database had lost: after the registry that mended the
+        loss, one joined that had it in memory."""
+        world = self._world
+        row = world.tables.rows.get(instance_id)
+        is_held = row is not None and row.hold(BY_HAND) is not None
+        return is_held and world.losses.taken_over > 0 and instance_id in world.held_by_hand
 
     def _moved(self, live: Mapping[str, Instance]) -> str | None:
         """Whose endpoints the database has wrong."""
