@@ -33,7 +33,7 @@ CONFIG = RegistryConfig(
 
 
 class Refusing(Away):
-    """A database that refuses holds while it is told to."""
+    """A database that refuses holds while `refuses` is set."""
 
     refuses = False
     refused = 0

@@ -503,3 +503,10 @@ def test_bad_input_of_a_wait_is_refused_by_field(arguments: dict[str, Any], mess
 def test_deadline_that_is_past_or_never_is_refused(timeout_s: Any) -> None:
     with pytest.raises(InvalidInputError, match="timeout_s: must be "):
         check_deadline(timeout_s)
+
+
+@pytest.mark.parametrize("refused", NotResolved)
+def test_every_refusal_of_a_resolution_is_a_reason(refused: NotResolved) -> None:
+    missing = of_refusal("agent", NotResolvableError("agent", refused, "in words"))
+    assert missing.reason is not NotReady.UNKNOWN
+    assert missing.detail == "is not ready: in words"

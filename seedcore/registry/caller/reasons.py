@@ -36,6 +36,7 @@ _OF_REFUSAL = {
     NotResolved.OTHER_EPOCH: NotReady.OTHER_EPOCH,
     NotResolved.EPOCH_UNCONFIRMED: NotReady.OTHER_EPOCH,
     NotResolved.STARTING: NotReady.STARTING,
+    NotResolved.NOT_READY: NotReady.NOT_READY,
     NotResolved.DRAINING: NotReady.DRAINING,
     NotResolved.LATE: NotReady.LATE,
     NotResolved.SUSPECT: NotReady.SUSPECT,
