@@ -11,16 +11,13 @@ import logging
 from collections.abc import Mapping
 from datetime import datetime
 
-from seedcore.core.answers import OutcomeKind
 from seedcore.core.causes import Cause, CauseKind
-from seedcore.core.changes import HoldChange
 from seedcore.core.clock import Clock
-from seedcore.core.errors import BacklogFullError, FencedError
 from seedcore.core.holds import Hold, HoldKind
 from seedcore.core.instances import Instance
 from seedcore.core.members import Members
-from seedcore.registry.server.backlog import Backlog
 from seedcore.registry.server.database import DatabaseSession
+from seedcore.registry.server.own_holds import OwnHolds
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +36,10 @@ class Drains:
     """
 
     def __init__(
-        self, members: Members, backlog: Backlog, database: DatabaseSession, clock: Clock, step_limit: int
+        self, members: Members, holds: OwnHolds, database: DatabaseSession, clock: Clock, step_limit: int
     ) -> None:
         self._members = members
-        self._backlog = backlog
+        self._holds = holds
         self._database = database
         self._clock = clock
         self._step_limit = step_limit
@@ -108,23 +105,15 @@ class Drains:
         """Place and release holds that are due. One that the database refused is tried again some looks later."""
         left = self._step_limit
         for instance_id in list(self._due):
-            if left == 0 or not self._has_room():
+            if left == 0 or not self._holds.has_room():
                 return
             if instance_id not in self._tried:
                 left -= self._settle(instance_id)
 
     def place(self, instance_id: str) -> None:
         """Place the hold on an instance that has just registered, if its node is being drained."""
-        if instance_id in self._due and self._has_room():
+        if instance_id in self._due and self._holds.has_room():
             self._settle(instance_id)
-
-    def _has_room(self) -> bool:
-        try:
-            self._backlog.require_room()
-        except (BacklogFullError, FencedError) as error:
-            logger.debug("holds of nodes are placed later: %s", error)
-            return False
-        return True
 
     def _settle(self, instance_id: str) -> bool:
         """Place, replace or release the hold of an instance where that is due. Returns whether it changed."""
@@ -140,17 +129,13 @@ class Drains:
         del self._due[instance_id]
         if not is_over and not _is_due(before, reason):
             return False
-        now = self._clock.utc()
         if reason is None:
             hold, cause = None, Cause(CauseKind.DRAIN_ENDED, f"Ray drains node {known.node_id} no longer", BY_RAY)
         else:
-            hold, cause = Hold(HoldKind.NODE, reason, BY_RAY, now if before is None else before.since), None
-        change = HoldChange(instance_id, HoldKind.NODE, hold, self._backlog.next_number(), cause)
+            since = self._clock.utc() if before is None else before.since
+            hold, cause = Hold(HoldKind.NODE, reason, BY_RAY, since), None
         self._tried[instance_id] = self._look
-        if self._members.hold(change, now).kind is not OutcomeKind.APPLIED:
-            return False
-        self._backlog.offer(change)
-        return True
+        return self._holds.change(instance_id, HoldKind.NODE, hold, cause)
 
 
 def _is_due(hold: Hold | None, reason: str | None) -> bool:

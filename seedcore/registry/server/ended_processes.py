@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import logging
 
-from seedcore.core.answers import OutcomeKind
 from seedcore.core.causes import Cause
-from seedcore.core.changes import HoldChange
 from seedcore.core.clock import Clock
 from seedcore.core.dependencies import Dependency
-from seedcore.core.errors import BacklogFullError, FencedError
 from seedcore.core.holds import Hold, HoldKind
 from seedcore.core.instances import Instance
 from seedcore.core.members import Members
-from seedcore.registry.server.backlog import Backlog
+from seedcore.registry.server.own_holds import OwnHolds
 
 logger = logging.getLogger(__name__)
 
@@ -25,9 +22,9 @@ logger = logging.getLogger(__name__)
 class EndedProcesses:
     """Use it from one event loop. Bounded by the live instances and the processes of each."""
 
-    def __init__(self, members: Members, backlog: Backlog, clock: Clock) -> None:
+    def __init__(self, members: Members, holds: OwnHolds, clock: Clock) -> None:
         self._members = members
-        self._backlog = backlog
+        self._holds = holds
         self._clock = clock
         self._ended: dict[str, dict[str, Cause]] = {}
 
@@ -62,14 +59,7 @@ class EndedProcesses:
             self.settle(instance_id)
 
     def _hold(self, known: Instance, cause: Cause) -> None:
-        kind, at = HoldKind.PROCESS, self._clock.utc()
-        try:
-            self._backlog.require_room()
-        except (BacklogFullError, FencedError) as error:
-            logger.debug("held later: %s", error, extra={"instance_id": known.instance_id})
-            return
-        hold = Hold(kind, cause.detail, None, at)
-        change = HoldChange(known.instance_id, kind, hold, self._backlog.next_number(), cause)
-        if self._members.hold(change, at).kind is OutcomeKind.APPLIED:
-            self._backlog.offer(change)
+        kind = HoldKind.PROCESS
+        hold = Hold(kind, cause.detail, None, self._clock.utc())
+        if self._holds.has_room() and self._holds.change(known.instance_id, kind, hold, cause):
             logger.info("instance held: %s", cause, extra={"instance_id": known.instance_id})

@@ -16,10 +16,10 @@ from dataclasses import replace
 from seedcore.core.answers import OutcomeKind
 from seedcore.core.backoff import Backoff, supervise
 from seedcore.core.causes import Cause, CauseKind
-from seedcore.core.changes import HoldChange, StatusChange
+from seedcore.core.changes import StatusChange
 from seedcore.core.clock import Clock
 from seedcore.core.dependencies import Dependency
-from seedcore.core.errors import BacklogFullError, NodeDeadError, StoreUnavailableError
+from seedcore.core.errors import NodeDeadError, StoreUnavailableError
 from seedcore.core.instances import Instance, Verdict
 from seedcore.core.lease import AbsenceMeter, BeatRate, MassLateness
 from seedcore.core.lifecycle import Status
@@ -29,6 +29,7 @@ from seedcore.core.verdict import Death, Evidence, Witness, judge
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.registry.server.drains import Drains
 from seedcore.registry.server.ended_processes import EndedProcesses
+from seedcore.registry.server.own_holds import OwnHolds
 from seedcore.registry.server.writer import Writer
 
 logger = logging.getLogger(__name__)
@@ -61,10 +62,11 @@ class Expiry:
         self.watch = watch_factory(self._take_report)
         self.watch.on_refined = self._take_refined
         self.watch.on_dependency = self._take_dependency
-        self.processes = EndedProcesses(members, self._backlog, clock)
+        self._holds = OwnHolds(members, self._backlog, clock)
+        self.processes = EndedProcesses(members, self._holds, clock)
         self.watch.on_lost_nodes = self._take_lost_nodes
         self.watch.on_unwatched = self._take_unwatched
-        self.drains = Drains(members, self._backlog, self._database, clock, config.sweep_limit)
+        self.drains = Drains(members, self._holds, self._database, clock, config.sweep_limit)
         self.watch.on_draining = self.drains.take
         self._lost_nodes: frozenset[str] = frozenset()
         self.unwatched: Mapping[str, int] = {}
@@ -206,14 +208,9 @@ class Expiry:
     def _release_expired(self) -> None:
         """Release the holds that have expired: an operator's drain ends so."""
         for instance_id, kind in self._members.expired_holds(self._clock.utc(), self._config.sweep_limit):
-            try:
-                self._backlog.require_room()
-            except BacklogFullError as error:
-                logger.debug("holds are released later: %s", error)
+            if not self._holds.has_room():
                 return
-            change = HoldChange(instance_id, kind, None, self._backlog.next_number(), Cause(CauseKind.DRAIN_ENDED))
-            if self._members.hold(change, self._clock.utc()).kind is OutcomeKind.APPLIED:
-                self._backlog.offer(change)
+            self._holds.change(instance_id, kind, None, Cause(CauseKind.DRAIN_ENDED))
 
     async def _confirm(self, lapsed: Sequence[str]) -> None:
         """Ask Ray about some of the silent instances, others in each sweep."""
