@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from seedcore.agents.contract import check_awaitable, check_overrides
+from seedcore.core.answers import Receipt
 from seedcore.core.errors import AgentCallError, InvalidInputError, NotAcceptingWorkError, RetiredEpochError
 from seedcore.core.lifecycle import Status
 from seedcore.core.limits import Json, check_detail, check_timeout
@@ -160,8 +161,7 @@ class RayAgent:
         Call it before `start()`, as in an override of that, and no caller gets the agent before it is ready. Returns
         whether it is committed; what is not is sent again. Raises InvalidInputError, or what the registry refuses.
         """
-        receipt = await self._reporter.set_ready(ready, reason)
-        return receipt is not None and receipt.durable
+        return _is_committed(await self._reporter.set_ready(ready, reason))
 
     async def watch_process(
         self,
@@ -173,13 +173,11 @@ class RayAgent:
     ) -> bool:
         """Depend on another process of this node, as on a child: see RegistryClient.watch_process. Returns and raises
         as `set_ready()`."""
-        receipt = await self._reporter.watch_process(pid, name=name, fatal=fatal, stderr_path=stderr_path)
-        return receipt is not None and receipt.durable
+        return _is_committed(await self._reporter.watch_process(pid, name=name, fatal=fatal, stderr_path=stderr_path))
 
     async def unwatch_process(self, name: str) -> bool:
         """Depend on the process of this name no longer."""
-        receipt = await self._reporter.unwatch_process(name)
-        return receipt is not None and receipt.durable
+        return _is_committed(await self._reporter.unwatch_process(name))
 
     async def watch_http(
         self, url: str, *, name: str, every_s: float = 5.0, timeout_s: float = 2.0, failures: int = 3
@@ -189,8 +187,7 @@ class RayAgent:
 
     async def unwatch_http(self, name: str) -> bool:
         """End the probe of this name, and what it has found. Returns and raises as `set_ready()`."""
-        receipt = await self._reporter.unwatch_http(name)
-        return receipt is not None and receipt.durable
+        return _is_committed(await self._reporter.unwatch_http(name))
 
     async def drain(self, reason: str | None = None, timeout_s: float | None = None) -> bool:
         """Refuse new work, report `draining`, wait for the running tasks up to `timeout_s` seconds (None: no bound).
@@ -334,3 +331,8 @@ class RayAgent:
     async def handle_task(self, task: Any) -> Any:
         """Override this: do the work, return what the caller of `execute_task` shall get."""
         raise InvalidInputError("task", f"{type(self).__name__} does no work: override handle_task")
+
+
+def _is_committed(receipt: Receipt | None) -> bool:
+    """Whether a report is committed; None: nothing is reported."""
+    return receipt is not None and receipt.durable

@@ -17,7 +17,8 @@ from seedcore.core.feed import FeedChange, Position
 from seedcore.core.instances import Instance, Verdict
 from seedcore.core.lifecycle import Status
 
-_READY = frozenset({Verdict.FRESH, Verdict.LATE})
+READY_VERDICTS = frozenset({Verdict.FRESH, Verdict.LATE})
+"""The verdicts with which an alive instance stays where callers are routed: one missed beat is no reason to leave."""
 
 
 class EventKind(StrEnum):
@@ -101,7 +102,7 @@ def event_of(change: FeedChange, stream: str, at: datetime) -> AgentEvent:
 
 
 def _is_ready(instance: Instance, verdict: Verdict) -> bool:
-    return instance.status is Status.ALIVE and verdict in _READY
+    return instance.status is Status.ALIVE and verdict in READY_VERDICTS
 
 
 class WatchEndedError(ExplainedError):

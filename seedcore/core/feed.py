@@ -22,6 +22,9 @@ from seedcore.core.wire import wire
 
 MAX_REMEMBERED_BYTES = 64 * MIB
 
+START = "start"
+"""In the place of a position: a watch begins with the state."""
+
 
 @dataclass(frozen=True, slots=True)
 class Position:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from seedcore.core.answers import Origin
 from seedcore.core.errors import CannotKnowError
 from seedcore.core.feed import Position
 from seedcore.discovery.endpoints import EndpointsAnswer, endpoint_json
-from seedcore.discovery.etags import etag_headers, positions_of
+from seedcore.discovery.etags import IfNoneMatch, Since, etag_headers, positions_of
 from seedcore.discovery.pages import filled, json_answer
 from seedcore.discovery.parameters import Replica, WantedEndpoints
 from seedcore.discovery.problems import PROBLEMS
@@ -28,12 +26,8 @@ async def list_endpoints(
     replica: Replica,
     request: Request,
     wanted: WantedEndpoints,
-    since: Annotated[
-        str | None, Query(description="STREAM:VERSION of an earlier answer: 304 unless a wanted instance has changed")
-    ] = None,
-    if_none_match: Annotated[
-        list[str] | None, Header(description="ETags of earlier answers, separated by commas: as `since`")
-    ] = None,
+    since: Since = None,
+    if_none_match: IfNoneMatch = None,
 ) -> Response:
     """The URL of each routable agent that has this endpoint: all of them, in the order of logical id.
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 
 from seedcore.core.answers import InstanceFilter, Listing, Origin
 from seedcore.core.errors import CannotKnowError, InvalidInputError
+from seedcore.core.events import READY_VERDICTS
 from seedcore.core.instances import Instance, Verdict
 from seedcore.core.limits import MAX_PAGE
 from seedcore.core.selection import preference
@@ -25,7 +26,6 @@ from seedcore.discovery.stored_json import Labels
 MAX_LIST_BYTES = 8 * 1024 * 1024
 LISTS_AT_ONCE = 4
 
-_ROUTABLE = frozenset({Verdict.FRESH, Verdict.LATE})
 _ATTEMPTS = 3
 
 Rank = tuple[bool, tuple[int, bool, float, str]]
@@ -125,7 +125,7 @@ class _Chosen:
         """Choose among the instances of a page, too."""
         for row in page:
             verdict = page.verdicts.get(row.instance_id, Verdict.FRESH)
-            if verdict not in _ROUTABLE:
+            if verdict not in READY_VERDICTS:
                 continue
             rank = (verdict is Verdict.LATE, preference(row))
             before = self.by_agent.get(row.logical_id)

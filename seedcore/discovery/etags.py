@@ -6,11 +6,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
+from typing import Annotated
+
+from fastapi import Header, Query
 
 from seedcore.core.errors import InvalidInputError
 from seedcore.core.feed import Position
 
 _MAX_ETAGS = 20
+
+Since = Annotated[
+    str | None, Query(description="STREAM:VERSION of an earlier answer: 304 unless a wanted instance has changed")
+]
+IfNoneMatch = Annotated[
+    list[str] | None, Header(description="ETags of earlier answers, separated by commas: as `since`")
+]
 
 
 def etag_headers(position: Position) -> Mapping[str, str]:

@@ -12,7 +12,7 @@ from seedcore.core.feed import Position
 from seedcore.core.limits import MAX_KEPT_S, MAX_PAGE
 from seedcore.core.paging import encode_death_cursor
 from seedcore.discovery.api import EpochAnswer, InstanceAnswer, InstancePage, OverviewAnswer
-from seedcore.discovery.etags import etag_headers, positions_of
+from seedcore.discovery.etags import IfNoneMatch, Since, etag_headers, positions_of
 from seedcore.discovery.guard import STILL
 from seedcore.discovery.pages import json_answer, page_json
 from seedcore.discovery.parameters import Replica, Wanted, WantedChanges
@@ -41,12 +41,8 @@ async def list_instances(
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
     cursor: Annotated[str | None, Query(description="next_cursor of the previous page")] = None,
     consistent: Annotated[bool, Query(description="ask the registry itself, not a cache up to 4 s old")] = False,
-    since: Annotated[
-        str | None, Query(description="STREAM:VERSION of an earlier answer: 304 unless a wanted instance has changed")
-    ] = None,
-    if_none_match: Annotated[
-        list[str] | None, Header(description="ETags of earlier answers, separated by commas: as `since`")
-    ] = None,
+    since: Since = None,
+    if_none_match: IfNoneMatch = None,
 ) -> Response:
     """A page of instances in the order of logical id.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from seedcore.core.answers import InstanceFilter
 from seedcore.core.errors import CannotKnowError
 from seedcore.core.events import kind_of
-from seedcore.core.feed import Feed, FeedChange, Position
+from seedcore.core.feed import START, Feed, FeedChange, Position
 from seedcore.core.instances import Instance, Verdict
 from seedcore.core.limits import MAX_PAGE
 from seedcore.core.paging import decode_cursor
@@ -20,9 +20,6 @@ from seedcore.discovery.rendering import cause_out, instance_out
 
 MAX_FEED_BYTES = 512 * 1024
 """Of one answer: Serve's proxy keeps what a watcher does not read, so a longer feed is asked for again."""
-
-START = "start"
-"""As `since`: begin with the instances."""
 
 _GAP = "the earlier changes are no longer available: list again"
 _STATE_S = 2.0

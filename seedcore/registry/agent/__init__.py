@@ -25,8 +25,8 @@ the queue when a receipt is `durable`, or when it is refused for good; until the
 same number, so that it is applied once.
 
 Other details of the agent, such as its endpoints, go as a registration with the next number. Each status says all that
-the one before it said, and each registration too, but neither says what the other does. So once details have changed,
-the first change to another registry process is preceded by the last of the other kind, under its own number.
+the one before it said, and each registration and each hold of a kind too, but none says what the others do. So a
+registry that replaced the one called gets the last of each again, under its own number, before what is new.
 
 Beats. `beat_loop` is one loop for all agents of an event loop: those that are due together share a message. An agent
 with pending changes beats alone: it first delivers them. A `Reporter` joins that loop by its `pulse`; `ThreadReporter`

@@ -171,17 +171,8 @@ class Reporter:
     async def set_endpoints(self, endpoints: Mapping[str, str]) -> Receipt | None:
         """Replace the URLs at which other programs reach the agent. Before the start the agent gets them for its
         registration. None where nothing is reported. Raises InvalidInputError, and then nothing has changed."""
-        refuse_forked()
-        if self._is_reporting:
-            self._keep_beating()
-        elif self._has_ended:
-            check_endpoints(endpoints)
-            return None
-        try:
-            return await self._client.set_endpoints(endpoints)
-        except RetiredEpochError as error:
-            self._retire(error)
-            raise
+        check_endpoints(endpoints)
+        return await self._also_before_start(lambda: self._client.set_endpoints(endpoints))
 
     async def set_ready(self, ready: bool, reason: str | None = None) -> Receipt | None:
         """Report whether the agent accepts work: while it is not ready it lives, and is not resolved. Before `start()`
@@ -250,13 +241,15 @@ class Reporter:
         """Whether it has stopped, or ended with its epoch. A start that was cancelled is repeated."""
         return self._client.status is Status.DEAD or self._retired_epoch is not None
 
-    async def _also_before_start(self, report: Callable[[], Coroutine[object, object, Receipt]]) -> Receipt | None:
+    async def _also_before_start(
+        self, report: Callable[[], Coroutine[object, object, Receipt | None]]
+    ) -> Receipt | None:
         refuse_forked()
         if not self.is_enabled or (not self._is_reporting and self._has_ended):
             return None
         return await self._send(report())
 
-    async def _send(self, report: Coroutine[object, object, Receipt]) -> Receipt:
+    async def _send(self, report: Coroutine[object, object, Receipt | None]) -> Receipt | None:
         self._keep_beating()
         try:
             return await report

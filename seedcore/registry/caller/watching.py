@@ -18,7 +18,7 @@ from seedcore.core.answers import InstanceFilter
 from seedcore.core.clock import Clock
 from seedcore.core.errors import CannotKnowError, InvalidInputError, RegistryError
 from seedcore.core.events import AgentEvent, EventKind, WatchEndedError, event_of
-from seedcore.core.feed import Feed, FeedBatch, Position
+from seedcore.core.feed import START, Feed, FeedBatch, Position
 from seedcore.core.limits import MAX_PAGE, check_key
 from seedcore.core.paging import decode_cursor
 from seedcore.core.selector import parse_selector
@@ -26,8 +26,6 @@ from seedcore.core.timeouts import abandon, on_loop, within
 from seedcore.registry.caller.follower import Follower
 from seedcore.registry.protocol.connection import RegistryConnection
 
-START = "start"
-"""As `since`: begin with the state."""
 FEED_CAPACITY = 10_000
 
 

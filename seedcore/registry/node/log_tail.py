@@ -18,7 +18,7 @@ _readers = threading.Semaphore(_MAX_READERS)
 
 async def last_lines(path: str, timeout_s: float) -> list[str]:
     """The last lines of a regular file, at most MAX_LINES of at most MAX_BYTES in all, as text that can be printed.
-    None where it cannot be read in time, or where _MAX_READERS others are not read yet."""
+    Empty where it cannot be read in time, or where _MAX_READERS others are not read yet."""
     loop = asyncio.get_running_loop()
     lines: asyncio.Future[list[str]] = loop.create_future()
     if not _readers.acquire(blocking=False):

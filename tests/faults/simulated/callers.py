@@ -11,7 +11,7 @@ from typing import Any
 
 from seedcore.core.answers import Answer, Origin
 from seedcore.core.errors import RegistryError
-from seedcore.core.feed import Feed
+from seedcore.core.feed import START, Feed
 from seedcore.core.instances import Instance
 from seedcore.registry.caller.fallback_sources import PostgresSource, RayListing
 from seedcore.registry.caller.follower import Follower
@@ -24,7 +24,7 @@ from seedcore.registry.caller.metrics import CallerMetrics
 from seedcore.registry.caller.resolver import Resolver
 from seedcore.registry.caller.sources import Choice, RecordSource
 from seedcore.registry.caller.waiting import Wait, awaited
-from seedcore.registry.caller.watching import START, Watch, WatchTimes, watched
+from seedcore.registry.caller.watching import Watch, WatchTimes, watched
 from seedcore.registry.protocol.connection import RegistryConnection
 from tests.faults.simulated.caller_laws import FOLLOW, CallerLaws, Followed
 from tests.faults.simulated.database import SimReader
