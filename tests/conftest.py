@@ -45,7 +45,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-pgbouncer", action="store_true", help="fail, not skip, where it is not installed")
     parser.addoption("--postgres", type=Path, help="bin folder of a PostgreSQL to be tried in place of the system's 15")
     parser.addoption("--require-browser", action="store_true", help="fail, not skip, where there is no Chromium")
-    parser.addoption("--require-promtool", action="store_true", help="fail, not skip, where it is not installed")
+    parser.addoption(
+        "--require-promtool", action="store_true", help="fail, not skip, where Prometheus is not installed"
+    )
     parser.addoption("--require-hosts", action="store_true", help="fail, not skip, where namespaces cannot be made")
 
 

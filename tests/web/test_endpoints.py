@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from seedcore.core.lifecycle import Status
 from seedcore.registry.server.actor import stop_registry
 from tests.children import started
 from tests.cluster.agents import Worker
+from tests.prometheus import of_prometheus
 from tests.serving import World, free_port
 from tests.waiting import eventually
 
@@ -154,8 +154,8 @@ async def test_a_query_that_is_wrong_is_refused(world: World, query: str) -> Non
         assert (answer.status_code, answer.json()["code"]) == (422, "invalid_input")
 
 
-@pytest.mark.skipif(shutil.which("prometheus") is None, reason="no prometheus")
-async def test_prometheus_finds_the_agents(world: World, tmp_path: Path) -> None:
+async def test_prometheus_finds_the_agents(world: World, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    prometheus = of_prometheus(request, "prometheus")
     agent = await world.join("scraped", endpoints={"metrics": "http://127.0.0.1:9/m"}, labels={"tier": "hot"})
     port = free_port()
     (tmp_path / "prometheus.yml").write_text(f"""
@@ -180,5 +180,5 @@ scrape_configs:
         assert target["labels"] == {"agent": "scraped", "tier": "hot", "job": "agents", "instance": "127.0.0.1:9"}
         return True
 
-    with started("prometheus", *options, f"--web.listen-address=127.0.0.1:{port}", cwd=tmp_path):
+    with started(prometheus, *options, f"--web.listen-address=127.0.0.1:{port}", cwd=tmp_path):
         await eventually(is_scraped)
