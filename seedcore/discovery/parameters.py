@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import Depends, Query, Request
@@ -36,25 +37,34 @@ async def this_replica() -> Discovery:
     return replica
 
 
+async def selected_agents(
+    organ: Organ = None, node: Node = None, selector: SelectorText = None, label: Labels = None
+) -> InstanceFilter:
+    """The agents of a filter, whatever their state."""
+    return InstanceFilter(
+        organ_id=organ,
+        node_id=node,
+        selector=parse_selector(selector if selector is not None else ""),
+        labels=parse_labels(label if label is not None else []),
+    )
+
+
+Selected = Annotated[InstanceFilter, Depends(selected_agents)]
+
+
 async def wanted_instances(
+    selected: Selected,
     status: Annotated[list[Status] | None, Query(description="repeatable; default alive")] = None,
     verdict: Annotated[list[Verdict] | None, Query(description="repeatable; default any")] = None,
-    organ: Organ = None,
-    node: Node = None,
-    selector: SelectorText = None,
-    label: Labels = None,
     logical_id: LogicalId = None,
     endpoint: EndpointName = None,
     epoch: Annotated[str | None, Query(description="default: the current one")] = None,
 ) -> InstanceFilter:
     """The filter of a listing."""
-    return InstanceFilter(
+    return replace(
+        selected,
         statuses=frozenset(status) if status else frozenset({Status.ALIVE}),
         verdicts=frozenset(verdict) if verdict else None,
-        organ_id=organ,
-        node_id=node,
-        selector=parse_selector(selector if selector is not None else ""),
-        labels=parse_labels(label if label is not None else []),
         logical_id=logical_id,
         endpoint=endpoint,
         epoch=epoch,
@@ -62,45 +72,29 @@ async def wanted_instances(
 
 
 async def wanted_changes(
+    selected: Selected,
     status: Annotated[
         list[Status] | None, Query(description="repeatable; default: every status of live instances")
     ] = None,
-    organ: Organ = None,
-    node: Node = None,
-    selector: SelectorText = None,
-    label: Labels = None,
     logical_id: LogicalId = None,
     endpoint: EndpointName = None,
 ) -> InstanceFilter:
     """The filter of a feed: of the current epoch, with every verdict."""
     if Status.DEAD in (status or ()):
         raise InvalidInputError("status", "the feed has live instances; a death is a change of one")
-    return InstanceFilter(
+    return replace(
+        selected,
         statuses=frozenset(status) if status else None,
-        organ_id=organ,
-        node_id=node,
-        selector=parse_selector(selector if selector is not None else ""),
-        labels=parse_labels(label if label is not None else []),
         logical_id=logical_id,
         endpoint=endpoint,
     ).validated()
 
 
 async def wanted_endpoints(
-    name: Annotated[str, Query(description="the name of the endpoint")],
-    organ: Organ = None,
-    node: Node = None,
-    selector: SelectorText = None,
-    label: Labels = None,
+    selected: Selected, name: Annotated[str, Query(description="the name of the endpoint")]
 ) -> InstanceFilter:
     """The filter of a list of endpoints: of alive instances of the current epoch."""
-    return InstanceFilter(
-        organ_id=organ,
-        node_id=node,
-        selector=parse_selector(selector if selector is not None else ""),
-        labels=parse_labels(label if label is not None else []),
-        endpoint=name,
-    ).validated()
+    return replace(selected, endpoint=name).validated()
 
 
 async def this_caller(request: Request) -> Caller:
