@@ -152,6 +152,7 @@ class SimStore(SimReader):
         result = await getattr(self._inner, method)(*args, **kwargs)
         if method == "begin":
             self._office.must_join = False
+            self._office.joins_s = self._world.now_s
         elif method in _WRITES:
             self._world.losses.check_write(self._office)
         if method == "set_status_many":

@@ -201,7 +201,10 @@ class Losses:
         if self._unchecked and not self.is_lossy:
             self._check_words()
         office = self._in_force() if self.is_lossy else None
-        if office is None or office.registry.writer.database.recovered_s <= self._loss_s or office.must_join:
+        if office is None or office.must_join:
+            return
+        # the loss may have come while it joined after another one
+        if office.registry.writer.database.recovered_s <= max(self._loss_s, office.joins_s):
             return
         self.is_lossy = False
         lives_on = self.lives_on(office)

@@ -52,6 +52,8 @@ class Office:
         self.began_s = world.now_s
         self.wrote_s = 0.0
         self.must_join = False
+        # the time of the last term that it took: it has joined once it has recovered after that
+        self.joins_s = 0.0
         # what an agent knows of an epoch that this registry has not shown, and the epochs that it has, in their order
         self.doubt: Epoch | None = None
         self.shown_before: dict[str, None] = {}
