@@ -17,7 +17,7 @@ from rich.live import Live
 from seedcore.cli.backend import Backend, ListQuery, backend_of
 from seedcore.cli.errors import EXIT_CANNOT_KNOW, HttpProblemError, NeverRegisteredError
 from seedcore.cli.output import JsonOption, Text, out, parse_duration, print_json
-from seedcore.cli.queries import OrganOption, answered
+from seedcore.cli.queries import EndpointOption, OrganOption, answered
 from seedcore.cli.render import show_missing
 from seedcore.cli.why import reason_of
 from seedcore.core.backoff import Backoff
@@ -32,6 +32,7 @@ from seedcore.core.instances import Verdict
 from seedcore.core.lifecycle import Status
 from seedcore.core.timeouts import within
 from seedcore.discovery.api import InstanceOut
+from seedcore.registry.caller.missing import not_registered
 from seedcore.registry.caller.waiting import AwaitedAgents, awaited, check_deadline
 from seedcore.settings import load_settings
 
@@ -113,14 +114,15 @@ def wait_command(
     selector: Annotated[
         str | None, typer.Option("--selector", "-l", help="Labels as in kubectl: 'env in (a, b), tier!=x, !spot'.")
     ] = None,
+    endpoint: EndpointOption = None,
     timeout: Annotated[str, typer.Option(help="Give up after 90, 90s, 5m, 1h.")] = "5m",
     as_json: JsonOption = False,
 ) -> None:
     """Wait until agents are ready: those given, or --count of an organ or a selector. Exit code 4 at the deadline."""
-    of = awaited(agents or None, organ, selector, count)
+    of = awaited(agents or None, organ, selector, count, endpoint)
     timeout_s = parse_duration("--timeout", timeout, check_deadline)
     assert timeout_s is not None
-    query = ListQuery(statuses=(), organ=organ, selector=selector or "", with_lapsed=True)
+    query = ListQuery(statuses=(), organ=organ, selector=selector or "", with_lapsed=True, endpoint=endpoint)
     query.parameters()
     backend = backend_of(load_settings())
     backoff = Backoff(0.25, 2.0)
@@ -196,7 +198,7 @@ async def _missed(backend: Backend, of: AwaitedAgents, seen: Seen) -> WaitAnswer
     if of.ids is None:
         unknown = of.count - len(ready) - len(absent)
         if unknown > 0:
-            words = f"{unknown} {'has' if unknown == 1 else 'have'} not registered"
+            words = not_registered(unknown, of.wanted)
             missing.append(MissingOut(logical_id=None, state="never_registered", why=words))
             total += 1
         dead = await _dead(backend, of, {*ready, *absent})
@@ -228,8 +230,10 @@ async def _dead(backend: Backend, of: AwaitedAgents, living: Collection[str]) ->
         return []
     last: dict[str, InstanceOut] = {}
     for row in deaths.items:
-        is_of_organ = of.wanted.organ_id is None or row.organ_id == of.wanted.organ_id
-        matches = is_of_organ and all(requirement.holds(row.labels) for requirement in of.wanted.selector)
+        wanted = of.wanted
+        is_of_organ = wanted.organ_id is None or row.organ_id == wanted.organ_id
+        is_there = wanted.endpoint is None or wanted.endpoint in row.endpoints
+        matches = is_of_organ and is_there and all(requirement.holds(row.labels) for requirement in wanted.selector)
         if matches and row.logical_id not in living:
             last.setdefault(row.logical_id, row)
     return [

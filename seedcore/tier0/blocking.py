@@ -109,10 +109,11 @@ class BlockingManager:
         ids: Sequence[str] | None = None,
         organ_id: str | None = None,
         selector: str | None = None,
+        endpoint: str | None = None,
         since: str | None = None,
     ) -> BlockingWatch:
         """As Tier0MemoryManager.watch: an iterator and a context manager, whose events are those after this call."""
-        watch = self.hosted.manager.watch(ids=ids, organ_id=organ_id, selector=selector, since=since)
+        watch = self.hosted.manager.watch(ids=ids, organ_id=organ_id, selector=selector, endpoint=endpoint, since=since)
         return BlockingWatch(self.hosted, watch)
 
     def get_agent(self, agent_id: str) -> ActorHandle | None:

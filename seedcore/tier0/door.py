@@ -49,8 +49,15 @@ def get_actor(
     )
 
 
-def list_agents(organ_id: str | None = None, selector: str | None = None, *, timeout_s: float | None = None) -> Listing:
-    """Every alive instance of the current epoch; of an organ, or with labels that match a selector, if given.
+def list_agents(
+    organ_id: str | None = None,
+    selector: str | None = None,
+    *,
+    endpoint: str | None = None,
+    timeout_s: float | None = None,
+) -> Listing:
+    """Every alive instance of the current epoch; of an organ, with labels that match a selector, or with an endpoint of
+    this name, if given.
 
     As Tier0MemoryManager.discover_from_registry: `source` and `complete` of the listing show whether the registry
     answered. While it is away, the agents of the last listing are returned with complete=False. Raises
@@ -59,7 +66,7 @@ def list_agents(organ_id: str | None = None, selector: str | None = None, *, tim
     hosted = process_manager()
     within_s = _bound_s(hosted, timeout_s)
     return hosted.run(
-        lambda manager: manager.discover_from_registry(organ_id, selector),
+        lambda manager: manager.discover_from_registry(organ_id, selector, endpoint),
         "call `await seedcore.get_tier0_manager().discover_from_registry(...)`",
         within_s,
         ResolveTimeoutError("*", f"no answer within {within_s:g} s"),
@@ -71,15 +78,17 @@ def wait_for(
     ids: Sequence[str] | None = None,
     organ_id: str | None = None,
     selector: str | None = None,
+    endpoint: str | None = None,
     count: int | None = None,
     timeout_s: float,
 ) -> list[ActorHandle]:
-    """Proven handles as soon as `count` agents are ready: of these ids (default: all of them), or of an organ and a
-    selector. Ctrl-C ends the wait at once. Raises NotReadyError at the deadline, which has the reason for each missing
-    agent, InvalidInputError, RunningLoopError and ForkedProcessError."""
+    """Proven handles as soon as `count` agents are ready: of these ids (default: all of them), or of an organ, a
+    selector, and those with an endpoint of this name. Ctrl-C ends the wait at once. Raises NotReadyError at the
+    deadline, which has the reason for each missing agent, InvalidInputError, RunningLoopError and
+    ForkedProcessError."""
     return process_manager().run(
         lambda manager: manager.wait_for(
-            ids=ids, organ_id=organ_id, selector=selector, count=count, timeout_s=timeout_s
+            ids=ids, organ_id=organ_id, selector=selector, endpoint=endpoint, count=count, timeout_s=timeout_s
         ),
         "call `await seedcore.get_tier0_manager().wait_for(...)`",
     )
@@ -90,14 +99,16 @@ def watch(
     ids: Sequence[str] | None = None,
     organ_id: str | None = None,
     selector: str | None = None,
+    endpoint: str | None = None,
     since: str | None = None,
 ) -> BlockingWatch:
-    """The changes of agents as events, from this call on: of these ids, or of an organ and a selector, or of all. An
-    iterator, and a context manager that closes it. `since` is the position of an earlier event, or "start" for an event
-    with the state first. Raises CannotKnowError if no registry answers, InvalidInputError, RunningLoopError and
-    ForkedProcessError."""
+    """The changes of agents as events, from this call on: of these ids; or of an organ, a selector, and those with an
+    endpoint of this name; or of all. An iterator, and a context manager that closes it. `since` is the position of an
+    earlier event, or "start" for an event with the state first. Raises CannotKnowError if no registry answers,
+    InvalidInputError, RunningLoopError and ForkedProcessError."""
     hosted = process_manager()
-    return BlockingWatch(hosted, hosted.manager.watch(ids=ids, organ_id=organ_id, selector=selector, since=since))
+    watch = hosted.manager.watch(ids=ids, organ_id=organ_id, selector=selector, endpoint=endpoint, since=since)
+    return BlockingWatch(hosted, watch)
 
 
 def _bound_s(hosted: HostedManager, timeout_s: float | None) -> float:

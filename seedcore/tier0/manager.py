@@ -230,12 +230,14 @@ class Tier0MemoryManager:
         ids: Sequence[str] | None = None,
         organ_id: str | None = None,
         selector: str | None = None,
+        endpoint: str | None = None,
         count: int | None = None,
         timeout_s: float,
     ) -> list[ActorHandle]:
         """Proven handles, as of `resolve`, as soon as `count` agents are ready: of these ids (default: all of them), or
-        of an organ and a selector. Raises InvalidInputError, and at the deadline NotReadyError with all reasons."""
-        of = awaited(ids, organ_id, selector, count)
+        of an organ, a selector, and those with an endpoint of this name. Raises InvalidInputError, and at the deadline
+        NotReadyError with all reasons."""
+        of = awaited(ids, organ_id, selector, count, endpoint)
         ready = await Wait(of, self._locator.locate, self._resolver, self.follower).until_ready(
             check_deadline(timeout_s)
         )
@@ -247,12 +249,13 @@ class Tier0MemoryManager:
         ids: Sequence[str] | None = None,
         organ_id: str | None = None,
         selector: str | None = None,
+        endpoint: str | None = None,
         since: str | None = None,
     ) -> Watch:
-        """The changes as events, from now on: of these ids, or of an organ and a selector, or of all agents. `since` is
-        the position of an earlier event, or "start" for an event with the state first. Raises InvalidInputError, and
-        CannotKnowError in mode ray and with SEEDCORE_FOLLOW=false."""
-        of = watched(ids, organ_id, selector)
+        """The changes as events, from now on: of these ids; or of an organ, a selector, and those with an endpoint of
+        this name; or of all agents. `since` is the position of an earlier event, or "start" for an event with the state
+        first. Raises InvalidInputError, and CannotKnowError in mode ray and with SEEDCORE_FOLLOW=false."""
+        of = watched(ids, organ_id, selector, endpoint)
         if self.follower is None:
             raise CannotKnowError("*", "this manager follows no registry (SEEDCORE_FOLLOW, SEEDCORE_MODE)")
         watch = Watch(self.follower, self.connection, of, since)
@@ -263,11 +266,13 @@ class Tier0MemoryManager:
         """The agents known from creations and discoveries so far, by logical id. Asks no source."""
         return self._known.agents()
 
-    async def discover_from_registry(self, organ_id: str | None = None, selector: str | None = None) -> Listing:
-        """Every alive instance of the current epoch from the registry; of an organ, or matching a selector, if given.
-        While the registry is away, or in mode ray: the known agents of the last discovery, with complete=False. Raises
-        InvalidInputError."""
-        return await self._refresher.discover_from_registry(organ_id, selector)
+    async def discover_from_registry(
+        self, organ_id: str | None = None, selector: str | None = None, endpoint: str | None = None
+    ) -> Listing:
+        """Every alive instance of the current epoch from the registry; of an organ, matching a selector, or with an
+        endpoint of this name, if given. While the registry is away, or in mode ray: the known agents of the last
+        discovery, with complete=False. Raises InvalidInputError."""
+        return await self._refresher.discover_from_registry(organ_id, selector, endpoint)
 
     async def discover_and_refresh_agents(self) -> Fleet:
         """Refresh the known agents: from the registry, then from Ray's listing for agents that the registry does not

@@ -56,10 +56,12 @@ class Refresher:
         self._known.take(listing)
         return listing
 
-    async def discover_from_registry(self, organ_id: str | None = None, selector: str | None = None) -> Listing:
+    async def discover_from_registry(
+        self, organ_id: str | None = None, selector: str | None = None, endpoint: str | None = None
+    ) -> Listing:
         """See the manager."""
         requirements = () if selector is None else parse_selector(selector)
-        wanted = InstanceFilter(organ_id=organ_id, selector=requirements).validated()
+        wanted = InstanceFilter(organ_id=organ_id, selector=requirements, endpoint=endpoint).validated()
         try:
             if wanted != InstanceFilter():
                 return await self._read_matching(wanted)

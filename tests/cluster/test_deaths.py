@@ -644,22 +644,34 @@ async def test_a_lost_node_takes_its_agents_with_it_and_no_others(
     ray_cluster.remove_node(node)
 
 
+async def start_on(node_id: str, actor_name: str, logical_id: str, settings: Settings) -> ActorHandle:
+    worker_class: Any = ray.remote(Worker)
+    there = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    handle = worker_class.options(
+        name=actor_name, namespace=settings.namespace, num_cpus=0, scheduling_strategy=there
+    ).remote(logical_id, settings=settings)
+    await handle.start.remote()
+    return handle
+
+
+def drain(node_id: str, for_s: float) -> None:
+    """As `ray drain-node` and a notice of preemption."""
+    accepted, why = global_worker.gcs_client.drain_node(
+        node_id, autoscaler_pb2.DRAIN_NODE_REASON_PREEMPTION, "spot", round((time.time() + for_s) * 1000)
+    )
+    assert accepted, why
+
+
 async def test_agents_of_a_node_that_ray_drains_are_left_at_once_and_those_of_another_are_not(
     ray_cluster: Cluster, registry: RegistryConnection, settings: Settings, manager: Tier0MemoryManager
 ) -> None:
     node = ray_cluster.add_node(num_cpus=2)
     ray_cluster.wait_for_nodes()
     head = ray_cluster.head_node.node_id
-    kept: list[ActorHandle] = []
     # the newest instance is preferred: callers are on the node that will be drained
-    for name, node_id in (("near", head), ("far", node.node_id)):
-        worker_class: Any = ray.remote(Worker)
-        there = NodeAffinitySchedulingStrategy(node_id, soft=False)
-        handle = worker_class.options(
-            name=name, namespace=settings.namespace, num_cpus=0, scheduling_strategy=there
-        ).remote("pair", settings=settings)
-        kept.append(handle)
-        await handle.start.remote()
+    kept = [
+        await start_on(node_id, name, "pair", settings) for name, node_id in (("near", head), ("far", node.node_id))
+    ]
     places: list[str] = []
     is_over = asyncio.Event()
 
@@ -673,10 +685,7 @@ async def test_agents_of_a_node_that_ray_drains_are_left_at_once_and_those_of_an
     calling = asyncio.create_task(call_for_ever())
     await eventually(lambda: places[-1:] == ["far"])
     drained_s = time.monotonic()
-    accepted, why = global_worker.gcs_client.drain_node(
-        node.node_id, autoscaler_pb2.DRAIN_NODE_REASON_PREEMPTION, "spot", round((time.time() + 60) * 1000)
-    )
-    assert accepted, why
+    drain(node.node_id, 60)
 
     async def held() -> list[Instance]:
         return [row.instance for row in (await registry.describe("pair")).live if row.instance.holds]
@@ -692,6 +701,61 @@ async def test_agents_of_a_node_that_ray_drains_are_left_at_once_and_those_of_an
     await calling
     assert (await registry.health()).draining_nodes == 1
     ray_cluster.remove_node(node)
+    del kept
+
+
+@pytest.mark.slow
+async def test_no_call_fails_while_one_of_three_nodes_is_drained_until_its_deadline(
+    ray_cluster: Cluster, registry: RegistryConnection, settings: Settings, manager: Tier0MemoryManager
+) -> None:
+    """Then the node goes, as one that is preempted does."""
+    for_s = 60.0
+    leaving, staying = ray_cluster.add_node(num_cpus=2), ray_cluster.add_node(num_cpus=2)
+    ray_cluster.wait_for_nodes()
+    names = [f"drained-{number}" for number in range(4)]
+    kept = [
+        await start_on(node.node_id, f"{name}-{place}", name, settings)
+        for name in names
+        for place, node in (("staying", staying), ("leaving", leaving))
+    ]
+    calls: list[float] = []
+    is_over = asyncio.Event()
+
+    async def call_for_ever(name: str) -> None:
+        while not is_over.is_set():
+            await manager.execute_task_on_agent(name, "pid")
+            calls.append(time.monotonic())
+            await asyncio.sleep(0.01)
+
+    calling = [asyncio.create_task(call_for_ever(name)) for name in names]
+    await eventually(lambda: len(calls) > 100)
+    drained_s = time.monotonic()
+    drain(leaving.node_id, for_s)
+
+    async def all_held() -> bool:
+        described = [await registry.describe(name) for name in names]
+        return all(any(row.instance.holds for row in one.live) for one in described)
+
+    await eventually(all_held, every_s=0.01)
+    held_s = time.monotonic() - drained_s
+    await asyncio.wait(calling, timeout=drained_s + for_s - time.monotonic())
+    os.kill(leaving.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+
+    async def all_gone() -> bool:
+        described = [await registry.describe(name) for name in names]
+        return all(len(one.live) == 1 for one in described)
+
+    await eventually(all_gone, within_s=60)
+    before = len(calls)
+    await eventually(lambda: len(calls) > before + 100)
+    is_over.set()
+    # no call has failed
+    await asyncio.gather(*calling)
+    print(f"\ndrain to every agent held: {held_s:.2f} s; {len(calls)} calls, none failed")  # noqa: T201
+    assert held_s < 10.0, "one look each second, on a machine that other tests share"
+    ray_cluster.remove_node(leaving)
+    ray_cluster.remove_node(staying)
+    del kept
 
 
 def _began(observed: Observed) -> datetime:

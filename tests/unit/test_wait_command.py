@@ -77,11 +77,12 @@ async def waited(
     *,
     organ: str | None = None,
     selector: str | None = None,
+    endpoint: str | None = None,
     timeout_s: float = LONG_S,
     lines: list[str] | None = None,
 ) -> WaitAnswer:
-    of = awaited(ids, organ, selector, count)
-    query = ListQuery(statuses=(), organ=organ, selector=selector or "", with_lapsed=True)
+    of = awaited(ids, organ, selector, count, endpoint)
+    query = ListQuery(statuses=(), organ=organ, selector=selector or "", with_lapsed=True, endpoint=endpoint)
     shown = lines if lines is not None else []
     return await wait(backend, of, query, timeout_s, shown.append, Backoff(0.002, 0.01))
 
@@ -128,6 +129,20 @@ async def test_deadline_of_a_filter_counts_agents_that_are_not_there_and_names_d
         ("w3", "dead"),
     ]
     assert [one.why for one in answer.missing[1:]] == ["2 have not registered", "operator (ann): broken"]
+
+
+async def test_deadline_of_an_endpoint_names_agents_that_had_it(here: Here) -> None:
+    registry, at = here.world.registry, {"http": "http://10.0.0.1:8000"}
+    for number, name in enumerate(("w1", "w2", "w3")):
+        await registry.register(Registration(iid(100 + number), name, endpoints={} if name == "w3" else at), 1)
+        await registry.set_status(iid(100 + number), Status.ALIVE, 2)
+    await registry.deregister(["w2"], "broken", "ann")
+    answer = await waited(here, count=2, endpoint="http", timeout_s=SHORT_S)
+    assert answer.ready == ["w1"]
+    assert [(one.logical_id, one.why) for one in answer.missing] == [
+        (None, "1 has not registered with endpoint 'http'"),
+        ("w2", "operator (ann): broken"),
+    ]
 
 
 async def test_many_missing_agents_are_counted(here: Here) -> None:
@@ -193,11 +208,11 @@ async def test_command_prints_ids_with_brackets_as_they_are(here: Here, monkeypa
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["wait"], "ID: name the agents to wait for, by ids, organ_id or selector"),
-        (["wait", "a", "--organ", "eye"], "ID: give ids, or organ_id and selector, not both"),
+        (["wait"], "ID: name the agents to wait for, by ids, organ_id, selector or endpoint"),
+        (["wait", "a", "--organ", "eye"], "ID: give ids, or organ_id, selector and endpoint, not both"),
         (["wait", "a", "a"], "ID: name each agent once, not 'a' again"),
         (["wait", "a", "--count", "0"], "--count: must be a whole number from 1 to 1000, not 0"),
-        (["wait", "--organ", "eye"], "--count: must be given with organ_id or selector"),
+        (["wait", "--organ", "eye"], "--count: must be given where no ids are"),
         (["wait", "--selector", "a in (", "-n", "1"], "--selector: cannot be read from"),
         (["wait", "a", "--timeout", "0"], "--timeout: must be finite and more than 0 seconds, not 0"),
         (["wait", "a", "--timeout", "soon"], "--timeout: must be a duration like 90s, 15m, 1h or 2d, not 'soon'"),

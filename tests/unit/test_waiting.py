@@ -93,10 +93,11 @@ class Fleet:
         *,
         organ_id: str | None = None,
         selector: str | None = None,
+        endpoint: str | None = None,
         timeout_s: float = LONG_S,
         times: WaitTimes = NEVER,
     ) -> list[str]:
-        of = awaited(ids, organ_id, selector, count)
+        of = awaited(ids, organ_id, selector, count, endpoint)
         wait = Wait(of, self.locate, self.resolver, self.follower, times=times)
         return [located.handle for located in await wait.until_ready(check_deadline(timeout_s))]
 
@@ -177,6 +178,20 @@ async def test_wait_for_a_filter_takes_any_that_match(fleet: Fleet) -> None:
     await fleet.join(4, "d", organ_id="ear")
     await fleet.join(5, "e", organ_id="eye")
     assert await waiting == ["a", "e"]
+
+
+async def test_wait_for_an_endpoint_takes_an_agent_once_it_has_it(fleet: Fleet) -> None:
+    await fleet.join(1, "a", organ_id="eye")
+    await fleet.join(2, "b", organ_id="eye")
+    waiting = await started(fleet.wait(count=1, organ_id="eye", endpoint="http"), fleet)
+    await fleet.join(3, "c", organ_id="ear", endpoints={"http": "http://10.0.0.3:8000"})
+    moved = joins(2, "b", organ_id="eye", endpoints={"http": "http://10.0.0.2:8000"})
+    await fleet.registry.register(moved.registration, 3)
+    assert await waiting == ["b"]
+    error = await missed(fleet.wait(count=3, endpoint="http", timeout_s=SHORT_S))
+    assert str(error) == (
+        "2 of 3 agents with endpoint 'http' ready after 0.1 s: 1 has not registered with endpoint 'http'"
+    )
 
 
 async def test_two_instances_of_an_agent_are_one_agent(fleet: Fleet) -> None:
@@ -476,19 +491,19 @@ def test_age_has_the_unit_of_its_size(seconds: float, words: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "ids: name the agents to wait for, by ids, organ_id or selector"),
+        ({}, "ids: name the agents to wait for, by ids, organ_id, selector or endpoint"),
         ({"ids": []}, "ids: must be 1 to 1000 ids, not 0"),
         ({"ids": "abc"}, "ids: must be a list of logical ids, not str"),
         ({"ids": [7]}, "ids: must be text, not int"),
         ({"ids": ["a", "b", "a"]}, "ids: name each agent once, not 'a' again"),
         ({"ids": [str(n) for n in range(1001)]}, "ids: must be 1 to 1000 ids, not 1001"),
-        ({"ids": ["a"], "organ_id": "eye"}, "ids: give ids, or organ_id and selector, not both"),
-        ({"ids": ["a"], "selector": ""}, "ids: give ids, or organ_id and selector, not both"),
+        ({"ids": ["a"], "organ_id": "eye"}, "ids: give ids, or organ_id, selector and endpoint, not both"),
+        ({"ids": ["a"], "selector": ""}, "ids: give ids, or organ_id, selector and endpoint, not both"),
         ({"ids": ["a"], "count": 2}, "count: must be at most the number of ids, 1, not 2"),
         ({"ids": ["a"], "count": 0}, "count: must be a whole number from 1 to 1000, not 0"),
         ({"organ_id": "eye", "count": True}, "count: must be a whole number from 1 to 1000, not True"),
         ({"organ_id": "eye", "count": 1001}, "count: must be a whole number from 1 to 1000, not 1001"),
-        ({"organ_id": "eye"}, "count: must be given with organ_id or selector: how many agents to wait for"),
+        ({"organ_id": "eye"}, "count: must be given where no ids are: how many agents to wait for"),
         ({"selector": "a in (", "count": 1}, "selector: cannot be read from 'a in (' on"),
     ],
 )

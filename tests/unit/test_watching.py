@@ -56,9 +56,10 @@ class Watched:
         selector: str | None = None,
         since: str | None = None,
         times: WatchTimes = TIMES,
+        endpoint: str | None = None,
         **options: Any,
     ) -> Watch:
-        of = watched(ids, organ_id, selector)
+        of = watched(ids, organ_id, selector, endpoint)
         return Watch(self.follower, self.connection, of, since, times=times, **options)
 
     async def join(self, number: int, logical_id: str, **details: Any) -> None:
@@ -126,6 +127,16 @@ async def test_watch_of_ids_or_a_filter_brings_no_other_agent(fleet: Watched) ->
     assert {event.logical_id for event in await events(by_id, 2)} == {"a"}
     assert [event.logical_id for event in await events(by_ids, 4)] == ["a", "a", "b", "b"]
     assert [event.logical_id for event in await events(by_filter, 4)] == ["a", "a", "y", "y"]
+
+
+async def test_watch_of_an_endpoint_begins_with_the_event_that_brings_it(fleet: Watched) -> None:
+    await fleet.join(1, "a")
+    async with fleet.watch(endpoint="http") as watch:
+        await fleet.join(2, "b")
+        at = {"http": "http://10.0.0.1:8000"}
+        await fleet.registry.register(joins(1, "a", endpoints=at).registration, 3)
+        [event] = await events(watch, 1)
+    assert (event.logical_id, event.instance and event.instance.endpoints) == ("a", at)
 
 
 async def test_watch_with_the_state_begins_with_it(fleet: Watched) -> None:
@@ -355,7 +366,7 @@ def test_bad_input_of_a_watch_is_refused_by_field() -> None:
     for arguments, message in (
         ((["a", "a"], None, None), "ids: name each agent once"),
         (([], None, None), "ids: must be 1 to 1000 ids, not 0"),
-        ((["a"], "eye", None), "ids: give ids, or organ_id and selector, not both"),
+        ((["a"], "eye", None), "ids: give ids, or organ_id, selector and endpoint, not both"),
         ((None, None, "a in ("), "selector: cannot be read"),
         ((None, "x" * 300, None), "organ_id: "),
     ):

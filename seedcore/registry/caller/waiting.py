@@ -60,9 +60,15 @@ class AwaitedAgents:
     about: str
 
 
-def awaited(ids: Sequence[str] | None, organ_id: str | None, selector: str | None, count: int | None) -> AwaitedAgents:
+def awaited(
+    ids: Sequence[str] | None,
+    organ_id: str | None,
+    selector: str | None,
+    count: int | None,
+    endpoint: str | None = None,
+) -> AwaitedAgents:
     """What a wait is for, or InvalidInputError."""
-    wanted = check_filter(ids, organ_id, selector)
+    wanted = check_filter(ids, organ_id, selector, endpoint)
     if count is not None and (type(count) is not int or not 1 <= count <= MAX_PAGE):
         raise InvalidInputError("count", f"must be a whole number from 1 to {MAX_PAGE}, not {count!r}")
     if ids is not None:
@@ -70,13 +76,14 @@ def awaited(ids: Sequence[str] | None, organ_id: str | None, selector: str | Non
         if count is not None and count > len(checked):
             raise InvalidInputError("count", f"must be at most the number of ids, {len(checked)}, not {count}")
         return AwaitedAgents(checked, wanted, len(checked) if count is None else count, "agents")
-    if organ_id is None and selector is None:
-        raise InvalidInputError("ids", "name the agents to wait for, by ids, organ_id or selector")
+    if organ_id is None and selector is None and endpoint is None:
+        raise InvalidInputError("ids", "name the agents to wait for, by ids, organ_id, selector or endpoint")
     if count is None:
-        raise InvalidInputError("count", "must be given with organ_id or selector: how many agents to wait for")
+        raise InvalidInputError("count", "must be given where no ids are: how many agents to wait for")
     organ = "" if organ_id is None else f" of organ {organ_id!r}"
     labels = f" with {selector!r}" if selector else ""
-    return AwaitedAgents(None, wanted, count, f"agents{organ}{labels}")
+    at = "" if endpoint is None else f" with endpoint {endpoint!r}"
+    return AwaitedAgents(None, wanted, count, f"agents{organ}{labels}{at}")
 
 
 def check_deadline(timeout_s: float) -> float:

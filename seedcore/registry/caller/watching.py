@@ -64,18 +64,24 @@ def check_ids(ids: Sequence[str]) -> tuple[str, ...]:
     return checked
 
 
-def check_filter(ids: Sequence[str] | None, organ_id: str | None, selector: str | None) -> InstanceFilter:
-    """Every live instance of the organ that the selector matches, or InvalidInputError: also where ids are given with
-    one of them."""
-    if ids is not None and (organ_id is not None or selector is not None):
-        raise InvalidInputError("ids", "give ids, or organ_id and selector, not both")
+def check_filter(
+    ids: Sequence[str] | None, organ_id: str | None, selector: str | None, endpoint: str | None = None
+) -> InstanceFilter:
+    """Every live instance of the organ that the selector matches and that has this endpoint, or InvalidInputError: also
+    where ids are given with one of them."""
+    if ids is not None and (organ_id is not None or selector is not None or endpoint is not None):
+        raise InvalidInputError("ids", "give ids, or organ_id, selector and endpoint, not both")
     requirements = parse_selector(selector) if selector is not None else ()
-    return InstanceFilter(statuses=None, organ_id=organ_id, selector=requirements, fresh_only=False).validated()
+    return InstanceFilter(
+        statuses=None, organ_id=organ_id, selector=requirements, fresh_only=False, endpoint=endpoint
+    ).validated()
 
 
-def watched(ids: Sequence[str] | None, organ_id: str | None, selector: str | None) -> Watched:
+def watched(
+    ids: Sequence[str] | None, organ_id: str | None, selector: str | None, endpoint: str | None = None
+) -> Watched:
     """The agents of a watch; all agents if nothing is given. Raises InvalidInputError."""
-    wanted = check_filter(ids, organ_id, selector)
+    wanted = check_filter(ids, organ_id, selector, endpoint)
     if ids is None:
         return Watched(wanted)
     checked = check_ids(ids)
