@@ -127,7 +127,7 @@ async def test_every_instance_is_told_of_each_of_its_processes_alone(
 
 
 async def test_a_process_that_has_ended_before_is_reported_and_a_reused_pid_is_another_one(
-    watch: tuple[DependencyWatch, Reported], children: Children
+    watch: tuple[DependencyWatch, Reported], children: Children, caplog: pytest.LogCaptureFixture
 ) -> None:
     watching, reported = watch
     ended, living = children.make(), children.make()
@@ -142,10 +142,14 @@ async def test_a_process_that_has_ended_before_is_reported_and_a_reused_pid_is_a
     await watching.set(instance(3, on(living)))
     await eventually(lambda: len(reported) == 2)
     assert [instance_id for instance_id, _, _ in reported] == [iid(1), iid(2)]
-    # of another host: nothing is certain
+    # of another host: nothing is certain, and a warning says so
     await watching.set(instance(4, Dependency("vllm", ended.pid, f"{process}/another")))
     await asyncio.sleep(0)
     assert len(reported) == 2
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the end of process 'vllm', pid {ended.pid}, is not noticed: the relay cannot watch it (elsewhere); "
+        "next try in 5 s"
+    ]
 
 
 async def test_the_relay_reports_an_end_until_it_is_acknowledged(children: Children) -> None:

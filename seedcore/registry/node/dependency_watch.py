@@ -7,6 +7,7 @@ last lines of its log.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -15,8 +16,10 @@ from seedcore.core.dependencies import Dependency
 from seedcore.core.limits import MAX_TEXT_CHARS
 from seedcore.core.timeouts import end
 from seedcore.registry.node.log_tail import last_lines
-from seedcore.registry.node.process_watch import PidfdWatch
+from seedcore.registry.node.process_watch import PidfdWatch, why_unwatched
 from seedcore.registry.protocol.messages import Watched
+
+logger = logging.getLogger(__name__)
 
 OnEnd = Callable[[str, Dependency, Cause], None]
 """Called with an instance's id, the process that it depends on, and the cause."""
@@ -65,11 +68,20 @@ class DependencyWatch:
         await self._watch.close()
 
     async def _add(self, tenant: str) -> None:
-        _, dependency = self._known[tenant]
+        instance_id, dependency = self._known[tenant]
         process = Watched(tenant, dependency.pid, dependency.process_key, None, None, None)
         if await self._watch.add(process):
             self._unseen.pop(tenant, None)
             return
+        if tenant not in self._unseen:
+            logger.warning(
+                "the end of process %r, pid %d, is not noticed: the relay cannot watch it (%s); next try in %.0f s",
+                dependency.name,
+                dependency.pid,
+                why_unwatched(process),
+                _RETRY_S,
+                extra={"instance_id": instance_id},
+            )
         self._unseen[tenant] = None
         if self._retrying is None or self._retrying.done():
             self._retrying = asyncio.create_task(self._retry(), name="dependencies-tried-again")
