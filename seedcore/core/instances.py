@@ -105,6 +105,7 @@ class LiveState(NamedTuple):
     reported_status: Status
     holds: tuple[Hold, ...]
     endpoints: Mapping[str, str] = NOTHING
+    dependencies: tuple[Dependency, ...] = ()
 
     @classmethod
     def of(cls, instance: Instance) -> LiveState:
@@ -118,7 +119,12 @@ class LiveState(NamedTuple):
             instance.reported_status,
             instance.holds,
             instance.endpoints,
+            instance.dependencies,
         )
+
+    def has_details_of(self, instance: Instance) -> bool:
+        """Whether it has those details of an instance that change during its life."""
+        return self.endpoints == instance.endpoints and self.dependencies == instance.dependencies
 
 
 @wire

@@ -111,7 +111,8 @@ select i.*
  limit %(limit)s;
 
 -- live_states: a page of what must be the same in memory
-select i.logical_id, i.instance_id, i.status, i.seq, i.cluster_epoch, i.reported_status, i.holds, i.endpoints
+select i.logical_id, i.instance_id, i.status, i.seq, i.cluster_epoch, i.reported_status, i.holds, i.endpoints,
+       i.dependencies
   from instance_row i
  where i.status <> 'dead'
    and (i.logical_id, i.instance_id) > (%(after_logical_id)s, %(after_instance_id)s::uuid)

@@ -118,7 +118,7 @@ def transition_of(row: Row) -> Transition:
 
 def live_state_of(row: Row) -> LiveState:
     """A live state from a row of the statement live_states."""
-    logical_id, instance_id, status, seq, epoch, reported_status, holds, endpoints = row
+    logical_id, instance_id, status, seq, epoch, reported_status, holds, endpoints, dependencies = row
     return LiveState(
         logical_id,
         instance_id,
@@ -128,6 +128,7 @@ def live_state_of(row: Row) -> LiveState:
         _STATUSES[reported_status],
         _holds_of(holds),
         _endpoints_of(endpoints),
+        _dependencies_of(dependencies),
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from seedcore.core.answers import InstanceFilter, OutcomeKind
 from seedcore.core.changes import RegisterChange
+from seedcore.core.dependencies import Dependency
 from seedcore.core.errors import StoreRejectedError
 from seedcore.core.instances import LiveState
 from seedcore.core.lifecycle import Status
@@ -93,11 +94,12 @@ async def test_the_version_grows_with_other_endpoints_and_with_no_repetition(wor
     assert versions == [first, first + 1, first + 1, first + 2]
 
 
-async def test_the_states_that_are_compared_have_the_endpoints(world: World) -> None:
-    await enter(world, 1, endpoints=NEW)
+async def test_the_states_that_are_compared_have_the_details_that_change(world: World) -> None:
+    process = Dependency("vllm", 7, "4026531836-7/boot", is_fatal=False, stderr_path="/tmp/stderr")
+    await enter(world, 1, endpoints=NEW, dependencies=(process,))
     await enter(world, 2)
     states = await world.store.live_states(("", iid(0)), 10)
-    assert [state.endpoints for state in states] == [NEW, {}]
+    assert [(state.endpoints, state.dependencies) for state in states] == [(NEW, (process,)), ({}, ())]
     assert states == [LiveState.of(await row_of(world, number)) for number in (1, 2)]
 
 

@@ -38,7 +38,7 @@ class Remembered:
         if LiveState.of(known) == state:
             return
         is_new = known.seq > state.seq
-        if is_new or (known.seq == state.seq and known.endpoints != state.endpoints):
+        if is_new or (known.seq == state.seq and not state.has_details_of(known)):
             # the last change that is lost may be a registration with other details
             yield RegisterChange(registration_of(known), state.seq, is_update=True)
         yield from self._holds_again(known, state.holds, is_new=is_new)
@@ -55,10 +55,7 @@ class Remembered:
         """The details that the database has to get of an instance that it has. They say nothing of its status, so the
         number stays what it is."""
         known = self._members.get(state.instance_id)
-        # a later change may have made other details that are not compared, as the processes that it depends on
-        if known is not None and (
-            known.seq > state.seq or (known.seq == state.seq and known.endpoints != state.endpoints)
-        ):
+        if known is not None and known.seq >= state.seq and not state.has_details_of(known):
             yield RegisterChange(registration_of(known), state.seq, is_update=True)
 
     def registered_again(self, known: Instance) -> Iterator[Change]:
