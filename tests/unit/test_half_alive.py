@@ -317,6 +317,15 @@ async def test_bad_probes_are_refused(registry: LocalRegistry) -> None:
     await reporter.stop()
 
 
+async def test_what_a_probe_found_counts_only_while_it_is_wanted(registry: LocalRegistry) -> None:
+    client = make_client(registry)
+    await client.set_status("alive")
+    assert not (await client.note_probe("vllm", "HTTP 503", lambda: False)).durable
+    assert registry.members.index.by_id[client.instance_id].holds == ()
+    await client.note_probe("vllm", "HTTP 503", lambda: True)
+    assert [hold.reason for hold in registry.members.index.by_id[client.instance_id].holds] == ["vllm: HTTP 503"]
+
+
 def test_a_blocking_reporter_keeps_what_it_watches_for_its_start() -> None:
     reporter = ThreadReporter("agent", settings=SETTINGS.model_copy(update={"registry_enabled": False}))
     child = subprocess.Popen(["sleep", "60"])

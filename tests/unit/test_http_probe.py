@@ -12,7 +12,7 @@ from urllib.error import HTTPError, URLError
 import pytest
 
 from seedcore.core.errors import RegistryUnavailableError
-from seedcore.registry.agent.http_probe import HttpProbe, HttpProbes, Probe
+from seedcore.registry.agent.http_probe import HttpProbe, HttpProbes, Probe, Report
 
 PATIENCE_S = 30.0
 URL = "http://127.0.0.1:9/"
@@ -38,9 +38,7 @@ class Answers:
 
 
 @contextmanager
-def probing(
-    ask: Callable[[str, float], None], report: Callable[[str, str | None], object], timeout_s: float = PATIENCE_S
-) -> Iterator[None]:
+def probing(ask: Callable[[str, float], None], report: Report, timeout_s: float = PATIENCE_S) -> Iterator[None]:
     probe = Probe(URL, "vllm", every_s=0.001, timeout_s=timeout_s, failures=3)
     running = HttpProbe(probe.validated(), report, ask)
     running.start()
@@ -54,7 +52,7 @@ def test_it_reports_after_so_many_failures_in_a_row_and_after_one_success() -> N
     refused = URLError(ConnectionRefusedError(111, "Connection refused"))
     answers = Answers(None, refused, refused, None, refused, refused, refused, refused, None, refused, refused, None)
     reports = Reports()
-    with probing(answers, lambda name, problem: reports.put((name, problem))):
+    with probing(answers, lambda name, problem, _: reports.put((name, problem))):
         assert reports.get(timeout=PATIENCE_S) == ("vllm", "Connection refused")
         assert answers.asked == 7
         assert reports.get(timeout=PATIENCE_S) == ("vllm", None)
@@ -73,14 +71,14 @@ def test_it_reports_after_so_many_failures_in_a_row_and_after_one_success() -> N
 )
 def test_it_says_what_is_wrong(error: Exception, words: str) -> None:
     reports = Reports()
-    with probing(Answers(error), lambda name, problem: reports.put((name, problem))):
+    with probing(Answers(error), lambda name, problem, _: reports.put((name, problem))):
         assert reports.get(timeout=PATIENCE_S) == ("vllm", words)
 
 
 def test_what_could_not_be_reported_is_reported_again() -> None:
     reports, refused = Reports(), [RegistryUnavailableError("away"), ValueError("a fault"), None]
 
-    def report(name: str, problem: str | None) -> None:
+    def report(name: str, problem: str | None, _is_wanted: Callable[[], bool]) -> None:
         error = refused.pop(0)
         if error is not None:
             raise error
@@ -98,7 +96,7 @@ def test_a_request_that_hangs_is_a_failure_and_has_no_second_one_beside_it() -> 
         begun.append(1)
         is_over.wait(PATIENCE_S)
 
-    with probing(hang, lambda name, problem: reports.put((name, problem)), timeout_s=0.005):
+    with probing(hang, lambda name, problem, _: reports.put((name, problem)), timeout_s=0.005):
         assert reports.get(timeout=PATIENCE_S) == ("vllm", "no answer within 0.005 s")
         assert begun == [1]
         is_over.set()
@@ -113,7 +111,7 @@ def test_a_probe_in_the_place_of_another_ends_what_that_one_has_reported() -> No
             raise URLError("down")
 
     reports = Reports()
-    probes = HttpProbes(lambda name, problem: reports.put((name, problem)), ask)
+    probes = HttpProbes(lambda name, problem, _: reports.put((name, problem)), ask)
     try:
         probes.add(Probe(URL, "vllm", every_s=0.001, timeout_s=PATIENCE_S, failures=3))
         assert reports.get(timeout=PATIENCE_S) == ("vllm", "down")
@@ -122,3 +120,18 @@ def test_a_probe_in_the_place_of_another_ends_what_that_one_has_reported() -> No
         assert reports.get(timeout=PATIENCE_S) == ("vllm", None)
     finally:
         probes.stop()
+
+
+def test_a_report_of_a_probe_that_has_ended_is_not_wanted() -> None:
+    reports: queue.Queue[Callable[[], bool]] = queue.Queue()
+    probes = HttpProbes(lambda _name, _problem, is_wanted: reports.put(is_wanted), Answers(http_error(500)))
+    probe = Probe(URL, "vllm", every_s=0.001, timeout_s=PATIENCE_S, failures=1)
+    probes.add(probe)
+    first = reports.get(timeout=PATIENCE_S)
+    assert first()
+    probes.add(probe)
+    assert not first()
+    second = reports.get(timeout=PATIENCE_S)
+    assert second()
+    probes.remove("vllm")
+    assert not second()

@@ -20,8 +20,9 @@ MAX_PROBES = 8
 _MAX_S = 3600.0
 _MAX_FAILURES = 1000
 
-Report = Callable[[str, str | None], object]
-"""Reports a probe's problem, or None, by its name; blocks, and raises RegistryError where it could not."""
+Report = Callable[[str, str | None, Callable[[], bool]], object]
+"""Reports a probe's problem, or None, by its name, unless the probe is over by then; blocks, and raises RegistryError
+where it could not."""
 Ask = Callable[[str, float], None]
 """Asks a URL once, with a bound in seconds for each of its steps. Raises whatever is wrong."""
 
@@ -59,15 +60,16 @@ class HttpProbe:
     """Runs from `start()` to `stop()`. Reports a problem after so many failures in a row, and its end after one
     success; what could not be reported is reported after the next probe."""
 
-    def __init__(self, probe: Probe, report: Report, ask: Ask, reported: str | None = None) -> None:
-        """`reported` is the problem that a probe before this one has reported under the name."""
+    def __init__(self, probe: Probe, report: Report, ask: Ask, *, replaces: bool = False) -> None:
+        """`replaces`: a probe before this one may have reported a problem under the name, or be about to."""
         self._probe = probe
         self._report = report
         self._ask = ask
         self._is_over = threading.Event()
         self._in_a_row = 0
-        self.reported = reported
-        """The problem that was reported last, if it has not ended."""
+        self._is_failing = False
+        self._is_known = not replaces
+        """Whether `_is_failing` is what was reported last."""
         self._under_way: _Request | None = None
 
     def start(self) -> None:
@@ -75,7 +77,7 @@ class HttpProbe:
         threading.Thread(target=self._run, name=f"seedcore-probe-{self._probe.name}", daemon=True).start()
 
     def stop(self) -> None:
-        """Probe no more. A report that is under way may still arrive."""
+        """Probe no more."""
         self._is_over.set()
 
     def _run(self) -> None:
@@ -88,17 +90,17 @@ class HttpProbe:
         self._in_a_row = 0 if problem is None else self._in_a_row + 1
         if problem is not None and self._in_a_row < self._probe.failures:
             return
-        is_news = problem is not None if self.reported is None else problem is None
-        if not is_news or self._is_over.is_set():
+        is_failing = problem is not None
+        if (self._is_known and is_failing is self._is_failing) or self._is_over.is_set():
             return
         try:
-            self._report(self._probe.name, problem)
+            self._report(self._probe.name, problem, lambda: not self._is_over.is_set())
         except RegistryError as error:
             logger.info("the probe of %s is reported later: %s", self._probe.url, error)
         except Exception:
             logger.exception("the probe of %s is not reported", self._probe.url)
         else:
-            self.reported = problem
+            self._is_failing, self._is_known = is_failing, True
 
     def _look(self) -> str | None:
         """The problem of the URL now, or None. A request that hangs is a failure, and no other one starts beside
@@ -124,8 +126,7 @@ class HttpProbes:
         before = self._running.get(probe.name)
         if before is not None:
             before.stop()
-        reported = None if before is None else before.reported
-        self._running[probe.name] = HttpProbe(probe, self._report, self._ask, reported)
+        self._running[probe.name] = HttpProbe(probe, self._report, self._ask, replaces=before is not None)
         self._running[probe.name].start()
 
     def remove(self, name: str) -> None:

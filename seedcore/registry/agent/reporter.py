@@ -271,14 +271,14 @@ class Reporter:
             except Exception:
                 logger.exception("on_retired failed", extra=self._fields())
 
-    def _report_probe(self, name: str, problem: str | None) -> None:
+    def _report_probe(self, name: str, problem: str | None, is_wanted: Callable[[], bool]) -> None:
         """Called on the thread of a probe. The event loop of the agent may be stuck: it reports in another."""
         if not self.is_enabled:
             return
         thread = LoopThread.joined()
         try:
             late = RegistryUnavailableError(f"the report of a probe has not ended within {_PROBE_PATIENCE_S:g} s")
-            thread.run(self._client.note_probe(name, problem), _PROBE_PATIENCE_S, late)
+            thread.run(self._client.note_probe(name, problem, is_wanted), _PROBE_PATIENCE_S, late)
         finally:
             thread.leave()
 

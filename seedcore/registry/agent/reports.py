@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from seedcore.core.answers import Receipt
@@ -91,11 +91,13 @@ class AgentReports:
             self._require_life()
             return await self._report_readiness(self._readiness.said(ready, reason))
 
-    async def note_probe(self, name: str, problem: str | None) -> Receipt:
+    async def note_probe(self, name: str, problem: str | None, is_wanted: Callable[[], bool] = lambda: True) -> Receipt:
         """Report what a probe of this name finds: a problem, with which the agent is not ready, or None. As
-        `set_ready()`, beside which it counts."""
+        `set_ready()`, beside which it counts. Where it `is_wanted` no longer in its turn, nothing changes."""
         async with self._calls:
             self._require_life()
+            if not is_wanted():
+                return self._delivery.kept("the probe has ended")
             return await self._report_readiness(self._readiness.probed(name, problem))
 
     async def _report_readiness(self, now: Readiness) -> Receipt:
