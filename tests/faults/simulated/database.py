@@ -137,11 +137,16 @@ class SimStore(SimReader):
 
     async def _apply_later(self, delay_s: float, method: str, *args: Any, **kwargs: Any) -> None:
         losses = self._world.losses.count
+        term, commits = self._answered_term, self._answered_commits
         await asyncio.sleep(delay_s)
         if losses != self._world.losses.count:
             return
-        with contextlib.suppress(FencedError, StoreRejectedError, CommitsLostError):
-            await self._apply(method, *args, **kwargs)
+        # it has the term and the number that its client had when it sent it
+        self._inner._term, self._inner._commits = term, commits
+        try:
+            with contextlib.suppress(FencedError, StoreRejectedError, CommitsLostError):
+                await self._apply(method, *args, **kwargs)
+        finally:
             self._forget_unanswered()
 
     async def _apply(self, method: str, *args: Any, **kwargs: Any) -> Any:

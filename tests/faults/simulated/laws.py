@@ -41,7 +41,7 @@ class Laws:
         self._epoch_of.clear()
 
     def note_decision(self, instance_id: str, *, is_alone: bool) -> None:
-        """A registry declares an instance dead; `is_alone`: the only one that it has."""
+        """A registry declares an instance dead; `is_alone`: it has no other that could have missed beats with it."""
         if instance_id not in self._decided_s:
             self._decided_s[instance_id] = self._world.now_s
             if is_alone:

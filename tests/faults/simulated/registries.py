@@ -87,13 +87,20 @@ class Office:
         declare_dead = self.registry.expiry.declare_dead
 
         def decide(instance_id: str, death: Death, cause: Cause) -> None:
-            laws.note_decision(instance_id, is_alone=len(self.registry.members) == 1)
+            laws.note_decision(instance_id, is_alone=self._was_alone(instance_id))
             declare_dead(instance_id, death, cause)
 
         self.registry.expiry.declare_dead = decide  # type: ignore[method-assign]
         world.offices.append(self)
         world.loop.run_in(self.name, self._start())
         world.note(f"{self.name} starts in {ray_cluster}")
+
+    def _was_alone(self, instance_id: str) -> bool:
+        """Whether every other instance has registered only after the last message of this one."""
+        members, now = self.registry.members, self.world.utc()
+        silent_s = members.silence.silence_s(instance_id, self.world.now_s)
+        others = (row for row in members if row.instance_id != instance_id)
+        return all((now - row.started_at).total_seconds() < silent_s for row in others)
 
     def _checked(self, on_death: OnDeath) -> OnDeath:
         def report(instance_id: str, process: Witness, node: Witness, cause: Cause) -> None:
