@@ -48,6 +48,16 @@ def test_a_registry_that_agents_know_gets_the_epoch_and_no_numbers_again() -> No
     assert words.known_before([iid(1), iid(2)]) == KnownBefore({}, epoch)
 
 
+def test_a_registry_that_does_not_know_an_instance_gets_its_number_again() -> None:
+    words = DurableWords()
+    registered = SequencedChange(RegisterChange(Registration(iid(1), "agent-1"), 1))
+    words.note_receipt(registered, Receipt(iid(1), Status.STARTING, 1, durable=True))
+    words.note_answer(None, BeatAnswer(registry="first"))
+    # it goes on without its database, which it has not read
+    words.note_answer(words.known_before([iid(1)]), BeatAnswer(unknown=(iid(1),), registry="first"))
+    assert words.known_before([iid(1)]) == KnownBefore({iid(1): 1})
+
+
 async def test_what_was_true_in_another_database_is_not_held_against_its_registry(connected: object) -> None:
     here, there = Tables(START), Tables(START)
     async with joined_registry(CONFIG, here) as first, called(first) as (connection, replace_by):

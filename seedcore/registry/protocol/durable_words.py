@@ -87,7 +87,7 @@ class DurableWords:
             self._unconfirmed = set(self._words)
             self._is_epoch_confirmed = self._epoch is None
         elif sent is not None and not answer.is_recovering:
-            self._unconfirmed.difference_update(sent.seqs.keys() - set(answer.behind))
+            self._unconfirmed.difference_update(sent.seqs.keys() - {*answer.behind, *answer.unknown})
             self._is_epoch_confirmed |= sent.epoch is not None and answer.epoch is not None
         if answer.epoch is not None and (self._epoch is None or self._is_epoch_confirmed):
             # also under a lower number, of a registry that knows ours and shows this one
