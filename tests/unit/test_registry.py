@@ -25,11 +25,13 @@ from seedcore.core.errors import (
     UnknownInstanceError,
 )
 from seedcore.core.feed import FeedBatch
+from seedcore.core.holds import HoldKind
 from seedcore.core.instances import Beat, Epoch, Instance, Verdict
 from seedcore.core.lifecycle import Status
 from seedcore.core.ports import OnDeath, OnDependency, OnDraining, OnExplained, OnLostNodes, OnUnwatched
 from seedcore.core.recent_deaths import RecentDeath
 from seedcore.core.verdict import Death, Witness
+from seedcore.registry.protocol.messages import OperationResult
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.store.memory import MemoryStore, Tables
 from tests.builders import START, iid, joins, turns
@@ -548,6 +550,29 @@ async def test_a_correction_for_a_refused_change_undoes_no_later_one(
     assert (await later[0]).durable
     assert (tables.rows[iid(1)].reported_status, tables.rows[iid(1)].seq) == (Status.DRAINING, 3)
     assert (known().reported_status, known().seq) == (Status.DRAINING, 3)
+
+
+async def test_a_correction_for_a_refused_change_keeps_a_later_hold(
+    registry: Registry, database: SlowReads, tables: Tables
+) -> None:
+    await registry.drain(["agent"], "a new disk")
+    later: list[asyncio.Task[list[OperationResult]]] = []
+
+    def reason_of(row: Instance | None) -> str | None:
+        hold = None if row is None else row.hold(HoldKind.OPERATOR)
+        return None if hold is None else hold.reason
+
+    async def an_operator_gives_another_reason() -> None:
+        later.append(asyncio.create_task(registry.drain(["agent"], "a new kernel")))
+        await eventually(lambda: reason_of(registry.members.get(iid(1))) == "a new kernel")
+
+    database.meanwhile = an_operator_gives_another_reason
+    [result] = await registry.drain(["agent"], UNSTORABLE)
+    assert not result.durable
+    [result] = await later[0]
+    assert result.durable
+    assert reason_of(tables.rows[iid(1)]) == "a new kernel"
+    assert reason_of(registry.members.get(iid(1))) == "a new kernel"
 
 
 async def test_an_answer_from_before_a_flip_does_not_undo_it(

@@ -6,7 +6,6 @@ Owns these buffers, and who waits for a change. The flusher commits them.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -29,6 +28,7 @@ Settled: TypeAlias = Outcome | StoreRejectedError | FencedError
 class _Waiting:
     """A change that is accepted and not committed, since a monotonic second. It uses `weight` bytes."""
 
+    change: Change
     settled: asyncio.Future[Settled]
     since_s: float
     weight: int
@@ -48,7 +48,8 @@ class Backlog:
         self._change_capacity = change_capacity
         self._clock = clock
         self._waiting: dict[Key, _Waiting] = {}
-        self._unsettled: Counter[str] = Counter()
+        # the keys of each instance, in the order of their changes
+        self._unsettled: dict[str, dict[Key, None]] = {}
         self._refined: dict[str, Cause] = {}
         self._numbers = 0
         self._has_work = asyncio.Event()
@@ -82,8 +83,8 @@ class Backlog:
         weight = weight_of_change(change)
         replaced = self._waiting.get(key)
         self._memory.waiting += weight - (0 if replaced is None else replaced.weight)
-        self._waiting[key] = _Waiting(settled, self._clock.monotonic(), weight)
-        self._unsettled[change.instance_id] += 1
+        self._waiting[key] = _Waiting(change, settled, self._clock.monotonic(), weight)
+        self._unsettled.setdefault(change.instance_id, {})[key] = None
         self._has_work.set()
         return key
 
@@ -111,7 +112,11 @@ class Backlog:
 
     def unsettled(self, instance_id: str) -> int:
         """How many changes of this instance are not committed."""
-        return self._unsettled[instance_id]
+        return len(self._unsettled.get(instance_id, ()))
+
+    def waiting_of(self, instance_id: str, but: Key | None = None) -> list[Change]:
+        """The changes of an instance that are not committed, in their order; without the one under `but`."""
+        return [self._waiting[key].change for key in self._unsettled.get(instance_id, ()) if key != but]
 
     @property
     def pending_changes(self) -> int:
@@ -167,14 +172,16 @@ class Backlog:
 
     def settle(self, change: Change, outcome: Outcome | StoreRejectedError) -> None:
         """Record the outcome of a change, for the callers that wait for it."""
-        waiting = self._waiting.pop(key_of(change), None)
+        key = key_of(change)
+        waiting = self._waiting.pop(key, None)
         if waiting is None:
             return
         self._memory.waiting -= waiting.weight
         if not waiting.settled.done():
             waiting.settled.set_result(outcome)
-        self._unsettled[change.instance_id] -= 1
-        if self._unsettled[change.instance_id] <= 0:
+        keys = self._unsettled[change.instance_id]
+        del keys[key]
+        if not keys:
             del self._unsettled[change.instance_id]
 
     def refined(self, limit: int) -> Mapping[str, Cause]:

@@ -11,14 +11,15 @@ from datetime import datetime
 from itertools import islice
 
 from seedcore.core.causes import Cause, CauseKind
-from seedcore.core.changes import HoldChange, RegisterChange, StatusChange
+from seedcore.core.changes import Change, HoldChange, RegisterChange, StatusChange
 from seedcore.core.clock import Clock
 from seedcore.core.holds import AGENTS_KINDS
 from seedcore.core.instances import Instance, LiveState
 from seedcore.core.lifecycle import Status
 from seedcore.core.members import Members
 from seedcore.core.paging import decode_cursor
-from seedcore.registry.server.backlog import Backlog
+from seedcore.core.rules import apply_hold, apply_registration, apply_status
+from seedcore.registry.server.backlog import Backlog, Key
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.registry.server.database import DatabaseSession
 from seedcore.registry.server.remembered import registration_of
@@ -60,9 +61,10 @@ class Comparison:
         if self.healed > before:
             logger.warning("memory and database differed and were healed", extra={"instances": self.healed - before})
 
-    async def correct(self, instance_id: str) -> None:
-        """Replace the state of an instance in memory by the database's. It is read again if it has changed meanwhile;
-        the next comparison corrects one that changes all the time. A death in memory stays: it is on its way."""
+    async def correct(self, instance_id: str, without: Key | None = None) -> None:
+        """Replace the state of an instance in memory by the database's, and what waits to be committed on top of it;
+        `without` a change that has been settled there. It is read again if it has changed meanwhile; the next
+        comparison corrects one that changes all the time. A death in memory stays: it is on its way."""
         members, backlog = self._members, self._backlog
         for _ in range(_READS):
             if instance_id in members.deaths:
@@ -77,6 +79,8 @@ class Comparison:
         if row is None:
             members.forget(instance_id)
         else:
+            for change in backlog.waiting_of(instance_id, without):
+                row = _after(change, row, self._clock.utc())
             members.overwrite(row, self._clock.monotonic())
 
     async def _compare(self, between_pages: Callable[[], Awaitable[None]]) -> None:
@@ -131,3 +135,12 @@ class Comparison:
         cause = Cause(CauseKind.RESTORED) if known.holds else known.cause
         # last: with the number of the agent's last change the database has all of it
         backlog.offer(StatusChange(known.instance_id, known.reported_status, known.seq, cause))
+
+
+def _after(change: Change, row: Instance, at: datetime) -> Instance:
+    """The instance after a change, as memory and the database apply it."""
+    if isinstance(change, RegisterChange):
+        return apply_registration(row, change, at)[1]
+    if isinstance(change, StatusChange):
+        return apply_status(row, change, at)[1]
+    return apply_hold(row, change, at)[1]

@@ -254,7 +254,7 @@ class Flusher:
             if outcome.kind is OutcomeKind.APPLIED and outcome.cluster_epoch is not None:
                 self._members.move(change.instance_id, outcome.cluster_epoch)
             if self._contradicts(change, outcome):
-                await self._comparison.correct(change.instance_id)
+                await self._comparison.correct(change.instance_id, key_of(change))
         # only now: an outage while correcting puts the whole batch back, and its callers go on waiting
         for change, outcome in zip(changes, outcomes, strict=True):
             self._backlog.settle(change, outcome)
@@ -268,7 +268,7 @@ class Flusher:
             await self._commit_batch([plain], self._database.writable.set_status_many, commit)
             return
         if change.instance_id in self._members:
-            await self._comparison.correct(change.instance_id)
+            await self._comparison.correct(change.instance_id, key_of(change))
         self._backlog.settle(change, error)
 
     def _contradicts(self, change: Change, outcome: Outcome) -> bool:
@@ -277,10 +277,8 @@ class Flusher:
         if known is None:
             return False
         if outcome.kind is OutcomeKind.APPLIED or outcome.kind is OutcomeKind.UNCHANGED:
-            # a correction for an earlier change has undone it in memory
-            is_undone = change.seq is not None and known.seq < change.seq
             # with more of it under way, memory is ahead
-            return is_undone or (known.status is not outcome.status and self._backlog.unsettled(known.instance_id) == 1)
+            return known.status is not outcome.status and self._backlog.unsettled(known.instance_id) == 1
         return True
 
     # Beats
