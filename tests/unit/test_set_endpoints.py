@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from seedcore.agents import RayAgent
-from seedcore.core.answers import Receipt
+from seedcore.core.answers import Outcome, Receipt
 from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.changes import RegisterChange, Registration, SequencedChange, StatusChange
 from seedcore.core.errors import (
@@ -25,7 +25,7 @@ from seedcore.core.errors import (
     StoreUnavailableError,
     UnknownInstanceError,
 )
-from seedcore.core.instances import Instance, LiveState
+from seedcore.core.instances import Epoch, Instance, LiveState
 from seedcore.core.lifecycle import Status
 from seedcore.registry.agent.client import RegistryClient
 from seedcore.registry.agent.identity import Identity
@@ -357,37 +357,81 @@ async def test_endpoints_that_the_database_has_lost_are_written_again(tables: Ta
         assert known(registry, client).endpoints == NEW
 
 
-async def test_a_loss_that_ends_in_another_one_lets_no_number_stand_for_what_is_lost(tables: Tables) -> None:
-    """The journal has the change of endpoints, and the status before it has made room. The registry ends halfway."""
+class EndsHalfway(MemoryStore):
+    """After a join while `breaks`, it takes everything but statuses."""
 
-    class Breaks(MemoryStore):
-        is_broken = False
-        looks = failures = 0
+    breaks = is_broken = False
+    failures = 0
 
-        async def live_states(self, after: tuple[str, str], limit: int) -> list[LiveState]:
-            self.looks += self.is_broken
-            if self.is_broken and self.looks % 2 == 0:
-                # the details and the journal are written
-                self.failures += 1
-                raise StoreUnavailableError("away for the test")
-            return await super().live_states(after, limit)
+    async def begin(self, *args: Any, **kwargs: Any) -> Epoch:
+        epoch = await super().begin(*args, **kwargs)
+        self.is_broken = self.breaks
+        return epoch
 
-    store = Breaks(lambda: START, tables)
+    async def set_status_many(self, changes: Sequence[StatusChange]) -> list[Outcome]:
+        if self.is_broken:
+            self.failures += 1
+            raise StoreUnavailableError("away for the test")
+        return await super().set_status_many(changes)
+
+
+async def changes_endpoints(client: RegistryClient) -> None:
+    await client.set_endpoints(NEW)
+
+
+async def is_not_ready(client: RegistryClient) -> None:
+    await client.set_ready(False, "loading")
+
+
+async def mends_halfway_then_whole(
+    registry: LocalRegistry, store: EndsHalfway, client: RegistryClient, earlier: Earlier
+) -> None:
+    """The database loses the status `draining` and the change after it, of which only the last is in the journal."""
+    store.breaks = True
+    earlier.restore()
+    await eventually(lambda: store.failures > 0)
+    row = store.tables.rows[client.instance_id]
+    assert (row.reported_status, row.seq) == (Status.ALIVE, 2), "so its agent is ahead, and repeats both"
+    store.breaks = False
+    await eventually(partial(has_mended, registry))
+    known = registry.members.index.by_id[client.instance_id]
+    assert (known.reported_status, known.seq) == (Status.DRAINING, 4)
+    assert LiveState.of(store.tables.rows[client.instance_id]) == LiveState.of(known)
+    loss = (await registry.health()).last_loss
+    assert loss is not None
+    assert not loss.has_whole_history
+
+
+@pytest.mark.parametrize("change", [changes_endpoints, is_not_ready])
+async def test_a_loss_that_ends_halfway_lets_no_number_stand_for_what_made_room(
+    tables: Tables, change: Callable[[RegistryClient], Awaitable[None]]
+) -> None:
+    store = EndsHalfway(lambda: START, tables)
     async with joined_registry(replace(CONFIG, journal_capacity=1, compare_s=3600.0), tables, store=store) as registry:
         client = client_of(registry, endpoints=OLD)
         await client.set_status("alive")
         earlier = Earlier(tables)
         await client.set_status("draining")
-        await client.set_endpoints(NEW)
-        store.is_broken = True
-        earlier.restore()
-        await eventually(lambda: store.failures > 0)
-        row = tables.rows[client.instance_id]
-        assert (row.status, row.endpoints, row.seq) == (Status.ALIVE, NEW, 2), "so its agent is ahead, and repeats both"
-        store.is_broken = False
-        await eventually(partial(has_mended, registry))
-        row = tables.rows[client.instance_id]
-        assert (row.status, row.endpoints, row.seq) == (Status.DRAINING, NEW, 4)
+        await change(client)
+        await mends_halfway_then_whole(registry, store, client, earlier)
+
+
+@pytest.mark.parametrize("change", [changes_endpoints, is_not_ready])
+async def test_a_loss_that_ends_halfway_lets_no_number_stand_for_what_an_earlier_registry_wrote(
+    tables: Tables, change: Callable[[RegistryClient], Awaitable[None]]
+) -> None:
+    to = To(None)
+    async with joined_registry(CONFIG, tables) as first:
+        to.registry = first
+        client = client_of(to, endpoints=OLD)
+        await client.set_status("alive")
+        earlier = Earlier(tables)
+        await client.set_status("draining")
+    store = EndsHalfway(lambda: START, tables)
+    async with joined_registry(replace(CONFIG, compare_s=3600.0), tables, store=store) as second:
+        to.registry = second
+        await change(client)
+        await mends_halfway_then_whole(second, store, client, earlier)
 
 
 async def test_an_agent_repeats_its_endpoints_to_a_registry_after_the_loss(tables: Tables, connected: object) -> None:

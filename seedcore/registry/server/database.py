@@ -314,6 +314,7 @@ class DatabaseSession:
         """Read every live instance. What agents reported meanwhile stays."""
         while await store.expire_old_epochs(self._config.sweep_limit):
             pass
+        self._journal.begin(store.commits)
         loaded = [instance async for instance in store.load_live()]
         self._members.set_epoch(epoch.name, epoch.number, is_reset=True)
         # an agent whose call was under way when the last registry ended may notice it that much later

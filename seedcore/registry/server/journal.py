@@ -67,7 +67,7 @@ class Journal:
         self.bytes = 0
         self._clock = clock
         self.complete_after = 0
-        """Every commit of this registry with a higher number is here. Those before made room."""
+        """Every commit with a higher number is here. Those before made room, or are of another registry."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -76,6 +76,10 @@ class Journal:
         """Forget all of it: another registry has committed after it."""
         self._entries.clear()
         self.bytes = 0
+
+    def begin(self, number: int) -> None:
+        """What was committed up to commit `number` may be of other registries."""
+        self.complete_after = max(self.complete_after, number)
 
     def note(self, number: int, works: Iterable[Work]) -> None:
         """Record what commit `number` has written."""
@@ -116,21 +120,10 @@ def first_commit(entries: Sequence[Committed]) -> list[Committed]:
     return list(takewhile(lambda entry: entry.number == first.number and type(entry.work) is type(first.work), entries))
 
 
-def with_statuses(entries: Sequence[Committed]) -> list[Committed]:
-    """The entries but for the registrations with other details of instances whose status has made room: the number of
-    such a registration would stand for that status, too. Memory has both, and the agent sends both again."""
-    reported = {
-        entry.instance_id
-        for entry in entries
-        if (isinstance(entry.work, StatusChange) and entry.work.seq is not None)
-        or (isinstance(entry.work, RegisterChange) and not entry.work.is_update)
-    }
-    return [entry for entry in entries if not isinstance(entry.work, RegisterChange) or entry.instance_id in reported]
-
-
 def from_the_beginning(entries: Sequence[Committed]) -> list[Committed]:
-    """The entries but for the agents' own changes of instances whose registration has made room: their numbers would
-    stand for changes that are lost. Those agents send all of theirs again. A death stays."""
+    """The entries but for the agents' own changes of instances whose registration is not among them: their numbers
+    would stand for changes that are lost. Memory has the last of each, or those agents send all of theirs again. A
+    death stays."""
     begun = {
         entry.instance_id for entry in entries if isinstance(entry.work, RegisterChange) and not entry.work.is_update
     }

@@ -51,13 +51,6 @@ class Remembered:
                 None if is_new else number(),
             )
 
-    def details(self, state: LiveState) -> Iterator[Change]:
-        """The details that the database has to get of an instance that it has. They say nothing of its status, so the
-        number stays what it is."""
-        known = self._members.get(state.instance_id)
-        if known is not None and known.seq >= state.seq and not state.has_details_of(known):
-            yield RegisterChange(registration_of(known), state.seq, is_update=True)
-
     def registered_again(self, known: Instance) -> Iterator[Change]:
         """What the database has to get of an instance that it does not have."""
         age_s = max(0.0, (self._clock.utc() - known.started_at).total_seconds())

@@ -34,7 +34,6 @@ from seedcore.registry.server.journal import (
     Work,
     first_commit,
     from_the_beginning,
-    with_statuses,
 )
 from seedcore.registry.server.parts import in_parts, in_plain_words
 from seedcore.registry.server.remembered import Remembered
@@ -85,7 +84,7 @@ class Restoration:
         self._begin()
         is_whole = self._is_whole = is_all_ours and found >= self._journal.complete_after
         try:
-            await self._replay(store, found if is_all_ours else 0, is_whole=is_whole, with_details=not is_whole)
+            await self._replay(store, found if is_all_ours else 0, is_whole=is_whole)
             await self._restore_epoch(store)
             self._is_of_memory = True
             await self._compare(store)
@@ -112,7 +111,7 @@ class Restoration:
             finally:
                 # all of it again where the database does not answer
                 self._journal.put_back(kept)
-            await self._replay(store, 0, is_whole=self._journal.complete_after == 0, with_details=False)
+            await self._replay(store, 0, is_whole=False)
         finally:
             self.progress = None
         self._note_loss(known - found, is_whole=False)
@@ -160,16 +159,14 @@ class Restoration:
 
     # The journal
 
-    async def _replay(self, store: Store, found: int, *, is_whole: bool, with_details: bool) -> None:
+    async def _replay(self, store: Store, found: int, *, is_whole: bool) -> None:
         left = self._journal.take_after(found)
         if not is_whole:
-            left = with_statuses(left) if with_details else from_the_beginning(left)
+            left = from_the_beginning(left)
         doubted: list[Committed] = []
         self._is_patient = True
         count = len(left)
         try:
-            if with_details:
-                await self._restore_details(store)
             while left:
                 await self._go_on(store, f"{count - len(left)} of {count} changes")
                 batch = first_commit(left)
@@ -298,16 +295,6 @@ class Restoration:
         except RetiredEpochError:
             logger.warning("epoch %s was flipped away in the database; it stays retired", shown.name)
 
-    async def _restore_details(self, store: Store) -> None:
-        """Write the details that memory has under the numbers that the database has. The journal is not whole: the
-        number of a status in it would stand for lost details, too."""
-        remembered = self._remembered()
-        async for page in self._pages(store):
-            await self._write_all(store, [work for state in page for work in remembered.details(state)])
-
-    def _remembered(self) -> Remembered:
-        return Remembered(self._members, self._backlog, self._clock, has_whole_history=self._is_whole)
-
     async def _pages(self, store: Store) -> AsyncIterator[list[LiveState]]:
         after, count = decode_cursor(None), 0
         page: list[LiveState] = []
@@ -320,7 +307,7 @@ class Restoration:
 
     async def _compare(self, store: Store) -> None:
         """Write what memory has and the database does not, and adopt what only the database has."""
-        remembered = self._remembered()
+        remembered = Remembered(self._members, self._backlog, self._clock, has_whole_history=self._is_whole)
         missing = {row.instance_id for row in self._members}
         retired = {epoch.name for epoch in await store.list_epochs(MAX_PAGE) if epoch.retired_at is not None}
         async for page in self._pages(store):
