@@ -13,15 +13,15 @@ import pytest
 
 from seedcore.core.answers import InstanceFilter, KnownBefore, NotResolved
 from seedcore.core.causes import Cause, CauseKind
-from seedcore.core.changes import Registration
+from seedcore.core.changes import HoldChange, Registration, StatusChange
 from seedcore.core.errors import InvalidInputError, StoreUnavailableError
 from seedcore.core.holds import HoldKind
-from seedcore.core.instances import Epoch, Transition
+from seedcore.core.instances import Epoch, LiveState, Transition
 from seedcore.core.lifecycle import Status
 from seedcore.registry.protocol.connection import REGISTRY_NAME, RegistryConnection
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.store.memory import MemoryStore, Tables
-from tests.builders import START, iid
+from tests.builders import START, hold, iid
 from tests.local import UNSTORABLE, LocalRegistry, RefusesWords
 from tests.local import Snapshot as Earlier
 from tests.unit.registries import joined_registry
@@ -146,6 +146,29 @@ async def test_states_are_restored_where_the_journal_does_not_reach_back(tables:
         assert not loss.has_whole_history
         assert states[iid(3)] == (Status.DRAINING, Status.ALIVE, 2)
         assert holds[iid(1)] == ()
+
+
+async def test_what_an_agent_has_told_another_registry_since_is_not_undone(tables: Tables) -> None:
+    async with joined_registry(CONFIG, tables) as before:
+        await enter(before, 1)
+    earlier = Earlier(tables)
+    async with joined_registry(CONFIG, tables):
+        pass
+    async with joined_registry(CONFIG, tables) as registry:
+        await registry.set_status(iid(1), "draining", 3)
+        earlier.restore()
+        # it takes a term that is lost
+        another = MemoryStore(lambda: START, tables)
+        await another.begin(CONFIG.ray_cluster, None, CONFIG.lease_s)
+        await another.set_status_many([StatusChange(iid(1), Status.DRAINING, 3)])
+        await another.set_status_many([StatusChange(iid(1), Status.ALIVE, 4)])
+        await another.hold_many([HoldChange(iid(1), HoldKind.READINESS, hold(kind=HoldKind.READINESS), seq=5)])
+        await eventually(partial(has_mended, registry))
+        row = tables.rows[iid(1)]
+        assert (row.reported_status, row.seq) == (Status.ALIVE, 5)
+        assert row.hold(HoldKind.READINESS) is not None
+        registry.writer.comparison.request()
+        await eventually(lambda: LiveState.of(registry.members.index.by_id[iid(1)]) == LiveState.of(row))
 
 
 class Fails(MemoryStore):

@@ -37,12 +37,13 @@ class Remembered:
         # also where a change is under way: it may not be the one that is lost, and it counts once
         if LiveState.of(known) == state:
             return
-        is_new = known.seq > state.seq
-        if is_new or (known.seq == state.seq and not state.has_details_of(known)):
+        # the agent may have told another registry more since
+        is_new, is_old = known.seq > state.seq, known.seq < state.seq
+        if is_new or (not is_old and not state.has_details_of(known)):
             # the last change that is lost may be a registration with other details
             yield RegisterChange(registration_of(known), state.seq, is_update=True)
-        yield from self._holds_again(known, state.holds, is_new=is_new)
-        if is_new or known.reported_status is not state.reported_status:
+        yield from self._holds_again(known, state.holds, is_new=is_new, is_old=is_old)
+        if is_new or (not is_old and known.reported_status is not state.reported_status):
             yield StatusChange(
                 instance_id,
                 known.reported_status,
@@ -61,10 +62,16 @@ class Remembered:
             yield StatusChange(known.instance_id, known.reported_status, known.seq or None, _cause_of(known), number)
         yield from self._holds_again(known, (), is_new=True)
 
-    def _holds_again(self, known: Instance, stored: Sequence[Hold], *, is_new: bool) -> Iterator[Change]:
-        """`is_new`: the agent has reported something that the database does not have."""
-        has = {hold.kind: hold for hold in stored}
+    def _holds_again(
+        self, known: Instance, stored: Sequence[Hold], *, is_new: bool, is_old: bool = False
+    ) -> Iterator[Change]:
+        """`is_new`: the agent has reported something that the database does not have. `is_old`: the other way round, so
+        that the holds which the agent decides are right there."""
+        theirs = AGENTS_KINDS if is_old else frozenset()
+        has = {hold.kind: hold for hold in stored if hold.kind not in theirs}
         for hold in known.holds:
+            if hold.kind in theirs:
+                continue
             if not hold.is_same(has.pop(hold.kind, None)):
                 yield HoldChange(known.instance_id, hold.kind, hold, self._backlog.next_number())
         for kind in has:
