@@ -1,8 +1,9 @@
 """The change feed: the last changes of live instances, in order and without gaps.
 
-A follower lists once (`list_active`), then requests the changes after its version. It receives a reset, and must list
-again, if the feed no longer contains these changes, if the feed belongs to another registry, or if the epoch was
-flipped. A beat is not a change; a new verdict (`late`, `suspect`, `fresh`) is one.
+A follower lists once (`list_active`), then requests the changes after its version. Changes that are older than the feed
+remembers are compacted: of each instance the last one, which is enough to keep a copy, not to tell what happened. A
+follower receives a reset, and must list again, if the feed belongs to another registry, if the epoch was flipped, or if
+even compacted changes are missing. A beat is not a change; a new verdict (`late`, `suspect`, `fresh`) is one.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from seedcore.core.memory_bound import MIB, weight_of
 from seedcore.core.wire import wire
 
 MAX_REMEMBERED_BYTES = 64 * MIB
+MAX_COMPACTED = 2_000
+"""Changes in one batch of compacted ones."""
 
 START = "start"
 """In the place of a position: a watch begins with the state."""
@@ -72,6 +75,8 @@ class FeedBatch:
     `waited_s`: how long the registry had the question before it answered, in seconds. The answer was true so long after
     the question was sent, at the earliest. `loads` are loads that have changed, for a follower that asked for them; it
     asks with `loads_number` next time.
+    `is_compacted`: the changes between are left out of which an instance has a later one. `has_more`: the other ones
+    come after `version`; a copy is that of one moment only after the last of them.
     """
 
     stream: str
@@ -84,6 +89,8 @@ class FeedBatch:
     waited_s: float = 0.0
     loads: Mapping[str, float] | None = None
     loads_number: int = 0
+    is_compacted: bool = False
+    has_more: bool = False
 
 
 class _Entry(NamedTuple):
@@ -94,6 +101,12 @@ class _Entry(NamedTuple):
     cause: Cause | None
     weight: int
     is_end: bool
+
+    @property
+    def instance_id(self) -> str:
+        known = self.after if self.after is not None else self.before
+        assert known is not None
+        return known.instance_id
 
     def selected_by(self, wanted: InstanceFilter, epoch: str) -> bool:
         """Whether a follower with this filter receives the change: the instance matches before or after it."""
@@ -111,13 +124,16 @@ class _Entry(NamedTuple):
 
 
 class Feed:
-    """Keeps the last `capacity` changes, and at most `max_bytes` of instances. Use it from one event loop.
+    """Keeps the last `capacity` changes, and at most `max_bytes` of instances. One that `compacts` also keeps, of those
+    before, the last change of each live instance and of as many ended ones. Use it from one event loop.
 
     `stream` identifies this feed: a version is valid only within its stream. A copy of a feed repeats the changes that
     it received, with the same stream and the same versions.
     """
 
-    def __init__(self, stream: str, capacity: int, max_bytes: int = MAX_REMEMBERED_BYTES) -> None:
+    def __init__(
+        self, stream: str, capacity: int, max_bytes: int = MAX_REMEMBERED_BYTES, *, compacts: bool = False
+    ) -> None:
         self.stream = stream
         self.version = 0
         self.epoch = ""
@@ -126,6 +142,12 @@ class Feed:
         self._max_bytes = max_bytes
         self._entries: deque[_Entry] = deque()
         self.bytes = 0
+        self._compacts = compacts
+        # the last of the forgotten changes of each instance, in their order
+        self._last_of_live: dict[str, _Entry] = {}
+        self._last_of_ended: dict[str, _Entry] = {}
+        self._ended_bytes = 0
+        self._compacted_back_to = 0
         self._followers: dict[int, tuple[InstanceFilter, Callable[[], None]] | None] = {}
         self._serial = 0
 
@@ -150,9 +172,26 @@ class Feed:
             forgotten = self._entries.popleft()
             self.bytes -= forgotten.weight
             self._reaches_back_to = forgotten.version
+            if self._compacts:
+                self._compact(forgotten)
         for number, waiting in self._followers.items():
             if waiting is not None and entry.selected_by(waiting[0], self.epoch):
                 self._wake(number)
+
+    def _compact(self, forgotten: _Entry) -> None:
+        instance_id = forgotten.instance_id
+        self._last_of_live.pop(instance_id, None)
+        ended = self._last_of_ended.pop(instance_id, None)
+        self._ended_bytes -= 0 if ended is None else ended.weight
+        if forgotten.after is not None:
+            self._last_of_live[instance_id] = forgotten._replace(before=None)
+            return
+        self._ended_bytes += forgotten.weight
+        self._last_of_ended[instance_id] = forgotten
+        while len(self._last_of_ended) > self._capacity or self._ended_bytes > self._max_bytes:
+            oldest = self._last_of_ended.pop(next(iter(self._last_of_ended)))
+            self._ended_bytes -= oldest.weight
+            self._compacted_back_to = oldest.version
 
     def start_over(self, epoch: str) -> None:
         """Record an epoch flip. Every follower must list again."""
@@ -161,22 +200,59 @@ class Feed:
     def become(self, stream: str, version: int, epoch: str) -> None:
         """Become another stream, without changes before `version`. Every follower must list again."""
         self.stream, self.version, self.epoch = stream, version, epoch
-        self._reaches_back_to = version
+        self._reaches_back_to = self._compacted_back_to = version
         self._entries.clear()
-        self.bytes = 0
+        self._last_of_live.clear()
+        self._last_of_ended.clear()
+        self.bytes = self._ended_bytes = 0
         for number in self._followers:
             self._wake(number)
 
-    def since(self, stream: str | None, version: int, wanted: InstanceFilter) -> FeedBatch:
-        """The changes after `version` of `stream` that match a filter, or a reset. Ignores leases."""
-        if stream != self.stream or not self._reaches_back_to <= version <= self.version:
+    def since(
+        self,
+        stream: str | None,
+        version: int,
+        wanted: InstanceFilter,
+        *,
+        may_compact: bool = False,
+        most: int = MAX_COMPACTED,
+    ) -> FeedBatch:
+        """The changes after `version` of `stream` that match a filter, or a reset. Where they are forgotten, and it
+        `may_compact`, at most `most` compacted ones. Ignores leases."""
+        oldest = self._compacted_back_to if may_compact and self._compacts else self._reaches_back_to
+        if stream != self.stream or not oldest <= version <= self.version:
             return FeedBatch(self.stream, version, self.version, self.epoch, (), is_reset=True)
+        if version < self._reaches_back_to:
+            return self._compacted_since(version, wanted, most)
         newest_first = takewhile(lambda entry: entry.version > version, reversed(self._entries))
         changes = [
             entry.change_for(wanted, self.epoch) for entry in newest_first if entry.selected_by(wanted, self.epoch)
         ]
         changes.reverse()
         return FeedBatch(self.stream, version, self.version, self.epoch, tuple(changes))
+
+    def _compacted_since(self, version: int, wanted: InstanceFilter, most: int) -> FeedBatch:
+        forgotten = [
+            entry
+            for kept in (self._last_of_live, self._last_of_ended)
+            for entry in takewhile(lambda entry: entry.version > version, reversed(kept.values()))
+        ]
+        last = {entry.instance_id: entry for entry in [*sorted(forgotten, key=_version_of), *self._entries]}
+        # what it was before a forgotten change is not known: it may have matched
+        concerned = {entry.instance_id for entry in forgotten}
+        concerned.update(entry.instance_id for entry in self._entries if entry.selected_by(wanted, self.epoch))
+        wanted_ones = sorted((last[instance_id] for instance_id in concerned), key=_version_of)
+        has_more = len(wanted_ones) > most
+        sent = wanted_ones[:most]
+        return FeedBatch(
+            self.stream,
+            version,
+            sent[-1].version if has_more else self.version,
+            self.epoch,
+            tuple(entry.change_for(wanted, self.epoch) for entry in sent),
+            is_compacted=True,
+            has_more=has_more,
+        )
 
     def follow(self, wanted: InstanceFilter, wake: Callable[[], None]) -> int:
         """Call `wake` once, at the next matching change or reset. The caller counts as a follower until `unfollow`."""
@@ -199,6 +275,10 @@ class Feed:
     def followers(self) -> int:
         """The number of followers."""
         return len(self._followers)
+
+
+def _version_of(entry: _Entry) -> int:
+    return entry.version
 
 
 def _is_wanted(instance: Instance | None, wanted: InstanceFilter, epoch: str) -> bool:

@@ -155,7 +155,7 @@ async def _compare_nothing(*_: object) -> None:
     """Instead of what the code does."""
 
 
-_append, _since = Feed.append, Feed.since
+_append, _since, _compact = Feed.append, Feed.since, Feed._compact
 
 
 def _append_most(feed: Feed, before: Instance | None, after: Instance | None, verdict: Verdict = Verdict.FRESH) -> None:
@@ -163,9 +163,16 @@ def _append_most(feed: Feed, before: Instance | None, after: Instance | None, ve
         _append(feed, before, after, verdict)
 
 
-def _since_never_reset(feed: Feed, stream: str | None, version: int, wanted: InstanceFilter) -> FeedBatch:
-    batch = _since(feed, stream, version, wanted)
+def _since_never_reset(
+    feed: Feed, stream: str | None, version: int, wanted: InstanceFilter, *, may_compact: bool = False
+) -> FeedBatch:
+    batch = _since(feed, stream, version, wanted, may_compact=may_compact)
     return replace(batch, is_reset=False) if stream is not None else batch
+
+
+def _compact_the_living(feed: Feed, forgotten: Any) -> None:
+    if forgotten.after is not None:
+        _compact(feed, forgotten)
 
 
 async def _belong_to_none(_: MemoryStore, registrations: Sequence[Registration]) -> list[str | None]:
@@ -275,6 +282,9 @@ MUTANTS: dict[str, Mutant] = {
     "fenced for ever": Mutant(35, lambda: mock.patch.object(DatabaseSession, "_claim_the_term", _stay_fenced)),
     "the feed forgets a change": Mutant(0, lambda: mock.patch.object(Feed, "append", _append_most)),
     "the feed starts over without a reset": Mutant(0, lambda: mock.patch.object(Feed, "since", _since_never_reset)),
+    "the compacted feed has no ended instances": Mutant(
+        0, lambda: mock.patch.object(Feed, "_compact", _compact_the_living)
+    ),
     "an instance that is not read yet is unknown": Mutant(
         4, lambda: mock.patch.object(DatabaseSession, "may_know_more", False)
     ),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from seedcore.core.answers import InstanceFilter
 from seedcore.core.feed import Feed, FeedBatch
-from seedcore.core.instances import Instance
+from seedcore.core.instances import Instance, Verdict
 from seedcore.core.lifecycle import Status
 from tests.builders import iid, instance
 
@@ -69,6 +69,83 @@ def test_follower_that_applies_every_batch_has_the_current_state(
         if position in reads_after:
             read()
     read()
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), STATES), max_size=60), st.sets(st.integers(0, 60)), st.integers(1, 4))
+def test_follower_of_compacted_changes_has_the_current_state_after_the_last_of_them(
+    steps: list[tuple[int, Status | None]], reads_after: set[int], most: int
+) -> None:
+    feed = Feed("here", 3, compacts=True)
+    feed.start_over("epoch-1")
+    rows: dict[str, Instance] = {}
+    ended: list[int] = []
+    followers: dict[str, tuple[InstanceFilter, int, dict[str, Instance]]] = {
+        "all": (ALL, 1, {}),
+        "alive": (ALIVE, 1, {}),
+    }
+
+    def read() -> None:
+        for name, (wanted, version, cached) in followers.items():
+            since = partial(feed.since, "here", wanted=wanted, may_compact=True, most=most)
+            batch = since(version)
+            if batch.is_reset:
+                assert len([one for one in ended if one > version]) > 3, "the ended ones are bounded"
+                cached = {key: row for key, row in rows.items() if wanted.matches(row, "epoch-1")}
+                followers[name] = (wanted, feed.version, cached)
+                continue
+            changes = list(batch.changes)
+            while batch.has_more:
+                assert batch.is_compacted
+                assert len(batch.changes) == most
+                batch = since(batch.version)
+                changes += batch.changes
+            versions = [change.version for change in changes]
+            assert (versions, batch.version) == (sorted(set(versions)), feed.version)
+            cached = applied(cached, replace(batch, changes=tuple(changes)))
+            followers[name] = (wanted, batch.version, cached)
+            assert cached == {key: row for key, row in rows.items() if wanted.matches(row, "epoch-1")}
+
+    for position, (number, status) in enumerate(steps):
+        # an id is used once
+        known = [key for key in rows if key.startswith(f"0000000{number}")]
+        before = rows[known[0]] if known else None
+        after = None if status is None else instance(number, status=status)
+        if before is not None and after is not None:
+            after = replace(after, instance_id=before.instance_id)
+        elif after is not None:
+            after = replace(after, instance_id=f"0000000{number}-{position}")
+        if before is None and after is None:
+            continue
+        feed.append(before, after)
+        if after is None:
+            assert before is not None
+            del rows[before.instance_id]
+            ended.append(feed.version)
+        else:
+            rows[after.instance_id] = after
+        if position in reads_after:
+            read()
+    read()
+
+
+def test_feed_of_a_few_changes_has_the_last_of_each_of_many_instances() -> None:
+    feed = Feed("here", 10, compacts=True)
+    rows = [instance(number) for number in range(1000)]
+    for row in rows:
+        feed.append(None, row)
+    listed = feed.version
+    for verdict in (Verdict.LATE, Verdict.FRESH, Verdict.LATE):
+        for row in rows:
+            feed.append(row, row, verdict)
+    batch = feed.since("here", listed, ALL, may_compact=True)
+    assert (batch.is_reset, batch.is_compacted, batch.has_more, batch.version) == (False, True, False, 4000)
+    assert {change.instance_id: change.verdict for change in batch.changes} == {
+        row.instance_id: Verdict.LATE for row in rows
+    }
+    # one by one they are forgotten
+    assert feed.since("here", listed, ALL).is_reset
+    feed.start_over("green")
+    assert feed.since("here", listed, ALL, may_compact=True).is_reset
 
 
 def test_position_outside_the_feed_returns_a_reset() -> None:

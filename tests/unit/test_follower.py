@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -104,10 +105,31 @@ async def test_follower_reports_each_changed_agent(registry: Registry, follower:
     assert seen.changes.count("agent-1") >= 2
 
 
-async def test_follower_that_is_behind_the_feed_lists_again(registry: Registry, follower: Follower, seen: Seen) -> None:
-    await asyncio.gather(*(registry.register(joins(n, f"agent-{n}").registration) for n in range(1, 40)))
+@pytest.mark.parametrize("most", [3, 1000])
+async def test_follower_that_is_behind_the_feed_gets_the_last_change_of_each_instance(
+    registry: Registry, follower: Follower, seen: Seen, most: int
+) -> None:
+    feed = registry.members.feed
+    copy = follower.keep_feed(100)
+    feed.since = partial(feed.since, most=most)  # type: ignore[method-assign]
+    changes = [registry.register(joins(number, f"agent-{number}").registration) for number in range(1, 40)]
+    await asyncio.gather(*changes)
     await eventually(lambda: len(held(follower)) == 39 and follower.is_current, every_s=0.001)
-    assert seen.resets == follower.resets >= 2
+    # it has not listed again, and each agent is told of
+    assert (seen.resets, follower.resets) == (1, 1)
+    assert set(seen.changes) == {f"agent-{number}" for number in range(1, 40)}
+    # whoever watches the copy has missed changes
+    assert copy.version == follower.view.version
+    assert copy.since(feed.stream, 0, InstanceFilter(statuses=None)).is_reset
+
+
+async def test_follower_that_is_behind_a_feed_of_another_epoch_lists_again(
+    registry: Registry, follower: Follower, seen: Seen
+) -> None:
+    await registry.register(joins(1).registration)
+    await registry.set_current_epoch("green")
+    await eventually(lambda: follower.resets == 2 and follower.is_current, every_s=0.001)
+    assert held(follower) == []
 
 
 async def test_cache_of_a_superseded_registry_is_not_trusted(
@@ -244,9 +266,11 @@ async def test_loads_are_asked_for_at_a_bounded_rate_and_no_longer_than_they_are
     class Counting:
         """A connection that notes which loads are asked for."""
 
-        async def changes(self, *args: Any) -> FeedBatch:
+        async def changes(self, *args: Any, may_compact: bool) -> FeedBatch:
             asked.append(args[5] if len(args) > 5 else None)
-            return await registry.changes(*args)
+            question: Any = partial(registry.changes, may_compact=may_compact)
+            batch: FeedBatch = await question(*args)
+            return batch
 
         async def page(self, *args: Any) -> Listing:
             return await registry.page(*args)

@@ -11,7 +11,7 @@ import logging
 import uuid
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Protocol
 
@@ -220,6 +220,8 @@ class Follower:
         wait_s = 0.0 if view.stream is None else self._times.wait_s
         asked_s = self._clock.monotonic()
         batch = await self._asked(view, wait_s, asked_s)
+        if batch.has_more:
+            asked_s, batch = await self._whole(batch)
         if not batch.complete:
             raise RegistryUnavailableError("it is still recovering, or superseded")
         if batch.is_reset:
@@ -228,7 +230,10 @@ class Follower:
             return
         self._is_after_reset = False
         if self.feed is not None:
-            self._repeat(self.feed, batch)
+            if batch.is_compacted:
+                self.feed.become(batch.stream, batch.version, batch.epoch)
+            else:
+                self._repeat(self.feed, batch)
         for logical_id in view.apply(batch):
             if self._on_change is not None:
                 self._on_change(logical_id)
@@ -237,6 +242,19 @@ class Follower:
         # it was true when it was sent, however late this process reads it
         self._trust(asked_s + batch.waited_s)
 
+    async def _whole(self, batch: FeedBatch) -> tuple[float, FeedBatch]:
+        """Compacted changes with all that come after them, as one batch, and when the last ones were asked for. Until
+        then the copy stays what it was."""
+        changes = {change.instance_id: change for change in batch.changes}
+        since = batch.since
+        while batch.has_more and batch.complete and not batch.is_reset:
+            asked_s = self._clock.monotonic()
+            batch = await self._connection.changes(
+                self._wanted, batch.stream, batch.version, 0.0, self._name, may_compact=True
+            )
+            changes.update((change.instance_id, change) for change in batch.changes)
+        return asked_s, replace(batch, since=since, changes=tuple(changes.values()), is_compacted=True)
+
     async def _asked(self, view: LiveView, wait_s: float, asked_s: float) -> FeedBatch:
         """The registry's answer, with loads if they are wanted and due."""
         follows_loads = asked_s < self._loads_wanted_until_s
@@ -244,12 +262,16 @@ class Follower:
             view.forget_loads()
         if not follows_loads or asked_s < self._next_loads_s:
             wait_s = min(wait_s, self._times.loads_s) if follows_loads else wait_s
-            return await self._connection.changes(self._wanted, view.stream, view.version, wait_s, self._name)
+            return await self._connection.changes(
+                self._wanted, view.stream, view.version, wait_s, self._name, may_compact=True
+            )
         # so soon an answer comes also where nothing changes
         wait_s = min(wait_s, self._times.loads_s)
         self._next_loads_s = asked_s + self._times.loads_s
         number = view.loads_number
-        return await self._connection.changes(self._wanted, view.stream, view.version, wait_s, self._name, number)
+        return await self._connection.changes(
+            self._wanted, view.stream, view.version, wait_s, self._name, number, may_compact=True
+        )
 
     def _export_metrics(self) -> None:
         now_s = self._clock.monotonic()

@@ -232,6 +232,7 @@ class RegistryApi(RelayApi, Protocol):
         wait_s: float = 0.0,
         follower: str | None = None,
         loads_after: int | None = None,
+        may_compact: bool = False,
     ) -> FeedBatch:
         """What changed after `version` of the feed `stream`, of the instances that the filter matches. Its `fresh_only`
         and `verdicts` are not used.
@@ -243,6 +244,9 @@ class RegistryApi(RelayApi, Protocol):
 
         With `loads_after`, the `loads_number` of the answer before (0 at first), the answer has the loads that have
         changed since, at most MAX_LOADS_PER_ANSWER. A load ends no wait.
+
+        With `may_compact`, changes that the feed no longer has one by one come as the last change of each instance, at
+        most MAX_COMPACTED in a batch, which `has_more` then. Otherwise they are a reset.
         """
         ...
 

@@ -145,6 +145,7 @@ class Queries:
         wait_s: float = 0.0,
         follower: str | None = None,
         loads_after: int | None = None,
+        may_compact: bool = False,
     ) -> FeedBatch:
         """See RegistryApi.changes."""
         check_kind("wanted", wanted, InstanceFilter).validated()
@@ -158,8 +159,8 @@ class Queries:
         # before it lists, or is answered: one that will be refused is no burden until then
         if follower is not None:
             self._claim_place(check_text("follower", follower, MAX_ID_CHARS), wait_s + self._config.place_kept_s)
-        batch = feed.since(stream, version, wanted)
-        if not batch.is_reset and not batch.changes and wait_s > 0:
+        batch = feed.since(stream, version, wanted, may_compact=check_kind("may_compact", may_compact, bool))
+        if not batch.is_reset and not batch.changes and not batch.has_more and wait_s > 0:
             # one without a name has a place only while it waits
             passing = None if follower is not None else uuid.uuid4().hex
             if passing is not None:
@@ -176,7 +177,7 @@ class Queries:
                 feed.unfollow(number)
                 if passing is not None:
                     self._places.release(passing)
-            batch = feed.since(stream, version, wanted)
+            batch = feed.since(stream, version, wanted, may_compact=may_compact)
         if loads_after is not None and not batch.is_reset:
             loads, number = loads_since(self.members, loads_after, wanted)
             batch = replace(batch, loads=loads, loads_number=number)

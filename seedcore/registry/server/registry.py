@@ -68,7 +68,7 @@ class Registry(Operations):
         """Opens no connection, and needs no event loop yet."""
         clock = clock if clock is not None else Clock()
         rate = BeatRate(LeaseTerms(config.beat_interval_s, config.lease_s), config.max_beats_per_s)
-        feed = Feed(uuid.uuid4().hex, config.feed_capacity)
+        feed = Feed(uuid.uuid4().hex, config.feed_capacity, compacts=True)
         memory = MemoryBound(config.max_instance_bytes)
         members = Members(rate.judged, config.max_instances, feed, memory=memory)
         writer = Writer(config, store_factory, members, rate, clock)
