@@ -65,13 +65,13 @@ def show(console: Console, result: Result) -> None:
     console.print()
 
 
-def write_json(path: Path, results: Sequence[Result], machine: dict[str, object]) -> None:
-    """Write all results and the description of the machine."""
+def as_json(results: Sequence[Result], machine: dict[str, object]) -> str:
+    """All results and the description of the machine."""
     rows = [
         {**asdict(result), "ratios": [{**asdict(ratio), "holds": ratio.holds} for ratio in result.ratios]}
         for result in results
     ]
-    path.write_text(json.dumps({"machine": machine, "results": rows}, indent=2) + "\n")
+    return json.dumps({"machine": machine, "results": rows}, indent=2)
 
 
 def require_plot() -> None:

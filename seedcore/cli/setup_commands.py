@@ -16,7 +16,7 @@ import typer
 
 from seedcore.bench import NAMES
 from seedcore.cli.errors import EXIT_FAILED
-from seedcore.cli.output import JsonOption, echo, fail, out
+from seedcore.cli.output import JsonOption, Terminal, echo, fail, out
 from seedcore.core.errors import InvalidInputError, first_line
 from seedcore.settings import load_settings
 
@@ -94,7 +94,8 @@ def bench_command(
     quick: Annotated[
         bool, typer.Option("--quick", help="Small sizes, in less than a minute. The promises do not apply.")
     ] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
+    with_json: JsonOption = False,
+    output: Annotated[Path | None, typer.Option(help="Write the figures as JSON to this file.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the ratios to this file (.png, .svg, .pdf).")] = None,
     dsn: Annotated[
         str | None, typer.Option(help="PostgreSQL to create databases in. Default: an embedded server.")
@@ -105,14 +106,17 @@ def bench_command(
     Exit code 1 if a ratio breaks the project's promise, except with --quick.
     """
     from seedcore.bench.environment import machine
-    from seedcore.bench.report import require_plot, write_json, write_plot
+    from seedcore.bench.report import as_json, require_plot, write_plot
     from seedcore.bench.run import run_all
 
     if plot is not None:
         require_plot()
-    results = run_all(out, names or [], is_quick=quick, dsn=dsn)
-    if json_file is not None:
-        write_json(json_file, results, machine())
+    results = run_all(Terminal(stderr=True) if with_json else out, names or [], is_quick=quick, dsn=dsn)
+    figures = as_json(results, machine())
+    if with_json:
+        echo(figures)
+    if output is not None:
+        output.write_text(f"{figures}\n")
     if plot is not None:
         write_plot(plot, results)
     broken = [f"{result.name}: {ratio.name}" for result in results for ratio in result.ratios if not ratio.holds]

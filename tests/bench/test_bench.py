@@ -15,7 +15,7 @@ from rich.console import Console
 
 from seedcore.bench.environment import Bench, environment
 from seedcore.bench.growth import measure
-from seedcore.bench.report import Figure, Ratio, Result, show, write_json, write_plot
+from seedcore.bench.report import Figure, Ratio, Result, as_json, show, write_plot
 from seedcore.bench.run import BENCHMARKS
 from seedcore.cli.errors import EXIT_USAGE
 from tests.children import run
@@ -33,10 +33,11 @@ def bench_command(*options: str, timeout_s: float = 170) -> subprocess.Completed
 @pytest.mark.timeout(400)
 def test_every_benchmark_runs_prints_a_table_and_writes_json_and_a_plot(tmp_path: Path) -> None:
     figures, plot = tmp_path / "figures.json", tmp_path / "ratios.png"
-    done = bench_command("--quick", "--json", str(figures), "--plot", str(plot), timeout_s=380)
+    done = bench_command("--quick", "--json", "--output", str(figures), "--plot", str(plot), timeout_s=380)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "committed / floor" in done.stdout
+    assert "committed / floor" in done.stderr
     written = json.loads(figures.read_text())
+    assert json.loads(done.stdout) == written
     assert [result["name"] for result in written["results"]] == list(BENCHMARKS)
     assert written["machine"]["cpus"]
     rates = {figure["name"]: figure["value"] for result in written["results"] for figure in result["figures"]}
@@ -60,14 +61,8 @@ def test_ratio_beyond_its_bound_is_shown_as_not_held(tmp_path: Path) -> None:
     text = console.export_text()
     assert "12,346 / s" in text
     assert text.count("NOT HELD") == 1
-    write_json(tmp_path / "figures.json", [result], {"cpus": 2})
-    assert [
-        ratio["holds"] for ratio in json.loads((tmp_path / "figures.json").read_text())["results"][0]["ratios"]
-    ] == [
-        True,
-        False,
-        True,
-    ]
+    written = json.loads(as_json([result], {"cpus": 2}))
+    assert [ratio["holds"] for ratio in written["results"][0]["ratios"]] == [True, False, True]
     write_plot(tmp_path / "plot.svg", [result])
     assert "example: bad" in (tmp_path / "plot.svg").read_text()
 
