@@ -11,12 +11,13 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
 
 import seedcore
+from seedcore.errors import RegistryError
 
 ENGINES = ("engine-1", "engine-2")
 
@@ -29,11 +30,12 @@ class Engine(seedcore.RayAgent):
 
 
 class HealthMonitor:
-    """Calls `on_death` with the id of each agent of the organ that dies, and the cause, on a thread."""
+    """Calls `on_death` with each of the agents that dies, and the cause, on a thread, until `stop()`."""
 
-    def __init__(self, organ_id: str, on_death: Callable[[str, str], object]) -> None:
+    def __init__(self, agent_ids: Sequence[str], on_death: Callable[[str, str], object]) -> None:
+        self._agent_ids = agent_ids
         self._on_death = on_death
-        self._events = seedcore.watch(organ_id=organ_id)
+        self._events = seedcore.watch(ids=agent_ids)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -45,26 +47,39 @@ class HealthMonitor:
         for event in self._events:
             if event.kind == "died" and event.logical_id is not None:
                 self._on_death(event.logical_id, str(event.cause))
+            elif event.is_whole:
+                # after a gap: those that are not there have died in it
+                living = {instance.logical_id for instance in event.instances}
+                for agent_id in (one for one in self._agent_ids if one not in living):
+                    self._on_death(agent_id, "unknown")
 
 
 def main() -> None:
     ray.init(address="auto", log_to_driver=False, logging_level="error")
     replaced: queue.Queue[str] = queue.Queue()
+    engines: dict[str, Any] = {}
     with seedcore.BlockingManager() as manager:
 
         def create(agent_id: str) -> None:
-            manager.create_agent(agent_id, "rollout", agent_class=Engine, max_restarts=0)
+            engines[agent_id] = manager.create_agent(agent_id, "rollout", agent_class=Engine, max_restarts=0)
 
         def replace(agent_id: str, cause: str) -> None:
             print(f"{agent_id} died: {cause}")
-            create(agent_id)
+            # one that hangs is dead for callers, and its process is still there
+            ray.kill(engines[agent_id])
+            try:
+                create(agent_id)
+            except RegistryError as error:
+                print(f"{agent_id} is not replaced: {error}")
             replaced.put(agent_id)
 
         for agent_id in ENGINES:
             create(agent_id)
-        monitor = HealthMonitor("rollout", replace)
-        os.kill(manager.execute_task_on_agent("engine-1", None, timeout_s=30), signal.SIGKILL)
-        print(replaced.get(timeout=120), "is replaced")
+        monitor = HealthMonitor(ENGINES, replace)
+        # one ends, and one hangs
+        for agent_id, number in zip(ENGINES, (signal.SIGKILL, signal.SIGSTOP), strict=True):
+            os.kill(manager.execute_task_on_agent(agent_id, None, timeout_s=30), number)
+            print(replaced.get(timeout=120), "is replaced")
         print(len(seedcore.wait_for(organ_id="rollout", count=2, timeout_s=60)), "engines are ready")
         monitor.stop()
         manager.shutdown_agents(ENGINES)

@@ -8,8 +8,10 @@ counts.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Self
 
 import ray
@@ -30,14 +32,17 @@ class NameService:
         self.reset()
 
     def add(self, name: str, value: str, *, replace: bool = False) -> None:
-        if not replace and self.find_subtree(name)[:1] == [name]:
+        if not replace and name in self._values(name):
             raise FileExistsError(name)
         parts = name.split("/")
         # a label for the name and for each of the roots above it
-        labels = {f"in:{'/'.join(parts[: end + 1])}": "" for end in range(len(parts))}
-        reporter = seedcore.ThreadReporter(name, labels={"name": name, **labels}, metadata={"value": value})
+        roots = ["/".join(parts[:end]) for end in range(len(parts) + 1)]
+        labels = {_label(root): "" for root in roots}
+        reporter = seedcore.ThreadReporter(name, labels=labels, metadata={"value": value})
         reporter.start()
-        self._added[name] = reporter
+        before, self._added[name] = self._added.get(name), reporter
+        if before is not None:
+            before.stop("replaced")
 
     def delete(self, name: str) -> None:
         self._added.pop(name).stop("deleted")
@@ -47,17 +52,17 @@ class NameService:
             self.delete(name)
 
     def get(self, name: str) -> str:
-        return self._values(f"name={name}")[name]
+        return self._values(name)[name]
 
     def find_subtree(self, root: str) -> list[str]:
-        return sorted(self._values(f"in:{root}"))
+        return sorted(self._values(root))
 
     def get_subtree(self, root: str) -> list[str]:
-        return list(self._values(f"in:{root}").values())
+        return list(self._values(root).values())
 
     def wait(self, name: str, timeout_s: float) -> str:
         """The value, as soon as there is the name. Raises TimeoutError."""
-        with seedcore.watch(selector=f"name={name}", since="start") as events:
+        with seedcore.watch(ids=[name], since="start") as events:
             timer = threading.Timer(timeout_s, events.close)
             timer.start()
             for event in events:
@@ -68,21 +73,30 @@ class NameService:
 
     def watch_names(self, names: Sequence[str], call_back: Callable[[], object]) -> None:
         """Call back once, when one of the names is gone."""
-        events = seedcore.watch(ids=names)
+        events = seedcore.watch(ids=names, since="start")
 
         def run() -> None:
-            next(event for event in events if event.kind in {"died", "left"})
-            events.close()
-            call_back()
+            with closing(events):
+                for event in events:
+                    # the state now, at the start and after a gap, or one change
+                    missing = set(names) - {instance.logical_id for instance in event.instances}
+                    if missing if event.is_whole else event.kind in {"died", "left"}:
+                        call_back()
+                        return
 
         threading.Thread(target=run, daemon=True).start()
 
-    def _values(self, selector: str) -> dict[str, str]:
-        found = seedcore.list_agents(selector=selector)
+    def _values(self, root: str) -> dict[str, str]:
+        found = seedcore.list_agents(selector=_label(root))
         if not found.complete:
             raise ConnectionError("the registry does not answer")
         newest = sorted(found, key=lambda instance: instance.started_at)
         return {instance.logical_id: str(instance.metadata["value"]) for instance in newest}
+
+
+def _label(root: str) -> str:
+    """The key of the label that every name below a root has: of any length and characters, unlike a key."""
+    return f"in-{hashlib.sha256(root.encode()).hexdigest()[:32]}"
 
 
 def main() -> None:
@@ -94,6 +108,8 @@ def main() -> None:
         adds.join()
         names.add("trial/server/2", "http://10.0.0.4:8000")
         print(names.find_subtree("trial"), names.get_subtree("trial/server"))
+        names.add("trial/server/1", "http://10.0.0.3:9000", replace=True)
+        print(names.get("trial/server/1"))
         gone = threading.Event()
         names.watch_names(["trial/server/1"], gone.set)
         names.delete("trial/server/1")

@@ -138,11 +138,15 @@ class RayAgent:
         """Take work, register, beat. Idempotent; returns within a bounded time also with no registry at all.
 
         An agent that was drained before keeps draining, and reports that. Raises what does not heal by waiting, such as
-        RetiredEpochError, and then has not started; NotAcceptingWorkError once stopped.
+        RetiredEpochError, and then has not started; NotAcceptingWorkError once it is stopped, or a fatal process of
+        `watch_process()` has ended.
         """
         async with self._starting:
             if self._status is Status.DEAD:
                 raise NotAcceptingWorkError(self._agent_id, str(self._status))
+            process = self._reporter.ended_process
+            if process is not None:
+                raise NotAcceptingWorkError(self._agent_id, str(Status.DEAD), f"its process {process!r} has ended")
             before = self._status
             if before is Status.STARTING:
                 # at once: work need not wait for a registry that does not answer

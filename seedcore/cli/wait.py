@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from time import monotonic
 from typing import Annotated
@@ -68,7 +68,7 @@ class WaitAnswer(BaseModel):
 
 @dataclass(slots=True)
 class Seen:
-    """What the last answer had: the ready agents, and the states of the others. `problem`: there was no answer."""
+    """What the last answer had: the ready agents, and the states of the others. `problem`: there was none since."""
 
     ready: list[str] = field(default_factory=list)
     others: dict[str, str] = field(default_factory=dict)
@@ -90,13 +90,13 @@ async def wait(
             asked = _of_ids(backend, of.ids) if of.ids is not None else _of_filter(backend, query)
             found = await within(asked, left_s)
         except (CannotKnowError, RegistryUnavailableError, StoreUnavailableError) as error:
-            found = Seen(problem=first_line(error))
+            found = replace(seen, problem=first_line(error))
         except TimeoutError:
-            found = Seen(problem="no answer in time")
+            found = replace(seen, problem="no answer in time")
         if len(found.ready) > len(seen.ready):
             backoff.reset()
         seen = found
-        if len(seen.ready) >= of.count:
+        if seen.problem is None and len(seen.ready) >= of.count:
             return WaitAnswer(wanted=of.count, ready=seen.ready[: of.count])
         waited_s = monotonic() - began_s
         report(_progress(seen, of.count, waited_s))
@@ -190,8 +190,9 @@ async def _missed(backend: Backend, of: AwaitedAgents, seen: Seen) -> WaitAnswer
     """The reasons of the first missing agents, and the number of the others."""
     ready = set(seen.ready)
     if seen.problem is not None:
-        missing = [MissingOut(logical_id=None, state=_UNKNOWN, why=seen.problem)]
-        return WaitAnswer(wanted=of.count, ready=seen.ready, missing=missing)
+        names = [None] if of.ids is None else [one for one in of.ids if one not in ready]
+        named = [MissingOut(logical_id=name, state=_UNKNOWN, why=seen.problem) for name in names[:_EXPLAINED]]
+        return WaitAnswer(wanted=of.count, ready=seen.ready, missing=named, others=len(names) - len(named))
     absent = [one for one in of.ids if one not in ready] if of.ids is not None else sorted(seen.others)
     missing = list(await asyncio.gather(*(_reason(backend, one) for one in absent[:_EXPLAINED])))
     total = len(absent)

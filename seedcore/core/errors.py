@@ -263,16 +263,18 @@ class RunningLoopError(ExplainedError):
 
 
 class NotAcceptingWorkError(RegistryError):
-    """The agent drains or has stopped."""
+    """The agent drains or has stopped, or a process without which it does not work has ended."""
 
-    def __init__(self, agent_id: str, status: str) -> None:
-        super().__init__(agent_id, status)
+    def __init__(self, agent_id: str, status: str, why: str | None = None) -> None:
+        super().__init__(agent_id, status, why)
         self.agent_id = agent_id
         self.status = status
+        self.why = why
 
     def __str__(self) -> str:
+        why = "" if self.why is None else f" ({self.why})"
         advice = "; dead is final, make a new one" if self.status == "dead" else ""
-        return f"agent {self.agent_id!r} is {self.status} and takes no new work{advice}"
+        return f"agent {self.agent_id!r} is {self.status}{why} and takes no new work{advice}"
 
 
 class AgentCallError(RegistryError):

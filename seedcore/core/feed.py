@@ -18,6 +18,7 @@ from seedcore.core.answers import InstanceFilter
 from seedcore.core.causes import Cause
 from seedcore.core.errors import InvalidInputError
 from seedcore.core.instances import Instance, Verdict
+from seedcore.core.limits import check_kind
 from seedcore.core.memory_bound import MIB, weight_of
 from seedcore.core.wire import wire
 
@@ -39,6 +40,7 @@ class Position:
     @classmethod
     def parsed(cls, text: str, field: str = "position") -> Position:
         """Parse a position. Raises InvalidInputError with the name of the field."""
+        check_kind(field, text, str)
         stream, _, version = text.rpartition(":")
         if not (version.isascii() and version.isdecimal() and len(version) < 19):
             raise InvalidInputError(field, f"must be STREAM:VERSION from an earlier answer, not {text[:80]!r}")

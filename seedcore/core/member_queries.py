@@ -56,6 +56,9 @@ def why_not_alive(instance: Instance) -> tuple[NotResolved, str]:
     process = instance.hold(HoldKind.PROCESS)
     if instance.status is Status.DRAINING and process is not None:
         return NotResolved.DRAINING, f"a process that it depends on has ended: {process.reason or 'no reason is given'}"
+    node = instance.hold(HoldKind.NODE)
+    if instance.status is Status.DRAINING and node is not None:
+        return NotResolved.DRAINING, node.reason or "its node is being drained"
     status = NotResolved.DIED if instance.status is Status.DEAD else NotResolved(instance.status)
     return status, f"it is {instance.status}" + ("" if instance.cause is None else f" ({instance.cause})")
 

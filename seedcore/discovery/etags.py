@@ -32,7 +32,7 @@ def positions_of(since: str | None, if_none_match: Sequence[str] | None) -> list
     """The positions of a caller's earlier answers: `since`, or the ETags of this service. Raises InvalidInputError for
     a wrong `since`."""
     if since is not None:
-        return [Position.parsed(since)]
+        return [Position.parsed(since, "since")]
     positions: list[Position] = []
     for etag in islice((etag for header in if_none_match or () for etag in header.split(",")), _MAX_ETAGS):
         with suppress(InvalidInputError):

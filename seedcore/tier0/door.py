@@ -9,6 +9,7 @@ from seedcore.core.errors import InvalidInputError, ResolveTimeoutError
 from seedcore.core.limits import check_timeout
 from seedcore.core.selection import Policy
 from seedcore.registry.ray_support.lookup import ActorHandle
+from seedcore.registry.ray_support.session import require_connected
 from seedcore.tier0.blocking_watch import BlockingWatch
 from seedcore.tier0.hosted import HostedManager, in_running_loop, made_manager, process_manager
 from seedcore.tier0.manager import get_tier0_manager
@@ -61,16 +62,19 @@ def list_agents(
 
     As Tier0MemoryManager.discover_from_registry: `source` and `complete` of the listing show whether the registry
     answered. While it is away, the agents of the last listing are returned with complete=False. Raises
-    InvalidInputError, and as `get_actor` ForkedProcessError, ResolveTimeoutError and RunningLoopError.
+    InvalidInputError, CannotKnowError without Ray, and as `get_actor` ForkedProcessError, ResolveTimeoutError and
+    RunningLoopError.
     """
     hosted = process_manager()
     within_s = _bound_s(hosted, timeout_s)
-    return hosted.run(
+    listing = hosted.run(
         lambda manager: manager.discover_from_registry(organ_id, selector, endpoint),
         "call `await seedcore.get_tier0_manager().discover_from_registry(...)`",
         within_s,
         ResolveTimeoutError("*", f"no answer within {within_s:g} s"),
     )
+    require_connected()
+    return listing
 
 
 def wait_for(
@@ -84,8 +88,8 @@ def wait_for(
 ) -> list[ActorHandle]:
     """Proven handles as soon as `count` agents are ready: of these ids (default: all of them), or of an organ, a
     selector, and those with an endpoint of this name. Ctrl-C ends the wait at once. Raises NotReadyError at the
-    deadline, which has the reason for each missing agent, InvalidInputError, RunningLoopError and
-    ForkedProcessError."""
+    deadline, which has the reason for each missing agent, InvalidInputError, CannotKnowError without Ray,
+    RunningLoopError and ForkedProcessError."""
     return process_manager().run(
         lambda manager: manager.wait_for(
             ids=ids, organ_id=organ_id, selector=selector, endpoint=endpoint, count=count, timeout_s=timeout_s
@@ -104,10 +108,12 @@ def watch(
 ) -> BlockingWatch:
     """The changes of agents as events, from this call on: of these ids; or of an organ, a selector, and those with an
     endpoint of this name; or of all. An iterator, and a context manager that closes it. `since` is the position of an
-    earlier event, or "start" for an event with the state first. Raises CannotKnowError if no registry answers,
-    InvalidInputError, RunningLoopError and ForkedProcessError."""
+    earlier event, or "start" for an event with the state first. Raises CannotKnowError if no registry answers, or
+    without Ray, InvalidInputError, RunningLoopError and ForkedProcessError."""
     hosted = process_manager()
     watch = hosted.manager.watch(ids=ids, organ_id=organ_id, selector=selector, endpoint=endpoint, since=since)
+    if not in_running_loop():
+        require_connected()
     return BlockingWatch(hosted, watch)
 
 
@@ -119,6 +125,6 @@ def _bound_s(hosted: HostedManager, timeout_s: float | None) -> float:
 
 
 def _cached_by_the_loops_manager(logical_id: str) -> ActorHandle | None:
-    """The handle that the process's asynchronous manager has: what this module asks its callers to await is a hit the
-    next time."""
+    """The handle that the process's asynchronous manager has: what this module asks its callers to await, it may have
+    cached."""
     return get_tier0_manager().cached(logical_id) if get_tier0_manager.cache_info().currsize else None

@@ -34,6 +34,7 @@ from seedcore.registry.caller.watching import Watch, watched
 from seedcore.registry.protocol.connection import RegistryConnection, shared_connection
 from seedcore.registry.ray_support.directory import RayDirectory
 from seedcore.registry.ray_support.lookup import ActorHandle
+from seedcore.registry.ray_support.session import require_connected
 from seedcore.settings import Mode, Settings, get_settings
 from seedcore.tier0.answers import AgentSpec, Fleet, Gathered, Pruned, SystemSummary
 from seedcore.tier0.calls import gather
@@ -236,11 +237,10 @@ class Tier0MemoryManager:
     ) -> list[ActorHandle]:
         """Proven handles, as of `resolve`, as soon as `count` agents are ready: of these ids (default: all of them), or
         of an organ, a selector, and those with an endpoint of this name. Raises InvalidInputError, and at the deadline
-        NotReadyError with all reasons."""
-        of = awaited(ids, organ_id, selector, count, endpoint)
-        ready = await Wait(of, self._locator.locate, self._resolver, self.follower).until_ready(
-            check_deadline(timeout_s)
-        )
+        NotReadyError with all reasons; without Ray CannotKnowError."""
+        of, within_s = awaited(ids, organ_id, selector, count, endpoint), check_deadline(timeout_s)
+        require_connected()
+        ready = await Wait(of, self._locator.locate, self._resolver, self.follower).until_ready(within_s)
         return [located.handle for located in ready]
 
     def watch(

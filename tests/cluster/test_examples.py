@@ -31,10 +31,17 @@ SAYS = {
         "the researcher died: .*",
         "writer(researcher(leases), researcher(feeds))",
     ],
-    "health_monitor.py": ["engine-1 died: .*SIGKILL.*", "engine-1 is replaced", "2 engines are ready"],
+    "health_monitor.py": [
+        "engine-1 died: .*SIGKILL.*",
+        "engine-1 is replaced",
+        "engine-2 died: lease expired.*",
+        "engine-2 is replaced",
+        "2 engines are ready",
+    ],
     "name_service.py": [
         "http://10.0.0.3:8000",
         r"\['trial/server/1', 'trial/server/2'\] \['http://10.0.0.3:8000', 'http://10.0.0.4:8000'\]",
+        "http://10.0.0.3:9000",
         r"gone: True \['trial/server/2'\] http://10.0.0.4:8000",
     ],
     "rollout_pool.py": [

@@ -61,7 +61,7 @@ async def test_serve_demo_list_interrupt_and_serve_again(newcomer: Newcomer) -> 
     absent = newcomer.run("seedcore", "get", "absent", check=False)
     (error,) = errors_of(absent)
     assert absent.returncode == 3
-    assert error.startswith("seedcore: no agent has ever registered as 'absent'; nor does Ray know an actor")
+    assert error.startswith("seedcore: no agent has ever registered as 'absent'; Ray knows no actor")
 
     again = newcomer.run("seedcore", "demo", "--agents", "4").stdout
     assert "Stopped 3 agents of an earlier demo." in again

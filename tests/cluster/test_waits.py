@@ -83,8 +83,9 @@ async def test_deadline_names_every_missing_agent_and_why(
     with pytest.raises(NotReadyError) as refused:
         await caller.wait_for(ids=ids, timeout_s=0.5)
     assert re.sub(r"\d+(\.\d+)? s\b", "N s", re.sub(r"pid \d+", "pid N", str(refused.value))) == (
-        "1 of 5 agents ready after N s: 'killed' is dead for N s: process killed: SIGKILL (pid N); "
-        "'drained' is drained by ann for N s: a new disk; 'starting' is starting for N s; 'never' has never registered"
+        "1 of 5 agents ready after N s: 'killed' died N s ago: process killed: SIGKILL (pid N); "
+        "'drained' has been drained by ann for N s: a new disk; 'starting' has been starting for N s; "
+        "'never' has never registered"
     )
     assert [one.reason for one in refused.value.missing] == [
         NotReady.DEAD,

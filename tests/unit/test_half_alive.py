@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from functools import partial
@@ -11,11 +12,12 @@ from typing import Any
 
 import pytest
 
+from seedcore.agents import RayAgent
 from seedcore.core.answers import NotResolved
 from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.changes import Registration
 from seedcore.core.dependencies import MAX_DEPENDENCIES, Dependency
-from seedcore.core.errors import BacklogFullError, InvalidInputError, RegistrationDelayedError
+from seedcore.core.errors import BacklogFullError, InvalidInputError, NotAcceptingWorkError, RegistrationDelayedError
 from seedcore.core.holds import HoldKind
 from seedcore.core.instances import Instance
 from seedcore.core.lifecycle import Status
@@ -248,6 +250,10 @@ async def test_bad_processes_are_refused_and_nothing_changes(registry: LocalRegi
     await eventually(lambda: process_key_of(zombie.pid) is None)
     pid: Any = children.make().pid
     no: Any = "no"
+    three: Any = 3
+    is_over = threading.Event()
+    thread = threading.Thread(target=is_over.wait)
+    thread.start()
     cases: list[tuple[Callable[[], Any], str]] = [
         (partial(client.watch_process, os.getpid()), "own process"),
         (partial(client.watch_process, ended.pid), "has ended"),
@@ -260,11 +266,17 @@ async def test_bad_processes_are_refused_and_nothing_changes(registry: LocalRegi
         (partial(client.watch_process, pid, "x" * 64), "at most 63"),
         (partial(client.watch_process, pid, fatal=no), "fatal"),
         (partial(client.watch_process, pid, stderr_path="log"), "absolute"),
+        (partial(client.watch_process, pid, stderr_path=three), "must be a path, not int"),
+        (partial(client.watch_process, thread.native_id or 0), f"is a thread of process {os.getpid()}"),
         (partial(client.unwatch_process, "vllm"), "no process of the name"),
     ]
-    for call, words in cases:
-        with pytest.raises(InvalidInputError, match=words):
-            await call()
+    try:
+        for call, words in cases:
+            with pytest.raises(InvalidInputError, match=words):
+                await call()
+    finally:
+        is_over.set()
+        thread.join()
     assert client.registration.dependencies == ()
     for number in range(MAX_DEPENDENCIES):
         await client.watch_process(pid, f"process-{number}")
@@ -290,6 +302,24 @@ async def test_a_registry_refuses_dependencies_beyond_their_limits(registry: Loc
     assert len(registry.members) == 0
 
 
+async def test_an_agent_whose_fatal_process_has_ended_does_not_start_again(children: Children) -> None:
+    agent = RayAgent("agent", settings=SETTINGS.model_copy(update={"registry_enabled": False}))
+    await agent.start()
+    child, side = children.make(), children.make()
+    await agent._reporter.client.watch_process(child.pid, "vllm")
+    await agent._reporter.client.watch_process(side.pid, "metrics", fatal=False)
+    for ended in (side, child):
+        await agent.start()
+        ended.kill()
+        ended.wait()
+    # so a caller that makes the agent again replaces its actor
+    with pytest.raises(NotAcceptingWorkError, match="is dead \\(its process 'vllm' has ended\\)") as refused:
+        await agent.start()
+    assert refused.value.status == Status.DEAD
+    await agent._reporter.client.unwatch_process("vllm")
+    await agent.start()
+
+
 # Probes
 
 
@@ -297,7 +327,16 @@ async def test_bad_probes_are_refused(registry: LocalRegistry) -> None:
     reporter = Reporter("agent", settings=SETTINGS, client=make_client(registry))
     good: dict[str, Any] = {"url": "http://127.0.0.1:9/", "name": "vllm", "every_s": 3600.0}
     bad: dict[str, list[Any]] = {
-        "url": ["", "ftp://x/", "http://", "http://[", "nonsense", "http://x:0/", "http://x:99999/"],
+        "url": [
+            "",
+            "ftp://x/",
+            "http://",
+            "http://ann:secret@x/",
+            "http://[",
+            "nonsense",
+            "http://x:0/",
+            "http://x:99999/",
+        ],
         "name": ["", "x" * 64],
         "every_s": [0, -1, "5", 3601, float("nan"), True],
         "timeout_s": [0, -1.0, None],

@@ -12,7 +12,7 @@ import pytest
 
 from seedcore.core.answers import Origin
 from seedcore.core.changes import Registration
-from seedcore.core.errors import NotResolvableError, RegistryUnavailableError
+from seedcore.core.errors import InvalidInputError, NotResolvableError, RegistryUnavailableError
 from seedcore.core.lifecycle import Status
 from seedcore.core.selection import Policy
 from seedcore.registry.caller.fallback_sources import RayListing
@@ -119,6 +119,15 @@ async def test_calls_under_way_decide_and_end_with_the_call(world: World) -> Non
     with pytest.raises(ZeroDivisionError), outstanding.call(iid(1)):
         raise ZeroDivisionError
     assert outstanding.counts == {}
+
+
+async def test_a_policy_is_known_by_its_value_and_no_other_one_is_taken_for_the_default(world: World) -> None:
+    wrong: Any
+    for value in Policy:
+        assert world.picks.choice("many", _any(value.value)).policy is value
+    for wrong in ("foo", None, 3, "NEWEST"):
+        with pytest.raises(InvalidInputError, match="policy: must be one of newest, same_node, "):
+            await world.picks.find("many", wrong)
 
 
 def test_calls_of_many_threads_are_all_counted() -> None:

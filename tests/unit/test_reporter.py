@@ -543,6 +543,21 @@ async def test_a_registry_that_recovers_without_the_instance_gets_its_status_too
     await elsewhere.stop()
 
 
+def test_a_blocking_reporter_has_the_load_of_its_reporter() -> None:
+    reporter = ThreadReporter("loaded", settings=UNREPORTED)
+    assert reporter.load is None
+    reporter.load = 0.5
+    for wrong in ("x", float("nan"), -1.0):
+        with pytest.raises(InvalidInputError, match="load"):
+            reporter.load = wrong  # type: ignore[assignment]
+    for _ in range(2):
+        with reporter:
+            assert reporter.reporter is not None
+            assert reporter.reporter.load == reporter.load
+            reporter.load = 0.7
+            assert reporter.reporter.load == 0.7
+
+
 def test_reporters_of_a_process_share_a_thread_that_ends_with_the_last() -> None:
     reporters = [ThreadReporter(f"agent-{number}", settings=UNREPORTED) for number in range(5)]
     for reporter in reporters:

@@ -154,9 +154,9 @@ async def test_wait_asks_the_database_while_the_registry_is_away_and_outlives_an
     here.world.take_away("connection")
     assert (await waited(here, ["alive"])).ready == ["alive"]
     here.world.take_away("connection", "database", "listing")
-    waiting = asyncio.create_task(waited(here, count=1, selector=""))
-    answer = await waited(here, ["alive"], timeout_s=SHORT_S)
-    assert answer.missing[0].state == "unknown"
+    waiting = asyncio.create_task(waited(here, count=1, selector="!spot"))
+    answer = await waited(here, ["alive", "never-was"], timeout_s=SHORT_S)
+    assert [(one.logical_id, one.state) for one in answer.missing] == [("alive", "unknown"), ("never-was", "unknown")]
     assert "cannot know now" in answer.missing[0].why
     assert not waiting.done()
     here.world.take_away()

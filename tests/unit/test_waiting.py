@@ -355,10 +355,10 @@ async def test_error_names_every_missing_agent_of_the_ids_and_why(fleet: Fleet) 
     error = await missed(fleet.wait(ids, timeout_s=SHORT_S))
     assert re.sub(r"\d+(\.\d+)? (s|d|min|h)\b", "N s", str(error)) == (
         "1 of 9 agents ready after N s: "
-        "'starting' is starting for N s; "
-        "'drained' is drained by ann for N s: a new disk; "
-        "'draining' is draining for N s: enough work; "
-        "'killed' is dead for N s: process killed: SIGKILL (pid 7); "
+        "'starting' has been starting for N s; "
+        "'drained' has been drained by ann for N s: a new disk; "
+        "'draining' has been draining for N s: enough work; "
+        "'killed' died N s ago: process killed: SIGKILL (pid 7); "
         "'suspect' is suspect: silent for N s; "
         "'elsewhere' is not ready: its instances are of another epoch; "
         "'[b]silent[/b]' is not ready: its actor does not answer; "
@@ -388,8 +388,8 @@ async def test_error_of_a_filter_names_live_members_then_dead_ones(fleet: Fleet)
     await fleet.registry.deregister(["w3"], "broken", "ann")
     error = await missed(fleet.wait(count=4, organ_id="eye", timeout_s=SHORT_S))
     assert re.sub(r"\d+(\.\d+)? (s|d|min|h)\b", "N s", str(error)) == (
-        "1 of 4 agents of organ 'eye' ready after N s: 'w2' is starting for N s; 2 have not registered; "
-        "'w3' is dead for N s: operator (ann): broken"
+        "1 of 4 agents of organ 'eye' ready after N s: 'w2' has been starting for N s; 2 have not registered; "
+        "'w3' died N s ago: operator (ann): broken"
     )
 
 
@@ -444,8 +444,8 @@ async def test_without_records_only_ids_can_be_waited_for() -> None:
 @pytest.mark.parametrize(
     ("kind", "reason", "words"),
     [
-        (HoldKind.OPERATOR, NotReady.DRAINING, "'agent' is drained by an operator for 40 s: words"),
-        (HoldKind.READINESS, NotReady.NOT_READY, "'agent' is not ready for 40 s: words"),
+        (HoldKind.OPERATOR, NotReady.DRAINING, "'agent' has been drained by an operator for 40 s: words"),
+        (HoldKind.READINESS, NotReady.NOT_READY, "'agent' has not been ready for 40 s: words"),
         (HoldKind.PROCESS, NotReady.PROCESS, "because a process that it depends on has ended: words"),
         (HoldKind.NODE, NotReady.NODE, "because its node is drained: words"),
     ],
@@ -471,7 +471,7 @@ def test_database_without_verdicts_and_memory_without_records_have_reasons() -> 
 
     starting = instance(status=Status.STARTING, age_s=7200.0)
     dead = instance(status=Status.DEAD)
-    assert str(of_description(described(dead, starting), None)) == "'agent' is starting for 2 h"
+    assert str(of_description(described(dead, starting), None)) == "'agent' has been starting for 2 h"
     assert of_description(described(dead), None).detail == "is dead: no cause is known"
     assert of_description(described(complete=False), None).reason is NotReady.UNKNOWN
     assert of_refusal("agent", None).reason is NotReady.UNKNOWN

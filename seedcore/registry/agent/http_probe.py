@@ -47,6 +47,9 @@ class Probe:
             is_url = False
         if not is_url:
             raise InvalidInputError("url", f"must be an http or https URL with a host, not {self.url!r}")
+        if parts.username is not None or parts.password is not None:
+            # it is not sent, and would be in logs
+            raise InvalidInputError("url", "must have no user and no password")
         check_text("name", self.name, MAX_NAME_CHARS)
         for field, value in (("every_s", self.every_s), ("timeout_s", self.timeout_s)):
             if type(value) not in {int, float} or not 0 < value <= _MAX_S:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from seedcore.core.dependencies import Dependency, check_dependencies
 from seedcore.core.errors import InvalidInputError
-from seedcore.registry.ray_support.process_keys import has_ended, process_key_of
+from seedcore.registry.ray_support.process_keys import has_ended, leader_of, process_key_of
 
 Dependencies = tuple[Dependency, ...]
 
@@ -16,11 +16,17 @@ def watched(
     known: Dependencies, pid: int, name: str, *, is_fatal: bool, stderr_path: str | os.PathLike[str] | None
 ) -> Dependencies:
     """Those known and this process, in the place of another one of its name. Raises InvalidInputError."""
-    path = None if stderr_path is None else os.fspath(stderr_path)
+    try:
+        path = None if stderr_path is None else os.fspath(stderr_path)
+    except TypeError:
+        raise InvalidInputError("stderr_path", f"must be a path, not {type(stderr_path).__name__}") from None
     if not (type(pid) is int and 0 < pid < 2**31):
         raise InvalidInputError("pid", f"must be a positive 32-bit integer, not {pid!r}")
     if pid == os.getpid():
         raise InvalidInputError("pid", f"{pid} is the agent's own process, which is watched anyway")
+    leader = leader_of(pid)
+    if leader not in {None, pid}:
+        raise InvalidInputError("pid", f"{pid} is a thread of process {leader}, which is what can be watched")
     key = process_key_of(pid)
     if key is None:
         raise InvalidInputError(

@@ -21,6 +21,7 @@ from seedcore.core.loops import LoopsLock
 from seedcore.registry.agent.beat_loop import BeatLoop, beat_loop
 from seedcore.registry.agent.client import RegistryClient
 from seedcore.registry.agent.http_probe import HttpProbes, Probe
+from seedcore.registry.agent.processes import ended
 from seedcore.registry.agent.pulse import Pulse, fields_of
 from seedcore.registry.ray_support.session import refuse_forked
 from seedcore.settings import Settings, get_settings
@@ -135,6 +136,12 @@ class Reporter:
     @load.setter
     def load(self, load: float | None) -> None:
         self._pulse.load = None if load is None else check_load(load)
+
+    @property
+    def ended_process(self) -> str | None:
+        """The name of a fatal process that has ended, without which the agent does not come back; None: all live."""
+        found = ended(self._client.registration.dependencies, is_fatal=True)
+        return None if found is None else found.name
 
     async def start(self, status: Status = Status.ALIVE, reason: str | None = None) -> None:
         """Register, report `status`, begin to beat. Idempotent; a second call meanwhile waits for the first.

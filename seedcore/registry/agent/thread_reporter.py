@@ -12,7 +12,7 @@ from typing import Any, Self, TypeAlias, TypeVar
 
 from seedcore.core.answers import Receipt
 from seedcore.core.errors import ForkedProcessError, RegistryUnavailableError
-from seedcore.core.limits import Json, check_detail, check_endpoints, check_kind
+from seedcore.core.limits import Json, check_detail, check_endpoints, check_kind, check_load
 from seedcore.core.loop_thread import LoopThread
 from seedcore.registry.agent.http_probe import Probe
 from seedcore.registry.agent.reporter import Reporter, stop_reason
@@ -72,6 +72,7 @@ class ThreadReporter:
         self._turn = threading.Lock()
         self._pid = os.getpid()
         self._reporter: Reporter | None = None
+        self._load: float | None = None
         self._kept: dict[str, Call] = {}
 
     def __enter__(self) -> Self:
@@ -88,6 +89,18 @@ class ThreadReporter:
         """The reporter on the thread, while it runs."""
         return self._reporter
 
+    @property
+    def load(self) -> float | None:
+        """As Reporter.load. It also holds for a later `start()`."""
+        return self._load
+
+    @load.setter
+    def load(self, load: float | None) -> None:
+        self._load = None if load is None else check_load(load)
+        reporter = self._reporter
+        if reporter is not None:
+            reporter.load = self._load
+
     def start(self) -> None:
         """As Reporter.start, blocking. After `stop()` it starts over, as a new instance."""
         with self._alone():
@@ -96,12 +109,15 @@ class ThreadReporter:
                 self._wait(self._thread, self._reporter.start())
                 return
             reporter, thread = self._make(), LoopThread.joined()
+            reporter.load = self._load
             try:
                 self._wait(thread, _begin(reporter, list(self._kept.values())))
             except BaseException:
                 thread.leave()
                 raise
             self._reporter, self._thread = reporter, thread
+            # it may have been set meanwhile
+            reporter.load = self._load
             # what it depends on is of this start; whether it is ready is not
             self._kept = {key: call for key, call in self._kept.items() if key == "readiness"}
 

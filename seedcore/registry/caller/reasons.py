@@ -26,10 +26,10 @@ _OF_HOLD = {
     HoldKind.READINESS: NotReady.NOT_READY,
 }
 _IN_WORDS = {
-    HoldKind.OPERATOR: "is drained by {by} for {age}",
-    HoldKind.NODE: "is held for {age}, because its node is drained",
-    HoldKind.PROCESS: "is held for {age}, because a process that it depends on has ended",
-    HoldKind.READINESS: "is not ready for {age}",
+    HoldKind.OPERATOR: "has been drained by {by} for {age}",
+    HoldKind.NODE: "has been held for {age}, because its node is drained",
+    HoldKind.PROCESS: "has been held for {age}, because a process that it depends on has ended",
+    HoldKind.READINESS: "has not been ready for {age}",
 }
 _OF_REFUSAL = {
     NotResolved.NOT_REGISTERED: NotReady.NEVER_REGISTERED,
@@ -85,9 +85,9 @@ def of_live(observed: Observed, at: datetime, refusal: RegistryError | None = No
 
 def of_dead(row: Instance, at: datetime) -> MissingAgent:
     """Of a dead instance."""
-    age = "" if row.stopped_at is None else f" for {age_text((at - row.stopped_at).total_seconds())}"
+    died = "is dead" if row.stopped_at is None else f"died {age_text((at - row.stopped_at).total_seconds())} ago"
     why = "no cause is known" if row.cause is None else one_line(str(row.cause))
-    return MissingAgent(row.logical_id, NotReady.DEAD, f"is dead{age}: {why}", row.stopped_at, row.cause)
+    return MissingAgent(row.logical_id, NotReady.DEAD, f"{died}: {why}", row.stopped_at, row.cause)
 
 
 def of_refusal(logical_id: str, refusal: RegistryError | None) -> MissingAgent:
@@ -120,7 +120,7 @@ def _of_status(row: Instance, at: datetime) -> MissingAgent:
             return MissingAgent(row.logical_id, reason, _of_hold(hold, at), hold.since, row.cause)
     since = row.status_changed_at
     own = "" if row.cause is None or row.cause.detail is None else f": {one_line(row.cause.detail)}"
-    detail = f"is {row.status} for {age_text((at - since).total_seconds())}{own}"
+    detail = f"has been {row.status} for {age_text((at - since).total_seconds())}{own}"
     return MissingAgent(row.logical_id, NotReady(row.status), detail, since, row.cause)
 
 

@@ -71,7 +71,7 @@ def newest_actor(name: str, namespace: str) -> str:
             default=None,
         )
         if newest is None:
-            return f"nor does Ray know an actor of that name in namespace {namespace!r}"
+            return f"Ray knows no actor of that name in namespace {namespace!r}"
         if newest.state in {states.DEPENDENCIES_UNREADY, states.PENDING_CREATION}:
             wanted = ", ".join(f"{name}: {amount:g}" for name, amount in sorted(newest.required_resources.items()))
             return f"Ray has not started its actor yet: no node has room for it ({wanted or 'it needs no resources'})"

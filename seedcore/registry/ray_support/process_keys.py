@@ -35,6 +35,15 @@ def process_key_of(pid: int) -> str | None:
     return _key_of(pid, None)
 
 
+def leader_of(pid: int) -> int | None:
+    """The process of a thread id, which is the same for the id of a process; None where /proc does not say."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in status.splitlines() if line.startswith("Tgid:")), None)
+
+
 def lives(pid: int, process_key: str) -> bool:
     """Whether the process with a key is there, in our PID namespace."""
     key, there = split_key(process_key), process_key_of(pid)

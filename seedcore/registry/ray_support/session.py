@@ -27,7 +27,7 @@ from ray.exceptions import ActorHandleNotFoundError, RayTaskError
 from ray.runtime_context import RuntimeContext
 from ray.util.client import ray as ray_client
 
-from seedcore.core.errors import ForkedProcessError, RegistryError, SessionError, first_line
+from seedcore.core.errors import CannotKnowError, ForkedProcessError, RegistryError, SessionError, first_line
 from seedcore.core.timeouts import abandon
 
 ActorHandle: TypeAlias = Any
@@ -85,6 +85,14 @@ def require() -> Session:
         refuse_forked()
         raise SessionError(_NOT_CONNECTED)
     return session
+
+
+def require_connected() -> None:
+    """Raise CannotKnowError without a session: a question could only wait, or be answered by what was before."""
+    try:
+        require()
+    except SessionError as error:
+        raise CannotKnowError("*", first_line(error)) from None
 
 
 def refuse_forked() -> None:
