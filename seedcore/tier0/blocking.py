@@ -40,7 +40,7 @@ class BlockingManager:
     Any thread may use it. A cached handle is returned without a switch of threads; everything else happens on one
     thread of the process, which all blocking managers and reporters share. In a running event loop a cached handle is
     returned, and a call that would block raises RunningLoopError. Without arguments it is the process's manager, as
-    `seedcore.get_actor` uses it.
+    `seedcore.get_actor` uses it. With arguments it has one of its own, which follows the registry until `close`.
     """
 
     def __init__(

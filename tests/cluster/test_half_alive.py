@@ -12,6 +12,7 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from statistics import quantiles
+from typing import Any
 
 import pytest
 import ray
@@ -22,7 +23,7 @@ from seedcore.core.causes import CauseKind
 from seedcore.core.errors import NotResolvableError
 from seedcore.discovery.rendering import agent_answer
 from seedcore.registry.protocol.connection import RegistryConnection
-from seedcore.registry.ray_support.lookup import ActorHandle
+from seedcore.registry.ray_support.lookup import ActorHandle, actor_id_of
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
 from tests.cluster.agents import Engine, Worker
@@ -153,6 +154,25 @@ async def test_an_agent_dies_with_the_process_that_it_depends_on_and_comes_back_
 
     async def is_back() -> bool:
         return await refusal(manager, "engine") is None
+
+    await eventually(is_back)
+
+
+async def test_an_agent_that_is_dead_without_its_process_is_replaced_by_making_it_again(
+    manager: Tier0MemoryManager, settings: Settings, tmp_path: Path
+) -> None:
+    await create(manager, settings, "replaced", Engine)
+    agent = await manager.resolve("replaced")
+    os.kill(await begin(agent, tmp_path / "stderr", is_fatal=True), signal.SIGKILL)
+    await until_refused(manager, "replaced")
+    options: dict[str, Any] = {"agent_class": Engine, "arguments": {"settings": settings}}
+    made = await manager.create_agent("replaced", **options)
+    assert actor_id_of(made) != actor_id_of(agent)
+    # now it is there, and stays
+    assert actor_id_of(await manager.create_agent("replaced", **options)) == actor_id_of(made)
+
+    async def is_back() -> bool:
+        return await refusal(manager, "replaced") is None
 
     await eventually(is_back)
 
