@@ -165,6 +165,11 @@ begin
                 serial := serial + 1;
             end loop;
         end if;
+    elsif meta.ray_cluster is null and p_term > meta.term and wanted is null and p_new_epoch <> meta.current_epoch
+        and not exists (select from cluster_epoch e where e.epoch = p_new_epoch and e.retired_at is not null)
+    then
+        -- it has lost every registry that it had
+        wanted := p_new_epoch;
     end if;
     if wanted is not null then
         perform set_current_epoch(wanted);

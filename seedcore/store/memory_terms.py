@@ -46,10 +46,13 @@ class MemoryTerms(MemoryReader):
         if is_at_work and (idle_s is not None or (ray_cluster in tables.superseded and not was_in_force)):
             raise FencedError(self._term or 0, tables.term)
         is_new = tables.ray_cluster not in {None, ray_cluster}
+        row = None if new_epoch is None else tables.epochs.get(new_epoch)
+        is_usable = new_epoch is not None and (row is None or row.retired_at is None)
         if is_new and wanted is None:
-            row = None if new_epoch is None else tables.epochs.get(new_epoch)
-            is_usable = new_epoch is not None and (row is None or row.retired_at is None)
             wanted = new_epoch if is_usable else tables.next_epoch_name()
+        elif tables.ray_cluster is None and was_in_force and is_usable and new_epoch != tables.current_epoch:
+            # it has lost every registry that it had
+            wanted = wanted if wanted is not None else new_epoch
         before = tables.epochs[tables.current_epoch]
         if wanted is not None:
             tables.flip(wanted, now)

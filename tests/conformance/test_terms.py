@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from seedcore.core.answers import InstanceFilter
+from seedcore.core.changes import Registration
 from seedcore.core.errors import EpochLimitError, FencedError, RetiredEpochError
 from seedcore.core.instances import Beat, Epoch
 from seedcore.core.lifecycle import Status
@@ -158,6 +159,16 @@ async def test_a_store_in_force_begins_again_on_a_database_from_before_it_took_i
     await rival.begin("cluster-b", None, LEASE_S)
     await world.store.begin("cluster-a", None, LEASE_S)
     assert world.store.term == 4
+
+
+async def test_a_store_in_force_goes_on_in_its_epoch_on_a_database_from_before_every_registry(world: World) -> None:
+    for cluster in ("cluster-a", "cluster-b"):
+        await world.store.begin(cluster, None, LEASE_S)
+    await world.exchange()
+    epoch = await world.store.begin("cluster-b", None, LEASE_S, None, "epoch-2")
+    assert epoch.name == "epoch-2"
+    # and so do the agents of the epoch that it continues
+    assert await world.store.epochs_of([Registration(iid(1), "agent", started_epoch="epoch-1")]) == ["epoch-2"]
 
 
 async def test_a_start_answers_the_lease_that_was_in_force(world: World, rival: Store) -> None:
