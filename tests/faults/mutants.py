@@ -256,10 +256,10 @@ MUTANTS: dict[str, Mutant] = {
         51, lambda: mock.patch.object(Receipts, "is_settled", return_value=True)
     ),
     "no credit for our own stalls": Mutant(75, lambda: mock.patch.object(Silence, "credit", _nothing)),
-    "no new lease after a restart": Mutant(0, _patch_no_new_lease),
+    "no new lease after a restart": Mutant(75, _patch_no_new_lease),
     "the dead may live again": Mutant(3, lambda: mock.patch("seedcore.store.memory.apply_status", _revive)),
     "sequence numbers are ignored": Mutant(
-        3, lambda: mock.patch("seedcore.store.memory.apply_status", _ignore_numbers)
+        13, lambda: mock.patch("seedcore.store.memory.apply_status", _ignore_numbers)
     ),
     "an agent's report ends a hold": Mutant(0, lambda: _patch_both("apply_status", _end_the_hold)),
     "the registry forgets a hold at a report": Mutant(
@@ -270,14 +270,14 @@ MUTANTS: dict[str, Mutant] = {
     "no death is decided": Mutant(0, lambda: mock.patch("seedcore.registry.server.expiry.judge", _judge_no_witness)),
     "a freeze is no evidence": Mutant(6, lambda: mock.patch("seedcore.registry.server.expiry.judge", _judge_unfrozen)),
     "a full backlog refuses a death": Mutant(
-        13, lambda: mock.patch.object(Backlog, "offer_death", _offer_death_in_the_queue)
+        1, lambda: mock.patch.object(Backlog, "offer_death", _offer_death_in_the_queue)
     ),
     "expiry never freezes": Mutant(6, lambda: mock.patch.object(MassLateness, "note", _forget_seconds)),
-    "leases end while Ray's tables are away": Mutant(248, lambda: mock.patch.object(DeathWatch, "is_blind", False)),
+    "leases end while Ray's tables are away": Mutant(491, lambda: mock.patch.object(DeathWatch, "is_blind", False)),
     "no grace at the end of a freeze": Mutant(75, lambda: mock.patch.object(MassLateness, "is_spent", True)),
-    "the client keeps nothing": Mutant(7, lambda: mock.patch.object(Delivery, "_send_all", _send_and_forget)),
+    "the client keeps nothing": Mutant(12, lambda: mock.patch.object(Delivery, "_send_all", _send_and_forget)),
     "a failed batch returns reversed": Mutant(
-        371, lambda: mock.patch.object(ChangeBatch, "put_back", _put_back_reversed)
+        88, lambda: mock.patch.object(ChangeBatch, "put_back", _put_back_reversed)
     ),
     "fenced for ever": Mutant(35, lambda: mock.patch.object(DatabaseSession, "_claim_the_term", _stay_fenced)),
     "the feed forgets a change": Mutant(0, lambda: mock.patch.object(Feed, "append", _append_most)),
@@ -295,20 +295,20 @@ MUTANTS: dict[str, Mutant] = {
         3, lambda: mock.patch.object(MemoryStore, "epochs_of", _belong_to_none)
     ),
     "a registry that takes over retires the fleet": Mutant(
-        5, lambda: mock.patch.object(Tables, "continuing", lambda _, epoch: epoch)
+        3, lambda: mock.patch.object(Tables, "continuing", lambda _, epoch: epoch)
     ),
     "a refused value keeps its batch": Mutant(
         3, lambda: mock.patch("seedcore.registry.server.flusher.in_parts", _keep_the_batch)
     ),
     "memory and database are not compared": Mutant(
-        38, lambda: mock.patch.object(Comparison, "_compare", _compare_nothing)
+        2, lambda: mock.patch.object(Comparison, "_compare", _compare_nothing)
     ),
     "a follower lists only once": Mutant(0, lambda: mock.patch.object(LiveView, "load", _load_once)),
     "a cache is trusted for ever": Mutant(
         0, lambda: mock.patch.object(Follower, "is_current", property(_is_confirmed_once))
     ),
     "a cache of a registry that does not know all is trusted": Mutant(
-        22, lambda: mock.patch.multiple(RegistryConnection, changes=_changes_complete, page=_page_complete)
+        17, lambda: mock.patch.multiple(RegistryConnection, changes=_changes_complete, page=_page_complete)
     ),
     "a cached handle is never evicted": Mutant(0, _patch_no_eviction),
     "an actor need not answer": Mutant(
@@ -319,7 +319,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "the agents of a draining node stay": Mutant(2, lambda: mock.patch.object(Drains, "take", _nothing)),
     "a drain that is not reported at once is over": Mutant(
-        17, lambda: mock.patch("seedcore.registry.server.drains.LOOKS", 1), law=19
+        63, lambda: mock.patch("seedcore.registry.server.drains.LOOKS", 1), law=19
     ),
     **LOSS_MUTANTS,
 }
