@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -111,7 +113,9 @@ def bench_command(
 
     if plot is not None:
         require_plot()
-    results = run_all(Terminal(stderr=True) if with_json else out, names or [], is_quick=quick, dsn=dsn)
+    # Ray prints what becomes of its workers
+    with redirect_stdout(sys.stderr) if with_json else nullcontext():
+        results = run_all(Terminal(stderr=True) if with_json else out, names or [], is_quick=quick, dsn=dsn)
     figures = as_json(results, machine())
     if with_json:
         echo(figures)

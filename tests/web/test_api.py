@@ -193,7 +193,7 @@ async def test_what_cannot_be_done_is_refused_and_changes_nothing(world: World) 
         ("GET", "/v1/history/never-was", None, 404, "not_resolvable"),
         ("GET", "/v1/deaths?within_s=0", None, 422, "within_s"),
         ("GET", "/v1/deaths?cursor=junk", None, 422, "cursor"),
-        ("GET", "/v1/instances?since=junk&consistent=true", None, 422, "position"),
+        ("GET", "/v1/instances?since=junk&consistent=true", None, 422, "since"),
     ]:
         answer = await world.ask(method, path, **({} if body is None else {"json": body}))
         assert answer.status_code == status, (path, body, answer.text)
