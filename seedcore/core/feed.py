@@ -234,18 +234,21 @@ class Feed:
         return FeedBatch(self.stream, version, self.version, self.epoch, tuple(changes))
 
     def _compacted_since(self, version: int, wanted: InstanceFilter, most: int) -> FeedBatch:
-        forgotten = [
-            entry
-            for kept in (self._last_of_live, self._last_of_ended)
-            for entry in takewhile(lambda entry: entry.version > version, reversed(kept.values()))
-        ]
-        last = {entry.instance_id: entry for entry in [*sorted(forgotten, key=_version_of), *self._entries]}
-        # what it was before a forgotten change is not known: it may have matched
-        concerned = {entry.instance_id for entry in forgotten}
-        concerned.update(entry.instance_id for entry in self._entries if entry.selected_by(wanted, self.epoch))
-        wanted_ones = sorted((last[instance_id] for instance_id in concerned), key=_version_of)
-        has_more = len(wanted_ones) > most
-        sent = wanted_ones[:most]
+        """The last forgotten change of each instance, and then, where these are no more than `most`, those that are
+        remembered one by one."""
+        forgotten = sorted(
+            (
+                entry
+                for kept in (self._last_of_live, self._last_of_ended)
+                for entry in takewhile(lambda entry: entry.version > version, reversed(kept.values()))
+            ),
+            key=lambda entry: entry.version,
+        )
+        has_more = len(forgotten) > most
+        # what an instance was before a forgotten change is not known: it may have matched
+        sent = forgotten[:most]
+        if not has_more:
+            sent += [entry for entry in self._entries if entry.selected_by(wanted, self.epoch)]
         return FeedBatch(
             self.stream,
             version,
@@ -277,10 +280,6 @@ class Feed:
     def followers(self) -> int:
         """The number of followers."""
         return len(self._followers)
-
-
-def _version_of(entry: _Entry) -> int:
-    return entry.version
 
 
 def _is_wanted(instance: Instance | None, wanted: InstanceFilter, epoch: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -128,8 +129,30 @@ def test_follower_of_compacted_changes_has_the_current_state_after_the_last_of_t
     read()
 
 
+@pytest.mark.parametrize("most", [1, 2, 100])
+def test_instance_that_left_the_filter_in_a_forgotten_change_is_removed_from_every_copy(most: int) -> None:
+    feed = Feed("here", 3, compacts=True)
+    feed.start_over("epoch-1")
+    left, *others = (instance(number, status=Status.ALIVE) for number in range(6))
+    feed.append(None, left)
+    copy, version = {left.instance_id: left}, feed.version
+    # forgotten one by one, and before a change of it that does not concern the filter
+    draining = with_status(left, Status.DRAINING)
+    feed.append(left, draining)
+    for other in others:
+        feed.append(None, other)
+    feed.append(draining, with_status(left, Status.STARTING))
+    while True:
+        batch = feed.since("here", version, ALIVE, may_compact=True, most=most)
+        copy, version = applied(copy, batch), batch.version
+        if not batch.has_more:
+            break
+    assert copy == {other.instance_id: other for other in others}
+
+
 def test_feed_of_a_few_changes_has_the_last_of_each_of_many_instances() -> None:
     feed = Feed("here", 10, compacts=True)
+    feed.epoch = "epoch-1"
     rows = [instance(number) for number in range(1000)]
     for row in rows:
         feed.append(None, row)
