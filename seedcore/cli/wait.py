@@ -230,8 +230,8 @@ async def _dead(backend: Backend, of: AwaitedAgents, living: Collection[str]) ->
     except (RegistryError, TimeoutError):
         return []
     last: dict[str, InstanceOut] = {}
+    wanted = of.wanted
     for row in deaths.items:
-        wanted = of.wanted
         is_of_organ = wanted.organ_id is None or row.organ_id == wanted.organ_id
         is_there = wanted.endpoint is None or wanted.endpoint in row.endpoints
         matches = is_of_organ and is_there and all(requirement.holds(row.labels) for requirement in wanted.selector)

@@ -24,7 +24,7 @@ from seedcore.core.wire import wire
 
 MAX_REMEMBERED_BYTES = 64 * MIB
 MAX_COMPACTED = 2_000
-"""Changes in one batch of compacted ones."""
+"""Forgotten changes in one batch; those that are remembered one by one come with the last of them."""
 
 START = "start"
 """In the place of a position: a watch begins with the state."""

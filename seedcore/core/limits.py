@@ -9,6 +9,7 @@ import re
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from enum import StrEnum
 from sys import intern
 from typing import Any, TypeAlias, TypeVar
 from unicodedata import category
@@ -23,6 +24,7 @@ Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json
 
 
 T = TypeVar("T")
+E = TypeVar("E", bound=StrEnum)
 
 
 NOTHING: Mapping[str, Any] = {}
@@ -123,11 +125,16 @@ def check_epoch(value: str) -> str:
 
 def check_status(value: Status | str) -> Status:
     """A Status from its name, or InvalidInputError listing the legal ones."""
+    return check_choice("status", Status, value)
+
+
+def check_choice(field: str, choices: type[E], value: Any) -> E:
+    """The member of an enumeration with this value, or InvalidInputError listing the legal ones."""
     try:
-        return Status(value)
+        return choices(value)
     except ValueError:
-        legal = ", ".join(status.value for status in Status)
-        raise InvalidInputError("status", f"must be one of {legal}, not {_shown(value)}") from None
+        legal = ", ".join(choice.value for choice in choices)
+        raise InvalidInputError(field, f"must be one of {legal}, not {_shown(value)}") from None
 
 
 def check_reason(value: str | None) -> str | None:

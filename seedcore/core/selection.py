@@ -9,9 +9,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import Any
 
-from seedcore.core.errors import InvalidInputError
 from seedcore.core.instances import Instance
 from seedcore.core.lifecycle import Status
 
@@ -36,14 +34,6 @@ class Policy(StrEnum):
     """The same instance for the same key while it is routable. When an instance ends, only its own keys move."""
     LEAST_OUTSTANDING = "least_outstanding"
     """The instance with the fewest calls of this caller under way."""
-
-
-def check_policy(policy: Any) -> Policy:
-    """Return the policy, also from its value, or raise InvalidInputError."""
-    try:
-        return Policy(policy)
-    except ValueError:
-        raise InvalidInputError("policy", f"must be one of {', '.join(Policy)}, not {policy!r}") from None
 
 
 def preference(instance: Instance) -> tuple[int, bool, float, str]:

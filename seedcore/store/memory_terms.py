@@ -48,11 +48,12 @@ class MemoryTerms(MemoryReader):
         is_new = tables.ray_cluster not in {None, ray_cluster}
         row = None if new_epoch is None else tables.epochs.get(new_epoch)
         is_usable = new_epoch is not None and (row is None or row.retired_at is None)
-        if is_new and wanted is None:
+        # in force on a database without a cluster: it has lost every registry that it had
+        is_lost = tables.ray_cluster is None and was_in_force and is_usable and new_epoch != tables.current_epoch
+        if wanted is None and is_new:
             wanted = new_epoch if is_usable else tables.next_epoch_name()
-        elif tables.ray_cluster is None and was_in_force and is_usable and new_epoch != tables.current_epoch:
-            # it has lost every registry that it had
-            wanted = wanted if wanted is not None else new_epoch
+        elif wanted is None and is_lost:
+            wanted = new_epoch
         before = tables.epochs[tables.current_epoch]
         if wanted is not None:
             tables.flip(wanted, now)

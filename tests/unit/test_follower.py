@@ -115,10 +115,10 @@ async def test_follower_that_is_behind_the_feed_gets_the_last_change_of_each_ins
     changes = [registry.register(joins(number, f"agent-{number}").registration) for number in range(1, 40)]
     await asyncio.gather(*changes)
     await eventually(lambda: len(held(follower)) == 39 and follower.is_current, every_s=0.001)
-    # it has not listed again, and each agent is told of
+    # it has not listed again, and has each agent as changed
     assert (seen.resets, follower.resets) == (1, 1)
     assert set(seen.changes) == {f"agent-{number}" for number in range(1, 40)}
-    # whoever watches the copy has missed changes
+    # a watch of the copy has missed changes
     assert copy.version == follower.view.version
     assert copy.since(feed.stream, 0, InstanceFilter(statuses=None)).is_reset
 

@@ -70,9 +70,8 @@ class HttpProbe:
         self._ask = ask
         self._is_over = threading.Event()
         self._in_a_row = 0
-        self._is_failing = False
-        self._is_known = not replaces
-        """Whether `_is_failing` is what was reported last."""
+        # whether it was failing, as reported last; None: not known
+        self._reported: bool | None = None if replaces else False
         self._under_way: _Request | None = None
 
     def start(self) -> None:
@@ -94,7 +93,7 @@ class HttpProbe:
         if problem is not None and self._in_a_row < self._probe.failures:
             return
         is_failing = problem is not None
-        if (self._is_known and is_failing is self._is_failing) or self._is_over.is_set():
+        if is_failing is self._reported or self._is_over.is_set():
             return
         try:
             self._report(self._probe.name, problem, lambda: not self._is_over.is_set())
@@ -103,7 +102,7 @@ class HttpProbe:
         except Exception:
             logger.exception("the probe of %s is not reported", self._probe.url)
         else:
-            self._is_failing, self._is_known = is_failing, True
+            self._reported = is_failing
 
     def _look(self) -> str | None:
         """The problem of the URL now, or None. A request that hangs is a failure, and no other one starts beside

@@ -249,9 +249,7 @@ class Follower:
         since = batch.since
         while batch.has_more and batch.complete and not batch.is_reset:
             asked_s = self._clock.monotonic()
-            batch = await self._connection.changes(
-                self._wanted, batch.stream, batch.version, 0.0, self._name, may_compact=True
-            )
+            batch = await self._changes_after(batch.stream, batch.version, 0.0)
             changes.update((change.instance_id, change) for change in batch.changes)
         return asked_s, replace(batch, since=since, changes=tuple(changes.values()), is_compacted=True)
 
@@ -262,15 +260,17 @@ class Follower:
             view.forget_loads()
         if not follows_loads or asked_s < self._next_loads_s:
             wait_s = min(wait_s, self._times.loads_s) if follows_loads else wait_s
-            return await self._connection.changes(
-                self._wanted, view.stream, view.version, wait_s, self._name, may_compact=True
-            )
+            return await self._changes_after(view.stream, view.version, wait_s)
         # so soon an answer comes also where nothing changes
         wait_s = min(wait_s, self._times.loads_s)
         self._next_loads_s = asked_s + self._times.loads_s
-        number = view.loads_number
+        return await self._changes_after(view.stream, view.version, wait_s, view.loads_number)
+
+    async def _changes_after(
+        self, stream: str | None, version: int, wait_s: float, loads_after: int | None = None
+    ) -> FeedBatch:
         return await self._connection.changes(
-            self._wanted, view.stream, view.version, wait_s, self._name, number, may_compact=True
+            self._wanted, stream, version, wait_s, self._name, loads_after, may_compact=True
         )
 
     def _export_metrics(self) -> None:

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from typing import TypeAlias
 
 from seedcore.core.answers import Origin
-from seedcore.core.selection import Policy, check_policy
+from seedcore.core.limits import check_choice
+from seedcore.core.selection import Policy
 from seedcore.registry.caller.follower import Follower
 from seedcore.registry.caller.handle_cache import HandleCache
 from seedcore.registry.caller.locator import Locator
@@ -87,7 +88,7 @@ class Picks:
         allow_late: bool = False,
     ) -> Choice:
         """How an instance of the agent is chosen now. Counts a turn of ROUND_ROBIN."""
-        policy, turn = check_policy(policy), 0
+        policy, turn = check_choice("policy", Policy, policy), 0
         if policy is Policy.ROUND_ROBIN:
             if len(self._turns) > _MAX_TURNS:
                 self._turns.clear()

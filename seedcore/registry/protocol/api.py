@@ -245,8 +245,8 @@ class RegistryApi(RelayApi, Protocol):
         With `loads_after`, the `loads_number` of the answer before (0 at first), the answer has the loads that have
         changed since, at most MAX_LOADS_PER_ANSWER. A load ends no wait.
 
-        With `may_compact`, changes that the feed no longer has one by one come as the last change of each instance, at
-        most MAX_COMPACTED in a batch, which `has_more` then. Otherwise they are a reset.
+        With `may_compact`, changes that the feed no longer has one by one come as the last of them of each instance,
+        at most MAX_COMPACTED in a batch, which `has_more` then. Otherwise they are a reset.
         """
         ...
 
