@@ -185,7 +185,7 @@ async def test_an_agent_is_held_while_another_process_has_ended(
     pid = await begin(agent, tmp_path / "stderr", is_fatal=False)
     os.kill(pid, signal.SIGKILL)
     refused = await until_refused(manager, "held")
-    assert (refused.reason, killed(pid) in refused.detail) == (NotResolved.DRAINING, True)
+    assert (refused.reason, killed(pid) in refused.detail) == (NotResolved.DRAINING, True), refused.detail
     reason = await why(registry, "held")
     assert reason.why == f"a process that it depends on has ended: {killed(pid)}"
     # the agent itself lives, and restarts it

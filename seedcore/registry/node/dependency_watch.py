@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 OnEnd = Callable[[str, Dependency, Cause], None]
 """Called with an instance's id, the process that it depends on, and the cause."""
 
-_READ_S = 0.1
+# a death is reported this much later where its log cannot be read; far above what a thread takes on a busy node
+_READ_S = 0.5
 _RETRY_S = 5.0
 
 
