@@ -224,3 +224,11 @@ language sql immutable as $$
     select row(p_ord, p_outcome, p_row.status, p_row.cluster_epoch, p_row.cause_kind, p_row.cause_detail, p_row.cause_by)::change_outcome
 $$;
 comment on function outcome_of(bigint, text, registry_instance) is 'An outcome with the instance as it is in p_row.';
+
+create function without_answered(p_pending bigint[], p_outcomes change_outcome[]) returns bigint[]
+language sql immutable as $$
+    select case when coalesce(cardinality(p_outcomes), 0) < cardinality(p_pending) then array(
+        select p.ord from unnest(p_pending) as p (ord) except select o.ord from unnest(p_outcomes) as o) end
+$$;
+comment on function without_answered(bigint[], change_outcome[]) is
+    'The places of a batch that have no outcome yet; null where all have one.';

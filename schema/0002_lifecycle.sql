@@ -127,6 +127,23 @@ $$;
 comment on function registry_instance_remember() is 'Writes the history.';
 
 create trigger registry_instance_remember
-    after insert or update of status, reported_status, holds on registry_instance
+    after update of status, reported_status, holds on registry_instance
     for each row execute function registry_instance_remember();
 comment on trigger registry_instance_remember on registry_instance is 'Writes the history; a beat does not run it.';
+
+create function registry_instance_begin() returns trigger
+language plpgsql as $$
+begin
+    insert into registry_transition (instance_id, logical_id, to_status, seq, cause_kind, cause_detail, cause_by, at)
+    select n.instance_id, n.logical_id, n.status, n.seq, n.cause_kind, n.cause_detail, n.cause_by, n.status_changed_at
+      from new_instance n
+     order by n.logical_id;
+    return null;
+end
+$$;
+comment on function registry_instance_begin() is 'Writes the history of a batch of registrations.';
+
+create trigger registry_instance_begin
+    after insert on registry_instance referencing new table as new_instance
+    for each statement execute function registry_instance_begin();
+comment on trigger registry_instance_begin on registry_instance is 'Writes where the history of an instance begins.';

@@ -97,125 +97,142 @@ language sql immutable parallel safe as $$
 $$;
 comment on function dependencies_problem(jsonb) is 'Why dependencies cannot be stored; null where they can.';
 
-create function registrations_problem(p_rows jsonb) returns text
+create function registration_problem(p_row registry_instance) returns text
 language sql stable as $$
-    select format('instance %s: %s', d.instance_id, found.problem)
-      from jsonb_array_elements(p_rows) with ordinality as e (element, ord),
-           jsonb_populate_record(null::registry_instance, e.element) as d,
-           lateral (select coalesce(
-               'logical_id ' || name_problem(d.logical_id),
-               'cluster_epoch ' || name_problem(d.cluster_epoch),
-               'actor_name ' || name_problem(d.actor_name),
-               'namespace ' || name_problem(d.namespace),
-               'actor_id ' || name_problem(d.actor_id),
-               'serve_route ' || name_problem(d.serve_route),
-               'organ_id ' || name_problem(d.organ_id),
-               'node_id ' || name_problem(d.node_id),
-               'process_key ' || name_problem(d.process_key),
-               case when d.seq < 0 then 'seq must not be negative' end,
-               case when d.labels <> '{}' then labels_problem(d.labels) end,
-               case when d.metadata <> '{}' then metadata_problem(d.metadata) end,
-               case when d.endpoints <> '{}' then endpoints_problem(d.endpoints) end,
-               case when d.dependencies <> '[]' then dependencies_problem(d.dependencies) end) as problem
-           ) as found
-     where found.problem is not null
-     order by e.ord
-     limit 1
+    select coalesce(
+        'logical_id ' || name_problem(p_row.logical_id),
+        'cluster_epoch ' || name_problem(p_row.cluster_epoch),
+        'actor_name ' || name_problem(p_row.actor_name),
+        'namespace ' || name_problem(p_row.namespace),
+        'actor_id ' || name_problem(p_row.actor_id),
+        'serve_route ' || name_problem(p_row.serve_route),
+        'organ_id ' || name_problem(p_row.organ_id),
+        'node_id ' || name_problem(p_row.node_id),
+        'process_key ' || name_problem(p_row.process_key),
+        case when p_row.seq < 0 then 'seq must not be negative' end,
+        case when p_row.labels <> '{}' then labels_problem(p_row.labels) end,
+        case when p_row.metadata <> '{}' then metadata_problem(p_row.metadata) end,
+        case when p_row.endpoints <> '{}' then endpoints_problem(p_row.endpoints) end,
+        case when p_row.dependencies <> '[]' then dependencies_problem(p_row.dependencies) end)
 $$;
-comment on function registrations_problem(jsonb) is
-    'The first problem of a batch of registrations; null where there is none. Lengths are left to the constraints of the table.';
+comment on function registration_problem(registry_instance) is
+    'Why an instance cannot be registered; null where it can. Lengths are left to the constraints of the table.';
 
+-- One statement for all, and not a loop: four times as fast. The ordered rows drive nested loops, which these settings leave as
+-- the only plan: rows are locked in the order of their keys, so that two batches cannot deadlock.
 create function register_instances(p_rows jsonb) returns setof change_outcome
-language plpgsql as $$
+language plpgsql
+set enable_hashjoin = off
+set enable_mergejoin = off
+set enable_seqscan = off
+as $$
 declare
-    r            record;
-    newcomer     registry_instance;
-    fresh        registry_instance;
-    existing     registry_instance;
+    checked      record;
+    staged       text;
     current_name text;
-    problem      text;
+    problems     jsonb := '{}';
+    pending      bigint[];
+    outcomes     change_outcome[];
 begin
-    -- what a registration does not decide
-    newcomer.status := 'starting';
-    newcomer.reported_status := 'starting';
-    newcomer.holds := '{}';
-    newcomer.started_at := now();
-    newcomer.status_changed_at := now();
-    newcomer.last_heartbeat := now();
-    if p_rows is null or exists (
-        select from jsonb_array_elements(p_rows) as e (element)
-         where e.element ->> 'instance_id' is null or e.element ->> 'logical_id' is null
-    ) then
+    select count(*) as rows,
+           coalesce(bool_or(r.instance_id is null or r.logical_id is null), p_rows is null) as lacks_ids,
+           (array_agg(format('instance %s: %s', r.instance_id, r.problem) order by r.ord) filter (where r.problem is not null))[1]
+               as problem,
+           array_remove(array_agg(distinct r.cluster_epoch), null) as epochs
+      into checked
+      from (select e.ord, d.instance_id, d.logical_id, d.cluster_epoch, registration_problem(d) as problem
+              from jsonb_array_elements(p_rows) with ordinality as e (element, ord),
+                   jsonb_populate_record(null::registry_instance, e.element) as d
+            offset 0) as r;
+    if checked.lacks_ids then
         raise exception 'instance_id and logical_id must be given' using errcode = '22004';
-    end if;
-    problem := registrations_problem(p_rows);
-    if problem is not null then
-        raise exception '%', problem using errcode = '22023';
+    elsif checked.problem is not null then
+        raise exception '%', checked.problem using errcode = '22023';
     end if;
     -- staging an epoch takes this lock; taken after a row's it could deadlock with a beat or another batch
-    if exists (
-        select from jsonb_array_elements(p_rows) as e (element)
-         where e.element ->> 'cluster_epoch' is not null
-           and not exists (select from cluster_epoch c where c.epoch = e.element ->> 'cluster_epoch')
-    ) then
+    if exists (select from unnest(checked.epochs) as g (epoch)
+                where not exists (select from cluster_epoch c where c.epoch = g.epoch)) then
         perform 1 from cluster_metadata m where m.id = 1 for update;
     end if;
     select m.current_epoch into strict current_name from cluster_metadata m where m.id = 1;
-    -- in the order of their keys, so that two batches cannot deadlock
-    for r in
-        select e.ord, coalesce((e.element ->> 'age_s')::double precision, 0) as age_s,
-               coalesce((e.element ->> 'is_update')::boolean, false) as is_update,
-               jsonb_populate_record(newcomer, e.element - array[
-                   'status', 'reported_status', 'holds', 'cause_kind', 'cause_detail', 'cause_by', 'started_at',
-                   'status_changed_at', 'last_heartbeat', 'stopped_at', 'writer_id', 'writer_seq']) as registration
-          from jsonb_array_elements(p_rows) with ordinality as e (element, ord)
-         order by (e.element ->> 'instance_id')::uuid, e.ord
-    loop
-        fresh := r.registration;
-        fresh.started_at := now() - make_interval(secs => r.age_s);
-        fresh.status_changed_at := fresh.started_at;
-        fresh.labels := coalesce(fresh.labels, '{}');
-        fresh.metadata := coalesce(fresh.metadata, '{}');
-        fresh.endpoints := coalesce(fresh.endpoints, '{}');
-        fresh.dependencies := coalesce(fresh.dependencies, '[]');
-        fresh.seq := coalesce(fresh.seq, 0);
-        select * into existing from registry_instance i where i.instance_id = fresh.instance_id for update;
-        if not found and r.is_update then
-            return next outcome_of(r.ord, 'unknown', existing);
-            continue;
-        elsif not found then
-            fresh.cluster_epoch := coalesce(fresh.cluster_epoch, current_name);
-            problem := case when fresh.cluster_epoch <> current_name then record_epoch(fresh.cluster_epoch) end;
-            if problem is not null then
-                existing.cluster_epoch := fresh.cluster_epoch;
-                return next outcome_of(r.ord, problem, existing);
-                continue;
+    select array_agg(o.ord) into pending from generate_series(1, checked.rows) as o (ord);
+    -- once, unless an instance comes more than once, or another session registers it now
+    while cardinality(pending) > 0 loop
+        for staged in
+            select g.epoch
+              from (select distinct on (d.instance_id) d.instance_id, d.cluster_epoch as epoch, e.element -> 'is_update' as is_update
+                      from jsonb_array_elements(p_rows) with ordinality as e (element, ord),
+                           jsonb_populate_record(null::registry_instance, e.element) as d
+                     where checked.epochs <> array[current_name] and e.ord = any (pending)
+                     order by d.instance_id, e.ord) as g
+             where g.epoch <> current_name and g.is_update is distinct from 'true'
+               and not exists (select from registry_instance i where i.instance_id = g.instance_id)
+             order by g.instance_id
+        loop
+            if not problems ? staged then
+                problems := problems || jsonb_build_object(staged, record_epoch(staged));
             end if;
-            fresh.version := nextval('registry_version');
-            insert into registry_instance select fresh.* on conflict (instance_id) do nothing;
-            if found then
-                return next outcome_of(r.ord, 'applied', fresh);
-                continue;
-            end if;
-            select * into existing from registry_instance i where i.instance_id = fresh.instance_id for update;
-        end if;
-        if existing.logical_id <> fresh.logical_id then
-            return next outcome_of(r.ord, 'conflict', existing);
-            continue;
-        elsif existing.status = 'dead' then
-            return next outcome_of(r.ord, 'dead', existing);
-            continue;
-        elsif fresh.seq >= existing.seq then
+        end loop;
+        with given as materialized (
+            select distinct on (d.instance_id)
+                   e.ord, coalesce((e.element ->> 'is_update')::boolean, false) as is_update,
+                   coalesce(d.cluster_epoch, current_name) as epoch,
+                   now() - make_interval(secs => coalesce((e.element ->> 'age_s')::double precision, 0)) as since,
+                   coalesce(d.seq, 0) as number, coalesce(d.labels, '{}') as labels_given,
+                   coalesce(d.metadata, '{}') as metadata_given, coalesce(d.endpoints, '{}') as endpoints_given,
+                   coalesce(d.dependencies, '[]') as dependencies_given, d.*
+              from jsonb_array_elements(p_rows) with ordinality as e (element, ord),
+                   jsonb_populate_record(null::registry_instance, e.element) as d
+             where e.ord = any (pending)
+             order by d.instance_id, e.ord
+        ), known as materialized (
+            select g.*, i as existing,
+                   case when i.logical_id <> g.logical_id then 'conflict' when i.status = 'dead' then 'dead'
+                        else 'unchanged' end as outcome
+              from given g
+              join registry_instance i on i.instance_id = g.instance_id
+             order by g.instance_id
+               for update of i
+        ), refreshed as (
             update registry_instance i
-               set seq = fresh.seq, actor_name = fresh.actor_name, namespace = fresh.namespace,
-                   actor_id = fresh.actor_id, serve_route = fresh.serve_route, organ_id = fresh.organ_id,
-                   labels = fresh.labels, metadata = fresh.metadata, endpoints = fresh.endpoints,
-                   node_id = fresh.node_id, ip_address = fresh.ip_address, pid = fresh.pid,
-                   process_key = fresh.process_key, dependencies = fresh.dependencies, last_heartbeat = now(),
-                   version = case when i.endpoints = fresh.endpoints then i.version else nextval('registry_version') end
-             where i.instance_id = fresh.instance_id;
-        end if;
-        return next outcome_of(r.ord, 'unchanged', existing);
+               set seq = k.number, actor_name = k.actor_name, namespace = k.namespace, actor_id = k.actor_id,
+                   serve_route = k.serve_route, organ_id = k.organ_id, labels = k.labels_given, metadata = k.metadata_given,
+                   endpoints = k.endpoints_given, node_id = k.node_id, ip_address = k.ip_address, pid = k.pid,
+                   process_key = k.process_key, dependencies = k.dependencies_given, last_heartbeat = now(),
+                   version = case when i.endpoints = k.endpoints_given then i.version else nextval('registry_version') end
+              from known k
+             where k.outcome = 'unchanged' and k.number >= (k.existing).seq and i.instance_id = k.instance_id
+        ), newcomer as materialized (
+            select g.*, case when g.is_update then 'unknown' else problems ->> g.epoch end as refusal
+              from given g
+             where not exists (select from registry_instance i where i.instance_id = g.instance_id)
+        ), inserted as (
+            insert into registry_instance (
+                instance_id, logical_id, cluster_epoch, status, reported_status, actor_name, namespace, actor_id, serve_route,
+                organ_id, labels, metadata, endpoints, node_id, ip_address, pid, process_key, dependencies, started_at,
+                status_changed_at, seq)
+            select n.instance_id, n.logical_id, n.epoch, 'starting', 'starting', n.actor_name, n.namespace, n.actor_id,
+                   n.serve_route, n.organ_id, n.labels_given, n.metadata_given, n.endpoints_given, n.node_id, n.ip_address,
+                   n.pid, n.process_key, n.dependencies_given, n.since, n.since, n.number
+              from newcomer n
+             where n.refusal is null
+                on conflict (instance_id) do nothing
+            returning instance_id, status, cluster_epoch
+        ), place as materialized (
+            select jsonb_object_agg(n.instance_id, n.ord) as of from newcomer n
+        ), answer as (
+            select outcome_of(k.ord, k.outcome, k.existing) as outcome from known k
+            union all
+            select row(n.ord, n.refusal, null, case when not n.is_update then n.epoch end, null, null, null)::change_outcome
+              from newcomer n
+             where n.refusal is not null
+            union all
+            select row((p.of ->> i.instance_id::text)::bigint, 'applied', i.status, i.cluster_epoch, null, null, null)::change_outcome
+              from place p, inserted i
+        )
+        select array_agg(a.outcome) into outcomes from answer a;
+        return query select o.* from unnest(outcomes) as o;
+        pending := without_answered(pending, outcomes);
     end loop;
 end
 $$;

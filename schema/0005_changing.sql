@@ -18,30 +18,19 @@ $$;
 comment on function check_batch(uuid[], integer[], bigint[], double precision[]) is
     'Raises 22004 or 22023 where the arrays of a batch do not fit together.';
 
-create function write_change(p_row registry_instance) returns void
-language plpgsql as $$
-begin
-    update registry_instance i
-       set reported_status = p_row.reported_status, holds = p_row.holds, cause_kind = p_row.cause_kind,
-           cause_detail = p_row.cause_detail, cause_by = p_row.cause_by, status_changed_at = p_row.status_changed_at,
-           last_heartbeat = p_row.last_heartbeat, seq = p_row.seq, writer_id = p_row.writer_id,
-           writer_seq = p_row.writer_seq
-     where i.instance_id = p_row.instance_id;
-end
-$$;
-comment on function write_change(registry_instance) is 'Writes what a change of a status or a hold may change of a row.';
-
 create function set_instance_statuses(
     p_ids uuid[], p_statuses instancestatus[], p_seqs bigint[], p_cause_kinds causekind[], p_cause_details text[],
     p_cause_by text[], p_writer_id text default null, p_writer_seqs bigint[] default null,
     p_ages_s double precision[] default null)
 returns setof change_outcome
-language plpgsql as $$
+language plpgsql
+set enable_hashjoin = off
+set enable_mergejoin = off
+set enable_seqscan = off
+as $$
 declare
-    r       record;
-    i       registry_instance;
-    becomes instancestatus;
-    outcome text;
+    pending  bigint[];
+    outcomes change_outcome[];
 begin
     if p_statuses is null or array_position(p_statuses, null) is not null then
         raise exception 'statuses must be given' using errcode = '22004';
@@ -49,45 +38,61 @@ begin
     perform check_batch(
         p_ids, array[cardinality(p_statuses), cardinality(p_cause_kinds), cardinality(p_cause_details),
                      cardinality(p_cause_by), cardinality(p_writer_seqs)], p_seqs, p_ages_s);
-    for r in
-        select c.*, now() - make_interval(secs => coalesce(c.age_s, 0)) as happened_at
-          from unnest(p_ids, p_statuses, p_seqs, p_cause_kinds, p_cause_details, p_cause_by, p_writer_seqs, p_ages_s)
-               with ordinality as c (id, wanted, seq, cause_kind, cause_detail, cause_by, writer_seq, age_s, ord)
-         order by c.id, c.ord
-    loop
-        select * into i from registry_instance t where t.instance_id = r.id for update;
-        outcome := 'unchanged';
-        if not found then
-            outcome := 'unknown';
-        elsif r.seq <= i.seq or (r.seq is null and i.writer_id = p_writer_id and r.writer_seq <= i.writer_seq) then
-            null; -- it was applied before
-        elsif i.reported_status = r.wanted then
-            update registry_instance t set seq = coalesce(r.seq, t.seq) where t.instance_id = r.id and t.seq < r.seq;
-        elsif i.reported_status = 'dead' then
-            outcome := 'dead';
-        elsif not status_may_become(i.reported_status, r.wanted) then
-            outcome := 'forbidden';
-        else
-            becomes := effective_status(r.wanted, i.holds);
-            i.reported_status := r.wanted;
-            i.seq := coalesce(r.seq, i.seq);
-            if becomes <> i.status then
-                outcome := 'applied';
-                i.status := becomes;
-                i.status_changed_at := greatest(i.status_changed_at + interval '1 microsecond', r.happened_at);
-                i.cause_kind := r.cause_kind;
-                i.cause_detail := r.cause_detail;
-                i.cause_by := r.cause_by;
-            end if;
-            if r.seq is not null then
-                i.last_heartbeat := now();
-            elsif r.writer_seq is not null then
-                i.writer_id := p_writer_id;
-                i.writer_seq := r.writer_seq;
-            end if;
-            perform write_change(i);
-        end if;
-        return next outcome_of(r.ord, outcome, i);
+    select array_agg(o.ord) into pending from generate_series(1, cardinality(p_ids)) as o (ord);
+    while cardinality(pending) > 0 loop
+        with given as materialized (
+            select distinct on (c.id) c.*, now() - make_interval(secs => coalesce(c.age_s, 0)) as happened_at
+              from unnest(p_ids, p_statuses, p_seqs, p_cause_kinds, p_cause_details, p_cause_by, p_writer_seqs, p_ages_s)
+                   with ordinality as c (id, wanted, seq, cause_kind, cause_detail, cause_by, writer_seq, age_s, ord)
+             where c.ord = any (pending)
+             order by c.id, c.ord
+        ), judged as materialized (
+            select g.*, i as existing, effective_status(g.wanted, i.holds) as becomes,
+                   case
+                       when g.seq <= i.seq then 'repeated'
+                       when g.seq is null and i.writer_id = p_writer_id and g.writer_seq <= i.writer_seq then 'repeated'
+                       when i.reported_status = g.wanted then 'same'
+                       when i.reported_status = 'dead' then 'dead'
+                       when not status_may_become(i.reported_status, g.wanted) then 'forbidden'
+                       when effective_status(g.wanted, i.holds) = i.status then 'hidden'
+                       else 'applied'
+                   end as verdict
+              from given g
+              join registry_instance i on i.instance_id = g.id
+             order by g.id
+               for update of i
+        ), written as (
+            update registry_instance i
+               set reported_status = j.wanted,
+                   seq = coalesce(j.seq, i.seq),
+                   status_changed_at = case when j.verdict <> 'applied' then i.status_changed_at
+                                            else greatest(i.status_changed_at + interval '1 microsecond', j.happened_at) end,
+                   cause_kind = case when j.verdict = 'applied' then j.cause_kind else i.cause_kind end,
+                   cause_detail = case when j.verdict = 'applied' then j.cause_detail else i.cause_detail end,
+                   cause_by = case when j.verdict = 'applied' then j.cause_by else i.cause_by end,
+                   last_heartbeat = case when j.verdict = 'same' or j.seq is null then i.last_heartbeat else now() end,
+                   writer_id = case when j.seq is null and j.writer_seq is not null then p_writer_id else i.writer_id end,
+                   writer_seq = case when j.seq is null and j.writer_seq is not null then j.writer_seq else i.writer_seq end
+              from judged j
+             where i.instance_id = j.id
+               and (j.verdict in ('applied', 'hidden') or (j.verdict = 'same' and j.seq is not null))
+        ), answer as (
+            select case
+                       when j.verdict = 'applied' then
+                           row(j.ord, 'applied', j.becomes, (j.existing).cluster_epoch, j.cause_kind, j.cause_detail,
+                               j.cause_by)::change_outcome
+                       else outcome_of(
+                           j.ord, case when j.verdict in ('dead', 'forbidden') then j.verdict else 'unchanged' end, j.existing)
+                   end as outcome
+              from judged j
+            union all
+            select outcome_of(g.ord, 'unknown', null)
+              from given g
+             where not exists (select from registry_instance i where i.instance_id = g.id)
+        )
+        select array_agg(a.outcome) into outcomes from answer a;
+        return query select o.* from unnest(outcomes) as o;
+        pending := without_answered(pending, outcomes);
     end loop;
 end
 $$;
@@ -102,13 +107,14 @@ create function hold_instances(
     p_cause_by text[], p_writer_id text default null, p_writer_seqs bigint[] default null,
     p_ages_s double precision[] default null)
 returns setof change_outcome
-language plpgsql as $$
+language plpgsql
+set enable_hashjoin = off
+set enable_mergejoin = off
+set enable_seqscan = off
+as $$
 declare
-    r       record;
-    i       registry_instance;
-    wanted  jsonb;
-    becomes instancestatus;
-    outcome text;
+    pending  bigint[];
+    outcomes change_outcome[];
 begin
     if p_kinds is null or array_position(p_kinds, null) is not null then
         raise exception 'kinds of holds must be given' using errcode = '22004';
@@ -116,46 +122,67 @@ begin
     perform check_batch(
         p_ids, array[cardinality(p_kinds), cardinality(p_holds), cardinality(p_cause_kinds), cardinality(p_cause_details),
                      cardinality(p_cause_by), cardinality(p_writer_seqs)], p_seqs, p_ages_s);
-    for r in
-        select c.*, now() - make_interval(secs => coalesce(c.age_s, 0)) as happened_at
-          from unnest(p_ids, p_kinds::text[], p_holds, p_seqs, p_cause_kinds, p_cause_details, p_cause_by, p_writer_seqs,
-                      p_ages_s)
-               with ordinality as c (id, kind, hold, seq, cause_kind, cause_detail, cause_by, writer_seq, age_s, ord)
-         order by c.id, c.ord
-    loop
-        wanted := case when r.hold is not null then checked_hold(r.hold, r.happened_at) end;
-        select * into i from registry_instance t where t.instance_id = r.id for update;
-        outcome := 'unchanged';
-        if not found then
-            outcome := 'unknown';
-        elsif r.seq <= i.seq or (r.seq is null and i.writer_id = p_writer_id and r.writer_seq <= i.writer_seq) then
-            null; -- it was applied before
-        elsif wanted - 'since' is not distinct from (i.holds -> r.kind) - 'since' then
-            -- it is held for this already, or not held
-            update registry_instance t set seq = coalesce(r.seq, t.seq) where t.instance_id = r.id and t.seq < r.seq;
-        elsif i.reported_status = 'dead' then
-            outcome := 'dead';
-        else
-            outcome := 'applied';
-            i.holds := case when wanted is null then i.holds - r.kind else i.holds || jsonb_build_object(r.kind, wanted) end;
-            becomes := effective_status(i.reported_status, i.holds);
-            if becomes <> i.status then
-                i.status := becomes;
-                i.status_changed_at := greatest(i.status_changed_at + interval '1 microsecond', r.happened_at);
-            end if;
-            i.cause_kind := r.cause_kind;
-            i.cause_detail := r.cause_detail;
-            i.cause_by := r.cause_by;
-            i.seq := coalesce(r.seq, i.seq);
-            if r.seq is not null then
-                i.last_heartbeat := now();
-            elsif r.writer_seq is not null then
-                i.writer_id := p_writer_id;
-                i.writer_seq := r.writer_seq;
-            end if;
-            perform write_change(i);
-        end if;
-        return next outcome_of(r.ord, outcome, i);
+    select array_agg(o.ord) into pending from generate_series(1, cardinality(p_ids)) as o (ord);
+    while cardinality(pending) > 0 loop
+        with given as materialized (
+            select distinct on (c.id) c.*, t.happened_at,
+                   case when c.hold is not null then checked_hold(c.hold, t.happened_at) end as wanted
+              from unnest(p_ids, p_kinds::text[], p_holds, p_seqs, p_cause_kinds, p_cause_details, p_cause_by, p_writer_seqs,
+                          p_ages_s)
+                   with ordinality as c (id, kind, hold, seq, cause_kind, cause_detail, cause_by, writer_seq, age_s, ord),
+                   lateral (select now() - make_interval(secs => coalesce(c.age_s, 0)) as happened_at) as t
+             where c.ord = any (pending)
+             order by c.id, c.ord
+        ), found as materialized (
+            select g.*, i as existing,
+                   case when g.wanted is null then i.holds - g.kind
+                        else i.holds || jsonb_build_object(g.kind, g.wanted) end as holds
+              from given g
+              join registry_instance i on i.instance_id = g.id
+             order by g.id
+               for update of i
+        ), judged as materialized (
+            select f.*, effective_status((f.existing).reported_status, f.holds) as becomes,
+                   case
+                       when f.seq <= (f.existing).seq then 'repeated'
+                       when f.seq is null and (f.existing).writer_id = p_writer_id
+                            and f.writer_seq <= (f.existing).writer_seq then 'repeated'
+                       -- it is held for this already, or not held
+                       when f.wanted - 'since' is not distinct from ((f.existing).holds -> f.kind) - 'since' then 'same'
+                       when (f.existing).reported_status = 'dead' then 'dead'
+                       else 'applied'
+                   end as verdict
+              from found f
+        ), written as (
+            update registry_instance i
+               set holds = case when j.verdict = 'applied' then j.holds else i.holds end,
+                   seq = coalesce(j.seq, i.seq),
+                   status_changed_at = case when j.verdict <> 'applied' or j.becomes = i.status then i.status_changed_at
+                                            else greatest(i.status_changed_at + interval '1 microsecond', j.happened_at) end,
+                   cause_kind = case when j.verdict = 'applied' then j.cause_kind else i.cause_kind end,
+                   cause_detail = case when j.verdict = 'applied' then j.cause_detail else i.cause_detail end,
+                   cause_by = case when j.verdict = 'applied' then j.cause_by else i.cause_by end,
+                   last_heartbeat = case when j.verdict = 'same' or j.seq is null then i.last_heartbeat else now() end,
+                   writer_id = case when j.seq is null and j.writer_seq is not null then p_writer_id else i.writer_id end,
+                   writer_seq = case when j.seq is null and j.writer_seq is not null then j.writer_seq else i.writer_seq end
+              from judged j
+             where i.instance_id = j.id and (j.verdict = 'applied' or (j.verdict = 'same' and j.seq is not null))
+        ), answer as (
+            select case
+                       when j.verdict = 'applied' then
+                           row(j.ord, 'applied', j.becomes, (j.existing).cluster_epoch, j.cause_kind, j.cause_detail,
+                               j.cause_by)::change_outcome
+                       else outcome_of(j.ord, case when j.verdict = 'dead' then 'dead' else 'unchanged' end, j.existing)
+                   end as outcome
+              from judged j
+            union all
+            select outcome_of(g.ord, 'unknown', null)
+              from given g
+             where not exists (select from registry_instance i where i.instance_id = g.id)
+        )
+        select array_agg(a.outcome) into outcomes from answer a;
+        return query select o.* from unnest(outcomes) as o;
+        pending := without_answered(pending, outcomes);
     end loop;
 end
 $$;
@@ -254,31 +281,44 @@ comment on function cause_may_become(causekind, causekind) is
     'Whether the cause of a death may be refined: the end of a process was observed, and Ray explains it later.';
 
 create function refine_causes(p_ids uuid[], p_cause_kinds causekind[], p_cause_details text[]) returns setof uuid
-language plpgsql as $$
-declare
-    r record;
+language plpgsql
+set enable_hashjoin = off
+set enable_mergejoin = off
+set enable_seqscan = off
+as $$
 begin
     if p_cause_kinds is null or array_position(p_cause_kinds, null) is not null then
         raise exception 'kinds of causes must be given' using errcode = '22004';
     end if;
     perform check_batch(p_ids, array[cardinality(p_cause_kinds), cardinality(p_cause_details)], null, null);
-    for r in
-        select e.id, e.kind, e.detail
-          from unnest(p_ids, p_cause_kinds, p_cause_details) as e (id, kind, detail)
-         order by e.id
+    -- once, unless an instance comes more than once
+    for turn in 1 .. coalesce((select max(c.times) from (select count(*) from unnest(p_ids) as e (id) group by e.id) as c (times)), 0)
     loop
-        update registry_instance i
-           set cause_kind = r.kind, cause_detail = r.detail
-         where i.instance_id = r.id and i.status = 'dead' and i.cause_by is null
-           and (cause_may_become(i.cause_kind, r.kind)
-                or (i.cause_kind = r.kind and i.cause_detail is not distinct from r.detail));
-        if found then
+        return query
+        with given as materialized (
+            select e.id, e.kind, e.detail, row_number() over (partition by e.id order by e.ord) as occurrence
+              from unnest(p_ids, p_cause_kinds, p_cause_details) with ordinality as e (id, kind, detail, ord)
+        ), refined as materialized (
+            select g.*, i.logical_id
+              from given g
+              join registry_instance i on i.instance_id = g.id
+             where g.occurrence = turn and i.status = 'dead' and i.cause_by is null
+               and (cause_may_become(i.cause_kind, g.kind)
+                    or (i.cause_kind = g.kind and i.cause_detail is not distinct from g.detail))
+             order by g.id
+               for update of i
+        ), written as (
+            update registry_instance i
+               set cause_kind = r.kind, cause_detail = r.detail
+              from refined r
+             where i.instance_id = r.id
+        ), remembered as (
             update registry_transition t
                set cause_kind = r.kind, cause_detail = r.detail
-             where t.logical_id = (select i.logical_id from registry_instance i where i.instance_id = r.id)
-               and t.instance_id = r.id and t.to_status = 'dead';
-            return next r.id;
-        end if;
+              from refined r
+             where t.logical_id = r.logical_id and t.instance_id = r.id and t.to_status = 'dead'
+        )
+        select r.id from refined r;
     end loop;
 end
 $$;

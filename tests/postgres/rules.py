@@ -150,13 +150,15 @@ def problems_of(connection: psycopg.Connection, migration: Migration) -> list[st
 
 
 def _of_registrations(connection: psycopg.Connection) -> list[str]:
-    """Registering writes whole rows: it leaves no column to its default."""
+    """Registering works after it."""
     try:
         with connection.transaction(force_rollback=True):
             connection.execute("select register_instance(gen_random_uuid(), 'of-the-rules')")
     except psycopg.Error as error:
         why = str(error).splitlines()[0]
-        return [f"a registration fails after it ({why}): let a new column be null, or set it in register_instances"]
+        return [
+            f"a registration fails after it ({why}): let a new column be null, give it a default, or set it in register_instances"
+        ]
     return []
 
 

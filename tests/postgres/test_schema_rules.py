@@ -123,6 +123,11 @@ def test_every_file_after_the_baseline_keeps_the_rules(baseline: psycopg.Connect
         (HEAD + "select pg_sleep(0)", "sleeps while it holds"),
         (
             HEAD + "alter table registry_instance add column more int not null default 7",
+            "",
+        ),
+        (
+            HEAD + "alter table registry_instance add column more int;"
+            " alter table registry_instance add check (more is not null) not valid",
             "a registration fails after it",
         ),
         (HEAD + "do $$ begin perform pg_sleep_for('0'); end $$", "sleeps while it holds"),
@@ -162,7 +167,7 @@ def test_file_that_takes_away_is_named_for_it(baseline: psycopg.Connection) -> N
         "select from registry_instance for update skip locked",
         "drop trigger registry_instance_remember on registry_instance;"
         " create trigger registry_instance_remember"
-        " after insert or update of status, reported_status, holds on registry_instance"
+        " after update of status, reported_status, holds on registry_instance"
         " for each row execute function registry_instance_remember()",
         "create or replace view active_instance as select a.*, 1 as more from active_instances a",
     ],
