@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from typing import Any, LiteralString
 
 import psycopg
@@ -11,6 +12,35 @@ from psycopg import conninfo, sql
 from psycopg_pool import AsyncConnectionPool
 
 LANES = 10
+_TABLES = """
+    create table instance (
+        instance_id uuid primary key, logical_id text collate "C" not null, epoch text not null, status text not null,
+        actor_name text, namespace text, actor_id text, organ_id text, labels jsonb, metadata jsonb, node_id text,
+        ip_address inet, pid integer, process_key text, started_at timestamptz not null default now(),
+        changed_at timestamptz not null default now(), beaten_at timestamptz not null default now(), seq bigint,
+        version bigint generated always as identity
+    ) with (fillfactor = 50);
+    create index on instance (logical_id, started_at desc);
+    create index on instance (logical_id, instance_id) where status <> 'dead';
+    create index on instance (epoch) where status <> 'dead';
+    create table transition (
+        id bigint generated always as identity primary key, instance_id uuid not null,
+        logical_id text collate "C" not null, status text not null, at timestamptz not null default now()
+    );
+    create index on transition (logical_id, id);
+"""
+_INSERT = """
+    with made as (
+        insert into instance (
+            instance_id, logical_id, epoch, status, actor_name, namespace, actor_id, organ_id, labels, metadata,
+            node_id, ip_address, pid, process_key, seq)
+        select g.id, g.name, 'epoch-1', 'alive', g.name, 'namespace', md5(g.name), 'organ-1', '{}', '{}', md5('node'),
+               '10.0.0.1', 4711, md5('process'), 1
+          from unnest(%s::uuid[], %s::text[]) as g (id, name)
+        returning instance_id, logical_id, status
+    )
+    insert into transition (instance_id, logical_id, status) select instance_id, logical_id, status from made
+"""
 
 
 def new_database(dsn: str, name: str) -> str:
@@ -72,3 +102,15 @@ async def ceiling(dsn: str, ids: list[str], seconds: float) -> float:
             )
             done += len(ids)
         return done / (time.monotonic() - began_s)
+
+
+def inserts(dsn: str, rows: int, per_statement: int = 1000) -> float:
+    """Create the two tables and measure rows per second of bare inserts of instances with their history."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(_TABLES)
+        began_s = time.monotonic()
+        for first in range(0, rows, per_statement):
+            numbers = range(first, min(rows, first + per_statement))
+            ids = [str(uuid.uuid4()) for _ in numbers]
+            connection.execute(_INSERT, (ids, [f"agent-{number:06}" for number in numbers]))
+        return rows / (time.monotonic() - began_s)

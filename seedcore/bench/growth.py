@@ -16,46 +16,9 @@ import psutil
 import ray
 
 from seedcore.bench.environment import Bench, Place, percentile
+from seedcore.bench.hosts import Meter, hosts_of
 from seedcore.bench.report import Figure, Ratio, Result
 from seedcore.core.timeouts import end
-from seedcore.registry.agent.reporter import Reporter
-from seedcore.registry.protocol.messages import Health
-
-AT_ONCE = 500
-SAMPLE_S = 1.0
-
-
-class Host:
-    """A process that hosts many agents."""
-
-    def __init__(self, settings: Any, first: int, count: int) -> None:
-        self._reporters = [
-            Reporter(f"agent-{number:06}", organ_id=f"organ-{number % 10}", settings=settings)
-            for number in range(first, first + count)
-        ]
-
-    async def start(self) -> None:
-        """Register all agents."""
-        for at in range(0, len(self._reporters), AT_ONCE):
-            await asyncio.gather(*(reporter.start() for reporter in self._reporters[at : at + AT_ONCE]))
-
-    async def problems(self) -> int:
-        """The number of agents whose last report failed."""
-        return sum(reporter.problem is not None for reporter in self._reporters)
-
-
-class Meter:
-    """Samples the health of a registry."""
-
-    def __init__(self, place: Place) -> None:
-        self._place = place
-        self.samples: list[Health] = []
-
-    async def run(self) -> None:
-        """Take a sample every SAMPLE_S seconds, until cancelled."""
-        while True:
-            self.samples.append(await self._place.connection.health())
-            await asyncio.sleep(SAMPLE_S)
 
 
 async def run(bench: Bench) -> Result:
@@ -122,11 +85,7 @@ async def _one(bench: Bench, size: int, seconds: float, beat_s: float, host_coun
     try:
         process = await place.process()
         empty_bytes = process.memory_info().rss
-        settings = place.settings.model_copy(update={"beat_interval_s": beat_s})
-        host_class: Any = ray.remote(Host)
-        count = size // host_count
-        hosts = [host_class.options(num_cpus=0).remote(settings, number * count, count) for number in range(host_count)]
-        await asyncio.gather(*(host.__ray_ready__.remote() for host in hosts))
+        hosts = await hosts_of(place, size, host_count, beat_interval_s=beat_s)
         began_s = time.monotonic()
         await asyncio.gather(*(host.start.remote() for host in hosts))
         registered_s = time.monotonic() - began_s

@@ -10,13 +10,14 @@ from dataclasses import replace
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from seedcore.bench import NAMES, death, feed, growth, http, ingest, resolve, restart
+from seedcore.bench import NAMES, death, feed, growth, http, ingest, resolve, restart, starts
 from seedcore.bench.environment import Bench, environment
 from seedcore.bench.report import Result, show
 from seedcore.core.errors import InvalidInputError
 
 _RUNS: tuple[Callable[[Bench], Awaitable[Result]], ...] = (
     ingest.run,
+    starts.run,
     resolve.run,
     feed.run,
     death.run,

@@ -156,9 +156,7 @@ def _of_registrations(connection: psycopg.Connection) -> list[str]:
             connection.execute("select register_instance(gen_random_uuid(), 'of-the-rules')")
     except psycopg.Error as error:
         why = str(error).splitlines()[0]
-        return [
-            f"a registration fails after it ({why}): let a new column be null, give it a default, or set it in register_instances"
-        ]
+        return [f"a registration fails after it ({why}): give a new column a default, or set it in register_instances"]
     return []
 
 
