@@ -176,6 +176,7 @@ begin
         with given as materialized (
             select distinct on (d.instance_id)
                    e.ord, coalesce((e.element ->> 'is_update')::boolean, false) as is_update,
+                   coalesce((e.element ->> 'is_alive')::boolean, false) as is_alive,
                    coalesce(d.cluster_epoch, current_name) as epoch,
                    now() - make_interval(secs => coalesce((e.element ->> 'age_s')::double precision, 0)) as since,
                    coalesce(d.seq, 0) as number, coalesce(d.labels, '{}') as labels_given,
@@ -187,8 +188,14 @@ begin
              order by d.instance_id, e.ord
         ), known as materialized (
             select g.*, i as existing,
-                   case when i.logical_id <> g.logical_id then 'conflict' when i.status = 'dead' then 'dead'
-                        else 'unchanged' end as outcome
+                   case
+                       when i.logical_id <> g.logical_id then 'conflict'
+                       when i.status = 'dead' then 'dead'
+                       when g.number < i.seq or (g.is_alive and g.number = i.seq) then 'unchanged'
+                       when g.is_alive and status_may_become(i.reported_status, 'alive')
+                            and effective_status('alive', i.holds) <> i.status then 'applied'
+                       else 'refreshed'
+                   end as verdict
               from given g
               join registry_instance i on i.instance_id = g.instance_id
              order by g.instance_id
@@ -199,9 +206,16 @@ begin
                    serve_route = k.serve_route, organ_id = k.organ_id, labels = k.labels_given, metadata = k.metadata_given,
                    endpoints = k.endpoints_given, node_id = k.node_id, ip_address = k.ip_address, pid = k.pid,
                    process_key = k.process_key, dependencies = k.dependencies_given, last_heartbeat = now(),
+                   reported_status = case when k.is_alive and status_may_become(i.reported_status, 'alive') then 'alive'
+                                          else i.reported_status end,
+                   status_changed_at = case when k.verdict = 'applied' then greatest(i.status_changed_at + interval '1 microsecond', now())
+                                            else i.status_changed_at end,
+                   cause_kind = case when k.verdict = 'refreshed' then i.cause_kind end,
+                   cause_detail = case when k.verdict = 'refreshed' then i.cause_detail end,
+                   cause_by = case when k.verdict = 'refreshed' then i.cause_by end,
                    version = case when i.endpoints = k.endpoints_given then i.version else nextval('registry_version') end
               from known k
-             where k.outcome = 'unchanged' and k.number >= (k.existing).seq and i.instance_id = k.instance_id
+             where k.verdict in ('applied', 'refreshed') and i.instance_id = k.instance_id
         ), newcomer as materialized (
             select g.*, case when g.is_update then 'unknown' else problems ->> g.epoch end as refusal
               from given g
@@ -211,17 +225,24 @@ begin
                 instance_id, logical_id, cluster_epoch, status, reported_status, actor_name, namespace, actor_id, serve_route,
                 organ_id, labels, metadata, endpoints, node_id, ip_address, pid, process_key, dependencies, started_at,
                 status_changed_at, seq)
-            select n.instance_id, n.logical_id, n.epoch, 'starting', 'starting', n.actor_name, n.namespace, n.actor_id,
+            select n.instance_id, n.logical_id, n.epoch, s.status, s.status, n.actor_name, n.namespace, n.actor_id,
                    n.serve_route, n.organ_id, n.labels_given, n.metadata_given, n.endpoints_given, n.node_id, n.ip_address,
                    n.pid, n.process_key, n.dependencies_given, n.since, n.since, n.number
-              from newcomer n
+              from newcomer n,
+                   lateral (select case when n.is_alive then 'alive' else 'starting' end::instancestatus as status) as s
              where n.refusal is null
                 on conflict (instance_id) do nothing
             returning instance_id, status, cluster_epoch
         ), place as materialized (
             select jsonb_object_agg(n.instance_id, n.ord) as of from newcomer n
         ), answer as (
-            select outcome_of(k.ord, k.outcome, k.existing) as outcome from known k
+            select case
+                       when k.verdict = 'applied' then
+                           row(k.ord, 'applied', effective_status('alive', (k.existing).holds), (k.existing).cluster_epoch, null,
+                               null, null)::change_outcome
+                       else outcome_of(k.ord, case when k.verdict = 'refreshed' then 'unchanged' else k.verdict end, k.existing)
+                   end as outcome
+              from known k
             union all
             select row(n.ord, n.refusal, null, case when not n.is_update then n.epoch end, null, null, null)::change_outcome
               from newcomer n
@@ -239,7 +260,8 @@ $$;
 comment on function register_instances(jsonb) is
     'Registers a batch: a JSON array of objects with the names of the columns; instance_id and logical_id are required. Outcomes: '
     'applied, unchanged (was registered; its details are refreshed), dead, conflict, retired_epoch, epoch_limit, and unknown for '
-    'is_update: true, which changes the details of a registered instance only. age_s: how many seconds ago it happened.';
+    'is_update: true, which changes the details of a registered instance only. is_alive: true: it also reports alive. age_s: how '
+    'many seconds ago it happened.';
 
 create function register_instance(
     p_instance_id uuid, p_logical_id text, p_cluster_epoch text default null, p_actor_name text default null,

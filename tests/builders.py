@@ -19,9 +19,11 @@ def iid(number: int) -> str:
     return f"00000000-0000-4000-8000-{number:012d}"
 
 
-def joins(number: int, logical_id: str = "agent", seq: int = 0, **details: Any) -> RegisterChange:
+def joins(
+    number: int, logical_id: str = "agent", seq: int = 0, *, is_alive: bool = False, **details: Any
+) -> RegisterChange:
     """The number-th instance registers."""
-    return RegisterChange(Registration(iid(number), logical_id, **details), seq)
+    return RegisterChange(Registration(iid(number), logical_id, **details), seq, is_alive=is_alive)
 
 
 def turns(number: int, status: Status, seq: int | None = None, cause: Cause | str | None = None) -> StatusChange:

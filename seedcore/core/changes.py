@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from seedcore.core.causes import Cause
@@ -156,17 +156,24 @@ class RegisterChange:
     """A registration on its way to the store, with the client's sequence number. It happened `age_s` seconds ago.
 
     `is_update`: it changes the details of an instance that is registered, and never makes one: where the instance is
-    unknown, its status is unknown too, and the agent registers it again with both.
+    unknown, its status is unknown too, and the agent registers it again with both. `is_alive`: the agent also reports
+    `alive`, which takes two numbers; `seq` is the later one.
     """
 
     registration: Registration
     seq: int = 0
     age_s: float = 0.0
     is_update: bool = False
+    is_alive: bool = False
 
     @property
     def instance_id(self) -> str:
         return self.registration.instance_id
+
+    def in_two(self) -> tuple[RegisterChange, StatusChange]:
+        """A registration that is alive as two changes: the registration, and then the status."""
+        registration = replace(self, seq=self.seq - 1, is_alive=False)
+        return registration, StatusChange(self.instance_id, Status.ALIVE, self.seq)
 
 
 Change: TypeAlias = RegisterChange | StatusChange | HoldChange

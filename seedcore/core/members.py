@@ -104,7 +104,7 @@ class Members:
             first = first_registration(change, epoch, at)
             self.memory.require(growth(None, first) + PLACES_BYTES)
             self._put(first, now_s)
-            return Outcome(OutcomeKind.APPLIED, Status.STARTING, epoch)
+            return Outcome(OutcomeKind.APPLIED, first.status, epoch)
         outcome, row = apply_registration(known, change, at)
         if outcome.kind is OutcomeKind.UNCHANGED:
             self.memory.require(growth(known, row))
@@ -127,6 +127,12 @@ class Members:
             self.silence.note_own_message(instance_id)
         self._put(row, seen_s)
         return outcome
+
+    def bring_alive(self, change: RegisterChange, now_s: float, at: datetime) -> None:
+        """Apply the status of a registration that is alive, once the store has decided its epoch: an agent must not be
+        resolved in another one."""
+        if change.is_alive and change.instance_id in self.index:
+            self.set_status(change.in_two()[1], now_s, at)
 
     def hold(self, change: HoldChange, at: datetime, now_s: float | None = None) -> Outcome:
         """Place, replace or release a hold. The agent's own change renews its lease, at `now_s`; others renew none."""

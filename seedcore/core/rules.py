@@ -30,10 +30,11 @@ def first_registration(change: RegisterChange, epoch: str, now: datetime) -> Ins
     """The instance that a registration of an unknown id makes."""
     details = {name: _kept(name, getattr(change.registration, name)) for name in _REGISTERED}
     at = now - timedelta(seconds=change.age_s) if change.age_s else now
+    status = Status.ALIVE if change.is_alive else Status.STARTING
     return Instance(
         **details,
-        status=Status.STARTING,
-        reported_status=Status.STARTING,
+        status=status,
+        reported_status=status,
         cluster_epoch=intern(epoch),
         started_at=at,
         status_changed_at=at,
@@ -51,6 +52,10 @@ def _kept(name: str, value: Any) -> Any:
 
 def apply_registration(known: Instance, change: RegisterChange, now: datetime) -> tuple[Outcome, Instance]:
     """Register a known id again: its details are refreshed, its life continues."""
+    if change.is_alive:
+        registration, status = change.in_two()
+        outcome, row = apply_registration(known, registration, now)
+        return apply_status(row, status, now) if outcome.kind is OutcomeKind.UNCHANGED else (outcome, row)
     if known.logical_id != change.registration.logical_id:
         return _answer(OutcomeKind.CONFLICT, known)
     if known.status is Status.DEAD:

@@ -63,6 +63,8 @@ class MemoryStore(MemoryTerms):
             outcome, row = apply_registration(known, change, now)
             self.tables.put(row)
             self.tables.version += row.endpoints != known.endpoints
+            if outcome.kind is OutcomeKind.APPLIED:
+                self.tables.remember(known.status, row, change.seq, now)
             return outcome
         if change.is_update:
             return Outcome(OutcomeKind.UNKNOWN)

@@ -180,12 +180,13 @@ def _time_or_none(text: str | None) -> datetime | None:
 def registrations(changes: Sequence[RegisterChange]) -> dict[str, object]:
     """The parameters of register_many. Raises StoreRejectedError for what cannot be JSON."""
     rows = [
-        dict(
-            zip(_SENT, _sent(change.registration), strict=True),
-            seq=change.seq,
-            age_s=change.age_s,
-            is_update=change.is_update,
-        )
+        {
+            **{name: value for name, value in zip(_SENT, _sent(change.registration), strict=True) if value},
+            "seq": change.seq,
+            **({"age_s": change.age_s} if change.age_s else {}),
+            **({"is_update": True} if change.is_update else {}),
+            **({"is_alive": True} if change.is_alive else {}),
+        }
         for change in changes
     ]
     try:

@@ -154,6 +154,33 @@ async def test_registering_again_changes_no_status_and_refreshes_the_details(wor
     assert row.last_heartbeat > before.last_heartbeat
 
 
+async def test_a_registration_that_is_alive_is_one_change_and_one_entry_of_the_history(world: World) -> None:
+    alive = joins(1, seq=2, is_alive=True)
+    assert await world.store.register_many([alive]) == [Outcome(OutcomeKind.APPLIED, Status.ALIVE, "epoch-1")]
+    again = Outcome(OutcomeKind.UNCHANGED, Status.ALIVE, "epoch-1")
+    assert await world.store.register_many([alive, alive]) == [again, again]
+    row = await row_of(world, 1)
+    assert (row.status, row.reported_status, row.seq) == (Status.ALIVE, Status.ALIVE, 2)
+    history = await world.store.transitions("agent", 10)
+    assert [(one.from_status, one.to_status, one.seq) for one in history] == [(None, Status.ALIVE, 2)]
+
+
+async def test_a_registration_that_is_alive_makes_a_known_instance_alive_unless_it_is_a_replay(world: World) -> None:
+    await world.store.register_many([joins(1, seq=1), joins(2, seq=2), joins(3, seq=1)])
+    await world.store.hold_many([holds(3, "upkeep")])
+    outcomes = await world.store.register_many([joins(number, seq=2, is_alive=True) for number in (1, 2, 3)])
+    assert [(one.kind, one.status) for one in outcomes] == [
+        (OutcomeKind.APPLIED, Status.ALIVE),
+        (OutcomeKind.UNCHANGED, Status.STARTING),
+        (OutcomeKind.UNCHANGED, Status.DRAINING),
+    ]
+    assert [(await row_of(world, number)).reported_status for number in (1, 2, 3)] == [
+        Status.ALIVE,
+        Status.STARTING,
+        Status.ALIVE,
+    ]
+
+
 async def test_a_registration_with_other_dependencies_replaces_them(world: World) -> None:
     await world.store.register_many([joins(1, seq=1, dependencies=FULL.dependencies)])
     assert (await row_of(world, 1)).dependencies == FULL.dependencies

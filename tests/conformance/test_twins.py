@@ -45,6 +45,7 @@ REGISTRATIONS = st.builds(
     NUMBERS,
     st.sampled_from(NAMES),
     SEQS,
+    is_alive=st.booleans(),
     cluster_epoch=st.none() | EPOCHS,
     actor_id=st.sampled_from([None, "first", "second"]),
     organ_id=st.sampled_from([None, "vision", "hearing"]),

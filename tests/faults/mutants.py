@@ -14,7 +14,7 @@ from unittest import mock
 from seedcore.core.answers import InstanceFilter, Listing, Outcome, Receipt
 from seedcore.core.batch import ChangeBatch
 from seedcore.core.changes import Change, HoldChange, Registration, StatusChange
-from seedcore.core.errors import StoreRejectedError, StoreUnavailableError
+from seedcore.core.errors import RegistryError, StoreRejectedError, StoreUnavailableError
 from seedcore.core.feed import Feed, FeedBatch
 from seedcore.core.holds import HoldKind, effective_status
 from seedcore.core.instances import Instance, Verdict
@@ -48,7 +48,11 @@ def _nothing(*_: object) -> None:
     """Instead of what the code does."""
 
 
-async def _acknowledge(_: Receipts, change: Change) -> Receipt:
+async def _acknowledge(_: Receipts, taken: Sequence[Change | Receipt | RegistryError]) -> list[Receipt | RegistryError]:
+    return [one if isinstance(one, (Receipt, RegistryError)) else _acknowledged(one) for one in taken]
+
+
+def _acknowledged(change: Change) -> Receipt:
     seq = 0 if isinstance(change, HoldChange) else change.seq or 0
     return Receipt(change.instance_id, Status.ALIVE, seq, durable=True, epoch=None, why=None)
 

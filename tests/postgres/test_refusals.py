@@ -65,7 +65,8 @@ async def settle(writer: Writer, *changes: Change) -> list[Settled | None]:
         for change in changes
     ]
     keys: list[Key] = [writer.backlog.offer(change) for change in numbered]
-    return list(await asyncio.gather(*(writer.backlog.settled(key, CONFIG.durable_wait_s) for key in keys)))
+    settled = await writer.backlog.settled(keys, CONFIG.durable_wait_s)
+    return [settled.get(key) for key in keys]
 
 
 def kinds(settled: list[Settled | None]) -> list[str]:

@@ -235,7 +235,7 @@ async def test_what_is_watched_before_the_start_is_part_of_the_registration(
     reporter = Reporter("agent", settings=SETTINGS, client=client)
     await reporter.watch_process(children.make().pid, name="vllm")
     await reporter.start()
-    assert [step.seq for step in tables.transitions] == [1, 2]
+    assert [step.to_status for step in tables.transitions] == [Status.ALIVE]
     assert [one.name for one in tables.rows[client.instance_id].dependencies] == ["vllm"]
     await reporter.stop()
 

@@ -71,7 +71,7 @@ async def test_an_agent_that_is_not_ready_is_not_resolved_and_says_why(registry:
     assert (receipt.durable, receipt.status) == (True, Status.ALIVE)
     assert (await resolved(registry))[0]
     assert tables.rows[client.instance_id].cause == Cause(CauseKind.AGENT, "loaded")
-    assert [step.seq for step in tables.transitions] == [1, 2, 3, 4]
+    assert [step.seq for step in tables.transitions] == [2, 3, 4]
 
 
 async def test_readiness_from_before_the_start_comes_between_registration_and_status(

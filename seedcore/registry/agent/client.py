@@ -12,7 +12,7 @@ from typing import Self
 
 from seedcore.core.answers import BeatAnswer, Receipt
 from seedcore.core.causes import Cause, CauseKind
-from seedcore.core.changes import Registration, new_instance_id
+from seedcore.core.changes import Change, Registration, new_instance_id
 from seedcore.core.clock import Clock
 from seedcore.core.comebacks import Comebacks
 from seedcore.core.errors import RegistryError, RetiredEpochError
@@ -191,10 +191,14 @@ class RegistryClient(AgentReports):
             before = self._pending.wanted
             if before.status is None:
                 await self._enrolment.identify()
-                self._pending.register(self.registration)
-            change = None
+            change: Change | None = None
             try:
-                change = self._pending.set_status(self.instance_id, wanted, cause)
+                if before.status is None and wanted is Status.ALIVE and cause is None and not before.holds:
+                    change = self._pending.register_alive(self.registration)
+                else:
+                    if before.status is None:
+                        self._pending.register(self.registration)
+                    change = self._pending.set_status(self.instance_id, wanted, cause)
                 return await self._delivery.deliver(self)
             except RegistryError:
                 # the error may be of a change before it

@@ -62,6 +62,13 @@ class PendingChanges:
             for change in self.wanted.holds.values():
                 self._put_hold(replace(change, instance_id=registration.instance_id))
 
+    def register_alive(self, registration: Registration) -> Change:
+        """Queue a first registration that is alive at once. Returns it."""
+        self.seq += 2
+        self.wanted = replace(self.wanted, status=Status.ALIVE, cause=None, seq=self.seq)
+        self._changes.append(RegisterChange(registration, self.seq, is_alive=True))
+        return self._changes[-1]
+
     def require_room(self, count: int) -> None:
         """Raise BacklogFullError unless so many more changes fit."""
         if len(self._changes) + count > self._limit:
@@ -76,6 +83,9 @@ class PendingChanges:
         """Queue a registration with other details, behind all changes. Registrations that are queued get them, too; one
         that is last is replaced. Returns the change. Raises BacklogFullError."""
         last = self._changes[-1] if self._changes else None
+        if isinstance(last, RegisterChange) and last.is_alive:
+            # its number is that of the status, too
+            last = None
         if not isinstance(last, RegisterChange):
             self.require_room(1)
         self._changes = [
@@ -138,7 +148,7 @@ class PendingChanges:
         durable, and a later number would hide that."""
         if self.wanted.status is None or self.is_refused:
             return
-        queued = [change for change in self._changes if isinstance(change, RegisterChange)]
+        queued = self._registrations()
         changes: list[Change] = [*queued, *self._last_changes(registration.instance_id)]
         if self._details_seq and self._details_seq not in {change.seq for change in queued}:
             changes.append(RegisterChange(registration, self._details_seq, is_update=True))
@@ -157,7 +167,7 @@ class PendingChanges:
             self.register(registration)
             return
         changes = self._last_changes(registration.instance_id)
-        updates = {change.seq for change in self._changes if isinstance(change, RegisterChange)} | {self._details_seq}
+        updates = {change.seq for change in self._registrations()} | {self._details_seq}
         if as_new:
             changes, updates = self._as_of_new(changes), set()
             self._details_seq = 0
@@ -166,6 +176,11 @@ class PendingChanges:
         behind: list[Change] = sorted([*changes, *later], key=lambda change: change.seq or 0)
         self._changes = [RegisterChange(registration, first_seq), *behind]
         self.seq = max(self.seq, first_seq, *(change.seq or 0 for change in behind))
+
+    def _registrations(self) -> list[RegisterChange]:
+        """Those that are queued, without the status that one may have."""
+        queued = (change for change in self._changes if isinstance(change, RegisterChange))
+        return [change.in_two()[0] if change.is_alive else change for change in queued]
 
     def _last_changes(self, instance_id: str) -> list[StatusChange | HoldChange]:
         """What is queued but for registrations, and the last status and holds, each once, by their numbers."""

@@ -116,14 +116,12 @@ class Relay:
         return await self._beats.renew(instance_ids, loads, known)
 
     async def deliver(self, changes: Sequence[SequencedChange]) -> list[Receipt | RegistryError]:
-        """See RelayApi.deliver; raises as `beat_many`."""
-        return list(await asyncio.gather(*(self._forwarded(change) for change in changes)))
-
-    async def _forwarded(self, change: SequencedChange) -> Receipt | RegistryError:
+        """See RelayApi.deliver."""
         try:
-            return await self._changes.take(change)
+            return list(await self._changes.take_all(changes))
         except RegistryError as error:
-            return error
+            # raised, it would mean that the relay itself does not work
+            return [error] * len(changes)
 
     async def _forward_beats(
         self, instance_ids: Sequence[str], loads: Mapping[str, float], known: KnownBefore | None

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from seedcore.core.answers import BeatAnswer, KnownBefore, Receipt
-from seedcore.core.changes import Change, HoldChange, SequencedChange, StatusChange
+from seedcore.core.changes import Change, HoldChange, RegisterChange, SequencedChange, StatusChange
 from seedcore.core.holds import HoldKind
 from seedcore.core.instances import Epoch
 from seedcore.core.lifecycle import Status
@@ -52,14 +52,17 @@ class DurableWords:
 
     def note_sent(self, change: SequencedChange) -> None:
         """A change is sent. Until it is taken, also if it was before, it does not become durable with a later one."""
-        self._taken.get(change.change.instance_id, {}).pop(_of(change.change), None)
+        taken = self._taken.get(change.change.instance_id, {})
+        for part in _parts(change.change):
+            taken.pop(_of(part), None)
 
     def _put(self, words: dict[str, Words], change: Change) -> None:
         if change.instance_id not in words and len(words) >= self._capacity:
             oldest = next(iter(words))
             del words[oldest]
             self._unconfirmed.discard(oldest)
-        words.setdefault(change.instance_id, {})[_of(change)] = change
+        for part in _parts(change):
+            words.setdefault(change.instance_id, {})[_of(part)] = part
 
     def known_before(self, instance_ids: Sequence[str]) -> KnownBefore | None:
         """What goes with beats of these: the epoch always, since the first beat to a new registry must carry it, and
@@ -98,6 +101,11 @@ class DurableWords:
         self._words.pop(instance_id, None)
         self._taken.pop(instance_id, None)
         self._unconfirmed.discard(instance_id)
+
+
+def _parts(change: Change) -> Sequence[Change]:
+    """A registration that is alive as the two words that it is."""
+    return change.in_two() if isinstance(change, RegisterChange) and change.is_alive else (change,)
 
 
 def _of(change: Change) -> type[Change] | HoldKind:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from seedcore.core.answers import BeatAnswer, KnownBefore, Receipt
@@ -42,18 +42,28 @@ class ChangeBox:
         self._linger_s = linger_s
         self._capacity = capacity
         self._max_in_flight = max_in_flight
-        self._waiting: deque[tuple[SequencedChange, asyncio.Future[Receipt]]] = deque()
+        self._waiting: deque[_Parcel] = deque()
+        self._size = 0
         self._timer: asyncio.TimerHandle | None = None
         self._sending: set[asyncio.Task[None]] = set()
 
     async def take(self, change: SequencedChange) -> Receipt:
         """Send a change and return its receipt. Raises the registry's error, or BacklogFullError if the box is full."""
-        if len(self._waiting) >= self._capacity:
+        (answer,) = await self.take_all([change])
+        if isinstance(answer, RegistryError):
+            raise answer
+        return answer
+
+    async def take_all(self, changes: Sequence[SequencedChange]) -> Sequence[Answered]:
+        """Send changes in one message, at most MAX_CHANGES_PER_MESSAGE, and return their answers. Raises what `send`
+        raises, or BacklogFullError if the box is full."""
+        if self._size + len(changes) > self._capacity:
             raise BacklogFullError(self._capacity)
-        answer: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
-        self._waiting.append((change, answer))
+        parcel = _Parcel(changes, asyncio.get_running_loop().create_future())
+        self._waiting.append(parcel)
+        self._size += len(changes)
         self._plan()
-        return await answer
+        return await parcel.answers
 
     def _plan(self) -> None:
         if self._timer is None and self._waiting and len(self._sending) < self._max_in_flight:
@@ -61,7 +71,11 @@ class ChangeBox:
 
     def _flush(self) -> None:
         self._timer = None
-        message = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_CHANGES_PER_MESSAGE))]
+        message = [self._waiting.popleft()]
+        room = MAX_CHANGES_PER_MESSAGE - len(message[0].changes)
+        while self._waiting and (room := room - len(self._waiting[0].changes)) >= 0:
+            message.append(self._waiting.popleft())
+        self._size -= sum(len(parcel.changes) for parcel in message)
         task = asyncio.create_task(self._deliver(message), name="changes-sent")
         self._sending.add(task)
         task.add_done_callback(self._sent)
@@ -71,24 +85,37 @@ class ChangeBox:
         self._sending.discard(task)
         self._plan()
 
-    async def _deliver(self, message: Sequence[tuple[SequencedChange, asyncio.Future[Receipt]]]) -> None:
-        answers: Sequence[Answered | BaseException]
+    async def _deliver(self, message: Sequence[_Parcel]) -> None:
         try:
-            answers = await self._send([change for change, _ in message])
+            answers = iter(await self._send([change for parcel in message for change in parcel.changes]))
         except BaseException as error:
-            answers = [error] * len(message)
+            for parcel in message:
+                parcel.fail(error)
             if not isinstance(error, Exception):
                 raise
-        finally:
-            for (_, future), answer in zip(message, answers, strict=True):
-                if future.done():
-                    continue
-                if isinstance(answer, asyncio.CancelledError):
-                    future.cancel()
-                elif isinstance(answer, BaseException):
-                    future.set_exception(answer)
-                else:
-                    future.set_result(answer)
+        else:
+            for parcel in message:
+                parcel.settle(list(islice(answers, len(parcel.changes))))
+
+
+@dataclass(frozen=True, slots=True)
+class _Parcel:
+    """The changes of one caller, who waits for their answers."""
+
+    changes: Sequence[SequencedChange]
+    answers: asyncio.Future[Sequence[Answered]]
+
+    def settle(self, answers: Sequence[Answered]) -> None:
+        if not self.answers.done():
+            self.answers.set_result(answers)
+
+    def fail(self, error: BaseException) -> None:
+        if self.answers.done():
+            return
+        if isinstance(error, asyncio.CancelledError):
+            self.answers.cancel()
+        else:
+            self.answers.set_exception(error)
 
 
 class BeatBox:

@@ -129,13 +129,12 @@ class Backlog:
         oldest = next(iter(self._waiting.values()), None)
         return 0.0 if oldest is None else self._clock.monotonic() - oldest.since_s
 
-    async def settled(self, key: Key, timeout_s: float) -> Settled | None:
-        """The outcome of a change, or None if it is not known within `timeout_s` seconds."""
-        waiting = self._waiting.get(key)
-        if waiting is None:
-            return None
-        done, _ = await asyncio.wait([waiting.settled], timeout=timeout_s)
-        return waiting.settled.result() if done else None
+    async def settled(self, keys: Sequence[Key], timeout_s: float) -> dict[Key, Settled]:
+        """The outcomes of changes: of those for which it is known within `timeout_s` seconds."""
+        waiting = {key: self._waiting[key].settled for key in keys if key in self._waiting}
+        if waiting:
+            await asyncio.wait(set(waiting.values()), timeout=timeout_s)
+        return {key: outcome.result() for key, outcome in waiting.items() if outcome.done()}
 
     async def wait_for_work(self, timeout_s: float) -> bool:
         """Wait until a change or a refined cause is accepted. Returns False after `timeout_s` seconds."""

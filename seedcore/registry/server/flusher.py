@@ -122,7 +122,13 @@ class Flusher:
         before = self._counts
         statements = 0
         doubt: StoreDoubtError | None = None
-        while doubt is None and (changes := self._backlog.take_changes(self._part_of(self._config.batch_limit))):
+        # only what is here now: what comes meanwhile must not keep refined causes and beats waiting
+        left = self._backlog.pending_changes
+        while left > 0 and doubt is None:
+            changes = self._backlog.take_changes(min(left, self._part_of(self._config.batch_limit)))
+            if not changes:
+                break
+            left -= len(changes)
             try:
                 with self._sized():
                     statements += await self._commit_changes(changes)
@@ -130,7 +136,6 @@ class Flusher:
                 # refined causes and beats do not wait for it
                 doubt = error
         statements += await self._commit_refined()
-        # only the beats that are here now: those that come meanwhile must not keep changes waiting
         beats = self._backlog.beats
         waiting = len(beats) if beats_due else 0
         while waiting > 0 and (received := beats.take(self._part_of(self._config.beat_batch_limit))):
@@ -253,6 +258,8 @@ class Flusher:
         for change, outcome in zip(changes, outcomes, strict=True):
             if outcome.kind is OutcomeKind.APPLIED and outcome.cluster_epoch is not None:
                 self._members.move(change.instance_id, outcome.cluster_epoch)
+            if isinstance(change, RegisterChange):
+                self._members.bring_alive(change, self._clock.monotonic(), self._clock.utc())
             if self._contradicts(change, outcome):
                 await self._comparison.correct(change.instance_id, key_of(change))
         # only now: an outage while correcting puts the whole batch back, and its callers go on waiting

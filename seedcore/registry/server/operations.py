@@ -164,7 +164,7 @@ class Operations(Queries):
             return self._receipts.of_replay(known, known.seq)
         # also one that changes nothing here: it is committed after those that wait, or the database knows more
         backlog.offer(change)
-        return await self._receipts.when_settled(change)
+        return await self._receipts.when_one_settled(change)
 
 
 def _operators_cause(reason: str | None, by: str | None) -> Cause:

@@ -5,18 +5,18 @@ Owns their contents. The backlog has the outcomes, the members the state.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import assert_never
 
 from seedcore.core.answers import Outcome, OutcomeKind, Receipt
 from seedcore.core.changes import Change, HoldChange, RegisterChange, StatusChange
 from seedcore.core.errors import (
     EpochLimitError,
-    FencedError,
     ForbiddenTransitionError,
     InstanceConflictError,
     InstanceDeadError,
+    RegistryError,
     RetiredEpochError,
-    StoreRejectedError,
     UnknownInstanceError,
 )
 from seedcore.core.holds import effective_status
@@ -24,7 +24,7 @@ from seedcore.core.instances import Instance
 from seedcore.core.lease import BeatRate
 from seedcore.core.lifecycle import Status
 from seedcore.core.members import Members
-from seedcore.registry.server.backlog import key_of
+from seedcore.registry.server.backlog import Settled, key_of
 from seedcore.registry.server.writer import Writer
 
 
@@ -36,16 +36,30 @@ class Receipts:
         self._writer = writer
         self._rate = rate
 
-    async def when_settled(self, change: Change) -> Receipt:
-        """The receipt of an accepted change: durable once it is committed, not durable after the bounded wait.
+    async def when_settled(self, taken: Sequence[Change | Receipt | RegistryError]) -> list[Receipt | RegistryError]:
+        """The receipts of accepted changes: durable once they are committed, not durable after the bounded wait. A
+        refusal of the database is the answer. What is a receipt or an error already stays in its place."""
+        waiting = [key_of(one) for one in taken if not isinstance(one, (Receipt, RegistryError))]
+        settled = await self._writer.backlog.settled(waiting, self._writer.database.patience_s) if waiting else {}
+        return [
+            one if isinstance(one, (Receipt, RegistryError)) else self._answer(one, settled.get(key_of(one)))
+            for one in taken
+        ]
 
-        Raises the refusal of the database.
-        """
-        settled = await self._writer.backlog.settled(key_of(change), self._writer.database.patience_s)
-        if isinstance(settled, (StoreRejectedError, FencedError)):
-            raise settled
+    async def when_one_settled(self, change: Change) -> Receipt:
+        """As `when_settled`, of one change. Raises the refusal."""
+        (answer,) = await self.when_settled([change])
+        if isinstance(answer, RegistryError):
+            raise answer
+        return answer
+
+    def _answer(self, change: Change, settled: Settled | None) -> Receipt | RegistryError:
+        if isinstance(settled, RegistryError):
+            return settled
         if settled is not None:
-            raise_refusal(change, settled)
+            refused = refusal(change, settled)
+            if refused is not None:
+                return refused
         known = self._members.get(change.instance_id)
         status = settled.status if settled is not None and settled.status is not None else _wanted(change)
         return self._receipt(
@@ -81,27 +95,36 @@ class Receipts:
 
 def raise_refusal(change: Change, outcome: Outcome) -> None:
     """Raise the error of an outcome that changed nothing."""
+    refused = refusal(change, outcome)
+    if refused is not None:
+        raise refused
+
+
+def refusal(change: Change, outcome: Outcome) -> RegistryError | None:
+    """The error of an outcome that changed nothing; None for one that is no refusal."""
     instance_id = change.instance_id
     kind = outcome.kind
     if kind is OutcomeKind.APPLIED or kind is OutcomeKind.UNCHANGED:
-        return
+        return None
     if kind is OutcomeKind.UNKNOWN:
-        raise UnknownInstanceError(instance_id)
+        return UnknownInstanceError(instance_id)
     if kind is OutcomeKind.DEAD:
-        raise InstanceDeadError(instance_id, outcome.cause)
+        return InstanceDeadError(instance_id, outcome.cause)
     if kind is OutcomeKind.FORBIDDEN:
-        raise ForbiddenTransitionError(instance_id, str(outcome.status), str(_wanted(change)))
+        return ForbiddenTransitionError(instance_id, str(outcome.status), str(_wanted(change)))
     if kind is OutcomeKind.CONFLICT:
         assert isinstance(change, RegisterChange)
-        raise InstanceConflictError(instance_id, change.registration.logical_id)
+        return InstanceConflictError(instance_id, change.registration.logical_id)
     if kind is OutcomeKind.RETIRED_EPOCH:
-        raise RetiredEpochError(str(outcome.cluster_epoch))
+        return RetiredEpochError(str(outcome.cluster_epoch))
     if kind is OutcomeKind.EPOCH_LIMIT:
-        raise EpochLimitError(str(outcome.cluster_epoch))
+        return EpochLimitError(str(outcome.cluster_epoch))
     assert_never(kind)
 
 
 def _wanted(change: Change) -> Status:
     if isinstance(change, HoldChange):
         return Status.ALIVE if change.hold is None else effective_status(Status.ALIVE, [change.kind])
-    return change.status if isinstance(change, StatusChange) else Status.STARTING
+    if isinstance(change, StatusChange):
+        return change.status
+    return Status.ALIVE if change.is_alive else Status.STARTING

@@ -11,10 +11,11 @@ import logging
 import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from seedcore import __version__
 from seedcore.core.answers import BeatAnswer, KnownBefore, Outcome, Receipt
-from seedcore.core.changes import HoldChange, RegisterChange, Registration, SequencedChange, StatusChange
+from seedcore.core.changes import Change, HoldChange, RegisterChange, Registration, SequencedChange, StatusChange
 from seedcore.core.clock import Clock
 from seedcore.core.errors import (
     InvalidInputError,
@@ -113,29 +114,61 @@ class Registry(Operations):
 
     async def take(self, change: SequencedChange) -> Receipt:
         """See RegistryApi.take."""
-        inner = check_kind("change", change, SequencedChange).change
-        if not isinstance(inner, (RegisterChange, StatusChange, HoldChange)):
-            raise InvalidInputError("change", f"must be of an agent, not of type {type(inner).__name__}")
-        if change.after is not None and change.after != self.members.feed.stream:
-            raise RegistryReplacedError("it was restarted between two changes")
-        if isinstance(inner, RegisterChange):
-            return await self._register(inner)
-        received = self._as_received(inner)
-        if received.seq is None:
-            raise InvalidInputError("seq", "must be the agent's number of the change")
-        return await self._change(received, received.seq)
+        (answer,) = await self._answers([change])
+        if isinstance(answer, RegistryError):
+            raise answer
+        return answer
 
-    async def _register(self, change: RegisterChange) -> Receipt:
-        registration = check_kind("registration", change.registration, Registration).validated()
-        seq = change.seq
-        check_seq(seq)
-        if change.is_update:
-            await self._require_read(registration.instance_id)
+    async def deliver(self, changes: Sequence[SequencedChange]) -> list[Receipt | RegistryError]:
+        """See RegistryApi.deliver."""
+        if not isinstance(changes, (list, tuple)) or len(changes) > MAX_CHANGES_PER_MESSAGE:
+            raise InvalidInputError("changes", f"must be a list of at most {MAX_CHANGES_PER_MESSAGE} changes")
+        return await self._answers(changes)
+
+    async def _answers(self, changes: Sequence[SequencedChange]) -> list[Receipt | RegistryError]:
+        """Apply changes in their order, and wait for all of them together."""
+        unread: RegistryError | None = None
+        taken: list[Change | Receipt | RegistryError] = []
+        for change in changes:
+            try:
+                inner = self._as_received(change)
+                if self._may_be_unread(inner) and unread is None:
+                    try:
+                        await self.writer.require_read()
+                    except RegistryUnavailableError as error:
+                        unread = error
+                taken.append(unread if unread is not None and self._may_be_unread(inner) else self._taken(inner))
+            except RegistryError as error:
+                taken.append(error)
+            except Exception as error:
+                # one agent's trouble with a fault of ours is not the others'
+                logger.exception("a change failed")
+                taken.append(RegistryUnavailableError(f"it failed inside the actor: {error!r}"))
+        answers = await self._receipts.when_settled(taken)
+        return [
+            self._brought_alive(change, answer) if isinstance(change, RegisterChange) and change.is_alive else answer
+            for change, answer in zip(taken, answers, strict=True)
+        ]
+
+    def _may_be_unread(self, change: Change) -> bool:
+        """Whether only the database may know the instance, and is to be read first. A registration needs no reading."""
+        if isinstance(change, RegisterChange) and not change.is_update:
+            return False
+        return change.instance_id not in self.members and change.instance_id not in self.members.deaths
+
+    def _taken(self, change: Change) -> Change | Receipt:
+        """Apply a change to memory and queue it. Returns it, or the receipt of a replay."""
+        if isinstance(change, RegisterChange):
+            return self._register(change)
+        return self._change(change)
+
+    def _register(self, change: RegisterChange) -> Change | Receipt:
+        registration, seq = change.registration, change.seq
         if not self.writer.backlog.is_waiting(key_of(change)):
             self.writer.backlog.require_room()
             self.expiry.require_node(registration.node_id)
             known = self.members.get(registration.instance_id)
-            outcome = self._enter(change)
+            outcome = self._enter(change.in_two()[0] if change.is_alive else change)
             raise_refusal(change, outcome)
             # at or below the known number it is a replay; a newer change of the instance may still wait
             if known is not None and seq <= known.seq:
@@ -143,7 +176,15 @@ class Registry(Operations):
             self.writer.backlog.offer(change)
             self.expiry.drains.place(registration.instance_id)
             self.expiry.processes.settle(registration.instance_id)
-        return await self._receipts.when_settled(change)
+        return change
+
+    def _brought_alive(self, change: RegisterChange, answer: Receipt | RegistryError) -> Receipt | RegistryError:
+        """The answer to a registration that is alive: without a database it does not wait for its epoch."""
+        if isinstance(answer, RegistryError) or answer.durable:
+            return answer
+        self.members.bring_alive(change, self._clock.monotonic(), self._clock.utc())
+        known = self.members.get(change.instance_id)
+        return answer if known is None else replace(answer, status=known.status)
 
     def _enter(self, change: RegisterChange) -> Outcome:
         """Apply a registration to memory. Raises RegistryFullError."""
@@ -155,21 +196,31 @@ class Registry(Operations):
         self.fullness.look()
         return outcome
 
-    def _as_received(self, sent: StatusChange | HoldChange) -> StatusChange | HoldChange:
+    def _as_received(self, sent: SequencedChange) -> Change:
         """An agent's change with nothing but what an agent decides. Its hold begins now."""
-        check_instance_id(sent.instance_id)
-        if isinstance(sent, StatusChange):
-            check_seq(sent.seq)
-            return StatusChange(sent.instance_id, check_status(sent.status), sent.seq, check_cause(sent.cause))
-        if sent.validated().kind not in AGENTS_KINDS:
+        change = check_kind("change", sent, SequencedChange).change
+        if not isinstance(change, (RegisterChange, StatusChange, HoldChange)):
+            raise InvalidInputError("change", f"must be of an agent, not of type {type(change).__name__}")
+        if sent.after is not None and sent.after != self.members.feed.stream:
+            raise RegistryReplacedError("it was restarted between two changes")
+        if isinstance(change, RegisterChange):
+            check_kind("registration", change.registration, Registration).validated()
+            check_seq(change.seq - 1 if change.is_alive else change.seq)
+            return change
+        check_instance_id(change.instance_id)
+        if isinstance(change, HoldChange) and change.validated().kind not in AGENTS_KINDS:
             agents = " or ".join(sorted(AGENTS_KINDS))
-            raise InvalidInputError("kind", f"must be one that an agent changes, {agents}, not {sent.kind}")
-        hold = None if sent.hold is None else Hold(sent.kind, sent.hold.reason, None, self._clock.utc())
-        return HoldChange(sent.instance_id, sent.kind, hold, cause=sent.cause, seq=sent.seq)
+            raise InvalidInputError("kind", f"must be one that an agent changes, {agents}, not {change.kind}")
+        if change.seq is None:
+            raise InvalidInputError("seq", "must be the agent's number of the change")
+        check_seq(change.seq)
+        if isinstance(change, StatusChange):
+            return StatusChange(change.instance_id, check_status(change.status), change.seq, check_cause(change.cause))
+        hold = None if change.hold is None else Hold(change.kind, change.hold.reason, None, self._clock.utc())
+        return HoldChange(change.instance_id, change.kind, hold, cause=change.cause, seq=change.seq)
 
-    async def _change(self, change: StatusChange | HoldChange, seq: int) -> Receipt:
+    def _change(self, change: StatusChange | HoldChange) -> Change | Receipt:
         instance_id = change.instance_id
-        await self._require_read(instance_id)
         if not self.writer.backlog.is_waiting(key_of(change)):
             self.writer.backlog.require_room()
             known = self.members.get(instance_id)
@@ -180,32 +231,11 @@ class Registry(Operations):
                 outcome = self.members.set_status(change, now_s, at)
             raise_refusal(change, outcome)
             # unchanged by a newer number: it was reported under a hold, or is held for this already
-            if known is not None and seq <= known.seq:
-                return self._receipts.of_replay(known, seq)
+            if known is not None and change.seq is not None and change.seq <= known.seq:
+                return self._receipts.of_replay(known, change.seq)
             self.writer.backlog.offer(change)
             self.expiry.processes.settle(instance_id)
-        return await self._receipts.when_settled(change)
-
-    async def _require_read(self, instance_id: str) -> None:
-        """Wait a bounded time for the database to be read if memory does not have the instance."""
-        if instance_id not in self.members and instance_id not in self.members.deaths:
-            await self.writer.require_read()
-
-    async def deliver(self, changes: Sequence[SequencedChange]) -> list[Receipt | RegistryError]:
-        """See RegistryApi.deliver."""
-        if not isinstance(changes, (list, tuple)) or len(changes) > MAX_CHANGES_PER_MESSAGE:
-            raise InvalidInputError("changes", f"must be a list of at most {MAX_CHANGES_PER_MESSAGE} changes")
-        return await asyncio.gather(*(self._taken(change) for change in changes))
-
-    async def _taken(self, change: SequencedChange) -> Receipt | RegistryError:
-        try:
-            return await self.take(change)
-        except RegistryError as error:
-            return error
-        except Exception as error:
-            # one agent's trouble with a fault of ours is not the others'
-            logger.exception("a change failed")
-            return RegistryUnavailableError(f"it failed inside the actor: {error!r}")
+        return change
 
     # Beats
 
