@@ -80,17 +80,21 @@ def apply_status(known: Instance, change: StatusChange, now: datetime) -> tuple[
         return _answer(OutcomeKind.DEAD, known)
     if not lifecycle.is_allowed(known.reported_status, change.status):
         return _answer(OutcomeKind.FORBIDDEN, known)
-    changed = replace(
-        known,
-        reported_status=change.status,
-        holds=() if change.status is Status.DEAD else known.holds,
-        seq=known.seq if change.seq is None else change.seq,
-        last_heartbeat=known.last_heartbeat if change.seq is None else now,
+    holds = () if change.status is Status.DEAD else known.holds
+    effects = _effects(known, change.status, holds, now - timedelta(seconds=change.age_s))
+    if effects:
+        effects["cause"] = change.cause
+    return _answer(
+        OutcomeKind.APPLIED if effects else OutcomeKind.UNCHANGED,
+        replace(
+            known,
+            reported_status=change.status,
+            holds=holds,
+            seq=known.seq if change.seq is None else change.seq,
+            last_heartbeat=known.last_heartbeat if change.seq is None else now,
+            **effects,
+        ),
     )
-    changed = _derived(changed, now - timedelta(seconds=change.age_s))
-    if changed.status is known.status:
-        return _answer(OutcomeKind.UNCHANGED, changed)
-    return _answer(OutcomeKind.APPLIED, replace(changed, cause=change.cause))
 
 
 def apply_hold(known: Instance, change: HoldChange, now: datetime) -> tuple[Outcome, Instance]:
@@ -104,15 +108,16 @@ def apply_hold(known: Instance, change: HoldChange, now: datetime) -> tuple[Outc
     if known.reported_status is Status.DEAD:
         return _answer(OutcomeKind.DEAD, known)
     others = [hold for hold in known.holds if hold.kind is not change.kind]
-    holds = others if change.hold is None else [*others, change.hold]
+    holds = sorted_holds(others if change.hold is None else [*others, change.hold])
     changed = replace(
         known,
-        holds=sorted_holds(holds),
+        holds=holds,
         cause=change.why,
         seq=known.seq if change.seq is None else change.seq,
         last_heartbeat=known.last_heartbeat if change.seq is None else now,
+        **_effects(known, known.reported_status, holds, now - timedelta(seconds=change.age_s)),
     )
-    return _answer(OutcomeKind.APPLIED, _derived(changed, now - timedelta(seconds=change.age_s)))
+    return _answer(OutcomeKind.APPLIED, changed)
 
 
 def sorted_holds(holds: Iterable[Hold]) -> tuple[Hold, ...]:
@@ -120,15 +125,16 @@ def sorted_holds(holds: Iterable[Hold]) -> tuple[Hold, ...]:
     return tuple(sorted(holds, key=lambda hold: hold.kind.value))
 
 
-def _derived(instance: Instance, at: datetime) -> Instance:
-    """The instance with the effective status that follows from what it reports and its holds. It changed `at`."""
-    status = effective_status(instance.reported_status, [hold.kind for hold in instance.holds])
-    if status is instance.status:
-        return instance
+def _effects(known: Instance, reported: Status, holds: Iterable[Hold], at: datetime) -> dict[str, Any]:
+    """What changes with the effective status that follows from what an instance reports and its holds, `at` this time:
+    fields of an instance. Empty where that status stays."""
+    status = effective_status(reported, [hold.kind for hold in holds])
+    if status is known.status:
+        return {}
     # a change that is stored late does not precede the one before it
-    happened = max(instance.status_changed_at + timedelta(microseconds=1), at)
+    happened = max(known.status_changed_at + timedelta(microseconds=1), at)
     stopped_at = happened if status is Status.DEAD else None
-    return replace(instance, status=status, status_changed_at=happened, stopped_at=stopped_at)
+    return {"status": status, "status_changed_at": happened, "stopped_at": stopped_at}
 
 
 def _answer(kind: OutcomeKind, row: Instance) -> tuple[Outcome, Instance]:

@@ -15,14 +15,16 @@ T = TypeVar("T")
 def wire(cls: type[T]) -> type[T]:
     """Make a frozen dataclass with slots readable by older and newer versions of itself."""
     members = fields(cls)  # type: ignore[arg-type]
-    names = tuple(member.name for member in members)
+    # the descriptors of the slots: a frozen dataclass refuses its own attributes
+    slots = [getattr(cls, member.name) for member in members]
+    getters, setters = [slot.__get__ for slot in slots], [slot.__set__ for slot in slots]
 
     def __getstate__(self: Any) -> list[Any]:
-        return [getattr(self, name) for name in names]
+        return [get(self) for get in getters]
 
     def __setstate__(self: Any, state: list[Any]) -> None:
-        for name, value in zip(names, state, strict=False):
-            object.__setattr__(self, name, value)
+        for put, value in zip(setters, state, strict=False):
+            put(self, value)
         for member in members[len(state) :]:
             value = member.default if member.default_factory is MISSING else member.default_factory()
             if value is MISSING:
