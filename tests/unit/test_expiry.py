@@ -102,3 +102,26 @@ async def test_no_lease_expires_by_silence_while_rays_tables_cannot_be_read_nor_
     await pass_time(registry, elapsed, 2)
     await registry.expiry.sweep(elapsed.now_s)
     assert iid(1) not in registry.members
+
+
+async def test_no_lease_expires_right_after_a_stall_of_the_registry(registry: Registry, elapsed: Elapsed) -> None:
+    beating = range(2, 10)
+    for number in beating:
+        await registry.register(joins(number, f"agent-{number}").registration)
+    await pass_time(registry, elapsed, CONFIG.lease_s - 0.1, *beating)
+    # what the meter of stalls does not credit is enough for the lease to end
+    elapsed.now_s += 0.09
+    registry.expiry.attentive_now_s()
+    await registry.beat_many([iid(number) for number in beating])
+    elapsed.now_s += 10.0
+    await registry.expiry.sweep(elapsed.now_s)
+    assert registry.members.silence.lapsed(elapsed.now_s) == [iid(1)]
+    assert iid(1) in registry.members
+    # its beat was on its way
+    await registry.beat_many([iid(1)])
+    await pass_time(registry, elapsed, 1.0, *beating)
+    await registry.expiry.sweep(elapsed.now_s)
+    assert iid(1) in registry.members
+    await pass_time(registry, elapsed, CONFIG.lease_s + 1.0, *beating)
+    await registry.expiry.sweep(elapsed.now_s)
+    assert iid(1) not in registry.members

@@ -74,6 +74,7 @@ class Expiry:
         members.on_vanish = self._follow_no_longer
         self._lateness = MassLateness(config.freeze_floor, config.freeze_share, config.freeze_max_s)
         self._amnesty_s = 0.0
+        self._stalled_s = -math.inf
         self._sweep_period_s = min(1.0, config.lease_s / 5)
         self._next_sweep_s = 0.0
         self._tick_s = min(_TICK_S, self._sweep_period_s / 4)
@@ -122,7 +123,7 @@ class Expiry:
             self._silence.credit(absence_s, now_s)
         if absence_s > self._sweep_period_s / 2:
             logger.warning("this process was stalled; every lease is credited", extra={"credit_s": absence_s})
-            self._amnesty_s = now_s
+            self._amnesty_s = self._stalled_s = now_s
             self._housekeeping.owe_grace()
         return now_s
 
@@ -148,6 +149,9 @@ class Expiry:
         self._release_expired()
         self.processes.settle_all()
         if self._has_thawed(now_s):
+            return
+        if now_s - self._stalled_s < self._sweep_period_s / 2:
+            # beats that were sent during a stall of this process may still wait
             return
         lapsed = self._silence.lapsed(now_s)
         if self.is_frozen:
