@@ -40,6 +40,7 @@ class Breakage:
         self._new_office = new_office
         self._new_caller = new_caller
         self._ray_cluster = "cluster-1"
+        self._flips = 0
 
     def start_registry(self) -> None:
         self._new_office(self._ray_cluster)
@@ -207,7 +208,9 @@ class Breakage:
 
     async def _epoch_flips(self) -> None:
         """An operator stages an epoch, most times brings up its fleet, and shows it: the fleet before ends."""
-        world, name = self._world, f"flip-{len(self._world.log)}"
+        # one of its own: two fleets of one epoch would have actors of the same names
+        self._flips += 1
+        world, name = self._world, f"flip-{self._flips}"
         with contextlib.suppress(RegistryError):
             await self._operator.stage_epoch(name)
             if world.random.random() < 0.7:
