@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from seedcore.core.answers import InstanceFilter, KnownBefore, NotResolved
+from seedcore.core.answers import BeatAnswer, InstanceFilter, KnownBefore, NotResolved
 from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.changes import HoldChange, Registration, StatusChange
 from seedcore.core.errors import InvalidInputError, StoreUnavailableError
@@ -321,6 +321,28 @@ async def called(registry: LocalRegistry) -> AsyncIterator[tuple[RegistryConnect
     connection = RegistryConnection("nowhere", 1.0, find=find)
     yield connection, replace_by
     await connection.close()
+
+
+async def test_beats_of_the_same_moment_share_a_message_and_get_their_own_answers(
+    tables: Tables, connected: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[int] = []
+    beat_many = LocalRegistry.beat_many
+
+    async def counted(registry: LocalRegistry, instance_ids: Sequence[str], *details: Any) -> BeatAnswer:
+        sent.append(len(instance_ids))
+        return await beat_many(registry, instance_ids, *details)
+
+    monkeypatch.setattr(LocalRegistry, "beat_many", counted)
+    async with joined_registry(CONFIG, tables) as registry, called(registry) as (connection, _):
+        await connection.register(Registration(iid(1), "agent-1"), 1)
+        answers = await asyncio.gather(*(connection.beat(iid(number)) for number in range(1, 501)))
+        assert sum(sent) == 500
+        assert len(sent) < 10
+        assert [answer.unknown for answer in answers] == [(), *((iid(number),) for number in range(2, 501))]
+        with pytest.raises(InvalidInputError, match="instance_id"):
+            await connection.beat("one")
+        assert sum(sent) == 500
 
 
 async def test_agents_repeat_their_last_words_to_a_registry_that_does_not_have_them(

@@ -36,7 +36,7 @@ from seedcore.registry.ray_support.actors import Proof, probe
 from seedcore.registry.ray_support.lookup import in_thread
 from seedcore.settings import Settings
 from seedcore.tier0.calls import bounded_call
-from tests.builders import START
+from tests.builders import START, iid
 from tests.unit.conftest import Membership
 from tests.unit.test_relay_client import Actor
 
@@ -242,14 +242,14 @@ async def test_a_connection_finds_the_registry_again_in_each_session(connected: 
         return found[-1]
 
     connection = RegistryConnection("nowhere", 1.0, find=find)
-    await connection.beat("one")
-    await connection.beat("one")
+    await connection.beat(iid(1))
+    await connection.beat(iid(1))
     assert [actor.calls for actor in found] == [["hello", "beat_many", "beat_many"]]
     connected.leave()
     with pytest.raises(RegistryUnavailableError, match="not connected to Ray"):
-        await connection.beat("one")
+        await connection.beat(iid(1))
     connected.join()
-    await connection.beat("one")
+    await connection.beat(iid(1))
     assert [actor.calls for actor in found] == [["hello", "beat_many", "beat_many"], ["hello", "beat_many"]]
 
 
@@ -320,7 +320,7 @@ def _in_child(call: Callable[[], Any]) -> tuple[str, float]:
         lambda: ThreadReporter("child", settings=SETTINGS).start(),
         lambda: asyncio.run(Reporter("child", settings=SETTINGS).start()),
         lambda: asyncio.run(Reporter("child", settings=SETTINGS).drain()),
-        lambda: asyncio.run(RegistryConnection("nowhere", 5.0).beat("one")),
+        lambda: asyncio.run(RegistryConnection("nowhere", 5.0).beat(iid(1))),
         lambda: asyncio.run(RegistryConnection("nowhere", 5.0, by_relay=True).health()),
         lambda: asyncio.run(in_thread(lambda: "read", 5.0)),
         lambda: asyncio.run(HandleFinder("nowhere").of_name("agent")),

@@ -26,11 +26,12 @@ from seedcore.core.errors import (
     VersionMismatchError,
     first_line,
 )
+from seedcore.core.limits import check_instance_id
 from seedcore.core.timeouts import end, is_running, within
 from seedcore.registry.protocol.api import RegistryApi, Repeats, Rules, Shorthands, rules_of
 from seedcore.registry.protocol.durable_words import DurableWords
 from seedcore.registry.protocol.messages import PROTOCOL, Hello
-from seedcore.registry.protocol.outbox import ChangeBox
+from seedcore.registry.protocol.outbox import BeatBox, ChangeBox
 from seedcore.registry.protocol.relay_client import RelayFinder, RelayTimes, cause_of
 from seedcore.registry.ray_support import session
 from seedcore.registry.ray_support.directory import RESERVED_PREFIX
@@ -103,6 +104,7 @@ class RegistryConnection(Shorthands):
             RelayFinder(namespace, call_timeout_s, self._clock, self._times.relay, find) if by_relay else None
         )
         self._boxes: WeakKeyDictionary[asyncio.AbstractEventLoop, ChangeBox] = WeakKeyDictionary()
+        self._beats: WeakKeyDictionary[asyncio.AbstractEventLoop, BeatBox] = WeakKeyDictionary()
         self._session: session.Session | None = None
         self._handle: ActorHandle | None = None
         self._greeted: ActorHandle | None = None
@@ -149,6 +151,16 @@ class RegistryConnection(Shorthands):
             receipt = await box.take(change)
         self._words.note_receipt(change, receipt)
         return receipt
+
+    async def beat(self, instance_id: str) -> BeatAnswer:
+        """Renew one lease. Beats of the same moment share a message, and each gets the answer about its own instance.
+        Raises InvalidInputError for what is no id, and then nothing is sent."""
+        # it must not fail the others' beats
+        check_instance_id(instance_id)
+        loop = asyncio.get_running_loop()
+        if loop not in self._beats:
+            self._beats[loop] = BeatBox(self.beat_many, self._times.linger_s)
+        return await self._beats[loop].renew([instance_id])
 
     async def beat_many(
         self, instance_ids: Sequence[str], loads: Mapping[str, float] | None = None, known: KnownBefore | None = None
