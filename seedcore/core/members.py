@@ -128,12 +128,6 @@ class Members:
         self._put(row, seen_s)
         return outcome
 
-    def bring_alive(self, change: RegisterChange, now_s: float, at: datetime) -> None:
-        """Apply the status of a registration that is alive, once the store has decided its epoch: an agent must not be
-        resolved in another one."""
-        if change.is_alive and change.instance_id in self.index:
-            self.set_status(change.in_two()[1], now_s, at)
-
     def hold(self, change: HoldChange, at: datetime, now_s: float | None = None) -> Outcome:
         """Place, replace or release a hold. The agent's own change renews its lease, at `now_s`; others renew none."""
         instance_id = change.instance_id

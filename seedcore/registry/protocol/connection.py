@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, NamedTuple, Self
 from weakref import WeakKeyDictionary
 
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
@@ -30,6 +29,7 @@ from seedcore.core.limits import check_instance_id
 from seedcore.core.timeouts import end, is_running, within
 from seedcore.registry.protocol.api import RegistryApi, Repeats, Rules, Shorthands, rules_of
 from seedcore.registry.protocol.durable_words import DurableWords
+from seedcore.registry.protocol.forwarding import forwarded
 from seedcore.registry.protocol.messages import PROTOCOL, Hello
 from seedcore.registry.protocol.outbox import BeatBox, ChangeBox
 from seedcore.registry.protocol.relay_client import RelayFinder, RelayTimes, cause_of
@@ -41,9 +41,6 @@ logger = logging.getLogger(__name__)
 
 REGISTRY_NAME = RESERVED_PREFIX + "registry"
 _IN_DOUBT = "; it may have been carried out: look before you repeat it"
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +54,11 @@ class ConnectionTimes:
     relay: RelayTimes = field(default_factory=RelayTimes)
 
 
-def forwarded(
-    method: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]],
-) -> Callable[Concatenate[RegistryConnection, P], Coroutine[Any, Any, R]]:
-    """The method of a connection that calls this method of the contract, by its rules and with its types."""
-    rules = rules_of(method)
+class _Boxes(NamedTuple):
+    """What an event loop sends to the registry."""
 
-    @functools.wraps(method)
-    async def call(self: RegistryConnection, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        answer: R = await self._call(rules, *args, **kwargs)
-        return answer
-
-    return call
+    changes: ChangeBox
+    beats: BeatBox
 
 
 class RegistryConnection(Shorthands):
@@ -103,8 +93,7 @@ class RegistryConnection(Shorthands):
         self._relays = (
             RelayFinder(namespace, call_timeout_s, self._clock, self._times.relay, find) if by_relay else None
         )
-        self._boxes: WeakKeyDictionary[asyncio.AbstractEventLoop, ChangeBox] = WeakKeyDictionary()
-        self._beats: WeakKeyDictionary[asyncio.AbstractEventLoop, BeatBox] = WeakKeyDictionary()
+        self._boxes: WeakKeyDictionary[asyncio.AbstractEventLoop, _Boxes] = WeakKeyDictionary()
         self._session: session.Session | None = None
         self._handle: ActorHandle | None = None
         self._greeted: ActorHandle | None = None
@@ -141,7 +130,7 @@ class RegistryConnection(Shorthands):
 
     async def take(self, change: SequencedChange) -> Receipt:
         """See RegistryApi.take. Only a first registration goes on to a registry that replaced the one called."""
-        box = self._box()
+        box = self._box().changes
         self._words.note_sent(change)
         try:
             receipt = await box.take(change)
@@ -157,10 +146,7 @@ class RegistryConnection(Shorthands):
         Raises InvalidInputError for what is no id, and then nothing is sent."""
         # it must not fail the others' beats
         check_instance_id(instance_id)
-        loop = asyncio.get_running_loop()
-        if loop not in self._beats:
-            self._beats[loop] = BeatBox(self.beat_many, self._times.linger_s)
-        return await self._beats[loop].renew([instance_id])
+        return await self._box().beats.renew([instance_id])
 
     async def beat_many(
         self, instance_ids: Sequence[str], loads: Mapping[str, float] | None = None, known: KnownBefore | None = None
@@ -208,11 +194,11 @@ class RegistryConnection(Shorthands):
     stage_epoch = forwarded(RegistryApi.stage_epoch)
     list_epochs = forwarded(RegistryApi.list_epochs)
 
-    def _box(self) -> ChangeBox:
-        """One for each event loop of the process."""
-        loop = asyncio.get_running_loop()
+    def _box(self) -> _Boxes:
+        """Those of this event loop."""
+        loop, linger_s = asyncio.get_running_loop(), self._times.linger_s
         if loop not in self._boxes:
-            self._boxes[loop] = ChangeBox(self.deliver, self._times.linger_s)
+            self._boxes[loop] = _Boxes(ChangeBox(self.deliver, linger_s), BeatBox(self.beat_many, linger_s))
         return self._boxes[loop]
 
     async def _call(self, rules: Rules, *args: Any, **kwargs: Any) -> Any:

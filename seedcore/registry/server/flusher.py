@@ -258,8 +258,9 @@ class Flusher:
         for change, outcome in zip(changes, outcomes, strict=True):
             if outcome.kind is OutcomeKind.APPLIED and outcome.cluster_epoch is not None:
                 self._members.move(change.instance_id, outcome.cluster_epoch)
-            if isinstance(change, RegisterChange):
-                self._members.bring_alive(change, self._clock.monotonic(), self._clock.utc())
+            if isinstance(change, RegisterChange) and change.is_alive:
+                # only now: before, it would be resolved in an epoch that may not be its own
+                self._members.set_status(change.in_two()[1], self._clock.monotonic(), self._clock.utc())
             if self._contradicts(change, outcome):
                 await self._comparison.correct(change.instance_id, key_of(change))
         # only now: an outage while correcting puts the whole batch back, and its callers go on waiting

@@ -182,7 +182,7 @@ class Registry(Operations):
         """The answer to a registration that is alive: without a database it does not wait for its epoch."""
         if isinstance(answer, RegistryError) or answer.durable:
             return answer
-        self.members.bring_alive(change, self._clock.monotonic(), self._clock.utc())
+        self.members.set_status(change.in_two()[1], self._clock.monotonic(), self._clock.utc())
         known = self.members.get(change.instance_id)
         return answer if known is None else replace(answer, status=known.status)
 
