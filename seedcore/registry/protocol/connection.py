@@ -45,9 +45,8 @@ _IN_DOUBT = "; it may have been carried out: look before you repeat it"
 
 @dataclass(frozen=True, slots=True)
 class ConnectionTimes:
-    """Seconds. `linger_s`: while a message of changes is under way, the next leaves so long after its first change.
-    `silent_pause_s`: while the registry is silent it is tried once in so long, and readers fail at once in between.
-    `relay`: see RelayTimes."""
+    """Seconds. `linger_s`: a message of changes leaves so long after its first one. `silent_pause_s`: while the
+    registry is silent it is tried once in so long, and readers fail at once in between. `relay`: see RelayTimes."""
 
     linger_s: float = 0.001
     silent_pause_s: float = 1.0
