@@ -65,6 +65,8 @@ _STATUSES = {status.value: status for status in Status}
 _SENT = tuple(field.name for field in fields(Registration) if field.name != "started_epoch")
 """What of a registration is stored: the epoch that it was started in decides only where it belongs."""
 _sent = attrgetter(*_SENT)
+_LEFT_OUT: tuple[object, ...] = (None, {}, ())
+"""What the database has without being told."""
 
 
 def instance_of(row: Row) -> Instance:
@@ -181,7 +183,11 @@ def registrations(changes: Sequence[RegisterChange]) -> dict[str, object]:
     """The parameters of register_many. Raises StoreRejectedError for what cannot be JSON."""
     rows = [
         {
-            **{name: value for name, value in zip(_SENT, _sent(change.registration), strict=True) if value},
+            **{
+                name: value
+                for name, value in zip(_SENT, _sent(change.registration), strict=True)
+                if value not in _LEFT_OUT
+            },
             "seq": change.seq,
             **({"age_s": change.age_s} if change.age_s else {}),
             **({"is_update": True} if change.is_update else {}),

@@ -42,6 +42,7 @@ from seedcore.registry.server.actor import stop_registry
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager
 from seedcore.tier0.calls import bounded_call
+from tests.builders import iid
 from tests.cluster.agents import Worker
 from tests.cluster.conftest import HEAD
 from tests.servers import PostgresServer
@@ -143,7 +144,7 @@ async def test_without_ray_nothing_is_called_and_ray_stays_down(
         (AgentCallError, lambda: bounded_call("stays", lambda: handle.ping.remote(), 5)),
         (RegistryUnavailableError, lambda: list_active_instances(settings=settings)),
         (RegistryUnavailableError, lambda: start_registry(settings)),
-        (RegistryUnavailableError, lambda: connection.beat("unknown")),
+        (RegistryUnavailableError, lambda: connection.beat(iid(1))),
         (RegistryUnavailableError, connection.health),
         (DirectoryUnavailableError, lambda: RayDirectory(settings.namespace).names()),
         (DirectoryUnavailableError, lambda: stop_registry(settings.namespace)),
@@ -323,7 +324,7 @@ class Forker:
             await RayAgent("child-agent", settings=self.settings).start()
 
         async def beat() -> None:
-            await self.connection.beat("unknown")
+            await self.connection.beat(iid(1))
 
         return {
             "own reporter": lambda: ThreadReporter("child", settings=self.settings).start(),
