@@ -84,14 +84,16 @@ class InstanceModel:
             return self._with_row(state, None, call.status)
         assert call.seq is not None
         if call.kind is Kind.REGISTER:
-            return self._registered(state, call.seq)
+            return self._registered(state, call.seq, call.status)
         return self._changed(state, call.seq, call.status)
 
-    def _registered(self, state: State, seq: int) -> State | None:
+    def _registered(self, state: State, seq: int, status: Status) -> State | None:
         if state.status is None:
-            return self._with_row(state, seq, Status.STARTING)
+            return self._with_row(state, seq, status)
         if state.status is Status.DEAD:
             return None
+        if status is Status.ALIVE and seq > state.seq:
+            return self._changed(state, seq, status)
         return State(state.status, max(state.seq, seq), state.happened, state.numbers | {seq})
 
     def _changed(self, state: State, seq: int, wanted: Status) -> State | None:

@@ -183,7 +183,7 @@ async def take(
     details: dict[str, Any]
     if isinstance(inner, RegisterChange):
         registration = inner.registration
-        details = {"logical_id": registration.logical_id, "status": Status.STARTING}
+        details = {"logical_id": registration.logical_id, "status": Status.ALIVE if inner.is_alive else Status.STARTING}
         name = "register"
     else:
         assert isinstance(inner, StatusChange)

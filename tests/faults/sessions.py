@@ -75,6 +75,9 @@ class Sessions:
             life = self._lives[call.instance_id]
             assert call.status is not None
             life.asked.setdefault((call.seq, call.status), call.began_s)
+            if call.name == "register" and call.status is Status.ALIVE:
+                # until its commit it is starting, under the first of its two numbers
+                life.asked.setdefault((call.seq - 1, Status.STARTING), call.began_s)
             if call.name == "register":
                 life.registered.setdefault(call.seq, call.began_s)
             if call.is_durable and call.ended_s is not None:
