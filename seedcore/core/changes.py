@@ -170,10 +170,13 @@ class RegisterChange:
     def instance_id(self) -> str:
         return self.registration.instance_id
 
-    def in_two(self) -> tuple[RegisterChange, StatusChange]:
-        """A registration that is alive as two changes: the registration, and then the status."""
-        registration = replace(self, seq=self.seq - 1, is_alive=False)
-        return registration, StatusChange(self.instance_id, Status.ALIVE, self.seq)
+    def alone(self) -> RegisterChange:
+        """The registration without the status that it may have."""
+        return replace(self, seq=self.seq - 1, is_alive=False) if self.is_alive else self
+
+    def status_change(self) -> StatusChange:
+        """The status of a registration that is alive, as the change that follows `alone()`."""
+        return StatusChange(self.instance_id, Status.ALIVE, self.seq)
 
 
 Change: TypeAlias = RegisterChange | StatusChange | HoldChange

@@ -53,9 +53,9 @@ def _kept(name: str, value: Any) -> Any:
 def apply_registration(known: Instance, change: RegisterChange, now: datetime) -> tuple[Outcome, Instance]:
     """Register a known id again: its details are refreshed, its life continues."""
     if change.is_alive:
-        registration, status = change.in_two()
-        outcome, row = apply_registration(known, registration, now)
-        return apply_status(row, status, now) if outcome.kind is OutcomeKind.UNCHANGED else (outcome, row)
+        outcome, row = apply_registration(known, change.alone(), now)
+        is_taken = outcome.kind is OutcomeKind.UNCHANGED
+        return apply_status(row, change.status_change(), now) if is_taken else (outcome, row)
     if known.logical_id != change.registration.logical_id:
         return _answer(OutcomeKind.CONFLICT, known)
     if known.status is Status.DEAD:

@@ -182,17 +182,13 @@ def _time_or_none(text: str | None) -> datetime | None:
 def registrations(changes: Sequence[RegisterChange]) -> dict[str, object]:
     """The parameters of register_many. Raises StoreRejectedError for what cannot be JSON."""
     rows = [
-        {
-            **{
-                name: value
-                for name, value in zip(_SENT, _sent(change.registration), strict=True)
-                if value not in _LEFT_OUT
-            },
-            "seq": change.seq,
-            **({"age_s": change.age_s} if change.age_s else {}),
-            **({"is_update": True} if change.is_update else {}),
-            **({"is_alive": True} if change.is_alive else {}),
-        }
+        dict(
+            [pair for pair in zip(_SENT, _sent(change.registration), strict=True) if pair[1] not in _LEFT_OUT],
+            seq=change.seq,
+            age_s=change.age_s,
+            is_update=change.is_update,
+            is_alive=change.is_alive,
+        )
         for change in changes
     ]
     try:

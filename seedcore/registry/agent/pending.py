@@ -179,8 +179,7 @@ class PendingChanges:
 
     def _registrations(self) -> list[RegisterChange]:
         """Those that are queued, without the status that one may have."""
-        queued = (change for change in self._changes if isinstance(change, RegisterChange))
-        return [change.in_two()[0] if change.is_alive else change for change in queued]
+        return [change.alone() for change in self._changes if isinstance(change, RegisterChange)]
 
     def _last_changes(self, instance_id: str) -> list[StatusChange | HoldChange]:
         """What is queued but for registrations, and the last status and holds, each once, by their numbers."""

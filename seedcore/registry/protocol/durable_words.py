@@ -105,7 +105,9 @@ class DurableWords:
 
 def _parts(change: Change) -> Sequence[Change]:
     """A registration that is alive as the two words that it is."""
-    return change.in_two() if isinstance(change, RegisterChange) and change.is_alive else (change,)
+    if isinstance(change, RegisterChange) and change.is_alive:
+        return change.alone(), change.status_change()
+    return (change,)
 
 
 def _of(change: Change) -> type[Change] | HoldKind:

@@ -260,7 +260,7 @@ class Flusher:
                 self._members.move(change.instance_id, outcome.cluster_epoch)
             if isinstance(change, RegisterChange) and change.is_alive:
                 # only now: before, it would be resolved in an epoch that may not be its own
-                self._members.set_status(change.in_two()[1], self._clock.monotonic(), self._clock.utc())
+                self._members.set_status(change.status_change(), self._clock.monotonic(), self._clock.utc())
             if self._contradicts(change, outcome):
                 await self._comparison.correct(change.instance_id, key_of(change))
         # only now: an outage while correcting puts the whole batch back, and its callers go on waiting

@@ -132,11 +132,8 @@ class Registry(Operations):
         for change in changes:
             try:
                 inner = self._as_received(change)
-                if self._may_be_unread(inner) and unread is None:
-                    try:
-                        await self.writer.require_read()
-                    except RegistryUnavailableError as error:
-                        unread = error
+                if unread is None and self._may_be_unread(inner):
+                    unread = await self._why_unread()
                 taken.append(unread if unread is not None and self._may_be_unread(inner) else self._taken(inner))
             except RegistryError as error:
                 taken.append(error)
@@ -149,6 +146,14 @@ class Registry(Operations):
             self._brought_alive(change, answer) if isinstance(change, RegisterChange) and change.is_alive else answer
             for change, answer in zip(taken, answers, strict=True)
         ]
+
+    async def _why_unread(self) -> RegistryUnavailableError | None:
+        """Wait a bounded time for the database to be read. Returns why it is not."""
+        try:
+            await self.writer.require_read()
+        except RegistryUnavailableError as error:
+            return error
+        return None
 
     def _may_be_unread(self, change: Change) -> bool:
         """Whether only the database may know the instance, and is to be read first. A registration needs no reading."""
@@ -168,7 +173,7 @@ class Registry(Operations):
             self.writer.backlog.require_room()
             self.expiry.require_node(registration.node_id)
             known = self.members.get(registration.instance_id)
-            outcome = self._enter(change.in_two()[0] if change.is_alive else change)
+            outcome = self._enter(change.alone())
             raise_refusal(change, outcome)
             # at or below the known number it is a replay; a newer change of the instance may still wait
             if known is not None and seq <= known.seq:
@@ -182,7 +187,7 @@ class Registry(Operations):
         """The answer to a registration that is alive: without a database it does not wait for its epoch."""
         if isinstance(answer, RegistryError) or answer.durable:
             return answer
-        self.members.set_status(change.in_two()[1], self._clock.monotonic(), self._clock.utc())
+        self.members.set_status(change.status_change(), self._clock.monotonic(), self._clock.utc())
         known = self.members.get(change.instance_id)
         return answer if known is None else replace(answer, status=known.status)
 
