@@ -22,6 +22,7 @@ from seedcore.core.limits import (
     check_seq,
     check_text,
 )
+from seedcore.core.packing import unpack
 from seedcore.core.selector import Requirement, Selector
 from seedcore.core.wire import wire
 
@@ -295,7 +296,7 @@ class Listing(Sequence[Instance]):
     `next_cursor` continues the listing and is None on the last page. `complete` False: the source may be
     missing some (it is recovering, or it is Ray's listing). `stream` names the feed that continues from `version`, if
     there is one. `verdicts` has the verdict of each item that is not fresh according to the feed, by instance id;
-    `loads` the load of each item that reports one.
+    `loads` the load of each item that reports one. In a message `packed` may have the items (see core.packing).
     """
 
     items: tuple[Instance, ...]
@@ -307,6 +308,11 @@ class Listing(Sequence[Instance]):
     stream: str | None = None
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     loads: Mapping[str, float] = field(default_factory=dict)
+    packed: bytes | None = None
+
+    def unpacked(self) -> Listing:
+        """The same page, with its items."""
+        return self if self.packed is None else replace(self, items=unpack(self.packed), packed=None)
 
     @overload
     def __getitem__(self, index: int) -> Instance: ...

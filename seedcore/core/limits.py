@@ -44,6 +44,8 @@ MAX_URL_CHARS = 2048
 MAX_METADATA_DEPTH = 32
 MAX_KEPT_S = 100 * 365 * 86_400.0
 MAX_PAGE = 1000
+MAX_LISTED = 5000
+"""The largest page of live instances that the registry itself returns."""
 MAX_LEASE_S = 86_400
 MAX_DRAIN_S = 365 * 86_400
 MAX_AGE_S = 1e9

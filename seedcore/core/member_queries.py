@@ -107,6 +107,12 @@ def observed(members: Members, instance: Instance, now_s: float, at: datetime) -
     return replace(instance, last_heartbeat=at - timedelta(seconds=max(0.0, silence_s)))
 
 
+def seen_at(members: Members, instances: Sequence[Instance], now_s: float, at: datetime) -> list[float]:
+    """When each of these live instances beat last, as `observed` has it, in seconds since 1970."""
+    at_s, silence_of = at.timestamp(), members.silence.silence_s
+    return [at_s - max(0.0, silence_of(row.instance_id, now_s)) for row in instances]
+
+
 def verdicts_of(members: Members, instances: Sequence[Instance]) -> dict[str, Verdict]:
     """The published verdicts of those instances that are not fresh."""
     known = members.silence.known_verdicts

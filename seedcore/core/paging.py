@@ -83,8 +83,8 @@ def check_within_s(within_s: float | None) -> float | None:
     return within_s
 
 
-def check_limit(limit: int) -> int:
-    """Return a valid page size. Raises InvalidInputError."""
-    if type(limit) is not int or not 1 <= limit <= MAX_PAGE:
-        raise InvalidInputError("limit", f"must be a whole number from 1 to {MAX_PAGE}, not {limit!r}")
+def check_limit(limit: int, most: int = MAX_PAGE) -> int:
+    """Return a valid page size, at most `most`. Raises InvalidInputError."""
+    if type(limit) is not int or not 1 <= limit <= most:
+        raise InvalidInputError("limit", f"must be a whole number from 1 to {most}, not {limit!r}")
     return limit

@@ -6,7 +6,7 @@ behaviour. A receiver drops fields that it does not know, and uses the defaults 
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -26,11 +26,16 @@ def wire(cls: type[T]) -> type[T]:
         for put, value in zip(setters, state, strict=False):
             put(self, value)
         for member in members[len(state) :]:
-            value = member.default if member.default_factory is MISSING else member.default_factory()
-            if value is MISSING:
-                raise TypeError(f"{cls.__name__}.{member.name} was not sent and has no default")
-            object.__setattr__(self, member.name, value)
+            object.__setattr__(self, member.name, default_of(cls, member))
 
     for method in (__getstate__, __setstate__):
         setattr(cls, method.__name__, method)
     return cls
+
+
+def default_of(cls: type, member: Field[Any]) -> Any:
+    """The value of a field that was not sent. Raises TypeError where it has no default."""
+    value = member.default if member.default_factory is MISSING else member.default_factory()
+    if value is MISSING:
+        raise TypeError(f"{cls.__name__}.{member.name} was not sent and has no default")
+    return value

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.faults.history import History
+from tests.faults.history import History, Source
 from tests.faults.instance_model import check_instances
 from tests.faults.linearizability import UndecidedError
 from tests.faults.local_histories import stages
@@ -47,6 +47,7 @@ def check_history(history: History) -> Report:
             "durable": sum(call.is_write and call.is_durable for call in history.calls),
             "unknown": sum(call.is_write and call.outcome == "unknown" for call in history.calls),
             "reads": sum(call.source in BOUNDS_S for call in history.calls),
+            "copies": sum(call.source is Source.SNAPSHOT for call in history.calls),
         }
     )
     violations = check_sessions(history)

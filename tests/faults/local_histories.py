@@ -61,7 +61,7 @@ class RecordedWire:
     async def take(self, change: SequencedChange) -> Receipt:
         return await take(self.journal, change, lambda sent: self._wire.call("take", sent))
 
-    async def page(self, wanted: Any, limit: int = 100, cursor: str | None = None) -> Listing:
+    async def page(self, wanted: Any, limit: int = 100, cursor: str | None = None, packed: bool = False) -> Listing:
         async def ask(*args: Any) -> Any:
             answer, origin = await self._wire.ask("page", *args)
             self._note(origin)
@@ -81,9 +81,19 @@ class RecordedWire:
         async with self.journal.call("beat_many"):
             return await self._wire.call("beat_many", instance_ids)
 
-    async def changes(self, wanted: Any, stream: str | None, version: int, wait_s: float, follower: str) -> Any:
+    async def changes(
+        self,
+        wanted: Any,
+        stream: str | None,
+        version: int,
+        wait_s: float,
+        follower: str,
+        loads_after: int | None = None,
+        **how: Any,
+    ) -> Any:
+        how.update(wait_s=wait_s, follower=follower, loads_after=loads_after)
         async with self.journal.call("changes"):
-            return await self._wire.call("changes", wanted, stream, version, wait_s=wait_s, follower=follower)
+            return await self._wire.call("changes", wanted, stream, version, **how)
 
     def _note(self, origin: Origin | None) -> None:
         if origin is not None and origin.term is not None:

@@ -223,8 +223,10 @@ class RecordedConnection(RegistryConnection):
         """See RegistryApi.take."""
         return await take(self.journal, change, super().take)
 
-    async def page(self, wanted: InstanceFilter, limit: int = 100, cursor: str | None = None) -> Listing:
-        """See RegistryApi.page."""
+    async def page(
+        self, wanted: InstanceFilter, limit: int = 100, cursor: str | None = None, packed: bool = False
+    ) -> Listing:
+        """See RegistryApi.page. What it returns is not packed."""
         return await page(self.journal, super().page, wanted, limit, cursor)
 
     beat_many = recorded(RegistryConnection.beat_many)

@@ -34,6 +34,7 @@ async def test_recorded_histories_keep_the_laws_and_can_be_checked_again(stage: 
         assert report.violations == ()
         assert report.counts["durable"] > 5
         assert report.counts["reads"] > 10
+        assert report.counts["copies"] > 5, "the follower's copy was not read"
         file = file_of(tmp_path, history)
         await asyncio.to_thread(history.write, file)
         assert await asyncio.to_thread(History.read, file) == history

@@ -272,8 +272,8 @@ async def test_loads_are_asked_for_at_a_bounded_rate_and_no_longer_than_they_are
             batch: FeedBatch = await question(*args)
             return batch
 
-        async def page(self, *args: Any) -> Listing:
-            return await registry.page(*args)
+        async def page(self, *args: Any, **options: Any) -> Listing:
+            return await registry.page(*args, **options)
 
     connection: Any = Counting()
     times = replace(TIMES, wait_s=0.005, loads_s=1.0)

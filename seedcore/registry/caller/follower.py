@@ -11,6 +11,7 @@ import logging
 import uuid
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Protocol
@@ -21,10 +22,10 @@ from seedcore.core.clock import Clock
 from seedcore.core.errors import FollowersFullError, RegistryError, RegistryUnavailableError
 from seedcore.core.feed import Feed, FeedBatch
 from seedcore.core.instances import Instance
-from seedcore.core.limits import MAX_PAGE
 from seedcore.core.loops import LoopsEvent
 from seedcore.core.timeouts import end, is_running, within
 from seedcore.core.view import LiveView
+from seedcore.registry.caller.listing import pages_of
 from seedcore.registry.caller.metrics import CallerMetrics
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.ray_support import session
@@ -307,15 +308,13 @@ class Follower:
         """List all instances. The earlier content stays readable meanwhile, and is not trusted."""
         self._distrust()
         pages: list[Listing] = []
-        cursor: str | None = None
-        while not pages or cursor is not None:
-            page = await self._connection.page(self._wanted, MAX_PAGE, cursor)
-            if page.stream != reset.stream:
-                raise RegistryUnavailableError("it restarted during the listing")
-            if not page.complete:
-                raise RegistryUnavailableError("it is still recovering, or superseded")
-            pages.append(page)
-            cursor = page.next_cursor
+        async with aclosing(pages_of(self._connection, self._wanted)) as found:
+            async for page in found:
+                if page.stream != reset.stream:
+                    raise RegistryUnavailableError("it restarted during the listing")
+                if not page.complete:
+                    raise RegistryUnavailableError("it is still recovering, or superseded")
+                pages.append(page)
         self.view.load(reset, pages)
         if self.feed is not None:
             self.feed.become(reset.stream, reset.version, reset.epoch)

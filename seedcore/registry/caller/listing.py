@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import replace
 
 from seedcore.core.answers import InstanceFilter, Listing
 from seedcore.core.lifecycle import Status
-from seedcore.core.limits import check_statuses
+from seedcore.core.limits import MAX_LISTED, check_statuses
+from seedcore.core.timeouts import abandon
+from seedcore.registry.protocol.api import RegistryApi
 from seedcore.registry.protocol.connection import RegistryConnection, shared_connection
 from seedcore.settings import Settings, get_settings
 
@@ -36,7 +40,7 @@ async def every_page(
     labels: Mapping[str, str] | None = None,
     *,
     fresh_only: bool = True,
-    page_size: int = 1000,
+    page_size: int = MAX_LISTED,
     endpoint: str | None = None,
 ) -> Listing:
     """All pages of `list_active` as one listing. It is as old, and as complete, as its first page."""
@@ -50,17 +54,34 @@ async def every_page(
     return await every_match(connection, wanted, page_size)
 
 
-async def every_match(connection: RegistryConnection, wanted: InstanceFilter, page_size: int = 1000) -> Listing:
+async def every_match(connection: RegistryConnection, wanted: InstanceFilter, page_size: int = MAX_LISTED) -> Listing:
     """As `every_page`, for any filter."""
-    pages: list[Listing] = []
-    cursor: str | None = None
-    while not pages or cursor is not None:
-        page = await connection.page(wanted, page_size, cursor)
-        pages.append(page)
-        cursor = page.next_cursor
+    async with aclosing(pages_of(connection, wanted, page_size)) as found:
+        pages = [page async for page in found]
     return replace(
         pages[0],
         items=tuple(instance for page in pages for instance in page.items),
         complete=all(page.complete for page in pages),
         next_cursor=None,
     )
+
+
+async def pages_of(
+    connection: RegistryApi, wanted: InstanceFilter, page_size: int = MAX_LISTED
+) -> AsyncGenerator[Listing, None]:
+    """Every page, in order; the registry makes the next one while a page is read. Close it at the end."""
+    asked: asyncio.Task[Listing] | None = _asked(connection, wanted, page_size, None)
+    try:
+        while asked is not None:
+            page = await asked
+            asked = _asked(connection, wanted, page_size, page.next_cursor) if page.next_cursor else None
+            yield page.unpacked()
+    finally:
+        if asked is not None:
+            abandon(asked)
+
+
+def _asked(
+    connection: RegistryApi, wanted: InstanceFilter, page_size: int, cursor: str | None
+) -> asyncio.Task[Listing]:
+    return asyncio.create_task(connection.page(wanted, page_size, cursor, packed=True), name="page-asked")

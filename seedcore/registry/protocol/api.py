@@ -216,8 +216,11 @@ class RegistryApi(RelayApi, Protocol):
         ...
 
     @rules(Answered.FROM_MEMORY, is_read=True, reads_database=_wants_dead)
-    async def page(self, wanted: InstanceFilter, limit: int = 100, cursor: str | None = None) -> Listing:
-        """A page of the instances that the filter matches, in the order of their keys: the one door for lists.
+    async def page(
+        self, wanted: InstanceFilter, limit: int = 100, cursor: str | None = None, packed: bool = False
+    ) -> Listing:
+        """A page of the instances that the filter matches, in the order of their keys: the one door for lists. At most
+        MAX_LISTED; of pages with dead ones, MAX_PAGE. They are `packed` for the message, where that is asked for.
 
         Dead instances are in the database only: asking for them raises StoreUnavailableError while it is away.
         """

@@ -7,12 +7,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, NamedTuple, Self
-from weakref import WeakKeyDictionary
+from typing import Any, Self
 
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
-from seedcore.core.answers import BeatAnswer, KnownBefore, Receipt
+from seedcore.core.answers import BeatAnswer, InstanceFilter, KnownBefore, Listing, Receipt
 from seedcore.core.changes import Change, RegisterChange, SequencedChange
 from seedcore.core.circuit import Circuit
 from seedcore.core.clock import Clock
@@ -31,7 +30,7 @@ from seedcore.registry.protocol.api import RegistryApi, Repeats, Rules, Shorthan
 from seedcore.registry.protocol.durable_words import DurableWords
 from seedcore.registry.protocol.forwarding import forwarded
 from seedcore.registry.protocol.messages import PROTOCOL, Hello
-from seedcore.registry.protocol.outbox import BeatBox, ChangeBox
+from seedcore.registry.protocol.outbox import Outbox
 from seedcore.registry.protocol.relay_client import RelayFinder, RelayTimes, cause_of
 from seedcore.registry.ray_support import session
 from seedcore.registry.ray_support.directory import RESERVED_PREFIX
@@ -51,13 +50,6 @@ class ConnectionTimes:
     linger_s: float = 0.001
     silent_pause_s: float = 1.0
     relay: RelayTimes = field(default_factory=RelayTimes)
-
-
-class _Boxes(NamedTuple):
-    """What an event loop sends to the registry."""
-
-    changes: ChangeBox
-    beats: BeatBox
 
 
 class RegistryConnection(Shorthands):
@@ -92,7 +84,7 @@ class RegistryConnection(Shorthands):
         self._relays = (
             RelayFinder(namespace, call_timeout_s, self._clock, self._times.relay, find) if by_relay else None
         )
-        self._boxes: WeakKeyDictionary[asyncio.AbstractEventLoop, _Boxes] = WeakKeyDictionary()
+        self._outbox = Outbox(self.deliver, self.beat_many, self._times.linger_s)
         self._session: session.Session | None = None
         self._handle: ActorHandle | None = None
         self._greeted: ActorHandle | None = None
@@ -129,7 +121,7 @@ class RegistryConnection(Shorthands):
 
     async def take(self, change: SequencedChange) -> Receipt:
         """See RegistryApi.take. Only a first registration goes on to a registry that replaced the one called."""
-        box = self._box().changes
+        box = self._outbox.here().changes
         self._words.note_sent(change)
         try:
             receipt = await box.take(change)
@@ -145,7 +137,7 @@ class RegistryConnection(Shorthands):
         Raises InvalidInputError for what is no id, and then nothing is sent."""
         # it must not fail the others' beats
         check_instance_id(instance_id)
-        return await self._box().beats.renew([instance_id])
+        return await self._outbox.here().beats.renew([instance_id])
 
     async def beat_many(
         self, instance_ids: Sequence[str], loads: Mapping[str, float] | None = None, known: KnownBefore | None = None
@@ -164,6 +156,13 @@ class RegistryConnection(Shorthands):
             await asyncio.gather(*(self._take_again(changes) for changes in lost))
         return answer
 
+    async def page(
+        self, wanted: InstanceFilter, limit: int = 100, cursor: str | None = None, packed: bool = False
+    ) -> Listing:
+        """See RegistryApi.page. The message is always packed; with `packed` the listing still is."""
+        listing = await self._page(wanted, limit, cursor, packed=True)
+        return listing if packed else listing.unpacked()
+
     async def _take_again(self, changes: Sequence[Change]) -> None:
         """Send changes of one instance again, in order and under their numbers."""
         try:
@@ -181,7 +180,7 @@ class RegistryConnection(Shorthands):
     deregister = forwarded(RegistryApi.deregister)
     report_dead_call = forwarded(RegistryApi.report_dead_call)
     resolve = forwarded(RegistryApi.resolve)
-    page = forwarded(RegistryApi.page)
+    _page = forwarded(RegistryApi.page)
     changes = forwarded(RegistryApi.changes)
     get_instance = forwarded(RegistryApi.get_instance)
     current_epoch = forwarded(RegistryApi.current_epoch)
@@ -192,13 +191,6 @@ class RegistryConnection(Shorthands):
     set_current_epoch = forwarded(RegistryApi.set_current_epoch)
     stage_epoch = forwarded(RegistryApi.stage_epoch)
     list_epochs = forwarded(RegistryApi.list_epochs)
-
-    def _box(self) -> _Boxes:
-        """Those of this event loop."""
-        loop, linger_s = asyncio.get_running_loop(), self._times.linger_s
-        if loop not in self._boxes:
-            self._boxes[loop] = _Boxes(ChangeBox(self.deliver, linger_s), BeatBox(self.beat_many, linger_s))
-        return self._boxes[loop]
 
     async def _call(self, rules: Rules, *args: Any, **kwargs: Any) -> Any:
         self._enter_session()

@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 from seedcore.core.answers import BeatAnswer, KnownBefore, Receipt
 from seedcore.core.changes import SequencedChange
@@ -22,6 +24,8 @@ CAPACITY = 100_000
 MAX_IN_FLIGHT = 4
 
 Answered = Receipt | RegistryError
+SendChanges = Callable[[Sequence[SequencedChange]], Awaitable[Sequence[Answered]]]
+SendBeats = Callable[[Sequence[str], Mapping[str, float], KnownBefore | None], Awaitable[BeatAnswer]]
 
 
 class ChangeBox:
@@ -29,7 +33,7 @@ class ChangeBox:
 
     def __init__(
         self,
-        send: Callable[[Sequence[SequencedChange]], Awaitable[Sequence[Answered]]],
+        send: SendChanges,
         linger_s: float,
         *,
         capacity: int = CAPACITY,
@@ -123,7 +127,7 @@ class BeatBox:
 
     def __init__(
         self,
-        send: Callable[[Sequence[str], Mapping[str, float], KnownBefore | None], Awaitable[BeatAnswer]],
+        send: SendBeats,
         linger_s: float,
         *,
         capacity: int = CAPACITY,
@@ -173,6 +177,32 @@ class BeatBox:
         if known is not None:
             known = replace(known, seqs={beat: seq for beat, seq in known.seqs.items() if beat in beats})
         return await self._send(list(beats), {beat: load for beat, load in beats.items() if load is not None}, known)
+
+
+class Boxes(NamedTuple):
+    """What one event loop sends to the registry."""
+
+    changes: ChangeBox
+    beats: BeatBox
+
+
+class Outbox:
+    """The boxes of each event loop of a process."""
+
+    def __init__(self, deliver: SendChanges, beat_many: SendBeats, linger_s: float) -> None:
+        """See ChangeBox and BeatBox."""
+        self._deliver = deliver
+        self._beat_many = beat_many
+        self._linger_s = linger_s
+        self._boxes: WeakKeyDictionary[asyncio.AbstractEventLoop, Boxes] = WeakKeyDictionary()
+
+    def here(self) -> Boxes:
+        """Those of this event loop."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._boxes:
+            changes, beats = ChangeBox(self._deliver, self._linger_s), BeatBox(self._beat_many, self._linger_s)
+            self._boxes[loop] = Boxes(changes, beats)
+        return self._boxes[loop]
 
 
 def _note_read(ended: asyncio.Task[BeatAnswer]) -> None:

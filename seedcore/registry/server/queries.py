@@ -25,6 +25,7 @@ from seedcore.core.lease import BeatRate
 from seedcore.core.lifecycle import Status
 from seedcore.core.limits import (
     MAX_ID_CHARS,
+    MAX_LISTED,
     MAX_PAGE,
     check_instance_id,
     check_key,
@@ -37,10 +38,12 @@ from seedcore.core.member_queries import (
     observed,
     page,
     resolve,
+    seen_at,
     unconfirmed_epoch,
     verdicts_of,
 )
 from seedcore.core.members import Members
+from seedcore.core.packing import pack
 from seedcore.core.paging import check_limit, check_within_s, decode_cursor, decode_death_cursor, encode_cursor
 from seedcore.core.places import Places
 from seedcore.core.timeouts import within
@@ -115,8 +118,10 @@ class Queries:
             found.append(answer)
         return Answer(found, Origin.REGISTRY, at, self.members.feed.version, complete=self.writer.database.is_complete)
 
-    async def page(self, wanted: InstanceFilter, limit: int = 100, cursor: str | None = None) -> Listing:
-        """As `list_active`, of the instances that match a filter."""
+    async def page(
+        self, wanted: InstanceFilter, limit: int = 100, cursor: str | None = None, packed: bool = False
+    ) -> Listing:
+        """See RegistryApi.page."""
         check_kind("wanted", wanted, InstanceFilter).validated()
         if wanted.statuses is not None and Status.DEAD in wanted.statuses:
             if wanted.verdicts is not None:
@@ -124,9 +129,9 @@ class Queries:
             return await self.writer.database.readable().list_instances(wanted, limit, cursor)
         after = decode_cursor(cursor)
         now_s, at = self.expiry.attentive_now_s(), self._clock.utc()
-        rows, has_more = page(self.members, wanted, after, check_limit(limit), now_s)
+        rows, has_more = page(self.members, wanted, after, check_limit(limit, MAX_LISTED), now_s)
         return Listing(
-            items=tuple(observed(self.members, row, now_s, at) for row in rows),
+            items=() if packed else tuple(observed(self.members, row, now_s, at) for row in rows),
             source=Origin.REGISTRY,
             as_of=at,
             version=self.members.feed.version,
@@ -135,6 +140,7 @@ class Queries:
             stream=self.members.feed.stream,
             verdicts=verdicts_of(self.members, rows),
             loads=self.members.loads_of(rows),
+            packed=pack(rows, seen_at(self.members, rows, now_s, at)) if packed else None,
         )
 
     async def changes(
