@@ -14,7 +14,6 @@ from seedcore.bench.environment import Bench, percentile
 from seedcore.bench.ingest import registered
 from seedcore.bench.report import Figure, Ratio, Result
 from seedcore.registry.caller.listing import every_page
-from seedcore.registry.ray_support import session
 
 ROUNDS = 5
 LOOKUPS = 200
@@ -51,7 +50,7 @@ async def run(bench: Bench) -> Result:
             for number in range(LOOKUPS // rounds):
                 names = [f"agent-{number:06}"]
                 lookups.append(await _timed(lambda: place.connection.resolve(names)))  # noqa: B023
-                calls.append(await _timed(lambda: session.ask(echo, "echo", names)))  # noqa: B023
+                calls.append(await _timed(lambda: echo.echo.remote(names)))  # noqa: B023
     finally:
         ray.kill(echo)
         await bench.leave(place)

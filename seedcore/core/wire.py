@@ -6,7 +6,9 @@ behaviour. A receiver drops fields that it does not know, and uses the defaults 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
+from operator import attrgetter
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -16,13 +18,14 @@ def wire(cls: type[T]) -> type[T]:
     """Make a frozen dataclass with slots readable by older and newer versions of itself."""
     members = fields(cls)  # type: ignore[arg-type]
     # the descriptors of the slots: a frozen dataclass refuses its own attributes
-    slots = [getattr(cls, member.name) for member in members]
-    getters, setters = [slot.__get__ for slot in slots], [slot.__set__ for slot in slots]
+    setters = [getattr(cls, member.name).__set__ for member in members]
+    # of one name, attrgetter returns no tuple
+    values = attrgetter(*(member.name for member in members), "__class__")
 
-    def __getstate__(self: Any) -> list[Any]:
-        return [get(self) for get in getters]
+    def __getstate__(self: Any) -> tuple[Any, ...]:
+        return values(self)[:-1]
 
-    def __setstate__(self: Any, state: list[Any]) -> None:
+    def __setstate__(self: Any, state: Sequence[Any]) -> None:
         for put, value in zip(setters, state, strict=False):
             put(self, value)
         for member in members[len(state) :]:

@@ -25,7 +25,7 @@ from seedcore.core.errors import (
     first_line,
 )
 from seedcore.core.limits import check_instance_id
-from seedcore.core.timeouts import end, is_running, within
+from seedcore.core.timeouts import end, is_running
 from seedcore.registry.protocol.api import RegistryApi, Repeats, Rules, Shorthands, rules_of
 from seedcore.registry.protocol.durable_words import DurableWords
 from seedcore.registry.protocol.forwarding import forwarded
@@ -285,7 +285,7 @@ class RegistryConnection(Shorthands):
         doubt = _IN_DOUBT if rules.repeats is Repeats.NEVER else ""
         began = self._session
         try:
-            answer = await within(session.ask(handle, rules.name, *args, **kwargs), bound_s)
+            answer = await session.ask_within(bound_s, handle, rules.name, *args, **kwargs)
         except TimeoutError:
             why = f"no answer to {rules.name} within {bound_s:g} s{doubt}"
             if not rules.is_from_memory(*args, **kwargs) or session.current() is not began:

@@ -12,6 +12,7 @@ ends that core. A lock around `ray.shutdown()` would close it, and user code cal
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import threading
 import weakref
@@ -129,20 +130,32 @@ async def ask(handle: ActorHandle, method: str, *args: object, **kwargs: object)
     Raises RayTaskError for the method's own error; AttributeError or TypeError where the actor has no such method, or
     the arguments do not fit; another RayError where the actor does not answer; and as `passing`.
     """
+    return await ask_within(math.inf, handle, method, *args, **kwargs)
+
+
+async def ask_within(timeout_s: float, handle: ActorHandle, method: str, *args: object, **kwargs: object) -> Any:
+    """As `ask`. Raises asyncio.TimeoutError after `timeout_s` seconds."""
     with passing() as began:
-        return await in_session(submitted(getattr(handle, method), args, kwargs), began)
+        return await in_session(submitted(getattr(handle, method), args, kwargs), began, timeout_s)
 
 
-async def in_session(answer: Awaitable[T], began: Session, check_s: float = _SESSION_CHECK_S) -> T:
-    """The answer of a call that was made in the session `began`. Raises SessionError where the session ends first,
-    which Ray reports to no pending call: it is looked at every `check_s` seconds."""
+async def in_session(
+    answer: Awaitable[T], began: Session, timeout_s: float = math.inf, check_s: float = _SESSION_CHECK_S
+) -> T:
+    """The answer of a call that was made in the session `began`. Raises asyncio.TimeoutError after `timeout_s` seconds,
+    and SessionError where the session ends first, which Ray reports to no pending call: it is looked at every `check_s`
+    seconds."""
     pending = asyncio.ensure_future(answer)
     try:
-        while not (await asyncio.wait({pending}, timeout=check_s))[0]:
+        while timeout_s > 0 and not (await asyncio.wait({pending}, timeout=min(check_s, timeout_s)))[0]:
             began.require_still_current()
+            timeout_s -= check_s
     except BaseException:
         abandon(pending)
         raise
+    if not pending.done():
+        abandon(pending)
+        raise TimeoutError
     return pending.result()
 
 
