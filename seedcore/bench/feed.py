@@ -6,6 +6,7 @@ import asyncio
 import statistics
 import time
 import uuid
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -60,15 +61,48 @@ class Watcher:
 
 async def run(bench: Bench) -> Result:
     """Measure the latency of the feed at CHANGES_PER_S changes per second."""
-    seconds, agents = (2.0, 1000) if bench.is_quick else (15.0, 1000)
+    found = await watched_delays(bench, CHANGES_PER_S, 2.0 if bench.is_quick else 15.0)
+    others = found.notified_of_others
+    median_s, p99_s = statistics.median(found.delays_s), percentile(found.delays_s, 0.99)
+    return Result(
+        "propagation",
+        [
+            Figure("changes", found.changes / found.took_s, "/ s"),
+            Figure("seen by the watcher", len(found.delays_s) / found.changes * 100, "%"),
+            Figure("from change to watcher, median", median_s * 1000, "ms"),
+            Figure("p99", p99_s * 1000, "ms"),
+            Figure("notifications of the watcher", found.notified, ""),
+            Figure("notifications of a watcher of other agents", others, ""),
+        ],
+        [
+            Ratio("p99 / 100 ms", p99_s / 0.1, "<= 1"),
+            Ratio("notifications of a watcher of other agents / changes", others / found.changes, "<= 0"),
+        ],
+        notes=["if an agent changes twice between two answers, the watcher sees only the last change"],
+    )
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What a watcher in another process saw: the delay of each change (seconds), and the notifications."""
+
+    delays_s: list[float]
+    changes: int
+    took_s: float
+    notified: int
+    notified_of_others: int
+
+
+async def watched_delays(bench: Bench, changes_per_s: int, seconds: float, agents: int = 1000) -> Watched:
+    """Let so many agents change, one after the other, and watch them from another process."""
     place = await bench.place("feed", lease_s=600.0)
     try:
-        return await _measure(place, seconds, agents)
+        return await _measure(place, changes_per_s, seconds, agents)
     finally:
         await bench.leave(place)
 
 
-async def _measure(place: Place, seconds: float, agents: int) -> Result:
+async def _measure(place: Place, changes_per_s: int, seconds: float, agents: int) -> Watched:
     connection = place.connection
     ids = [str(uuid.uuid4()) for _ in range(agents)]
     for start in range(0, agents, MAX_PAGE):
@@ -86,7 +120,7 @@ async def _measure(place: Place, seconds: float, agents: int) -> Result:
     began_s, seq, sent = time.monotonic(), 1, 0
     sending: set[asyncio.Task[Any]] = set()
     while time.monotonic() < began_s + seconds:
-        due = min(agents, int((time.monotonic() - began_s) * CHANGES_PER_S) - sent)
+        due = min(agents, int((time.monotonic() - began_s) * changes_per_s) - sent)
         if due > 0:
             batch = []
             for number in range(sent, sent + due):
@@ -108,19 +142,4 @@ async def _measure(place: Place, seconds: float, agents: int) -> Result:
     for one in (watcher, other):
         ray.kill(one)
     assert cached == agents, f"the cache of the watcher contains {cached} of {agents} agents"
-    return Result(
-        "propagation",
-        [
-            Figure("changes", sent / elapsed_s, "/ s"),
-            Figure("seen by the watcher", len(delays_s) / sent * 100, "%"),
-            Figure("from change to watcher, median", statistics.median(delays_s) * 1000, "ms"),
-            Figure("p99", percentile(delays_s, 0.99) * 1000, "ms"),
-            Figure("notifications of the watcher", notified, ""),
-            Figure("notifications of a watcher of other agents", notified_of_others, ""),
-        ],
-        [
-            Ratio("p99 / 100 ms", percentile(delays_s, 0.99) / 0.1, "<= 1"),
-            Ratio("notifications of a watcher of other agents / changes", notified_of_others / sent, "<= 0"),
-        ],
-        notes=["if an agent changes twice between two answers, the watcher sees only the last change"],
-    )
+    return Watched(delays_s, sent, elapsed_s, notified, notified_of_others)

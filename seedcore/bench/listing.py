@@ -49,8 +49,8 @@ async def run(bench: Bench) -> Result:
             reads.append(read_all(dsn))
             for number in range(LOOKUPS // rounds):
                 names = [f"agent-{number:06}"]
-                lookups.append(await _timed(lambda: place.connection.resolve(names)))  # noqa: B023
-                calls.append(await _timed(lambda: echo.echo.remote(names)))  # noqa: B023
+                lookups.append(await timed(lambda: place.connection.resolve(names)))  # noqa: B023
+                calls.append(await timed(lambda: echo.echo.remote(names)))  # noqa: B023
     finally:
         ray.kill(echo)
         await bench.leave(place)
@@ -70,7 +70,8 @@ async def run(bench: Bench) -> Result:
     )
 
 
-async def _timed(work: Callable[[], Awaitable[object]]) -> float:
+async def timed(work: Callable[[], Awaitable[object]]) -> float:
+    """The seconds that it takes."""
     began_s = time.perf_counter()
     await work()
     return time.perf_counter() - began_s
