@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from statistics import median
 
 import psutil
 
@@ -15,33 +16,39 @@ from seedcore.bench.ingest import registered
 from seedcore.bench.report import Figure, Ratio, Result
 from seedcore.core.errors import RegistryUnavailableError
 
+ROUNDS = 3
+
 
 async def run(bench: Bench) -> Result:
-    """Measure the time from the start of the new process to a complete answer."""
-    agents = 10_000 if bench.is_quick else 100_000
+    """Measure the time from the start of the new process to a complete answer, ROUNDS times."""
+    agents, rounds = (10_000, 1) if bench.is_quick else (100_000, ROUNDS)
     dsn = bench.new_database()
     await registered(dsn, agents)
     place = await bench.place("restart", dsn, lease_s=600.0)
+    kills: list[float] = []
+    starts: list[float] = []
+    reads: list[float] = []
     try:
-        killed = (await place.connection.hello()).pid
-        os.kill(killed, signal.SIGKILL)
-        killed_at = time.time()
-        serves_at, started_at = await _until_complete(place, killed)
+        for _ in range(rounds):
+            killed = (await place.connection.hello()).pid
+            os.kill(killed, signal.SIGKILL)
+            killed_at = time.time()
+            serves_at, started_at = await _until_complete(place, killed)
+            kills.append(serves_at - killed_at)
+            starts.append(serves_at - max(started_at, killed_at))
+            reads.append(read_all(dsn))
     finally:
         await bench.leave(place)
-    serves_s = serves_at - max(started_at, killed_at)
-    read_s = read_all(dsn)
     return Result(
         "restart",
         [
             Figure("rows", agents, ""),
-            Figure("from the kill to a complete answer", serves_at - killed_at, "s"),
-            Figure("part of it: from the start of the actor's process", serves_s, "s"),
-            Figure("bare: every row read by psycopg", read_s, "s"),
+            Figure("from the kill to a complete answer", median(kills), "s"),
+            Figure("part of it: from the start of the actor's process", median(starts), "s"),
+            Figure("bare: every row read by psycopg", median(reads), "s"),
         ],
         [
-            Ratio("process start to complete / bare read", serves_s / read_s),
-            Ratio("process start to complete / 3 s", serves_s / 3.0, "<= 1"),
+            Ratio("process start to complete / bare read", median(starts) / median(reads), "<= 1.5"),
         ],
         notes=["if Ray used a process that it had started in advance, the time counts from the kill"],
     )

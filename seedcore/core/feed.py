@@ -9,7 +9,8 @@ even compacted changes are missing. A beat is not a change; a new verdict (`late
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import NamedTuple
@@ -152,6 +153,7 @@ class Feed:
         self._compacted_back_to = 0
         self._followers: dict[int, tuple[InstanceFilter, Callable[[], None]] | None] = {}
         self._serial = 0
+        self._is_silent = False
 
     def append(
         self,
@@ -165,6 +167,8 @@ class Feed:
     ) -> None:
         """Record a change of an instance or of its verdict. `before` is None for a new instance, `after` for an ended
         one; `cause` is the cause of its death. A copy of a feed passes the `version` and `is_end` that it received."""
+        if self._is_silent:
+            return
         self.version = self.version + 1 if version is None else version
         weight = _weight(before) + _weight(after)
         entry = _Entry(self.version, before, after, verdict, cause, weight, after is None if is_end is None else is_end)
@@ -195,8 +199,18 @@ class Feed:
             self._ended_bytes -= oldest.weight
             self._compacted_back_to = oldest.version
 
+    @contextmanager
+    def as_one_reset(self) -> Iterator[None]:
+        """Record no change within; at the end every follower must list again."""
+        self._is_silent = True
+        try:
+            yield
+        finally:
+            self._is_silent = False
+            self.start_over(self.epoch)
+
     def start_over(self, epoch: str) -> None:
-        """Record an epoch flip. Every follower must list again."""
+        """Record an epoch flip, or changes of many. Every follower must list again."""
         self.become(self.stream, self.version + 1, epoch)
 
     def become(self, stream: str, version: int, epoch: str) -> None:

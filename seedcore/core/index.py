@@ -70,7 +70,11 @@ class InstanceIndex:
             return
         siblings = self._ids_of(instance.logical_id)
         self._of[instance.logical_id] = (*siblings, instance_id) if siblings else instance_id
-        insort(self._order, instance_id, key=self._key)
+        if not self._order or self._key(self._order[-1]) < (instance.logical_id, instance_id):
+            # a database that is read returns them in order
+            self._order.append(instance_id)
+        else:
+            insort(self._order, instance_id, key=self._key)
 
     def pop(self, instance_id: str) -> Instance | None:
         """Remove an instance and return it."""

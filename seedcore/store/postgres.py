@@ -13,16 +13,18 @@ from seedcore.core.changes import HoldChange, RegisterChange, Registration, Stat
 from seedcore.core.instances import Beat, Epoch, Instance, LiveState
 from seedcore.core.limits import check_epoch, check_instance_id, check_lease
 from seedcore.core.paging import check_limit, decode_cursor
+from seedcore.core.timeouts import abandon
 from seedcore.store.dsn import checked_dsn
 from seedcore.store.maintenance import migrate_database
 from seedcore.store.reader import PostgresReader
 from seedcore.store.rows import holds, instance_of, live_state_of, outcome_of, refined, registrations, statuses
-from seedcore.store.sessions import PoolLimits
+from seedcore.store.sessions import PoolLimits, Row
 from seedcore.store.statements import Statements
 
 logger = logging.getLogger(__name__)
 
 _FIRST_KEY = decode_cursor(None)
+_ROWS_AT_ONCE = 250
 
 
 class PostgresStore(PostgresReader):
@@ -201,18 +203,26 @@ class PostgresStore(PostgresReader):
     # What the registry has in memory
 
     async def load_live(self) -> AsyncIterator[Instance]:
-        after = _FIRST_KEY
-        while True:
-            rows = await self._statements.run(
-                "load_live",
-                {"after_logical_id": after[0], "after_instance_id": after[1], "limit": self._load_page},
-            )
-            for row in rows:
-                last = instance_of(row)
-                yield last
-            if len(rows) < self._load_page:
-                return
-            after = (last.logical_id, last.instance_id)
+        asked: asyncio.Task[list[Row]] | None = self._ask_live(_FIRST_KEY)
+        try:
+            while asked is not None:
+                rows, asked = await asked, None
+                if len(rows) == self._load_page:
+                    # the server reads the next page while this one is read here
+                    last = instance_of(rows[-1])
+                    asked = self._ask_live((last.logical_id, last.instance_id))
+                for number, row in enumerate(rows):
+                    if number % _ROWS_AT_ONCE == 0:
+                        # what waits for the event loop goes on, the next page too
+                        await asyncio.sleep(0)
+                    yield instance_of(row)
+        finally:
+            if asked is not None:
+                abandon(asked)
+
+    def _ask_live(self, after: tuple[str, str]) -> asyncio.Task[list[Row]]:
+        page = {"after_logical_id": after[0], "after_instance_id": after[1], "limit": self._load_page}
+        return asyncio.create_task(self._statements.run("load_live", page), name="live-instances-read")
 
     async def read_instance(self, instance_id: str) -> Instance | None:
         rows = await self._statements.as_writer("get_instance", {"instance_id": check_instance_id(instance_id)})

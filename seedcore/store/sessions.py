@@ -98,8 +98,10 @@ async def configure(connection: Connection) -> None:
 
 
 def _loads(text: str | bytes) -> Any:
-    # most instances have no labels, or no metadata
-    return NOTHING if text == b"{}" else json.loads(text)
+    # most instances have no labels, no metadata, no dependencies
+    if text == b"{}":
+        return NOTHING
+    return () if text == b"[]" else json.loads(text)
 
 
 def is_of_schema(error: psycopg.Error) -> bool:

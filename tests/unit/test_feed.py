@@ -237,6 +237,22 @@ def test_epoch_flip_wakes_every_follower_with_a_reset() -> None:
     assert not feed.since("here", 3, ALL).is_reset
 
 
+def test_many_changes_as_one_reset_wake_every_follower_once() -> None:
+    feed = Feed("here", 10, compacts=True)
+    feed.epoch = "epoch-1"
+    feed.append(None, instance(1))
+    woken: list[int] = []
+    feed.follow(ALIVE, lambda: woken.append(feed.version))
+    with feed.as_one_reset():
+        for number in range(2, 100):
+            feed.append(None, instance(number))
+        assert (feed.version, woken) == (1, [])
+    assert woken == [2]
+    assert feed.since("here", 1, ALL, may_compact=True).is_reset
+    feed.append(None, instance(100))
+    assert [change.instance_id for change in feed.since("here", 2, ALL).changes] == [iid(100)]
+
+
 def test_a_feed_keeps_a_bounded_number_of_bytes_and_shows_its_oldest_version() -> None:
     feed = Feed("stream", 10_000, max_bytes=1_000_000)
     heavy = replace(instance(1, "heavy"), metadata={"notes": ["x" * 1000] * 14})

@@ -325,8 +325,10 @@ class DatabaseSession:
             # as a registry that has started: agents repeat what it may lack, and callers list again
             feed = self._members.feed
             feed.become(uuid.uuid4().hex, feed.version + 1, feed.epoch)
-        for instance in loaded:
-            self._members.adopt(instance, seen_s)
+        # a registry that reads its database has told followers to list again: they need no change of each
+        with self._members.feed.as_one_reset():
+            for instance in loaded:
+                self._members.adopt(instance, seen_s)
         self._rate.remember(store.lease_before_s, seen_s)
         # instances that were seen before must not stand out among them as silent
         self._members.silence.credit(math.inf, seen_s)
