@@ -19,7 +19,7 @@ from seedcore.core.changes import RegisterChange, Registration, SequencedChange,
 from seedcore.core.lifecycle import Status
 from seedcore.core.limits import MAX_PAGE
 from seedcore.core.paging import decode_cursor
-from seedcore.registry.caller.follower import Follower
+from seedcore.registry.following.follower import Follower
 from seedcore.registry.protocol.connection import RegistryConnection
 
 CHANGES_PER_S = 1000

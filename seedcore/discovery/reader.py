@@ -26,7 +26,6 @@ from seedcore.core.paging import check_limit, decode_cursor
 from seedcore.core.ports import ActorDirectory, InstanceReader
 from seedcore.core.view import LiveView
 from seedcore.registry.caller.fallback_sources import PostgresSource, RayListing, ReaderFactory
-from seedcore.registry.caller.follower import Follower
 from seedcore.registry.caller.handle_cache import HandleCache
 from seedcore.registry.caller.handles import HandleFinder
 from seedcore.registry.caller.live_sources import RegistrySource, SnapshotSource
@@ -34,6 +33,7 @@ from seedcore.registry.caller.locator import Locator
 from seedcore.registry.caller.metrics import CallerMetrics
 from seedcore.registry.caller.resolver import Resolver
 from seedcore.registry.caller.sources import Choice, Listed, Resolved
+from seedcore.registry.following.follower import Follower
 from seedcore.registry.protocol.connection import NoRegistry, RegistryConnection
 from seedcore.registry.protocol.messages import Description, OperationResult
 from seedcore.registry.ray_support.directory import RayDirectory
@@ -84,7 +84,7 @@ class DiscoveryReader:
         if follows:
             feed = Feed("", FEED_CAPACITY)
             self.follower = Follower(
-                connection, on_change=cache.evict, on_reset=cache.clear, feed=feed, metrics=metrics
+                connection, on_change=cache.evict, on_reset=cache.clear, feed=feed, export=metrics.export
             )
         self._snapshot = None if self.follower is None else SnapshotSource(self.follower)
         self.registry = RegistrySource(connection, slots)

@@ -20,7 +20,6 @@ from seedcore.core.limits import Json, check_timeout
 from seedcore.core.selection import Policy
 from seedcore.registry.agent.identity import own_node_id
 from seedcore.registry.caller.fallback_sources import RayListing
-from seedcore.registry.caller.follower import Follower
 from seedcore.registry.caller.handle_cache import HandleCache
 from seedcore.registry.caller.handles import HandleFinder
 from seedcore.registry.caller.known_agents import KnownAgent, KnownAgents
@@ -31,6 +30,7 @@ from seedcore.registry.caller.picks import Picks
 from seedcore.registry.caller.resolver import Resolver
 from seedcore.registry.caller.waiting import Wait, awaited, check_deadline
 from seedcore.registry.caller.watching import Watch, watched
+from seedcore.registry.following.follower import Follower
 from seedcore.registry.protocol.connection import RegistryConnection, shared_connection
 from seedcore.registry.ray_support.directory import RayDirectory
 from seedcore.registry.ray_support.lookup import ActorHandle
@@ -75,7 +75,7 @@ class Tier0MemoryManager:
         self.follower: Follower | None = None
         if has_registry and self._settings.follow:
             self.follower = Follower(
-                self.connection, on_change=self._cache.evict, on_reset=self._cache.clear, metrics=metrics
+                self.connection, on_change=self._cache.evict, on_reset=self._cache.clear, export=metrics.export
             )
         self._refresher = Refresher(self._known, self.connection, directory, self.mode)
         self._finder = HandleFinder(namespace, probe_timeout_s)

@@ -28,8 +28,8 @@ from seedcore.core.lifecycle import Status
 from seedcore.core.timeouts import end
 from seedcore.registry.agent.client import RegistryClient
 from seedcore.registry.agent.identity import Identity
-from seedcore.registry.caller.follower import Follower, FollowTimes
 from seedcore.registry.caller.live_sources import SnapshotSource
+from seedcore.registry.following.follower import Follower, FollowTimes
 from seedcore.settings import Settings
 from seedcore.store.postgres import PostgresStore
 from tests.faults.history import History, Seen, Step

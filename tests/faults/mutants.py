@@ -27,8 +27,8 @@ from seedcore.core.verdict import Death, Evidence, Witness, judge
 from seedcore.core.view import LiveView
 from seedcore.registry.agent.client import RegistryClient
 from seedcore.registry.agent.delivery import Delivery
-from seedcore.registry.caller.follower import Follower
 from seedcore.registry.caller.handle_cache import HandleCache
+from seedcore.registry.following.follower import Follower
 from seedcore.registry.protocol.api import Repeats, Rules
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.ray_support.actors import Proof

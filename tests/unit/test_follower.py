@@ -17,7 +17,7 @@ from seedcore.core.errors import InvalidInputError
 from seedcore.core.feed import FeedBatch
 from seedcore.core.loads import Loads
 from seedcore.core.paging import decode_cursor
-from seedcore.registry.caller.follower import Follower, FollowTimes
+from seedcore.registry.following.follower import Follower, FollowTimes
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.store.memory import MemoryStore, Tables
 from tests.builders import START, iid, joins

@@ -19,7 +19,8 @@ from seedcore.core.instances import Instance
 from seedcore.core.lifecycle import Status
 from seedcore.core.limits import MAX_LISTED
 from seedcore.core.packing import pack, unpack
-from seedcore.registry.caller.listing import every_page, pages_of
+from seedcore.registry.caller.listing import every_page
+from seedcore.registry.following.pages import pages_of
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.store.memory import Tables
 from tests.builders import START, iid, instance, joins

@@ -16,13 +16,13 @@ from seedcore.core.errors import InvalidInputError, NotResolvableError, Registry
 from seedcore.core.lifecycle import Status
 from seedcore.core.selection import Policy
 from seedcore.registry.caller.fallback_sources import RayListing
-from seedcore.registry.caller.follower import Follower, FollowTimes
 from seedcore.registry.caller.handle_cache import HandleCache
 from seedcore.registry.caller.live_sources import RegistrySource, SnapshotSource
 from seedcore.registry.caller.locator import Locator
 from seedcore.registry.caller.metrics import CallerMetrics
 from seedcore.registry.caller.picks import Outstanding, Picks
 from seedcore.registry.caller.resolver import Resolver
+from seedcore.registry.following.follower import Follower, FollowTimes
 from seedcore.store.memory import Tables
 from tests.builders import START, iid
 from tests.local import LocalRegistry as Registry

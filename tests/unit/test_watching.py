@@ -22,8 +22,8 @@ from seedcore.core.lifecycle import Status
 from seedcore.core.limits import MAX_PAGE
 from seedcore.core.timeouts import within
 from seedcore.core.verdict import Death
-from seedcore.registry.caller.follower import Follower, FollowTimes
 from seedcore.registry.caller.watching import Watch, WatchTimes, watched
+from seedcore.registry.following.follower import Follower, FollowTimes
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.store.memory import Tables
 from tests.builders import START, iid, instance, joins

@@ -22,12 +22,7 @@ remembers agents (`known_agents`), for while the registry is away. `handle_cache
 
 A cached handle is used only while the follower is current, so a resolution from the cache asks no other process.
 
-**The follower** keeps the cache of live agents:
-
-    empty --list all pages--> loaded, not trusted --next answer--> current --a call failed, or 4 s old--> not trusted
-      ^                            ^                                  |                                     |
-      |                            +-- a reset: list again -----------+---------- the registry answers -----+
-      +---- another Ray session, an unexpected error -----------------+
+**The followed cache** of live agents is kept by a follower (`registry.following`).
 
 **Waits and watches.** `waiting` listens to the follower, proves each agent that changes, and returns once enough are
 proven; at the deadline `missing` asks for the reason of each other agent. `watching` reads the follower's copy of the

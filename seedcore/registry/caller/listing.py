@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import replace
 
 from seedcore.core.answers import InstanceFilter, Listing
 from seedcore.core.lifecycle import Status
 from seedcore.core.limits import MAX_LISTED, check_statuses
-from seedcore.core.timeouts import abandon
-from seedcore.registry.protocol.api import RegistryApi
+from seedcore.registry.following.pages import pages_of
 from seedcore.registry.protocol.connection import RegistryConnection, shared_connection
 from seedcore.settings import Settings, get_settings
 
@@ -64,24 +62,3 @@ async def every_match(connection: RegistryConnection, wanted: InstanceFilter, pa
         complete=all(page.complete for page in pages),
         next_cursor=None,
     )
-
-
-async def pages_of(
-    connection: RegistryApi, wanted: InstanceFilter, page_size: int = MAX_LISTED
-) -> AsyncGenerator[Listing, None]:
-    """Every page, in order; the registry makes the next one while a page is read. Close it at the end."""
-    asked: asyncio.Task[Listing] | None = _asked(connection, wanted, page_size, None)
-    try:
-        while asked is not None:
-            page = await asked
-            asked = _asked(connection, wanted, page_size, page.next_cursor) if page.next_cursor else None
-            yield page.unpacked()
-    finally:
-        if asked is not None:
-            abandon(asked)
-
-
-def _asked(
-    connection: RegistryApi, wanted: InstanceFilter, page_size: int, cursor: str | None
-) -> asyncio.Task[Listing]:
-    return asyncio.create_task(connection.page(wanted, page_size, cursor, packed=True), name="page-asked")

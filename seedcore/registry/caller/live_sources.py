@@ -14,8 +14,8 @@ from seedcore.core.limits import MAX_PAGE, NOTHING
 from seedcore.core.paging import decode_cursor, encode_cursor
 from seedcore.core.selection import Policy
 from seedcore.core.view import LiveView
-from seedcore.registry.caller.follower import Follower
 from seedcore.registry.caller.sources import Choice, NoAnswerError, asked
+from seedcore.registry.following.follower import Follower
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.protocol.messages import Description, Health
 

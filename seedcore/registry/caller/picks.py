@@ -14,11 +14,11 @@ from typing import TypeAlias
 from seedcore.core.answers import Origin
 from seedcore.core.limits import check_choice
 from seedcore.core.selection import Policy
-from seedcore.registry.caller.follower import Follower
 from seedcore.registry.caller.handle_cache import HandleCache
 from seedcore.registry.caller.locator import Locator
 from seedcore.registry.caller.metrics import CallerMetrics
 from seedcore.registry.caller.sources import Choice
+from seedcore.registry.following.follower import Follower
 from seedcore.registry.ray_support.lookup import ActorHandle
 
 _MAX_TURNS = 10_000

@@ -25,11 +25,11 @@ from seedcore.core.not_ready import NotReadyError
 from seedcore.core.paging import decode_cursor
 from seedcore.core.timeouts import abandon, within
 from seedcore.core.view import LiveView
-from seedcore.registry.caller.follower import Follower
 from seedcore.registry.caller.locator import Located
 from seedcore.registry.caller.missing import missing_of
 from seedcore.registry.caller.resolver import Resolver
 from seedcore.registry.caller.watching import check_filter, check_ids
+from seedcore.registry.following.follower import Follower
 
 _ROUTABLE = frozenset({Status.ALIVE})
 

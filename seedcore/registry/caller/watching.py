@@ -23,7 +23,7 @@ from seedcore.core.limits import MAX_PAGE, check_key
 from seedcore.core.paging import decode_cursor
 from seedcore.core.selector import parse_selector
 from seedcore.core.timeouts import abandon, on_loop, within
-from seedcore.registry.caller.follower import Follower
+from seedcore.registry.following.follower import Follower
 from seedcore.registry.protocol.connection import RegistryConnection
 
 FEED_CAPACITY = 10_000

@@ -16,7 +16,7 @@ from seedcore.core.limits import MAX_PAGE
 from seedcore.core.members import Members
 from seedcore.core.paging import decode_cursor
 from seedcore.core.view import LiveView
-from seedcore.registry.caller.follower import Follower, FollowTimes
+from seedcore.registry.following.follower import Follower, FollowTimes
 from tests.faults.simulated.registries import Office
 from tests.faults.simulated.world import World
 

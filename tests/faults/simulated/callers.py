@@ -14,7 +14,6 @@ from seedcore.core.errors import RegistryError
 from seedcore.core.feed import START, Feed
 from seedcore.core.instances import Instance
 from seedcore.registry.caller.fallback_sources import PostgresSource, RayListing
-from seedcore.registry.caller.follower import Follower
 from seedcore.registry.caller.handle_cache import ActorTable, HandleCache
 from seedcore.registry.caller.handles import HandleFinder
 from seedcore.registry.caller.known_agents import KnownAgents
@@ -25,6 +24,7 @@ from seedcore.registry.caller.resolver import Resolver
 from seedcore.registry.caller.sources import Choice, RecordSource
 from seedcore.registry.caller.waiting import Wait, awaited
 from seedcore.registry.caller.watching import Watch, WatchTimes, watched
+from seedcore.registry.following.follower import Follower
 from seedcore.registry.protocol.connection import RegistryConnection
 from tests.faults.simulated.caller_laws import FOLLOW, CallerLaws, Followed
 from tests.faults.simulated.database import SimReader

@@ -25,8 +25,7 @@ from seedcore.core.instances import Instance
 from seedcore.core.loops import LoopsEvent
 from seedcore.core.timeouts import end, is_running, within
 from seedcore.core.view import LiveView
-from seedcore.registry.caller.listing import pages_of
-from seedcore.registry.caller.metrics import CallerMetrics
+from seedcore.registry.following.pages import pages_of
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.ray_support import session
 from seedcore.registry.ray_support.metrics import PERIOD_S
@@ -77,14 +76,14 @@ class Follower:
         on_change: Callable[[str], None] | None = None,
         on_reset: Callable[[], None] | None = None,
         feed: Feed | None = None,
-        metrics: CallerMetrics | None = None,
+        export: Callable[[float | None], None] | None = None,
         times: FollowTimes | None = None,
         clock: Clock | None = None,
     ) -> None:
         """Follows the instances that match organ and labels. `on_change` is called with each logical id whose
         instances, or the verdict on them, changed; `on_reset` when all of them may have, and in another Ray session.
-        `feed` becomes a copy of the registry's feed, for watchers in this process. `metrics` are exported while it
-        follows. Opens no connection."""
+        `feed` becomes a copy of the registry's feed, for others that follow this process. `export` is called every
+        PERIOD_S seconds with the age of the cache (None: it was never confirmed). Opens no connection."""
         self._connection = connection
         # the registry keeps a place for this name from question to question
         self._name = uuid.uuid4().hex
@@ -94,7 +93,7 @@ class Follower:
         self._on_change = on_change
         self._on_reset = on_reset
         self.feed = feed
-        self._metrics = metrics
+        self._export = export
         self._times = times if times is not None else FollowTimes()
         self._clock = clock if clock is not None else Clock()
         self._retry = Backoff(self._times.retry_s, self._times.retry_longest_s)
@@ -181,7 +180,7 @@ class Follower:
         await end(task)
 
     async def _step(self) -> float:
-        self._export_metrics()
+        self._export_age()
         try:
             await self._advance()
         except FollowersFullError as error:
@@ -274,13 +273,13 @@ class Follower:
             self._wanted, stream, version, wait_s, self._name, loads_after, may_compact=True
         )
 
-    def _export_metrics(self) -> None:
+    def _export_age(self) -> None:
         now_s = self._clock.monotonic()
-        if self._metrics is None or now_s < self._exports_at_s:
+        if self._export is None or now_s < self._exports_at_s:
             return
         self._exports_at_s = now_s + PERIOD_S
         try:
-            self._metrics.export(None if self._confirmed_s is None else now_s - self._confirmed_s)
+            self._export(None if self._confirmed_s is None else now_s - self._confirmed_s)
         except Exception:
             logger.exception("the metrics were not exported; following goes on")
 
