@@ -66,6 +66,20 @@ def read_all(dsn: str) -> float:
     return time.monotonic() - began_s
 
 
+def commits(dsn: str, count: int, pause_s: float) -> list[float]:
+    """Measure the seconds of each of `count` commits of one row, with a pause between them."""
+    found = []
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("create table if not exists lone (id int primary key, n int not null)")
+        connection.execute("insert into lone values (1, 1) on conflict do nothing")
+        for _ in range(count):
+            began_s = time.perf_counter()
+            connection.execute("update lone set n = n + 1 where id = 1")
+            found.append(time.perf_counter() - began_s)
+            time.sleep(pause_s)
+    return found
+
+
 async def floor(dsn: str, ids: list[str], seconds: float) -> float:
     """Measure beats per second with one transaction each."""
     done = 0

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from statistics import median
 from typing import Any
 
-import psycopg
 import ray
 
+from seedcore.bench.bare import commits
 from seedcore.bench.environment import Bench, percentile
 from seedcore.bench.feed import watched_delays
 from seedcore.bench.listing import Echo, timed
@@ -22,7 +21,6 @@ from seedcore.settings import Settings
 ROUNDS = 5
 CHANGES_PER_S = 200
 PAUSE_S = 0.02
-_UPDATE = "update lone set n = n + 1 where id = 1"
 
 
 class Lone:
@@ -108,17 +106,10 @@ async def _lone(bench: Bench, rounds: int, count: int) -> dict[str, list[float]]
     found: dict[str, list[float]] = {"changes": [], "starts": [], "calls": [], "commits": []}
     try:
         assert await lone.prepare.remote(), "the registry names no relay of this node"
-        with psycopg.connect(place.dsn, autocommit=True) as connection:
-            connection.execute("create table lone (id int primary key, n int not null)")
-            connection.execute("insert into lone values (1, 1)")
-            for _ in range(rounds):
-                for name, values in (await lone.measure.remote(count)).items():
-                    found[name] += values
-                for _ in range(count):
-                    began_s = time.perf_counter()
-                    connection.execute(_UPDATE)
-                    found["commits"].append(time.perf_counter() - began_s)
-                    await asyncio.sleep(PAUSE_S)
+        for _ in range(rounds):
+            for name, values in (await lone.measure.remote(count)).items():
+                found[name] += values
+            found["commits"] += commits(place.dsn, count, PAUSE_S)
     finally:
         for one in (lone, echo):
             ray.kill(one)

@@ -22,7 +22,7 @@ a process that ended while there was no relay is reported by the next one.
 
 **A process that an instance depends on** is watched by its pidfd alone, for each instance that names it in its
 registration, with the same guarantees. Its end is reported with the last lines of the log that the agent named, where
-they can be read within 0.1 s. One that this process cannot see is tried again every 5 s.
+they can be read within 0.5 s. One that this process cannot see is tried again every 5 s.
 
 **What it trusts.** The kernel: a descriptor of a process stays that of the process, whatever happens to its id. A
 process id only together with the start time, the PID namespace and the boot id in the process key. Ray's state of an
