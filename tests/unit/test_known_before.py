@@ -10,7 +10,7 @@ from seedcore.core.instances import Epoch
 from seedcore.core.lifecycle import Status
 from seedcore.registry.protocol.durable_words import DurableWords
 from seedcore.store.memory import Tables
-from tests.builders import START, iid
+from tests.builders import START, iid, turns
 from tests.local import Snapshot as Earlier
 from tests.unit.registries import joined_registry
 from tests.unit.test_lost_commits import CONFIG, called
@@ -46,6 +46,20 @@ def test_a_registry_that_agents_know_gets_the_epoch_and_no_numbers_again() -> No
     assert sent == KnownBefore({iid(1): 1}, epoch)
     words.note_answer(sent, answer)
     assert words.known_before([iid(1), iid(2)]) == KnownBefore({}, epoch)
+
+
+def test_an_earlier_word_that_was_sent_again_does_not_replace_a_later_one() -> None:
+    words = DurableWords()
+    registered = SequencedChange(RegisterChange(Registration(iid(1), "agent-1"), 1))
+    words.note_receipt(registered, Receipt(iid(1), Status.STARTING, 1, durable=True))
+    for seq in (3, 2):
+        turned = SequencedChange(turns(1, Status.ALIVE, seq))
+        words.note_sent(turned)
+        words.note_receipt(turned, Receipt(iid(1), Status.ALIVE, seq, durable=True))
+    words.note_answer(None, BeatAnswer(registry="second"))
+    assert words.known_before([iid(1)]) == KnownBefore({iid(1): 3})
+    answer = BeatAnswer(behind=(iid(1),), registry="second")
+    assert [change.seq for change in words.note_answer(None, answer)[0]] == [1, 3]
 
 
 def test_a_registry_that_does_not_know_an_instance_gets_its_number_again() -> None:

@@ -61,8 +61,11 @@ class DurableWords:
             oldest = next(iter(words))
             del words[oldest]
             self._unconfirmed.discard(oldest)
+        known = words.setdefault(change.instance_id, {})
         for part in _parts(change):
-            words.setdefault(change.instance_id, {})[_of(part)] = part
+            # an earlier word that was sent again may be answered after a later one
+            if _of(part) not in known or _seq(known[_of(part)]) <= _seq(part):
+                known[_of(part)] = part
 
     def known_before(self, instance_ids: Sequence[str]) -> KnownBefore | None:
         """What goes with beats of these: the epoch always, since the first beat to a new registry must carry it, and
