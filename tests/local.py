@@ -10,7 +10,7 @@ from typing import Any
 from seedcore.core.answers import Outcome
 from seedcore.core.changes import HoldChange, StatusChange
 from seedcore.core.errors import StoreRejectedError
-from seedcore.registry.protocol.api import Shorthands
+from seedcore.registry.protocol.shorthands import Shorthands
 from seedcore.registry.server.registry import Registry
 from seedcore.store.memory import MemoryStore
 from seedcore.store.tables import Tables

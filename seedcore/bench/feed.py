@@ -20,7 +20,8 @@ from seedcore.core.lifecycle import Status
 from seedcore.core.limits import MAX_PAGE
 from seedcore.core.paging import decode_cursor
 from seedcore.registry.following.follower import Follower
-from seedcore.registry.protocol.connection import RegistryConnection
+from seedcore.registry.following.nearby import Nearby
+from seedcore.registry.protocol.connection import shared_connection
 
 CHANGES_PER_S = 1000
 TICK_S = 0.02
@@ -30,7 +31,7 @@ class Watcher:
     """Follows the feed in another process. The detail of each cause is the time at which the change was sent."""
 
     def __init__(self, namespace: str, organ_id: str | None) -> None:
-        self._follower = Follower(RegistryConnection(namespace, 30.0), organ_id=organ_id, on_change=self._note)
+        self._follower = Follower(Nearby(shared_connection(namespace, 30.0)), organ_id=organ_id, on_change=self._note)
         self._delays_s: list[float] = []
         self._last_sent: dict[str, str] = {}
         self._notified = 0

@@ -9,7 +9,7 @@ even compacted changes are missing. A beat is not a change; a new verdict (`late
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
@@ -78,6 +78,8 @@ class FeedBatch:
     `waited_s`: how long the registry had the question before it answered, in seconds. The answer was true so long after
     the question was sent, at the earliest. `loads` are loads that have changed, for a follower that asked for them; it
     asks with `loads_number` next time.
+    `age_s`: how old the copy was that answered, in seconds; 0 for the registry's own answer, which names in `relay` the
+    relay of the follower's node, if there is one.
     `is_compacted`: the changes between are left out of which an instance has a later one. `has_more`: the other ones
     come after `version`; a copy is that of one moment only after the last of them.
     """
@@ -94,36 +96,36 @@ class FeedBatch:
     loads_number: int = 0
     is_compacted: bool = False
     has_more: bool = False
+    age_s: float = 0.0
+    relay: str | None = None
 
 
 class _Entry(NamedTuple):
     version: int
+    instance_id: str
+    logical_id: str
     before: Instance | None
     after: Instance | None
     verdict: Verdict
     cause: Cause | None
     weight: int
     is_end: bool
-
-    @property
-    def instance_id(self) -> str:
-        known = self.after if self.after is not None else self.before
-        assert known is not None
-        return known.instance_id
+    # in a copy: what it was before is not known, and this is what the registry said
+    is_new: bool | None = None
 
     def selected_by(self, wanted: InstanceFilter, epoch: str) -> bool:
-        """Whether a follower with this filter receives the change: the instance matches before or after it."""
-        return _is_wanted(self.before, wanted, epoch) or _is_wanted(self.after, wanted, epoch)
+        """Whether a follower with this filter receives the change: the instance matches before or after it, or may have
+        matched before."""
+        may_match = self.is_new is not None
+        return may_match or _is_wanted(self.before, wanted, epoch) or _is_wanted(self.after, wanted, epoch)
 
     def change_for(self, wanted: InstanceFilter, epoch: str) -> FeedChange:
         """The change as a follower with this filter receives it."""
-        known = self.after if self.after is not None else self.before
-        assert known is not None
         after = self.after if _is_wanted(self.after, wanted, epoch) else None
-        is_new = after is not None and not _is_wanted(self.before, wanted, epoch)
-        return FeedChange(
-            self.version, known.instance_id, known.logical_id, after, self.verdict, self.cause, is_new, self.is_end
-        )
+        is_new = not _is_wanted(self.before, wanted, epoch) if self.is_new is None else self.is_new
+        is_new = after is not None and is_new
+        ids = self.instance_id, self.logical_id
+        return FeedChange(self.version, *ids, after, self.verdict, self.cause, is_new, self.is_end)
 
 
 class Feed:
@@ -161,17 +163,55 @@ class Feed:
         after: Instance | None,
         verdict: Verdict = Verdict.FRESH,
         cause: Cause | None = None,
-        version: int | None = None,
-        *,
-        is_end: bool | None = None,
     ) -> None:
         """Record a change of an instance or of its verdict. `before` is None for a new instance, `after` for an ended
-        one; `cause` is the cause of its death. A copy of a feed passes the `version` and `is_end` that it received."""
+        one; `cause` is the cause of its death."""
         if self._is_silent:
             return
-        self.version = self.version + 1 if version is None else version
+        known = after if after is not None else before
+        assert known is not None
+        self.version += 1
         weight = _weight(before) + _weight(after)
-        entry = _Entry(self.version, before, after, verdict, cause, weight, after is None if is_end is None else is_end)
+        ids = known.instance_id, known.logical_id
+        self._enter(_Entry(self.version, *ids, before, after, verdict, cause, weight, after is None))
+
+    def repeat(self, batch: FeedBatch, known: Callable[[str], Instance | None], listed_at: int = 0) -> None:
+        """Repeat the changes that this copy has received, under their versions. `known` returns what an instance was
+        before them; of changes up to the version `listed_at` it may return a later state, so that every follower gets
+        them. A copy that does not compact starts over behind compacted changes."""
+        if batch.is_compacted and not self._compacts:
+            self.become(batch.stream, batch.version, batch.epoch)
+            return
+        # a batch may have several changes of one instance: each begins where the one before ended
+        seen: dict[str, Instance | None] = {}
+        entries = []
+        for change in sorted(batch.changes, key=lambda change: change.version):
+            instance_id, after = change.instance_id, change.instance
+            before = seen.get(instance_id, known(instance_id))
+            seen[instance_id] = after
+            # a registry of an earlier version sends a cause, and no is_end
+            is_end = change.is_end or change.cause is not None
+            what = instance_id, change.logical_id, before, after, change.verdict, change.cause
+            is_new = change.is_new if change.version <= listed_at else None
+            entries.append(_Entry(change.version, *what, _weight(before) + _weight(after), is_end, is_new))
+        if batch.is_compacted:
+            self._skip(entries, batch.version)
+        else:
+            for entry in entries:
+                self._enter(entry)
+        self.version = batch.version
+
+    def _skip(self, compacted: Sequence[_Entry], version: int) -> None:
+        """Take compacted changes as what they are: of those up to `version` the others are forgotten."""
+        for forgotten in (*self._entries, *compacted):
+            self._compact(forgotten)
+        self._entries.clear()
+        self.bytes = 0
+        self._reaches_back_to = version
+        for number in self._followers:
+            self._wake(number)
+
+    def _enter(self, entry: _Entry) -> None:
         self._entries.append(entry)
         self.bytes += entry.weight
         while len(self._entries) > self._capacity or self.bytes > self._max_bytes:

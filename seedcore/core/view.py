@@ -95,6 +95,11 @@ class LiveView:
         """Whether the feed has no other verdict than fresh on an instance of the cache."""
         return instance.instance_id not in self._verdicts
 
+    def verdicts_of(self, instances: Iterable[Instance]) -> dict[str, Verdict]:
+        """The verdicts on those instances that are not fresh."""
+        known = self._verdicts
+        return {row.instance_id: known[row.instance_id] for row in instances if row.instance_id in known}
+
     def knows(self, wanted: InstanceFilter) -> bool:
         """Whether the cache can answer a filter completely: it contains only live instances of the current epoch."""
         wants_dead = wanted.statuses is not None and Status.DEAD in wanted.statuses

@@ -34,6 +34,7 @@ from seedcore.registry.caller.metrics import CallerMetrics
 from seedcore.registry.caller.resolver import Resolver
 from seedcore.registry.caller.sources import Choice, Listed, Resolved
 from seedcore.registry.following.follower import Follower
+from seedcore.registry.following.nearby import Nearby
 from seedcore.registry.protocol.connection import NoRegistry, RegistryConnection
 from seedcore.registry.protocol.messages import Description, OperationResult
 from seedcore.registry.ray_support.directory import RayDirectory
@@ -84,7 +85,7 @@ class DiscoveryReader:
         if follows:
             feed = Feed("", FEED_CAPACITY)
             self.follower = Follower(
-                connection, on_change=cache.evict, on_reset=cache.clear, feed=feed, export=metrics.export
+                Nearby(connection), on_change=cache.evict, on_reset=cache.clear, feed=feed, export=metrics.export
             )
         self._snapshot = None if self.follower is None else SnapshotSource(self.follower)
         self.registry = RegistrySource(connection, slots)

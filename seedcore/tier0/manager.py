@@ -18,7 +18,6 @@ from seedcore.core.answers import Listing, Origin
 from seedcore.core.errors import CannotKnowError, InvalidInputError, NotResolvableError
 from seedcore.core.limits import Json, check_timeout
 from seedcore.core.selection import Policy
-from seedcore.registry.agent.identity import own_node_id
 from seedcore.registry.caller.fallback_sources import RayListing
 from seedcore.registry.caller.handle_cache import HandleCache
 from seedcore.registry.caller.handles import HandleFinder
@@ -31,10 +30,11 @@ from seedcore.registry.caller.resolver import Resolver
 from seedcore.registry.caller.waiting import Wait, awaited, check_deadline
 from seedcore.registry.caller.watching import Watch, watched
 from seedcore.registry.following.follower import Follower
+from seedcore.registry.following.nearby import Nearby
 from seedcore.registry.protocol.connection import RegistryConnection, shared_connection
 from seedcore.registry.ray_support.directory import RayDirectory
 from seedcore.registry.ray_support.lookup import ActorHandle
-from seedcore.registry.ray_support.session import require_connected
+from seedcore.registry.ray_support.session import own_node_id, require_connected
 from seedcore.settings import Mode, Settings, get_settings
 from seedcore.tier0.answers import AgentSpec, Fleet, Gathered, Pruned, SystemSummary
 from seedcore.tier0.calls import gather
@@ -75,7 +75,7 @@ class Tier0MemoryManager:
         self.follower: Follower | None = None
         if has_registry and self._settings.follow:
             self.follower = Follower(
-                self.connection, on_change=self._cache.evict, on_reset=self._cache.clear, export=metrics.export
+                Nearby(self.connection), on_change=self._cache.evict, on_reset=self._cache.clear, export=metrics.export
             )
         self._refresher = Refresher(self._known, self.connection, directory, self.mode)
         self._finder = HandleFinder(namespace, probe_timeout_s)

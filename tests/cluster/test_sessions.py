@@ -30,7 +30,6 @@ from seedcore.core.errors import (
     SessionError,
 )
 from seedcore.core.instances import Instance
-from seedcore.registry.agent.identity import own_node_id
 from seedcore.registry.agent.reporter import Reporter
 from seedcore.registry.agent.thread_reporter import ThreadReporter
 from seedcore.registry.caller.listing import list_active_instances
@@ -38,6 +37,7 @@ from seedcore.registry.protocol.connection import RegistryConnection, shared_con
 from seedcore.registry.ray_support import session
 from seedcore.registry.ray_support.actors import end_actor
 from seedcore.registry.ray_support.directory import RayDirectory
+from seedcore.registry.ray_support.session import own_node_id
 from seedcore.registry.server.actor import stop_registry
 from seedcore.settings import Settings
 from seedcore.tier0 import Tier0MemoryManager

@@ -24,7 +24,7 @@ from seedcore.core.errors import (
     RegistryUnavailableError,
     SessionError,
 )
-from seedcore.registry.agent.identity import identify, own_actor, own_node_id
+from seedcore.registry.agent.identity import identify, own_actor
 from seedcore.registry.agent.reporter import Reporter
 from seedcore.registry.agent.thread_reporter import ThreadReporter
 from seedcore.registry.caller.handle_cache import ActorTable
@@ -154,7 +154,7 @@ async def test_a_call_without_a_session_is_refused_and_calls_nothing() -> None:
         with pytest.raises(SessionError, match="not connected to Ray"):
             call()
     assert await probe(actor, 1.0) is Proof.NOT_YET
-    assert own_node_id() is None
+    assert session.own_node_id() is None
     assert own_actor() == (None, None)
     assert (await identify("actor", "namespace", 1.0)).node_id is None
     assert (actor.calls, reads) == ([], [])

@@ -13,6 +13,7 @@ from seedcore.core.errors import DirectoryUnavailableError, ForkedProcessError, 
 from seedcore.registry.ray_support import session
 from seedcore.registry.ray_support.lookup import actor_id_of, find_actor, in_thread
 from seedcore.registry.ray_support.process_keys import own_process_key
+from seedcore.registry.ray_support.session import own_node_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,16 +121,6 @@ def own_actor() -> tuple[str | None, str | None]:
 def own_actor_has(method: str) -> bool:
     """Whether this code runs in an actor whose class has this method."""
     return own_actor()[0] is not None and hasattr(session.context().current_actor, method)
-
-
-def own_node_id() -> str | None:
-    """The Ray node that this process runs on; None where it is connected to none, and for a Ray Client process: what
-    Ray names the node of that client's server."""
-    try:
-        with session.passing():
-            return None if session.is_ray_client() else str(session.context().get_node_id())
-    except SessionError:
-        return None
 
 
 def was_restarted() -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import uuid
 import weakref
 from collections.abc import Callable, Mapping
@@ -21,12 +22,11 @@ from seedcore.core.backoff import Backoff, supervise
 from seedcore.core.clock import Clock
 from seedcore.core.errors import FollowersFullError, RegistryError, RegistryUnavailableError
 from seedcore.core.feed import Feed, FeedBatch
-from seedcore.core.instances import Instance
 from seedcore.core.loops import LoopsEvent
 from seedcore.core.timeouts import end, is_running, within
 from seedcore.core.view import LiveView
+from seedcore.registry.following.nearby import FeedSource
 from seedcore.registry.following.pages import pages_of
-from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.ray_support import session
 from seedcore.registry.ray_support.metrics import PERIOD_S
 
@@ -69,7 +69,7 @@ class Follower:
 
     def __init__(
         self,
-        connection: RegistryConnection,
+        source: FeedSource,
         *,
         organ_id: str | None = None,
         labels: Mapping[str, str] | None = None,
@@ -84,7 +84,7 @@ class Follower:
         instances, or the verdict on them, changed; `on_reset` when all of them may have, and in another Ray session.
         `feed` becomes a copy of the registry's feed, for others that follow this process. `export` is called every
         PERIOD_S seconds with the age of the cache (None: it was never confirmed). Opens no connection."""
-        self._connection = connection
+        self._source = source
         # the registry keeps a place for this name from question to question
         self._name = uuid.uuid4().hex
         self._wanted = InstanceFilter(
@@ -107,6 +107,7 @@ class Follower:
         self._confirmed = LoopsEvent()
         self.view = LiveView()
         self.resets = 0
+        self._listed_at = 0
         self.failures = 0
         self._is_after_reset = False
         self._listeners: tuple[weakref.ref[Listener], ...] = ()
@@ -158,6 +159,11 @@ class Follower:
         """Whether the cache is current, and the running event loop the one that changes it."""
         task = self._task
         return self.is_current and task is not None and task.get_loop() is asyncio.get_running_loop()
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the registry confirmed the cache; infinite where it never did."""
+        return math.inf if self._confirmed_s is None else max(0.0, self._clock.monotonic() - self._confirmed_s)
 
     async def until_current(self, timeout_s: float) -> bool:
         """Wait until the cache is current. Returns whether it is within `timeout_s` seconds."""
@@ -230,17 +236,14 @@ class Follower:
             return
         self._is_after_reset = False
         if self.feed is not None:
-            if batch.is_compacted:
-                self.feed.become(batch.stream, batch.version, batch.epoch)
-            else:
-                self._repeat(self.feed, batch)
+            self.feed.repeat(batch, view.get, self._listed_at)
         for logical_id in view.apply(batch):
             if self._on_change is not None:
                 self._on_change(logical_id)
             for listener in self._listening():
                 listener.note_change(logical_id)
         # it was true when it was sent, however late this process reads it
-        self._trust(asked_s + batch.waited_s)
+        self._trust(asked_s + batch.waited_s - batch.age_s)
 
     async def _whole(self, batch: FeedBatch) -> tuple[float, FeedBatch]:
         """Compacted changes with all that come after them, as one batch, and when the last ones were asked for. Until
@@ -269,7 +272,7 @@ class Follower:
     async def _changes_after(
         self, stream: str | None, version: int, wait_s: float, loads_after: int | None = None
     ) -> FeedBatch:
-        return await self._connection.changes(
+        return await self._source.changes(
             self._wanted, stream, version, wait_s, self._name, loads_after, may_compact=True
         )
 
@@ -283,18 +286,6 @@ class Follower:
         except Exception:
             logger.exception("the metrics were not exported; following goes on")
 
-    def _repeat(self, feed: Feed, batch: FeedBatch) -> None:
-        # a batch may have several changes of one instance: each begins where the one before ended
-        seen: dict[str, Instance | None] = {}
-        for change in batch.changes:
-            before = seen.get(change.instance_id, self.view.get(change.instance_id))
-            seen[change.instance_id] = change.instance
-            if before is not None or change.instance is not None:
-                # a registry of an earlier version sends a cause, and no is_end
-                is_end = change.is_end or change.cause is not None
-                feed.append(before, change.instance, change.verdict, change.cause, change.version, is_end=is_end)
-        feed.version = batch.version
-
     async def _pause_between_resets(self) -> None:
         """If there are more changes than the feed remembers, every follower lists again and again: not all at once."""
         if self._is_after_reset:
@@ -307,14 +298,17 @@ class Follower:
         """List all instances. The earlier content stays readable meanwhile, and is not trusted."""
         self._distrust()
         pages: list[Listing] = []
-        async with aclosing(pages_of(self._connection, self._wanted)) as found:
+        async with aclosing(pages_of(self._source, self._wanted)) as found:
             async for page in found:
                 if page.stream != reset.stream:
                     raise RegistryUnavailableError("it restarted during the listing")
+                if page.version < reset.version:
+                    raise RegistryUnavailableError("the relay's copy is older than the registry's answer")
                 if not page.complete:
                     raise RegistryUnavailableError("it is still recovering, or superseded")
                 pages.append(page)
         self.view.load(reset, pages)
+        self._listed_at = max(page.version for page in pages)
         if self.feed is not None:
             self.feed.become(reset.stream, reset.version, reset.epoch)
         self.resets += 1

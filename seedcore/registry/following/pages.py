@@ -8,25 +8,23 @@ from collections.abc import AsyncGenerator
 from seedcore.core.answers import InstanceFilter, Listing
 from seedcore.core.limits import MAX_LISTED
 from seedcore.core.timeouts import abandon
-from seedcore.registry.protocol.api import RegistryApi
+from seedcore.registry.following.nearby import FeedSource
 
 
 async def pages_of(
-    connection: RegistryApi, wanted: InstanceFilter, page_size: int = MAX_LISTED
+    source: FeedSource, wanted: InstanceFilter, page_size: int = MAX_LISTED
 ) -> AsyncGenerator[Listing, None]:
     """Every page, in order; the registry makes the next one while a page is read. Close it at the end."""
-    asked: asyncio.Task[Listing] | None = _asked(connection, wanted, page_size, None)
+    asked: asyncio.Task[Listing] | None = _asked(source, wanted, page_size, None)
     try:
         while asked is not None:
             page = await asked
-            asked = _asked(connection, wanted, page_size, page.next_cursor) if page.next_cursor else None
+            asked = _asked(source, wanted, page_size, page.next_cursor) if page.next_cursor else None
             yield page.unpacked()
     finally:
         if asked is not None:
             abandon(asked)
 
 
-def _asked(
-    connection: RegistryApi, wanted: InstanceFilter, page_size: int, cursor: str | None
-) -> asyncio.Task[Listing]:
-    return asyncio.create_task(connection.page(wanted, page_size, cursor, packed=True), name="page-asked")
+def _asked(source: FeedSource, wanted: InstanceFilter, page_size: int, cursor: str | None) -> asyncio.Task[Listing]:
+    return asyncio.create_task(source.page(wanted, page_size, cursor, packed=True), name="page-asked")

@@ -12,13 +12,15 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from seedcore.core.answers import BeatAnswer, KnownBefore, Receipt
+from seedcore.core.answers import BeatAnswer, InstanceFilter, KnownBefore, Listing, Receipt
 from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.changes import SequencedChange
 from seedcore.core.dependencies import Dependency
 from seedcore.core.errors import DirectoryUnavailableError, RegistryError, RegistryUnavailableError
+from seedcore.core.feed import FeedBatch
 from seedcore.core.limits import check_beats, check_instance_id, check_kind
 from seedcore.core.timeouts import within
+from seedcore.registry.node.copy import NodeCopy
 from seedcore.registry.node.dependency_watch import DependencyWatch
 from seedcore.registry.node.process_watch import (
     ActorStateWatch,
@@ -50,10 +52,13 @@ class Relay:
         registry: RegistryConnection | None = None,
         gather_s: float = 0.25,
         why_ended: Callable[[str, float], Awaitable[Cause | None]] = why_worker_ended,
+        copy: NodeCopy | None = None,
     ) -> None:
         """`registry` receives what is gathered for `gather_s` seconds; without one the relay only watches. `why_ended`
-        returns what is known of the end of a worker process, within the seconds that it gets."""
+        returns what is known of the end of a worker process, within the seconds that it gets. `copy` is what the
+        processes of the node follow."""
         self._registry = registry
+        self._copy = copy
         self._beats = BeatBox(self._forward_beats, gather_s)
         self._changes = ChangeBox(self._forward_changes, _CHANGES_LINGER_S)
         self._exits: deque[Exit] = deque()
@@ -115,6 +120,22 @@ class Relay:
             check_kind("known", known, KnownBefore).validated(instance_ids)
         return await self._beats.renew(instance_ids, loads, known)
 
+    async def changes(
+        self,
+        wanted: InstanceFilter,
+        stream: str | None,
+        version: int,
+        wait_s: float = 0.0,
+        follower: str | None = None,
+        may_compact: bool = False,
+    ) -> FeedBatch:
+        """See NodeCopy.changes."""
+        return await self._copied().changes(wanted, stream, version, wait_s, follower, may_compact)
+
+    async def page(self, wanted: InstanceFilter, limit: int = 100, cursor: str | None = None) -> Listing:
+        """See NodeCopy.page."""
+        return await self._copied().page(wanted, limit, cursor)
+
     async def deliver(self, changes: Sequence[SequencedChange]) -> list[Receipt | RegistryError]:
         """See RelayApi.deliver."""
         try:
@@ -130,6 +151,11 @@ class Relay:
 
     async def _forward_changes(self, changes: Sequence[SequencedChange]) -> Sequence[Receipt | RegistryError]:
         return await self._upstream().deliver(changes)
+
+    def _copied(self) -> NodeCopy:
+        if self._copy is None:
+            raise RegistryUnavailableError("this relay keeps no copy")
+        return self._copy
 
     def _upstream(self) -> RegistryConnection:
         if self._registry is None:
@@ -193,4 +219,5 @@ class RelayActor(Relay):
 
     def __init__(self, namespace: str, call_timeout_s: float, gather_s: float) -> None:
         take_all_descriptors()
-        super().__init__(registry=RegistryConnection(namespace, call_timeout_s), gather_s=gather_s)
+        registry = RegistryConnection(namespace, call_timeout_s)
+        super().__init__(registry=registry, gather_s=gather_s, copy=NodeCopy(registry))

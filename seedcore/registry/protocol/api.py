@@ -13,13 +13,11 @@ from enum import StrEnum
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from seedcore.core.answers import Answer, BeatAnswer, InstanceFilter, KnownBefore, Listing, Receipt, Resolution
-from seedcore.core.causes import Cause, CauseKind
-from seedcore.core.changes import RegisterChange, Registration, SequencedChange, StatusChange
+from seedcore.core.changes import SequencedChange
 from seedcore.core.errors import RegistryError
 from seedcore.core.feed import FeedBatch
 from seedcore.core.instances import Epoch, EpochRecord, Instance, Transition, Verdict
 from seedcore.core.lifecycle import Status
-from seedcore.core.limits import check_detail, check_status, check_statuses
 from seedcore.registry.protocol.messages import Description, Health, Hello, OperationResult
 
 P = ParamSpec("P")
@@ -236,6 +234,7 @@ class RegistryApi(RelayApi, Protocol):
         follower: str | None = None,
         loads_after: int | None = None,
         may_compact: bool = False,
+        node_id: str | None = None,
     ) -> FeedBatch:
         """What changed after `version` of the feed `stream`, of the instances that the filter matches. Its `fresh_only`
         and `verdicts` are not used.
@@ -250,6 +249,10 @@ class RegistryApi(RelayApi, Protocol):
 
         With `may_compact`, changes that the feed no longer has one by one come as the last of them of each instance,
         at most MAX_COMPACTED in a batch, which `has_more` then. Otherwise they are a reset.
+
+        Where the registry has many followers, the answer names the relay of the node `node_id`, if there is one: it
+        follows for the processes of its node. Where all places are taken, the answer is not complete then, instead of
+        the error.
         """
         ...
 
@@ -301,54 +304,3 @@ class RegistryApi(RelayApi, Protocol):
     async def list_epochs(self, limit: int = 20) -> list[EpochRecord]:
         """The newest epochs, the newest first."""
         ...
-
-
-class Shorthands:
-    """Calls that build a change or a filter and pass it through its one door, of a class with RegistryApi."""
-
-    async def register(self: RegistryApi, registration: Registration, seq: int = 1) -> Receipt:
-        """`take` a registration."""
-        return await self.take(SequencedChange(RegisterChange(registration, seq)))
-
-    async def set_status(
-        self: RegistryApi,
-        instance_id: str,
-        status: Status | str,
-        seq: int,
-        cause: str | None = None,
-        *,
-        after: str | None = None,
-    ) -> Receipt:
-        """`take` a change of status, with the agent's number `seq` and its own words for the cause. An operator uses
-        `drain`, `undrain` or `deregister`."""
-        reported = None if cause is None else Cause(CauseKind.AGENT, check_detail(cause))
-        return await self.take(SequencedChange(StatusChange(instance_id, check_status(status), seq, reported), after))
-
-    async def beat(self: RegistryApi, instance_id: str) -> BeatAnswer:
-        """Renew one lease."""
-        return await self.beat_many([instance_id])
-
-    async def list_active(
-        self: RegistryApi,
-        statuses: Sequence[Status | str] | None = (Status.ALIVE,),
-        organ_id: str | None = None,
-        labels: Mapping[str, str] | None = None,
-        limit: int = 100,
-        cursor: str | None = None,
-        *,
-        epoch: str | None = None,
-        logical_id: str | None = None,
-        fresh_only: bool = True,
-        endpoint: str | None = None,
-    ) -> Listing:
-        """A `page` of instances, by default of the current epoch. `statuses` None means every live one."""
-        wanted = InstanceFilter(
-            statuses=check_statuses(statuses),
-            organ_id=organ_id,
-            labels=labels if labels is not None else {},
-            logical_id=logical_id,
-            epoch=epoch,
-            fresh_only=fresh_only,
-            endpoint=endpoint,
-        )
-        return await self.page(wanted, limit, cursor)

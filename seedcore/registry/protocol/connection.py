@@ -26,12 +26,13 @@ from seedcore.core.errors import (
 )
 from seedcore.core.limits import check_instance_id
 from seedcore.core.timeouts import end, is_running
-from seedcore.registry.protocol.api import RegistryApi, Repeats, Rules, Shorthands, rules_of
+from seedcore.registry.protocol.api import RegistryApi, Repeats, Rules, rules_of
 from seedcore.registry.protocol.durable_words import DurableWords
 from seedcore.registry.protocol.forwarding import forwarded
 from seedcore.registry.protocol.messages import PROTOCOL, Hello
 from seedcore.registry.protocol.outbox import Outbox
 from seedcore.registry.protocol.relay_client import RelayFinder, RelayTimes, cause_of
+from seedcore.registry.protocol.shorthands import Shorthands
 from seedcore.registry.ray_support import session
 from seedcore.registry.ray_support.directory import RESERVED_PREFIX
 from seedcore.registry.ray_support.lookup import ActorHandle, FindActor, find_actor
@@ -113,6 +114,16 @@ class RegistryConnection(Shorthands):
     def uses_relay(self) -> bool:
         """Whether beats and changes go to the relay of this node now."""
         return self._relays is not None and self._relays.relay is not None
+
+    async def ask_relay(self, method: str, *args: object, waits_s: float = 0.0) -> Any:
+        """The answer of this node's relay, which may wait `waits_s` seconds; None where it gives none. May raise."""
+        self._enter_session()
+        return None if self._relays is None else await self._relays.ask(method, *args, waits_s=waits_s)
+
+    async def use_relay(self, name: str) -> None:
+        """Use this relay, which the registry has named for this node."""
+        assert self._relays is not None
+        await self._relays.use(name)
 
     async def hello(self) -> Hello:
         """See RegistryApi.hello. Does not check the protocol."""

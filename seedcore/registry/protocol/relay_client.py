@@ -71,12 +71,22 @@ class RelayFinder:
         """Note the relay that the registry names for this node; it is looked up in the background."""
         # a silent relay must not delay a beat so much that its agent is late
         self._patience_s = min(self._times.patience_s, answer.beat_interval_s / 4)
-        if answer.relay == self._name:
+        self._use(answer.relay)
+
+    async def use(self, name: str) -> None:
+        """Use the relay of this name from now on; it is looked up before this returns."""
+        self._use(name)
+        looking = self._looking
+        if looking is not None and looking.get_loop() is asyncio.get_running_loop():
+            await asyncio.wait({looking}, timeout=self._patience_s)
+
+    def _use(self, name: str | None) -> None:
+        if name == self._name:
             return
         self.forget()
-        if answer.relay is not None:
-            self._name = answer.relay
-            self._looking = asyncio.create_task(self._look_up(answer.relay), name="relay-found")
+        if name is not None:
+            self._name = name
+            self._looking = asyncio.create_task(self._look_up(name), name="relay-found")
 
     def forget(self) -> None:
         """Use none until another is named."""
@@ -98,9 +108,12 @@ class RelayFinder:
         logger.info("the relay of this node is not used for %.1f s: %s", rest_s, error.why)
         self._rests_until_s = self._clock.monotonic() + rest_s
 
-    async def ask(self, method: str, *args: object, is_last: bool = False, **kwargs: object) -> Any:
+    async def ask(
+        self, method: str, *args: object, is_last: bool = False, waits_s: float = 0.0, **kwargs: object
+    ) -> Any:
         """The relay's answer; None where there is no relay to call now, or it gives no answer, and then it rests.
-        `is_last`: there is no other way to the registry, so that a relay that rests is called too.
+        `is_last`: there is no other way to the registry, so that a relay that rests is called too. `waits_s`: so many
+        seconds the relay may wait before it answers.
 
         Raises what the registry raises through it.
         """
@@ -108,7 +121,7 @@ class RelayFinder:
         if relay is None:
             return None
         try:
-            answer = await self._answer(relay, method, *args, **kwargs)
+            answer = await self._answer(relay, method, waits_s, *args, **kwargs)
         except RegistryReplacedError:
             # the caller decides: sent to another registry it may mean something else
             raise
@@ -119,11 +132,11 @@ class RelayFinder:
         self._rests_until_s = 0.0
         return answer
 
-    async def _answer(self, relay: ActorHandle, method: str, *args: object, **kwargs: object) -> Any:
+    async def _answer(self, relay: ActorHandle, method: str, waits_s: float, *args: object, **kwargs: object) -> Any:
         """Within the bound of a call, while the relay itself answers: then the registry or the database is slow."""
         asked = asyncio.ensure_future(session.ask(relay, method, *args, **kwargs))
         try:
-            done, _ = await asyncio.wait({asked}, timeout=self._patience_s)
+            done, _ = await asyncio.wait({asked}, timeout=waits_s + self._patience_s)
             if not done:
                 await within(session.ask(relay, "__ray_ready__"), self._patience_s / 2)
             return await within(asked, self._call_timeout_s)
@@ -131,7 +144,8 @@ class RelayFinder:
             raise RegistryUnavailableError("no answer from the relay") from None
         except RayTaskError as error:
             raise cause_of(error, method) from None
-        except (RayError, SessionError) as error:
+        except (RayError, SessionError, AttributeError, TypeError) as error:
+            # the last two: it is of another version
             raise RegistryUnavailableError(f"no relay: {first_line(error)}") from None
         finally:
             asked.cancel()

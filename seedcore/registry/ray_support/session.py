@@ -96,6 +96,16 @@ def require_connected() -> None:
         raise CannotKnowError("*", first_line(error)) from None
 
 
+def own_node_id() -> str | None:
+    """The Ray node that this process runs on; None where it is connected to none, and for a Ray Client process: what
+    Ray names the node of that client's server."""
+    try:
+        with passing():
+            return None if is_ray_client() else str(context().get_node_id())
+    except SessionError:
+        return None
+
+
 def refuse_forked() -> None:
     """Raise ForkedProcessError in a process forked from a connected one: it has Ray's sockets without Ray's threads."""
     if _inherited is not None and ray_connection() is _inherited:

@@ -5,9 +5,7 @@ Owns the places of those who wait for changes. It changes no instance.
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -45,8 +43,8 @@ from seedcore.core.member_queries import (
 from seedcore.core.members import Members
 from seedcore.core.packing import pack
 from seedcore.core.paging import check_limit, check_within_s, decode_cursor, decode_death_cursor, encode_cursor
-from seedcore.core.places import Places
 from seedcore.core.timeouts import within
+from seedcore.registry.following.serving import FeedServer
 from seedcore.registry.protocol.messages import (
     INSTANCES_LIMIT,
     TRANSITIONS_LIMIT,
@@ -63,10 +61,7 @@ from seedcore.registry.server.writer import Writer
 
 logger = logging.getLogger(__name__)
 
-MAX_FEED_WAIT_S = 30.0
 _HISTORY_WAIT_S = 2.0
-_FEED_ANSWERS_PER_S = 1000.0
-_FEED_LINGER_MAX_S = 0.5
 
 
 class Queries:
@@ -92,7 +87,7 @@ class Queries:
         self._clock = clock
         self._rate = rate
         self._hello = hello
-        self._places = Places(config.max_followers)
+        self.followers = FeedServer(members.feed, config.max_followers, config.place_kept_s, clock)
         self.fullness = Fullness(config, members)
         self.agents_ahead = AgentsAhead(members, clock)
 
@@ -152,47 +147,27 @@ class Queries:
         follower: str | None = None,
         loads_after: int | None = None,
         may_compact: bool = False,
+        node_id: str | None = None,
     ) -> FeedBatch:
         """See RegistryApi.changes."""
-        check_kind("wanted", wanted, InstanceFilter).validated()
-        if type(version) is not int or version < 0:
-            raise InvalidInputError("version", f"must be a whole number from 0, not {version!r}")
-        if type(wait_s) not in {int, float} or not 0 <= wait_s <= MAX_FEED_WAIT_S:
-            raise InvalidInputError("wait_s", f"must be from 0 to {MAX_FEED_WAIT_S:g} seconds, not {wait_s!r}")
         if loads_after is not None and not (type(loads_after) is int and loads_after >= 0):
             raise InvalidInputError("loads_after", f"must be a whole number from 0, not {loads_after!r}")
-        feed, asked_s = self.members.feed, self._clock.monotonic()
-        # before it lists, or is answered: one that will be refused is no burden until then
-        if follower is not None:
-            self._claim_place(check_text("follower", follower, MAX_ID_CHARS), wait_s + self._config.place_kept_s)
-        batch = feed.since(stream, version, wanted, may_compact=check_kind("may_compact", may_compact, bool))
-        if not batch.is_reset and not batch.changes and not batch.has_more and wait_s > 0:
-            # one without a name has a place only while it waits
-            passing = None if follower is not None else uuid.uuid4().hex
-            if passing is not None:
-                self._claim_place(passing, wait_s + _FEED_LINGER_MAX_S)
-            news = asyncio.Event()
-            number = feed.follow(wanted, news.set)
-            try:
-                await within(news.wait(), wait_s)
-                # many followers are answered more rarely, with more each time: so many answers per second in all
-                await asyncio.sleep(min(_FEED_LINGER_MAX_S, feed.followers / _FEED_ANSWERS_PER_S))
-            except TimeoutError:
-                pass
-            finally:
-                feed.unfollow(number)
-                if passing is not None:
-                    self._places.release(passing)
-            batch = feed.since(stream, version, wanted, may_compact=may_compact)
+        relay = None if node_id is None else self._relay_to_follow(check_text("node_id", node_id, MAX_ID_CHARS))
+        try:
+            batch = await self.followers.changes(wanted, stream, version, wait_s, follower, may_compact)
+        except FollowersFullError:
+            if relay is None:
+                raise
+            feed = self.members.feed
+            return FeedBatch(feed.stream, version, version, feed.epoch, (), complete=False, relay=relay)
         if loads_after is not None and not batch.is_reset:
             loads, number = loads_since(self.members, loads_after, wanted)
             batch = replace(batch, loads=loads, loads_number=number)
-        waited_s = self._clock.monotonic() - asked_s
-        return replace(batch, complete=self.writer.database.is_complete, waited_s=waited_s)
+        return replace(batch, complete=self.writer.database.is_complete, relay=relay)
 
-    def _claim_place(self, follower: str, duration_s: float) -> None:
-        if not self._places.claim(follower, duration_s, self._clock.monotonic()):
-            raise FollowersFullError(self._places.limit)
+    def _relay_to_follow(self, node_id: str) -> str | None:
+        """The relay that the processes of a node follow from now on; none while the registry has few followers."""
+        return self.expiry.watch.relay_of(node_id) if self.followers.followers > self._config.direct_followers else None
 
     async def get_instance(self, instance_id: str) -> Answer[Instance]:
         """One instance, dead or alive.
@@ -297,7 +272,7 @@ class Queries:
             watch_problem=expiry.watch.problem,
             relays=expiry.watch.relays,
             watched=expiry.watch.watched,
-            followers=self._places.taken(self._clock.monotonic()),
+            followers=self.followers.followers,
             silent=len(silence.known_verdicts),
             became_silent=silence.became_silent,
             healed=writer.comparison.healed,

@@ -25,6 +25,7 @@ from seedcore.registry.caller.sources import Choice, RecordSource
 from seedcore.registry.caller.waiting import Wait, awaited
 from seedcore.registry.caller.watching import Watch, WatchTimes, watched
 from seedcore.registry.following.follower import Follower
+from seedcore.registry.following.nearby import Nearby
 from seedcore.registry.protocol.connection import RegistryConnection
 from tests.faults.simulated.caller_laws import FOLLOW, CallerLaws, Followed
 from tests.faults.simulated.database import SimReader
@@ -47,9 +48,12 @@ class Caller:
         self._outages = 0
         self._cache = HandleCache(_PROBE_S)
         clock = world.clock
-        self._connection = RegistryConnection(NAMESPACE, CALL_TIMEOUT_S, clock=clock, find=directory.find_actor)
+        self._connection = RegistryConnection(
+            NAMESPACE, CALL_TIMEOUT_S, by_relay=True, clock=clock, find=directory.find_actor
+        )
+        node_id = world.random.choice(sorted(world.nodes))
         self.follower = Follower(
-            self._connection,
+            Nearby(self._connection, lambda: node_id),
             on_change=self._changed,
             on_reset=self._cache.clear,
             feed=None if is_manager else Feed("", 12),

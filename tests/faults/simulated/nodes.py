@@ -11,6 +11,8 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.errors import DirectoryUnavailableError, RegistryError
+from seedcore.registry.following.follower import FollowTimes
+from seedcore.registry.node.copy import NodeCopy
 from seedcore.registry.node.process_watch import OnExit
 from seedcore.registry.node.relay import Relay
 from seedcore.registry.protocol.connection import RegistryConnection
@@ -19,6 +21,9 @@ from seedcore.registry.ray_support import session
 from tests.faults.simulated.ray import SimActor, SimDirectory, as_raised_there, lose
 from tests.faults.simulated.virtual import COMPONENT
 from tests.faults.simulated.world import BEAT_S, CALL_TIMEOUT_S, NAMESPACE, World
+
+COPY = FollowTimes(max_age_s=2.0, wait_s=0.5)
+"""A copy of a relay, as much faster as its followers are (caller_laws.FOLLOW)."""
 
 
 class SimWatch:
@@ -52,7 +57,9 @@ class SimWatch:
 class SimRelay(SimActor):
     """A relay's process, and its handle: the real relay over simulated processes."""
 
-    METHODS = frozenset({"watch", "unwatch", "why_unwatched", "exits", "beat_many", "deliver", "__ray_ready__"})
+    METHODS = frozenset(
+        {"watch", "unwatch", "why_unwatched", "exits", "beat_many", "deliver", "changes", "page", "__ray_ready__"}
+    )
 
     def __init__(self, world: World, directory: SimDirectory, node_id: str, actor_name: str) -> None:
         self._world = world
@@ -92,7 +99,8 @@ class SimRelay(SimActor):
             connection = RegistryConnection(
                 NAMESPACE, CALL_TIMEOUT_S, clock=self._world.clock, find=self._directory.find_actor
             )
-            self._relay = Relay((self._make,), connection, BEAT_S / 20)
+            copy = NodeCopy(connection, self._world.clock, COPY, COPY.wait_s)
+            self._relay = Relay((self._make,), connection, BEAT_S / 20, copy=copy)
         try:
             return await getattr(self._relay, method)(*args, **kwargs)
         except RegistryError as error:

@@ -73,6 +73,7 @@ class Office:
             freeze_share=0.4,
             freeze_max_s=FREEZE_MAX_S,
             feed_capacity=12,
+            direct_followers=0,
             change_capacity=world.change_capacity,
             agent_call_s=CALL_TIMEOUT_S,
             journal_capacity=world.losses.journal_capacity,

@@ -1,0 +1,87 @@
+"""Answers those who follow a feed: at once where there are changes, else as soon as there is one.
+
+Owns the places of those who wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from dataclasses import replace
+
+from seedcore.core.answers import InstanceFilter
+from seedcore.core.clock import Clock
+from seedcore.core.errors import FollowersFullError, InvalidInputError
+from seedcore.core.feed import Feed, FeedBatch
+from seedcore.core.limits import MAX_ID_CHARS, check_kind, check_text
+from seedcore.core.places import Places
+from seedcore.core.timeouts import within
+
+MAX_FEED_WAIT_S = 30.0
+_ANSWERS_PER_S = 1000.0
+_LINGER_MAX_S = 0.5
+
+
+class FeedServer:
+    """Use it from one event loop."""
+
+    def __init__(self, feed: Feed, max_followers: int, place_kept_s: float, clock: Clock) -> None:
+        """At most `max_followers` have a place; each keeps it for `place_kept_s` seconds after an answer."""
+        self.feed = feed
+        self._places = Places(max_followers)
+        self._place_kept_s = place_kept_s
+        self._clock = clock
+
+    @property
+    def followers(self) -> int:
+        """How many places are taken."""
+        return self._places.taken(self._clock.monotonic())
+
+    async def changes(
+        self,
+        wanted: InstanceFilter,
+        stream: str | None,
+        version: int,
+        wait_s: float = 0.0,
+        follower: str | None = None,
+        may_compact: bool = False,
+    ) -> FeedBatch:
+        """See RegistryApi.changes; without loads. The batch has the time that it waited."""
+        check_kind("wanted", wanted, InstanceFilter).validated()
+        if type(version) is not int or version < 0:
+            raise InvalidInputError("version", f"must be a whole number from 0, not {version!r}")
+        if type(wait_s) not in {int, float} or not 0 <= wait_s <= MAX_FEED_WAIT_S:
+            raise InvalidInputError("wait_s", f"must be from 0 to {MAX_FEED_WAIT_S:g} seconds, not {wait_s!r}")
+        feed, asked_s = self.feed, self._clock.monotonic()
+        # before it lists, or is answered: one that will be refused is no burden until then
+        if follower is not None:
+            self._claim_place(check_text("follower", follower, MAX_ID_CHARS), wait_s + self._place_kept_s)
+        batch = feed.since(stream, version, wanted, may_compact=check_kind("may_compact", may_compact, bool))
+        if not batch.is_reset and not batch.changes and not batch.has_more and wait_s > 0:
+            # one without a name has a place only while it waits
+            passing = None if follower is not None else uuid.uuid4().hex
+            if passing is not None:
+                self._claim_place(passing, wait_s + _LINGER_MAX_S)
+            try:
+                await self._until_news(wanted, wait_s)
+            finally:
+                if passing is not None:
+                    self._places.release(passing)
+            batch = feed.since(stream, version, wanted, may_compact=may_compact)
+        return replace(batch, waited_s=self._clock.monotonic() - asked_s)
+
+    async def _until_news(self, wanted: InstanceFilter, wait_s: float) -> None:
+        news = asyncio.Event()
+        number = self.feed.follow(wanted, news.set)
+        try:
+            await within(news.wait(), wait_s)
+            # many followers are answered more rarely, with more each time: so many answers per second in all
+            await asyncio.sleep(min(_LINGER_MAX_S, self.feed.followers / _ANSWERS_PER_S))
+        except TimeoutError:
+            """Nothing has changed."""
+        finally:
+            self.feed.unfollow(number)
+
+    def _claim_place(self, follower: str, duration_s: float) -> None:
+        if not self._places.claim(follower, duration_s, self._clock.monotonic()):
+            raise FollowersFullError(self._places.limit)
