@@ -160,6 +160,7 @@ async def start_registry(settings: Settings, *, epoch_check_s: float = 5.0) -> H
         log_format=settings.log_format,
         agent_call_s=agent_call_s,
         epoch_check_s=epoch_check_s,
+        direct_followers=settings.direct_followers,
         max_instance_bytes=settings.max_instances_mib * MIB,
     )
     return await ensure_registry(config, recipe, RelayActor, settings.namespace)

@@ -278,6 +278,11 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("SEEDCORE_MAX_INSTANCES_MIB"),
         description="MiB of memory of the registry for live instances, with labels and metadata; then it refuses more",
     )
+    direct_followers: Annotated[int, Field(ge=0, le=500)] = Field(
+        50,
+        validation_alias=AliasChoices("SEEDCORE_DIRECT_FOLLOWERS"),
+        description="followers of the registry above which processes follow the relay of their node instead",
+    )
     pg_pool_size: Annotated[int, Field(ge=1, le=100)] = Field(
         4, validation_alias=AliasChoices("SEEDCORE_PG_POOL_SIZE"), description="database connections of the registry"
     )

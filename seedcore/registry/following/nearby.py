@@ -45,7 +45,7 @@ class Nearby:
         """`node_id` is the node of this process."""
         self._connection = connection
         self._node_id = node_id
-        self._uses_relay = False
+        self.uses_relay = False
 
     async def changes(
         self,
@@ -58,24 +58,27 @@ class Nearby:
         may_compact: bool = False,
     ) -> FeedBatch:
         """See RegistryApi.changes. Loads come from the registry only."""
-        if self._uses_relay and loads_after is None:
+        copied: FeedBatch | None = None
+        if self.uses_relay and loads_after is None:
             question = (wanted, stream, version, wait_s, follower, may_compact)
-            copied: FeedBatch | None = await self._connection.ask_relay("changes", *question, waits_s=wait_s)
-            if copied is not None and copied.complete:
+            copied = await self._connection.ask_relay("changes", *question, waits_s=wait_s)
+            # a relay that is new does not reach back to where its processes are, and the registry may
+            if copied is not None and copied.complete and not (copied.is_reset and copied.stream == stream):
                 return copied
         batch = await self._connection.changes(
             wanted, stream, version, wait_s, follower, loads_after, may_compact, self._node_id()
         )
-        self._uses_relay = batch.relay is not None
+        self.uses_relay = batch.relay is not None
         if batch.relay is not None:
             await self._connection.use_relay(batch.relay)
-        return batch
+        # not complete: it has no place for another follower
+        return copied if copied is not None and copied.complete and not batch.complete else batch
 
     async def page(
         self, wanted: InstanceFilter, limit: int = 100, cursor: str | None = None, packed: bool = False
     ) -> Listing:
         """See RegistryApi.page."""
-        if self._uses_relay:
+        if self.uses_relay:
             copied: Listing | None = await self._connection.ask_relay("page", wanted, limit, cursor)
             if copied is not None and copied.complete:
                 return copied if packed else copied.unpacked()

@@ -45,7 +45,7 @@ _IN_DOUBT = "; it may have been carried out: look before you repeat it"
 
 @dataclass(frozen=True, slots=True)
 class ConnectionTimes:
-    """Seconds. `linger_s`: a message of changes leaves so long after its first one. `silent_pause_s`: while the
+    """Seconds. `linger_s`: a message of changes waits so long while another is under way. `silent_pause_s`: while the
     registry is silent it is tried once in so long, and readers fail at once in between. `relay`: see RelayTimes."""
 
     linger_s: float = 0.001
@@ -118,12 +118,12 @@ class RegistryConnection(Shorthands):
     async def ask_relay(self, method: str, *args: object, waits_s: float = 0.0) -> Any:
         """The answer of this node's relay, which may wait `waits_s` seconds; None where it gives none. May raise."""
         self._enter_session()
-        return None if self._relays is None else await self._relays.ask(method, *args, waits_s=waits_s)
+        return await self._relays.ask(method, *args, waits_s=waits_s) if self._relays is not None else None
 
     async def use_relay(self, name: str) -> None:
-        """Use this relay, which the registry has named for this node."""
-        assert self._relays is not None
-        await self._relays.use(name)
+        """Use this relay, which the registry has named for this node. Only for a connection `by_relay`."""
+        if self._relays is not None:
+            await self._relays.use(name)
 
     async def hello(self) -> Hello:
         """See RegistryApi.hello. Does not check the protocol."""
@@ -293,8 +293,7 @@ class RegistryConnection(Shorthands):
     async def _ask(self, handle: ActorHandle, rules: Rules, *args: Any, **kwargs: Any) -> Any:
         """Call the actor once."""
         bound_s = self._bound_s(rules, *args, **kwargs)
-        doubt = _IN_DOUBT if rules.repeats is Repeats.NEVER else ""
-        began = self._session
+        doubt, began = _IN_DOUBT if rules.repeats is Repeats.NEVER else "", self._session
         try:
             answer = await session.ask_within(bound_s, handle, rules.name, *args, **kwargs)
         except TimeoutError:

@@ -40,8 +40,8 @@ class ChangeBox:
         max_in_flight: int = MAX_IN_FLIGHT,
     ) -> None:
         """`send` returns the answers in the order of the changes. If it raises, every caller of the message gets the
-        error. A message leaves `linger_s` seconds after its first change. `capacity` changes may wait, and
-        `max_in_flight` messages may be under way."""
+        error. A message leaves at once where none is under way, else `linger_s` seconds after its first change.
+        `capacity` changes may wait, and `max_in_flight` messages may be under way."""
         self._send = send
         self._linger_s = linger_s
         self._capacity = capacity
@@ -71,7 +71,8 @@ class ChangeBox:
 
     def _plan(self) -> None:
         if self._timer is None and self._waiting and len(self._sending) < self._max_in_flight:
-            self._timer = asyncio.get_running_loop().call_later(self._linger_s, self._flush)
+            linger_s = self._linger_s if self._sending else 0.0
+            self._timer = asyncio.get_running_loop().call_later(linger_s, self._flush)
 
     def _flush(self) -> None:
         self._timer = None

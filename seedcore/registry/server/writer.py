@@ -92,8 +92,8 @@ class Writer:
         return 0.0
 
     async def _work(self) -> None:
-        if await self.backlog.wait_for_work(self.flusher.until_beats_s):
-            # changes that arrive at nearly the same time share a commit
+        if await self.backlog.wait_for_work(self.flusher.until_beats_s) and self.backlog.pending_changes > 1:
+            # of many changes more are on their way: they share a commit
             await asyncio.sleep(self._config.linger_s)
         await self.housekeeping.check_epoch_if_due()
         await self.housekeeping.give_grace()
