@@ -3,4 +3,16 @@
 `run.py` runs them; the command is `seedcore bench`. The project promises the ratios; the figures depend on the machine.
 """
 
-NAMES = ("ingest", "starts", "resolve", "propagation", "changes", "death", "restart", "listing", "http", "growth")
+NAMES = (
+    "ingest",
+    "starts",
+    "resolve",
+    "propagation",
+    "changes",
+    "callers",
+    "death",
+    "restart",
+    "listing",
+    "http",
+    "growth",
+)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from seedcore.bench import NAMES, changes, death, feed, growth, http, ingest, listing, resolve, restart, starts
+from seedcore.bench import NAMES, callers, changes, death, feed, growth, http, ingest, listing, resolve, restart, starts
 from seedcore.bench.environment import Bench, environment
 from seedcore.bench.report import Result, show
 from seedcore.core.errors import InvalidInputError
@@ -21,6 +21,7 @@ _RUNS: tuple[Callable[[Bench], Awaitable[Result]], ...] = (
     resolve.run,
     feed.run,
     changes.run,
+    callers.run,
     death.run,
     restart.run,
     listing.run,

@@ -228,6 +228,16 @@ def _patch_no_eviction() -> Iterator[None]:
         yield
 
 
+_repeat = Feed.repeat
+
+
+def _repeat_what_is_known(
+    feed: Feed, batch: FeedBatch, known: Callable[[str], Instance | None], listed_at: int = 0
+) -> None:
+    kept = [change for change in batch.changes if change.instance is not None or known(change.instance_id) is not None]
+    _repeat(feed, replace(batch, changes=tuple(kept)), known, listed_at)
+
+
 _changes = RegistryConnection.changes
 
 
@@ -310,6 +320,10 @@ MUTANTS: dict[str, Mutant] = {
     "a follower lists only once": Mutant(0, lambda: mock.patch.object(LiveView, "load", _load_once)),
     "a cache is trusted for ever": Mutant(
         0, lambda: mock.patch.object(Follower, "is_current", property(_is_confirmed_once))
+    ),
+    "the age of a relay's copy does not count": Mutant(26, lambda: mock.patch.object(Follower, "age_s", 0.0)),
+    "a copy repeats no end of an instance that it never had": Mutant(
+        8, lambda: mock.patch.object(Feed, "repeat", _repeat_what_is_known)
     ),
     "a cache of a registry that does not know all is trusted": Mutant(
         2, lambda: mock.patch.multiple(RegistryConnection, changes=_changes_complete, page=_page_complete)

@@ -139,7 +139,7 @@ class Laws:
         has_moved_on = process.reporter is not None and process.reporter.client.instance_id != instance_id
         if has_moved_on and instance_id in self.operators.deregistered:
             return
-        if world.losses.taken_over and (has_moved_on or process.is_retired):
+        if (world.losses.taken_over and has_moved_on) or (world.losses.count and process.is_retired):
             # its death, and what it was told of it, were lost
             return
         is_excused = silent and (cause is CauseKind.LEASE_EXPIRED or has_moved_on)

@@ -107,7 +107,8 @@ class Losses:
             self._truth = Truth()
             # of the dead, what is known of their deaths counts
             self._words = {one: word for one, word in self._words.items() if world.living_row(one)}
-        self._note_truth(earlier)
+            # what a state of a second loss has may be of before another one, and abandoned long ago
+            self._note_truth()
         world.note_epochs()
         earlier.tables.restore()
         for instance_id, kinds in self._truth.deaths.items():
@@ -159,7 +160,7 @@ class Losses:
                 return office
         return None
 
-    def _note_truth(self, earlier: Earlier) -> None:
+    def _note_truth(self) -> None:
         """What the registry in force knows and the database has."""
         holder, tables = self._holder, self._world.tables
         if holder is None:
