@@ -18,8 +18,9 @@ from seedcore.core.places import Places
 from seedcore.core.timeouts import within
 
 MAX_FEED_WAIT_S = 30.0
-_ANSWERS_PER_S = 1000.0
-_LINGER_MAX_S = 0.5
+_ANSWER_S = 0.001
+"""What an answer costs: many followers are answered one after another, each more rarely, with more each time."""
+_TURN_MAX_S = 0.5
 
 
 class FeedServer:
@@ -31,6 +32,7 @@ class FeedServer:
         self._places = Places(max_followers)
         self._place_kept_s = place_kept_s
         self._clock = clock
+        self._next_turn_s = 0.0
 
     @property
     def followers(self) -> int:
@@ -61,7 +63,7 @@ class FeedServer:
             # one without a name has a place only while it waits
             passing = None if follower is not None else uuid.uuid4().hex
             if passing is not None:
-                self._claim_place(passing, wait_s + _LINGER_MAX_S)
+                self._claim_place(passing, wait_s + _TURN_MAX_S)
             try:
                 await self._until_news(wanted, wait_s)
             finally:
@@ -75,12 +77,18 @@ class FeedServer:
         number = self.feed.follow(wanted, news.set)
         try:
             await within(news.wait(), wait_s)
-            # many followers are answered more rarely, with more each time: so many answers per second in all
-            await asyncio.sleep(min(_LINGER_MAX_S, self.feed.followers / _ANSWERS_PER_S))
+            await asyncio.sleep(self._until_turn_s())
         except TimeoutError:
             """Nothing has changed."""
         finally:
             self.feed.unfollow(number)
+
+    def _until_turn_s(self) -> float:
+        """Seconds until this follower is answered; at once where no other has been just now."""
+        now_s = self._clock.monotonic()
+        turn_s = min(max(self._next_turn_s, now_s), now_s + _TURN_MAX_S)
+        self._next_turn_s = turn_s + _ANSWER_S
+        return turn_s - now_s
 
     def _claim_place(self, follower: str, duration_s: float) -> None:
         if not self._places.claim(follower, duration_s, self._clock.monotonic()):
