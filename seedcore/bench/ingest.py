@@ -9,8 +9,11 @@ All three in one run, on one database and the same rows:
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
+from collections.abc import Awaitable, Callable
+from itertools import count
 from typing import Any
 
 import ray
@@ -23,6 +26,7 @@ from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.store.postgres import PostgresStore
 
 IDS_PER_CALL = 1000
+LOOPS = 2000
 
 
 class Feeder:
@@ -30,6 +34,7 @@ class Feeder:
 
     def __init__(self, namespace: str, instance_ids: list[str]) -> None:
         self._connection = RegistryConnection(namespace, 30.0)
+        self._ids = instance_ids
         self._calls = [instance_ids[i : i + IDS_PER_CALL] for i in range(0, len(instance_ids), IDS_PER_CALL)]
 
     async def run(self, seconds: float) -> int:
@@ -41,6 +46,29 @@ class Feeder:
             lost += len(answer.unknown) + len(answer.dead)
             turn += 1
         return lost
+
+    async def run_singly(self, seconds: float) -> float:
+        """Beat for one agent a call, from LOOPS loops at once, as agents do that have a loop of their own. Returns the
+        beats per second that were answered."""
+        return await _rate(lambda number: self._connection.beat(self._ids[number % len(self._ids)]), seconds)
+
+    async def call(self, seconds: float) -> float:
+        """Call the registry from LOOPS loops at once. Returns the calls per second that were answered."""
+        return await _rate(lambda _: self._connection.hello(), seconds)
+
+
+async def _rate(work: Callable[[int], Awaitable[object]], seconds: float) -> float:
+    ends_s, turns = time.monotonic() + seconds, count()
+    done = 0
+
+    async def loop() -> None:
+        nonlocal done
+        while time.monotonic() < ends_s:
+            await work(next(turns))
+            done += 1
+
+    await asyncio.gather(*(loop() for _ in range(LOOPS)))
+    return done / seconds
 
 
 async def run(bench: Bench) -> Result:
@@ -63,6 +91,8 @@ async def run(bench: Bench) -> Result:
         [
             Figure("rows of beats committed, end to end", ours["committed"], "/ s"),
             Figure("beats covered by a commit", ours["covered"], "/ s"),
+            Figure("beats of one agent a call, from 2,000 loops of a process", ours["singly"], "/ s"),
+            Figure("bare: calls of the registry that do nothing, from them", ours["calls"], "/ s"),
             Figure("floor: one transaction per beat", low, "/ s"),
             Figure("ceiling: bare batched update", high, "/ s"),
             Figure("statements per flush", ours["statements"], ""),
@@ -72,6 +102,7 @@ async def run(bench: Bench) -> Result:
         [
             Ratio("committed / floor", ours["committed"] / low, ">= 15"),
             Ratio("committed / ceiling", ours["committed"] / high, ">= 0.4"),
+            Ratio("beats of one agent a call / bare calls", ours["singly"] / ours["calls"], ">= 5"),
         ],
         notes=[f"{agents:,} agents, all three on the same rows; registry, feeder and PostgreSQL share this machine"],
     )
@@ -96,6 +127,7 @@ async def _ours(place: Place, ids: list[str], seconds: float) -> dict[str, float
     before, began_s = (await place.connection.health()).flush, time.monotonic()
     lost = await feeder.run.remote(seconds)
     after, elapsed_s = (await place.connection.health()).flush, time.monotonic() - began_s
+    singly, calls = await feeder.run_singly.remote(seconds / 2), await feeder.call.remote(seconds / 4)
     ray.kill(feeder)
     assert lost == 0, f"the registry lost {lost} beats"
     committed = after.beats_committed - before.beats_committed
@@ -104,4 +136,6 @@ async def _ours(place: Place, ids: list[str], seconds: float) -> dict[str, float
         "covered": (committed + after.beats_coalesced - before.beats_coalesced) / elapsed_s,
         "statements": (after.statements - before.statements) / max(1, after.flushes - before.flushes),
         "dropped": after.beats_dropped,
+        "singly": singly,
+        "calls": calls,
     }

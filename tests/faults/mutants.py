@@ -267,73 +267,73 @@ MUTANTS: dict[str, Mutant] = {
     "the term is not checked": Mutant(2, lambda: mock.patch.object(MemoryStore, "fence", _nothing)),
     "acknowledged before the commit": Mutant(0, lambda: mock.patch.object(Receipts, "when_settled", _acknowledge)),
     "a replay is acknowledged at once": Mutant(
-        29, lambda: mock.patch.object(Receipts, "is_settled", return_value=True)
+        178, lambda: mock.patch.object(Receipts, "is_settled", return_value=True)
     ),
-    "no credit for our own stalls": Mutant(152, lambda: mock.patch.object(Silence, "credit", _nothing)),
-    "no new lease after a restart": Mutant(152, _patch_no_new_lease),
-    "the dead may live again": Mutant(2, lambda: mock.patch("seedcore.store.memory.apply_status", _revive)),
+    "no credit for our own stalls": Mutant(417, lambda: mock.patch.object(Silence, "credit", _nothing)),
+    "no new lease after a restart": Mutant(368, _patch_no_new_lease),
+    "the dead may live again": Mutant(5, lambda: mock.patch("seedcore.store.memory.apply_status", _revive)),
     "sequence numbers are ignored": Mutant(
-        3, lambda: mock.patch("seedcore.store.memory.apply_status", _ignore_numbers)
+        13, lambda: mock.patch("seedcore.store.memory.apply_status", _ignore_numbers)
     ),
-    "an agent's report ends a hold": Mutant(2, lambda: _patch_both("apply_status", _end_the_hold)),
+    "an agent's report ends a hold": Mutant(0, lambda: _patch_both("apply_status", _end_the_hold)),
     "the registry forgets a hold at a report": Mutant(
-        120, lambda: mock.patch("seedcore.core.members.apply_status", _end_the_hold)
+        47, lambda: mock.patch("seedcore.core.members.apply_status", _end_the_hold)
     ),
     "a release restores the wrong status": Mutant(2, lambda: _patch_both("apply_hold", _release_to_alive)),
     "no lease ends": Mutant(11, lambda: mock.patch("seedcore.registry.server.expiry.judge", _judge_no_lease)),
     "no death is decided": Mutant(0, lambda: mock.patch("seedcore.registry.server.expiry.judge", _judge_no_witness)),
-    "a freeze is no evidence": Mutant(4, lambda: mock.patch("seedcore.registry.server.expiry.judge", _judge_unfrozen)),
+    "a freeze is no evidence": Mutant(0, lambda: mock.patch("seedcore.registry.server.expiry.judge", _judge_unfrozen)),
     "a full backlog refuses a death": Mutant(
         1, lambda: mock.patch.object(Backlog, "offer_death", _offer_death_in_the_queue)
     ),
-    "expiry never freezes": Mutant(4, lambda: mock.patch.object(MassLateness, "note", _forget_seconds)),
+    "expiry never freezes": Mutant(0, lambda: mock.patch.object(MassLateness, "note", _forget_seconds)),
     "leases end while Ray's tables are away": Mutant(193, lambda: mock.patch.object(DeathWatch, "is_blind", False)),
-    "no grace at the end of a freeze": Mutant(152, lambda: mock.patch.object(MassLateness, "is_spent", True)),
-    "the client keeps nothing": Mutant(24, lambda: mock.patch.object(Delivery, "_send_all", _send_and_forget)),
+    "no grace at the end of a freeze": Mutant(27, lambda: mock.patch.object(MassLateness, "is_spent", True)),
+    "the client keeps nothing": Mutant(1, lambda: mock.patch.object(Delivery, "_send_all", _send_and_forget)),
     "a failed batch returns reversed": Mutant(
-        320, lambda: mock.patch.object(ChangeBatch, "put_back", _put_back_reversed)
+        32, lambda: mock.patch.object(ChangeBatch, "put_back", _put_back_reversed)
     ),
-    "fenced for ever": Mutant(53, lambda: mock.patch.object(DatabaseSession, "_claim_the_term", _stay_fenced)),
+    "fenced for ever": Mutant(22, lambda: mock.patch.object(DatabaseSession, "_claim_the_term", _stay_fenced)),
     "the feed forgets a change": Mutant(0, lambda: mock.patch.object(Feed, "append", _append_most)),
     "the feed starts over without a reset": Mutant(0, lambda: mock.patch.object(Feed, "since", _since_never_reset)),
     "the compacted feed has no ended instances": Mutant(
         1, lambda: mock.patch.object(Feed, "_compact", _compact_the_living)
     ),
     "an instance that is not read yet is unknown": Mutant(
-        1, lambda: mock.patch.object(DatabaseSession, "may_know_more", False)
+        6, lambda: mock.patch.object(DatabaseSession, "may_know_more", False)
     ),
     "agents beat at the interval of their own environment": Mutant(
-        38, lambda: mock.patch.object(RegistryClient, "beat_interval_s", property(_own_interval_s))
+        22, lambda: mock.patch.object(RegistryClient, "beat_interval_s", property(_own_interval_s))
     ),
     "an agent that ended with its epoch comes back in the next": Mutant(
-        3, lambda: mock.patch.object(MemoryStore, "epochs_of", _belong_to_none)
+        2, lambda: mock.patch.object(MemoryStore, "epochs_of", _belong_to_none)
     ),
     "a registry that takes over retires the fleet": Mutant(
-        3, lambda: mock.patch.object(Tables, "continuing", lambda _, epoch: epoch)
+        1, lambda: mock.patch.object(Tables, "continuing", lambda _, epoch: epoch)
     ),
     "a refused value keeps its batch": Mutant(
         3, lambda: mock.patch("seedcore.registry.server.flusher.in_parts", _keep_the_batch)
     ),
     "memory and database are not compared": Mutant(
-        71, lambda: mock.patch.object(Comparison, "_compare", _compare_nothing)
+        88, lambda: mock.patch.object(Comparison, "_compare", _compare_nothing)
     ),
     "a follower lists only once": Mutant(0, lambda: mock.patch.object(LiveView, "load", _load_once)),
     "a cache is trusted for ever": Mutant(
         0, lambda: mock.patch.object(Follower, "is_current", property(_is_confirmed_once))
     ),
-    "the age of a relay's copy does not count": Mutant(26, lambda: mock.patch.object(Follower, "age_s", 0.0)),
+    "the age of a relay's copy does not count": Mutant(18, lambda: mock.patch.object(Follower, "age_s", 0.0)),
     "a copy repeats no end of an instance that it never had": Mutant(
-        8, lambda: mock.patch.object(Feed, "repeat", _repeat_what_is_known)
+        19, lambda: mock.patch.object(Feed, "repeat", _repeat_what_is_known)
     ),
     "a cache of a registry that does not know all is trusted": Mutant(
         2, lambda: mock.patch.multiple(RegistryConnection, changes=_changes_complete, page=_page_complete)
     ),
     "a cached handle is never evicted": Mutant(0, _patch_no_eviction),
     "an actor need not answer": Mutant(
-        1, lambda: mock.patch.multiple("seedcore.registry.caller.handles", prove=_prove_nothing, probe=_prove_nothing)
+        2, lambda: mock.patch.multiple("seedcore.registry.caller.handles", prove=_prove_nothing, probe=_prove_nothing)
     ),
     "the connection repeats every call": Mutant(
-        0, lambda: mock.patch.object(RegistryConnection, "_call", _call_repeatedly)
+        1, lambda: mock.patch.object(RegistryConnection, "_call", _call_repeatedly)
     ),
     "the agents of a draining node stay": Mutant(2, lambda: mock.patch.object(Drains, "take", _nothing)),
     "a drain that is not reported at once is over": Mutant(
