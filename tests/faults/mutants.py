@@ -228,6 +228,16 @@ def _patch_no_eviction() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _patch_long_sight() -> Iterator[None]:
+    """It is noticed where an outage is longer than a lease and the grace of a new registry: few are."""
+    with (
+        mock.patch.object(DeathWatch, "is_blind", False),
+        mock.patch("tests.faults.simulated.breakage.GCS_AWAY_S", (15.0, 30.0)),
+    ):
+        yield
+
+
 _repeat = Feed.repeat
 
 
@@ -287,7 +297,7 @@ MUTANTS: dict[str, Mutant] = {
         1, lambda: mock.patch.object(Backlog, "offer_death", _offer_death_in_the_queue)
     ),
     "expiry never freezes": Mutant(0, lambda: mock.patch.object(MassLateness, "note", _forget_seconds)),
-    "leases end while Ray's tables are away": Mutant(193, lambda: mock.patch.object(DeathWatch, "is_blind", False)),
+    "leases end while Ray's tables are away": Mutant(193, _patch_long_sight, law=5),
     "no grace at the end of a freeze": Mutant(27, lambda: mock.patch.object(MassLateness, "is_spent", True)),
     "the client keeps nothing": Mutant(1, lambda: mock.patch.object(Delivery, "_send_all", _send_and_forget)),
     "a failed batch returns reversed": Mutant(

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from seedcore.core.answers import InstanceFilter, Listing
 from seedcore.core.lifecycle import Status
-from seedcore.core.limits import MAX_LISTED, check_statuses
+from seedcore.core.limits import MAX_LISTED, MAX_PAGE, check_statuses
 from seedcore.registry.following.pages import pages_of
 from seedcore.registry.protocol.connection import RegistryConnection, shared_connection
 from seedcore.settings import Settings, get_settings
@@ -54,6 +54,9 @@ async def every_page(
 
 async def every_match(connection: RegistryConnection, wanted: InstanceFilter, page_size: int = MAX_LISTED) -> Listing:
     """As `every_page`, for any filter."""
+    if wanted.statuses is not None and Status.DEAD in wanted.statuses:
+        # the dead are in the database only
+        page_size = min(page_size, MAX_PAGE)
     async with aclosing(pages_of(connection, wanted, page_size)) as found:
         pages = [page async for page in found]
     return replace(

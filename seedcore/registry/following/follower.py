@@ -227,7 +227,7 @@ class Follower:
         asked_s = self._clock.monotonic()
         batch = await self._asked(view, wait_s, asked_s)
         if batch.has_more:
-            asked_s, batch = await self._whole(batch)
+            asked_s, batch = await self._whole(batch, asked_s)
         if not batch.complete:
             raise RegistryUnavailableError("it is still recovering, or superseded")
         if batch.is_reset:
@@ -245,7 +245,7 @@ class Follower:
         # it was true when it was sent, however late this process reads it
         self._trust(asked_s + batch.waited_s - batch.age_s)
 
-    async def _whole(self, batch: FeedBatch) -> tuple[float, FeedBatch]:
+    async def _whole(self, batch: FeedBatch, asked_s: float) -> tuple[float, FeedBatch]:
         """Compacted changes with all that come after them, as one batch, and when the last ones were asked for. Until
         then the copy stays what it was."""
         changes = {change.instance_id: change for change in batch.changes}

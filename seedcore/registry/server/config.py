@@ -35,7 +35,7 @@ class RegistryConfig:
     feed_capacity: int = 10_000
     journal_capacity: int = 20_000
     max_followers: int = 500
-    direct_followers: int = 50
+    direct_followers: int = 500
     place_kept_s: float = 10.0
     retry_max_s: float = 5.0
     epoch_check_s: float = 5.0

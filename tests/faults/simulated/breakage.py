@@ -21,6 +21,8 @@ from tests.faults.simulated.world import OPERATOR, World
 
 _CALLERS_SHARE = 0.25
 
+GCS_AWAY_S = (0.5, 15.0)
+
 
 class Breakage:
     """Breaks the world, one thing after another. `new_office` starts a registry in a Ray cluster, `new_caller` a caller
@@ -228,7 +230,7 @@ class Breakage:
         self._world.database_back_s = self._world.now_s + seconds
 
     async def _gcs_goes(self) -> None:
-        seconds = self._world.random.uniform(0.5, 15.0)
+        seconds = self._world.random.uniform(*GCS_AWAY_S)
         self._world.note(f"the GCS is away for {seconds:.1f} s")
         self._world.gcs_back_s = self._world.now_s + seconds
 
