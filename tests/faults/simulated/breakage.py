@@ -21,8 +21,6 @@ from tests.faults.simulated.world import OPERATOR, World
 
 _CALLERS_SHARE = 0.25
 
-GCS_AWAY_S = (0.5, 15.0)
-
 
 class Breakage:
     """Breaks the world, one thing after another. `new_office` starts a registry in a Ray cluster, `new_caller` a caller
@@ -36,7 +34,7 @@ class Breakage:
         new_office: Callable[[str], Office],
         new_caller: Callable[[bool], Caller],
     ) -> None:
-        self._world = world
+        self.world = world
         self._fleet = fleet
         self._operator = operator
         self._new_office = new_office
@@ -46,10 +44,10 @@ class Breakage:
 
     def start_registry(self) -> None:
         self._new_office(self._ray_cluster)
-        self._world.counts["offices"] += 1
+        self.world.counts["offices"] += 1
 
     async def break_for_ever(self) -> None:
-        world = self._world
+        world = self.world
         faults = [
             self._registry_dies,
             self._registry_hangs,
@@ -77,7 +75,7 @@ class Breakage:
 
     async def keep_for_ever(self) -> None:
         """Remember earlier states of the database."""
-        losses = self._world.losses
+        losses = self.world.losses
         while losses.happen:
             losses.keep()
             await asyncio.sleep(EVERY_S)
@@ -85,7 +83,7 @@ class Breakage:
     async def lose_for_ever(self) -> None:
         """The database loses its last commits, or is restored to an earlier time; now and then the registry ends, too.
         Often it is away meanwhile."""
-        world, losses = self._world, self._world.losses
+        world, losses = self.world, self.world.losses
         while losses.happen:
             await asyncio.sleep(losses.random.uniform(4.0, 25.0))
             earlier = await self._earlier()
@@ -106,7 +104,7 @@ class Breakage:
 
     async def _earlier(self) -> Earlier | None:
         """The state that a loss leaves: of a moment ago, a restored one, or the one before a flip that agents know."""
-        losses, began_s = self._world.losses, self._world.now_s
+        losses, began_s = self.world.losses, self.world.now_s
         chance = losses.random.random()
         if chance < 0.4:
             return losses.some_earlier(0.0, 4.0)
@@ -114,12 +112,12 @@ class Breakage:
             return losses.some_earlier(10.0, 30.0)
         await self._epoch_flips()
         await asyncio.sleep(losses.random.uniform(0.5, 4.0))
-        age_s = self._world.now_s - began_s
+        age_s = self.world.now_s - began_s
         return losses.some_earlier(age_s, age_s + 4.0)
 
     async def confirm_for_ever(self) -> None:
         """An operator confirms an epoch where a flip is lost, some time after the registry has asked for that."""
-        world, losses = self._world, self._world.losses
+        world, losses = self.world, self.world.losses
         while losses.happen:
             await asyncio.sleep(1.0 if world.is_calm else losses.random.uniform(1.0, 12.0))
             office = world.office()
@@ -140,7 +138,7 @@ class Breakage:
 
     def heal(self) -> None:
         """End all faults."""
-        world = self._world
+        world = self.world
         world.is_calm = True
         world.database_back_s = world.gcs_back_s = world.all_cut_s = 0.0
         world.cut_s.clear()
@@ -156,25 +154,25 @@ class Breakage:
     # Registries
 
     async def _registry_dies(self) -> None:
-        office = self._world.office()
+        office = self.world.office()
         if office is not None:
             office.kill()
-            self._world.loop.run_in("world", self._start_later(self._world.random.uniform(0.1, 12.0)))
+            self.world.loop.run_in("world", self._start_later(self.world.random.uniform(0.1, 12.0)))
 
     async def _start_later(self, after_s: float) -> None:
         await asyncio.sleep(after_s)
-        if self._world.office() is None:
+        if self.world.office() is None:
             self.start_registry()
 
     async def _registry_hangs(self) -> None:
-        office, seconds = self._world.office(), self._world.random.uniform(0.5, 12.0)
+        office, seconds = self.world.office(), self.world.random.uniform(0.5, 12.0)
         if office is not None:
-            self._world.note(f"{office.name} hangs for {seconds:.1f} s")
-            self._world.loop.freeze(office.name, seconds)
+            self.world.note(f"{office.name} hangs for {seconds:.1f} s")
+            self.world.loop.freeze(office.name, seconds)
 
     async def _rival_starts(self) -> None:
         """Ray believes the registry dead and starts another; some processes still talk to the old one."""
-        world = self._world
+        world = self.world
         old = world.office()
         if old is None:
             return
@@ -187,7 +185,7 @@ class Breakage:
 
     async def _two_start(self) -> None:
         """Ray starts a registry, and then another one, while the database is away: either may join it last."""
-        world, before = self._world, self._world.office()
+        world, before = self.world, self.world.office()
         world.database_back_s = max(world.database_back_s, world.now_s + world.random.uniform(0.5, 5.0))
         world.note(f"two registries start, without the database until {world.database_back_s:.1f}")
         if before is not None:
@@ -201,7 +199,7 @@ class Breakage:
             old.kill()
 
     async def _cluster_is_replaced(self) -> None:
-        world = self._world
+        world = self.world
         old = world.office()
         self._ray_cluster = f"cluster-{len(world.offices) + 1}"
         self.start_registry()
@@ -212,7 +210,7 @@ class Breakage:
         """An operator stages an epoch, most times brings up its fleet, and shows it: the fleet before ends."""
         # one of its own: two fleets of one epoch would have actors of the same names
         self._flips += 1
-        world, name = self._world, f"flip-{self._flips}"
+        world, name = self.world, f"flip-{self._flips}"
         with contextlib.suppress(RegistryError):
             await self._operator.stage_epoch(name)
             if world.random.random() < 0.7:
@@ -225,41 +223,41 @@ class Breakage:
     # What all depend on
 
     async def _database_goes(self) -> None:
-        seconds = self._world.random.uniform(0.5, 20.0)
-        self._world.note(f"the database is away for {seconds:.1f} s")
-        self._world.database_back_s = self._world.now_s + seconds
+        seconds = self.world.random.uniform(0.5, 20.0)
+        self.world.note(f"the database is away for {seconds:.1f} s")
+        self.world.database_back_s = self.world.now_s + seconds
 
     async def _gcs_goes(self) -> None:
-        seconds = self._world.random.uniform(*GCS_AWAY_S)
-        self._world.note(f"the GCS is away for {seconds:.1f} s")
-        self._world.gcs_back_s = self._world.now_s + seconds
+        seconds = self.world.random.uniform(0.5, 15.0)
+        self.world.note(f"the GCS is away for {seconds:.1f} s")
+        self.world.gcs_back_s = self.world.now_s + seconds
 
     async def _clock_jumps(self) -> None:
-        seconds = self._world.random.uniform(-60.0, 60.0)
-        self._world.note(f"the clocks jump by {seconds:.1f} s")
-        self._world.clock_offset_s += seconds
+        seconds = self.world.random.uniform(-60.0, 60.0)
+        self.world.note(f"the clocks jump by {seconds:.1f} s")
+        self.world.clock_offset_s += seconds
 
     async def _machine_pauses(self) -> None:
-        seconds = self._world.random.uniform(0.5, 15.0)
-        self._world.note(f"everything pauses for {seconds:.1f} s")
-        self._world.loop.now_s += seconds
+        seconds = self.world.random.uniform(0.5, 15.0)
+        self.world.note(f"everything pauses for {seconds:.1f} s")
+        self.world.loop.now_s += seconds
 
     async def _all_are_cut(self) -> None:
-        seconds = self._world.random.uniform(0.5, 15.0)
-        self._world.note(f"no process reaches the registry for {seconds:.1f} s")
-        self._world.all_cut_s = self._world.now_s + seconds
+        seconds = self.world.random.uniform(0.5, 15.0)
+        self.world.note(f"no process reaches the registry for {seconds:.1f} s")
+        self.world.all_cut_s = self.world.now_s + seconds
 
     # Nodes, agents and callers
 
     async def _relay_dies(self) -> None:
-        relays = [relay for relay in self._world.relays if relay.is_up]
+        relays = [relay for relay in self.world.relays if relay.is_up]
         if relays:
-            relay = self._world.random.choice(relays)
-            self._world.note(f"{relay.name} is killed")
+            relay = self.world.random.choice(relays)
+            self.world.note(f"{relay.name} is killed")
             relay.kill()
 
     async def _node_dies(self) -> None:
-        world = self._world
+        world = self.world
         if not all(world.nodes.values()):
             return
         node_id = world.random.choice(list(world.nodes))
@@ -274,7 +272,7 @@ class Breakage:
 
     def _some_process(self, seconds: float) -> str | None:
         """An agent or a caller, which will not reach the registry for so long."""
-        world, living = self._world, self._fleet.living()
+        world, living = self.world, self._fleet.living()
         if world.random.random() < _CALLERS_SHARE:
             return world.random.choice(world.callers).name
         if not living:
@@ -284,32 +282,32 @@ class Breakage:
         return process.name
 
     async def _one_is_cut(self) -> None:
-        seconds = self._world.random.uniform(0.5, 14.0)
+        seconds = self.world.random.uniform(0.5, 14.0)
         name = self._some_process(seconds)
         if name is not None:
-            self._world.note(f"{name} is cut off for {seconds:.1f} s")
-            self._world.cut_s[name] = self._world.now_s + seconds
+            self.world.note(f"{name} is cut off for {seconds:.1f} s")
+            self.world.cut_s[name] = self.world.now_s + seconds
 
     async def _one_hangs(self) -> None:
-        seconds = self._world.random.uniform(0.5, 14.0)
+        seconds = self.world.random.uniform(0.5, 14.0)
         name = self._some_process(seconds)
         if name is not None:
-            self._world.note(f"{name} hangs for {seconds:.1f} s")
-            self._world.loop.freeze(name, seconds)
+            self.world.note(f"{name} hangs for {seconds:.1f} s")
+            self.world.loop.freeze(name, seconds)
 
     async def _one_dies(self) -> None:
         living = self._fleet.living()
         if living:
-            self._fleet.kill_and_return(self._world.random.choice(living))
+            self._fleet.kill_and_return(self.world.random.choice(living))
 
     async def _caller_dies(self) -> None:
-        caller = self._world.random.choice(self._world.callers)
+        caller = self.world.random.choice(self.world.callers)
         caller.kill()
         self._new_caller(caller.is_manager)
 
     async def _a_hand_drains(self) -> None:
         """An agent is held in SQL, past the registry; also one that drains by its own report."""
-        world = self._world
+        world = self.world
         for process in self._fleet.living():
             instance_id = process.instance_id
             row = None if instance_id is None else world.tables.rows.get(instance_id)
