@@ -21,7 +21,7 @@ from seedcore.core.lifecycle import Status
 from seedcore.registry.protocol.connection import REGISTRY_NAME, RegistryConnection
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.store.memory import MemoryStore, Tables
-from tests.builders import START, hold, iid
+from tests.builders import START, hold, iid, joins
 from tests.local import UNSTORABLE, LocalRegistry, RefusesWords
 from tests.local import Snapshot as Earlier
 from tests.unit.registries import joined_registry
@@ -460,3 +460,22 @@ async def test_after_a_lost_takeover_the_agents_of_the_cluster_before_still_come
         answer = await second.beat_many([iid(1)])
         # it registers again, and is not retired with an epoch that is continued
         assert (answer.retired, (*answer.unknown, *answer.dead)) == ({}, (iid(1),))
+
+
+async def test_an_agent_that_registers_again_while_the_takeover_is_lost_is_not_retired(tables: Tables) -> None:
+    async with joined_registry(CONFIG, tables) as first:
+        await enter(first, 1)
+    earlier = Earlier(tables)
+    async with joined_registry(replace(CONFIG, ray_cluster="another"), tables) as second:
+        epoch = tables.current_epoch
+        earlier.restore()
+        again = asyncio.ensure_future(second.register(joins(1, "agent-1", started_epoch="epoch-1").registration))
+        await asyncio.sleep(0)
+        assert iid(1) in second.members
+        await eventually(partial(has_mended, second))
+        await asyncio.gather(again, return_exceptions=True)
+        answer = await second.beat_many([iid(1)])
+        assert (answer.retired, (*answer.unknown, *answer.dead)) == ({}, (iid(1),))
+        # as a new instance it is of the epoch that continues its own
+        await second.register(joins(2, "agent-1", started_epoch="epoch-1").registration)
+        assert tables.rows[iid(2)].cluster_epoch == epoch
