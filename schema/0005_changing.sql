@@ -27,7 +27,6 @@ language plpgsql
 set enable_hashjoin = off
 set enable_mergejoin = off
 set enable_seqscan = off
-set plan_cache_mode = force_generic_plan
 as $$
 declare
     pending  bigint[];
@@ -112,7 +111,6 @@ language plpgsql
 set enable_hashjoin = off
 set enable_mergejoin = off
 set enable_seqscan = off
-set plan_cache_mode = force_generic_plan
 as $$
 declare
     pending  bigint[];
@@ -287,7 +285,6 @@ language plpgsql
 set enable_hashjoin = off
 set enable_mergejoin = off
 set enable_seqscan = off
-set plan_cache_mode = force_generic_plan
 as $$
 begin
     if p_cause_kinds is null or array_position(p_cause_kinds, null) is not null then
