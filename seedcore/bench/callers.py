@@ -24,6 +24,7 @@ from seedcore.core.lifecycle import Status
 from seedcore.core.paging import decode_cursor
 from seedcore.registry.following.follower import Follower
 from seedcore.registry.following.nearby import FeedSource
+from seedcore.registry.following.serving import FeedQuestion
 from seedcore.registry.node.copy import NodeCopy
 from seedcore.registry.node.relay import RelayActor
 from seedcore.registry.protocol.connection import RegistryConnection
@@ -53,10 +54,10 @@ class _Asked:
         may_compact: bool = False,
     ) -> FeedBatch:
         """See NodeCopy.changes."""
-        question = (wanted, stream, version, wait_s, follower, may_compact)
+        question = FeedQuestion(wanted, stream, version, wait_s, follower, may_compact)
         if isinstance(self._relay, NodeCopy):
-            return await self._relay.changes(*question)
-        batch: FeedBatch = await session.ask(self._relay, "changes", *question)
+            return await self._relay.changes(question)
+        batch: FeedBatch = await session.ask(self._relay, "changes", question)
         return batch
 
     async def page(

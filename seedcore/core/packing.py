@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickle
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
 from itertools import repeat
@@ -17,12 +17,11 @@ from operator import attrgetter
 from typing import Any
 
 from seedcore.core.instances import Instance
-from seedcore.core.wire import default_of
+from seedcore.core.wire import default_of, setters_of
 
 _FIELDS = {field.name: field for field in fields(Instance)}
 _values = attrgetter(*_FIELDS)
-# the descriptors of the slots: a frozen dataclass refuses its own attributes
-_SETTERS: dict[str, Callable[[Instance, Any], None]] = {name: getattr(Instance, name).__set__ for name in _FIELDS}
+_SETTERS = setters_of(Instance)
 _TIMES = ("started_at", "status_changed_at", "last_heartbeat")
 
 
@@ -30,10 +29,9 @@ def pack(instances: Sequence[Instance], last_heartbeats_s: Iterable[float] | Non
     """The instances in their order, in bytes for `unpack`. `last_heartbeats_s` are the times of their last beats, in
     seconds since 1970, where those that they have are older."""
     columns: dict[str, Any] = dict(zip(_FIELDS, zip(*map(_values, instances), strict=True), strict=bool(instances)))
+    known = {} if last_heartbeats_s is None else {"last_heartbeat": last_heartbeats_s}
     for name in _TIMES:
-        columns[name] = array("d", [at.timestamp() for at in columns.get(name, ())])
-    if last_heartbeats_s is not None:
-        columns["last_heartbeat"] = array("d", last_heartbeats_s)
+        columns[name] = array("d", known[name] if name in known else [at.timestamp() for at in columns.get(name, ())])
     return pickle.dumps((len(instances), columns), pickle.HIGHEST_PROTOCOL)
 
 

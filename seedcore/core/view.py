@@ -91,10 +91,6 @@ class LiveView:
         """The verdict on an instance according to the feed; UNKNOWN if it is not in the cache."""
         return Verdict.UNKNOWN if instance_id not in self._instances else self._verdicts.get(instance_id, Verdict.FRESH)
 
-    def is_fresh(self, instance: Instance) -> bool:
-        """Whether the feed has no other verdict than fresh on an instance of the cache."""
-        return instance.instance_id not in self._verdicts
-
     def verdicts_of(self, instances: Iterable[Instance]) -> dict[str, Verdict]:
         """The verdicts on those instances that are not fresh."""
         known = self._verdicts

@@ -6,7 +6,7 @@ behaviour. A receiver drops fields that it does not know, and uses the defaults 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, fields
 from operator import attrgetter
 from typing import Any, TypeVar
@@ -17,8 +17,7 @@ T = TypeVar("T")
 def wire(cls: type[T]) -> type[T]:
     """Make a frozen dataclass with slots readable by older and newer versions of itself."""
     members = fields(cls)  # type: ignore[arg-type]
-    # the descriptors of the slots: a frozen dataclass refuses its own attributes
-    setters = [getattr(cls, member.name).__set__ for member in members]
+    setters = list(setters_of(cls).values())
     # of one name, attrgetter returns no tuple
     values = attrgetter(*(member.name for member in members), "__class__")
 
@@ -34,6 +33,11 @@ def wire(cls: type[T]) -> type[T]:
     for method in (__getstate__, __setstate__):
         setattr(cls, method.__name__, method)
     return cls
+
+
+def setters_of(cls: type) -> dict[str, Callable[[Any, Any], None]]:
+    """What sets each field of a frozen dataclass with slots, which refuses its own attributes: their descriptors."""
+    return {member.name: getattr(cls, member.name).__set__ for member in fields(cls)}
 
 
 def default_of(cls: type, member: Field[Any]) -> Any:

@@ -16,7 +16,7 @@ from seedcore.core.feed import Feed, FeedBatch
 from seedcore.core.paging import decode_cursor
 from seedcore.registry.following.follower import Follower, FollowTimes
 from seedcore.registry.following.nearby import Nearby
-from seedcore.registry.following.serving import FeedServer
+from seedcore.registry.following.serving import FeedQuestion, FeedServer
 from seedcore.registry.node.copy import NodeCopy
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.store.memory import Tables
@@ -122,13 +122,12 @@ async def test_an_answer_of_a_relay_is_as_old_as_what_the_relay_knows(upstream: 
     upstream.is_there.clear()
     wire.is_there.clear()
     version = follower.view.version
-    await asyncio.sleep(0.05)
     now_s = 3.9
-    batch = await copy.changes(ALL, follower.view.stream, version)
+    batch = await copy.changes(FeedQuestion(ALL, follower.view.stream, version))
     assert batch.complete
     assert batch.age_s == pytest.approx(3.9, abs=0.1)
     now_s = 4.1
-    assert not (await copy.changes(ALL, follower.view.stream, version)).complete
+    assert not (await copy.changes(FeedQuestion(ALL, follower.view.stream, version))).complete
     assert not follower.is_current
     await follower.stop()
     await copy.close()
@@ -138,13 +137,13 @@ async def test_a_relay_that_is_behind_or_without_a_copy_leaves_the_answer_to_the
     upstream: Wire, copy: NodeCopy, registry: LocalRegistry
 ) -> None:
     upstream.is_there.clear()
-    assert not (await copy.changes(ALL, None, 0)).complete
+    assert not (await copy.changes(FeedQuestion(ALL, None, 0))).complete
     assert not (await copy.page(ALL)).complete
     upstream.is_there.set()
     await eventually(lambda: copy.is_kept, every_s=0.001)
     stream = registry.members.feed.stream
-    assert (await copy.changes(ALL, stream, 0)).complete
-    ahead = await copy.changes(ALL, stream, registry.members.feed.version + 5)
+    assert (await copy.changes(FeedQuestion(ALL, stream, 0))).complete
+    ahead = await copy.changes(FeedQuestion(ALL, stream, registry.members.feed.version + 5))
     assert (ahead.complete, ahead.is_reset) == (False, False)
     # another epoch is not in the copy
     assert not (await copy.page(replace(ALL, epoch="another"))).complete
@@ -214,5 +213,5 @@ def test_a_copy_that_compacts_serves_followers_from_before_compacted_changes() -
 
 async def test_a_server_of_a_feed_has_a_bounded_number_of_places() -> None:
     server = FeedServer(Feed("here", 5), 1, 10.0, Clock())
-    await server.changes(ALL, None, 0, follower="first")
+    await server.changes(FeedQuestion(ALL, None, 0, follower="first"))
     assert server.followers == 1

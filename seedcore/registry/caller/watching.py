@@ -290,6 +290,6 @@ class Watch:
             str(Position(view.stream or "", view.version)),
             self._clock.utc(),
             instances=tuple(rows),
-            verdicts={row.instance_id: view.verdict(row.instance_id) for row in rows if not view.is_fresh(row)},
+            verdicts=view.verdicts_of(rows),
             why=why,
         )

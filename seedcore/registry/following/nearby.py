@@ -10,6 +10,7 @@ from typing import Protocol
 
 from seedcore.core.answers import InstanceFilter, Listing
 from seedcore.core.feed import FeedBatch
+from seedcore.registry.following.serving import FeedQuestion
 from seedcore.registry.protocol.connection import RegistryConnection
 from seedcore.registry.ray_support.session import own_node_id
 
@@ -60,8 +61,8 @@ class Nearby:
         """See RegistryApi.changes. Loads come from the registry only."""
         copied: FeedBatch | None = None
         if self.uses_relay and loads_after is None:
-            question = (wanted, stream, version, wait_s, follower, may_compact)
-            copied = await self._connection.ask_relay("changes", *question, waits_s=wait_s)
+            question = FeedQuestion(wanted, stream, version, wait_s, follower, may_compact)
+            copied = await self._connection.ask_relay("changes", question, waits_s=wait_s)
             # a relay that is new does not reach back to where its processes are, and the registry may
             if copied is not None and copied.complete and not (copied.is_reset and copied.stream == stream):
                 return copied

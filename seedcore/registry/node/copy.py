@@ -16,7 +16,7 @@ from seedcore.core.packing import pack
 from seedcore.core.paging import check_limit, decode_cursor, encode_cursor
 from seedcore.registry.following.follower import Follower, FollowTimes
 from seedcore.registry.following.nearby import FeedSource
-from seedcore.registry.following.serving import FeedServer
+from seedcore.registry.following.serving import FeedQuestion, FeedServer
 
 MAX_PROCESSES = 1000
 _PLACE_KEPT_S = 10.0
@@ -48,21 +48,13 @@ class NodeCopy:
         """Whether the registry is followed now."""
         return self._follower.loop is not None
 
-    async def changes(
-        self,
-        wanted: InstanceFilter,
-        stream: str | None,
-        version: int,
-        wait_s: float = 0.0,
-        follower: str | None = None,
-        may_compact: bool = False,
-    ) -> FeedBatch:
-        """See RegistryApi.changes; the batch says how old the copy is. It is not complete where the copy is not
-        trusted, or has not arrived at `version` yet: then the registry itself has to be asked."""
+    async def changes(self, question: FeedQuestion) -> FeedBatch:
+        """The answer, which says how old the copy is. It is not complete where the copy is not trusted, or has not
+        arrived at the question's version yet: then the registry itself has to be asked."""
         feed = self._server.feed
-        if not await self._is_ready() or (stream == feed.stream and version > feed.version):
-            return FeedBatch(feed.stream, version, version, feed.epoch, (), complete=False)
-        batch = await self._server.changes(wanted, stream, version, wait_s, follower, may_compact)
+        if not await self._is_ready() or (question.stream == feed.stream and question.version > feed.version):
+            return self._server.not_now(question)
+        batch = await self._server.changes(question)
         return replace(batch, complete=self._follower.is_current, age_s=self._follower.age_s)
 
     async def page(self, wanted: InstanceFilter, limit: int = 100, cursor: str | None = None) -> Listing:

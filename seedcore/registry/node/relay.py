@@ -20,6 +20,7 @@ from seedcore.core.errors import DirectoryUnavailableError, RegistryError, Regis
 from seedcore.core.feed import FeedBatch
 from seedcore.core.limits import check_beats, check_instance_id, check_kind
 from seedcore.core.timeouts import within
+from seedcore.registry.following.serving import FeedQuestion
 from seedcore.registry.node.copy import NodeCopy
 from seedcore.registry.node.dependency_watch import DependencyWatch
 from seedcore.registry.node.process_watch import (
@@ -120,17 +121,9 @@ class Relay:
             check_kind("known", known, KnownBefore).validated(instance_ids)
         return await self._beats.renew(instance_ids, loads, known)
 
-    async def changes(
-        self,
-        wanted: InstanceFilter,
-        stream: str | None,
-        version: int,
-        wait_s: float = 0.0,
-        follower: str | None = None,
-        may_compact: bool = False,
-    ) -> FeedBatch:
+    async def changes(self, question: FeedQuestion) -> FeedBatch:
         """See NodeCopy.changes."""
-        return await self._copied().changes(wanted, stream, version, wait_s, follower, may_compact)
+        return await self._copied().changes(question)
 
     async def page(self, wanted: InstanceFilter, limit: int = 100, cursor: str | None = None) -> Listing:
         """See NodeCopy.page."""

@@ -44,7 +44,7 @@ from seedcore.core.members import Members
 from seedcore.core.packing import pack
 from seedcore.core.paging import check_limit, check_within_s, decode_cursor, decode_death_cursor, encode_cursor
 from seedcore.core.timeouts import within
-from seedcore.registry.following.serving import FeedServer
+from seedcore.registry.following.serving import FeedQuestion, FeedServer
 from seedcore.registry.protocol.messages import (
     INSTANCES_LIMIT,
     TRANSITIONS_LIMIT,
@@ -87,7 +87,7 @@ class Queries:
         self._clock = clock
         self._rate = rate
         self._hello = hello
-        self.followers = FeedServer(members.feed, config.max_followers, config.place_kept_s, clock)
+        self.feed_server = FeedServer(members.feed, config.max_followers, config.place_kept_s, clock)
         self.fullness = Fullness(config, members)
         self.agents_ahead = AgentsAhead(members, clock)
 
@@ -152,14 +152,14 @@ class Queries:
         """See RegistryApi.changes."""
         if loads_after is not None and not (type(loads_after) is int and loads_after >= 0):
             raise InvalidInputError("loads_after", f"must be a whole number from 0, not {loads_after!r}")
+        question = FeedQuestion(wanted, stream, version, wait_s, follower, may_compact)
         relay = None if node_id is None else self._relay_to_follow(check_text("node_id", node_id, MAX_ID_CHARS))
         try:
-            batch = await self.followers.changes(wanted, stream, version, wait_s, follower, may_compact)
+            batch = await self.feed_server.changes(question)
         except FollowersFullError:
             if relay is None:
                 raise
-            feed = self.members.feed
-            return FeedBatch(feed.stream, version, version, feed.epoch, (), complete=False, relay=relay)
+            return replace(self.feed_server.not_now(question), relay=relay)
         if loads_after is not None and not batch.is_reset:
             loads, number = loads_since(self.members, loads_after, wanted)
             batch = replace(batch, loads=loads, loads_number=number)
@@ -167,7 +167,9 @@ class Queries:
 
     def _relay_to_follow(self, node_id: str) -> str | None:
         """The relay that the processes of a node follow from now on; none while the registry has few followers."""
-        return self.expiry.watch.relay_of(node_id) if self.followers.followers > self._config.direct_followers else None
+        return (
+            self.expiry.watch.relay_of(node_id) if self.feed_server.followers > self._config.direct_followers else None
+        )
 
     async def get_instance(self, instance_id: str) -> Answer[Instance]:
         """One instance, dead or alive.
@@ -272,7 +274,7 @@ class Queries:
             watch_problem=expiry.watch.problem,
             relays=expiry.watch.relays,
             watched=expiry.watch.watched,
-            followers=self.followers.followers,
+            followers=self.feed_server.followers,
             silent=len(silence.known_verdicts),
             became_silent=silence.became_silent,
             healed=writer.comparison.healed,
