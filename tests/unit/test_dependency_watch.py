@@ -103,6 +103,20 @@ async def test_exit_codes_are_reported(watch: tuple[DependencyWatch, Reported], 
     assert reported[0][2] == Cause(CauseKind.PROCESS_EXITED, f"vllm: exit code 1 (pid {child.pid})")
 
 
+async def test_a_process_that_has_ended_before_and_whose_parent_has_not_read_it_is_reported_with_its_signal(
+    watch: tuple[DependencyWatch, Reported], children: Children
+) -> None:
+    watching, reported = watch
+    child = children.make()
+    dependency = on(child)
+    child.kill()
+    # it has ended, and stays a zombie
+    await asyncio.to_thread(os.waitid, os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    await watching.set(instance(1, dependency))
+    await eventually(lambda: reported)
+    assert reported == [(iid(1), "vllm", Cause(CauseKind.PROCESS_KILLED, f"vllm: SIGKILL (pid {child.pid})"))]
+
+
 async def test_every_instance_is_told_of_each_of_its_processes_alone(
     watch: tuple[DependencyWatch, Reported], children: Children
 ) -> None:

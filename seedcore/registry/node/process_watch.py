@@ -230,14 +230,15 @@ class ActorStateWatch:
 
 
 def _open(pid: int, key: str) -> int | None:
-    """A descriptor of the process with this key; None if it has ended. Raises OSError where neither is certain."""
+    """A descriptor of the process with this key, also of a zombie, whose exit status can still be read; None if its
+    parent has read that. Raises OSError where neither is certain."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
         return None
     try:
         # only now: another process may have got the id before the descriptor was open
-        if read_process(pid) == split_key(key).process:
+        if read_process(pid, or_zombie=True) == split_key(key).process:
             return descriptor
     except OSError:
         # this process may be out of descriptors, or /proc may hide others (hidepid): the kernel knows

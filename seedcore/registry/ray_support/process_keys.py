@@ -114,13 +114,14 @@ def _read_once(path: Path) -> str | None:
         return None
 
 
-def read_process(pid: int) -> str | None:
-    """The first part of a process's key; None of a zombie. Raises OSError where it cannot be read, which is no proof of
-    an end."""
+def read_process(pid: int, *, or_zombie: bool = False) -> str | None:
+    """The first part of a process's key; None of a zombie, unless it is wanted. Raises OSError where it cannot be read,
+    which is no proof of an end."""
     namespace = os.stat(_OUR_NAMESPACE).st_ino
     fields = stat_fields(pid)
     # a zombie has ended: only its parent has not read that yet
-    return None if fields[0] in "ZX" else f"{namespace}-{pid}-{fields[_START_TIME_FIELD]}"
+    is_wanted = or_zombie or fields[0] not in "ZX"
+    return f"{namespace}-{pid}-{fields[_START_TIME_FIELD]}" if is_wanted else None
 
 
 def stat_fields(pid: int) -> list[str]:
