@@ -9,6 +9,7 @@ from seedcore.core.clock import Clock
 from seedcore.core.members import Members
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.registry.server.database import DatabaseSession
+from seedcore.registry.server.retirement import end_retired
 
 
 class Housekeeping:
@@ -47,8 +48,7 @@ class Housekeeping:
         await store.renew_term(self._members.silence.terms.lease_s)
         epoch = await store.current_epoch()
         self._members.set_epoch(epoch.name, epoch.number)
-        for instance_id in await store.expire_old_epochs(self._config.sweep_limit):
-            self._members.retire(instance_id)
+        await end_retired(store, self._members, self._config.sweep_limit)
 
     async def prune_if_due(self) -> None:
         """Delete old history, up to a limit; soon again where there is more."""

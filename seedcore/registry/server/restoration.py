@@ -13,7 +13,7 @@ from itertools import islice
 from typing import TypeVar
 
 from seedcore.core.answers import Outcome, OutcomeKind
-from seedcore.core.changes import Change, HoldChange, RegisterChange, Registration, StatusChange
+from seedcore.core.changes import Change, HoldChange, RegisterChange, StatusChange
 from seedcore.core.clock import Clock
 from seedcore.core.errors import EpochLimitError, RetiredEpochError, StoreRejectedError
 from seedcore.core.instances import LiveState
@@ -37,6 +37,7 @@ from seedcore.registry.server.journal import (
 )
 from seedcore.registry.server.parts import in_parts, in_plain_words
 from seedcore.registry.server.remembered import Remembered
+from seedcore.registry.server.retirement import end_retired
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +90,8 @@ class Restoration:
             self._is_of_memory = True
             await self._compare(store)
             # before a comparison takes over what only the database has: memory has the causes of deaths
-            while ended := await store.expire_old_epochs(self._config.sweep_limit):
-                await self._end(store, ended)
+            while await end_retired(store, self._members, self._config.sweep_limit):
+                pass
         finally:
             self.progress = None
         self._note_loss(known - found, is_whole=is_whole)
@@ -325,19 +326,6 @@ class Restoration:
             for start in range(0, len(some), self._config.batch_limit):
                 await self._go_on(store, f"{start} of {len(some)} that memory has")
                 await self._write(store, some[start : start + self._config.batch_limit])
-
-    async def _end(self, store: Store, ended: Sequence[str]) -> None:
-        """End instances with their epochs. The agent of one whose epoch is continued in another comes back there: its
-        next beat is unknown."""
-        rows = [row for row in map(self._members.get, ended) if row is not None]
-        if not rows:
-            return
-        begun = [Registration(row.instance_id, row.logical_id, started_epoch=row.cluster_epoch or None) for row in rows]
-        for row, epoch in zip(rows, await store.epochs_of(begun), strict=True):
-            if epoch in {None, row.cluster_epoch}:
-                self._members.retire(row.instance_id)
-            else:
-                self._members.forget(row.instance_id)
 
     async def _adopt(self, store: Store, instance_id: str, retired: Set[str]) -> None:
         """Take over an instance that memory does not have. It died beyond our memory, or was registered by SQL, and may
