@@ -20,11 +20,11 @@ from seedcore.core.answers import InstanceFilter, Listing
 from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.changes import RegisterChange, Registration, SequencedChange, StatusChange
 from seedcore.core.feed import FeedBatch
+from seedcore.core.feed_question import FeedQuestion
 from seedcore.core.lifecycle import Status
 from seedcore.core.paging import decode_cursor
 from seedcore.registry.following.follower import Follower
 from seedcore.registry.following.nearby import FeedSource
-from seedcore.registry.following.serving import FeedQuestion
 from seedcore.registry.node.copy import NodeCopy
 from seedcore.registry.node.relay import RelayActor
 from seedcore.registry.protocol.connection import RegistryConnection
@@ -43,18 +43,8 @@ class _Asked:
     def __init__(self, relay: Any) -> None:
         self._relay = relay
 
-    async def changes(
-        self,
-        wanted: InstanceFilter,
-        stream: str | None,
-        version: int,
-        wait_s: float = 0.0,
-        follower: str | None = None,
-        loads_after: int | None = None,
-        may_compact: bool = False,
-    ) -> FeedBatch:
+    async def changes(self, question: FeedQuestion) -> FeedBatch:
         """See NodeCopy.changes."""
-        question = FeedQuestion(wanted, stream, version, wait_s, follower, may_compact)
         if isinstance(self._relay, NodeCopy):
             return await self._relay.changes(question)
         batch: FeedBatch = await session.ask(self._relay, "changes", question)

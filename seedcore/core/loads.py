@@ -6,7 +6,7 @@ has no choice among the instances of another agent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import takewhile
 
 MAX_LOADS_PER_ANSWER = 10_000
@@ -34,6 +34,19 @@ class Loads:
             self.number += 1
             self._numbers.pop(instance_id, None)
             self._numbers[instance_id] = self.number
+
+    def repeat(self, loads: Mapping[str, float], number: int) -> None:
+        """Take the loads that a registry has sent up to a number, so that they can be sent on under its numbers."""
+        for at, (instance_id, load) in enumerate(loads.items(), number - len(loads) + 1):
+            self._loads[instance_id] = load
+            self._numbers.pop(instance_id, None)
+            self._numbers[instance_id] = at
+        self.number = number
+
+    @property
+    def by_id(self) -> Mapping[str, float]:
+        """The load of each instance that has sent one."""
+        return self._loads
 
     def discard(self, instance_id: str) -> None:
         """Remove an instance that lives no longer."""

@@ -20,6 +20,11 @@ class Places:
         self._kept_until_s[follower] = now_s + duration_s
         return True
 
+    def is_among(self, follower: str | None, first: int, now_s: float) -> bool:
+        """Whether it has a place, or would get one of the first so many."""
+        taken = self.taken(now_s)
+        return follower in self._kept_until_s or taken < first
+
     def release(self, follower: str) -> None:
         """Leave the place to another."""
         self._kept_until_s.pop(follower, None)

@@ -15,6 +15,7 @@ from seedcore.core.feed import FeedBatch, FeedChange
 from seedcore.core.index import InstanceIndex
 from seedcore.core.instances import Instance, Verdict
 from seedcore.core.lifecycle import Status
+from seedcore.core.loads import Loads
 from seedcore.core.paging import first_page
 
 
@@ -36,8 +37,7 @@ class LiveView:
         self.version = 0
         self.epoch = ""
         self.as_of: datetime | None = None
-        self.loads_number = 0
-        self._loads: dict[str, float] | None = None
+        self._loads: Loads | None = None
         self._instances = InstanceIndex()
         self._verdicts: dict[str, Verdict] = {}
 
@@ -60,19 +60,32 @@ class LiveView:
         changed = {logical_id for change in batch.changes for logical_id in [self._take(change)] if logical_id}
         self.version, self.epoch = batch.version, batch.epoch
         if batch.loads is not None:
-            known = self._loads if self._loads is not None else {}
-            known.update((one, load) for one, load in batch.loads.items() if one in self._instances)
-            self._loads, self.loads_number = known, batch.loads_number
+            known = self._loads if self._loads is not None else Loads()
+            known.repeat({one: load for one, load in batch.loads.items() if one in self._instances}, batch.loads_number)
+            self._loads = known
         return changed
 
     @property
     def loads(self) -> Mapping[str, float] | None:
         """The loads of instances of agents that have several. None: none were received."""
-        return self._loads
+        return None if self._loads is None else self._loads.by_id
+
+    @property
+    def loads_number(self) -> int:
+        """What the next question for loads has to say."""
+        return 0 if self._loads is None else self._loads.number
+
+    def loads_after(self, number: int, wanted: InstanceFilter) -> tuple[dict[str, float] | None, int]:
+        """The loads, of instances that match a filter, that have changed since `number`; and the number after them.
+        None: none were received."""
+        if self._loads is None:
+            return None, number
+        instances, epoch = self._instances.by_id, self.epoch
+        return self._loads.since(number, lambda instance_id: wanted.matches(instances[instance_id], epoch))
 
     def forget_loads(self) -> None:
         """Drop the loads: they are not received any more, or are those of another registry."""
-        self._loads, self.loads_number = None, 0
+        self._loads = None
 
     def candidates(self, logical_id: str, *, allow_late: bool = False) -> list[Instance]:
         """The routable instances of an agent: alive and fresh. With `allow_late`, the late ones if none is fresh."""
@@ -124,7 +137,7 @@ class LiveView:
         if change.instance is None:
             self._verdicts.pop(change.instance_id, None)
             if self._loads is not None:
-                self._loads.pop(change.instance_id, None)
+                self._loads.discard(change.instance_id)
             gone = self._instances.pop(change.instance_id)
             return None if gone is None else gone.logical_id
         self._instances.put(change.instance)

@@ -24,6 +24,7 @@ import psycopg
 from seedcore.core.answers import Listing, Receipt
 from seedcore.core.changes import SequencedChange
 from seedcore.core.errors import RegistryError
+from seedcore.core.feed_question import FeedQuestion
 from seedcore.core.lifecycle import Status
 from seedcore.core.timeouts import end
 from seedcore.registry.agent.client import RegistryClient
@@ -81,19 +82,9 @@ class RecordedWire:
         async with self.journal.call("beat_many"):
             return await self._wire.call("beat_many", instance_ids)
 
-    async def changes(
-        self,
-        wanted: Any,
-        stream: str | None,
-        version: int,
-        wait_s: float,
-        follower: str,
-        loads_after: int | None = None,
-        **how: Any,
-    ) -> Any:
-        how.update(wait_s=wait_s, follower=follower, loads_after=loads_after)
+    async def changes(self, question: FeedQuestion) -> Any:
         async with self.journal.call("changes"):
-            return await self._wire.call("changes", wanted, stream, version, **how)
+            return await self._wire.call("changes", question)
 
     def _note(self, origin: Origin | None) -> None:
         if origin is not None and origin.term is not None:

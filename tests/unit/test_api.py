@@ -23,6 +23,7 @@ from seedcore.core.errors import (
     StoreUnavailableError,
     UnknownInstanceError,
 )
+from seedcore.core.feed_question import FeedQuestion
 from seedcore.core.holds import HoldKind
 from seedcore.core.lifecycle import Status
 from seedcore.registry.node.relay import Relay
@@ -119,7 +120,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "report_dead_call": (iid(1),),
     "resolve": (["agent-1"],),
     "page": (EVERY,),
-    "changes": (EVERY, None, 0),
+    "changes": (FeedQuestion(EVERY),),
     "get_instance": (iid(9),),
     "transitions": ("agent-1",),
     "describe": ("agent-1",),
@@ -219,7 +220,7 @@ async def test_a_repeatable_call_goes_once_more_to_the_actor_that_replaced_the_f
     [
         (lambda connection: connection.resolve(["a"]), True),
         (lambda connection: connection.health(), True),
-        (lambda connection: connection.changes(EVERY, None, 0, 0.01), True),
+        (lambda connection: connection.changes(FeedQuestion(EVERY, wait_s=0.01)), True),
         (lambda connection: connection.page(InstanceFilter(statuses=frozenset({Status.DEAD}))), False),
         (lambda connection: connection.describe("a"), False),
         (lambda connection: connection.deregister(["a"]), False),

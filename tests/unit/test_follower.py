@@ -15,6 +15,7 @@ from seedcore.core.answers import InstanceFilter, Listing
 from seedcore.core.clock import Clock
 from seedcore.core.errors import InvalidInputError
 from seedcore.core.feed import FeedBatch
+from seedcore.core.feed_question import FeedQuestion
 from seedcore.core.loads import Loads
 from seedcore.core.paging import decode_cursor
 from seedcore.registry.following.follower import Follower, FollowTimes
@@ -64,8 +65,8 @@ class Stalled:
     def now_s(self) -> float:
         return time.monotonic() + self.advanced_s
 
-    async def changes(self, *args: Any, **options: Any) -> FeedBatch:
-        batch = await self._registry.changes(*args, **options)
+    async def changes(self, question: FeedQuestion) -> FeedBatch:
+        batch = await self._registry.changes(question)
         self.advanced_s += self.stall_s
         self.answers += 1
         return batch
@@ -266,11 +267,9 @@ async def test_loads_are_asked_for_at_a_bounded_rate_and_no_longer_than_they_are
     class Counting:
         """A connection that notes which loads are asked for."""
 
-        async def changes(self, *args: Any, may_compact: bool) -> FeedBatch:
-            asked.append(args[5] if len(args) > 5 else None)
-            question: Any = partial(registry.changes, may_compact=may_compact)
-            batch: FeedBatch = await question(*args)
-            return batch
+        async def changes(self, question: FeedQuestion) -> FeedBatch:
+            asked.append(question.loads_after)
+            return await registry.changes(question)
 
         async def page(self, *args: Any, **options: Any) -> Listing:
             return await registry.page(*args, **options)
@@ -317,4 +316,4 @@ async def test_loads_of_a_large_fleet_arrive_in_bounded_answers(registry: Regist
 @pytest.mark.parametrize("bad", [-1, 1.5, "0", True])
 async def test_number_of_loads_that_is_none_is_refused(registry: Registry, bad: Any) -> None:
     with pytest.raises(InvalidInputError, match="loads_after"):
-        await registry.changes(InstanceFilter(), None, 0, 0.0, None, bad)
+        await registry.changes(FeedQuestion(InstanceFilter(), loads_after=bad))

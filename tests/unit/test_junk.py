@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from seedcore.core.answers import InstanceFilter
 from seedcore.core.changes import RegisterChange, Registration, SequencedChange, StatusChange
 from seedcore.core.errors import RegistryError
+from seedcore.core.feed_question import FeedQuestion
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.registry.server.registry import Registry
 from seedcore.store.memory import Tables
@@ -45,6 +46,18 @@ FILTERS = st.builds(
     InstanceFilter, statuses=JUNK, organ_id=JUNK, labels=JUNK, logical_id=JUNK, epoch=JUNK, node_id=JUNK
 )
 
+QUESTIONS = st.builds(
+    FeedQuestion,
+    FILTERS | JUNK,
+    JUNK,
+    JUNK,
+    st.just(0.0) | JUNK.filter(lambda value: not isinstance(value, (int, float))),
+    follower=JUNK,
+    loads_after=JUNK,
+    may_compact=JUNK,
+    node_id=JUNK,
+    is_relay=JUNK,
+)
 IDS = st.lists(st.sampled_from(["agent", "another"]), max_size=2) | JUNK
 
 WAITS = st.just(0.0) | JUNK.filter(lambda value: not isinstance(value, (int, float)))
@@ -62,9 +75,7 @@ CALLS: dict[str, st.SearchStrategy[tuple[Any, ...]]] = {
     "list_epochs": st.tuples(JUNK),
     "resolve": st.tuples(JUNK),
     "page": st.tuples(FILTERS | JUNK, JUNK, JUNK),
-    "changes": st.tuples(
-        FILTERS | JUNK, JUNK, JUNK, st.just(0.0) | JUNK.filter(lambda value: not isinstance(value, (int, float)))
-    ),
+    "changes": st.tuples(QUESTIONS | JUNK),
     "get_instance": st.tuples(JUNK),
     "describe": st.tuples(JUNK),
     "transitions": st.tuples(JUNK, JUNK),

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -13,10 +14,12 @@ from seedcore.core.answers import InstanceFilter, Listing
 from seedcore.core.clock import Clock
 from seedcore.core.errors import FollowersFullError
 from seedcore.core.feed import Feed, FeedBatch
+from seedcore.core.feed_question import FeedQuestion
 from seedcore.core.paging import decode_cursor
+from seedcore.core.timeouts import within
 from seedcore.registry.following.follower import Follower, FollowTimes
 from seedcore.registry.following.nearby import Nearby
-from seedcore.registry.following.serving import FeedQuestion, FeedServer
+from seedcore.registry.following.serving import FeedBounds, FeedServer
 from seedcore.registry.node.copy import NodeCopy
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.store.memory import Tables
@@ -27,46 +30,56 @@ from tests.waiting import eventually
 
 ALL = InstanceFilter(statuses=None, fresh_only=False)
 TIMES = FollowTimes(wait_s=0.02, retry_s=0.001, retry_longest_s=0.01)
+NODE, RELAY = "node", "relay"
+FULL = FollowersFullError(1)
 CONFIG = RegistryConfig("cluster", flush_interval_s=0.01, linger_s=0.0, feed_capacity=5, direct_followers=0)
 
 
 class Wire:
     """A connection to a registry, and to a relay of this node, of which the registry may be silent."""
 
-    def __init__(self, registry: Any, copy: NodeCopy | None = None, relay: str | None = "relay") -> None:
-        self._registry = registry
-        self._copy = copy
-        self._relay = relay
+    is_by_relay = True
+
+    def __init__(self, registry: Any, copy: NodeCopy | None = None) -> None:
+        self.registry = registry
+        self.copy = copy
         self.is_there = asyncio.Event()
         self.is_there.set()
         self.used: str | None = None
         self.asked: list[str] = []
 
-    async def changes(self, *args: Any, **options: Any) -> FeedBatch:
+    async def changes(self, question: FeedQuestion) -> FeedBatch:
         self.asked.append("registry")
         await self.is_there.wait()
-        batch: FeedBatch = await self._registry.changes(*args, **options)
-        return replace(batch, relay=self._relay)
+        batch: FeedBatch = await self.registry.changes(question)
+        return batch
 
     async def page(self, *args: Any, **options: Any) -> Listing:
+        self.asked.append("page")
         await self.is_there.wait()
-        listing: Listing = await self._registry.page(*args, **options)
+        listing: Listing = await self.registry.page(*args, **options)
         return listing
 
     async def ask_relay(self, method: str, *args: Any, waits_s: float = 0.0) -> Any:
-        if self._copy is None or self.used is None:
+        if self.copy is None or self.used is None:
             return None
-        self.asked.append("relay")
-        return await getattr(self._copy, method)(*args)
+        self.asked.append(f"relay: {method}")
+        return await getattr(self.copy, method)(*args)
 
     async def use_relay(self, name: str) -> None:
         self.used = name
+
+    def nearby(self, clock: Clock | None = None) -> Nearby:
+        """What a process of this node asks."""
+        connection: Any = self
+        return Nearby(connection, lambda: NODE, clock)
 
 
 @pytest.fixture
 async def registry() -> AsyncIterator[LocalRegistry]:
     async with joined_registry(CONFIG, Tables(START)) as registry:
-        yield registry
+        with mock.patch.object(registry.expiry.watch, "relay_of", {NODE: RELAY}.get):
+            yield registry
 
 
 @pytest.fixture
@@ -90,17 +103,18 @@ async def test_processes_of_a_node_follow_its_relay_and_the_relay_the_registry(
     registry: LocalRegistry, copy: NodeCopy
 ) -> None:
     wires = [Wire(registry, copy) for _ in range(5)]
-    sources: Any = [Nearby(wire, lambda: "node") for wire in wires]  # type: ignore[arg-type]
-    followers = [Follower(source, times=TIMES) for source in sources]
+    followers = [Follower(wire.nearby(), times=TIMES) for wire in wires]
     for follower in followers:
         follower.start()
     for number in range(1, 30):
         await registry.register(joins(number, f"agent-{number}").registration)
     await eventually(lambda: all(len(held(one)) == 29 and one.is_current for one in followers), every_s=0.001)
     for wire in wires:
-        # the registry named the relay in its first answer, and was asked no more
+        # the registry named the relay in its first answer, and was asked no more once the relay had its copy
         assert wire.asked[0] == "registry"
-        assert wire.asked.count("relay") > wire.asked.count("registry")
+        assert wire.asked.count("relay: changes") > wire.asked.count("registry")
+    # only the relay has a place
+    assert registry.feed_server.followers == 1
     versions = {(one.view.stream, one.view.version) for one in followers}
     assert versions == {(registry.members.feed.stream, registry.members.feed.version)}
     assert {one.resets for one in followers} == {1}
@@ -112,11 +126,12 @@ async def test_an_answer_of_a_relay_is_as_old_as_what_the_relay_knows(upstream: 
     now_s = 0.0
     copy = NodeCopy(upstream, Clock(lambda: now_s), replace(TIMES, max_age_s=4.0), ready_s=0.05)
     await registry.register(joins(1, "agent-1").registration)
-    wire: Any = Wire(registry, copy)
-    follower = Follower(Nearby(wire, lambda: "node"), times=TIMES, clock=Clock(lambda: now_s))
+    clock = Clock(lambda: now_s)
+    wire = Wire(registry, copy)
+    follower = Follower(wire.nearby(clock), times=TIMES, clock=clock)
     follower.start()
     await eventually(
-        lambda: held(follower) == [iid(1)] and follower.is_current and "relay" in wire.asked, every_s=0.001
+        lambda: held(follower) == [iid(1)] and follower.is_current and "relay: changes" in wire.asked, every_s=0.001
     )
     # the registry is away from both, and the relay goes on answering
     upstream.is_there.clear()
@@ -137,7 +152,7 @@ async def test_a_relay_that_is_behind_or_without_a_copy_leaves_the_answer_to_the
     upstream: Wire, copy: NodeCopy, registry: LocalRegistry
 ) -> None:
     upstream.is_there.clear()
-    assert not (await copy.changes(FeedQuestion(ALL, None, 0))).complete
+    assert not (await copy.changes(FeedQuestion(ALL))).complete
     assert not (await copy.page(ALL)).complete
     upstream.is_there.set()
     await eventually(lambda: copy.is_kept, every_s=0.001)
@@ -149,18 +164,122 @@ async def test_a_relay_that_is_behind_or_without_a_copy_leaves_the_answer_to_the
     assert not (await copy.page(replace(ALL, epoch="another"))).complete
 
 
-async def test_a_registry_with_many_followers_names_the_relay_of_their_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = replace(CONFIG, direct_followers=1, max_followers=3)
+async def test_a_registry_with_many_followers_names_the_relay_of_their_node_and_keeps_no_place_for_them() -> None:
+    config = replace(CONFIG, direct_followers=1, max_followers=2, max_relays=1)
     async with joined_registry(config, Tables(START)) as registry:
-        names = {"north": "its relay"}
-        monkeypatch.setattr(registry.expiry.watch, "relay_of", names.get)
-        answers = [await registry.changes(ALL, None, 0, follower=str(n), node_id="north") for n in range(3)]
-        assert [answer.relay for answer in answers] == [None, None, "its relay"]
-        # without a place, an answer that is not complete names it too
-        refused = await registry.changes(ALL, answers[0].stream, 0, follower="more", node_id="north")
-        assert (refused.complete, refused.relay, refused.is_reset) == (False, "its relay", False)
-        with pytest.raises(FollowersFullError):
-            await registry.changes(ALL, None, 0, follower="more", node_id="south")
+
+        async def ask(name: str, node_id: str | None = "north", **more: Any) -> FeedBatch:
+            at = registry.members.feed.stream, registry.members.feed.version
+            return await registry.changes(FeedQuestion(ALL, *at, follower=name, node_id=node_id, **more))
+
+        with mock.patch.object(registry.expiry.watch, "relay_of", {"north": "its relay"}.get):
+            assert [(await ask(str(n))).relay for n in range(3)] == [None, "its relay", "its relay"]
+            # without a place it does not wait
+            assert (await within(ask("waiting", wait_s=30.0), 5.0)).complete
+            assert registry.feed_server.followers == 1
+            # one whose node has no relay gets a place, as long as there are any
+            assert (await ask("south 1", "south")).relay is None
+            with pytest.raises(FollowersFullError, match="2 followers"):
+                await ask("south 2", "south")
+            # processes take no place of a relay
+            assert (await ask("relay 1", None, is_relay=True)).complete
+            with pytest.raises(FollowersFullError, match="1 followers"):
+                await ask("relay 2", None, is_relay=True)
+            assert registry.feed_server.followers == 3
+
+
+async def test_a_process_whose_relay_has_no_copy_trusts_its_own_all_the_time(
+    registry: LocalRegistry, upstream: Wire, copy: NodeCopy
+) -> None:
+    upstream.is_there.clear()
+    wire = Wire(registry, copy)
+    follower = Follower(wire.nearby(), times=replace(TIMES, wait_s=0.05, max_age_s=1.0))
+    follower.start()
+    assert await follower.until_current(5.0)
+    for number in range(1, 40):
+        await registry.register(joins(number, f"agent-{number}").registration)
+        await eventually(lambda count=number: len(held(follower)) == count, every_s=0.001)  # type: ignore[misc]
+        assert follower.is_current
+    assert wire.asked.count("relay: changes") > 1
+    assert registry.feed_server.followers == 0
+    await follower.stop()
+
+
+async def test_a_relay_of_an_earlier_registry_takes_no_process_back(registry: LocalRegistry, copy: NodeCopy) -> None:
+    wire = Wire(registry, copy)
+    nearby, at = wire.nearby(), FeedQuestion(ALL)
+    async with joined_registry(CONFIG, Tables(START)) as later:
+        assert (await nearby.changes(at)).stream == registry.members.feed.stream
+        assert await eventually(lambda: nearby.uses_relay)
+        # the process has read the later registry, and its relay has not
+        wire.registry = later
+        with mock.patch.object(later.expiry.watch, "relay_of", {NODE: RELAY}.get):
+            at = FeedQuestion(ALL, later.members.feed.stream, later.members.feed.version)
+            batch = await nearby.changes(at)
+    assert "relay: changes" in wire.asked
+    assert (batch.stream, batch.is_reset) == (at.stream, False)
+
+
+async def test_a_new_listing_comes_from_the_relay_where_that_follows_the_same_registry(
+    registry: LocalRegistry, copy: NodeCopy
+) -> None:
+    await registry.register(joins(1, "agent-1").registration)
+    wire = Wire(registry, copy)
+    nearby = wire.nearby()
+    await nearby.changes(FeedQuestion(ALL))
+    batch = await nearby.changes(FeedQuestion(ALL, "an earlier one", 7))
+    assert (batch.is_reset, batch.stream) == (True, registry.members.feed.stream)
+    assert [row.instance_id for row in (await nearby.page(ALL)).items] == [iid(1)]
+    assert wire.asked[-3:] == ["relay: changes", "registry", "relay: page"]
+
+
+async def test_what_the_registry_has_more_of_is_read_from_it(registry: LocalRegistry, copy: NodeCopy) -> None:
+    wire = Wire(registry, copy)
+    nearby = wire.nearby()
+    await nearby.changes(FeedQuestion(ALL))
+    asked = registry.changes
+
+    async def in_parts(question: FeedQuestion) -> FeedBatch:
+        return replace(await asked(question), has_more=wire.asked.count("registry") < 3)
+
+    with mock.patch.object(registry, "changes", in_parts), mock.patch.object(copy, "changes", side_effect=FULL):
+        at = FeedQuestion(ALL, registry.members.feed.stream, registry.members.feed.version)
+        for _ in range(2):
+            # a relay that has no place for the process leaves the answer to the registry
+            assert (await nearby.changes(at)).complete
+    assert wire.asked == ["registry", "relay: changes", "registry", "registry"]
+
+
+async def test_a_relay_sends_the_loads_that_it_has_received_under_the_registrys_numbers(
+    registry: LocalRegistry, copy: NodeCopy
+) -> None:
+    for number in (1, 2):
+        await registry.register(joins(number, "several").registration)
+    await registry.beat_many([iid(1), iid(2)], {iid(1): 1.0, iid(2): 2.0})
+    wire = Wire(registry, copy)
+    follower = Follower(wire.nearby(), times=replace(TIMES, loads_s=0.01))
+    follower.start()
+    follower.want_loads()
+    await eventually(lambda: follower.view.loads == {iid(1): 1.0, iid(2): 2.0}, every_s=0.001)
+    await eventually(lambda: "relay: changes" in wire.asked, every_s=0.001)
+    asked = wire.asked.count("registry")
+    await registry.beat_many([iid(2)], {iid(2): 3.0})
+    await eventually(lambda: follower.view.loads == {iid(1): 1.0, iid(2): 3.0}, every_s=0.001)
+    assert follower.view.loads_number == registry.members.loads.number
+    assert wire.asked.count("registry") == asked
+    await follower.stop()
+
+
+async def test_a_copy_that_nobody_asks_for_is_given_up(registry: LocalRegistry, upstream: Wire) -> None:
+    await registry.register(joins(1, "agent-1").registration)
+    copy = NodeCopy(upstream, times=TIMES, ready_s=5.0, kept_s=0.05)
+    assert (await copy.page(ALL)).packed
+    await eventually(lambda: not copy.is_kept, every_s=0.001)
+    assert copy.instances == 0
+    # and made again
+    assert (await copy.changes(FeedQuestion(ALL))).complete
+    assert copy.instances == 1
+    await copy.close()
 
 
 def test_a_copy_repeats_the_end_of_an_instance_that_it_never_had() -> None:
@@ -212,6 +331,6 @@ def test_a_copy_that_compacts_serves_followers_from_before_compacted_changes() -
 
 
 async def test_a_server_of_a_feed_has_a_bounded_number_of_places() -> None:
-    server = FeedServer(Feed("here", 5), 1, 10.0, Clock())
-    await server.changes(FeedQuestion(ALL, None, 0, follower="first"))
+    server = FeedServer(Feed("here", 5), FeedBounds(1), lambda number, _: ({}, number), Clock())
+    await server.changes(FeedQuestion(ALL, follower="first"))
     assert server.followers == 1

@@ -25,6 +25,7 @@ from seedcore.core.errors import (
     UnknownInstanceError,
 )
 from seedcore.core.feed import FeedBatch
+from seedcore.core.feed_question import FeedQuestion
 from seedcore.core.holds import HoldKind
 from seedcore.core.instances import Beat, Epoch, Instance, Verdict
 from seedcore.core.lifecycle import Status
@@ -418,11 +419,11 @@ async def test_the_interval_follows_the_fleet(elapsed: Elapsed, database: SlowRe
 
 
 async def test_a_follower_lists_once_and_then_gets_every_change(registry: Registry) -> None:
-    first = await registry.changes(EVERY, None, 0)
+    first = await registry.changes(FeedQuestion(EVERY))
     assert first.is_reset
     listing = await registry.list_active(None)
     assert (listing.stream, listing.version) == (first.stream, first.version)
-    waiting = asyncio.create_task(registry.changes(EVERY, first.stream, first.version, 30.0))
+    waiting = asyncio.create_task(registry.changes(FeedQuestion(EVERY, first.stream, first.version, 30.0)))
     await eventually(lambda: registry.members.feed.followers == 1)
     await registry.set_status(iid(1), Status.DRAINING, 3)
     batch: FeedBatch = await waiting
@@ -430,31 +431,33 @@ async def test_a_follower_lists_once_and_then_gets_every_change(registry: Regist
         (iid(1), Status.DRAINING)
     ]
     await registry.set_status(iid(1), Status.DEAD, 4)
-    batch = await registry.changes(EVERY, batch.stream, batch.version)
+    batch = await registry.changes(FeedQuestion(EVERY, batch.stream, batch.version))
     assert [change.instance for change in batch.changes] == [None]
     assert (await registry.health()).followers == 0
 
 
 async def test_a_wait_for_changes_ends_with_none_at_its_bound(registry: Registry) -> None:
-    at = await registry.changes(EVERY, None, 0)
-    batch = await registry.changes(LEFT, at.stream, at.version, 0.01)
+    at = await registry.changes(FeedQuestion(EVERY))
+    batch = await registry.changes(FeedQuestion(LEFT, at.stream, at.version, 0.01))
     assert (batch.changes, batch.is_reset, batch.version) == ((), False, at.version)
 
 
 async def test_followers_are_bounded_and_bad_questions_refused(registry: Registry) -> None:
-    at = await registry.changes(EVERY, None, 0)
-    waiting = [asyncio.create_task(registry.changes(EVERY, at.stream, at.version, 30.0)) for _ in range(2)]
+    at = await registry.changes(FeedQuestion(EVERY))
+    waiting = [
+        asyncio.create_task(registry.changes(FeedQuestion(EVERY, at.stream, at.version, 30.0))) for _ in range(2)
+    ]
     await eventually(lambda: registry.members.feed.followers == 2)
     with pytest.raises(FollowersFullError, match="2 followers"):
-        await registry.changes(EVERY, at.stream, at.version, 1.0)
-    assert not (await registry.changes(EVERY, at.stream, at.version)).is_reset
+        await registry.changes(FeedQuestion(EVERY, at.stream, at.version, 1.0))
+    assert not (await registry.changes(FeedQuestion(EVERY, at.stream, at.version))).is_reset
     for task in waiting:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
     assert registry.members.feed.followers == 0
     for bad in ((at.stream, -1), (at.stream, 0, -1.0), (at.stream, 0, 31.0)):
         with pytest.raises(InvalidInputError):
-            await registry.changes(EVERY, *bad)
+            await registry.changes(FeedQuestion(EVERY, *bad))
 
 
 async def test_after_a_freeze_longer_than_a_lease_every_instance_has_a_whole_lease_to_return(
@@ -520,7 +523,7 @@ async def test_a_correction_does_not_overwrite_what_happened_while_it_was_read(
     before = registry.members.feed.version
     registry.writer.comparison.request()
     await eventually(lambda: tables.rows[iid(1)].status is Status.DEAD)
-    seen = await registry.changes(InstanceFilter(statuses=None), registry.members.feed.stream, before)
+    seen = await registry.changes(FeedQuestion(InstanceFilter(statuses=None), registry.members.feed.stream, before))
     # no follower was told that it lives, either
     assert [change.instance for change in seen.changes] == [None]
     assert database.meanwhile is None

@@ -16,6 +16,7 @@ from seedcore.core.answers import BeatAnswer, InstanceFilter, KnownBefore, NotRe
 from seedcore.core.changes import Change, HoldChange, RegisterChange, Registration, StatusChange
 from seedcore.core.clock import utc_now
 from seedcore.core.errors import StoreUnavailableError
+from seedcore.core.feed_question import FeedQuestion
 from seedcore.core.holds import Hold, HoldKind
 from seedcore.core.instances import Beat, Epoch, Instance
 from seedcore.core.lifecycle import Status
@@ -210,7 +211,7 @@ async def test_answers_are_complete_while_the_database_lacks_what_it_had(tables:
         await eventually(cannot_write)
         listed = await registry.list_active()
         assert (listed.complete, [row.instance_id for row in listed]) == (True, [iid(2)])
-        assert (await registry.changes(EVERY, None, 0)).complete
+        assert (await registry.changes(FeedQuestion(EVERY))).complete
         assert (await registry.beat_many([iid(9)])).unknown == (iid(9),)
         # what only the database has is not read from one that lacks commits, and nothing counts as durable
         with pytest.raises(StoreUnavailableError):

@@ -13,6 +13,7 @@ from seedcore.cli.why import reason_of
 from seedcore.core.answers import InstanceFilter
 from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.errors import InstanceDeadError, RegistryError
+from seedcore.core.feed_question import FeedQuestion
 from seedcore.core.lifecycle import Status
 from seedcore.discovery.rendering import agent_answer
 from seedcore.registry.node.process_watch import OnExit, exited
@@ -141,7 +142,7 @@ async def behaviour() -> list[Any]:
             details: dict[str, Any] = {"node_id": node_id, "pid": number, "process_key": f"key/{number}"}
             await registry.register(replace(joins(number, f"agent-{number}").registration, **details))
             await report(number, Status.ALIVE, 2, "ready")
-        at = await registry.changes(EVERY, None, 0)
+        at = await registry.changes(FeedQuestion(EVERY))
         await eventually(lambda: len(cluster.eyes) == 2 and len(cluster.eyes["north"].keys) == 9)
         # deaths of a process, which Ray explains later, or not
         for number, kind in ((1, CauseKind.OUT_OF_MEMORY), (2, CauseKind.START_FAILED), (4, CauseKind.PROCESS_KILLED)):
@@ -181,7 +182,7 @@ async def behaviour() -> list[Any]:
             seen.append((reason.state, reason.advice))
         resolved = await registry.resolve([f"agent-{number}" for number in range(1, 12)])
         seen += [(one.logical_id, one.reason, one.instance is None, one.detail is None) for one in resolved.value]
-        feed = await registry.changes(EVERY, at.stream, at.version)
+        feed = await registry.changes(FeedQuestion(EVERY, at.stream, at.version))
         seen += [(one.instance_id, one.instance is None, kind_of(one.cause)) for one in feed.changes]
         deaths = [registry.members.deaths.get(iid(number)) for number in range(1, 11)]
         seen += [None if one is None else (kind_of(one.cause), one.death) for one in deaths]

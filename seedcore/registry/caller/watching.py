@@ -19,6 +19,7 @@ from seedcore.core.clock import Clock
 from seedcore.core.errors import CannotKnowError, InvalidInputError, RegistryError
 from seedcore.core.events import AgentEvent, EventKind, WatchEndedError, event_of
 from seedcore.core.feed import START, Feed, FeedBatch, Position
+from seedcore.core.feed_question import FeedQuestion
 from seedcore.core.limits import MAX_PAGE, check_key
 from seedcore.core.paging import decode_cursor
 from seedcore.core.selector import parse_selector
@@ -248,7 +249,7 @@ class Watch:
             return [], at
         if at.stream == feed.stream:
             try:
-                batch = await self._connection.changes(self._of.wanted, at.stream, at.version, 0.0)
+                batch = await self._connection.changes(FeedQuestion(self._of.wanted, at.stream, at.version))
             except RegistryError:
                 # it may be refused at once
                 await asyncio.sleep(self._times.retry_s)

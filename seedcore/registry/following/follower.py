@@ -22,6 +22,7 @@ from seedcore.core.backoff import Backoff, supervise
 from seedcore.core.clock import Clock
 from seedcore.core.errors import FollowersFullError, RegistryError, RegistryUnavailableError
 from seedcore.core.feed import Feed, FeedBatch
+from seedcore.core.feed_question import FeedQuestion
 from seedcore.core.loops import LoopsEvent
 from seedcore.core.timeouts import end, is_running, within
 from seedcore.core.view import LiveView
@@ -272,9 +273,8 @@ class Follower:
     async def _changes_after(
         self, stream: str | None, version: int, wait_s: float, loads_after: int | None = None
     ) -> FeedBatch:
-        return await self._source.changes(
-            self._wanted, stream, version, wait_s, self._name, loads_after, may_compact=True
-        )
+        question = FeedQuestion(self._wanted, stream, version, wait_s, self._name, loads_after, may_compact=True)
+        return await self._source.changes(question)
 
     def _export_age(self) -> None:
         now_s = self._clock.monotonic()

@@ -18,9 +18,9 @@ from seedcore.core.changes import SequencedChange
 from seedcore.core.dependencies import Dependency
 from seedcore.core.errors import DirectoryUnavailableError, RegistryError, RegistryUnavailableError
 from seedcore.core.feed import FeedBatch
+from seedcore.core.feed_question import FeedQuestion
 from seedcore.core.limits import check_beats, check_instance_id, check_kind
 from seedcore.core.timeouts import within
-from seedcore.registry.following.serving import FeedQuestion
 from seedcore.registry.node.copy import NodeCopy
 from seedcore.registry.node.dependency_watch import DependencyWatch
 from seedcore.registry.node.process_watch import (

@@ -16,8 +16,10 @@ from seedcore.core.answers import Answer, BeatAnswer, InstanceFilter, KnownBefor
 from seedcore.core.changes import SequencedChange
 from seedcore.core.errors import RegistryError
 from seedcore.core.feed import FeedBatch
+from seedcore.core.feed_question import FeedQuestion
 from seedcore.core.instances import Epoch, EpochRecord, Instance, Transition, Verdict
 from seedcore.core.lifecycle import Status
+from seedcore.core.limits import check_kind
 from seedcore.registry.protocol.messages import Description, Health, Hello, OperationResult
 
 P = ParamSpec("P")
@@ -108,10 +110,8 @@ def _wants_dead(wanted: InstanceFilter, *_: object, **__: object) -> bool:
     return wanted.statuses is not None and Status.DEAD in wanted.statuses
 
 
-def _wait_of(
-    wanted: InstanceFilter, stream: str | None, version: int, wait_s: float = 0.0, *_: object, **__: object
-) -> float:
-    return wait_s
+def _wait_of(question: FeedQuestion) -> float:
+    return check_kind("question", question, FeedQuestion).validated().wait_s
 
 
 class RelayApi(Protocol):
@@ -225,34 +225,14 @@ class RegistryApi(RelayApi, Protocol):
         ...
 
     @rules(Answered.FROM_MEMORY, is_read=True, waits_s=_wait_of)
-    async def changes(
-        self,
-        wanted: InstanceFilter,
-        stream: str | None,
-        version: int,
-        wait_s: float = 0.0,
-        follower: str | None = None,
-        loads_after: int | None = None,
-        may_compact: bool = False,
-        node_id: str | None = None,
-    ) -> FeedBatch:
-        """What changed after `version` of the feed `stream`, of the instances that the filter matches. Its `fresh_only`
-        and `verdicts` are not used.
+    async def changes(self, question: FeedQuestion) -> FeedBatch:
+        """What changed in the feed. After a batch that is a reset, list all pages (with `fresh_only` False; their
+        `stream` must be the same), then go on from its version. That the registry ended during a wait is noticed at the
+        end of the bound.
 
-        Waits up to `wait_s` seconds (at most MAX_FEED_WAIT_S) for such a change where there is none yet. After a batch
-        that is a reset, list all pages (with `fresh_only` False; their `stream` must be the same), then go on from its
-        version. A `follower` that names itself keeps its place from call to call. Raises FollowersFullError where all
-        places are taken. That the registry ended meanwhile is noticed at the end of the bound.
-
-        With `loads_after`, the `loads_number` of the answer before (0 at first), the answer has the loads that have
-        changed since, at most MAX_LOADS_PER_ANSWER. A load ends no wait.
-
-        With `may_compact`, changes that the feed no longer has one by one come as the last of them of each instance,
-        at most MAX_COMPACTED in a batch, which `has_more` then. Otherwise they are a reset.
-
-        Where the registry has many followers, the answer names the relay of the node `node_id`, if there is one: it
-        follows for the processes of its node. Where all places are taken, the answer is not complete then, instead of
-        the error.
+        Raises FollowersFullError where all places are taken. Where the registry has many followers, it gives no place
+        to a process whose node has a relay: it answers at once, and names the relay, which follows for the processes of
+        its node.
         """
         ...
 

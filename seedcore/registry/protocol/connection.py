@@ -62,7 +62,6 @@ class RegistryConnection(Shorthands):
     when the actor has died and in each Ray session. After one timeout of the registry itself, readers fail at once
     until it answers again. Changes taken at the same time share a message. With `by_relay` beats and changes go to the
     relay of this node where there is one, and to the registry itself while the relay is silent, unless it is not found.
-
     `async with` closes it at the end. It may be used from several event loops.
     """
 
@@ -77,6 +76,7 @@ class RegistryConnection(Shorthands):
         find: FindActor = find_actor,
     ) -> None:
         """Tries no connection. `find` finds the registry and the relays."""
+        self.is_by_relay = by_relay
         self._namespace = namespace
         self._call_timeout_s = call_timeout_s
         self._clock = clock if clock is not None else Clock()

@@ -35,7 +35,8 @@ class RegistryConfig:
     feed_capacity: int = 10_000
     journal_capacity: int = 20_000
     max_followers: int = 500
-    direct_followers: int = 500
+    max_relays: int = 1000
+    direct_followers: int = 50
     place_kept_s: float = 10.0
     retry_max_s: float = 5.0
     epoch_check_s: float = 5.0

@@ -8,27 +8,26 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from seedcore.core.answers import Answer, InstanceFilter, Listing, Origin, Resolution
 from seedcore.core.clock import Clock
 from seedcore.core.errors import (
-    FollowersFullError,
     InvalidInputError,
     StoreUnavailableError,
     UnknownInstanceError,
 )
 from seedcore.core.feed import FeedBatch
+from seedcore.core.feed_question import FeedQuestion
 from seedcore.core.instances import Epoch, EpochRecord, Instance, Transition
 from seedcore.core.lease import BeatRate
 from seedcore.core.lifecycle import Status
 from seedcore.core.limits import (
-    MAX_ID_CHARS,
     MAX_LISTED,
     MAX_PAGE,
     check_instance_id,
     check_key,
     check_kind,
-    check_text,
 )
 from seedcore.core.member_queries import (
     count_by_status,
@@ -44,7 +43,7 @@ from seedcore.core.members import Members
 from seedcore.core.packing import pack
 from seedcore.core.paging import check_limit, check_within_s, decode_cursor, decode_death_cursor, encode_cursor
 from seedcore.core.timeouts import within
-from seedcore.registry.following.serving import FeedQuestion, FeedServer
+from seedcore.registry.following.serving import FeedBounds, FeedServer
 from seedcore.registry.protocol.messages import (
     INSTANCES_LIMIT,
     TRANSITIONS_LIMIT,
@@ -87,7 +86,8 @@ class Queries:
         self._clock = clock
         self._rate = rate
         self._hello = hello
-        self.feed_server = FeedServer(members.feed, config.max_followers, config.place_kept_s, clock)
+        bounds = FeedBounds(config.max_followers, config.max_relays, config.place_kept_s)
+        self.feed_server = FeedServer(members.feed, bounds, partial(loads_since, members), clock)
         self.fullness = Fullness(config, members)
         self.agents_ahead = AgentsAhead(members, clock)
 
@@ -138,38 +138,20 @@ class Queries:
             packed=pack(rows, seen_at(self.members, rows, now_s, at)) if packed else None,
         )
 
-    async def changes(
-        self,
-        wanted: InstanceFilter,
-        stream: str | None,
-        version: int,
-        wait_s: float = 0.0,
-        follower: str | None = None,
-        loads_after: int | None = None,
-        may_compact: bool = False,
-        node_id: str | None = None,
-    ) -> FeedBatch:
+    async def changes(self, question: FeedQuestion) -> FeedBatch:
         """See RegistryApi.changes."""
-        if loads_after is not None and not (type(loads_after) is int and loads_after >= 0):
-            raise InvalidInputError("loads_after", f"must be a whole number from 0, not {loads_after!r}")
-        question = FeedQuestion(wanted, stream, version, wait_s, follower, may_compact)
-        relay = None if node_id is None else self._relay_to_follow(check_text("node_id", node_id, MAX_ID_CHARS))
-        try:
-            batch = await self.feed_server.changes(question)
-        except FollowersFullError:
-            if relay is None:
-                raise
-            return replace(self.feed_server.not_now(question), relay=relay)
-        if loads_after is not None and not batch.is_reset:
-            loads, number = loads_since(self.members, loads_after, wanted)
-            batch = replace(batch, loads=loads, loads_number=number)
+        relay = self._relay_to_follow(check_kind("question", question, FeedQuestion).validated())
+        if relay is not None:
+            # it needs no place from now on, and so does not wait
+            question = replace(question, follower=None, wait_s=0.0)
+        batch = await self.feed_server.changes(question)
         return replace(batch, complete=self.writer.database.is_complete, relay=relay)
 
-    def _relay_to_follow(self, node_id: str) -> str | None:
-        """The relay that the processes of a node follow from now on; none while the registry has few followers."""
-        return (
-            self.expiry.watch.relay_of(node_id) if self.feed_server.followers > self._config.direct_followers else None
-        )
+    def _relay_to_follow(self, question: FeedQuestion) -> str | None:
+        """The relay that a process follows from now on; None where there is none, or a place for the process itself."""
+        if question.node_id is None or self.feed_server.is_among(question, self._config.direct_followers):
+            return None
+        return self.expiry.watch.relay_of(question.node_id)
 
     async def get_instance(self, instance_id: str) -> Answer[Instance]:
         """One instance, dead or alive.

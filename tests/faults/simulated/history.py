@@ -125,12 +125,13 @@ class History:
 
     async def _settle(self) -> None:
         world = self.world
-        began_s = world.now_s
+        began_s = thawed_s = world.now_s
         while (why := self._laws.unsettled()) is not None or (cache := self._caller_laws.unsettled()) is not None:
             office = world.office()
             # an actor that lives, and whose process has ended, keeps its silent instance until the freeze ends
-            is_frozen = office is not None and office.registry.expiry.is_frozen
-            if world.now_s - began_s > CALM_S + (FREEZE_MAX_S if is_frozen else 0.0):
+            if office is not None and office.registry.expiry.is_frozen:
+                thawed_s = min(world.now_s, began_s + FREEZE_MAX_S)
+            if world.now_s - thawed_s > CALM_S:
                 settled = 17 if world.losses.count else 7
                 law = 9 if why is None else 6 if "ended" in why or "cause" in why else settled
                 raise Violation(
