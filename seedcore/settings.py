@@ -279,9 +279,9 @@ class Settings(BaseSettings):
         description="MiB of memory of the registry for live instances, with labels and metadata; then it refuses more",
     )
     direct_followers: Annotated[int, Field(ge=0, le=500)] = Field(
-        500,
+        50,
         validation_alias=AliasChoices("SEEDCORE_DIRECT_FOLLOWERS"),
-        description="followers of the registry above which processes follow the relay of their node; 500: never",
+        description="followers that the registry serves itself; others follow the relay of their node; 500: none does",
     )
     pg_pool_size: Annotated[int, Field(ge=1, le=100)] = Field(
         4, validation_alias=AliasChoices("SEEDCORE_PG_POOL_SIZE"), description="database connections of the registry"

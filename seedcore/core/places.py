@@ -21,9 +21,9 @@ class Places:
         return True
 
     def is_among(self, follower: str | None, first: int, now_s: float) -> bool:
-        """Whether it has a place, or would get one of the first so many."""
+        """Whether fewer than so many others have a place."""
         taken = self.taken(now_s)
-        return follower in self._kept_until_s or taken < first
+        return taken - (follower in self._kept_until_s) < first
 
     def release(self, follower: str) -> None:
         """Leave the place to another."""

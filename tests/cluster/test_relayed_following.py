@@ -73,9 +73,8 @@ async def test_processes_follow_the_relay_of_their_node_and_survive_its_end(
         async def all_hold(status: Status) -> bool:
             return all(held == {"agent": status} for held in await asyncio.gather(*(c.held.remote() for c in callers)))
 
-        # the first one of all asked a registry without followers: it goes on there
         async def are_relayed() -> bool:
-            return sum(uses_relay for uses_relay, _ in await states()) >= PROCESSES - 1
+            return all(uses_relay for uses_relay, _ in await states())
 
         await eventually(are_relayed)
         await agent.set_status(Status.DRAINING)
@@ -87,7 +86,7 @@ async def test_processes_follow_the_relay_of_their_node_and_survive_its_end(
         # the registry makes another one, which they use again; no copy was listed again meanwhile
         await eventually(are_relayed)
         assert {resets for _, resets in await states()} == {1}
-        await eventually(lambda: _followers(place, 2))
+        await eventually(lambda: _follows_alone(place))
         for caller in callers:
             ray.kill(caller)
 
@@ -96,5 +95,5 @@ async def _has_relays(place: RegistryConnection) -> bool:
     return (await place.health()).relays == 1
 
 
-async def _followers(place: RegistryConnection, most: int) -> bool:
-    return 1 <= (await place.health()).followers <= most
+async def _follows_alone(place: RegistryConnection) -> bool:
+    return (await place.health()).followers == 1

@@ -177,6 +177,8 @@ async def test_a_registry_with_many_followers_names_the_relay_of_their_node_and_
             # without a place it does not wait
             assert (await within(ask("waiting", wait_s=30.0), 5.0)).complete
             assert registry.feed_server.followers == 1
+            # the places are kept from question to question
+            assert [(await ask(name)).relay for name in ("0", "1")] == [None, "its relay"]
             # one whose node has no relay gets a place, as long as there are any
             assert (await ask("south 1", "south")).relay is None
             with pytest.raises(FollowersFullError, match="2 followers"):
@@ -186,6 +188,14 @@ async def test_a_registry_with_many_followers_names_the_relay_of_their_node_and_
             with pytest.raises(FollowersFullError, match="1 followers"):
                 await ask("relay 2", None, is_relay=True)
             assert registry.feed_server.followers == 3
+        # a relay that is there again takes back what follows the registry meanwhile, beyond the first ones
+        with mock.patch.object(registry.expiry.watch, "relay_of", {"south": "another"}.get):
+            assert [(await ask(name, "south")).relay for name in ("south 1", "south 1", "0")] == [
+                "another",
+                "another",
+                None,
+            ]
+            assert registry.feed_server.followers == 2
 
 
 async def test_a_process_whose_relay_has_no_copy_trusts_its_own_all_the_time(

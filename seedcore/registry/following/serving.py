@@ -54,9 +54,14 @@ class FeedServer:
         now_s = self._clock.monotonic()
         return self._places.taken(now_s) + self._relays.taken(now_s)
 
-    def is_among(self, question: FeedQuestion, first: int) -> bool:
-        """Whether a follower that is no relay has a place, or would get one of the first so many."""
-        return self._places.is_among(question.follower, first, self._clock.monotonic())
+    def is_among(self, follower: str | None, first: int) -> bool:
+        """Whether fewer than so many others, which are no relays, have a place."""
+        return self._places.is_among(follower, first, self._clock.monotonic())
+
+    def leave(self, follower: str | None) -> None:
+        """A follower follows another server from now on."""
+        if follower is not None:
+            self._places.release(follower)
 
     async def changes(self, question: FeedQuestion) -> FeedBatch:
         """The answer, with the time that it waited. Raises InvalidInputError, or FollowersFullError."""

@@ -143,13 +143,14 @@ class Queries:
         relay = self._relay_to_follow(check_kind("question", question, FeedQuestion).validated())
         if relay is not None:
             # it needs no place from now on, and so does not wait
+            self.feed_server.leave(question.follower)
             question = replace(question, follower=None, wait_s=0.0)
         batch = await self.feed_server.changes(question)
         return replace(batch, complete=self.writer.database.is_complete, relay=relay)
 
     def _relay_to_follow(self, question: FeedQuestion) -> str | None:
-        """The relay that a process follows from now on; None where there is none, or a place for the process itself."""
-        if question.node_id is None or self.feed_server.is_among(question, self._config.direct_followers):
+        """The relay that a process follows from now on; None where there is none, or few follow the registry itself."""
+        if question.node_id is None or self.feed_server.is_among(question.follower, self._config.direct_followers):
             return None
         return self.expiry.watch.relay_of(question.node_id)
 
