@@ -278,6 +278,9 @@ class Wait:
         row = located.instance
         if self._of.ids is None and (row is None or not self._of.wanted.matches(row, row.cluster_epoch)):
             raise CannotKnowError(located.logical_id, "the instance that it resolves to does not match")
+        if row is not None and self._is_denied(row):
+            # its source knows less than the cache, or the change that is still to come wakes this wait
+            raise CannotKnowError(located.logical_id, "the cache does not have it as ready")
 
     def _pause_s(self, logical_id: str) -> float:
         """The time until the next try. An agent that the current cache has as not ready is tried when it changes."""
@@ -313,22 +316,32 @@ class Wait:
         return [logical_id for logical_id in order if logical_id in self._found]
 
     def _enough(self) -> list[Located] | None:
-        """The result, if enough agents are proven. Where no cache confirms it, each must be proven a moment ago."""
+        """The result, if enough agents are proven. Each that no cache confirms must be proven a moment ago."""
         ready = self._ready()
         if len(ready) < self._of.count:
             return None
         now_s = self._clock.monotonic()
-        if self._follower is None or not self._follower.is_current:
+        is_current = self._follower is not None and self._follower.is_current
+        # a cache that is current has told of each change of what it had, and it has no agents that do not report
+        unconfirmed = [one for one in ready if not is_current or self._found[one][0].instance is None]
+        if unconfirmed:
             if now_s - self._not_before_s > self._round_s:
                 self._not_before_s = now_s - self._times.stale_s
                 # a round of many slow proofs must not be stale before it has ended
                 self._round_s *= 2
-            stale = [one for one in ready if self._found[one][1] < self._not_before_s]
+            stale = [one for one in unconfirmed if self._found[one][1] < self._not_before_s]
             for logical_id in stale:
                 self._try_again(logical_id, now_s)
             if stale:
                 return None
         return [self._found[logical_id][0] for logical_id in ready[: self._of.count]]
+
+    def _is_denied(self, instance: Instance) -> bool:
+        """Whether the cache is current, and does not have the instance as routable."""
+        if self._follower is None or not self._follower.is_current:
+            return False
+        candidates = self._follower.view.candidates(instance.logical_id, allow_late=True)
+        return all(row.instance_id != instance.instance_id for row in candidates)
 
     def _view(self) -> LiveView | None:
         """The cache, while it is current and of this event loop."""
