@@ -120,8 +120,8 @@ comment on function begin_write(bigint, text, bigint, boolean) is
     'commits that this registry knows.';
 
 create function begin_registry(
-    p_ray_cluster text, p_epoch text, p_lease_s double precision, p_idle_s double precision default null,
-    p_writer_id text default null, p_term bigint default null, p_commits bigint default null,
+    p_ray_cluster text, p_epoch text, p_lease_s double precision, p_seen_term bigint default null,
+    p_seen_at timestamptz default null, p_writer_id text default null, p_term bigint default null, p_commits bigint default null,
     p_new_epoch text default null)
 returns table (
     epoch text, number bigint, term bigint, lease_before_s double precision, commits bigint, found_commits bigint,
@@ -138,14 +138,14 @@ declare
 begin
     perform pg_advisory_xact_lock(1592639711);
     select * into strict meta from cluster_metadata where id = 1 for update;
-    -- without p_idle_s the other registry counts as at work
-    is_at_work := coalesce(meta.term_seen_at > clock_timestamp() - make_interval(secs => p_idle_s), true);
+    -- never by the age of a time, because the clock may have jumped; without p_seen_at the other registry counts as at work
+    is_at_work := (meta.term, meta.term_seen_at) is distinct from (p_seen_term, p_seen_at);
     -- a registry in force knows its term; a database that has a lower one has lost that it took over
     if is_at_work and coalesce(p_term, 0) <= meta.term and exists (select from superseded_cluster c where c.ray_cluster = p_ray_cluster) then
         raise exception 'the Ray cluster % was replaced by % and cannot take the registry back',
             p_ray_cluster, meta.ray_cluster using errcode = 'SC006', detail = meta.term::text;
     end if;
-    if is_at_work and p_idle_s is not null then
+    if is_at_work and p_seen_at is not null then
         raise exception 'the registry of term % is at work', meta.term using errcode = 'SC006', detail = meta.term::text;
     end if;
     if meta.ray_cluster <> p_ray_cluster then
@@ -193,10 +193,10 @@ begin
           from cluster_metadata m where m.id = 1;
 end
 $$;
-comment on function begin_registry(text, text, double precision, double precision, text, bigint, bigint, text) is
+comment on function begin_registry(text, text, double precision, bigint, timestamptz, text, bigint, bigint, text) is
     'A registry starts: it takes the next term and renews every lease. The same Ray cluster keeps the epoch, another one makes a '
     'new epoch that continues it, named p_new_epoch where that is not retired; p_epoch flips to that epoch instead. A replaced cluster takes the database back only with '
-    'p_idle_s, where the registry in force was not seen at work for so long. p_term and p_commits are the last ones that this '
+    'p_seen_term and p_seen_at, where term and term_seen_at are still these: the registry in force was not at work since. p_term and p_commits are the last ones that this '
     'process knows: terms and commits only grow, also where the database has lost some. Returns also the lease before, the number '
     'of this commit, that of the last one before it, 0 where the database is another one, and the term before. Raises SC004, SC006.';
 

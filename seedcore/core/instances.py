@@ -136,6 +136,15 @@ class Epoch:
     number: int
 
 
+@dataclass(frozen=True, slots=True)
+class TermSeen:
+    """The registry in force, as its database shows it: its term, and when it was last seen at work. The clock of that
+    time may jump: another time means that it was at work in between, and the age of a time means nothing."""
+
+    term: int
+    at: datetime
+
+
 @wire
 @dataclass(frozen=True, slots=True)
 class EpochRecord:

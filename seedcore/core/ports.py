@@ -11,7 +11,7 @@ from seedcore.core.causes import Cause
 from seedcore.core.changes import HoldChange, RegisterChange, Registration, StatusChange
 from seedcore.core.dependencies import Dependency
 from seedcore.core.errors import StoreUnavailableError
-from seedcore.core.instances import Beat, Epoch, EpochRecord, Instance, LiveState, Transition
+from seedcore.core.instances import Beat, Epoch, EpochRecord, Instance, LiveState, TermSeen, Transition
 from seedcore.core.verdict import Witness
 
 
@@ -101,18 +101,22 @@ class Store(InstanceReader, Protocol):
         ray_cluster: str,
         epoch: str | None,
         lease_s: float,
-        idle_s: float | None = None,
+        seen: TermSeen | None = None,
         new_epoch: str | None = None,
     ) -> Epoch:
         """A registry starts in `ray_cluster`: it keeps the epoch of the same cluster, and makes a new one in another.
 
         Takes the next term, which every later write of this store carries, and renews every lease. `epoch` names the
         epoch that must be current; `new_epoch` the one to make where another cluster's is current, unless it is
-        retired. Raises RetiredEpochError for an epoch that is retired, and FencedError for a cluster
-        that another one has replaced. With `idle_s` it raises FencedError while the registry in force was seen at work
-        in the last `idle_s` seconds, and accepts any cluster after that. Terms and commits only grow: a database that
-        has lost some continues behind the last ones that this store knows.
+        retired. Raises RetiredEpochError for an epoch that is retired, and FencedError for a cluster that another one
+        has replaced. With `seen`, an answer of `term_seen`, it raises FencedError where the registry in force has been
+        at work since, and accepts any cluster if not. Terms and commits only grow: a database that has lost some
+        continues behind the last ones that this store knows.
         """
+        ...
+
+    async def term_seen(self) -> TermSeen:
+        """The registry in force, and when it was last seen at work. `begin` takes the answer."""
         ...
 
     async def renew_term(self, lease_s: float) -> None:

@@ -8,7 +8,7 @@ from datetime import datetime
 from seedcore.core.answers import OutcomeKind
 from seedcore.core.changes import Registration
 from seedcore.core.errors import EpochLimitError, FencedError, RetiredEpochError
-from seedcore.core.instances import Epoch
+from seedcore.core.instances import Epoch, TermSeen
 from seedcore.core.limits import check_epoch, check_lease
 from seedcore.core.ports import CommitsLostError
 from seedcore.store.memory_reader import MemoryReader
@@ -32,7 +32,7 @@ class MemoryTerms(MemoryReader):
         ray_cluster: str,
         epoch: str | None,
         lease_s: float,
-        idle_s: float | None = None,
+        seen: TermSeen | None = None,
         new_epoch: str | None = None,
     ) -> Epoch:
         check_lease(lease_s)
@@ -41,9 +41,9 @@ class MemoryTerms(MemoryReader):
             if name is not None:
                 check_epoch(name)
         tables, now = self.tables, self._now()
-        is_at_work = idle_s is None or (now - tables.term_seen_at).total_seconds() < idle_s
+        is_at_work = seen != self._term_seen()
         was_in_force = (self._term or 0) > tables.term
-        if is_at_work and (idle_s is not None or (ray_cluster in tables.superseded and not was_in_force)):
+        if is_at_work and (seen is not None or (ray_cluster in tables.superseded and not was_in_force)):
             raise FencedError(self._term or 0, tables.term)
         is_new = tables.ray_cluster not in {None, ray_cluster}
         row = None if new_epoch is None else tables.epochs.get(new_epoch)
@@ -76,6 +76,12 @@ class MemoryTerms(MemoryReader):
         self._commits = tables.commits
         self._database_id = tables.database_id
         return await self.current_epoch()
+
+    async def term_seen(self) -> TermSeen:
+        return self._term_seen()
+
+    def _term_seen(self) -> TermSeen:
+        return TermSeen(self.tables.term, self.tables.term_seen_at)
 
     @property
     def term(self) -> int | None:

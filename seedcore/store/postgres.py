@@ -10,7 +10,7 @@ from datetime import datetime
 from seedcore.core.answers import BeatOutcome, LostBeat, Outcome
 from seedcore.core.causes import Cause
 from seedcore.core.changes import HoldChange, RegisterChange, Registration, StatusChange
-from seedcore.core.instances import Beat, Epoch, Instance, LiveState
+from seedcore.core.instances import Beat, Epoch, Instance, LiveState, TermSeen
 from seedcore.core.limits import check_epoch, check_instance_id, check_lease
 from seedcore.core.paging import check_limit, decode_cursor
 from seedcore.core.timeouts import abandon
@@ -86,7 +86,7 @@ class PostgresStore(PostgresReader):
         ray_cluster: str,
         epoch: str | None,
         lease_s: float,
-        idle_s: float | None = None,
+        seen: TermSeen | None = None,
         new_epoch: str | None = None,
     ) -> Epoch:
         check_lease(lease_s)
@@ -102,7 +102,8 @@ class PostgresStore(PostgresReader):
                 "ray_cluster": ray_cluster,
                 "epoch": epoch,
                 "lease_s": lease_s,
-                "idle_s": idle_s,
+                "seen_term": None if seen is None else seen.term,
+                "seen_at": None if seen is None else seen.at,
                 "new_epoch": new_epoch,
                 "writer_id": statements.writer_id,
                 "term": statements.term,
@@ -113,6 +114,10 @@ class PostgresStore(PostgresReader):
         self._found_commits, self._found_own = found
         self._makes_schema = False
         return Epoch(name=name, number=number)
+
+    async def term_seen(self) -> TermSeen:
+        [(term, at)] = await self._statements.run("term_seen", {})
+        return TermSeen(term, at)
 
     @property
     def term(self) -> int | None:

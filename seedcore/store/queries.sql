@@ -2,8 +2,11 @@
 
 -- begin_registry: a registry starts; returns its epoch, its term, the lease before, its commit, the one before, whether the last term was its own, and the database
 select epoch, number, term, lease_before_s, commits, found_commits, found_own, database_id
-  from begin_registry(%(ray_cluster)s, %(epoch)s, %(lease_s)s, %(idle_s)s, %(writer_id)s, %(term)s, %(commits)s,
-                      %(new_epoch)s);
+  from begin_registry(%(ray_cluster)s, %(epoch)s, %(lease_s)s, %(seen_term)s, %(seen_at)s, %(writer_id)s, %(term)s,
+                      %(commits)s, %(new_epoch)s);
+
+-- term_seen: the term in force, and when its registry was last seen at work
+select term, term_seen_at from cluster_metadata where id = 1;
 
 -- begin_write: the first statement of each transaction of a registry; returns the number of the commit
 select begin_write(%(term)s, %(writer_id)s, %(commits)s, %(counts)s);

@@ -189,7 +189,7 @@ async def test_agents_go_on_in_the_epoch_of_a_registry_that_took_the_database_ov
     await world.store.begin("cluster-a", None, LEASE_S)
     await world.store.set_current_epoch("green")
     await world.store.begin("cluster-b", None, LEASE_S)
-    await world.store.begin("cluster-a", None, LEASE_S, 0.0)
+    await world.store.begin("cluster-a", None, LEASE_S, await world.store.term_seen())
     assert await world.store.current_epoch() == Epoch("epoch-4", 4)
     assert await belongs(world, "green") == "epoch-4"
     assert await belongs(world, "epoch-3") == "epoch-4"

@@ -89,16 +89,23 @@ async def test_a_replaced_cluster_takes_the_registry_back_from_one_that_is_seen_
 ) -> None:
     await world.store.begin("cluster-a", None, LEASE_S)
     await rival.begin("cluster-b", None, LEASE_S)
+    before = await world.store.term_seen()
+    assert before.term == rival.term
+    assert await world.store.term_seen() == before
+    await world.pass_time()
+    await rival.renew_term(LEASE_S)
+    seen = await world.store.term_seen()
+    assert seen != before
     with pytest.raises(FencedError):
-        await world.store.begin("cluster-a", None, LEASE_S, 3600.0)
-    assert await world.store.begin("cluster-a", None, LEASE_S, 0.0) == Epoch("epoch-3", 3)
+        await world.store.begin("cluster-a", None, LEASE_S, before)
+    assert await world.store.begin("cluster-a", None, LEASE_S, seen) == Epoch("epoch-3", 3)
     await world.store.register_many([joins(1)])
     # now it is the other one that was replaced
     with pytest.raises(FencedError):
         await rival.register_many([joins(2)])
-    for idle_s in (None, 3600.0):
+    for former in (None, seen):
         with pytest.raises(FencedError):
-            await rival.begin("cluster-b", None, LEASE_S, idle_s)
+            await rival.begin("cluster-b", None, LEASE_S, former)
     # a restart in the same cluster is no replacement
     assert (await world.store.begin("cluster-a", None, LEASE_S)).name == "epoch-3"
 

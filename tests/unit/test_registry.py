@@ -27,13 +27,14 @@ from seedcore.core.errors import (
 from seedcore.core.feed import FeedBatch
 from seedcore.core.feed_question import FeedQuestion
 from seedcore.core.holds import HoldKind
-from seedcore.core.instances import Beat, Epoch, Instance, Verdict
+from seedcore.core.instances import Beat, Epoch, Instance, TermSeen, Verdict
 from seedcore.core.lifecycle import Status
 from seedcore.core.ports import OnDeath, OnDependency, OnDraining, OnExplained, OnLostNodes, OnUnwatched
 from seedcore.core.recent_deaths import RecentDeath
 from seedcore.core.verdict import Death, Witness
 from seedcore.registry.protocol.messages import OperationResult
 from seedcore.registry.server.config import RegistryConfig
+from seedcore.registry.server.database import DatabaseSession
 from seedcore.store.memory import MemoryStore, Tables
 from tests.builders import START, iid, joins, turns
 from tests.local import UNSTORABLE, RefusesWords, is_unstorable
@@ -48,13 +49,14 @@ CONFIG = RegistryConfig(
 
 
 class Elapsed:
-    """Seconds since the start, on both clocks."""
+    """Seconds since the start, on both clocks; the one of timestamps has jumped by `jumped_s`."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0
+        self.jumped_s = 0.0
 
     def clock(self) -> Clock:
-        return Clock(lambda: self.now_s, lambda: START + timedelta(seconds=self.now_s))
+        return Clock(lambda: self.now_s, lambda: START + timedelta(seconds=self.now_s + self.jumped_s))
 
 
 class NoWitness:
@@ -92,15 +94,15 @@ def elapsed() -> Elapsed:
 
 
 class SlowReads(RefusesWords):
-    """Something may happen while a row is read, or a hold is refused. `begun` counts how often a registry tried to
-    join."""
+    """Something may happen while a row is read, or a hold is refused. `looks` counts how often a registry looked for
+    the one in force."""
 
     meanwhile: Callable[[], Awaitable[object]] | None = None
-    begun = 0
+    looks = 0
 
-    async def begin(self, *args: Any) -> Epoch:
-        self.begun += 1
-        return await super().begin(*args)
+    async def term_seen(self) -> TermSeen:
+        self.looks += 1
+        return await super().term_seen()
 
     async def get_instance(self, instance_id: str) -> Instance | None:
         row = await super().get_instance(instance_id)
@@ -244,46 +246,90 @@ async def test_loads_come_with_beats_and_are_listed(registry: Registry) -> None:
         await registry.beat_many([iid(1)], {iid(1): 1.0, iid(2): 1.0})
 
 
-async def test_a_superseded_registry_leaves_the_holder_time_to_be_seen_after_an_outage(
-    elapsed: Elapsed, database: SlowReads, tables: Tables, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@asynccontextmanager
+async def superseded(
+    elapsed: Elapsed, database: SlowReads, tables: Tables
+) -> AsyncIterator[tuple[DatabaseSession, MemoryStore]]:
+    """A registry that another one has superseded: its session with the database, and the store of the other one."""
+
     async def store() -> MemoryStore:
         return database
 
-    async def away(*_: object) -> Epoch:
-        raise StoreUnavailableError("away for the test")
-
     config = replace(CONFIG, epoch_check_s=0.01, term_idle_s=20.0)
     registry = Registry(config, store, clock=elapsed.clock(), watch_factory=NoWitness)
-    database_session = registry.writer.database
+    session = registry.writer.database
     registry.start()
     try:
-        await eventually(lambda: database_session.is_complete)
+        await eventually(lambda: session.is_complete)
         rival = MemoryStore(elapsed.clock().utc, tables)
         await rival.begin(CONFIG.ray_cluster, None, 15.0)
 
         def is_fenced() -> bool:
             elapsed.now_s += 0.02
-            return database_session.fenced_by is not None
+            return session.fenced_by is not None
 
         await eventually(is_fenced)
-        # no registry was seen at work in it for a minute: it was away, for the holder too
-        with monkeypatch.context() as outage:
-            outage.setattr(database, "begin", away)
-            await eventually(lambda: database_session.is_failing)
-            elapsed.now_s += 60.0
-        await eventually(lambda: not database_session.is_failing)
-        tries = database.begun
-        await eventually(lambda: database.begun > tries + 5)
-        assert database_session.fenced_by is not None
-        await rival.renew_term(15.0)
-        # one that is not seen while the database answers is gone
-        elapsed.now_s += 21.0
-        await eventually(lambda: database_session.fenced_by is None)
-        with pytest.raises(FencedError):
-            await rival.renew_term(15.0)
+        yield session, rival
     finally:
         await registry.stop()
+
+
+async def is_looked_for(database: SlowReads) -> None:
+    """Wait until a superseded registry has looked some times more."""
+    looks = database.looks
+    await eventually(lambda: database.looks > looks + 3)
+
+
+async def test_a_superseded_registry_leaves_the_holder_time_to_be_seen_after_an_outage(
+    elapsed: Elapsed, database: SlowReads, tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: object) -> TermSeen:
+        raise StoreUnavailableError("away for the test")
+
+    async with superseded(elapsed, database, tables) as (session, rival):
+        await is_looked_for(database)
+        # no registry was seen at work in it for a minute: it was away, for the holder too
+        with monkeypatch.context() as outage:
+            outage.setattr(database, "term_seen", away)
+            await eventually(lambda: session.is_failing)
+            elapsed.now_s += 60.0
+        await eventually(lambda: not session.is_failing)
+        await is_looked_for(database)
+        assert session.fenced_by is not None
+        await rival.renew_term(15.0)
+        await is_looked_for(database)
+        # one that is not seen while the database answers is gone
+        elapsed.now_s += 21.0
+        await eventually(lambda: session.fenced_by is None)
+        with pytest.raises(FencedError):
+            await rival.renew_term(15.0)
+
+
+@pytest.mark.parametrize("jumped_s", [-3600.0, 3600.0])
+async def test_a_holder_that_is_gone_gives_way_in_time_although_the_clock_of_the_database_jumps(
+    elapsed: Elapsed, database: SlowReads, tables: Tables, jumped_s: float
+) -> None:
+    async with superseded(elapsed, database, tables) as (session, rival):
+        await rival.renew_term(15.0)
+        elapsed.jumped_s = jumped_s
+        await is_looked_for(database)
+        elapsed.now_s += 21.0
+        await eventually(lambda: session.fenced_by is None, within_s=10.0)
+
+
+@pytest.mark.parametrize("jumped_s", [-3600.0, 3600.0])
+async def test_a_holder_at_work_keeps_the_term_although_the_clock_of_the_database_jumps(
+    elapsed: Elapsed, database: SlowReads, tables: Tables, jumped_s: float
+) -> None:
+    async with superseded(elapsed, database, tables) as (session, rival):
+        for _ in range(5):
+            await rival.renew_term(15.0)
+            await is_looked_for(database)
+            elapsed.now_s += 10.0
+        elapsed.jumped_s = jumped_s
+        await is_looked_for(database)
+        assert session.fenced_by is not None
+        await rival.renew_term(15.0)
 
 
 class Closed(MemoryStore):

@@ -18,7 +18,7 @@ from seedcore.core.clock import utc_now
 from seedcore.core.errors import StoreUnavailableError
 from seedcore.core.feed_question import FeedQuestion
 from seedcore.core.holds import Hold, HoldKind
-from seedcore.core.instances import Beat, Epoch, Instance
+from seedcore.core.instances import Beat, Epoch, Instance, TermSeen
 from seedcore.core.lifecycle import Status
 from seedcore.core.ports import StoreDoubtError
 from seedcore.core.shown_epoch import MAX_LOST_EPOCHS
@@ -432,24 +432,33 @@ async def is_alive(registry: LocalRegistry, number: int) -> bool:
     return answer.complete and answer.value[0].instance is not None
 
 
+class BesideAnother(MemoryStore):
+    """Another registry is at work in its tables, until it `is_alone`."""
+
+    is_alone = False
+
+    async def term_seen(self) -> TermSeen:
+        if not self.is_alone:
+            self.tables.term_seen_at += timedelta(seconds=1)
+        return await super().term_seen()
+
+
 async def test_a_registry_that_takes_over_a_database_from_before_its_own_commits_writes_them_again(
     tables: Tables, connected: object
 ) -> None:
     config = replace(CONFIG, term_idle_s=0.05)
     rival = MemoryStore(lambda: START, tables)
-    store = MemoryStore(lambda: START + timedelta(seconds=1), tables)
+    store = BesideAnother(lambda: START + timedelta(seconds=1), tables)
     async with joined_registry(config, tables, store=store) as registry, called(registry) as (connection, _):
         await connection.register(Registration(iid(1), "agent-1"), 1)
         await connection.beat(iid(1))
         earlier = Earlier(tables)
         await connection.set_status(iid(1), "alive", 2)
-        tables.term_seen_at = START + timedelta(days=1)
         await rival.begin(CONFIG.ray_cluster, None, 15.0)
-        tables.term_seen_at = START + timedelta(days=1)
         await eventually(partial(is_superseded, registry))
         stream = registry.members.feed.stream
         earlier.restore()
-        tables.term_seen_at = START
+        store.is_alone = True
         await eventually(partial(is_alive, registry, 1))
         health = await registry.health()
         assert health.last_loss is not None
@@ -462,15 +471,14 @@ async def test_a_registry_that_takes_over_a_database_from_before_its_own_commits
 async def test_a_takeover_that_the_database_has_lost_is_reported(tables: Tables) -> None:
     config = replace(CONFIG, term_idle_s=0.05)
     rival = MemoryStore(lambda: START, tables)
-    store = MemoryStore(lambda: START + timedelta(seconds=1), tables)
+    store = BesideAnother(lambda: START + timedelta(seconds=1), tables)
     async with joined_registry(config, tables, store=store) as registry:
         await enter(registry, 1)
         earlier = Earlier(tables)
         await rival.begin(CONFIG.ray_cluster, None, 15.0)
-        tables.term_seen_at = START + timedelta(days=1)
         await eventually(partial(is_superseded, registry))
         earlier.restore()
-        tables.term_seen_at = START
+        store.is_alone = True
         await eventually(partial(is_alive, registry, 1))
         assert (await registry.health()).losses == 1
 
@@ -478,12 +486,12 @@ async def test_a_takeover_that_the_database_has_lost_is_reported(tables: Tables)
 async def test_a_takeover_that_the_database_has_is_no_loss_and_the_journal_is_of_before(tables: Tables) -> None:
     config = replace(CONFIG, term_idle_s=0.05)
     rival = MemoryStore(lambda: START, tables)
-    store = MemoryStore(lambda: START + timedelta(seconds=1), tables)
+    store = BesideAnother(lambda: START + timedelta(seconds=1), tables)
     async with joined_registry(config, tables, store=store) as registry:
         await enter(registry, 1)
         await rival.begin(CONFIG.ray_cluster, None, 15.0)
         await eventually(partial(is_superseded, registry))
-        tables.term_seen_at = START
+        store.is_alone = True
         await eventually(partial(is_alive, registry, 1))
         assert (await registry.health()).losses == 0
         assert len(registry.writer.journal) == 0
@@ -495,7 +503,7 @@ async def test_a_registry_in_force_joins_a_database_from_before_it_took_it_back(
     await store.begin(CONFIG.ray_cluster, None, 15.0)
     await other.begin("other", None, 15.0)
     earlier = Earlier(tables)
-    await store.begin(CONFIG.ray_cluster, None, 15.0, 0.0)
+    await store.begin(CONFIG.ray_cluster, None, 15.0, await store.term_seen())
     async with joined_registry(CONFIG, tables, store=store) as registry:
         await enter(registry, 1)
         await registry.drain(["agent-1"])
@@ -524,7 +532,7 @@ async def test_memory_wins_over_another_database_with_more_commits(tables: Table
 async def taken_over_after_a_loss(
     tables: Tables,
     acknowledged: Callable[[LocalRegistry], Awaitable[object]],
-    kind: type[MemoryStore] = MemoryStore,
+    kind: type[BesideAnother] = BesideAnother,
 ) -> AsyncIterator[tuple[LocalRegistry, MemoryStore]]:
     """A registry whose last work is lost, and the store of another one that began before it noticed that. When the
     block ends the first one takes the database back."""
@@ -537,12 +545,10 @@ async def taken_over_after_a_loss(
         for number in range(20):
             await registry.stage_epoch(f"stage-{number}")
         earlier.restore()
-        tables.term_seen_at = utc_now() + timedelta(days=1)
         await rival.begin(CONFIG.ray_cluster, None, 15.0)
-        tables.term_seen_at = utc_now() + timedelta(days=1)
         await eventually(partial(is_superseded, registry))
         yield registry, rival
-        tables.term_seen_at = START
+        store.is_alone = True
         await eventually(partial(has_taken_back, registry))
 
 
@@ -578,7 +584,7 @@ async def test_a_death_of_before_is_not_declared_again_where_the_instance_has_be
     assert tables.rows[iid(1)].status is Status.ALIVE
 
 
-class CannotReadAtFirst(MemoryStore):
+class CannotReadAtFirst(BesideAnother):
     """A database that does not answer the first question for an instance."""
 
     is_asked = False

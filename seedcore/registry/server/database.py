@@ -24,10 +24,9 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeAlias
 
-from seedcore.core.backoff import Backoff
 from seedcore.core.clock import Clock
 from seedcore.core.errors import FencedError, RetiredEpochError, StoreUnavailableError, first_line
-from seedcore.core.instances import Epoch
+from seedcore.core.instances import Epoch, TermSeen
 from seedcore.core.lease import BeatRate
 from seedcore.core.members import Members
 from seedcore.core.ports import CommitsLostError, Store
@@ -40,9 +39,6 @@ from seedcore.registry.server.restoration import Restoration
 logger = logging.getLogger(__name__)
 
 StoreFactory: TypeAlias = Callable[[], Awaitable[Store]]
-
-_ONLY_LOOK_S = 1e9
-_CLAIMS_GROW_TO = 4
 
 
 class DatabaseSession:
@@ -78,10 +74,9 @@ class DatabaseSession:
         self._is_read = asyncio.Event()
         self._is_joined = False
         self._unread_since_s = clock.monotonic()
-        self._refused_since_s: float | None = None
-        # ever more rarely, since the database logs each refusal
-        longest_s = _CLAIMS_GROW_TO * config.epoch_check_s
-        self._claims = Backoff(config.epoch_check_s, longest_s, jitter=0.2)
+        self._holder: TermSeen | None = None
+        self._holder_since_s = 0.0
+        """Since when the newer registry has not been seen at work, by this process's clock."""
         self.recovered_s = 0.0
         self._problem: str | None = "not connected to the database yet"
         self.is_failing = False
@@ -180,7 +175,7 @@ class DatabaseSession:
             logger.warning("the registry goes on from memory: %s", error)
         self.failures += 1
         self.is_failing = True
-        self._refused_since_s = None
+        self._holder = None
         self._problem = error.why if isinstance(error, StoreUnavailableError) else first_line(error)
 
     def note_answer(self) -> None:
@@ -196,8 +191,6 @@ class DatabaseSession:
         if self.fenced_by is not None:
             # it answers: what was wrong with it before is over
             self.note_answer()
-            if self._refused_since_s is None:
-                self._refused_since_s = self._clock.monotonic()
         else:
             self._give_way(error)
 
@@ -222,8 +215,7 @@ class DatabaseSession:
             # what it writes comes on top of the loss
             self.restoration.note_abandoned(self._known_before_loss - self._lost_after)
             self._lost_after, self._known_before_loss = None, 0
-        self._claims.reset()
-        self._refused_since_s = None
+        self._holder = None
         self._problem = None
         self.is_failing = False
         self._backlog.close(error)
@@ -232,13 +224,17 @@ class DatabaseSession:
         """Superseded: take the next term once the registry that took over is no longer seen at work.
 
         It may be of the same Ray cluster, replaced by Ray and started late, or of another cluster that has ended.
-        Raises FencedError while it is at work.
+        It is at work where what the database shows of it changes, and has the time for that: while a database is away
+        no registry is seen at work in it, and the clock of the database may jump. Raises FencedError while it is.
         """
-        await asyncio.sleep(self._claims.next_s())
-        # while a database is away no registry is seen at work in it: its holder gets the time to be seen again
-        idle_s = self._config.term_idle_s
-        refused_s = 0.0 if self._refused_since_s is None else self._clock.monotonic() - self._refused_since_s
-        await self._join(idle_s=idle_s if refused_s >= idle_s else _ONLY_LOOK_S)
+        await asyncio.sleep(self._config.epoch_check_s)
+        await self.writable.open()
+        asked_s, seen = self._clock.monotonic(), await self.writable.term_seen()
+        if seen != self._holder:
+            self._holder, self._holder_since_s = seen, self._clock.monotonic()
+        if asked_s - self._holder_since_s < self._config.term_idle_s:
+            raise FencedError(self.term or 0, seen.term)
+        await self._join(seen)
         logger.warning("the newer registry is gone; this one writes again", extra={"term": self.term})
         self.fenced_by = None
         self._backlog.reopen()
@@ -248,7 +244,7 @@ class DatabaseSession:
             self._known_before_loss = max(known, self._known_before_loss)
             self._lost_after = found if self._lost_after is None else min(found, self._lost_after)
 
-    async def _join(self, idle_s: float | None = None) -> None:
+    async def _join(self, seen: TermSeen | None = None) -> None:
         """Join the database: take a term and the epoch, then read every live instance; or, where the database has lost
         commits of ours, write them again."""
         if self._store is None:
@@ -256,7 +252,7 @@ class DatabaseSession:
         store = self._store
         await store.open()
         known, is_first = store.commits, store.term is None
-        epoch = await self._begin(store, idle_s)
+        epoch = await self._begin(store, seen)
         if self._joined_in is None or self.fenced_by is not None:
             self._joined_in = epoch.name
         self._note_found(known, store.found_commits)
@@ -284,18 +280,18 @@ class DatabaseSession:
             extra={"instances": len(self._members), "epoch": epoch.name, "epoch_number": epoch.number},
         )
 
-    async def _begin(self, store: Store, idle_s: float | None) -> Epoch:
+    async def _begin(self, store: Store, seen: TermSeen | None) -> Epoch:
         """Take a term. The configured epoch is for the first join of a fleet: one that has been flipped away since does
         not keep the registry from its database."""
         config = self._config
         if config.epoch is not None and store.term is None:
             try:
-                return await store.begin(config.ray_cluster, config.epoch, config.lease_s, idle_s)
+                return await store.begin(config.ray_cluster, config.epoch, config.lease_s, seen)
             except RetiredEpochError as error:
                 logger.warning("%s; the registry keeps the epoch that the database has", error)
         # where the database is from before this cluster, the cluster gets the epoch again that its agents have
         again = None if self.fenced_by is not None else self._joined_in
-        return await store.begin(config.ray_cluster, None, config.lease_s, idle_s, again)
+        return await store.begin(config.ray_cluster, None, config.lease_s, seen, again)
 
     async def _take_back(self, store: Store, fenced_by: FencedError) -> None:
         """Read what the newer registry has left. Where the database has lost that it took over, it is as this registry
