@@ -140,6 +140,12 @@ begin
     select * into strict meta from cluster_metadata where id = 1 for update;
     -- never by the age of a time, because the clock may have jumped; without p_seen_at the other registry counts as at work
     is_at_work := (meta.term, meta.term_seen_at) is distinct from (p_seen_term, p_seen_at);
+    select * into strict before from registry_writer w where w.id = 1;
+    -- as begin_write: one that has begun before, and another one since, does not take its term
+    if is_at_work and p_term <= meta.term and before.writer_id is distinct from p_writer_id then
+        raise exception 'the registry of term % is superseded by that of term %', p_term, meta.term
+            using errcode = 'SC006', detail = meta.term::text;
+    end if;
     -- a registry in force knows its term; a database that has a lower one has lost that it took over
     if is_at_work and coalesce(p_term, 0) <= meta.term and exists (select from superseded_cluster c where c.ray_cluster = p_ray_cluster) then
         raise exception 'the Ray cluster % was replaced by % and cannot take the registry back',
@@ -181,7 +187,6 @@ begin
        set ray_cluster = p_ray_cluster, lease_s = p_lease_s, term = greatest(m.term, p_term) + 1, leases_from = now(),
            term_seen_at = now(), updated_at = now()
      where m.id = 1;
-    select * into strict before from registry_writer w where w.id = 1;
     found := case when meta.term < p_term and before.commits >= p_commits then 0 else before.commits end;
     -- also where commits were lost, so that no number is used twice
     update registry_writer w set writer_id = p_writer_id, commits = greatest(w.commits, p_commits) + 1
@@ -195,8 +200,9 @@ end
 $$;
 comment on function begin_registry(text, text, double precision, bigint, timestamptz, text, bigint, bigint, text) is
     'A registry starts: it takes the next term and renews every lease. The same Ray cluster keeps the epoch, another one makes a '
-    'new epoch that continues it, named p_new_epoch where that is not retired; p_epoch flips to that epoch instead. A replaced cluster takes the database back only with '
-    'p_seen_term and p_seen_at, where term and term_seen_at are still these: the registry in force was not at work since. p_term and p_commits are the last ones that this '
+    'new epoch that continues it, named p_new_epoch where that is not retired; p_epoch flips to that epoch instead. A replaced cluster, '
+    'and a registry that was superseded, takes the database back only with p_seen_term and p_seen_at, where term and term_seen_at are '
+    'still these: the registry in force was not at work since. p_term and p_commits are the last ones that this '
     'process knows: terms and commits only grow, also where the database has lost some. Returns also the lease before, the number '
     'of this commit, that of the last one before it, 0 where the database is another one, and the term before. Raises SC004, SC006.';
 

@@ -109,9 +109,9 @@ class Store(InstanceReader, Protocol):
         Takes the next term, which every later write of this store carries, and renews every lease. `epoch` names the
         epoch that must be current; `new_epoch` the one to make where another cluster's is current, unless it is
         retired. Raises RetiredEpochError for an epoch that is retired, and FencedError for a cluster that another one
-        has replaced. With `seen`, an answer of `term_seen`, it raises FencedError where the registry in force has been
-        at work since, and accepts any cluster if not. Terms and commits only grow: a database that has lost some
-        continues behind the last ones that this store knows.
+        has replaced, and for a store that has begun before another one did. With `seen`, an answer of `term_seen`, it
+        raises FencedError where the registry in force has been at work since, and accepts any cluster and store if not.
+        Terms and commits only grow: a database that has lost some continues behind the last ones that this store knows.
         """
         ...
 

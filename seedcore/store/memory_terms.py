@@ -43,7 +43,8 @@ class MemoryTerms(MemoryReader):
         tables, now = self.tables, self._now()
         is_at_work = seen != self._term_seen()
         was_in_force = (self._term or 0) > tables.term
-        if is_at_work and (seen is not None or (ray_cluster in tables.superseded and not was_in_force)):
+        is_replaced = self._is_superseded or (ray_cluster in tables.superseded and not was_in_force)
+        if is_at_work and (seen is not None or is_replaced):
             raise FencedError(self._term or 0, tables.term)
         is_new = tables.ray_cluster not in {None, ray_cluster}
         row = None if new_epoch is None else tables.epochs.get(new_epoch)
@@ -106,6 +107,11 @@ class MemoryTerms(MemoryReader):
     @property
     def found_own(self) -> bool:
         return self._found_own
+
+    @property
+    def _is_superseded(self) -> bool:
+        """Whether this store has begun, and another one since."""
+        return self._term is not None and self.tables.term >= self._term and self.tables.writer is not self
 
     def fence(self, *, counts: bool = True) -> None:
         """Begin a write; `counts`: it is another commit. Raises FencedError once another store has begun, and

@@ -44,10 +44,26 @@ async def test_each_start_takes_the_next_term(world: World, rival: Store) -> Non
     await world.store.begin("cluster-a", None, LEASE_S)
     first = world.store.term
     assert first is not None
-    await rival.begin("cluster-a", None, LEASE_S)
-    assert rival.term == first + 1
     await world.store.begin("cluster-a", None, LEASE_S)
-    assert world.store.term == first + 2
+    assert world.store.term == first + 1
+    await rival.begin("cluster-a", None, LEASE_S)
+    assert rival.term == first + 2
+
+
+async def test_a_superseded_store_takes_no_term_from_the_newer_one_while_that_is_at_work(
+    world: World, rival: Store
+) -> None:
+    await world.store.begin("cluster-a", None, LEASE_S)
+    term, before = world.store.term, await world.store.term_seen()
+    await rival.begin("cluster-a", None, LEASE_S)
+    for seen in (None, before):
+        with pytest.raises(FencedError) as caught:
+            await world.store.begin("cluster-a", None, LEASE_S, seen)
+        assert (caught.value.term, caught.value.in_force, world.store.term) == (term, rival.term, term)
+    # the newer one was not disturbed
+    await rival.register_many([joins(1)])
+    await world.store.begin("cluster-a", None, LEASE_S, await world.store.term_seen())
+    assert world.store.term == (rival.term or 0) + 1
 
 
 @pytest.mark.parametrize("write", WRITES)
@@ -152,7 +168,9 @@ async def test_a_lost_term_that_another_registry_has_taken_again_is_not_the_own_
     for _ in range(2):
         await rival.begin("cluster-a", None, LEASE_S)
     assert rival.term == world.store.term
-    await world.store.begin("cluster-a", None, LEASE_S)
+    with pytest.raises(FencedError):
+        await world.store.begin("cluster-a", None, LEASE_S)
+    await world.store.begin("cluster-a", None, LEASE_S, await world.store.term_seen())
     assert not world.store.found_own
 
 

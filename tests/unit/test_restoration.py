@@ -605,6 +605,57 @@ async def test_nothing_is_lost_where_the_database_is_away_again_while_it_is_take
     assert again.by == "ann"
 
 
+async def test_a_restoration_that_is_interrupted_takes_no_term_from_a_newer_registry(tables: Tables) -> None:
+    store, rival = Fails(utc_now, tables), MemoryStore(utc_now, tables)
+    # the journal does not reach back: memory would win
+    async with joined_registry(replace(CONFIG, journal_capacity=1), tables, store=store) as registry:
+        await enter(registry, 1)
+        earlier = Earlier(tables)
+        await enter(registry, 2)
+        store.fails_after = 0
+        earlier.restore()
+
+        async def cannot_write() -> bool:
+            return (await registry.health()).flush.failures > 0
+
+        await eventually(cannot_write)
+        await rival.begin(CONFIG.ray_cluster, None, 15.0)
+        hold = Hold(HoldKind.OPERATOR, "a new kernel", "ann", utc_now())
+        await rival.hold_many([HoldChange(iid(1), hold.kind, hold, 1)])
+        store.fails_after = None
+        await eventually(partial(is_superseded, registry))
+        health = await registry.health()
+        # what it cannot write again is reported
+        assert (health.fences, health.losses) == (1, 1)
+        assert tables.term == rival.term
+        assert tables.rows[iid(1)].hold(HoldKind.OPERATOR) == hold
+        await rival.register_many([RegisterChange(Registration(iid(3), "agent-3"), 1)])
+
+
+class IsReplacedWhileItLoads(MemoryStore):
+    """A database that is away at the first read of a registry, while a newer one begins."""
+
+    rival: MemoryStore | None = None
+
+    async def load_live(self) -> AsyncIterator[Instance]:
+        if self.rival is None:
+            self.rival = MemoryStore(utc_now, self.tables)
+            await self.rival.begin(CONFIG.ray_cluster, None, 15.0)
+            raise StoreUnavailableError("it is away")
+        async for row in super().load_live():
+            yield row
+
+
+async def test_a_start_that_is_interrupted_takes_no_term_from_a_newer_registry(tables: Tables) -> None:
+    store = IsReplacedWhileItLoads(utc_now, tables)
+    async with joined_registry(replace(CONFIG, term_idle_s=0.1), tables, store=store) as registry:
+        assert store.rival is not None
+        # only once the newer one was not seen at work any more
+        assert (await registry.health()).fences == 1
+        assert (store.term or 0) > (store.rival.term or 0)
+        await enter(registry, 1)
+
+
 class LosesWhileItLoads(MemoryStore):
     """A database that goes back between the begin of a registry and its first read."""
 

@@ -10,7 +10,7 @@ answers from memory. The database is the record: a change is acknowledged as dur
                                                                   |   +------ an error ----------+
     writing <--- what was lost is written again --- restoring <---+ lost commits
                                                                   |
-    writing <--- the newer registry is not at work any more --- superseded <--- a newer term
+    writing <--- the newer registry is not at work any more --- superseded <--- a newer term, in any state
 
 It serves in all of these states. While it is `restoring`, its answers are complete: memory has what the database has
 lost (`restoration`). While it is `unread` or `superseded`, answers carry `complete=False`, no lease ends, and an

@@ -6,7 +6,7 @@
                                 | v
                              restoring
 
-    superseded <--- newer term ---- writing
+    superseded <--- newer term ---- writing, or a join that is repeated
     superseded ---- the newer registry is gone ----> writing
 
 While `restoring`, memory is complete as before: it has what the database lost. Only reads and writes of the database
