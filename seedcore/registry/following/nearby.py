@@ -96,16 +96,18 @@ class Nearby:
         """The relay's answer, if it has one. Waits while the relay is passed over, so that the registry, which keeps no
         place for this process, is not asked all the time."""
         left_s = self._rests_until_s - self._clock.monotonic()
-        if left_s > 0:
-            await asyncio.sleep(min(left_s, question.wait_s))
-        if left_s > question.wait_s:
+        slept_s = max(0.0, min(left_s, question.wait_s))
+        if slept_s > 0:
+            await asyncio.sleep(slept_s)
+        if left_s > slept_s:
             return None
-        batch: FeedBatch | None = await self._ask_relay("changes", question.wait_s, question)
+        wait_s = question.wait_s - slept_s
+        batch: FeedBatch | None = await self._ask_relay("changes", wait_s, replace(question, wait_s=wait_s))
         if batch is None or not batch.complete:
             self._rests_until_s = self._clock.monotonic() + self._rests.next_s()
             return None
         self._rests.reset()
-        return batch
+        return replace(batch, waited_s=slept_s + batch.waited_s)
 
     async def _ask_relay(self, method: str, waits_s: float, *args: object) -> Any:
         try:

@@ -53,7 +53,7 @@ class Caller:
         )
         node_id = world.random.choice(sorted(world.nodes))
         self.follower = Follower(
-            Nearby(self._connection, lambda: node_id),
+            Nearby(self._connection, lambda: node_id, clock),
             on_change=self._changed,
             on_reset=self._cache.clear,
             feed=None if is_manager else Feed("", 12),
