@@ -80,17 +80,19 @@ class Follower:
         export: Callable[[float | None], None] | None = None,
         times: FollowTimes | None = None,
         clock: Clock | None = None,
+        is_relay: bool = False,
     ) -> None:
         """Follows the instances that match organ and labels. `on_change` is called with each logical id whose
         instances, or the verdict on them, changed; `on_reset` when all of them may have, and in another Ray session.
         `feed` becomes a copy of the registry's feed, for others that follow this process. `export` is called every
-        PERIOD_S seconds with the age of the cache (None: it was never confirmed). Opens no connection."""
+        PERIOD_S seconds with the age of the cache (None: it was never confirmed). `is_relay`: it follows for the
+        processes of its node. Opens no connection."""
         self._source = source
-        # the registry keeps a place for this name from question to question
-        self._name = uuid.uuid4().hex
-        self._wanted = InstanceFilter(
+        wanted = InstanceFilter(
             statuses=None, organ_id=organ_id, labels=labels if labels is not None else {}, fresh_only=False
         )
+        # the registry keeps a place for this name from question to question
+        self._question = FeedQuestion(wanted, follower=uuid.uuid4().hex, may_compact=True, is_relay=is_relay)
         self._on_change = on_change
         self._on_reset = on_reset
         self.feed = feed
@@ -273,7 +275,7 @@ class Follower:
     async def _changes_after(
         self, stream: str | None, version: int, wait_s: float, loads_after: int | None = None
     ) -> FeedBatch:
-        question = FeedQuestion(self._wanted, stream, version, wait_s, self._name, loads_after, may_compact=True)
+        question = replace(self._question, stream=stream, version=version, wait_s=wait_s, loads_after=loads_after)
         return await self._source.changes(question)
 
     def _export_age(self) -> None:
@@ -298,7 +300,7 @@ class Follower:
         """List all instances. The earlier content stays readable meanwhile, and is not trusted."""
         self._distrust()
         pages: list[Listing] = []
-        async with aclosing(pages_of(self._source, self._wanted)) as found:
+        async with aclosing(pages_of(self._source, self._question.wanted)) as found:
             async for page in found:
                 if page.stream != reset.stream:
                     raise RegistryUnavailableError("it restarted during the listing")

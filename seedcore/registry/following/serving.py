@@ -64,8 +64,8 @@ class FeedServer:
             self._places.release(follower)
 
     async def changes(self, question: FeedQuestion) -> FeedBatch:
-        """The answer, with the time that it waited. Raises InvalidInputError, or FollowersFullError."""
-        follower, wait_s = question.validated().follower, question.wait_s
+        """The answer to a valid question, with the time that it waited. Raises FollowersFullError."""
+        follower, wait_s = question.follower, question.wait_s
         places = self._relays if question.is_relay else self._places
         asked_s = self._clock.monotonic()
         # before it lists, or is answered: one that will be refused is no burden until then
@@ -87,11 +87,6 @@ class FeedServer:
             loads, number = self._loads(question.loads_after, question.wanted)
             batch = replace(batch, loads=loads, loads_number=number)
         return replace(batch, waited_s=self._clock.monotonic() - asked_s)
-
-    def not_now(self, question: FeedQuestion) -> FeedBatch:
-        """The answer of one that cannot answer now: it changes nothing, and is not complete."""
-        version = question.version
-        return FeedBatch(self.feed.stream, version, version, self.feed.epoch, (), complete=False)
 
     def _answer(self, question: FeedQuestion) -> FeedBatch:
         return self.feed.since(question.stream, question.version, question.wanted, may_compact=question.may_compact)

@@ -20,29 +20,11 @@ from seedcore.registry.following.nearby import FeedSource
 from seedcore.registry.following.serving import FeedBounds, FeedServer
 
 MAX_PROCESSES = 1000
-_PLACE_KEPT_S = 10.0
 _FEED_CAPACITY = 10_000
 _KEPT_S = 60.0
 _READY_S = 0.5
 TIMES = FollowTimes(wait_s=1.0)
 """A process waits 2 s for an answer and trusts it for 4 s: what the relay knows must not be older than 1 s."""
-
-
-class _ForItsNode:
-    """The registry, asked by a relay: it has places of its own."""
-
-    def __init__(self, registry: FeedSource) -> None:
-        self._registry = registry
-
-    async def changes(self, question: FeedQuestion) -> FeedBatch:
-        """See RegistryApi.changes."""
-        return await self._registry.changes(replace(question, is_relay=True))
-
-    async def page(
-        self, wanted: InstanceFilter, limit: int = 100, cursor: str | None = None, packed: bool = False
-    ) -> Listing:
-        """See RegistryApi.page."""
-        return await self._registry.page(wanted, limit, cursor, packed)
 
 
 class NodeCopy:
@@ -58,7 +40,7 @@ class NodeCopy:
     ) -> None:
         """A question waits at most `ready_s` seconds for a copy that is loaded first, or again. A copy is kept for
         `kept_s` seconds after the last question."""
-        self._registry = _ForItsNode(registry)
+        self._registry = registry
         self._clock = clock if clock is not None else Clock()
         self._times = times
         self._ready_s = ready_s
@@ -70,12 +52,11 @@ class NodeCopy:
 
     def _made(self) -> tuple[Follower, FeedServer]:
         feed = Feed("", _FEED_CAPACITY, compacts=True)
-        follower = Follower(self._registry, feed=feed, times=self._times, clock=self._clock)
+        follower = Follower(self._registry, feed=feed, times=self._times, clock=self._clock, is_relay=True)
+        return follower, FeedServer(feed, FeedBounds(MAX_PROCESSES), self._loads_after, self._clock)
 
-        def loads_after(number: int, wanted: InstanceFilter) -> tuple[dict[str, float] | None, int]:
-            return follower.view.loads_after(number, wanted)
-
-        return follower, FeedServer(feed, FeedBounds(MAX_PROCESSES), loads_after, self._clock)
+    def _loads_after(self, number: int, wanted: InstanceFilter) -> tuple[dict[str, float] | None, int]:
+        return self._follower.view.loads_after(number, wanted)
 
     @property
     def is_kept(self) -> bool:
@@ -90,11 +71,12 @@ class NodeCopy:
     async def changes(self, question: FeedQuestion) -> FeedBatch:
         """The answer, which says how old the copy is. It is not complete where the copy is not trusted, or has not
         arrived at the question's version yet: then the registry itself has to be asked."""
-        if question.loads_after is not None:
+        if check_kind("question", question, FeedQuestion).validated().loads_after is not None:
             self._follower.want_loads()
         is_ready, feed = await self._is_ready(), self._server.feed
         if not is_ready or (question.stream == feed.stream and question.version > feed.version):
-            return self._server.not_now(question)
+            version = question.version
+            return FeedBatch(feed.stream, version, version, feed.epoch, (), complete=False)
         batch = await self._server.changes(question)
         return replace(batch, complete=self._follower.is_current, age_s=self._follower.age_s)
 
