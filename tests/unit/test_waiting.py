@@ -210,14 +210,15 @@ async def test_agent_that_stops_being_ready_during_the_wait_is_not_returned(flee
     waiting = await started(fleet.wait(["a", "b"]), fleet)
     await fleet.registry.drain(["a"])
     await fleet.join(2, "b")
-    await asyncio.sleep(0.02)
+    # the wait that began before has noticed it, too
+    assert await fleet.wait(["b"]) == ["b"]
     assert not waiting.done()
     await fleet.registry.undrain(["a"])
     assert await waiting == ["a", "b"]
     waiting = await started(fleet.wait(count=3, selector=""), fleet)
     await fleet.registry.drain(["a"])
     await fleet.join(3, "c")
-    await asyncio.sleep(0.02)
+    assert await fleet.wait(["c"]) == ["c"]
     assert not waiting.done()
     await fleet.join(4, "d")
     assert await waiting == ["b", "c", "d"]
@@ -267,7 +268,8 @@ async def test_source_that_knows_less_than_the_cache_does_not_make_an_agent_read
     await fleet.registry.drain(["a"])
     await eventually(lambda: "a" in fleet.located[before:], every_s=0.001)
     await fleet.join(2, "b")
-    await asyncio.sleep(0.02)
+    # the wait that began before has noticed it, too
+    assert await fleet.wait(["b"]) == ["b"]
     assert not waiting.done()
     await fleet.registry.undrain(["a"])
     assert await waiting == ["a", "b"]
