@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import threading
+import time
 from collections.abc import Coroutine
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
 from seedcore.core.timeouts import end
@@ -14,6 +16,7 @@ from seedcore.core.timeouts import end
 T = TypeVar("T")
 
 _END_S = 30.0
+_SIGNALS_S = 0.2
 
 
 class LoopThread:
@@ -58,12 +61,12 @@ class LoopThread:
         cancelled then, and also when the wait is interrupted."""
         try:
             asked = asyncio.run_coroutine_threadsafe(work, self._loop)
-            done, _ = wait([asked], None if timeout_s is None else min(timeout_s, threading.TIMEOUT_MAX))
+            is_done = _is_done_within(timeout_s, asked)
         except BaseException:
             # Ctrl-C, perhaps before `asked` was known here
             self._loop.call_soon_threadsafe(_cancel, work)
             raise
-        if not done:
+        if not is_done:
             asked.cancel()
             raise late
         return asked.result()
@@ -87,6 +90,16 @@ class LoopThread:
     def _note_fork(cls) -> None:
         # a forked child has none of its parent's threads, and one of them may have held the door
         cls._shared, cls._door = None, threading.RLock()
+
+
+def _is_done_within(timeout_s: float | None, asked: Future[T]) -> bool:
+    """Wait, in slices: a signal that another thread takes, or that comes while this one goes to sleep, does not wake
+    it, so that Python's handler runs when the slice ends."""
+    until = math.inf if timeout_s is None else time.monotonic() + timeout_s
+    while not wait([asked], max(0.0, min(_SIGNALS_S, until - time.monotonic()))).done:
+        if time.monotonic() >= until:
+            return False
+    return True
 
 
 def _cancel(work: Coroutine[Any, Any, object]) -> None:

@@ -175,13 +175,15 @@ def test_what_the_work_raises_arrives_also_if_it_is_a_timeout_of_its_own(hosted:
         run(hosted, fail(), timeout_s=30.0, late=RegistryUnavailableError("late"))
 
 
-def test_ctrl_c_interrupts_a_wait_at_once_and_ends_its_work(hosted: HostedManager) -> None:
+@pytest.mark.parametrize("wakes", [True, False], ids=["the waiting thread takes it", "another thread takes it"])
+def test_ctrl_c_interrupts_a_wait_at_once_and_ends_its_work(hosted: HostedManager, *, wakes: bool) -> None:
     assert threading.current_thread() is threading.main_thread()
     ended = threading.Event()
 
     async def hang() -> None:
+        taken_by = threading.main_thread() if wakes else threading.current_thread()
         try:
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            signal.pthread_kill(taken_by.ident or 0, signal.SIGINT)
             await asyncio.sleep(3600)
         finally:
             ended.set()
