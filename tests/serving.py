@@ -136,6 +136,25 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def haproxy(folder: str) -> dict[str, str]:
+    """The environment of nodes whose HAProxy has files and ports beside those of other clusters, and whose replicas end
+    without a wait. It is that of deploy/."""
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/admin.sock",
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{folder}/metrics.sock",
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": folder,
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/state",
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "1",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+    }
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[PostgresServer]:
     """A server that a test may stop."""

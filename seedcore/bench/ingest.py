@@ -108,14 +108,16 @@ async def run(bench: Bench) -> Result:
     )
 
 
-async def registered(dsn: str, agents: int) -> list[str]:
-    """Register instances in the database and return their ids."""
+async def registered(dsn: str, agents: int, *, is_alive: bool = False) -> list[str]:
+    """Register instances in the database, which are starting or alive, and return their ids."""
     store = PostgresStore(dsn)
     await store.open()
     ids = [str(uuid.uuid4()) for _ in range(agents)]
     for start in range(0, agents, 1000):
         chunk = enumerate(ids[start : start + 1000], start)
-        await store.register_many([RegisterChange(Registration(i, f"agent-{n:06}"), 1) for n, i in chunk])
+        await store.register_many(
+            [RegisterChange(Registration(i, f"agent-{n:06}"), 2, is_alive=is_alive) for n, i in chunk]
+        )
     await store.close()
     return ids
 

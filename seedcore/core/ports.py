@@ -62,6 +62,12 @@ class InstanceReader(Protocol):
         """The newest `limit` transitions of an agent's instances, in the reverse of the order they were committed."""
         ...
 
+    async def history(
+        self, logical_id: str, instances: int, transitions: int
+    ) -> tuple[list[Instance], list[Transition]]:
+        """So many of each, as `instances` and `transitions` return them, by one question."""
+        ...
+
     async def deaths(self, limit: int, cursor: str | None = None, within_s: float | None = None) -> Listing:
         """The dead instances of all agents and epochs, the last death first; with `within_s` only deaths of the last
         seconds."""

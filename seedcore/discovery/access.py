@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Iterable
 from datetime import datetime
+from functools import lru_cache
 
 from seedcore.core.errors import ConfigurationError
 from seedcore.discovery.tokens import GRANTED, TOKENS_VARIABLE, Caller, Right, TokenFile
@@ -18,6 +19,9 @@ from seedcore.settings import Settings
 
 _FORWARDED = "FORWARDED_ALLOW_IPS"
 _HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+# the longest address, and the name of an interface
+_MAX_ADDRESS_CHARS = 64
 # Serve starts this actor only beside HAProxy, on the head node
 _HAPROXY_ACTOR = "SERVE_PROXY_ACTOR-fallback-"
 
@@ -62,7 +66,7 @@ class Access:
 
     def trusts(self, peer: str | None) -> bool:
         """Whether it is the address of a trusted proxy."""
-        address = plain_address(peer or "") if self.knows_peers else None
+        address = plain_address(peer or "") if self.knows_peers and self._proxies else None
         return address is not None and any(address in network for network in self._proxies)
 
 
@@ -97,12 +101,9 @@ class _AllowedHosts:
         )
 
 
-def plain_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def plain_address(text: str) -> Address | None:
     """An address; the IPv4 address of one that is mapped to IPv6, as a server that listens on `::` sees it."""
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        return None
+    address = _address(text)
     return getattr(address, "ipv4_mapped", None) or address
 
 
@@ -156,10 +157,21 @@ def check_bind(settings: Settings, host: str | None) -> None:
 
 def is_loopback(host: str) -> bool:
     """Whether an address that a server listens on is reachable from its own machine only."""
+    address = _address(host.strip("[]"))
+    return host == "localhost" if address is None else address.is_loopback
+
+
+def _address(text: str) -> Address | None:
+    # no address is longer; and callers choose some of these texts, of which the last ones are kept
+    return _parsed(text) if len(text) <= _MAX_ADDRESS_CHARS else None
+
+
+@lru_cache(maxsize=1024)
+def _parsed(text: str) -> Address | None:
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
+        return ipaddress.ip_address(text)
     except ValueError:
-        return host == "localhost"
+        return None
 
 
 def _host_name(header: str) -> str:

@@ -19,8 +19,9 @@ from seedcore.discovery.api import (
     ResolveAnswer,
     ResolveRequest,
 )
+from seedcore.discovery.app import Discovery
 from seedcore.discovery.pages import json_answer, resolve_json
-from seedcore.discovery.parameters import Reason, Replica, Who
+from seedcore.discovery.parameters import AllowLate, Reason, Replica, Who
 from seedcore.discovery.problems import BODY, NOT_FOUND, PROBLEMS, REFUSED
 from seedcore.discovery.rendering import agent_answer, instance_out, operation_answer, stamp_of, transitions_out
 
@@ -29,10 +30,24 @@ router = APIRouter()
 _CHANGES = {**PROBLEMS, **NOT_FOUND, **REFUSED, **BODY}
 
 
-@router.get("/agents/{logical_id:path}", responses={**PROBLEMS, **NOT_FOUND}, tags=["agents"])
-async def get_agent(replica: Replica, logical_id: str) -> AgentAnswer:
+async def agent_response(replica: Discovery, logical_id: str) -> Response:
+    """The answer to a request for one agent. Raises RegistryError."""
+    described = await replica.reader.require_registered(logical_id)
+    return json_answer(agent_answer(described).model_dump_json().encode())
+
+
+async def resolve_response(replica: Discovery, logical_id: str, *, allow_late: bool = False) -> Response:
+    """The answer to a request to resolve one agent. Raises RegistryError."""
+    answer = await replica.reader.require_resolved(logical_id, allow_late=allow_late)
+    return json_answer(resolve_json([logical_id], answer, rendered=replica.reader.rendered))
+
+
+@router.get(
+    "/agents/{logical_id:path}", responses={**PROBLEMS, **NOT_FOUND}, response_model=AgentAnswer, tags=["agents"]
+)
+async def get_agent(replica: Replica, logical_id: str) -> Response:
     """One agent: its live instances, its newest instances, dead or alive, and their transitions."""
-    return agent_answer(await replica.reader.require_registered(logical_id))
+    return await agent_response(replica, logical_id)
 
 
 @router.get("/history/{logical_id:path}", responses={**PROBLEMS, **NOT_FOUND}, tags=["agents"])
@@ -78,4 +93,13 @@ async def resolve_over_http(replica: Replica, request: ResolveRequest) -> Respon
     """The best instance of each agent, or the reason why there is none. 422 if the answer would have more than 8 MiB of
     JSON."""
     answer = await replica.reader.resolve(request.logical_ids, allow_late=request.allow_late)
-    return json_answer(resolve_json(request.logical_ids, answer))
+    return json_answer(resolve_json(request.logical_ids, answer, rendered=replica.reader.rendered))
+
+
+@router.get(
+    "/resolve/{logical_id:path}", responses={**PROBLEMS, **NOT_FOUND}, response_model=ResolveAnswer, tags=["agents"]
+)
+async def resolve_one(replica: Replica, logical_id: str, allow_late: AllowLate = False) -> Response:
+    """The best instance of one agent: the answer of POST /v1/resolve for one id. 404 with the `reason` if it has none;
+    503 if no source can know that now."""
+    return await resolve_response(replica, logical_id, allow_late=allow_late)

@@ -6,15 +6,18 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.types import Scope
 
 from seedcore.core.errors import FollowersFullError
 from seedcore.core.feed import Position
 from seedcore.core.limits import MAX_KEPT_S, MAX_PAGE
 from seedcore.core.paging import encode_death_cursor
+from seedcore.core.view import LiveView
 from seedcore.discovery.api import EpochAnswer, InstanceAnswer, InstancePage, OverviewAnswer
+from seedcore.discovery.app import Discovery
 from seedcore.discovery.etags import IfNoneMatch, Since, etag_headers, positions_of
 from seedcore.discovery.guard import STILL
-from seedcore.discovery.pages import json_answer, page_json
+from seedcore.discovery.pages import Question, json_answer, page_json
 from seedcore.discovery.parameters import Replica, Wanted, WantedChanges
 from seedcore.discovery.problems import NOT_FOUND, PROBLEMS
 from seedcore.discovery.rendering import instance_out, stamp_of
@@ -53,16 +56,34 @@ async def list_instances(
     view = None if consistent else reader.view()
     if view is None or not view.knows(wanted):
         return json_answer(page_json(await reader.list_instances(wanted, limit, cursor, consistent=consistent)))
-    headers = etag_headers(Position(str(view.stream), view.version))
+    headers = etag_headers(_position(view))
     if any(reader.is_unchanged(position.stream, position.version, wanted) for position in known):
         return Response(status_code=304, headers=headers)
-    # the same query about the same version has the same answer
-    query = (request.url.query, view.stream, view.version, view.as_of)
+    query = _question(request.scope, view)
     body = replica.answers.get(query)
     if body is None:
-        body = page_json(await reader.list_instances(wanted, limit, cursor))
+        body = page_json(await reader.list_instances(wanted, limit, cursor), rendered=reader.rendered)
         replica.answers.put(query, body)
     return json_answer(body, headers)
+
+
+def kept_page(replica: Discovery, scope: Scope) -> Response | None:
+    """The page that the route has made for the same query about the same version of the local copy, or None. With the
+    ETag of an earlier answer the route decides whether that has changed."""
+    view = replica.reader.view()
+    body = None if view is None else replica.answers.get(_question(scope, view))
+    if view is None or body is None or any(name == b"if-none-match" for name, _ in scope["headers"]):
+        return None
+    return json_answer(body, etag_headers(_position(view)))
+
+
+def _question(scope: Scope, view: LiveView) -> Question:
+    """The same query about the same version has the same answer."""
+    return "instances", scope["query_string"], view.stream, view.version, view.as_of
+
+
+def _position(view: LiveView) -> Position:
+    return Position(str(view.stream), view.version)
 
 
 @router.get("/instances/{instance_id}", responses={**PROBLEMS, **NOT_FOUND})

@@ -57,7 +57,7 @@ class Guard:
             return
         access, rates = self._judges()
         peer = scope["client"][0] if access.knows_peers and scope.get("client") else None
-        path = _path(scope)
+        path = path_of(scope)
         needed = needed_right(scope["method"], path)
         is_feed = path == _FEED
         is_head = scope["method"] == "HEAD" and not is_feed
@@ -190,17 +190,20 @@ def _machine_of(scope: Scope, peer: str | None) -> str:
     This machine has all of 127.0.0.0/8, and by default may write any address into X-Forwarded-For. A machine may use
     every IPv6 address of its network.
     """
+    if peer is None:
+        return _THIS_MACHINE
     forwarded = b", ".join(value for name, value in scope["headers"] if name == b"x-forwarded-for").decode("latin-1")
-    address = plain_address((peer or "").partition("%")[0])
+    address = plain_address(peer.partition("%")[0])
     here = plain_address((scope.get("server") or ("",))[0] or "")
-    if peer is None or peer in forwarded or (address is not None and (address.is_loopback or address == here)):
+    if peer in forwarded or (address is not None and (address.is_loopback or address == here)):
         return _THIS_MACHINE
     if address is not None and address.version == 6:
         return str(IPv6Network((address, _SITE_BITS), strict=False))
     return str(address or peer)
 
 
-def _path(scope: Scope) -> str:
+def path_of(scope: Scope) -> str:
+    """The path of a request, below the prefix of the application."""
     root = scope.get("root_path", "")
     path: str = scope["path"]
     return path[len(root) :] if root and path.startswith(root) else path

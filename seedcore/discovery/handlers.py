@@ -109,9 +109,14 @@ def _answer(shown: Problem, headers: Mapping[str, str] | None = None) -> JSONRes
     )
 
 
+def registry_problem(error: RegistryError) -> JSONResponse:
+    """The answer to an error of the registry."""
+    return _answer(problem_of(error))
+
+
 async def _registry_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RegistryError)
-    return _answer(problem_of(error))
+    return registry_problem(error)
 
 
 async def _invalid_request(request: Request, error: Exception) -> JSONResponse:

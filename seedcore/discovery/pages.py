@@ -1,24 +1,29 @@
-"""Answers that are bounded by their bytes: a page ends early, and the cache of answers counts its bytes."""
+"""Answers as JSON that are bounded by their bytes: a page ends early, and the cache of answers counts its bytes."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from seedcore.core.answers import Listing
+from seedcore.core.answers import Listing, Origin, Resolution
 from seedcore.core.errors import InvalidInputError
-from seedcore.core.instances import Instance
+from seedcore.core.instances import Instance, Verdict
 from seedcore.core.paging import encode_cursor
 from seedcore.discovery.api import InstancePage, ResolveAnswer
-from seedcore.discovery.rendering import listed_out, page_of, resolution_out, resolve_by_name, stamp_of
+from seedcore.discovery.rendered import RenderedInstances
+from seedcore.discovery.rendering import copied_out, listed_out, page_of, resolution_out, resolve_by_name, stamp_of
 from seedcore.registry.caller.sources import NameListing, Resolved
 
 MAX_PAGE_BYTES = 1024 * 1024
 MAX_RESOLVE_BYTES = 8 * 1024 * 1024
 MAX_CACHE_BYTES = 16 * 1024 * 1024
+
+Question = tuple[object, ...]
+"""A query, and the version of the local copy that it is about."""
 
 # of an entry of the cache, beside its texts
 _ENTRY_BYTES = 1024
@@ -28,15 +33,22 @@ def page_json(
     listing: Listing | NameListing,
     cursor_of: Callable[[Instance], str] = encode_cursor,
     max_bytes: int = MAX_PAGE_BYTES,
+    rendered: RenderedInstances | None = None,
 ) -> bytes:
-    """A page as JSON. It ends early at `max_bytes`, after at least one instance, with a cursor."""
+    """A page as JSON. It ends early at `max_bytes`, after at least one instance, with a cursor. `rendered` has the JSON
+    of instances of the local copy."""
     if isinstance(listing, NameListing):
         return page_of(listing).model_dump_json().encode()
     items: list[bytes] = []
     length = 0
     cursor = listing.next_cursor
+    is_copied = rendered is not None and listing.source is Origin.SNAPSHOT
     for place, instance in enumerate(listing.items):
-        item = _dumped(listed_out(instance, listing))
+        if rendered is not None and is_copied:
+            verdict = listing.verdicts.get(instance.instance_id, Verdict.FRESH)
+            item = rendered.json_of(instance, verdict, _copied_json)
+        else:
+            item = _dumped(listed_out(instance, listing))
         length += len(item) + 1
         if items and length > max_bytes:
             cursor = cursor_of(listing.items[place - 1])
@@ -46,8 +58,13 @@ def page_json(
     return filled(page, "items", items)
 
 
-def resolve_json(logical_ids: Sequence[str], answer: Resolved, max_bytes: int = MAX_RESOLVE_BYTES) -> bytes:
-    """Resolutions as JSON. Raises InvalidInputError if they have more than `max_bytes`."""
+def resolve_json(
+    logical_ids: Sequence[str],
+    answer: Resolved,
+    max_bytes: int = MAX_RESOLVE_BYTES,
+    rendered: RenderedInstances | None = None,
+) -> bytes:
+    """Resolutions as JSON. Raises InvalidInputError if they have more than `max_bytes`. `rendered` as for a page."""
     if isinstance(answer, NameListing):
         return resolve_by_name(logical_ids, answer).model_dump_json().encode()
 
@@ -61,7 +78,16 @@ def resolve_json(logical_ids: Sequence[str], answer: Resolved, max_bytes: int = 
                 )
             yield part
 
-    results = bounded(_dumped(resolution_out(found)) for found in answer.value)
+    def resolution(found: Resolution) -> bytes:
+        if rendered is None or found.instance is None or answer.source is not Origin.SNAPSHOT:
+            return _dumped(resolution_out(found, answer.source))
+        without = _dumped(resolution_out(replace(found, instance=None), answer.source))
+        before, null, behind = without.partition(b'"instance":null')
+        assert null
+        shown = rendered.json_of(found.instance, found.verdict, _copied_json)
+        return b"".join((before, b'"instance":', shown, behind))
+
+    results = bounded(resolution(found) for found in answer.value)
     return filled(ResolveAnswer(results=[], **stamp_of(answer)), "results", results)
 
 
@@ -75,17 +101,17 @@ class AnswerCache:
 
     def __init__(self, max_bytes: int = MAX_CACHE_BYTES) -> None:
         self._max_bytes = max_bytes
-        self._answers: OrderedDict[tuple[object, ...], bytes] = OrderedDict()
+        self._answers: OrderedDict[Question, bytes] = OrderedDict()
         self.bytes = 0
 
-    def get(self, question: tuple[object, ...]) -> bytes | None:
+    def get(self, question: Question) -> bytes | None:
         """The answer to an earlier query."""
         body = self._answers.get(question)
         if body is not None:
             self._answers.move_to_end(question)
         return body
 
-    def put(self, question: tuple[object, ...], body: bytes) -> None:
+    def put(self, question: Question, body: bytes) -> None:
         """Keep an answer; the least recently used ones are removed."""
         if question in self._answers:
             self.bytes -= _weight(question, self._answers.pop(question))
@@ -95,8 +121,12 @@ class AnswerCache:
             self.bytes -= _weight(*self._answers.popitem(last=False))
 
 
-def _weight(question: tuple[object, ...], body: bytes) -> int:
-    return len(body) + sum(len(part) for part in question if isinstance(part, str)) + _ENTRY_BYTES
+def _weight(question: Question, body: bytes) -> int:
+    return len(body) + sum(len(part) for part in question if isinstance(part, (str, bytes))) + _ENTRY_BYTES
+
+
+def _copied_json(instance: Instance, verdict: Verdict) -> bytes:
+    return _dumped(copied_out(instance, verdict))
 
 
 def _dumped(shown: BaseModel) -> bytes:

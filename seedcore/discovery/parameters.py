@@ -30,11 +30,16 @@ SelectorText = Annotated[
 ]
 
 
-async def this_replica() -> Discovery:
-    """The deployment's object that this request was routed to."""
+def replica_here() -> Discovery:
+    """The deployment's object in this process."""
     replica = serve.get_replica_context().servable_object
     assert isinstance(replica, Discovery)
     return replica
+
+
+async def this_replica() -> Discovery:
+    """The deployment's object that this request was routed to."""
+    return replica_here()
 
 
 async def selected_agents(
@@ -109,6 +114,7 @@ Who = Annotated[Caller, Depends(this_caller)]
 Wanted = Annotated[InstanceFilter, Depends(wanted_instances)]
 WantedChanges = Annotated[InstanceFilter, Depends(wanted_changes)]
 WantedEndpoints = Annotated[InstanceFilter, Depends(wanted_endpoints)]
+AllowLate = Annotated[bool, Query(description="also an instance that missed one beat, if none is fresh")]
 Reason = Annotated[str | None, Query(description="recorded as the cause", min_length=1, max_length=MAX_REASON_CHARS)]
 
 

@@ -21,10 +21,11 @@ from seedcore.core.errors import (
 from seedcore.core.feed import Feed
 from seedcore.core.instances import Epoch, Instance, Transition
 from seedcore.core.lifecycle import Status
-from seedcore.core.limits import MAX_PAGE, check_instance_id
+from seedcore.core.limits import MAX_PAGE, check_instance_id, check_key
 from seedcore.core.paging import check_limit, decode_cursor
 from seedcore.core.ports import ActorDirectory, InstanceReader
 from seedcore.core.view import LiveView
+from seedcore.discovery.rendered import RenderedInstances
 from seedcore.registry.caller.fallback_sources import PostgresSource, RayListing, ReaderFactory
 from seedcore.registry.caller.handle_cache import HandleCache
 from seedcore.registry.caller.handles import HandleFinder
@@ -32,7 +33,7 @@ from seedcore.registry.caller.live_sources import RegistrySource, SnapshotSource
 from seedcore.registry.caller.locator import Locator
 from seedcore.registry.caller.metrics import CallerMetrics
 from seedcore.registry.caller.resolver import Resolver
-from seedcore.registry.caller.sources import Choice, Listed, Resolved
+from seedcore.registry.caller.sources import Choice, Listed, NameListing, Resolved
 from seedcore.registry.following.follower import Follower
 from seedcore.registry.following.nearby import Nearby
 from seedcore.registry.protocol.connection import NoRegistry, RegistryConnection
@@ -81,11 +82,12 @@ class DiscoveryReader:
         slots = asyncio.Semaphore(PAGES_AT_ONCE)
         cache = HandleCache(finder.probe_timeout_s)
         self._cache = cache
+        self.rendered = RenderedInstances()
         self.follower: Follower | None = None
         if follows:
             feed = Feed("", FEED_CAPACITY)
             self.follower = Follower(
-                Nearby(connection), on_change=cache.evict, on_reset=cache.clear, feed=feed, export=metrics.export
+                Nearby(connection), on_change=self._evict, on_reset=self._clear, feed=feed, export=metrics.export
             )
         self._snapshot = None if self.follower is None else SnapshotSource(self.follower)
         self.registry = RegistrySource(connection, slots)
@@ -137,6 +139,14 @@ class DiscoveryReader:
         """The cache while it is current."""
         return None if self._snapshot is None else self._snapshot.view()
 
+    def _evict(self, logical_id: str) -> None:
+        self._cache.evict(logical_id)
+        self.rendered.forget(logical_id)
+
+    def _clear(self) -> None:
+        self._cache.clear()
+        self.rendered.clear()
+
     # Agents
 
     async def list_instances(
@@ -160,6 +170,23 @@ class DiscoveryReader:
         """
         answer = await self._resolver.resolve(logical_ids, Choice(allow_late=allow_late))
         self._metrics.resolved[answer.source.value] += len(logical_ids)
+        return answer
+
+    async def require_resolved(self, logical_id: str, *, allow_late: bool = False) -> Resolved:
+        """As `resolve`, for one agent that has an instance. Raises NotResolvableError, CannotKnowError or
+        InvalidInputError."""
+        check_key("logical_id", logical_id)
+        answer = await self.resolve([logical_id], allow_late=allow_late)
+        if isinstance(answer, NameListing):
+            if logical_id not in answer.names:
+                raise CannotKnowError(logical_id, "only Ray's listing answers, and it has no actor of that name")
+            return answer
+        [found] = answer.value
+        if found.instance is None:
+            detail = found.detail or "no live instance is registered"
+            if found.reason is None:
+                raise CannotKnowError(logical_id, detail)
+            raise NotResolvableError(logical_id, found.reason, detail)
         return answer
 
     async def handle_of(self, logical_id: str) -> ActorHandle:

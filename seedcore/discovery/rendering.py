@@ -52,13 +52,22 @@ def instance_out(instance: Instance) -> InstanceOut:
     return InstanceOut.model_validate(instance)
 
 
+def copied_out(instance: Instance, verdict: Verdict) -> InstanceOut:
+    """One instance of the local copy, which has verdicts and no times of beats."""
+    shown = instance_out(instance)
+    shown.verdict = verdict.value
+    shown.last_heartbeat = None
+    return shown
+
+
 def listed_out(instance: Instance, listing: Listing) -> InstanceOut:
     """One instance of a page."""
+    verdict = listing.verdicts.get(instance.instance_id, Verdict.FRESH)
+    if listing.source is Origin.SNAPSHOT:
+        return copied_out(instance, verdict)
     shown = instance_out(instance)
     if listing.source is not Origin.POSTGRES:
-        shown.verdict = listing.verdicts.get(instance.instance_id, Verdict.FRESH).value
-    if listing.source is Origin.SNAPSHOT:
-        shown.last_heartbeat = None
+        shown.verdict = verdict.value
     return shown
 
 
@@ -72,9 +81,14 @@ def page_of(listing: Listing | NameListing) -> InstancePage:
     return InstancePage(items=items, next_cursor=listing.next_cursor, stream=stream, **stamp_of(listing))
 
 
-def resolution_out(found: Resolution) -> ResolutionOut:
-    """One resolution."""
-    shown = None if found.instance is None else instance_out(found.instance)
+def resolution_out(found: Resolution, source: Origin) -> ResolutionOut:
+    """One resolution by a source."""
+    shown = None
+    if found.instance is not None and source is Origin.SNAPSHOT:
+        shown = copied_out(found.instance, found.verdict)
+    elif found.instance is not None:
+        shown = instance_out(found.instance)
+        shown.verdict = None if found.verdict is Verdict.UNKNOWN else found.verdict.value
     return ResolutionOut(logical_id=found.logical_id, instance=shown, reason=found.reason, detail=found.detail)
 
 

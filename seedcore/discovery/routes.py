@@ -15,6 +15,7 @@ from fastapi_offline import FastAPIOffline
 from seedcore import __version__
 from seedcore.discovery import agent_routes, endpoint_routes, fleet_routes, page
 from seedcore.discovery.api import AccessAnswer, HealthAnswer, ReadyAnswer
+from seedcore.discovery.direct import Direct
 from seedcore.discovery.guard import Guard
 from seedcore.discovery.handlers import install, problem_media_type
 from seedcore.discovery.parameters import Replica, Who, only_known_parameters
@@ -87,6 +88,7 @@ api: FastAPI = FastAPIOffline(
 api.openapi = _document(api)  # type: ignore[method-assign]
 install(api)
 # middleware that is added last runs first
+api.add_middleware(Direct)
 api.add_middleware(Guard)
 api.include_router(v1)
 api.include_router(health)

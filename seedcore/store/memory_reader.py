@@ -92,6 +92,11 @@ class MemoryReader:
         check_limit(limit)
         return [one for one in reversed(self.tables.transitions) if one.logical_id == logical_id][:limit]
 
+    async def history(
+        self, logical_id: str, instances: int, transitions: int
+    ) -> tuple[list[Instance], list[Transition]]:
+        return await self.instances(logical_id, instances), await self.transitions(logical_id, transitions)
+
     async def deaths(self, limit: int, cursor: str | None = None, within_s: float | None = None) -> Listing:
         before, span_s = decode_death_cursor(cursor), check_within_s(within_s)
         since = None if span_s is None else self._now() - timedelta(seconds=span_s)

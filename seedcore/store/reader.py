@@ -81,6 +81,17 @@ class PostgresReader:
         rows = await self._statements.run("transitions", {"logical_id": logical_id, "limit": check_limit(limit)})
         return [transition_of(row) for row in rows]
 
+    async def history(
+        self, logical_id: str, instances: int, transitions: int
+    ) -> tuple[list[Instance], list[Transition]]:
+        rows, steps = await self._statements.run_all(
+            [
+                ("instances", {"logical_id": logical_id, "limit": check_limit(instances)}),
+                ("transitions", {"logical_id": logical_id, "limit": check_limit(transitions)}),
+            ]
+        )
+        return [instance_of(row) for row in rows], [transition_of(row) for row in steps]
+
     async def deaths(self, limit: int, cursor: str | None = None, within_s: float | None = None) -> Listing:
         before, before_id = decode_death_cursor(cursor)
         page = {

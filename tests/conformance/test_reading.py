@@ -156,6 +156,8 @@ async def test_illegal_page_size_is_refused(world: World, limit: int) -> None:
         await world.store.list_instances(EVERYONE, limit)
     with pytest.raises(InvalidInputError, match="limit"):
         await world.store.instances("agent", limit)
+    with pytest.raises(InvalidInputError, match="limit"):
+        await world.store.history("agent", 10, limit)
 
 
 async def test_illegal_filter_is_refused(world: World) -> None:
@@ -203,6 +205,9 @@ async def test_history_is_newest_first_with_the_dead_in_it_and_bounded(world: Wo
     assert [row.instance_id for row in await world.store.instances("agent", 100)] == order
     assert [row.instance_id for row in await world.store.instances("agent", 4)] == order[:4]
     assert await world.store.instances("not-there", 10) == []
+    for name, counts in (("agent", (4, 2)), ("agent", (100, 100)), ("not-there", (10, 10))):
+        expected = await world.store.instances(name, counts[0]), await world.store.transitions(name, counts[1])
+        assert await world.store.history(name, *counts) == expected
 
 
 async def test_deaths_are_read_the_last_first_page_by_page(world: World) -> None:

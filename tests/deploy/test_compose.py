@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 
 from seedcore.settings import Settings
 from tests.deploy.conftest import DEPLOY
+from tests.deploy.haproxy import variables_of_serve
 
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
@@ -123,6 +124,7 @@ def test_env_example_lists_every_variable_and_every_setting_exists() -> None:
     }
     used = {name for one in ("ray-head", "registry", "migrate") for name in SERVICES[one]["environment"]}
     assert {name for name in used if name.startswith("SEEDCORE_")} <= known
+    assert {name for name in used if name.startswith("RAY_SERVE_")} <= variables_of_serve()
 
 
 def test_every_password_is_required_and_none_has_a_default() -> None:

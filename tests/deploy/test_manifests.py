@@ -16,6 +16,7 @@ from ray.serve.schema import ServeDeploySchema
 from seedcore.discovery.builder import DiscoveryArgs
 from seedcore.settings import Settings
 from tests.deploy.conftest import DEPLOY
+from tests.deploy.haproxy import variables_of_serve
 from tests.deploy.kinds import check
 from tests.deploy.kustomize import Document, render
 from tests.deploy.rules import wrapped
@@ -188,7 +189,7 @@ def test_every_setting_exists(overlay: list[Document]) -> None:
     }
     used = {key for one in the(overlay, "ConfigMap") for key in one["data"]}
     used |= {variable["name"] for container in containers(overlay) for variable in container.get("env", [])}
-    assert {name for name in used if not name.startswith(("PGSSL", "REDIS_"))} <= known
+    assert {name for name in used if not name.startswith(("PGSSL", "REDIS_"))} <= known | variables_of_serve()
 
 
 def test_services_budgets_and_policies_select_pods(overlay: list[Document]) -> None:

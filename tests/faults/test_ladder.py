@@ -191,6 +191,11 @@ async def test_cache_answers_what_it_knows_and_the_registry_the_rest(world: Worl
         assert (answer["source"], len(answer["results"])) == ("snapshot", len(FLEET))
         answer = (await client.post(world.url + "/v1/resolve", json={"logical_ids": ["ant", "never-was"]})).json()
         assert (answer["source"], answer["results"][1]["reason"]) == ("registry", "not_registered")
+        one = (await client.get(world.url + "/v1/resolve/ant")).json()
+        assert (one["source"], one["results"][0]["instance"]["logical_id"]) == ("snapshot", "ant")
+        none = await client.get(world.url + "/v1/resolve/never-was")
+        check_problem(none, 404, "not_resolvable")
+        assert none.json()["reason"] == "not_registered"
     client_of_one = RegistryClient("gnat", settings=world.settings)
     await client_of_one.set_status("alive")
 
@@ -246,6 +251,9 @@ async def test_without_the_registry_the_database_answers(world: World) -> None:
     assert await instances(world) == before
     async with httpx.AsyncClient(timeout=30) as client:
         answer = (await client.post(world.url + "/v1/resolve", json={"logical_ids": ["ant", "x"]})).json()
+        one = (await client.get(world.url + "/v1/resolve/ant")).json()
+        assert (one["source"], one["results"]) == ("postgres", answer["results"][:1])
+        check_problem(await client.get(world.url + "/v1/resolve/x"), 404, "not_resolvable")
     assert answer["source"] == "postgres"
     assert [found["instance"] is not None for found in answer["results"]] == [True, False]
     assert (await world.get("/v1/agents/ant"))["source"] == "postgres"
@@ -314,6 +322,10 @@ async def test_without_both_rays_listing_answers_and_everything_heals(world: Wor
         answer = (await http.post(world.url + "/v1/resolve", json={"logical_ids": ["ant", "x"]})).json()
         assert answer["source"] == "ray"
         assert [found["instance"] is not None for found in answer["results"]] == [True, False]
+        one = (await http.get(world.url + "/v1/resolve/ant")).json()
+        assert (one["source"], one["complete"], one["results"]) == ("ray", False, answer["results"][:1])
+        # a name that Ray does not list proves nothing
+        check_problem(await http.get(world.url + "/v1/resolve/x"), 503, "cannot_know")
         cannot = await http.get(world.url + "/v1/instances?organ=any")
         assert (cannot.status_code, cannot.json()["code"]) == (503, "cannot_know")
         check_problem(await http.get(world.url + "/v1/epoch"), 503, "cannot_know")

@@ -67,6 +67,7 @@ CALLS: dict[str, Callable[[PostgresStore], Awaitable[object]]] = {
     "get_instance": lambda store: store.get_instance(iid(1)),
     "instances": lambda store: store.instances("agent", 10),
     "transitions": lambda store: store.transitions("agent", 10),
+    "history": lambda store: store.history("agent", 10, 10),
 }
 
 

@@ -185,8 +185,8 @@ AGENTS = (
 
 
 @asynccontextmanager
-async def world_of(*, is_reworded: bool = False) -> AsyncIterator[World]:
-    """Everything up, with one agent in every state."""
+async def world_of(*, is_reworded: bool = False, follows: bool = False) -> AsyncIterator[World]:
+    """Everything up, with one agent in every state. With `follows` the reader has a local copy."""
     tables, actors = Tables(START), Actors()
     async with joined_registry(CONFIG, tables) as registry:
         await fill(registry, actors)
@@ -207,6 +207,7 @@ async def world_of(*, is_reworded: bool = False) -> AsyncIterator[World]:
             return Locator(resolver, finder, HandleCache(0.01), metrics, known=known, finds_unreported=finds_unreported)
 
         known = KnownAgents(100)
+        reader = DiscoveryReader(any_connection, read, any_listing, finder, CallerMetrics("discovery"), follows=follows)
         yield World(
             registry,
             connection,
@@ -215,9 +216,11 @@ async def world_of(*, is_reworded: bool = False) -> AsyncIterator[World]:
             actors,
             locator(known, finds_unreported=True),
             locator(None, finds_unreported=False),
-            DiscoveryReader(any_connection, read, any_listing, finder, CallerMetrics("discovery"), follows=False),
+            reader,
             known,
         )
+        if reader.follower is not None:
+            await reader.follower.stop()
 
 
 class Finder:

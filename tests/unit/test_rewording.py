@@ -16,6 +16,7 @@ from seedcore.cli.why import reason_of
 from seedcore.core.causes import CauseKind
 from seedcore.core.errors import RegistryError
 from seedcore.discovery.access import Access
+from seedcore.discovery.direct import Direct
 from seedcore.discovery.guard import Guard
 from seedcore.discovery.handlers import install
 from seedcore.discovery.overview import Overviews
@@ -57,6 +58,7 @@ REQUESTS: Sequence[tuple[str, str, Any]] = (
     ("GET", "/healthz", None),
     ("POST", "/v1/resolve", {"logical_ids": list(AGENTS)}),
     ("POST", "/v1/resolve", {"logical_ids": []}),
+    *(("GET", f"/v1/resolve/{agent}{query}", None) for agent in AGENTS for query in ("", "?allow_late=true")),
     ("POST", "/v1/agents/dead/undrain", {}),
     ("POST", "/v1/agents/alive/drain", {}),
     ("DELETE", f"/v1/instances/{iid(7)}", None),
@@ -86,8 +88,8 @@ async def test_rewording_every_message_changes_no_resolution() -> None:
 
 
 @contextmanager
-def served(world: World) -> Iterator[httpx.AsyncClient]:
-    """The HTTP API over a world, without Serve."""
+def served(world: World, *, is_direct: bool = True) -> Iterator[httpx.AsyncClient]:
+    """The HTTP API over a world, without Serve; with or without the answers ahead of its routes."""
     settings = Settings(namespace="nowhere", http_anonymous="write")
     access, rates = Access(settings, "127.0.0.1"), Rates(10_000)
     replica = SimpleNamespace(
@@ -105,7 +107,9 @@ def served(world: World) -> Iterator[httpx.AsyncClient]:
     api.include_router(v1)
     api.include_router(health)
     api.dependency_overrides[this_replica] = lambda: replica
-    transport = httpx.ASGITransport(Guard(api, lambda: (access, rates)))
+    replica_here: Any = lambda: replica  # noqa: E731
+    behind_guard = Direct(api, replica_here) if is_direct else api
+    transport = httpx.ASGITransport(Guard(behind_guard, lambda: (access, rates)))
     yield httpx.AsyncClient(transport=transport, base_url="http://localhost")
 
 

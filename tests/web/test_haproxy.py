@@ -21,7 +21,7 @@ from seedcore.discovery.exposure import exposures
 from seedcore.discovery.routes import api
 from seedcore.settings import Settings
 from tests.servers import PostgresServer
-from tests.serving import Tokens, deployed, free_port
+from tests.serving import Tokens, deployed, haproxy
 from tests.waiting import eventually
 
 ANOTHER = "127.0.0.2"
@@ -33,19 +33,7 @@ def environment() -> Iterator[dict[str, str]]:
     """Of nodes whose HAProxy keeps its files and ports to itself, as docs/security.md says."""
     # a socket's path is short
     with tempfile.TemporaryDirectory(prefix="ha", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        yield {
-            "RAY_TMPDIR": folder,
-            "RAY_SERVE_ENABLE_HA_PROXY": "1",
-            "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
-            "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
-            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",
-            "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/admin.sock",
-            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{folder}/metrics.sock",
-            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": folder,
-            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/state",
-            "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "1",
-            "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
-        }
+        yield {"RAY_TMPDIR": folder, **haproxy(folder)}
 
 
 @pytest.fixture(scope="module")

@@ -41,12 +41,13 @@ MIB = 1024 * 1024
 def deployment(postgres18: PostgresServer) -> Iterator[tuple[Settings, str]]:
     """Of agents that nobody needs to run: their lease outlasts the tests."""
     dsn = postgres18.dsn(postgres18.create_database())
-    asyncio.run(_register(dsn))
+    asyncio.run(register(dsn))
     with deployed(postgres18, "memory", dsn=dsn, lease_s=3600.0, http_max_requests_per_s=10_000) as made:
         yield made
 
 
-async def _register(dsn: str) -> None:
+async def register(dsn: str) -> None:
+    """Agents with much metadata, in the database."""
     store = PostgresStore(dsn)
     await store.open()
     metadata = {"note": "x" * METADATA_BYTES}

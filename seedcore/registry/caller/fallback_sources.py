@@ -65,8 +65,7 @@ class PostgresSource:
 
     async def describe(self, logical_id: str) -> Description:
         async with self._read() as reader:
-            instances = await reader.instances(logical_id, INSTANCES_LIMIT)
-            transitions = await reader.transitions(logical_id, TRANSITIONS_LIMIT)
+            instances, transitions = await reader.history(logical_id, INSTANCES_LIMIT, TRANSITIONS_LIMIT)
         return Description(
             logical_id,
             (),

@@ -211,9 +211,7 @@ class Queries:
         )
 
     async def _history_of(self, logical_id: str) -> tuple[list[Instance], list[Transition]]:
-        store = self.writer.database.readable()
-        instances = await store.instances(logical_id, INSTANCES_LIMIT)
-        return instances, await store.transitions(logical_id, TRANSITIONS_LIMIT)
+        return await self.writer.database.readable().history(logical_id, INSTANCES_LIMIT, TRANSITIONS_LIMIT)
 
     # Epochs, and the registry itself
 
