@@ -48,6 +48,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--require-promtool", action="store_true", help="fail, not skip, where Prometheus is not installed"
     )
+    parser.addoption("--require-etcd", action="store_true", help="fail, not skip, where etcd is not installed")
     parser.addoption("--require-hosts", action="store_true", help="fail, not skip, where namespaces cannot be made")
 
 

@@ -15,4 +15,7 @@ NAMES = (
     "listing",
     "http",
     "growth",
+    "peers",
 )
+ONLY_IF_NAMED = frozenset({"peers"})
+"""It needs another program, and promises nothing."""

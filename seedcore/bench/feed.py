@@ -6,6 +6,7 @@ import asyncio
 import statistics
 import time
 import uuid
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,25 +119,18 @@ async def _measure(place: Place, changes_per_s: int, seconds: float, agents: int
         watcher_class.options(num_cpus=0).remote(place.namespace, organ_id) for organ_id in ("left", "right")
     )
     await asyncio.gather(watcher.start.remote(), other.start.remote())
-    began_s, seq, sent = time.monotonic(), 1, 0
-    sending: set[asyncio.Task[Any]] = set()
-    while time.monotonic() < began_s + seconds:
-        due = min(agents, int((time.monotonic() - began_s) * changes_per_s) - sent)
-        if due > 0:
-            batch = []
-            for number in range(sent, sent + due):
-                seq = number // agents + 2
-                status = Status.ALIVE if seq % 2 == 0 else Status.DRAINING
-                cause = Cause(CauseKind.AGENT, repr(time.time()))
-                change = StatusChange(ids[number % agents], status, seq, cause)
-                batch.append(SequencedChange(change))
-            sent += due
-            task = asyncio.create_task(connection.deliver(batch))
-            sending.add(task)
-            task.add_done_callback(sending.discard)
-        await asyncio.sleep(TICK_S)
-    await asyncio.gather(*sending)
-    elapsed_s = time.monotonic() - began_s
+
+    async def send(numbers: range) -> None:
+        batch = []
+        for number in numbers:
+            seq = number // agents + 2
+            status = Status.ALIVE if seq % 2 == 0 else Status.DRAINING
+            cause = Cause(CauseKind.AGENT, repr(time.time()))
+            change = StatusChange(ids[number % agents], status, seq, cause)
+            batch.append(SequencedChange(change))
+        await connection.deliver(batch)
+
+    sent, elapsed_s = await paced(changes_per_s, seconds, agents, send)
     await asyncio.sleep(1.0)
     delays_s, notified, cached = await watcher.stop.remote()
     _, notified_of_others, _ = await other.stop.remote()
@@ -144,3 +138,22 @@ async def _measure(place: Place, changes_per_s: int, seconds: float, agents: int
         ray.kill(one)
     assert cached == agents, f"the cache of the watcher contains {cached} of {agents} agents"
     return Watched(delays_s, sent, elapsed_s, notified, notified_of_others)
+
+
+async def paced(
+    changes_per_s: int, seconds: float, most: int, send: Callable[[range], Awaitable[object]]
+) -> tuple[int, float]:
+    """Call `send` every TICK_S seconds with the numbers of the changes that are due, `most` at a time, while the calls
+    before it go on. Returns how many changes there were, and the seconds until all of them were answered."""
+    began_s, sent = time.monotonic(), 0
+    sending: set[asyncio.Future[object]] = set()
+    while time.monotonic() < began_s + seconds:
+        due = min(most, int((time.monotonic() - began_s) * changes_per_s) - sent)
+        if due > 0:
+            task = asyncio.ensure_future(send(range(sent, sent + due)))
+            sent += due
+            sending.add(task)
+            task.add_done_callback(sending.discard)
+        await asyncio.sleep(TICK_S)
+    await asyncio.gather(*sending)
+    return sent, time.monotonic() - began_s

@@ -10,7 +10,22 @@ from dataclasses import replace
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from seedcore.bench import NAMES, callers, changes, death, feed, growth, http, ingest, listing, resolve, restart, starts
+from seedcore.bench import (
+    NAMES,
+    ONLY_IF_NAMED,
+    callers,
+    changes,
+    death,
+    feed,
+    growth,
+    http,
+    ingest,
+    listing,
+    peers,
+    resolve,
+    restart,
+    starts,
+)
 from seedcore.bench.environment import Bench, environment
 from seedcore.bench.report import Result, show
 from seedcore.core.errors import InvalidInputError
@@ -27,16 +42,18 @@ _RUNS: tuple[Callable[[Bench], Awaitable[Result]], ...] = (
     listing.run,
     http.run,
     growth.run,
+    peers.run,
 )
 BENCHMARKS: Mapping[str, Callable[[Bench], Awaitable[Result]]] = dict(zip(NAMES, _RUNS, strict=True))
 
 
 def run_all(console: Console, names: Sequence[str], *, is_quick: bool, dsn: str | None) -> list[Result]:
-    """Run the named benchmarks, or all. Raises InvalidInputError for an unknown name, before any benchmark runs."""
+    """Run the named benchmarks, or all but those of ONLY_IF_NAMED. Raises InvalidInputError for an unknown name, before
+    any benchmark runs."""
     unknown = [name for name in names if name not in BENCHMARKS]
     if unknown:
         raise InvalidInputError("benchmark", f"must be one of {', '.join(BENCHMARKS)}, not {unknown[0]!r}")
-    chosen = [name for name in BENCHMARKS if not names or name in names]
+    chosen = [name for name in BENCHMARKS if (name in names if names else name not in ONLY_IF_NAMED)]
     results: list[Result] = []
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as progress:

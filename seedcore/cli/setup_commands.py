@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from seedcore.bench import NAMES
+from seedcore.bench import NAMES, ONLY_IF_NAMED
 from seedcore.cli.errors import EXIT_FAILED
 from seedcore.cli.output import JsonOption, Terminal, echo, fail, out
 from seedcore.core.errors import InvalidInputError, first_line
@@ -92,9 +92,12 @@ def demo_command(
 
 
 def bench_command(
-    names: Annotated[list[str] | None, typer.Argument(help=f"Any of {', '.join(NAMES)}. Default: all.")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help=f"Any of {', '.join(NAMES)}. Default: all but {', '.join(sorted(ONLY_IF_NAMED))}."),
+    ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Small sizes, in less than a minute. The promises do not apply.")
+        bool, typer.Option("--quick", help="Small sizes, in about two minutes. The promises do not apply.")
     ] = False,
     with_json: JsonOption = False,
     output: Annotated[Path | None, typer.Option(help="Write the figures as JSON to this file.")] = None,
@@ -104,6 +107,8 @@ def bench_command(
     ] = None,
 ) -> None:
     """Measure on this machine, each figure beside a baseline of the same run. Starts its own Ray and PostgreSQL.
+
+    `peers` does the same work on etcd, if the program `etcd` is found, on a server of its own.
 
     Exit code 1 if a ratio breaks the project's promise, except with --quick.
     """
