@@ -15,6 +15,7 @@ from seedcore.core.clock import Clock
 from seedcore.core.errors import FollowersFullError
 from seedcore.core.feed import Feed, FeedBatch
 from seedcore.core.feed_question import FeedQuestion
+from seedcore.core.lifecycle import Status
 from seedcore.core.paging import decode_cursor
 from seedcore.core.timeouts import within
 from seedcore.registry.following.follower import Follower, FollowTimes
@@ -241,6 +242,44 @@ async def test_a_new_listing_comes_from_the_relay_where_that_follows_the_same_re
     assert (batch.is_reset, batch.stream) == (True, registry.members.feed.stream)
     assert [row.instance_id for row in (await nearby.page(ALL)).items] == [iid(1)]
     assert wire.asked[-3:] == ["relay: changes", "registry", "relay: page"]
+
+
+async def test_a_relay_that_is_older_than_a_listing_confirms_none(
+    registry: LocalRegistry, upstream: Wire, copy: NodeCopy
+) -> None:
+    await registry.register(joins(1, "agent-1").registration)
+    assert (await copy.changes(FeedQuestion(ALL))).complete
+    stream = registry.members.feed.stream
+    wire = Wire(registry, copy)
+    list_now = wire.page
+    changed: list[str] = []
+
+    async def list_later(*args: Any, **options: Any) -> Listing:
+        await registry.set_status(iid(1), Status.ALIVE, 2)
+        relayed = FeedQuestion(ALL, stream, registry.members.feed.version)
+        assert await eventually(lambda: is_complete(copy, relayed), every_s=0.001)
+        # from here on the relay hears nothing, and has answers for its processes
+        asked = len(upstream.asked)
+        upstream.is_there.clear()
+        await eventually(lambda: len(upstream.asked) > asked, every_s=0.001)
+        await registry.deregister(["agent-1"], "its end")
+        return await list_now(*args, **options)
+
+    with mock.patch.object(wire, "page", list_later):
+        follower = Follower(wire.nearby(), times=TIMES, on_change=changed.append)
+        follower.start()
+        assert await eventually(lambda: wire.asked.count("relay: changes") > 2, every_s=0.001)
+        # the instance is dead, and the relay, which has not heard of it, does not bring it back
+        assert (changed, held(follower), follower.is_current) == ([], [], False)
+        upstream.is_there.set()
+        assert await follower.until_current(5.0)
+    at_last = held(follower), follower.view.version, follower.resets
+    assert at_last == ([], registry.members.feed.version, 1)
+    await follower.stop()
+
+
+async def is_complete(copy: NodeCopy, question: FeedQuestion) -> bool:
+    return (await copy.changes(question)).complete
 
 
 async def test_what_the_registry_has_more_of_is_read_from_it(registry: LocalRegistry, copy: NodeCopy) -> None:

@@ -237,6 +237,9 @@ class Follower:
             await self._pause_between_resets()
             await self._load(batch)
             return
+        if batch.version < self._listed_at:
+            # it lacks changes that the listing has, and its own ones would take instances back behind them
+            raise RegistryUnavailableError("the relay's copy is older than the listing")
         self._is_after_reset = False
         if self.feed is not None:
             self.feed.repeat(batch, view.get, self._listed_at)
@@ -316,7 +319,7 @@ class Follower:
         self.resets += 1
         if self._on_reset is not None:
             self._on_reset()
-        # trusted from the next answer on: that has the changes during the listing
+        # trusted from the next answer on that has the changes during the listing
 
     def _trust(self, sent_s: float) -> None:
         was_current = self.is_current
