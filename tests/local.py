@@ -21,6 +21,9 @@ UNSTORABLE = "a reason that the database refuses"
 class LocalRegistry(Shorthands, Registry):
     """A Registry that is called like a connection to one."""
 
+    def forget(self, instance_id: str) -> None:
+        """It keeps nothing for an agent."""
+
 
 def is_unstorable(change: StatusChange | HoldChange) -> bool:
     """Whether a change has the reason that the database refuses."""

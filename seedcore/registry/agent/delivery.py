@@ -91,6 +91,7 @@ class Delivery:
         """Queue a registration as a new instance, for after the pause that its deaths in a row ask for."""
         self._outages.came_back.note(self._enrolment.registration.instance_id, self.fields)
         self._comebacks.note(why, self._clock.monotonic())
+        self._connection.forget(self._enrolment.registration.instance_id)
         self._enrolment.begin_new_instance()
         self._is_coming_back = True
         registration = self._enrolment.registration

@@ -270,6 +270,7 @@ class Reporter:
             return
         self._end_beating()
         self._probes.stop()
+        self._client.connection.forget(self._client.instance_id)
         self._retired_epoch, self._pulse.problem = error.epoch, str(error)
         logger.warning("epoch %s is retired; its agent has stopped reporting", error.epoch, extra=self._fields())
         if self._on_retired is not None:

@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Self
 
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
@@ -99,9 +98,7 @@ class RegistryConnection(Shorthands):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_raised: object) -> None:
         await self.close()
 
     async def close(self) -> None:
@@ -166,6 +163,10 @@ class RegistryConnection(Shorthands):
             )
             await asyncio.gather(*(self._take_again(changes) for changes in lost))
         return answer
+
+    def forget(self, instance_id: str) -> None:
+        """The agent has given this instance up: nothing of it will be sent again."""
+        self._words.forget(instance_id)
 
     async def page(
         self, wanted: InstanceFilter, limit: int = 100, cursor: str | None = None, packed: bool = False
@@ -243,8 +244,7 @@ class RegistryConnection(Shorthands):
             return await self._ask_greeted(rules, *args, **kwargs)
 
     def _require_answering(self) -> None:
-        """Raise RegistryUnavailableError while the registry is silent. Whether it answers again is found out in the
-        background: no reader waits for that."""
+        """Raise RegistryUnavailableError while it is silent. Whether it answers again is found in the background."""
         if not self._circuit.is_open:
             return
         if self._circuit.allows(self._clock.monotonic()) and not is_running(self._probing):

@@ -21,7 +21,7 @@ Words: TypeAlias = "dict[type[Change] | HoldKind, Change]"
 
 class DurableWords:
     """By instance, the last durable registration, the last durable status, and the last durable change of each kind of
-    hold. Bounded: the oldest make room."""
+    hold; until its agent gives the instance up. Bounded: the oldest make room."""
 
     def __init__(self, capacity: int = CAPACITY) -> None:
         self._capacity = capacity
@@ -44,7 +44,7 @@ class DurableWords:
             return
         taken = self._taken.pop(instance_id, {})
         if isinstance(inner, StatusChange) and inner.status is Status.DEAD:
-            self._forget(instance_id)
+            self.forget(instance_id)
             return
         for earlier in taken.values():
             self._put(self._words if _seq(earlier) < _seq(inner) else self._taken, earlier)
@@ -77,9 +77,10 @@ class DurableWords:
         return KnownBefore(seqs, self._epoch, self._database)
 
     def note_answer(self, sent: KnownBefore | None, answer: BeatAnswer) -> list[list[Change]]:
-        """Note the answer to beats. Returns, for each instance that is behind, the changes to send again in order."""
-        for one in answer.dead:
-            self._forget(one)
+        """Note the answer to beats. Returns, for each instance that is behind, the changes to send again in order.
+
+        The words of a dead instance stay: the database may lose its death before the agent acts on it.
+        """
         if answer.registry is None:
             return []
         if answer.database is not None:
@@ -100,7 +101,8 @@ class DurableWords:
             self._epoch = answer.epoch
         return [sorted(words.values(), key=_seq) for one in answer.behind if (words := self._words.get(one))]
 
-    def _forget(self, instance_id: str) -> None:
+    def forget(self, instance_id: str) -> None:
+        """Forget an instance whose agent has given it up."""
         self._words.pop(instance_id, None)
         self._taken.pop(instance_id, None)
         self._unconfirmed.discard(instance_id)
