@@ -7,7 +7,7 @@ recently. `member_queries` reads it. It has no clock, no database and no Ray: th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import islice
@@ -196,11 +196,12 @@ class Members:
             self._unlink(known)
             self.feed.append(known, None)
 
-    def forget_all(self) -> None:
-        """Remove every instance, live or dead."""
+    def forget_all(self, living: Iterable[str] = ()) -> None:
+        """Remove every instance: another registry has written since. `living` are those that the
+        database has, whatever was known of their deaths: see RecentDeaths.defer_to."""
         for instance in self:
             self.forget(instance.instance_id)
-        self.deaths.clear()
+        self.deaths.defer_to(living)
 
     def expired_holds(self, at: datetime, limit: int) -> list[tuple[str, HoldKind]]:
         """Up to `limit` holds that have expired: the instance and the kind of each."""

@@ -6,6 +6,7 @@ Owns a bounded memory: the oldest entry makes room for the newest. The database 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -88,9 +89,11 @@ class RecentDeaths:
         """The epoch with which an instance of this actor ended."""
         return self._retired_actors.get((logical_id, actor_id))
 
-    def clear(self) -> None:
-        """Forget who is dead: another registry has written since."""
-        self._deaths.clear()
+    def defer_to(self, living: Iterable[str]) -> None:
+        """Another registry has written since: the database decides who is `living` and who ended with an epoch. Any
+        other death is final, and stays known: the database may lose it later."""
+        for instance_id in (*self._retired, *living):
+            self._deaths.pop(instance_id, None)
         self._retired.clear()
         self._retired_actors.clear()
 

@@ -227,7 +227,7 @@ async def test_an_instance_that_only_the_older_database_has_is_routed_to_once_it
         earlier = Earlier(tables)
         await registry.deregister(["agent-1"])
         # memory keeps a bounded number of deaths
-        registry.members.deaths.clear()
+        registry.members.deaths.defer_to([iid(1)])
         earlier.restore()
         await eventually(partial(has_mended, registry))
         assert (await registry.resolve(["agent-1"])).value[0].reason in {NotResolved.LATE, NotResolved.DIED}

@@ -244,10 +244,14 @@ def test_adoption_revives_no_instance_whose_death_is_not_in_the_store_yet(member
     members.adopt(instance(1), 2.0)
     assert iid(1) not in members
     assert iid(1) in members.deaths
-    # after another registry has written nothing of ours counts
-    members.forget_all()
-    members.adopt(instance(1), 3.0)
-    assert iid(1) in members
+    # another registry has written since: what lives in its database lives, and any other death is final
+    members.adopt(instance(2), 3.0)
+    members.bury(iid(2), LAPSED)
+    members.forget_all([iid(1)])
+    for number in (1, 2):
+        members.adopt(instance(number), 4.0)
+    assert [row.instance_id for row in everyone(members)] == [iid(1)]
+    assert members.deaths.cause_of(iid(2)) == LAPSED
 
 
 def test_repeated_change_of_an_agent_renews_its_lease_and_a_change_of_others_does_not(members: Members) -> None:

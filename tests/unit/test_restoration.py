@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from seedcore.core.answers import BeatAnswer, InstanceFilter, KnownBefore, NotResolved, Outcome
+from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.changes import Change, HoldChange, RegisterChange, Registration, StatusChange
 from seedcore.core.clock import utc_now
 from seedcore.core.errors import StoreUnavailableError
@@ -495,6 +496,28 @@ async def test_a_takeover_that_the_database_has_is_no_loss_and_the_journal_is_of
         await eventually(partial(is_alive, registry, 1))
         assert (await registry.health()).losses == 0
         assert len(registry.writer.journal) == 0
+
+
+async def test_a_death_of_before_a_takeover_is_declared_again_where_it_is_lost_later(tables: Tables) -> None:
+    config = replace(CONFIG, term_idle_s=0.05)
+    rival = MemoryStore(lambda: START, tables)
+    store = BesideAnother(lambda: START + timedelta(seconds=1), tables)
+    async with joined_registry(config, tables, store=store) as registry:
+        await enter(registry, 1)
+        earlier = Earlier(tables)
+        await registry.deregister(["agent-1"], "it is gone", "ann")
+        await rival.begin(CONFIG.ray_cluster, None, 15.0)
+        await eventually(partial(is_superseded, registry))
+        store.is_alone = True
+        await eventually(partial(has_taken_back, registry))
+        await enter(registry, 2)
+        version = registry.members.feed.version
+        earlier.restore()
+        await eventually(partial(has_mended, registry))
+        assert (tables.rows[iid(1)].status, tables.rows[iid(2)].status) == (Status.DEAD, Status.ALIVE)
+        assert tables.rows[iid(1)].cause == Cause(CauseKind.OPERATOR, "it is gone", "ann")
+        # it was in no list and in no change of the feed meanwhile
+        assert registry.members.feed.version == version
 
 
 async def test_a_registry_in_force_joins_a_database_from_before_it_took_it_back(tables: Tables) -> None:

@@ -317,7 +317,7 @@ class DatabaseSession:
         seen_s = self._clock.monotonic() + self._config.reconnect_grace_s
         if is_taken_back:
             # another registry may have changed what memory has, or it never was committed
-            self._members.forget_all()
+            self._members.forget_all(instance.instance_id for instance in loaded)
             # as a registry that has started: agents repeat what it may lack, and callers list again
             feed = self._members.feed
             feed.become(uuid.uuid4().hex, feed.version + 1, feed.epoch)
