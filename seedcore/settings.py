@@ -283,6 +283,11 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("SEEDCORE_DIRECT_FOLLOWERS"),
         description="followers that the registry serves itself; others follow the relay of their node; 500: none does",
     )
+    copied_agents: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        5000,
+        validation_alias=AliasChoices("SEEDCORE_COPIED_AGENTS"),
+        description="agents that a calling process keeps a copy of; of a larger fleet it keeps those that it resolves",
+    )
     pg_pool_size: Annotated[int, Field(ge=1, le=100)] = Field(
         4, validation_alias=AliasChoices("SEEDCORE_PG_POOL_SIZE"), description="database connections of the registry"
     )

@@ -10,6 +10,7 @@ NAMES = (
     "propagation",
     "changes",
     "callers",
+    "memory",
     "death",
     "restart",
     "listing",

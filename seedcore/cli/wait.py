@@ -32,8 +32,8 @@ from seedcore.core.instances import Verdict
 from seedcore.core.lifecycle import Status
 from seedcore.core.timeouts import within
 from seedcore.discovery.api import InstanceOut
+from seedcore.registry.caller.awaited import AwaitedAgents, awaited, check_deadline
 from seedcore.registry.caller.missing import not_registered
-from seedcore.registry.caller.waiting import AwaitedAgents, awaited, check_deadline
 from seedcore.settings import load_settings
 
 _RESOLVED_AT_ONCE = 100

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ async def within(work: Awaitable[T], timeout_s: float | None) -> T:
     return task.result()
 
 
-async def end(*tasks: asyncio.Task[None] | None) -> None:
+async def end(*tasks: asyncio.Task[Any] | None) -> None:
     """Cancel tasks and wait until they have ended. Those of another event loop are cancelled there, without a wait."""
     here = asyncio.get_running_loop()
     running = [task for task in tasks if task is not None]

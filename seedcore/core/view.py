@@ -5,7 +5,8 @@ The cache follows one feed at a time. The feed contains verdicts, but not the ti
 
 from __future__ import annotations
 
-from collections import Counter
+import math
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,17 +30,23 @@ class FleetCounts:
 
 
 class LiveView:
-    """The live instances of the current epoch that match the follower's filter. One event loop changes it; other
-    threads may read `candidates`, `verdict`, `get` and `loads`, by single ids."""
+    """The live instances of the current epoch that match the follower's filter; after `keep_only_learned` those of the
+    agents that were learned since. One event loop changes it; other threads may read `candidates`, `verdict`, `get` and
+    `loads`, by single ids."""
 
     def __init__(self) -> None:
         self.stream: str | None = None
         self.version = 0
         self.epoch = ""
         self.as_of: datetime | None = None
+        # how often its content was replaced
+        self.loaded = 0
         self._loads: Loads | None = None
         self._instances = InstanceIndex()
         self._verdicts: dict[str, Verdict] = {}
+        # by logical id the version of its listing; None: all agents are kept
+        self._learned: OrderedDict[str, int] | None = None
+        self._expected: dict[str, dict[str, FeedChange]] = {}
 
     def __len__(self) -> int:
         return len(self._instances)
@@ -52,8 +59,68 @@ class LiveView:
                 instances.put(instance)
             verdicts.update(page.verdicts)
         self._instances, self._verdicts = instances, verdicts
+        self._learned = None
+        self._expected.clear()
+        self.loaded += 1
         self.forget_loads()
         self.stream, self.version, self.epoch = reset.stream, reset.version, reset.epoch
+
+    # A part of the fleet
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has all agents."""
+        return self._learned is None
+
+    def keep_only_learned(self, reset: FeedBatch) -> None:
+        """Replace the content by no agents. From here on only those that are learned are kept."""
+        self.load(reset, ())
+        self._learned = OrderedDict()
+
+    def has(self, logical_id: str) -> bool:
+        """Whether it knows which instances this agent has."""
+        return self._learned is None or logical_id in self._learned
+
+    def learned_at(self, logical_id: str) -> int | None:
+        """The version of the listing by which an agent was learned; None if it was not."""
+        return None if self._learned is None else self._learned.get(logical_id)
+
+    def expect(self, logical_id: str) -> None:
+        """Remember the changes of an agent from now on: its listing is on its way."""
+        self._expected.setdefault(logical_id, {})
+
+    def expect_no_more(self, logical_id: str) -> None:
+        """Its listing does not come."""
+        self._expected.pop(logical_id, None)
+
+    def learn(self, logical_id: str, listed: Listing) -> None:
+        """Keep an agent that is expected, by the listing of all its instances at the version of this cache when it was
+        expected, or later."""
+        assert self._learned is not None
+        for instance in listed.items:
+            self._instances.put(instance)
+        self._verdicts.update(listed.verdicts)
+        self._learned[logical_id] = listed.version
+        if len(listed.items) > 1:
+            # the next answer has those of this agent too
+            self.forget_loads()
+        for change in self._expected.pop(logical_id).values():
+            self._take(change)
+
+    def note_use(self, logical_id: str) -> None:
+        """The agent is the last one to be forgotten."""
+        if self._learned is not None:
+            self._learned.move_to_end(logical_id)
+
+    def forget_beyond(self, most: int) -> list[str]:
+        """Keep at most so many agents, those that were used last. Returns the logical ids of the others."""
+        forgotten = []
+        while self._learned is not None and len(self._learned) > most:
+            logical_id, _ = self._learned.popitem(last=False)
+            for instance in self._instances.of(logical_id):
+                self._drop(instance.instance_id)
+            forgotten.append(logical_id)
+        return forgotten
 
     def apply(self, batch: FeedBatch) -> set[str]:
         """Apply the changes after the cache's version. Returns the logical ids of the changed instances."""
@@ -110,9 +177,10 @@ class LiveView:
         return {row.instance_id: known[row.instance_id] for row in instances if row.instance_id in known}
 
     def knows(self, wanted: InstanceFilter) -> bool:
-        """Whether the cache can answer a filter completely: it contains only live instances of the current epoch."""
+        """Whether the cache can answer a filter completely: it contains only live instances of the current epoch, and
+        perhaps not all of them."""
         wants_dead = wanted.statuses is not None and Status.DEAD in wanted.statuses
-        return not wants_dead and wanted.epoch in {None, self.epoch}
+        return self.is_whole and not wants_dead and wanted.epoch in {None, self.epoch}
 
     def page(self, wanted: InstanceFilter, after: tuple[str, str], limit: int) -> tuple[list[Instance], bool]:
         """Return up to `limit` matching instances after `after` in key order, and whether there are more. `fresh_only`
@@ -134,11 +202,14 @@ class LiveView:
         )
 
     def _take(self, change: FeedChange) -> str | None:
+        if self._learned is not None:
+            if change.logical_id in self._expected:
+                self._expected[change.logical_id][change.instance_id] = change
+            # an agent's listing is newer than the changes before it
+            if change.version <= self._learned.get(change.logical_id, math.inf):
+                return None
         if change.instance is None:
-            self._verdicts.pop(change.instance_id, None)
-            if self._loads is not None:
-                self._loads.discard(change.instance_id)
-            gone = self._instances.pop(change.instance_id)
+            gone = self._drop(change.instance_id)
             return None if gone is None else gone.logical_id
         self._instances.put(change.instance)
         if change.verdict is Verdict.FRESH:
@@ -146,3 +217,9 @@ class LiveView:
         else:
             self._verdicts[change.instance_id] = change.verdict
         return change.instance.logical_id
+
+    def _drop(self, instance_id: str) -> Instance | None:
+        self._verdicts.pop(instance_id, None)
+        if self._loads is not None:
+            self._loads.discard(instance_id)
+        return self._instances.pop(instance_id)

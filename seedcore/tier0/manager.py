@@ -18,6 +18,7 @@ from seedcore.core.answers import Listing, Origin
 from seedcore.core.errors import CannotKnowError, InvalidInputError, NotResolvableError
 from seedcore.core.limits import Json, check_timeout
 from seedcore.core.selection import Policy
+from seedcore.registry.caller.awaited import awaited, check_deadline
 from seedcore.registry.caller.fallback_sources import RayListing
 from seedcore.registry.caller.handle_cache import HandleCache
 from seedcore.registry.caller.handles import HandleFinder
@@ -27,7 +28,7 @@ from seedcore.registry.caller.locator import Located, Locator, check_agent_id
 from seedcore.registry.caller.metrics import CallerMetrics
 from seedcore.registry.caller.picks import Picks
 from seedcore.registry.caller.resolver import Resolver
-from seedcore.registry.caller.waiting import Wait, awaited, check_deadline
+from seedcore.registry.caller.waiting import Wait
 from seedcore.registry.caller.watching import Watch, watched
 from seedcore.registry.following.follower import Follower
 from seedcore.registry.following.nearby import Nearby
@@ -75,7 +76,11 @@ class Tier0MemoryManager:
         self.follower: Follower | None = None
         if has_registry and self._settings.follow:
             self.follower = Follower(
-                Nearby(self.connection), on_change=self._cache.evict, on_reset=self._cache.clear, export=metrics.export
+                Nearby(self.connection),
+                on_change=self._cache.evict,
+                on_reset=self._cache.clear,
+                export=metrics.export,
+                most_agents=self._settings.copied_agents,
             )
         self._refresher = Refresher(self._known, self.connection, directory, self.mode)
         self._finder = HandleFinder(namespace, probe_timeout_s)

@@ -912,3 +912,36 @@ async def test_actor_that_cannot_say_which_instance_it_is_counts_as_long_as_that
     with pytest.raises(ActorGoneError):
         await finder.answering(before)
     ray.kill(actor)
+
+
+async def test_of_a_larger_fleet_a_manager_keeps_what_it_has_resolved_and_drops_what_dies(
+    registry: RegistryConnection, manager: Tier0MemoryManager, settings: Settings
+) -> None:
+    ids = ["one", "two", "three"]
+    made = await manager.create_agents_batch([spec(one, settings, max_restarts=0) for one in ids])
+    assert not made.failures
+    async with Tier0MemoryManager(settings.model_copy(update={"copied_agents": 2})) as caller:
+        assert caller.follower is not None
+        follower = caller.follower
+        # the first resolution starts to follow
+        assert await caller.resolve("one") is not None
+        assert await follower.until_current(30.0)
+        for one in ("one", "two"):
+            handle = await caller.resolve(one)
+            assert caller.cached(one) is handle
+        assert (follower.view.is_whole, len(follower.view)) == (False, 2)
+        assert (await caller.locate("one")).source is Origin.SNAPSHOT
+        assert {row.logical_id for row in await caller.discover_from_registry()} == set(ids)
+        # a third one takes the place of the one that was used the longest time ago, whose handle is dropped
+        await caller.resolve("three")
+        assert [caller.cached(one) is not None for one in ids] == [True, False, True]
+        victim = (await caller.locate("one")).instance
+        assert victim is not None
+        await killed(victim)
+        await eventually(lambda: caller.cached("one") is None and len(follower.view) == 1)
+        with pytest.raises(NotResolvableError, match="one"):
+            await caller.resolve("one")
+        # a wait needs all agents
+        await caller.wait_for(ids=["two", "three"], timeout_s=30.0)
+        await eventually(lambda: follower.is_current and follower.view.is_whole)
+        assert len(follower.view) == 2

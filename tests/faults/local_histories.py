@@ -30,7 +30,8 @@ from seedcore.core.timeouts import end
 from seedcore.registry.agent.client import RegistryClient
 from seedcore.registry.agent.identity import Identity
 from seedcore.registry.caller.live_sources import SnapshotSource
-from seedcore.registry.following.follower import Follower, FollowTimes
+from seedcore.registry.following.follower import Follower
+from seedcore.registry.following.times import FollowTimes
 from seedcore.settings import Settings
 from seedcore.store.postgres import PostgresStore
 from tests.faults.history import History, Seen, Step

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from seedcore.core.causes import CauseKind
 from seedcore.core.lifecycle import Status
-from seedcore.registry.following.follower import MAX_AGE_S
+from seedcore.registry.following.times import MAX_AGE_S
 from seedcore.registry.ray_support.process_keys import split_key
 from seedcore.registry.server.watched_node import WatchTimes
 from tests.hosts.records import Call, Ended, Look, Node, Row

@@ -8,17 +8,19 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from seedcore.core.answers import InstanceFilter, Listing
 from seedcore.core.clock import Clock
-from seedcore.core.errors import InvalidInputError
+from seedcore.core.errors import InvalidInputError, RegistryUnavailableError
 from seedcore.core.feed import FeedBatch
 from seedcore.core.feed_question import FeedQuestion
 from seedcore.core.loads import Loads
 from seedcore.core.paging import decode_cursor
-from seedcore.registry.following.follower import Follower, FollowTimes
+from seedcore.registry.following.follower import Follower
+from seedcore.registry.following.times import FollowTimes
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.store.memory import MemoryStore, Tables
 from tests.builders import START, iid, joins
@@ -317,3 +319,100 @@ async def test_loads_of_a_large_fleet_arrive_in_bounded_answers(registry: Regist
 async def test_number_of_loads_that_is_none_is_refused(registry: Registry, bad: Any) -> None:
     with pytest.raises(InvalidInputError, match="loads_after"):
         await registry.changes(FeedQuestion(InstanceFilter(), loads_after=bad))
+
+
+@pytest.fixture
+async def fleet(registry: Registry) -> Registry:
+    """Of five agents, more than the follower of a part keeps."""
+    for number in range(1, 6):
+        await registry.register(joins(number, f"agent-{number}").registration)
+    return registry
+
+
+@pytest.fixture
+async def part(fleet: Registry, seen: Seen) -> AsyncIterator[Follower]:
+    connection: Any = fleet
+    follower = Follower(connection, on_change=seen.changes.append, on_reset=seen.reset, times=TIMES, most_agents=2)
+    follower.start()
+    assert await follower.until_current(10.0)
+    yield follower
+    await follower.stop()
+
+
+async def test_of_a_larger_fleet_a_follower_keeps_the_agents_that_it_has_learned(
+    fleet: Registry, part: Follower, seen: Seen
+) -> None:
+    assert (held(part), part.view.is_whole, part.view.knows(InstanceFilter(statuses=None))) == ([], False, False)
+    assert await part.learn("agent-1")
+    assert held(part) == [iid(1)]
+    # also that there is none
+    assert await part.learn("agent-7")
+    await fleet.register(joins(7, "agent-7").registration)
+    await fleet.register(joins(8, "agent-8").registration)
+    await fleet.deregister(instance_ids=[iid(1)])
+    await eventually(lambda: held(part) == [iid(7)] and part.is_current, every_s=0.001)
+    # of the others it tells and keeps nothing
+    assert set(seen.changes) == {"agent-1", "agent-7"}
+    seen.changes.clear()
+    assert await part.learn("agent-2")
+    # at most two: the oldest one is forgotten, and what was made of it must be too
+    assert seen.changes == ["agent-1"]
+    assert held(part) == [iid(2), iid(7)]
+
+
+async def test_agents_that_are_learned_at_once_are_asked_for_once(fleet: Registry, part: Follower) -> None:
+    asked: list[str | None] = []
+    page: Any = fleet.page
+
+    async def counted(wanted: InstanceFilter, *args: Any, **options: Any) -> Listing:
+        asked.append(wanted.logical_id)
+        listed: Listing = await page(wanted, *args, **options)
+        return listed
+
+    with mock.patch.object(fleet, "page", counted):
+        assert all(await asyncio.gather(*(part.learn("agent-1") for _ in range(20))))
+    assert asked == ["agent-1"]
+
+
+async def test_agent_whose_listing_is_of_an_earlier_version_is_not_learned(fleet: Registry, part: Follower) -> None:
+    page: Any = fleet.page
+
+    async def late(*args: Any, **options: Any) -> Listing:
+        listed: Listing = await page(*args, **options)
+        return replace(listed, version=0)
+
+    with mock.patch.object(fleet, "page", late):
+        assert not await part.learn("agent-1")
+    with mock.patch.object(fleet, "page", mock.AsyncMock(side_effect=RegistryUnavailableError("away"))):
+        assert not await part.learn("agent-1")
+    assert held(part) == []
+    assert await part.learn("agent-1")
+
+
+async def test_a_fleet_that_grows_beyond_the_bound_is_no_longer_copied(registry: Registry, seen: Seen) -> None:
+    connection: Any = registry
+    follower = Follower(connection, on_reset=seen.reset, times=TIMES, most_agents=2)
+    follower.start()
+    assert await follower.until_current(10.0)
+    for number in (1, 2):
+        await registry.register(joins(number, f"agent-{number}").registration)
+    await eventually(lambda: held(follower) == [iid(1), iid(2)], every_s=0.001)
+    assert (follower.view.is_whole, seen.resets) == (True, 1)
+    await registry.register(joins(3, "agent-3").registration)
+    await eventually(lambda: follower.is_current and not follower.view.is_whole, every_s=0.001)
+    # the handles of agents that it has no more are dropped
+    assert (held(follower), seen.resets) == ([], 2)
+    await follower.stop()
+
+
+async def test_who_needs_all_agents_gets_them(fleet: Registry, part: Follower, seen: Seen) -> None:
+    assert await part.learn("agent-1")
+    part.keep_whole()
+    # what it had is not trusted as all agents
+    assert not part.is_current
+    await eventually(lambda: part.is_current, every_s=0.001)
+    assert (len(held(part)), part.view.is_whole, seen.resets) == (5, True, 2)
+    # also of a fleet that grows
+    await fleet.register(joins(6, "agent-6").registration)
+    await eventually(lambda: len(held(part)) == 6 and part.is_current, every_s=0.001)
+    assert part.resets == 2

@@ -18,9 +18,10 @@ from seedcore.core.feed_question import FeedQuestion
 from seedcore.core.lifecycle import Status
 from seedcore.core.paging import decode_cursor
 from seedcore.core.timeouts import within
-from seedcore.registry.following.follower import Follower, FollowTimes
+from seedcore.registry.following.follower import Follower
 from seedcore.registry.following.nearby import Nearby
 from seedcore.registry.following.serving import FeedBounds, FeedServer
+from seedcore.registry.following.times import FollowTimes
 from seedcore.registry.node.copy import NodeCopy
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.store.memory import Tables

@@ -22,7 +22,8 @@ from seedcore.registry.caller.locator import Locator
 from seedcore.registry.caller.metrics import CallerMetrics
 from seedcore.registry.caller.picks import Outstanding, Picks
 from seedcore.registry.caller.resolver import Resolver
-from seedcore.registry.following.follower import Follower, FollowTimes
+from seedcore.registry.following.follower import Follower
+from seedcore.registry.following.times import FollowTimes
 from seedcore.store.memory import Tables
 from tests.builders import START, iid
 from tests.local import LocalRegistry as Registry

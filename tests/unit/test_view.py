@@ -35,9 +35,11 @@ STEPS = st.lists(
 
 
 class Fleet:
-    """The members with its feed, and a follower's cache."""
+    """The members with its feed, and a follower's cache: of all agents, or of those that it has learned."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, *, is_part: bool = False) -> None:
+        self.is_part = is_part
+        self.listings: dict[str, Listing] = {}
         self.members = Members(LeaseTerms(5.0, 15.0), 100, Feed("here", capacity))
         self.members.set_epoch("epoch-1", 1)
         self.view = LiveView()
@@ -68,6 +70,10 @@ class Fleet:
             members.silence.publish_verdicts(self.now_s)
         elif kind == "doubt":
             members.silence.report_dead(instance_id)
+        elif kind == "ask" and not self.view.is_whole:
+            self.ask(f"agent-{agent}")
+        elif kind == "learn":
+            self.learn(f"agent-{agent}")
         elif kind == "flip":
             members.set_epoch("epoch-2", 2)
         else:
@@ -80,10 +86,43 @@ class Fleet:
             self.view.apply(replace(batch, loads=loads, loads_number=number))
             return
         self.loads += 1
+        self.listings.clear()
+        if self.is_part:
+            self.view.keep_only_learned(batch)
+            return
         rows, _ = member_queries.page(self.members, ALL, decode_cursor(None), 100, self.now_s)
         verdicts = verdicts_of(self.members, rows)
         page = Listing(tuple(rows), Origin.REGISTRY, START, batch.version, True, stream="here", verdicts=verdicts)
         self.view.load(batch, [page])
+
+    def ask(self, logical_id: str) -> None:
+        """The registry lists an agent. The answer is under way."""
+        if self.view.has(logical_id) or logical_id in self.listings:
+            return
+        self.view.expect(logical_id)
+        wanted = replace(ALL, logical_id=logical_id)
+        rows, _ = member_queries.page(self.members, wanted, decode_cursor(None), 100, self.now_s)
+        version, verdicts = self.members.feed.version, verdicts_of(self.members, rows)
+        self.listings[logical_id] = Listing(
+            tuple(rows), Origin.REGISTRY, START, version, True, stream="here", verdicts=verdicts
+        )
+
+    def learn(self, logical_id: str) -> None:
+        """The answer arrives."""
+        listed = self.listings.pop(logical_id, None)
+        if listed is not None:
+            self.view.learn(logical_id, listed)
+
+    def check_part(self) -> None:
+        """What is learned is what the members have; nothing else is kept."""
+        rows, _ = member_queries.page(self.members, ALL, decode_cursor(None), 100, self.now_s)
+        learned = [row for row in rows if self.view.has(row.logical_id)]
+        assert self.view.page(ALL, decode_cursor(None), 100) == (learned, False)
+        verdicts = verdicts_of(self.members, learned)
+        assert {row.instance_id: self.view.verdict(row.instance_id) for row in learned} == {
+            row.instance_id: verdicts.get(row.instance_id, Verdict.FRESH) for row in learned
+        }
+        assert not self.view.knows(ALL)
 
     def check(self) -> None:
         rows, _ = member_queries.page(self.members, ALL, decode_cursor(None), 100, self.now_s)
@@ -123,6 +162,48 @@ def test_cache_that_applied_every_change_equals_the_members(steps: list[Step], c
             fleet.check()
     fleet.read()
     fleet.check()
+
+
+PART_STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["join", "alive", "drain", "die", "beat", "wait", "doubt", "flip", "read", "ask", "learn"]),
+        st.integers(min_value=0, max_value=AGENTS - 1),
+    ),
+    max_size=60,
+)
+
+
+@given(PART_STEPS, st.sampled_from([2, 100]))
+def test_cache_of_a_part_has_of_each_agent_that_it_learned_what_the_members_have(
+    steps: list[Step], capacity: int
+) -> None:
+    fleet = Fleet(capacity, is_part=True)
+    fleet.read()
+    for step in steps:
+        fleet.take(step)
+        if step[0] == "read":
+            fleet.check_part()
+    for agent in range(AGENTS):
+        fleet.learn(f"agent-{agent}")
+    fleet.read()
+    fleet.check_part()
+
+
+def test_cache_of_a_part_forgets_the_agents_that_were_used_long_ago() -> None:
+    fleet = Fleet(100, is_part=True)
+    fleet.read()
+    for agent in range(3):
+        for kind in ("join", "alive", "ask", "learn"):
+            fleet.take((kind, agent))
+    # in an epoch that is not current
+    assert len(fleet.view) == 2
+    fleet.view.note_use("agent-0")
+    assert fleet.view.forget_beyond(2) == ["agent-1"]
+    assert [fleet.view.has(f"agent-{agent}") for agent in range(3)] == [True, False, True]
+    assert fleet.view.candidates("agent-1") == []
+    fleet.take(("drain", 1))
+    fleet.read()
+    assert [row.logical_id for row in fleet.view.page(ALL, decode_cursor(None), 100)[0]] == ["agent-0"]
 
 
 def test_feed_reports_a_late_verdict_and_a_beat_clears_it_at_once() -> None:

@@ -24,7 +24,7 @@ from seedcore.core.limits import MAX_PAGE
 from seedcore.discovery.api import AgentAnswer, InstancePage, ResolveAnswer
 from seedcore.discovery.pages import resolve_json
 from seedcore.discovery.rendering import agent_answer, page_of
-from seedcore.registry.caller.waiting import awaited
+from seedcore.registry.caller.awaited import awaited
 from tests.builders import iid
 from tests.commands import command
 from tests.unit.callers import World, world_of

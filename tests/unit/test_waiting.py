@@ -28,12 +28,14 @@ from seedcore.core.instances import Verdict
 from seedcore.core.lifecycle import Status
 from seedcore.core.not_ready import NotReady, NotReadyError
 from seedcore.core.verdict import Death
+from seedcore.registry.caller.awaited import awaited, check_deadline
 from seedcore.registry.caller.live_sources import RegistrySource, SnapshotSource
 from seedcore.registry.caller.locator import Located
 from seedcore.registry.caller.reasons import age_text, of_dead, of_description, of_live, of_refusal
 from seedcore.registry.caller.resolver import Resolver
-from seedcore.registry.caller.waiting import Wait, WaitTimes, awaited, check_deadline
-from seedcore.registry.following.follower import Follower, FollowTimes
+from seedcore.registry.caller.waiting import Wait, WaitTimes
+from seedcore.registry.following.follower import Follower
+from seedcore.registry.following.times import FollowTimes
 from seedcore.registry.protocol.messages import Description, Observed
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.store.memory import Tables

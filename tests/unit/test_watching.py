@@ -23,7 +23,8 @@ from seedcore.core.limits import MAX_PAGE
 from seedcore.core.timeouts import within
 from seedcore.core.verdict import Death
 from seedcore.registry.caller.watching import Watch, WatchTimes, watched
-from seedcore.registry.following.follower import Follower, FollowTimes
+from seedcore.registry.following.follower import Follower
+from seedcore.registry.following.times import FollowTimes
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.store.memory import Tables
 from tests.builders import START, iid, instance, joins

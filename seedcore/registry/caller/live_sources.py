@@ -44,6 +44,12 @@ class SnapshotSource:
             self.follower.want_loads()
             if view.loads is None:
                 raise NoAnswerError("the cache has not received the loads yet")
+        if not view.is_whole:
+            # many at once are the registry's
+            is_known = len(logical_ids) == 1 and await self.follower.learn(logical_ids[0])
+            view = self._current_view()
+            if not is_known or not view.has(logical_ids[0]):
+                raise NoAnswerError("the cache does not have all agents")
         found = []
         for logical_id in logical_ids:
             candidates = view.candidates(logical_id, allow_late=choice.allow_late)
@@ -56,7 +62,7 @@ class SnapshotSource:
     async def page(self, wanted: InstanceFilter, limit: int, cursor: str | None) -> Listing:
         view = self._current_view()
         if not view.knows(wanted):
-            raise NoAnswerError("the cache has only live instances of the current epoch")
+            raise NoAnswerError("the cache has only live instances of the current epoch, and perhaps not all of them")
         rows, has_more = view.page(wanted, decode_cursor(cursor), limit)
         return Listing(
             items=tuple(rows),

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from seedcore.core.answers import InstanceFilter, Listing
 from seedcore.core.backoff import Backoff
 from seedcore.core.clock import Clock
-from seedcore.core.errors import CannotKnowError, InvalidInputError, NotResolvableError, RegistryError
+from seedcore.core.errors import CannotKnowError, NotResolvableError, RegistryError
 from seedcore.core.instances import Instance, Verdict
 from seedcore.core.lifecycle import Status
 from seedcore.core.limits import MAX_PAGE
@@ -25,10 +25,10 @@ from seedcore.core.not_ready import NotReadyError
 from seedcore.core.paging import decode_cursor
 from seedcore.core.timeouts import abandon, within
 from seedcore.core.view import LiveView
+from seedcore.registry.caller.awaited import AwaitedAgents
 from seedcore.registry.caller.locator import Located
 from seedcore.registry.caller.missing import missing_of
 from seedcore.registry.caller.resolver import Resolver
-from seedcore.registry.caller.watching import check_filter, check_ids
 from seedcore.registry.following.follower import Follower
 
 _ROUTABLE = frozenset({Status.ALIVE})
@@ -47,52 +47,6 @@ class WaitTimes:
     stale_s: float = 1.0
     reasons_s: float = 2.0
     at_once: int = 64
-
-
-@dataclass(frozen=True, slots=True)
-class AwaitedAgents:
-    """What a wait is for: `count` of the agents with these ids, or of those that the filter matches. `about` describes
-    them."""
-
-    ids: tuple[str, ...] | None
-    wanted: InstanceFilter
-    count: int
-    about: str
-
-
-def awaited(
-    ids: Sequence[str] | None,
-    organ_id: str | None,
-    selector: str | None,
-    count: int | None,
-    endpoint: str | None = None,
-) -> AwaitedAgents:
-    """What a wait is for, or InvalidInputError."""
-    wanted = check_filter(ids, organ_id, selector, endpoint)
-    if count is not None and (type(count) is not int or not 1 <= count <= MAX_PAGE):
-        raise InvalidInputError("count", f"must be a whole number from 1 to {MAX_PAGE}, not {count!r}")
-    if ids is not None:
-        checked = check_ids(ids)
-        if count is not None and count > len(checked):
-            raise InvalidInputError("count", f"must be at most the number of ids, {len(checked)}, not {count}")
-        return AwaitedAgents(checked, wanted, len(checked) if count is None else count, "agents")
-    if organ_id is None and selector is None and endpoint is None:
-        raise InvalidInputError("ids", "name the agents to wait for, by ids, organ_id, selector or endpoint")
-    if count is None:
-        raise InvalidInputError("count", "must be given where no ids are: how many agents to wait for")
-    organ = "" if organ_id is None else f" of organ {organ_id!r}"
-    labels = f" with {selector!r}" if selector else ""
-    at = "" if endpoint is None else f" with endpoint {endpoint!r}"
-    return AwaitedAgents(None, wanted, count, f"agents{organ}{labels}{at}")
-
-
-def check_deadline(timeout_s: float) -> float:
-    """Seconds until the deadline of a wait, or InvalidInputError."""
-    if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)):
-        raise InvalidInputError("timeout_s", f"must be a number of seconds, not {type(timeout_s).__name__}")
-    if not (math.isfinite(timeout_s) and timeout_s > 0):
-        raise InvalidInputError("timeout_s", f"must be finite and more than 0 seconds, not {timeout_s:g}")
-    return float(timeout_s)
 
 
 class Wait:
@@ -137,7 +91,8 @@ class Wait:
         ends_s = self._clock.monotonic() + timeout_s
         if self._follower is not None:
             self._follower.start()
-            self._follower.listen(self)
+            self._follower.keep_whole()
+            self._follower.listeners.add(self)
         try:
             while True:
                 self._news.clear()
@@ -305,7 +260,7 @@ class Wait:
 
     def _stop(self) -> None:
         if self._follower is not None:
-            self._follower.unlisten(self)
+            self._follower.listeners.remove(self)
         for task in self._trying.values():
             abandon(task)
 
@@ -321,7 +276,7 @@ class Wait:
         if len(ready) < self._of.count:
             return None
         now_s = self._clock.monotonic()
-        is_current = self._follower is not None and self._follower.is_current
+        is_current = self._current() is not None
         # a cache that is current has told of each change of what it had, and it has no agents that do not report
         unconfirmed = [one for one in ready if not is_current or self._found[one][0].instance is None]
         if unconfirmed:
@@ -338,12 +293,15 @@ class Wait:
 
     def _is_denied(self, instance: Instance) -> bool:
         """Whether the cache is current, and does not have the instance as routable."""
-        if self._follower is None or not self._follower.is_current:
-            return False
-        candidates = self._follower.view.candidates(instance.logical_id, allow_late=True)
-        return all(row.instance_id != instance.instance_id for row in candidates)
+        view = self._current()
+        candidates = [] if view is None else view.candidates(instance.logical_id, allow_late=True)
+        return view is not None and all(row.instance_id != instance.instance_id for row in candidates)
+
+    def _current(self) -> LiveView | None:
+        """The cache, while it is current and has all agents."""
+        follower = self._follower
+        return follower.view if follower is not None and follower.is_current and follower.view.is_whole else None
 
     def _view(self) -> LiveView | None:
-        """The cache, while it is current and of this event loop."""
-        follower = self._follower
-        return follower.view if follower is not None and follower.is_readable_here else None
+        """As `_current`, and of this event loop."""
+        return self._current() if self._follower is not None and self._follower.is_readable_here else None

@@ -10,12 +10,10 @@ import asyncio
 import logging
 import math
 import uuid
-import weakref
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
-from typing import Protocol
 
 from seedcore.core.answers import InstanceFilter, Listing
 from seedcore.core.backoff import Backoff, supervise
@@ -26,42 +24,17 @@ from seedcore.core.feed_question import FeedQuestion
 from seedcore.core.loops import LoopsEvent
 from seedcore.core.timeouts import end, is_running, within
 from seedcore.core.view import LiveView
+from seedcore.registry.following.learning import Learner
+from seedcore.registry.following.listeners import Listeners
 from seedcore.registry.following.nearby import FeedSource
 from seedcore.registry.following.pages import pages_of
+from seedcore.registry.following.times import FollowTimes
 from seedcore.registry.ray_support import session
 from seedcore.registry.ray_support.metrics import PERIOD_S
 
 logger = logging.getLogger(__name__)
 
-MAX_AGE_S = 4.0
 _LOADS_WANTED_S = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class FollowTimes:
-    """The times of a follower, in seconds. `wait_s` is how long the registry may wait for a change. `retry_s` grows to
-    `retry_longest_s`; `full_s` to `full_longest_s` while the registry has no place for another follower. Loads are
-    received at most once per `loads_s`."""
-
-    max_age_s: float = MAX_AGE_S
-    wait_s: float = 2.0
-    retry_s: float = 0.1
-    retry_longest_s: float = 2.0
-    full_s: float = 2.0
-    full_longest_s: float = 30.0
-    loads_s: float = 1.0
-
-
-class Listener(Protocol):
-    """What a follower notifies, on the thread of its own event loop."""
-
-    def note_change(self, logical_id: str) -> None:
-        """Instances of this agent, or the verdict on them, changed in the cache."""
-        ...
-
-    def note_all(self) -> None:
-        """The cache is current again: all agents may have changed."""
-        ...
 
 
 class Follower:
@@ -81,9 +54,12 @@ class Follower:
         times: FollowTimes | None = None,
         clock: Clock | None = None,
         is_relay: bool = False,
+        most_agents: int | None = None,
     ) -> None:
         """Follows the instances that match organ and labels. `on_change` is called with each logical id whose
-        instances, or the verdict on them, changed; `on_reset` when all of them may have, and in another Ray session.
+        instances, or the verdict on them, changed, or that the cache has forgotten; `on_reset` when all of them may
+        have, and in another Ray session. The cache has all agents, or with more than `most_agents` instances, until
+        `keep_whole`, those that were learned, at most so many.
         `feed` becomes a copy of the registry's feed, for others that follow this process. `export` is called every
         PERIOD_S seconds with the age of the cache (None: it was never confirmed). `is_relay`: it follows for the
         processes of its node. Opens no connection."""
@@ -93,6 +69,8 @@ class Follower:
         )
         # the registry keeps a place for this name from question to question
         self._question = FeedQuestion(wanted, follower=uuid.uuid4().hex, may_compact=True, is_relay=is_relay)
+        self._most_agents = most_agents if feed is None else None
+        self._learner = None if most_agents is None else Learner(source, wanted, most_agents, on_change)
         self._on_change = on_change
         self._on_reset = on_reset
         self.feed = feed
@@ -113,7 +91,7 @@ class Follower:
         self._listed_at = 0
         self.failures = 0
         self._is_after_reset = False
-        self._listeners: tuple[weakref.ref[Listener], ...] = ()
+        self.listeners = Listeners()
         self.problem: str | None = None
         self._loads_wanted_until_s = 0.0
         self._next_loads_s = 0.0
@@ -135,17 +113,20 @@ class Follower:
             following = supervise(self._step, Backoff(self._times.retry_s, self._times.retry_longest_s), "follower")
             self._task = asyncio.create_task(following, name="follower")
 
-    def listen(self, listener: Listener) -> None:
-        """Notify the listener of each change from now on, as long as it is referenced and until `unlisten`."""
-        self._listeners = (*(ref for ref in self._listeners if ref() is not None), weakref.ref(listener))
+    def keep_whole(self) -> None:
+        """Have all agents from now on. A cache with a part of them is not current until it has been loaded."""
+        self._most_agents = None
+        if self.loop is asyncio.get_running_loop():
+            self._drop_part()
 
-    def unlisten(self, listener: Listener) -> None:
-        """Notify the listener no longer."""
-        self._listeners = tuple(ref for ref in self._listeners if ref() not in {None, listener})
+    async def learn(self, logical_id: str) -> bool:
+        """Whether the cache has the agent, after it was learned if necessary. Only for the event loop that follows."""
+        return self._learner is None or await self._learner.learn(self.view, logical_id)
 
     def keep_feed(self, capacity: int) -> Feed:
-        """The copy of the registry's feed, kept from now on. Only for the event loop that follows."""
+        """The copy of the registry's feed, with all agents, kept from now on. Only for the event loop that follows."""
         if self.feed is None:
+            self.keep_whole()
             self.feed = Feed("", capacity)
             if self.view.stream is not None:
                 self.feed.become(self.view.stream, self.view.version, self.view.epoch)
@@ -187,6 +168,8 @@ class Follower:
         task, self._task = self._task, None
         self._distrust()
         await end(task)
+        if self._learner is not None:
+            await self._learner.close()
 
     async def _step(self) -> float:
         self._export_age()
@@ -225,12 +208,17 @@ class Follower:
             self._session, self.view = entered, LiveView()
             if self._on_reset is not None:
                 self._on_reset()
+        if self._most_agents is None:
+            self._drop_part()
         view = self.view
         wait_s = 0.0 if view.stream is None else self._times.wait_s
         asked_s = self._clock.monotonic()
         batch = await self._asked(view, wait_s, asked_s)
         if batch.has_more:
             asked_s, batch = await self._whole(batch, asked_s)
+        if view is not self.view:
+            # all agents are wanted now
+            return
         if not batch.complete:
             raise RegistryUnavailableError("it is still recovering, or superseded")
         if batch.is_reset:
@@ -246,8 +234,12 @@ class Follower:
         for logical_id in view.apply(batch):
             if self._on_change is not None:
                 self._on_change(logical_id)
-            for listener in self._listening():
+            for listener in self.listeners:
                 listener.note_change(logical_id)
+        if self._is_beyond(len(view)) and view.is_whole:
+            # the fleet has grown
+            self._start_over()
+            return
         # it was true when it was sent, however late this process reads it
         self._trust(asked_s + batch.waited_s - batch.age_s)
 
@@ -303,6 +295,7 @@ class Follower:
         """List all instances. The earlier content stays readable meanwhile, and is not trusted."""
         self._distrust()
         pages: list[Listing] = []
+        is_whole = False
         async with aclosing(pages_of(self._source, self._question.wanted)) as found:
             async for page in found:
                 if page.stream != reset.stream:
@@ -312,8 +305,16 @@ class Follower:
                 if not page.complete:
                     raise RegistryUnavailableError("it is still recovering, or superseded")
                 pages.append(page)
-        self.view.load(reset, pages)
-        self._listed_at = max(page.version for page in pages)
+                if self._is_beyond(sum(len(one.items) for one in pages)):
+                    break
+            else:
+                is_whole = True
+        if is_whole:
+            self.view.load(reset, pages)
+            self._listed_at = max(page.version for page in pages)
+        else:
+            self.view.keep_only_learned(reset)
+            self._listed_at = reset.version
         if self.feed is not None:
             self.feed.become(reset.stream, reset.version, reset.epoch)
         self.resets += 1
@@ -328,11 +329,19 @@ class Follower:
         self.view.as_of = self._clock.utc() - timedelta(seconds=self._clock.monotonic() - sent_s)
         self._confirmed.set()
         if not was_current:
-            for listener in self._listening():
+            for listener in self.listeners:
                 listener.note_all()
 
-    def _listening(self) -> list[Listener]:
-        return [listener for ref in self._listeners if (listener := ref()) is not None]
+    def _is_beyond(self, instances: int) -> bool:
+        return self._most_agents is not None and instances > self._most_agents
+
+    def _drop_part(self) -> None:
+        if not self.view.is_whole:
+            self._start_over()
+
+    def _start_over(self) -> None:
+        self._distrust()
+        self.view = LiveView()
 
     def _distrust(self) -> None:
         self._trusted_until_s = 0.0

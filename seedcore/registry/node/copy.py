@@ -15,9 +15,10 @@ from seedcore.core.feed_question import FeedQuestion
 from seedcore.core.limits import MAX_LISTED, check_kind
 from seedcore.core.packing import pack
 from seedcore.core.paging import check_limit, decode_cursor, encode_cursor
-from seedcore.registry.following.follower import Follower, FollowTimes
+from seedcore.registry.following.follower import Follower
 from seedcore.registry.following.nearby import FeedSource
 from seedcore.registry.following.serving import FeedBounds, FeedServer
+from seedcore.registry.following.times import FollowTimes
 
 MAX_PROCESSES = 1000
 _FEED_CAPACITY = 10_000

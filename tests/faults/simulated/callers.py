@@ -13,6 +13,7 @@ from seedcore.core.answers import Answer, Origin
 from seedcore.core.errors import RegistryError
 from seedcore.core.feed import START, Feed
 from seedcore.core.instances import Instance
+from seedcore.registry.caller.awaited import awaited
 from seedcore.registry.caller.fallback_sources import PostgresSource, RayListing
 from seedcore.registry.caller.handle_cache import ActorTable, HandleCache
 from seedcore.registry.caller.handles import HandleFinder
@@ -22,7 +23,7 @@ from seedcore.registry.caller.locator import Located, Locator
 from seedcore.registry.caller.metrics import CallerMetrics
 from seedcore.registry.caller.resolver import Resolver
 from seedcore.registry.caller.sources import Choice, RecordSource
-from seedcore.registry.caller.waiting import Wait, awaited
+from seedcore.registry.caller.waiting import Wait
 from seedcore.registry.caller.watching import Watch, WatchTimes, watched
 from seedcore.registry.following.follower import Follower
 from seedcore.registry.following.nearby import Nearby
@@ -33,6 +34,7 @@ from tests.faults.simulated.ray import AgentHandle, SimDirectory
 from tests.faults.simulated.world import CALL_TIMEOUT_S, NAMESPACE, World
 
 _PROBE_S = 1.0
+_PARTS = 0.6
 _WATCH = WatchTimes(start_s=3.0, tick_s=1.0)
 
 
@@ -52,6 +54,8 @@ class Caller:
             NAMESPACE, CALL_TIMEOUT_S, by_relay=True, clock=clock, find=directory.find_actor
         )
         node_id = world.random.choice(sorted(world.nodes))
+        # of its own: the history of a seed does not depend on it
+        self._keeps_part = is_manager and Random(self.name).random() < _PARTS
         self.follower = Follower(
             Nearby(self._connection, lambda: node_id, clock),
             on_change=self._changed,
@@ -59,6 +63,7 @@ class Caller:
             feed=None if is_manager else Feed("", 12),
             times=FOLLOW,
             clock=clock,
+            most_agents=3 if self._keeps_part else None,
         )
         registry = RegistrySource(self._connection, clock=clock)
         records: list[RecordSource] = [registry]
@@ -130,6 +135,9 @@ class Caller:
         """Replays the events of one watch after the other, each from the position of the one before; slow at times."""
         # of its own: the history of a seed does not depend on it
         random = Random(self.name)
+        if self._keeps_part:
+            # from here on it keeps all agents
+            await asyncio.sleep(random.uniform(5.0, 60.0))
         replayed: dict[str, Followed] = {}
         position = START
         while True:
@@ -153,6 +161,8 @@ class Caller:
 
     async def _wait_for_ever(self) -> None:
         random, world = Random(self.name), self._world
+        if self._keeps_part:
+            await asyncio.sleep(random.uniform(5.0, 60.0))
         while True:
             await asyncio.sleep(random.uniform(1.0, 5.0))
             ids = random.sample([f"agent-{number}" for number in range(world.agents)], min(2, world.agents))

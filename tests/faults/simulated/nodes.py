@@ -11,7 +11,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.errors import DirectoryUnavailableError, RegistryError
-from seedcore.registry.following.follower import FollowTimes
+from seedcore.registry.following.times import FollowTimes
 from seedcore.registry.node.copy import NodeCopy
 from seedcore.registry.node.process_watch import OnExit
 from seedcore.registry.node.relay import Relay
