@@ -10,17 +10,17 @@ MAX_LOST_EPOCHS = 1_000_000
 
 
 class ShownEpoch:
-    """Follows the database, and notices where agents know of a flip that it has lost. The feed starts over whenever
-    what is shown changes. Use it from one event loop."""
+    """Follows the database, and notices where agents or the registry know of a flip that it has lost. The feed starts
+    over whenever what is shown changes. Use it from one event loop."""
 
     def __init__(self, feed: Feed) -> None:
         self._feed = feed
         self.name = ""
         """As the database returned it last; empty before that: instances then count as current."""
         self.number = 0
-        self._highest_of_agents = 0
+        self._highest_known = 0
         self.unconfirmed: Epoch | None = None
-        """An epoch that agents knew as current, with no lower number than the database's: a flip is lost."""
+        """An epoch that was known as current, with no lower number than the database's: a flip is lost."""
 
     @property
     def known(self) -> Epoch:
@@ -34,23 +34,24 @@ class ShownEpoch:
 
     @property
     def above(self) -> int:
-        """The next flip gets a higher number: agents know one that the database has lost. 0 where they do not."""
-        is_lost = self.unconfirmed is not None or self._highest_of_agents > self.number
-        return self._highest_of_agents if is_lost else 0
+        """The next flip gets a higher number: one is known that the database has lost. 0 where none is."""
+        is_lost = self.unconfirmed is not None or self._highest_known > self.number
+        return self._highest_known if is_lost else 0
 
     @property
     def listed(self) -> str:
         """The epoch whose instances are listed and resolved: none while an operator must confirm which is current."""
         return self.name if self.unconfirmed is None else ""
 
-    def note_agents_epoch(self, epoch: Epoch) -> None:
-        """Note an epoch that agents knew as current before this registry answered them."""
+    def note_known_before(self, epoch: Epoch) -> None:
+        """Note an epoch that agents knew as current before this registry answered them, or the registry itself before
+        it read the database again."""
         if epoch.number > self.number + MAX_LOST_EPOCHS:
             # of no database that this registry has written to
             return
-        self._highest_of_agents = max(self._highest_of_agents, epoch.number)
+        self._highest_known = max(self._highest_known, epoch.number)
         lost = self.unconfirmed
-        # two epochs with one number: the one that agents know is lost, and another got its number
+        # two epochs with one number: the one that is known is lost, and another got its number
         is_lost = epoch.number >= self.number if lost is None else epoch.number > lost.number
         if is_lost and epoch.name != self.name:
             self.unconfirmed = epoch

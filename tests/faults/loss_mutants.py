@@ -74,7 +74,7 @@ def _take_later(journal: Journal, number: int) -> list[Committed]:
 
 def _ask_for_nothing(registry: Registry, known: KnownBefore) -> tuple[str, ...]:
     if known.epoch is not None and registry.writer.database.is_complete:
-        registry.members.shown.note_agents_epoch(known.epoch)
+        registry.members.shown.note_known_before(known.epoch)
     return ()
 
 
@@ -151,7 +151,7 @@ LOSS_MUTANTS: dict[str, Mutant] = {
     "a new registry asks agents for nothing": Mutant(
         9, lambda: mock.patch.object(Registry, "_compare_known", _ask_for_nothing), law=17
     ),
-    "a lost flip is ignored": Mutant(2, lambda: mock.patch.object(ShownEpoch, "note_agents_epoch", _nothing), law=18),
+    "a lost flip is ignored": Mutant(2, lambda: mock.patch.object(ShownEpoch, "note_known_before", _nothing), law=18),
     "an epoch that is not confirmed is listed": Mutant(
         2, lambda: mock.patch.object(ShownEpoch, "listed", property(lambda shown: shown.name)), law=18
     ),

@@ -42,8 +42,8 @@ The laws, checked all the time and at the end of every history:
     their history where it claims so. A registry that is new gets the last registration, status and readiness of every
     agent that lives. When all is quiet, database, registry and agents agree (law 7).
 18. Never a mixture of epochs: one answer of a registry, or one trusted cache, has instances of one epoch; a registry
-    names none of an epoch that it has left; and once an agent has brought it a later epoch than its database has, it
-    names none until an operator has confirmed an epoch.
+    names none of an epoch that it has left; and once an agent has brought it a later epoch than its database has, or
+    it has shown one itself, it names none until an operator has confirmed an epoch.
 
 19. A node hold by Ray is on exactly the living instances of the nodes that Ray drains, once all is quiet. A drain that
     begins then leaves no instance of the node with any caller three seconds later, and no hold ends because a GCS that

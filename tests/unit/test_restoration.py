@@ -601,6 +601,35 @@ async def test_a_later_flip_by_another_registry_is_not_undone(tables: Tables) ->
     assert tables.epochs["green"].retired_at is None
 
 
+async def test_a_registry_that_knows_a_lost_flip_shows_no_epoch_of_before_it_until_one_is_confirmed(
+    tables: Tables,
+) -> None:
+    async with joined_registry(CONFIG, tables) as first:
+        await enter(first, 1)
+        before = (await first.current_epoch()).value
+        earlier = Earlier(tables)
+        flip = Epoch(await first.set_current_epoch("green"), before.number + 1)
+    store, rival = BesideAnother(utc_now, tables), MemoryStore(utc_now, tables)
+    # it has read the flip, and its journal does not have it
+    async with joined_registry(replace(CONFIG, term_idle_s=0.05), tables, store=store) as registry:
+        assert (await registry.current_epoch()).value == flip
+        await rival.begin(CONFIG.ray_cluster, None, 15.0)
+        await eventually(partial(is_superseded, registry))
+        earlier.restore()
+        store.is_alone = True
+        await eventually(partial(writes_again, registry))
+        # no agent has sent a beat
+        (found,) = (await registry.resolve(["agent-1"])).value
+        assert (found.instance, found.reason) == (None, NotResolved.EPOCH_UNCONFIRMED)
+        await registry.set_current_epoch(before.name)
+        assert await is_alive(registry, 1)
+        assert (await registry.current_epoch()).value.number > flip.number
+
+
+async def writes_again(registry: LocalRegistry) -> bool:
+    return registry.writer.database.is_joined
+
+
 async def test_a_death_of_before_is_not_declared_again_where_the_instance_has_beaten_since(tables: Tables) -> None:
     async with taken_over_after_a_loss(tables, lambda registry: registry.deregister(["agent-1"])) as (_, rival):
         assert await rival.beat_many([Beat(iid(1))]) == []

@@ -64,6 +64,8 @@ class DatabaseSession:
         self._journal = journal
         self._clock = clock
         self._joined_in: str | None = None
+        self._shows: str | None = None
+        """The database whose epoch is shown."""
         self.restoration = Restoration(config, members, backlog, journal, clock)
         self._lost_after: int | None = None
         self._lost_the_other = False
@@ -271,6 +273,7 @@ class DatabaseSession:
                 self.restoration.note_abandoned(self._known_before_loss - self._lost_after)
         self._lost_after, self._known_before_loss, self._lost_the_other = None, 0, False
         self._is_ours = True
+        self._shows = store.database_id
         self.on_answer()
         self._is_joined = True
         self._is_read.set()
@@ -302,7 +305,11 @@ class DatabaseSession:
             await self.restoration.replay(store, self._known_before_loss, self._lost_after)
         else:
             self._journal.clear()
-        await self._load(store, await store.current_epoch(), is_taken_back=True)
+        known, epoch = self._members.shown.known, await store.current_epoch()
+        await self._load(store, epoch, is_taken_back=True)
+        if known.number > epoch.number and self._shows == store.database_id:
+            # a flip is lost. Nothing was answered since the load: callers get none of the epoch that it had left
+            self._members.shown.note_known_before(known)
         if self._lost_after is None and self._lost_the_other:
             self.restoration.note_abandoned(1)
 

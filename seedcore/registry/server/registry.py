@@ -283,7 +283,7 @@ class Registry(Operations):
         if known.database not in {None, self.writer.database.database_id}:
             return ()
         if known.epoch is not None and self.writer.database.is_complete:
-            self.members.shown.note_agents_epoch(known.epoch)
+            self.members.shown.note_known_before(known.epoch)
         return self.agents_ahead.compare(known.seqs)
 
     def _relay_for(self, instance_ids: Sequence[str]) -> str | None:

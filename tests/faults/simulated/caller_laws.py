@@ -70,15 +70,17 @@ class CallerLaws:
     def note_shown(self, office: Office, epoch: str) -> None:
         """Law 18, where a registry names an instance of this epoch to a caller."""
         check, database = self._world.check, office.registry.writer.database
-        doubt, number = office.doubt, office.registry.members.shown.known.number
-        if doubt is not None:
-            is_confirmed = epoch == doubt.name or number > doubt.number
-            check(is_confirmed, 18, f"{office.name} names instances of {epoch}, and an agent knows {doubt}")
-            office.doubt = None
-        if office.shown_before and office.shown_fences != database.fences:
-            # it has read its database again, whose flips another registry made
+        known = office.registry.members.shown.known
+        if database.fenced_by is None and office.shown_fences != database.fences:
+            # it has read its database again, whose flips another registry made, or which has lost some
             office.shown_before.clear()
-        office.shown_fences = database.fences
+            office.shown_fences = database.fences
+            office.note_doubt(office.shown)
+        if office.doubt is not None:
+            is_confirmed = epoch == office.doubt.name or known.number > office.doubt.number
+            check(is_confirmed, 18, f"{office.name} names instances of {epoch}, and {office.doubt} is known")
+            office.doubt = None
+        office.shown = known
         office.shown_before.setdefault(epoch)
         check(next(reversed(office.shown_before)) == epoch, 18, f"{office.name} names instances of {epoch} again")
 

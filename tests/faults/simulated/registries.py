@@ -54,8 +54,10 @@ class Office:
         self.must_join = False
         # the time of the last term that it took: it has joined once it has recovered after that
         self.joins_s = 0.0
-        # what an agent knows of an epoch that this registry has not shown, and the epochs that it has, in their order
+        # a later epoch than the registry has, which an agent or the registry knew, and the one that it showed last
         self.doubt: Epoch | None = None
+        self.shown: Epoch | None = None
+        # those that it has shown since it took the term, in their order
         self.shown_before: dict[str, None] = {}
         self.shown_fences = 0
         self.buried: set[str] = set()
@@ -156,13 +158,17 @@ class Office:
     def _note_known(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """An agent brings the epoch that a registry before this one has shown it."""
         known = kwargs.get("known", args[2] if len(args) > 2 else None)
-        members = self.registry.members
-        if known is None or known.epoch is None or not self.registry.writer.database.is_complete:
-            return
-        doubted = members.shown.known.number if self.doubt is None else self.doubt.number
-        if known.epoch.number > doubted and known.epoch.name != members.epoch:
-            self.doubt = known.epoch
+        if known is not None and self.registry.writer.database.is_complete and self.note_doubt(known.epoch):
             self.world.counts["lost flips brought by agents"] += 1
+
+    def note_doubt(self, epoch: Epoch | None) -> bool:
+        """This epoch is known as current. Returns whether the registry has lost the flip to it."""
+        shown = self.registry.members.shown.known
+        doubted = shown.number if self.doubt is None else self.doubt.number
+        is_lost = epoch is not None and epoch.number > doubted and epoch.name != shown.name
+        if is_lost:
+            self.doubt = epoch
+        return is_lost
 
     def check_lives(self, instance_id: str) -> None:
         """Law 8."""
