@@ -131,13 +131,19 @@ class Caller:
             with suppress(RegistryError):
                 await ask(logical_id)
 
+    async def _until_it_needs_all(self, random: Random) -> None:
+        """Who keeps a part keeps all agents from the first watch or wait on. It has to load them then, so the calm is
+        not the time for that."""
+        if self._keeps_part:
+            await asyncio.sleep(random.uniform(5.0, 60.0))
+            if self._world.is_calm:
+                await asyncio.Event().wait()
+
     async def _watch_for_ever(self) -> None:
         """Replays the events of one watch after the other, each from the position of the one before; slow at times."""
         # of its own: the history of a seed does not depend on it
         random = Random(self.name)
-        if self._keeps_part:
-            # from here on it keeps all agents
-            await asyncio.sleep(random.uniform(5.0, 60.0))
+        await self._until_it_needs_all(random)
         replayed: dict[str, Followed] = {}
         position = START
         while True:
@@ -161,8 +167,7 @@ class Caller:
 
     async def _wait_for_ever(self) -> None:
         random, world = Random(self.name), self._world
-        if self._keeps_part:
-            await asyncio.sleep(random.uniform(5.0, 60.0))
+        await self._until_it_needs_all(random)
         while True:
             await asyncio.sleep(random.uniform(1.0, 5.0))
             ids = random.sample([f"agent-{number}" for number in range(world.agents)], min(2, world.agents))
