@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -69,8 +69,13 @@ class LiveView:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it has all agents."""
-        return self._learned is None
+        """Whether it has all agents. It has none before it was loaded."""
+        return self.loaded > 0 and self._learned is None
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it keeps only agents that were learned."""
+        return self._learned is not None
 
     def keep_only_learned(self, reset: FeedBatch) -> None:
         """Replace the content by no agents. From here on only those that are learned are kept."""
@@ -79,7 +84,7 @@ class LiveView:
 
     def has(self, logical_id: str) -> bool:
         """Whether it knows which instances this agent has."""
-        return self._learned is None or logical_id in self._learned
+        return self.is_whole if self._learned is None else logical_id in self._learned
 
     def learned_at(self, logical_id: str) -> int | None:
         """The version of the listing by which an agent was learned; None if it was not."""
@@ -101,9 +106,6 @@ class LiveView:
             self._instances.put(instance)
         self._verdicts.update(listed.verdicts)
         self._learned[logical_id] = listed.version
-        if len(listed.items) > 1:
-            # the next answer has those of this agent too
-            self.forget_loads()
         for change in self._expected.pop(logical_id).values():
             self._take(change)
 
@@ -112,11 +114,17 @@ class LiveView:
         if self._learned is not None:
             self._learned.move_to_end(logical_id)
 
-    def forget_beyond(self, most: int) -> list[str]:
-        """Keep at most so many agents, those that were used last. Returns the logical ids of the others."""
+    def forget_beyond(self, most: int, was_used: Callable[[str], bool] = lambda _: False) -> list[str]:
+        """Keep at most so many agents and instances, or one agent: those that were used last. Agents that `was_used`
+        since they were last asked about here are kept before others. Returns the logical ids of those that are not."""
         forgotten = []
-        while self._learned is not None and len(self._learned) > most:
-            logical_id, _ = self._learned.popitem(last=False)
+        while self._learned is not None and (
+            len(self._learned) > most or (len(self._instances) > most and len(self._learned) > 1)
+        ):
+            logical_id, version = self._learned.popitem(last=False)
+            if was_used(logical_id):
+                self._learned[logical_id] = version
+                continue
             for instance in self._instances.of(logical_id):
                 self._drop(instance.instance_id)
             forgotten.append(logical_id)
@@ -128,7 +136,9 @@ class LiveView:
         self.version, self.epoch = batch.version, batch.epoch
         if batch.loads is not None:
             known = self._loads if self._loads is not None else Loads()
-            known.repeat({one: load for one, load in batch.loads.items() if one in self._instances}, batch.loads_number)
+            # a part keeps all of them: an agent may be learned later, or its listing be on its way
+            is_kept = self._instances.__contains__ if self._learned is None else lambda _: True
+            known.repeat({one: load for one, load in batch.loads.items() if is_kept(one)}, batch.loads_number)
             self._loads = known
         return changed
 
@@ -202,6 +212,8 @@ class LiveView:
         )
 
     def _take(self, change: FeedChange) -> str | None:
+        if change.instance is None and self._loads is not None:
+            self._loads.discard(change.instance_id)
         if self._learned is not None:
             if change.logical_id in self._expected:
                 self._expected[change.logical_id][change.instance_id] = change
@@ -220,6 +232,4 @@ class LiveView:
 
     def _drop(self, instance_id: str) -> Instance | None:
         self._verdicts.pop(instance_id, None)
-        if self._loads is not None:
-            self._loads.discard(instance_id)
         return self._instances.pop(instance_id)

@@ -81,6 +81,7 @@ class Tier0MemoryManager:
                 on_reset=self._cache.clear,
                 export=metrics.export,
                 most_agents=self._settings.copied_agents,
+                was_used=self._cache.take_use,
             )
         self._refresher = Refresher(self._known, self.connection, directory, self.mode)
         self._finder = HandleFinder(namespace, probe_timeout_s)

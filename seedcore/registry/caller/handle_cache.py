@@ -40,6 +40,7 @@ class HandleCache:
         self._handles: dict[str, ActorHandle] = {}
         self._instance_ids: dict[str, str] = {}
         self._picked: dict[str, tuple[Instance, ActorHandle]] = {}
+        self._used: set[str] = set()
         self._proofs: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
@@ -53,7 +54,16 @@ class HandleCache:
         except TypeError:
             # not hashable, so no id
             return None
-        return None if handle is None or is_gone(handle) else handle
+        if handle is None or is_gone(handle):
+            return None
+        self._used.add(logical_id)
+        return handle
+
+    def take_use(self, logical_id: str) -> bool:
+        """Whether a handle of the agent was got from here since this was asked last."""
+        was_used = logical_id in self._used
+        self._used.discard(logical_id)
+        return was_used
 
     def put(self, instance: Instance, handle: ActorHandle) -> None:
         """Cache the handle of a routable instance. A cached handle of the same instance stays."""
@@ -77,7 +87,10 @@ class HandleCache:
         """The handle of an instance that a policy has picked, unless Ray has reported that its actor is gone, or the
         instance has changed: it is another object of the follower's cache then."""
         picked = self._picked.get(instance.instance_id)
-        return None if picked is None or picked[0] is not instance or is_gone(picked[1]) else picked[1]
+        if picked is None or picked[0] is not instance or is_gone(picked[1]):
+            return None
+        self._used.add(instance.logical_id)
+        return picked[1]
 
     def put_picked(self, instance: Instance, handle: ActorHandle) -> None:
         """Cache the handle of an instance that a policy has picked, as the follower's cache has it."""
@@ -98,6 +111,7 @@ class HandleCache:
         """Remove an agent's handle: something of the agent changed."""
         self._handles.pop(logical_id, None)
         self._instance_ids.pop(logical_id, None)
+        self._used.discard(logical_id)
 
     def evict_other(self, instance: Instance) -> None:
         """Remove the agent's handle if it is of another instance than the newest one."""
@@ -109,6 +123,7 @@ class HandleCache:
         self._handles.clear()
         self._instance_ids.clear()
         self._picked.clear()
+        self._used.clear()
 
     async def close(self) -> None:
         """Remove every handle and end the proofs."""

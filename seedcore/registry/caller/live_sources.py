@@ -40,16 +40,16 @@ class SnapshotSource:
 
     async def resolve(self, logical_ids: Sequence[str], choice: Choice) -> Answer[list[Resolution]]:
         view = self._current_view()
-        if choice.policy is Policy.LEAST_LOADED:
-            self.follower.want_loads()
-            if view.loads is None:
-                raise NoAnswerError("the cache has not received the loads yet")
-        if not view.is_whole:
+        if view.is_part:
             # many at once are the registry's
             is_known = len(logical_ids) == 1 and await self.follower.learn(logical_ids[0])
             view = self._current_view()
             if not is_known or not view.has(logical_ids[0]):
                 raise NoAnswerError("the cache does not have all agents")
+        if choice.policy is Policy.LEAST_LOADED:
+            self.follower.want_loads()
+            if view.loads is None:
+                raise NoAnswerError("the cache has not received the loads yet")
         found = []
         for logical_id in logical_ids:
             candidates = view.candidates(logical_id, allow_late=choice.allow_late)

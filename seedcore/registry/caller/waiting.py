@@ -300,7 +300,11 @@ class Wait:
     def _current(self) -> LiveView | None:
         """The cache, while it is current and has all agents."""
         follower = self._follower
-        return follower.view if follower is not None and follower.is_current and follower.view.is_whole else None
+        if follower is None:
+            return None
+        # in this order: the follower may replace it on another thread
+        view = follower.view
+        return view if view.is_whole and follower.is_current and view is follower.view else None
 
     def _view(self) -> LiveView | None:
         """As `_current`, and of this event loop."""

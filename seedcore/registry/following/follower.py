@@ -21,6 +21,7 @@ from seedcore.core.clock import Clock
 from seedcore.core.errors import FollowersFullError, RegistryError, RegistryUnavailableError
 from seedcore.core.feed import Feed, FeedBatch
 from seedcore.core.feed_question import FeedQuestion
+from seedcore.core.limits import MAX_LISTED
 from seedcore.core.loops import LoopsEvent
 from seedcore.core.timeouts import end, is_running, within
 from seedcore.core.view import LiveView
@@ -55,14 +56,14 @@ class Follower:
         clock: Clock | None = None,
         is_relay: bool = False,
         most_agents: int | None = None,
+        was_used: Callable[[str], bool] | None = None,
     ) -> None:
         """Follows the instances that match organ and labels. `on_change` is called with each logical id whose
         instances, or the verdict on them, changed, or that the cache has forgotten; `on_reset` when all of them may
-        have, and in another Ray session. The cache has all agents, or with more than `most_agents` instances, until
-        `keep_whole`, those that were learned, at most so many.
-        `feed` becomes a copy of the registry's feed, for others that follow this process. `export` is called every
-        PERIOD_S seconds with the age of the cache (None: it was never confirmed). `is_relay`: it follows for the
-        processes of its node. Opens no connection."""
+        have, and in another Ray session. With more than `most_agents` instances the cache has, until `keep_whole`,
+        those of the agents that were learned: see Learner, also for `was_used`. `feed` becomes a copy of the registry's
+        feed, for others that follow this process. `export` is called every PERIOD_S seconds with the age of the cache
+        (None: it was never confirmed). `is_relay`: it follows for the processes of its node. Opens no connection."""
         self._source = source
         wanted = InstanceFilter(
             statuses=None, organ_id=organ_id, labels=labels if labels is not None else {}, fresh_only=False
@@ -70,7 +71,7 @@ class Follower:
         # the registry keeps a place for this name from question to question
         self._question = FeedQuestion(wanted, follower=uuid.uuid4().hex, may_compact=True, is_relay=is_relay)
         self._most_agents = most_agents if feed is None else None
-        self._learner = None if most_agents is None else Learner(source, wanted, most_agents, on_change)
+        self._learner = None if most_agents is None else Learner(source, wanted, most_agents, on_change, was_used)
         self._on_change = on_change
         self._on_reset = on_reset
         self.feed = feed
@@ -110,6 +111,8 @@ class Follower:
             self._distrust()
             self.view = LiveView()
             self._confirmed = LoopsEvent()
+            if self._learner is not None:
+                self._learner.begin()
             following = supervise(self._step, Backoff(self._times.retry_s, self._times.retry_longest_s), "follower")
             self._task = asyncio.create_task(following, name="follower")
 
@@ -186,8 +189,8 @@ class Follower:
             pause_s = self._retry.next_s()
         except Exception:
             # the cache may be half changed
-            self.view = LiveView()
             self._note_failure()
+            self.view = LiveView()
             raise
         else:
             self._retry.reset()
@@ -236,7 +239,7 @@ class Follower:
                 self._on_change(logical_id)
             for listener in self.listeners:
                 listener.note_change(logical_id)
-        if self._is_beyond(len(view)) and view.is_whole:
+        if view.is_whole and self._is_beyond(len(view)):
             # the fleet has grown
             self._start_over()
             return
@@ -295,8 +298,9 @@ class Follower:
         """List all instances. The earlier content stays readable meanwhile, and is not trusted."""
         self._distrust()
         pages: list[Listing] = []
-        is_whole = False
-        async with aclosing(pages_of(self._source, self._question.wanted)) as found:
+        is_part = False
+        page_size = MAX_LISTED if self._most_agents is None else min(MAX_LISTED, self._most_agents + 1)
+        async with aclosing(pages_of(self._source, self._question.wanted, page_size)) as found:
             async for page in found:
                 if page.stream != reset.stream:
                     raise RegistryUnavailableError("it restarted during the listing")
@@ -305,16 +309,14 @@ class Follower:
                 if not page.complete:
                     raise RegistryUnavailableError("it is still recovering, or superseded")
                 pages.append(page)
-                if self._is_beyond(sum(len(one.items) for one in pages)):
+                is_part = self._is_beyond(sum(len(one.items) for one in pages) + (page.next_cursor is not None))
+                if is_part:
                     break
-            else:
-                is_whole = True
-        if is_whole:
-            self.view.load(reset, pages)
-            self._listed_at = max(page.version for page in pages)
-        else:
+        if is_part:
             self.view.keep_only_learned(reset)
-            self._listed_at = reset.version
+        else:
+            self.view.load(reset, pages)
+        self._listed_at = reset.version if is_part else max(page.version for page in pages)
         if self.feed is not None:
             self.feed.become(reset.stream, reset.version, reset.epoch)
         self.resets += 1
@@ -333,10 +335,11 @@ class Follower:
                 listener.note_all()
 
     def _is_beyond(self, instances: int) -> bool:
-        return self._most_agents is not None and instances > self._most_agents
+        most = self._most_agents
+        return most is not None and instances > most
 
     def _drop_part(self) -> None:
-        if not self.view.is_whole:
+        if self.view.is_part:
             self._start_over()
 
     def _start_over(self) -> None:

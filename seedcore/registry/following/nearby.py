@@ -86,7 +86,7 @@ class Nearby:
         self, wanted: InstanceFilter, limit: int = 100, cursor: str | None = None, packed: bool = False
     ) -> Listing:
         """See RegistryApi.page."""
-        if self._lists_at_relay:
+        if self._lists_at_relay or (self.uses_relay and wanted.logical_id is not None):
             copied: Listing | None = await self._ask_relay("page", 0.0, wanted, limit, cursor)
             if copied is not None and copied.complete:
                 return copied if packed else copied.unpacked()
