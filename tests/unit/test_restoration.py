@@ -16,19 +16,20 @@ from seedcore.core.answers import BeatAnswer, InstanceFilter, KnownBefore, NotRe
 from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.changes import Change, HoldChange, RegisterChange, Registration, StatusChange
 from seedcore.core.clock import utc_now
-from seedcore.core.errors import StoreUnavailableError
+from seedcore.core.errors import InstanceDeadError, StoreUnavailableError
 from seedcore.core.feed_question import FeedQuestion
 from seedcore.core.holds import Hold, HoldKind
 from seedcore.core.instances import Beat, Epoch, Instance, TermSeen
 from seedcore.core.lifecycle import Status
 from seedcore.core.ports import StoreDoubtError
 from seedcore.core.shown_epoch import MAX_LOST_EPOCHS
+from seedcore.core.verdict import Death
 from seedcore.registry.protocol.durable_words import DurableWords
 from seedcore.store.memory import MemoryStore, Tables
 from tests.builders import START, iid
 from tests.local import LocalRegistry
 from tests.local import Snapshot as Earlier
-from tests.unit.registries import joined_registry
+from tests.unit.registries import Away, joined_registry
 from tests.unit.test_lost_commits import CONFIG, Fails, called, enter, has_mended, story
 from tests.waiting import eventually
 
@@ -733,3 +734,54 @@ async def test_a_loss_while_a_registry_starts_does_not_make_its_agents_late(tabl
         health = await second.health()
         assert health.last_loss is not None
         assert (health.losses, health.last_loss.written_again, health.last_loss.has_whole_history) == (1, 0, False)
+
+
+class LosesWhileMemoryIsCorrected(MemoryStore):
+    """A database that goes back after the first read of an instance that is dead."""
+
+    earlier: Earlier | None = None
+
+    async def read_instance(self, instance_id: str) -> Instance | None:
+        row = await super().read_instance(instance_id)
+        if self.earlier is not None:
+            assert row is not None
+            assert row.status is Status.DEAD
+            self.earlier.restore()
+            self.earlier = None
+        return row
+
+
+async def test_a_registration_that_was_refused_as_dead_is_not_committed_where_that_death_is_lost(
+    tables: Tables,
+) -> None:
+    store = LosesWhileMemoryIsCorrected(lambda: START, tables)
+    async with joined_registry(replace(CONFIG, compare_s=3600.0), tables, store=store) as registry:
+        earlier = Earlier(tables)
+        for number in (1, 2):
+            # dead in the database alone
+            await by_sql(tables, number, Status.DEAD)
+        await enter(registry, 3)
+        store.earlier = earlier
+        agents = [Registration(iid(number), f"agent-{number}") for number in (1, 2)]
+        first, second = await asyncio.gather(*(registry.register(agent, 1) for agent in agents), return_exceptions=True)
+        await eventually(partial(has_mended, registry))
+        # memory has the death of the first one, and nobody that of the second
+        assert isinstance(first, InstanceDeadError)
+        assert iid(1) not in tables.rows
+        assert not isinstance(second, BaseException)
+        assert second.durable
+        assert registry.writer.backlog.pending_changes == 0
+        assert (await registry.health()).healed == 0
+
+
+async def test_a_registration_whose_instance_has_died_since_is_committed_before_its_death(tables: Tables) -> None:
+    store = Away(lambda: START, tables)
+    async with joined_registry(replace(CONFIG, durable_wait_s=0.01), tables, store=store) as registry:
+        store.is_there = False
+        assert not (await registry.register(Registration(iid(1), "agent-1"), 1)).durable
+        cause = Cause(CauseKind.PROCESS_EXITED, "exit code 1")
+        registry.expiry.declare_dead(iid(1), Death.PROCESS, cause)
+        store.is_there = True
+        await eventually(lambda: registry.writer.backlog.pending_changes == 0)
+        assert [step.to_status for step in tables.transitions] == [Status.STARTING, Status.DEAD]
+        assert tables.rows[iid(1)].cause == cause

@@ -6,10 +6,11 @@ Owns the rule of which of the two is right. An instance with a change under way 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from itertools import islice
 
+from seedcore.core.answers import Outcome, OutcomeKind
 from seedcore.core.causes import Cause, CauseKind
 from seedcore.core.changes import Change, HoldChange, RegisterChange, StatusChange
 from seedcore.core.clock import Clock
@@ -83,6 +84,24 @@ class Comparison:
                 row = _after(change, row, self._clock.utc())
             members.overwrite(row, self._clock.monotonic())
 
+    def without_dead(self, changes: Sequence[Change]) -> list[Change]:
+        """The changes but for the registrations of instances that memory has dead without a death on its way: it is
+        known from the database, which may have lost it since, and would begin a second life. They are settled as it
+        had answered. A death that is on its way follows the registration into the history."""
+        left: list[Change] = []
+        for change in changes:
+            instance_id = change.instance_id
+            if (
+                isinstance(change, RegisterChange)
+                and instance_id in self._members.deaths
+                and not any(map(_is_death, self._backlog.waiting_of(instance_id)))
+            ):
+                cause = self._members.deaths.cause_of(instance_id)
+                self._backlog.settle(change, Outcome(OutcomeKind.DEAD, Status.DEAD, None, cause))
+            else:
+                left.append(change)
+        return left
+
     async def _compare(self, between_pages: Callable[[], Awaitable[None]]) -> None:
         only_here = {row.instance_id for row in self._members if not self._backlog.unsettled(row.instance_id)}
         after = decode_cursor(None)
@@ -135,6 +154,10 @@ class Comparison:
         cause = Cause(CauseKind.RESTORED) if known.holds else known.cause
         # last: with the number of the agent's last change the database has all of it
         backlog.offer(StatusChange(known.instance_id, known.reported_status, known.seq, cause))
+
+
+def _is_death(change: Change) -> bool:
+    return isinstance(change, StatusChange) and change.status is Status.DEAD
 
 
 def _after(change: Change, row: Instance, at: datetime) -> Instance:

@@ -131,7 +131,7 @@ class Flusher:
             left -= len(changes)
             try:
                 with self._sized():
-                    statements += await self._commit_changes(changes)
+                    statements += await self._commit_changes(self._comparison.without_dead(changes))
             except StoreDoubtError as error:
                 # refined causes and beats do not wait for it
                 doubt = error
