@@ -122,34 +122,34 @@ LOSS_MUTANTS: dict[str, Mutant] = {
         7, lambda: mock.patch.object(MemoryTerms, "fence", _fence_by_term), law=17
     ),
     "the database wins after a loss": Mutant(
-        7, lambda: mock.patch.object(DatabaseSession, "_note_found", _nothing), law=17
+        1, lambda: mock.patch.object(DatabaseSession, "_note_found", _nothing), law=17
     ),
     "the journal is not replayed": Mutant(7, lambda: mock.patch.object(Restoration, "_replay", _do_nothing), law=17),
     "the journal is replayed from a later commit": Mutant(
         7, lambda: mock.patch.object(Journal, "take_after", _take_later), law=17
     ),
     "the commits of another registry count as its own": Mutant(
-        1, lambda: mock.patch.object(Restoration, "restore", _restore_as_ours), law=17
+        22, lambda: mock.patch.object(Restoration, "restore", _restore_as_ours), law=17
     ),
     "memory is not compared after the replay": Mutant(
-        1, lambda: mock.patch.object(Restoration, "_compare", _do_nothing), law=17
+        22, lambda: mock.patch.object(Restoration, "_compare", _do_nothing), law=17
     ),
-    "holds are not restored": Mutant(2, _patch_no_holds, law=17),
-    "deaths are not restored": Mutant(2, _patch_no_deaths, law=17),
+    "holds are not restored": Mutant(3, _patch_no_holds, law=17),
+    "deaths are not restored": Mutant(22, _patch_no_deaths, law=17),
     "the epoch is not restored": Mutant(
-        2, lambda: mock.patch.object(Restoration, "_restore_epoch", _do_nothing), law=17
+        1, lambda: mock.patch.object(Restoration, "_restore_epoch", _do_nothing), law=17
     ),
     "agents do not repeat their last changes": Mutant(
-        9, lambda: mock.patch.object(RegistryConnection, "_take_again", _do_nothing), law=17
+        99, lambda: mock.patch.object(RegistryConnection, "_take_again", _do_nothing), law=17
     ),
     "an agent's readiness is not sent again": Mutant(
         9, lambda: mock.patch.object(PendingChanges, "_last_changes", _last_changes_but_readiness)
     ),
     "a later change hides one that was lost": Mutant(
-        17, lambda: mock.patch.object(PendingChanges, "repeat", _nothing), law=17
+        21, lambda: mock.patch.object(PendingChanges, "repeat", _nothing), law=17
     ),
     "a new registry asks agents for nothing": Mutant(
-        9, lambda: mock.patch.object(Registry, "_compare_known", _ask_for_nothing), law=17
+        99, lambda: mock.patch.object(Registry, "_compare_known", _ask_for_nothing), law=17
     ),
     "a lost flip is ignored": Mutant(2, lambda: mock.patch.object(ShownEpoch, "note_known_before", _nothing), law=18),
     "an epoch that is not confirmed is listed": Mutant(
