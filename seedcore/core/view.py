@@ -115,14 +115,17 @@ class LiveView:
             self._learned.move_to_end(logical_id)
 
     def forget_beyond(self, most: int, was_used: Callable[[str], bool] = lambda _: False) -> list[str]:
-        """Keep at most so many agents and instances, or one agent: those that were used last. Agents that `was_used`
-        since they were last asked about here are kept before others. Returns the logical ids of those that are not."""
+        """Keep at most so many agents and instances, or the agent that was used or learned last. Agents that `was_used`
+        since this asked last are kept before others. Returns the logical ids of those that are not kept."""
         forgotten = []
-        while self._learned is not None and (
-            len(self._learned) > most or (len(self._instances) > most and len(self._learned) > 1)
+        newest = next(reversed(self._learned)) if self._learned else None
+        while (
+            self._learned is not None
+            and len(self._learned) > 1
+            and (len(self._learned) > most or len(self._instances) > most)
         ):
             logical_id, version = self._learned.popitem(last=False)
-            if was_used(logical_id):
+            if logical_id == newest or was_used(logical_id):
                 self._learned[logical_id] = version
                 continue
             for instance in self._instances.of(logical_id):

@@ -12,14 +12,16 @@ from unittest import mock
 
 import pytest
 
-from seedcore.core.answers import InstanceFilter, Listing
+from seedcore.core.answers import InstanceFilter, Listing, Origin
 from seedcore.core.clock import Clock
 from seedcore.core.errors import InvalidInputError, RegistryUnavailableError
 from seedcore.core.feed import FeedBatch
 from seedcore.core.feed_question import FeedQuestion
 from seedcore.core.loads import Loads
 from seedcore.core.paging import decode_cursor
+from seedcore.core.view import LiveView
 from seedcore.registry.following.follower import Follower
+from seedcore.registry.following.learning import Learner
 from seedcore.registry.following.times import FollowTimes
 from seedcore.registry.server.config import RegistryConfig
 from seedcore.store.memory import MemoryStore, Tables
@@ -387,6 +389,72 @@ async def test_agent_whose_listing_is_of_an_earlier_version_is_not_learned(fleet
         assert not await part.learn("agent-1")
     assert held(part) == []
     assert await part.learn("agent-1")
+
+
+async def test_agent_is_not_learned_by_a_listing_of_another_epoch(fleet: Registry, part: Follower) -> None:
+    page: Any = fleet.page
+
+    async def after_a_flip(*args: Any, **options: Any) -> Listing:
+        listed: Listing = (await page(*args, **options)).unpacked()
+        return replace(listed, items=tuple(replace(row, cluster_epoch="green") for row in listed.items))
+
+    with mock.patch.object(fleet, "page", after_a_flip):
+        assert not await part.learn("agent-1")
+    assert held(part) == []
+
+
+async def test_an_unexpected_error_of_a_listing_ends_no_resolution(fleet: Registry, part: Follower) -> None:
+    with mock.patch.object(fleet, "page", mock.AsyncMock(side_effect=ZeroDivisionError)):
+        assert not await part.learn("agent-1")
+    assert await part.learn("agent-1")
+
+
+async def test_who_learns_an_agent_is_not_cancelled_by_another_caller_or_by_the_end(
+    fleet: Registry, part: Follower
+) -> None:
+    asked = asyncio.Event()
+
+    async def hangs(*args: Any, **options: Any) -> Listing:
+        asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    with mock.patch.object(fleet, "page", hangs):
+        first, second = (asyncio.create_task(part.learn("agent-1")) for _ in range(2))
+        await asked.wait()
+        first.cancel()
+        await asyncio.wait({first})
+        assert (first.cancelled(), second.done()) == (True, False)
+        await part.stop()
+    assert await second is False
+
+
+def test_a_later_event_loop_asks_again_for_what_the_one_before_had_not_learned() -> None:
+    source, view = mock.Mock(), LiveView()
+    learner = Learner(source, InstanceFilter(statuses=None), 2, None, None)
+    reset = FeedBatch("here", 0, 1, "green", (), is_reset=True)
+
+    async def begun() -> asyncio.Task[bool]:
+        source.page = mock.AsyncMock(side_effect=asyncio.Event().wait)
+        learner.begin()
+        view.keep_only_learned(reset)
+        asked = asyncio.create_task(learner.learn(view, "agent-1"))
+        await eventually(lambda: source.page.called, every_s=0.001)
+        return asked
+
+    async def learned() -> bool:
+        source.page = mock.AsyncMock(return_value=Listing((), Origin.REGISTRY, START, 1, complete=True, stream="here"))
+        learner.begin()
+        view.keep_only_learned(reset)
+        return await learner.learn(view, "agent-1")
+
+    ended = asyncio.new_event_loop()
+    asked = ended.run_until_complete(begun())
+    assert asyncio.run(learned())
+    for task in asyncio.all_tasks(ended):
+        task.cancel()
+    ended.run_until_complete(asyncio.wait({asked}))
+    ended.close()
 
 
 async def test_a_fleet_that_grows_beyond_the_bound_is_no_longer_copied(registry: Registry, seen: Seen) -> None:

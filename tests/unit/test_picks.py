@@ -207,3 +207,41 @@ async def test_any_thread_may_pick_while_the_cache_changes(world: World) -> None
     thread.join()
     assert failures == []
     assert sum(hits.values()) > hits[None]
+
+
+async def test_a_copy_of_a_part_picks_by_load_and_keeps_the_agents_that_are_picked(world: World) -> None:
+    for name in ("few", "one"):
+        for number in (1, 2) if name == "few" else (3,):
+            instance_id = iid(10 + number)
+            world.actors.states[f"{name}-{number}"] = "alive"
+            await world.registry.register(Registration(instance_id, name, actor_name=f"{name}-{number}"))
+            await world.registry.set_status(instance_id, Status.ALIVE, 2)
+    cache, metrics = HandleCache(0.01, max_proofs=0), CallerMetrics("manager")
+    follower = Follower(
+        world.connection,
+        on_change=cache.evict,
+        on_reset=cache.clear,
+        times=FollowTimes(wait_s=0.02, loads_s=0.01),
+        most_agents=4,
+        was_used=cache.take_use,
+    )
+    resolver = Resolver(snapshot=SnapshotSource(follower), records=[RegistrySource(world.connection)])
+    locator = Locator(resolver, _any(Finder(world.actors, world.looked_up)), cache, metrics)
+    picks = Picks(follower, cache, locator, metrics, lambda: None)
+    follower.start()
+    assert await follower.until_current(10.0)
+    assert not follower.view.is_whole
+    await picks.find("many", Policy.NEWEST)
+    world.registry.members.note_loads({iid(11): 2.0, iid(12): 1.0})
+    follower.want_loads()
+    await eventually(lambda: follower.view.loads and iid(12) in follower.view.loads, every_s=0.001)
+    # its loads arrived before it was learned
+    assert (await picks.find("few", Policy.LEAST_LOADED))[1] == iid(12)
+    # the two have more instances than the bound: the other one was forgotten
+    assert (follower.view.has("many"), len(follower.view)) == (False, 2)
+    # one that is picked from memory is used
+    for name in ("one", "many"):
+        assert picks.hit("few", picks.choice("few", Policy.LEAST_LOADED)) is not None
+        await picks.find(name, Policy.NEWEST)
+        assert (follower.view.has(name), follower.view.has("few")) == (True, name == "one")
+    await follower.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 from hypothesis import given
@@ -204,6 +205,49 @@ def test_cache_of_a_part_forgets_the_agents_that_were_used_long_ago() -> None:
     fleet.take(("drain", 1))
     fleet.read()
     assert [row.logical_id for row in fleet.view.page(ALL, decode_cursor(None), 100)[0]] == ["agent-0"]
+
+
+def test_cache_of_a_part_keeps_used_agents_and_no_more_instances_than_agents() -> None:
+    fleet = Fleet(100, is_part=True)
+    fleet.read()
+    for agent in (0, 1, 1, 3):
+        for kind in ("join", "alive"):
+            fleet.take((kind, agent))
+    for agent in (0, 1, 3):
+        for kind in ("ask", "learn"):
+            fleet.take((kind, agent))
+    used = Counter({"agent-0": 1})
+    assert len(fleet.view) == 3
+    # the oldest one was used since it was learned
+    assert fleet.view.forget_beyond(2, lambda one: used.pop(one, 0) > 0) == ["agent-1"]
+    assert fleet.view.forget_beyond(1) == ["agent-3"]
+    # one agent with more instances than the bound stays
+    for kind in ("join", "alive"):
+        fleet.take((kind, 0))
+    fleet.read()
+    assert (len(fleet.view), fleet.view.forget_beyond(1)) == (2, [])
+
+
+def test_cache_of_a_part_has_the_loads_of_agents_that_it_learns_later() -> None:
+    fleet = Fleet(100, is_part=True)
+    fleet.read()
+    for kind in ("join", "join", "alive"):
+        fleet.take((kind, 0))
+    ids = [row.instance_id for row in fleet.members]
+    fleet.members.note_loads(dict.fromkeys(ids, 0.5))
+    fleet.read()
+    fleet.take(("ask", 0))
+    fleet.members.note_loads({ids[0]: 0.7})
+    fleet.read()
+    fleet.take(("learn", 0))
+    assert fleet.view.loads == {ids[0]: 0.7, ids[1]: 0.5}
+    # also where it has not learned it, an instance that is gone has no load
+    fleet.take(("ask", 1))
+    fleet.take(("learn", 1))
+    assert fleet.view.forget_beyond(1) == ["agent-0"]
+    fleet.take(("die", 0))
+    fleet.read()
+    assert fleet.view.loads == {ids[0]: 0.7}
 
 
 def test_feed_reports_a_late_verdict_and_a_beat_clears_it_at_once() -> None:
