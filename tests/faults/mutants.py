@@ -291,7 +291,7 @@ MUTANTS: dict[str, Mutant] = {
     "no new lease after a restart": Mutant(368, _patch_no_new_lease),
     "the dead may live again": Mutant(18, lambda: mock.patch("seedcore.store.memory.apply_status", _revive)),
     "sequence numbers are ignored": Mutant(
-        13, lambda: mock.patch("seedcore.store.memory.apply_status", _ignore_numbers)
+        30, lambda: mock.patch("seedcore.store.memory.apply_status", _ignore_numbers)
     ),
     "an agent's report ends a hold": Mutant(0, lambda: _patch_both("apply_status", _end_the_hold)),
     "the registry forgets a hold at a report": Mutant(
@@ -305,7 +305,7 @@ MUTANTS: dict[str, Mutant] = {
         4, lambda: mock.patch.object(Backlog, "offer_death", _offer_death_in_the_queue)
     ),
     "expiry never freezes": Mutant(3, lambda: mock.patch.object(MassLateness, "note", _forget_seconds)),
-    "leases end while Ray's tables are away": Mutant(1085, _patch_sight, law=5),
+    "leases end while Ray's tables are away": Mutant(1103, _patch_sight, law=5),
     "no grace at the end of a freeze": Mutant(40, lambda: mock.patch.object(MassLateness, "is_spent", True)),
     "the client keeps nothing": Mutant(25, lambda: mock.patch.object(Delivery, "_send_all", _send_and_forget)),
     "a failed batch returns reversed": Mutant(
@@ -321,7 +321,7 @@ MUTANTS: dict[str, Mutant] = {
         0, lambda: mock.patch.object(DatabaseSession, "may_know_more", False)
     ),
     "agents beat at the interval of their own environment": Mutant(
-        13, lambda: mock.patch.object(RegistryClient, "beat_interval_s", property(_own_interval_s))
+        28, lambda: mock.patch.object(RegistryClient, "beat_interval_s", property(_own_interval_s))
     ),
     "an agent that ended with its epoch comes back in the next": Mutant(
         1, lambda: mock.patch.object(MemoryStore, "epochs_of", _belong_to_none)
