@@ -288,7 +288,7 @@ MUTANTS: dict[str, Mutant] = {
         178, lambda: mock.patch.object(Receipts, "is_settled", return_value=True)
     ),
     "no credit for our own stalls": Mutant(15, lambda: mock.patch.object(Silence, "credit", _nothing)),
-    "no new lease after a restart": Mutant(368, _patch_no_new_lease),
+    "no new lease after a restart": Mutant(1368, _patch_no_new_lease),
     "the dead may live again": Mutant(18, lambda: mock.patch("seedcore.store.memory.apply_status", _revive)),
     "sequence numbers are ignored": Mutant(
         30, lambda: mock.patch("seedcore.store.memory.apply_status", _ignore_numbers)
