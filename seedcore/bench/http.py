@@ -31,6 +31,8 @@ AGENTS = 200
 LEASE_S = 3600.0
 READY_S = 60.0
 
+# HAProxy accepts at most 97 characters for the path of a socket, of which Serve takes 56 for the node's id
+_SHORT = "/tmp"  # noqa: S108 - TMPDIR may be long
 _HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 _OPTIMIZED = "RAY_SERVE_THROUGHPUT_OPTIMIZED"
 INGRESSES: Mapping[str, Mapping[str, str]] = {
@@ -138,7 +140,7 @@ def _ratios(ingress: str, measured: Mapping[str, Measured]) -> list[Ratio]:
 
 async def _behind(place: Place, variables: Mapping[str, str], turns: int, round_s: float) -> dict[str, Measured]:
     """Each kind of request behind an ingress."""
-    with tempfile.TemporaryDirectory(prefix="ha", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix="ha", dir=_SHORT, ignore_cleanup_errors=True) as folder:
         port = _free_port()
         try:
             await asyncio.to_thread(_deploy, place, port, {**_own_haproxy(folder), **variables})
