@@ -31,6 +31,7 @@ import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 from xdist.scheduler import LoadScopeScheduling  # noqa: E402
 
+from tests.programs import is_missing  # noqa: E402
 from tests.servers import PostgresServer, embedded_binaries, running_server, system_binaries  # noqa: E402
 
 # a shared machine pauses when it likes, and a fixture that a test resets itself may live as long as the test
@@ -220,10 +221,7 @@ def postgres15(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
         return
     binaries = system_binaries()
     if binaries is None:
-        missing = "PostgreSQL 15 is not installed here (apt-get install postgresql-15)"
-        if request.config.getoption("--require-postgres15"):
-            pytest.fail(missing)
-        pytest.skip(missing)
+        is_missing(request, "PostgreSQL 15", "postgresql-15", "--require-postgres15")
     with running_server(binaries, "--locale-provider=icu", "--icu-locale=en-US") as server:
         yield server
 

@@ -6,13 +6,12 @@ import shutil
 
 import pytest
 
+from tests.programs import is_missing
+
 
 def of_prometheus(request: pytest.FixtureRequest, name: str) -> str:
     """A program of Debian's package `prometheus`; the test is skipped without it, or fails with --require-promtool."""
     found = shutil.which(name)
     if found is None:
-        missing = f"{name} is not installed here (apt-get install prometheus)"
-        if request.config.getoption("--require-promtool"):
-            pytest.fail(missing)
-        pytest.skip(missing)
+        is_missing(request, name, "prometheus", "--require-promtool")
     return found

@@ -19,6 +19,7 @@ import ray
 from pydantic import SecretStr
 from ray import serve
 
+from seedcore.bench.own_haproxy import own_haproxy
 from seedcore.composition import start_registry
 from seedcore.core.errors import RegistryError
 from seedcore.core.lifecycle import Status
@@ -137,20 +138,16 @@ def free_port() -> int:
 
 
 def haproxy(folder: str) -> dict[str, str]:
-    """The environment of nodes whose HAProxy has files and ports beside those of other clusters, and whose replicas end
-    without a wait. It is that of deploy/."""
+    """The environment of nodes with an HAProxy of their own, otherwise that of deploy/."""
+    return {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", **own_haproxy(folder)}
+
+
+def direct_ingress(port: int) -> dict[str, str]:
+    """The environment of nodes whose replica listens on this port itself."""
     return {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/admin.sock",
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{folder}/metrics.sock",
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": folder,
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/state",
-        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "1",
+        "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(port),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(port + 1),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     }
 

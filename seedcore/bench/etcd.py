@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -22,6 +21,7 @@ from typing import Any
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
+from seedcore.bench.environment import free_ports
 from seedcore.core.errors import ConfigurationError
 
 _STARTS = 3
@@ -101,7 +101,7 @@ def running_etcd(program: str) -> Iterator[Etcd]:
     by default. Raises ConfigurationError if it does not start."""
     for left in reversed(range(_STARTS)):
         with tempfile.TemporaryDirectory(prefix="seedcore-bench-etcd-") as folder:
-            address, peer_address = _free_addresses(2)
+            address, peer_address = (f"127.0.0.1:{port}" for port in free_ports(2))
             process = _start(program, Path(folder), address, peer_address)
             try:
                 version = _version_of(address, process)
@@ -212,17 +212,6 @@ def _method(kind: Any, path: str, request: str, response: str) -> Any:
 def _end_of(prefix: bytes) -> bytes:
     """The first key after all keys with the prefix, whose last byte is not 255."""
     return prefix[:-1] + bytes([prefix[-1] + 1])
-
-
-def _free_addresses(count: int) -> list[str]:
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [f"127.0.0.1:{probe.getsockname()[1]}" for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
 
 
 def _start(program: str, folder: Path, address: str, peer_address: str) -> subprocess.Popen[bytes]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,10 +15,11 @@ import ray
 from fastapi import FastAPI, Response
 from ray import serve
 
-from seedcore.bench.environment import Bench, Place
+from seedcore.bench.environment import Bench, Place, free_ports
 from seedcore.bench.http_caller import Server, rate
 from seedcore.bench.ingest import registered
 from seedcore.bench.listing import Echo
+from seedcore.bench.own_haproxy import haproxy_folder, own_haproxy
 from seedcore.bench.report import Figure, Ratio, Result
 from seedcore.core.errors import RegistryUnavailableError
 from seedcore.discovery.app import Discovery
@@ -31,8 +30,6 @@ AGENTS = 200
 LEASE_S = 3600.0
 READY_S = 60.0
 
-# HAProxy accepts at most 97 characters for the path of a socket, of which Serve takes 56 for the node's id
-_SHORT = "/tmp"  # noqa: S108 - TMPDIR may be long
 _HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 _OPTIMIZED = "RAY_SERVE_THROUGHPUT_OPTIMIZED"
 INGRESSES: Mapping[str, Mapping[str, str]] = {
@@ -140,10 +137,10 @@ def _ratios(ingress: str, measured: Mapping[str, Measured]) -> list[Ratio]:
 
 async def _behind(place: Place, variables: Mapping[str, str], turns: int, round_s: float) -> dict[str, Measured]:
     """Each kind of request behind an ingress."""
-    with tempfile.TemporaryDirectory(prefix="ha", dir=_SHORT, ignore_cleanup_errors=True) as folder:
-        port = _free_port()
+    with haproxy_folder() as folder:
+        (port,) = free_ports(1)
         try:
-            await asyncio.to_thread(_deploy, place, port, {**_own_haproxy(folder), **variables})
+            await asyncio.to_thread(_deploy, place, port, {**own_haproxy(folder), **variables})
             return await _measured(port, turns, round_s)
         finally:
             await asyncio.to_thread(serve.shutdown)
@@ -195,32 +192,6 @@ def _deploy(place: Place, port: int, variables: Mapping[str, str]) -> None:
     serve.run(discovery.bind(place.settings, False), name="registry", route_prefix="/registry")
     nothing_there: Any = serve.deployment(name="Empty", **options)(serve.ingress(empty)(Empty))
     serve.run(nothing_there.bind(), name="empty", route_prefix="/empty")
-
-
-def _own_haproxy(folder: str) -> dict[str, str]:
-    """Files and ports of an HAProxy beside those of other clusters on this machine, and no wait for its callers at the
-    end."""
-    paths = {
-        "CONFIG_FILE_LOC": "haproxy.cfg",
-        "SOCKET_PATH": "admin.sock",
-        "METRICS_SOCKET_PATH": "metrics.sock",
-        "SERVER_STATE_FILE": "state",
-    }
-    ports = {"METRICS_PORT": _free_port(), "STATS_PORT": _free_port()}
-    return {
-        **{f"RAY_SERVE_HAPROXY_{name}": f"{folder}/{file}" for name, file in paths.items()},
-        **{f"RAY_SERVE_HAPROXY_{name}": str(port) for name, port in ports.items()},
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": folder,
-        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "1",
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_free_port()),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
-    }
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _replica(name: str) -> psutil.Process:

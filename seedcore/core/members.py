@@ -196,9 +196,9 @@ class Members:
             self._unlink(known)
             self.feed.append(known, None)
 
-    def forget_all(self, living: Iterable[str] = ()) -> None:
-        """Remove every instance: another registry has written since. `living` are those that the
-        database has, whatever was known of their deaths: see RecentDeaths.defer_to."""
+    def forget_all(self, living: Iterable[str]) -> None:
+        """Remove every instance: another registry has written since. `living` are those that the database has, whatever
+        was known of their deaths: see RecentDeaths.defer_to."""
         for instance in self:
             self.forget(instance.instance_id)
         self.deaths.defer_to(living)

@@ -139,9 +139,11 @@ class LiveView:
         self.version, self.epoch = batch.version, batch.epoch
         if batch.loads is not None:
             known = self._loads if self._loads is not None else Loads()
-            # a part keeps all of them: an agent may be learned later, or its listing be on its way
-            is_kept = self._instances.__contains__ if self._learned is None else lambda _: True
-            known.repeat({one: load for one, load in batch.loads.items() if is_kept(one)}, batch.loads_number)
+            loads = batch.loads
+            if not self.is_part:
+                # a part keeps all of them: an agent may be learned later, or its listing be on its way
+                loads = {one: load for one, load in loads.items() if one in self._instances}
+            known.repeat(loads, batch.loads_number)
             self._loads = known
         return changed
 

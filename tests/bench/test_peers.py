@@ -14,6 +14,7 @@ from seedcore.bench.environment import Bench
 from seedcore.bench.etcd import EtcdClient, etcd_program, running_etcd
 from seedcore.core.errors import ConfigurationError
 from tests.bench.test_bench import bench_command
+from tests.programs import is_missing
 
 
 @pytest.fixture
@@ -21,10 +22,7 @@ def etcd(request: pytest.FixtureRequest) -> str:
     """The program, or a skip; with --require-etcd a failure."""
     found = etcd_program()
     if found is None:
-        missing = "etcd is not installed here (apt-get install etcd-server)"
-        if request.config.getoption("--require-etcd"):
-            pytest.fail(missing)
-        pytest.skip(missing)
+        is_missing(request, "etcd", "etcd-server", "--require-etcd")
     return found
 
 

@@ -9,6 +9,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright
 
+from tests.programs import is_missing
 from tests.serving import deployment, server, tokens, world
 
 __all__ = ["browser", "deployment", "page", "server", "tokens", "world"]
@@ -18,10 +19,7 @@ def chromium_of(request: pytest.FixtureRequest) -> str:
     """The browser's program, or the test is skipped; CI asks for it and does not skip."""
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if found is None:
-        missing = "there is no Chromium here (apt-get install chromium)"
-        if request.config.getoption("--require-browser"):
-            pytest.fail(missing)
-        pytest.skip(missing)
+        is_missing(request, "Chromium", "chromium", "--require-browser")
     return found
 
 

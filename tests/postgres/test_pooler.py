@@ -19,6 +19,7 @@ from seedcore.store.postgres import PostgresStore
 from seedcore.store.sessions import PoolLimits
 from tests.builders import iid, joins, turns
 from tests.postgres.earlier import make_earlier
+from tests.programs import is_missing
 from tests.servers import PostgresServer, pooler_program, running_pooler
 
 # a writer of two connections, a reader of two, and what the command opens beside them
@@ -38,10 +39,7 @@ def pooler(request: pytest.FixtureRequest, postgres15: PostgresServer) -> Iterat
 
 def require_pgbouncer(request: pytest.FixtureRequest) -> None:
     if pooler_program() is None:
-        missing = "PgBouncer is not installed here (apt-get install pgbouncer)"
-        if request.config.getoption("--require-pgbouncer"):
-            pytest.fail(missing)
-        pytest.skip(missing)
+        is_missing(request, "PgBouncer", "pgbouncer", "--require-pgbouncer")
 
 
 @pytest.fixture

@@ -137,7 +137,7 @@ def test_bytes_of_the_members_are_those_of_the_instances_that_live(steps: list[t
         if seq == 3:
             members.set_epoch("epoch-1")
         assert members.memory.instances == sum(weight_of(row) + PLACES_BYTES for row in members)
-    members.forget_all()
+    members.forget_all([])
     assert members.memory.instances == 0
 
 

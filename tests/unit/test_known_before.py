@@ -139,12 +139,12 @@ async def test_nothing_is_kept_of_an_instance_that_its_agent_has_given_up(
 
     monkeypatch.setattr(DurableWords, "forget", noted)
 
-    async def nobody(*_: object) -> Identity:
+    async def identified(*_: object) -> Identity:
         return Identity(None, None, None, None, None, 1, None)
 
     async with joined_registry(CONFIG, tables) as registry, called(registry) as (connection, _):
         settings = Settings(beat_interval_s=0.05)
-        client = RegistryClient("agent-1", settings=settings, connection=connection, identifier=nobody)
+        client = RegistryClient("agent-1", settings=settings, connection=connection, identifier=identified)
         async with Reporter("agent-1", settings=settings, client=client) as reporter:
             first = client.instance_id
             await connection.deregister(["agent-1"])

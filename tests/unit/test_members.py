@@ -400,7 +400,7 @@ def test_beats_of_instances_that_ended_with_their_epoch_are_answered_with_it(mem
     assert cause_of_death(members, iid(2)) == Cause(CauseKind.EPOCH_RETIRED, "epoch-1")
     assert members.register(joins(2, seq=1), 1.0, START).kind is OutcomeKind.RETIRED_EPOCH
     assert members.register(joins(1, seq=1), 1.0, START).kind is OutcomeKind.DEAD
-    members.forget_all()
+    members.forget_all([])
     assert members.renew([iid(2)], 1.0).unknown == (iid(2),)
 
 

@@ -765,7 +765,7 @@ async def test_a_registration_that_was_refused_as_dead_is_not_committed_where_th
         agents = [Registration(iid(number), f"agent-{number}") for number in (1, 2)]
         first, second = await asyncio.gather(*(registry.register(agent, 1) for agent in agents), return_exceptions=True)
         await eventually(partial(has_mended, registry))
-        # memory has the death of the first one, and nobody that of the second
+        # memory has the death of the first one, and no side that of the second
         assert isinstance(first, InstanceDeadError)
         assert iid(1) not in tables.rows
         assert not isinstance(second, BaseException)

@@ -11,7 +11,7 @@ from seedcore.discovery.access import is_behind_haproxy
 from seedcore.discovery.exposure import exposures
 from seedcore.registry.ray_support import session
 from tests.servers import PostgresServer
-from tests.serving import Tokens, deployed, free_port
+from tests.serving import Tokens, deployed, direct_ingress, free_port
 from tests.waiting import eventually
 
 PROXY, ANOTHER = "127.0.0.3", "127.0.0.2"
@@ -21,13 +21,9 @@ PROXY, ANOTHER = "127.0.0.3", "127.0.0.2"
 def urls(server: PostgresServer, tokens: Tokens) -> Iterator[tuple[str, str]]:
     """Of Serve's proxy, and of the replica itself."""
     port = free_port()
-    environment = {
-        "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
-        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(port),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(port + 1),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
-    }
-    with deployed(server, "ingress", tokens=tokens, environment=environment, http_trusted_proxies=f"{PROXY}/32") as (
+    with deployed(
+        server, "ingress", tokens=tokens, environment=direct_ingress(port), http_trusted_proxies=f"{PROXY}/32"
+    ) as (
         _,
         url,
     ):

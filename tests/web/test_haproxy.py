@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import httpx
 import pytest
 from ray import serve
 
+from seedcore.bench.own_haproxy import haproxy_folder
 from seedcore.core.errors import ConfigurationError
 from seedcore.discovery.access import is_behind_haproxy
 from seedcore.discovery.app import Discovery
@@ -31,8 +31,7 @@ REFUSED = "SEEDCORE_HTTP_TRUSTED_PROXIES: must be empty where Serve runs HAProxy
 @pytest.fixture(scope="module")
 def environment() -> Iterator[dict[str, str]]:
     """Of nodes whose HAProxy keeps its files and ports to itself, as docs/security.md says."""
-    # a socket's path is short
-    with tempfile.TemporaryDirectory(prefix="ha", dir="/tmp", ignore_cleanup_errors=True) as folder:
+    with haproxy_folder() as folder:
         yield {"RAY_TMPDIR": folder, **haproxy(folder)}
 
 

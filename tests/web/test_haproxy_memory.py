@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import Iterator
 
 import httpx
@@ -11,6 +10,7 @@ import psutil
 import pytest
 import pytest_asyncio
 
+from seedcore.bench.own_haproxy import haproxy_folder
 from seedcore.discovery.traffic import MAX_UNREAD_BYTES
 from seedcore.settings import Settings
 from tests.servers import PostgresServer
@@ -27,9 +27,8 @@ def deployment(postgres18: PostgresServer) -> Iterator[tuple[Settings, str, str]
     """Of agents that nobody needs to run; and the folder of its HAProxy."""
     dsn = postgres18.dsn(postgres18.create_database())
     asyncio.run(register(dsn))
-    # a socket's path is short
     with (
-        tempfile.TemporaryDirectory(prefix="ha", dir="/tmp", ignore_cleanup_errors=True) as folder,
+        haproxy_folder() as folder,
         deployed(
             postgres18,
             "haproxy-memory",

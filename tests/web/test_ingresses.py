@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
@@ -11,11 +10,12 @@ from urllib.parse import quote
 import httpx
 import pytest
 
+from seedcore.bench.own_haproxy import haproxy_folder
 from seedcore.core.lifecycle import Status
 from seedcore.discovery.access import is_behind_haproxy
 from seedcore.settings import Settings
 from tests.servers import PostgresServer
-from tests.serving import Tokens, World, deployed, free_port, haproxy
+from tests.serving import Tokens, World, deployed, direct_ingress, free_port, haproxy
 from tests.waiting import eventually
 from tests.web.routes import check_every_route
 
@@ -28,16 +28,9 @@ def deployment(
 ) -> Iterator[tuple[Settings, str]]:
     """One that may not even be read without a token; by its proxies, a trusted one must name itself."""
     ingress: str = request.param
-    # a socket's path is short
-    with tempfile.TemporaryDirectory(prefix="ha", dir="/tmp", ignore_cleanup_errors=True) as folder:
+    with haproxy_folder() as folder:
         port = free_port()
-        direct = {
-            "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
-            "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(port),
-            "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(port + 1),
-            "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
-        }
-        environment = {"proxy": {}, "replica": direct, "haproxy": haproxy(folder)}[ingress]
+        environment = {"proxy": {}, "replica": direct_ingress(port), "haproxy": haproxy(folder)}[ingress]
         trusted: dict[str, Any] = {} if ingress == "haproxy" else {"http_trusted_proxies": "127.0.0.0/8"}
         with deployed(
             server, f"by-{ingress}", tokens=tokens, environment=environment, http_anonymous="none", **trusted

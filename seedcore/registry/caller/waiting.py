@@ -294,8 +294,10 @@ class Wait:
     def _is_denied(self, instance: Instance) -> bool:
         """Whether the cache is current, and does not have the instance as routable."""
         view = self._current()
-        candidates = [] if view is None else view.candidates(instance.logical_id, allow_late=True)
-        return view is not None and all(row.instance_id != instance.instance_id for row in candidates)
+        if view is None:
+            return False
+        candidates = view.candidates(instance.logical_id, allow_late=True)
+        return all(row.instance_id != instance.instance_id for row in candidates)
 
     def _current(self) -> LiveView | None:
         """The cache, while it is current and has all agents."""
